@@ -1,0 +1,192 @@
+"""Segmentation: what a picture was found to hold, and how to look at it, measure it and keep it.
+
+Knows arrays, names and files. Knows no model and no tensor; the drawing itself is in drawing.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resclip.drawing import LegendEntry, draw_legend, draw_overlay, draw_sheet, palette
+from resclip.files import write_atomically
+from resclip.images import PixelArray, save_png
+
+__all__ = ["Segmentation"]
+
+_PALETTE_LIMIT = 256  # Colours a paletted PNG can hold.
+_LABEL_LIMIT = 65536  # Values a 16-bit PNG can hold.
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """One segmented picture; every field is checked when it is made.
+
+    Attributes:
+        image: (H, W, 3) uint8, the picture as it was read.
+        labels: (H, W) int64, the index into `names` of each pixel's class.
+        probabilities: (H, W) float32, 0 to 1, the largest class probability at each pixel.
+        names: one distinct name a class.
+        settings: what made it (model, method, knobs, versions), ready for JSON.
+
+    Raises:
+        ValueError, TypeError: a field has another shape, dtype or range than stated.
+    """
+
+    image: PixelArray
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    names: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_array("image", self.image, np.dtype(np.uint8))
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.size == 0:
+            raise ValueError(f"expected image of shape (H, W, 3), got {self.image.shape}")
+        _check_array("labels", self.labels, np.dtype(np.int64))
+        _check_array("probabilities", self.probabilities, np.dtype(np.float32))
+        shape = self.image.shape[:2]
+        for name in ("labels", "probabilities"):
+            came = getattr(self, name).shape
+            if came != shape:
+                raise ValueError(f"expected {name} of the image's shape {shape}, got {came}")
+        if not isinstance(self.names, tuple) or not all(isinstance(n, str) for n in self.names):
+            raise TypeError(f"expected names to be a tuple of str, got {self.names!r:.80}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("expected distinct names, got at least one of them twice")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.names):
+            raise ValueError(
+                f"expected labels from 0 to {len(self.names) - 1}, one for each of the "
+                f"{len(self.names)} names, got {low} to {high}"
+            )
+        # Softmax rounds: the last bits may pass 1. NaN fails the comparison.
+        if not (self.probabilities.min() >= 0.0 and self.probabilities.max() <= 1.0 + 1e-5):
+            raise ValueError("expected probabilities from 0 to 1, all of them finite numbers")
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        found = ", ".join(f"{name} {part:.0%}" for name, part in list(self.areas().items())[:5])
+        return f"Segmentation({width} x {height} pixels: {found})"
+
+    def areas(self) -> dict[str, float]:
+        """Each present class's fraction of the picture, largest first."""
+        return {name: fraction for _, name, fraction in self._present()}
+
+    def scores(self) -> dict[str, float]:
+        """Each present class's mean probability over its own pixels, in the order of `areas`."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
+        sums = np.bincount(
+            self.labels.ravel(), weights=self.probabilities.ravel(), minlength=len(self.names)
+        )
+        return {name: float(sums[i] / counts[i]) for i, name, _ in self._present()}
+
+    def label_image(self) -> Image.Image:
+        """The labels as a picture whose pixel values are class indices.
+
+        Paletted (mode P, in the colours of the overlay) up to 256 classes, 16-bit greyscale
+        (mode I;16) up to 65,536.
+
+        Raises:
+            ValueError: there are more classes than that.
+        """
+        if len(self.names) > _LABEL_LIMIT:
+            raise ValueError(
+                f"expected at most {_LABEL_LIMIT:,} classes in a label picture, "
+                f"got {len(self.names):,}; use .labels itself"
+            )
+        if len(self.names) > _PALETTE_LIMIT:
+            return Image.fromarray(self.labels.astype(np.uint16))
+        picture = Image.fromarray(self.labels.astype(np.uint8))
+        picture.putpalette(palette(len(self.names)).tobytes())
+        return picture
+
+    def overlay(self, opacity: float = 0.55) -> Image.Image:
+        """The picture tinted with its classes' colours, at its own size, mode RGB.
+
+        Args:
+            opacity: of the colours, from 0 (only the picture) to 1 (only the colours).
+        """
+        return draw_overlay(self.image, self.labels, palette(len(self.names)), opacity)
+
+    def legend(self, height: int = 440) -> Image.Image:
+        """Present classes by area, with colour and share; those past `height` pixels are counted."""
+        return draw_legend(self._present(), palette(len(self.names)), height)
+
+    def sheet(self, opacity: float = 0.55) -> Image.Image:
+        """Picture, overlay and legend side by side, small pictures enlarged; mode RGB."""
+        parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
+        colours = palette(len(self.names))
+        footer = " + ".join(parts)
+        return draw_sheet(self.image, self.labels, colours, self._present(), opacity, footer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Size, present classes, all names and settings, ready for JSON."""
+        height, width = self.labels.shape
+        scores = self.scores()
+        return {
+            "width": width,
+            "height": height,
+            "classes": [
+                {"index": index, "name": name, "area": fraction, "score": scores[name]}
+                for index, name, fraction in self._present()
+            ],
+            "names": list(self.names),
+            "settings": dict(self.settings),
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text in any script; one line where `indent` is None."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent)
+
+    def save(
+        self, directory: str | os.PathLike[str], stem: str, *, overlay: bool = True
+    ) -> list[Path]:
+        """Write stem_labels.png, stem_overlay.png (unless `overlay` is false) and stem.json.
+
+        The directory is made where it is missing, existing files are replaced, and each file is
+        written whole or not at all, the JSON last.
+
+        Returns:
+            The paths written, in that order.
+
+        Raises:
+            ValueError: `stem` is empty or holds a directory.
+            OSError: the directory cannot be made or written to.
+        """
+        if not stem or Path(stem).name != stem:
+            raise ValueError(f"expected a file name's stem without directories, got {stem!r}")
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = {"labels": self.label_image()}
+        if overlay:
+            pictures["overlay"] = self.overlay()
+        paths = []
+        for kind, picture in pictures.items():
+            paths.append(folder / f"{stem}_{kind}.png")
+            save_png(picture, paths[-1])
+        paths.append(folder / f"{stem}.json")
+        write_atomically(paths[-1], (self.to_json() + "\n").encode())
+        return paths
+
+    def _present(self) -> list[LegendEntry]:
+        """(class index, name, fraction) of the classes with at least one pixel, largest first."""
+        counts = np.bincount(self.labels.ravel())
+        order = np.argsort(-counts, kind="stable")
+        total = self.labels.size
+        return [(int(i), self.names[i], int(counts[i]) / total) for i in order if counts[i]]
+
+
+def _check_array(name: str, value: object, dtype: np.dtype[Any]) -> None:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"expected {name} to be a numpy array, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"expected {name} of dtype {dtype}, got {value.dtype}; convert it first")

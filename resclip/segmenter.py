@@ -1,0 +1,374 @@
+"""The whole pipeline in one sitting: picture → windows → encoder → logits → stitch → labels.
+
+Knows the order of the stages; each stage is a function elsewhere that knows nothing of the others.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import resclip
+from resclip.backbone import BUILTIN, load_model
+from resclip.encoder import DenseEncoder, similarity
+from resclip.images import ImageSource, read_image, resize, resize_shape
+from resclip.methods import find_method, find_preset, knobs
+from resclip.result import Segmentation
+from resclip.vocabulary import Vocabulary
+from resclip.windows import Window, check_window, plan_windows, stitch
+from resclip_kernels import upsample_argmax
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Crop(NamedTuple):
+    """One window of one picture of a batch."""
+
+    picture: int
+    window: Window
+
+
+class Segmenter:
+    """Segments pictures by the classes of a vocabulary.
+
+    Args:
+        encoder: runs the tower.
+        vocabulary: the classes; its embeddings come from the encoder's own CLIP model.
+        window: side of the square windows in pixels; 0: the whole picture at once.
+        stride: step between windows, at most `window`.
+        probability_threshold: pixels whose largest class probability is under it get class 0.
+        refine_iterations: of PAMR on the full-size logits; 0 for none.
+        logit_scale: factor of the logits before the softmax over queries.
+        short_side: pictures given to `segment` are resized to it, ratio kept; 0: their own size.
+        long_side: cap of the resized long side.
+        batch_size: windows that run through the encoder together.
+        mean, std: per channel, of pixels in [0, 1].
+        source: what `settings` says about where the model came from.
+
+    Raises:
+        ValueError, TypeError: a value that does not fit, with what would.
+    """
+
+    def __init__(
+        self,
+        encoder: DenseEncoder,
+        vocabulary: Vocabulary,
+        *,
+        window: int = 224,
+        stride: int = 112,
+        probability_threshold: float = 0.0,
+        refine_iterations: int = 0,
+        logit_scale: float = 40.0,
+        short_side: int = 336,
+        long_side: int = 2048,
+        batch_size: int = 16,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        check_window(window, stride, encoder.tower.patch_size)
+        if vocabulary.embeddings.shape[1] != encoder.tower.output_dim:
+            raise ValueError(
+                f"the vocabulary's embeddings are {vocabulary.embeddings.shape[1]} wide, the image tower's "
+                f"output {encoder.tower.output_dim}: encode the names with the same CLIP model"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if short_side < 0 or long_side < 1:
+            raise ValueError(
+                f"short_side must be at least 0 and long_side at least 1; got {short_side} and {long_side}"
+            )
+        self.encoder = encoder
+        self.device = encoder.tower.visual.conv1.weight.device
+        self.vocabulary = vocabulary.to(self.device)
+        self.window = window
+        self.stride = stride
+        self.probability_threshold = probability_threshold
+        self.refine_iterations = refine_iterations
+        self.logit_scale = logit_scale
+        self.short_side = short_side
+        self.long_side = long_side
+        self.batch_size = batch_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.source = dict(source or {})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a result, as JSON-able values."""
+        return {
+            **self.source,
+            "base": self.encoder.base.name,
+            "rcs": knobs(self.encoder.rcs),
+            "rcs_layers": list(self.encoder.layers),
+            "sfr": knobs(self.encoder.sfr),
+            "final_block": self.encoder.final_block,
+            "neighbourhood_std": self.encoder.neighbourhood_std,
+            "implementation": self.encoder.implementation.value,
+            "window": self.window,
+            "stride": self.stride,
+            "short_side": self.short_side,
+            "long_side": self.long_side,
+            "logit_scale": self.logit_scale,
+            "probability_threshold": self.probability_threshold,
+            "refine_iterations": self.refine_iterations,
+            "device": str(self.device),
+            "precision": str(self.encoder.tower.dtype).removeprefix("torch."),
+            "resclip": resclip.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    @overload
+    def segment(self, image: ImageSource) -> Segmentation: ...
+    @overload
+    def segment(self, image: Sequence[ImageSource]) -> list[Segmentation]: ...
+
+    def segment(
+        self, image: ImageSource | Sequence[ImageSource]
+    ) -> Segmentation | list[Segmentation]:
+        """Segment a picture, or a list of pictures whose windows share batches.
+
+        Args:
+            image: a path, a PIL image or an (H, W, 3) uint8 array; or a list of them.
+
+        Returns:
+            A `Segmentation` at the picture's own size (after its EXIF orientation); a list for a list.
+
+        Raises:
+            ImageError: a file that is no picture.
+        """
+        if not isinstance(image, (list, tuple)):
+            return self.segment([image])[0]
+        pictures = [read_image(source) for source in image]
+        pixels = [self.prepare(picture) for picture in pictures]
+        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        return [
+            Segmentation(
+                image=picture,
+                labels=labels.cpu().numpy(),
+                probabilities=probabilities.float().cpu().numpy(),
+                names=self.vocabulary.names,
+                settings=self.settings,
+            )
+            for picture, (labels, probabilities) in zip(
+                pictures, self.classify(pixels, sizes), strict=True
+            )
+        ]
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """Class of every pixel of a batch of normalised pictures: (B, 3, H, W) float → (B, H, W) int64."""
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {came}")
+        size = (pixels.shape[2], pixels.shape[3])
+        results = self.classify(list(pixels), [size] * len(pixels))
+        labels = [labels for labels, _ in results]
+        return torch.stack(labels) if labels else pixels.new_empty(0, *size, dtype=torch.int64)
+
+    def prepare(self, picture: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 → (3, H', W') float32: resized, at least one patch large, normalised."""
+        height, width = picture.shape[:2]
+        if self.short_side:
+            height, width = resize_shape(height, width, self.short_side, self.long_side)
+        patch_height, patch_width = self.encoder.tower.patch_size
+        size = (max(height, patch_height), max(width, patch_width))
+        return normalise(torch.from_numpy(resize(picture, size)), self.mean, self.std)
+
+    @torch.no_grad()
+    def classify(
+        self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Labels and probabilities of pictures of any sizes.
+
+        Args:
+            pixels: (3, H, W) normalised, one a picture.
+            sizes: (height, width) of each picture's result.
+
+        Returns:
+            For each picture (height, width) int64 classes and float32 probabilities.
+        """
+        pixels = [picture.to(self.device) for picture in pixels]
+        crops = [
+            Crop(number, window)
+            for number, picture in enumerate(pixels)
+            for window in plan_windows(*picture.shape[1:], self.window, self.stride)
+        ]
+        logits = self.crop_logits(pixels, crops)
+        results = []
+        for number, (picture, size) in enumerate(zip(pixels, sizes, strict=True)):
+            own = [position for position, crop in enumerate(crops) if crop.picture == number]
+            grids = [logits[position] for position in own]
+            windows = [crops[position].window for position in own]
+            results.append(self.combine(picture, grids, windows, size))
+        return results
+
+    def crop_logits(self, pixels: Sequence[Tensor], crops: Sequence[Crop]) -> dict[int, Tensor]:
+        """(Q, h, w) logits of every crop, by position: crops of one size run in batches, whatever their picture."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for position, (_, window) in enumerate(crops):
+            by_size.setdefault((window.height, window.width), []).append(position)
+        logits: dict[int, Tensor] = {}
+        text = self.vocabulary.embeddings
+        for positions in by_size.values():
+            for first in range(0, len(positions), self.batch_size):
+                batch = positions[first : first + self.batch_size]
+                views = [
+                    pixels[crops[position].picture][
+                        :, crops[position].window.rows, crops[position].window.columns
+                    ]
+                    for position in batch
+                ]
+                features = self.encoder(torch.stack(views), text)
+                logits.update(zip(batch, similarity(features.patches, text), strict=True))
+        return logits
+
+    def combine(
+        self,
+        picture: Tensor,
+        grids: Sequence[Tensor],
+        windows: Sequence[Window],
+        size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor]:
+        """One picture's window logits → its (height, width) labels and probabilities."""
+        height, width = picture.shape[1:]
+        # A single window is the whole picture: its small grid goes to the op, which never holds it at full size.
+        single = len(windows) == 1
+        logits = grids[0] if single else stitch(grids, windows, height, width)
+        guide = None
+        if self.refine_iterations:
+            guide = F.interpolate(
+                picture.unsqueeze(0), size=size, mode="bilinear", align_corners=False
+            )
+        labels, probabilities = upsample_argmax(
+            logits.unsqueeze(0),
+            size,
+            query_to_class=self.vocabulary.query_to_class,
+            logit_scale=self.logit_scale,
+            threshold=self.probability_threshold,
+            through=(height, width) if single else None,
+            guide=guide,
+            refine_iterations=self.refine_iterations,
+            implementation=self.encoder.implementation,
+        )
+        return labels[0], probabilities[0]
+
+
+def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(H, W, 3) uint8 → (3, H, W) float32: (x / 255 − mean) / std per channel."""
+    pixels = image.permute(2, 0, 1).float() / 255.0
+    return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best one here; ValueError where it does not exist."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(
+            f"device {str(device)!r} cannot be used ({reason}); use 'cpu', or 'cuda' where torch finds a GPU"
+        ) from error
+    return chosen
+
+
+def choose_precision(precision: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of the weights: as asked, or fp16 on a GPU and fp32 elsewhere."""
+    if precision is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; use one of: {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def load(
+    model: str = BUILTIN,
+    pretrained: str | None = None,
+    *,
+    classes: Sequence[str] | Vocabulary,
+    method: str = "resclip",
+    preset: str | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    short_side: int | None = None,
+    probability_threshold: float | None = None,
+    batch_size: int = 16,
+    implementation: str = "auto",
+    templates: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Segmenter:
+    """A segmenter from names: model, method and classes.
+
+    Args:
+        model: "builtin" (the small model in the box), or an open_clip model with a plain vision transformer.
+        pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
+        classes: one entry a class, synonyms separated by commas; or a ready `Vocabulary`.
+        method: a name of `resclip.methods.METHODS`.
+        preset: a name of `resclip.methods.PRESETS`; None: the method's defaults (the built-in model has its own).
+        device: None: a GPU where there is one.
+        precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
+        window, stride, short_side, probability_threshold: see `Segmenter`; None: the preset's, else its defaults.
+        batch_size: windows a batch.
+        implementation: of the ops.
+        templates: prompts with "{}" for the name; None: CLIP's 80 ImageNet templates (the built-in model has its own).
+        progress: draw a progress bar while names are encoded.
+
+    Raises:
+        ValueError: an unknown name, with the valid ones.
+        WeightsUnavailable: weights that cannot be fetched or read.
+    """
+    if preset is None and model == BUILTIN:
+        preset = BUILTIN
+    chosen = find_method(method, preset)
+    place = choose_device(device)
+    dtype = choose_precision(precision, place)
+    loaded = load_model(model, pretrained, device=place, dtype=dtype)
+    if not isinstance(classes, Vocabulary):
+        if templates is None and model == BUILTIN:
+            from resclip.builtin import TEMPLATES
+
+            templates = TEMPLATES
+        classes = Vocabulary.from_names(
+            classes, loaded.model, loaded.tokenizer, templates=templates, progress=progress
+        )
+    encoder = DenseEncoder(
+        loaded.model.visual,
+        base=chosen.base,
+        rcs=chosen.rcs,
+        sfr=chosen.sfr,
+        final_block=chosen.final_block,
+        implementation=implementation,
+    )
+    asked = {
+        "window": window,
+        "stride": stride,
+        "short_side": short_side,
+        "probability_threshold": probability_threshold,
+    }
+    values = dict(find_preset(preset).segmenter) if preset is not None else {}
+    values.update({name: value for name, value in asked.items() if value is not None})
+    if "window" in values and "stride" not in values and values["window"]:
+        values["stride"] = max(1, values["window"] // 2)
+    source = {"model": model, "pretrained": pretrained, "method": method, "preset": preset}
+    return Segmenter(
+        encoder,
+        classes,
+        batch_size=batch_size,
+        mean=loaded.mean,
+        std=loaded.std,
+        source=source,
+        **values,
+    )

@@ -1,0 +1,34 @@
+"""Numerical ops of training-free dense CLIP, on tensors: no model, no image file, no class name in here.
+
+Every op is a function with a `reference` (the plain formula) and a `torch` implementation (lean, any device).
+"""
+
+from resclip_kernels.implementation import Implementation
+from resclip_kernels.pamr import pamr
+from resclip_kernels.patch_labels import patch_labels
+from resclip_kernels.residual_attention import (
+    CORRELATIONS,
+    ResidualAttentionOutput,
+    residual_attention,
+)
+from resclip_kernels.semantic_feedback import (
+    CONNECTIVITIES,
+    SemanticFeedback,
+    feedback_matrix,
+    semantic_feedback,
+)
+from resclip_kernels.upsample_argmax import upsample_argmax
+
+__all__ = [
+    "CONNECTIVITIES",
+    "CORRELATIONS",
+    "Implementation",
+    "ResidualAttentionOutput",
+    "SemanticFeedback",
+    "feedback_matrix",
+    "pamr",
+    "patch_labels",
+    "residual_attention",
+    "semantic_feedback",
+    "upsample_argmax",
+]

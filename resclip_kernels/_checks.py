@@ -1,0 +1,54 @@
+"""Argument checks that several ops share: each raises with what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_float(name: str, tensor: Tensor, dimensions: int, layout: str) -> None:
+    """`tensor` must be a floating-point tensor with `dimensions` axes, described by `layout`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor {layout}; got {type(tensor).__name__}")
+    if tensor.ndim != dimensions:
+        raise ValueError(
+            f"{name} must have {dimensions} dimensions {layout}; got {tuple(tensor.shape)}"
+        )
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} must be floating point; got {tensor.dtype}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """`value` must be an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """`value` must lie in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie between 0 and 1; got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """`value` must be a finite number above 0."""
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0; got {value}")
+
+
+def check_same_images(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
+    """Both tensors must hold the same number of images, on one device."""
+    if first.shape[0] != second.shape[0]:
+        raise ValueError(
+            f"{first_name} and {second_name} must hold the same number of images; "
+            f"got {first.shape[0]} and {second.shape[0]}"
+        )
+    if first.device != second.device:
+        raise ValueError(
+            f"{first_name} and {second_name} must be on one device; "
+            f"got {first.device} and {second.device}"
+        )
