@@ -49,9 +49,7 @@ def test_feedback_matrix_before_its_division(name: str, implementation: str) -> 
     )
     # The recorded matrix is the one before the division by its maximum and the rounding to float16.
     matrix = feedback_matrix(feedback)[0] * feedback.maximum
-    stored = torch.nn.functional.pad(matrix, (1, 0, 1, 0))[
-        :: case["row_stride_of_stored_matrices"]
-    ]
+    stored = torch.nn.functional.pad(matrix, (1, 0, 1, 0))[:: case["row_stride_of_stored_matrices"]]
     assert torch.allclose(stored, recorded["attn_sfr"], rtol=2**-11, atol=1e-7)
 
 

@@ -102,33 +102,37 @@ def smooth(rows: Tensor, smoothing_std: float) -> Tensor:
 
 def far_pairs(labels: Tensor, connectivity: Connectivity) -> Tensor:
     """(h, w) labels → (n, ⌈n/8⌉) uint8: the pairs of one label that path decay weakens, one bit each."""
+    height, width = labels.shape
     flat = labels.flatten()
     patches = flat.numel()
-    rule = {"prefix": prefix_far, "line": line_far, "component": component_far}[connectivity]
-    component = connected_components(labels).flatten() if connectivity == "component" else flat
-    radius = boundary_distance(labels).flatten()
+    steps = max(height, width) - 1
+    position = torch.arange(patches, device=labels.device)
+    y, x = position // width, position % width
+    if connectivity == "component":
+        component = connected_components(labels).flatten()
+    else:
+        radius = boundary_distance(labels).flatten()
     packed = []
     for first, last in row_blocks(patches, patches):
-        rows = torch.arange(first, last, device=labels.device)
-        row, column = (flat[rows, None] == flat).nonzero(as_tuple=True)
-        row = row + first
-        broken = rule(labels, component, radius, row, column)
-        far = torch.zeros(last - first, patches, dtype=torch.bool, device=labels.device)
-        far[row[broken] - first, column[broken]] = True
+        rows = slice(first, last)
+        far = flat[rows, None] == flat
+        if connectivity == "component":
+            packed.append(pack(far & (component[rows, None] != component)))
+            continue
+        distance = torch.maximum((y[rows, None] - y).abs(), (x[rows, None] - x).abs())
+        if connectivity == "prefix":
+            far &= (radius[rows, None] - 0.6) * steps < distance * (distance + 1)
+            unconnected = prefix_breaks
+        else:
+            far &= radius[rows, None] + radius <= distance
+            unconnected = line_breaks
+        row, column = far.nonzero(as_tuple=True)
+        far[row, column] = unconnected(labels, radius, row + first, column)
         packed.append(pack(far))
     return torch.cat(packed)
 
 
-def component_far(
-    labels: Tensor, component: Tensor, radius: Tensor, row: Tensor, column: Tensor
-) -> Tensor:
-    """Which pairs lie in different 8-connected components."""
-    return component[row] != component[column]
-
-
-def prefix_far(
-    labels: Tensor, component: Tensor, radius: Tensor, row: Tensor, column: Tensor
-) -> Tensor:
+def prefix_breaks(labels: Tensor, radius: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Which pairs the released path test finds unconnected: samples k = 0 … d of M + 1, so the first d/M of the path.
 
     Sample k lies within k·d/M + 1/2 of the start (1/2 for its rounding) and samples k and k + s within s·d/M + 1 of
@@ -142,9 +146,9 @@ def prefix_far(
         path_table(size, steps, "prefix").to(labels.device).flatten() for size in (height, width)
     ]
     distance = chebyshev(row, column, width)
-    samples_per_patch = steps / distance.clamp(min=1)
+    samples_per_patch = steps / distance
     k = ((radius[row] - 0.6) * samples_per_patch).floor().long().clamp(min=1)
-    far = torch.zeros_like(row, dtype=torch.bool)
+    broken = torch.zeros_like(row, dtype=torch.bool)
     pair = (k <= distance).nonzero().squeeze(1)
     row, column, distance, k = row[pair], column[pair], distance[pair], k[pair]
     samples_per_patch = samples_per_patch[pair]
@@ -152,19 +156,16 @@ def prefix_far(
         y = tables[0][(k * height + row // width) * height + column // width]
         x = tables[1][(k * width + row % width) * width + column % width]
         point = y.long() * width + x
-        broken = flat[point] != flat[row]
-        far[pair[broken]] = True
-        skip = ((radius[point] - 1.1) * samples_per_patch).floor().long().clamp(min=1)
-        k = k + skip
-        going = (~broken & (k <= distance)).nonzero().squeeze(1)
+        differs = flat[point] != flat[row]
+        broken[pair[differs]] = True
+        k = k + ((radius[point] - 1.1) * samples_per_patch).floor().long().clamp(min=1)
+        going = (~differs & (k <= distance)).nonzero().squeeze(1)
         pair, row, column = pair[going], row[going], column[going]
         distance, k, samples_per_patch = distance[going], k[going], samples_per_patch[going]
-    return far
+    return broken
 
 
-def line_far(
-    labels: Tensor, component: Tensor, radius: Tensor, row: Tensor, column: Tensor
-) -> Tensor:
+def line_breaks(labels: Tensor, radius: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Which pairs have a differently labelled patch on the whole segment between them.
 
     Sample k of d lies exactly k patches from one end and d − k from the other, so only radius_i … d − radius_j of the
@@ -175,20 +176,20 @@ def line_far(
     distance = chebyshev(row, column, width)
     k = radius[row]
     end = distance - radius[column]
-    far = torch.zeros_like(row, dtype=torch.bool)
+    broken = torch.zeros_like(row, dtype=torch.bool)
     pair = (k <= end).nonzero().squeeze(1)
     row, column, distance, k, end = row[pair], column[pair], distance[pair], k[pair], end[pair]
     while pair.numel():
         y = line_coordinate(row // width, column // width, k, distance)
         x = line_coordinate(row % width, column % width, k, distance)
         point = y * width + x
-        broken = flat[point] != flat[row]
-        far[pair[broken]] = True
-        k = k + (radius[point] - 1).clamp(min=1)
-        going = (~broken & (k <= end)).nonzero().squeeze(1)
+        differs = flat[point] != flat[row]
+        broken[pair[differs]] = True
+        k = k + radius[point]
+        going = (~differs & (k <= end)).nonzero().squeeze(1)
         pair, row, column = pair[going], row[going], column[going]
         distance, k, end = distance[going], k[going], end[going]
-    return far
+    return broken
 
 
 def chebyshev(row: Tensor, column: Tensor, width: int) -> Tensor:
@@ -230,10 +231,9 @@ def connected_components(labels: Tensor) -> Tensor:
             window = (slice(1 + dy, 1 + dy + height), slice(1 + dx, 1 + dx + width))
             candidate = torch.where(padded_labels[window] == labels, padded[window], patches)
             smallest = torch.minimum(smallest, candidate)
-        # Hook the old root onto the smaller number too, so whole chains shorten at once.
-        roots = number.flatten().clone()
+        # The patch whose index a component bears learns of smaller neighbours too, so whole chains shorten at once.
         pointer = torch.arange(patches, device=labels.device)
-        pointer = pointer.scatter_reduce(0, roots, smallest.flatten(), "amin")
+        pointer = pointer.scatter_reduce(0, number.flatten(), smallest.flatten(), "amin")
         pointer = torch.minimum(pointer, smallest.flatten())
         pointer = pointer[pointer][pointer]
         if torch.equal(pointer, number.flatten()):

@@ -1,0 +1,144 @@
+"""What is imported from where, and what a wheel holds: it must work without this directory."""
+
+from __future__ import annotations
+
+import ast
+import email
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import resclip
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("resclip", "resclip_kernels")
+
+
+def python(*arguments: str, path: Path = ROOT, cwd: Path | None = None) -> str:
+    """Stdout of a fresh interpreter that finds the packages under `path`."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+    ).stdout
+
+
+def test_the_kernels_import_nothing_of_resclip_and_no_model_or_picture_library() -> None:
+    code = (
+        "import importlib, pkgutil, sys, resclip_kernels\n"
+        "for module in pkgutil.walk_packages(resclip_kernels.__path__, 'resclip_kernels.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print([name for name in ('resclip', 'open_clip', 'PIL') if name in sys.modules])"
+    )
+    assert python("-c", code) == "[]\n"
+
+
+def test_no_line_of_the_kernels_names_resclip_in_an_import() -> None:
+    """Also where the import waits inside a function."""
+    for source in sorted((ROOT / "resclip_kernels").rglob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not [name for name in names if name.split(".")[0] == "resclip"], source
+
+
+def test_references_are_imported_by_no_other_implementation() -> None:
+    for source in sorted((ROOT / "resclip_kernels").rglob("*.py")):
+        if source.name in ("portable.py", "triton.py"):
+            text = source.read_text(encoding="utf-8")
+            for other in {"reference", "portable", "triton"} - {source.stem}:
+                package = f"resclip_kernels.{source.parent.name}"
+                assert f"from {package}.{other} import" not in text, source
+                assert f"from .{other} import" not in text, source
+
+
+def test_importing_resclip_loads_nothing_until_a_name_is_asked_for() -> None:
+    code = (
+        "import sys, resclip; heavy = ('torch', 'open_clip', 'numpy', 'PIL')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "resclip.Segmentation; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    assert python("-c", code) == "[]\nFalse True\n"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in resclip.__all__:
+        assert getattr(resclip, name) is not None
+        assert name in dir(resclip)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = resclip.no_such_name
+
+
+def test_the_packages_say_that_they_are_typed() -> None:
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy, so that this directory stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    copy.mkdir()
+    for package in PACKAGES:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, copy / package, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
+    python("-m", "pip", "wheel", *options, "--wheel-dir", str(folder), str(copy))
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in held if ".dist-info/" not in name} == wanted
+
+
+def test_the_wheel_s_description(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    folder = f"resclip-{resclip.__version__}.dist-info"
+    fields = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+    assert fields["Name"] == "resclip"
+    assert fields["Version"] == resclip.__version__
+    assert set(fields["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
+    needed = [line for line in fields.get_all("Requires-Dist") or [] if "extra ==" not in line]
+    assert any(line.startswith("torch") for line in needed)
+    assert any(line.startswith("triton") and "Linux" in line for line in needed)
+    assert b"resclip = resclip.cli:main" in archive.read(f"{folder}/entry_points.txt")
+    assert any(name.endswith("LICENSE") for name in archive.namelist())
+
+
+def test_the_wheel_alone_segments(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        "import resclip, resclip_kernels; print(resclip.__file__); print(resclip_kernels.__file__)"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for line in python("-c", code, path=site, cwd=elsewhere).splitlines():
+        assert line.startswith(str(site))
+    out = python("-m", "resclip", "demo", "--out", "demo", path=site, cwd=elsewhere)
+    assert "sky" in out
+    assert (elsewhere / "demo" / "demo.png").is_file()

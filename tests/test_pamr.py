@@ -1,0 +1,121 @@
+"""PAMR: against the unfolded formula in float64, and its properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resclip_kernels import pamr
+from resclip_kernels.pamr import portable, reference
+from resclip_kernels.testing import check_budget
+
+
+def inputs(seed: int, height: int, width: int, planes: int = 5, batch: int = 2):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(batch, 3, height, width, generator=generator)
+    return image, torch.randn(batch, planes, height, width, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        pytest.param(40, 56, id="usual"),
+        pytest.param(7, 50, id="lower-than-a-dilation"),
+        pytest.param(1, 1, id="one-pixel"),
+    ],
+)
+def test_torch_is_within_budget(seed: int, height: int, width: int, dtype: torch.dtype) -> None:
+    image, masks = (tensor.to(dtype) for tensor in inputs(seed, height, width))
+    oracle = pamr(image.double(), masks.double(), implementation="reference")
+    plain = pamr(image, masks, implementation="reference")
+    check_budget(pamr(image, masks, implementation="torch"), plain, oracle)
+
+
+def test_one_dilation_and_other_counts(seed: int) -> None:
+    image, masks = inputs(seed, 20, 24)
+    for iterations, dilations in ((1, (1,)), (3, (2, 5, 9))):
+        arguments = {"iterations": iterations, "dilations": dilations}
+        oracle = pamr(image.double(), masks.double(), implementation="reference", **arguments)
+        plain = pamr(image, masks, implementation="reference", **arguments)
+        check_budget(pamr(image, masks, implementation="torch", **arguments), plain, oracle)
+
+
+def test_weights_sum_to_one(seed: int) -> None:
+    image, _ = inputs(seed, 30, 30)
+    weights = portable.pamr_weights(image, (8, 16))
+    assert weights.shape == (16, 2, 1, 30, 30)
+    assert torch.allclose(weights.sum(dim=0), torch.ones(()), atol=1e-6)
+
+
+def test_a_constant_plane_stays_and_a_flat_image_averages() -> None:
+    flat = torch.zeros(1, 3, 20, 20)
+    masks = torch.full((1, 2, 20, 20), 0.25)
+    assert torch.allclose(pamr(flat, masks), masks, atol=1e-6)
+    spike = torch.zeros(1, 1, 41, 41)
+    spike[0, 0, 20, 20] = 1.0
+    spread = pamr(flat.new_zeros(1, 3, 41, 41), spike, iterations=1)
+    assert torch.allclose(spread[spread > 0], torch.tensor(1 / 16))
+    assert (spread > 0).sum() == 16
+
+
+def test_an_edge_in_the_image_holds_the_masks_apart() -> None:
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 32:] = 1.0
+    masks = torch.zeros(1, 1, 64, 64)
+    masks[..., 34:] = 1.0
+    refined = pamr(image, masks)
+    assert refined[0, 0, 32, :32].max() < 0.05
+    assert refined[0, 0, 32, 40:].min() > 0.9
+
+
+def test_batch_and_groups_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, masks = inputs(seed, 33, 21, planes=7)
+    together = pamr(image, masks)
+    # A vectorised loop may fuse its last elements' multiply-adds otherwise: one rounding, no more.
+    torch.testing.assert_close(together[1:], pamr(image[1:], masks[1:]), rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(portable, "PLANE_BYTES", 1)
+    torch.testing.assert_close(together, pamr(image, masks), rtol=1e-5, atol=1e-6)
+
+
+def test_views_and_nan_around_them_change_nothing(seed: int) -> None:
+    image, masks = inputs(seed, 20, 20)
+    wide = torch.full((2, 5, 24, 24), torch.nan)
+    wide[..., 2:22, 2:22] = masks
+    refined = pamr(image, wide[..., 2:22, 2:22])
+    torch.testing.assert_close(refined, pamr(image, masks), rtol=1e-5, atol=1e-6)
+
+
+def test_zero_iterations_and_zero_planes() -> None:
+    image, masks = torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8)
+    assert torch.equal(pamr(image, masks, iterations=0), masks)
+    assert pamr(image, masks[:, :0]).shape == (1, 0, 8, 8)
+
+
+def test_unfolded_neighbours_are_clamped() -> None:
+    plane = torch.arange(12.0).view(1, 1, 3, 4)
+    around = reference.neighbours(plane, (1,))
+    assert around[0, 0, :, 0, 0].tolist() == [0, 0, 1, 0, 1, 4, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("image", "masks", "arguments", "error", "message"),
+    [
+        (torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), {}, ValueError, "4 dimensions"),
+        (torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 9), {}, ValueError, "one height and width"),
+        (torch.rand(2, 3, 8, 8), torch.rand(1, 2, 8, 8), {}, ValueError, "same number of images"),
+        (torch.rand(1, 3, 8, 8), torch.ones(1, 2, 8, 8).int(), {}, TypeError, "floating point"),
+        (torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8), {"iterations": -1}, ValueError, "least 0"),
+        (torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8), {"dilations": ()}, ValueError, "at least"),
+        (
+            torch.rand(1, 3, 8, 8),
+            torch.rand(1, 2, 8, 8),
+            {"dilations": (0,)},
+            ValueError,
+            "least 1",
+        ),
+    ],
+)
+def test_errors_say_what_was_expected(image, masks, arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        pamr(image, masks, **arguments)

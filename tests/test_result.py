@@ -1,0 +1,261 @@
+"""Segmentation: what it accepts, what it measures, what it draws and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resclip import lettering
+from resclip.drawing import draw_legend, draw_overlay, palette
+from resclip.lettering import built_in_font, find_font, shorten, text_width
+from resclip.result import Segmentation
+
+NAMES = ("sky", "tree", "house", "unused")
+
+
+def fields(height: int = 10, width: int = 20) -> dict[str, Any]:
+    """Half sky, three tenths tree, two tenths house; class 3 is nowhere."""
+    labels = np.zeros((height, width), np.int64)
+    labels[height // 2 :] = 1
+    labels[height * 8 // 10 :] = 2
+    return {
+        "image": np.full((height, width, 3), 100, np.uint8),
+        "labels": labels,
+        "probabilities": np.where(labels == 1, 0.25, 0.75).astype(np.float32),
+        "names": NAMES,
+        "settings": {"model": "builtin", "method": "resclip"},
+    }
+
+
+def make(**changes: Any) -> Segmentation:
+    return Segmentation(**{**fields(), **changes})
+
+
+def test_areas_and_scores_are_those_of_present_classes_largest_first() -> None:
+    result = make()
+    assert list(result.areas().items()) == [("sky", 0.5), ("tree", 0.3), ("house", 0.2)]
+    assert list(result.scores()) == ["sky", "tree", "house"]
+    assert result.scores() == pytest.approx({"sky": 0.75, "tree": 0.25, "house": 0.75})
+    assert "20 x 10 pixels: sky 50%, tree 30%" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"image": np.zeros((10, 20, 3), np.float32)}, TypeError, "image of dtype uint8"),
+        ({"image": [[0]]}, TypeError, "image to be a numpy array"),
+        ({"image": np.zeros((10, 20), np.uint8)}, ValueError, "shape"),
+        ({"labels": np.zeros((10, 20), np.int32)}, TypeError, "labels of dtype int64"),
+        ({"labels": np.zeros((20, 10), np.int64)}, ValueError, "labels of the image's shape"),
+        ({"labels": np.full((10, 20), 4)}, ValueError, "labels from 0 to 3"),
+        ({"labels": np.full((10, 20), -1)}, ValueError, "labels from 0 to 3"),
+        ({"probabilities": np.zeros((10, 20))}, TypeError, "probabilities of dtype float32"),
+        ({"probabilities": np.zeros((1, 2), np.float32)}, ValueError, "probabilities of the image"),
+        ({"probabilities": np.full((10, 20), np.nan, np.float32)}, ValueError, "finite"),
+        ({"probabilities": np.full((10, 20), 1.1, np.float32)}, ValueError, "from 0 to 1"),
+        ({"probabilities": np.full((10, 20), -0.1, np.float32)}, ValueError, "from 0 to 1"),
+        ({"names": list(NAMES)}, TypeError, "tuple of str"),
+        ({"names": ("a", "b", 3)}, TypeError, "tuple of str"),
+        ({"names": ("a", "b", "c", "a")}, ValueError, "distinct names"),
+    ],
+)
+def test_fields_are_checked(changes: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make(**changes)
+
+
+@pytest.mark.parametrize("count", [4, 256, 257, 65536])
+def test_label_image_holds_the_class_indices(tmp_path: Path, count: int) -> None:
+    labels = np.arange(200).reshape(10, 20) % count
+    labels[0, 0] = count - 1
+    result = make(labels=labels, names=tuple(map(str, range(count))))
+    picture = result.label_image()
+    assert picture.mode == ("P" if count <= 256 else "I;16")
+    picture.save(tmp_path / "labels.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
+
+
+def test_label_image_has_the_overlay_s_colours_and_a_limit() -> None:
+    shown = np.asarray(make().label_image().convert("RGB"))
+    np.testing.assert_array_equal(shown[0, 0], palette(4)[0])
+    with pytest.raises(ValueError, match="65,536"):
+        make(names=tuple(map(str, range(65537)))).label_image()
+
+
+def test_overlay_is_the_picture_the_colours_or_between() -> None:
+    result = make()
+    edges = np.zeros((10, 20), bool)
+    edges[[4, 7]] = True  # The last row of a region, where the next one is another class.
+    for opacity, wanted in (
+        (0.0, result.image.astype(float)),
+        (1.0, palette(4)[result.labels].astype(float)),
+        (0.5, (result.image + palette(4)[result.labels].astype(float)) / 2),
+    ):
+        overlay = np.asarray(result.overlay(opacity))
+        assert overlay.shape == (10, 20, 3)
+        assert (overlay[edges] == 255).all()
+        assert np.abs(overlay - wanted)[~edges].max() <= 1
+    with pytest.raises(ValueError, match="opacity from 0 to 1"):
+        result.overlay(1.5)
+
+
+def test_overlay_takes_the_picture_s_own_colour_back() -> None:
+    """Over a vivid picture the tint still looks like the legend's."""
+    vivid = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+    labels = np.zeros((4, 4), np.int64)
+    blue = np.array([[0, 0, 255]], np.uint8)
+    red, _, came = np.asarray(draw_overlay(vivid, labels, blue, 0.55)).astype(int)[0, 0]
+    plain_mix = 0.45 * 255
+    assert red < 0.5 * plain_mix
+    assert came > 0.55 * 255
+
+
+def test_borders_are_thicker_on_large_pictures_and_absent_on_one_region() -> None:
+    labels = np.zeros((720, 800), np.int64)
+    grey = np.full((720, 800, 3), 100, np.uint8)
+    colours = palette(2)
+    assert not (np.asarray(draw_overlay(grey, labels, colours, 0.5)) == 255).all(axis=2).any()
+    labels[:, 400:] = 1
+    white = (np.asarray(draw_overlay(grey, labels, colours, 0.5)) == 255).all(axis=2)
+    np.testing.assert_array_equal(np.flatnonzero(white.all(axis=0)), [398, 399])
+
+
+@pytest.mark.parametrize("count", [1, 24, 25, 300, 10_000])
+def test_palette_is_distinct_and_grows_from_itself(count: int) -> None:
+    colours = palette(count)
+    assert colours.shape == (count, 3)
+    assert colours.dtype == np.uint8
+    assert len({bytes(colour) for colour in colours}) == count
+    np.testing.assert_array_equal(palette(count + 7)[:count], colours)
+
+
+def test_first_colours_are_easily_told_apart() -> None:
+    colours = palette(12).astype(float)
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+    assert distances[~np.eye(12, dtype=bool)].min() > 60
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (96, 128), (1500, 1000)])
+def test_sheet_is_legible_at_any_size(size: tuple[int, int]) -> None:
+    data = fields(*size)
+    data["labels"][0, 0] = 2
+    sheet = Segmentation(**data).sheet()
+    assert sheet.mode == "RGB"
+    assert 440 <= max(sheet.size) < 2600
+    assert sheet.height > 150  # Room for the legend, however flat the picture.
+
+
+def test_sheet_shows_picture_and_overlay_enlarged_by_a_whole_factor() -> None:
+    data = fields(44, 55)  # 55 pixels become 440: a factor of 8.
+    pixels = np.asarray(Segmentation(**data).sheet())
+    grey = (pixels == 100).all(axis=2)
+    assert grey.sum() >= 8 * 44 * 8 * 55
+    assert grey.any(axis=1).sum() == 8 * 44
+
+
+def entries(count: int) -> list[tuple[int, str, float]]:
+    return [(index, f"class number {index}", 1 / count) for index in range(count)]
+
+
+def test_legend_shows_every_class_until_it_counts_the_rest() -> None:
+    """At 380 pixels: a column of up to twelve, two of up to ten, then `and N more`."""
+    colours = palette(10_000)
+    one, full, over, many = (
+        np.asarray(draw_legend(entries(n), colours, 380)) for n in (12, 20, 21, 10_000)
+    )
+
+    def chips(legend: np.ndarray) -> int:
+        found = {bytes(pixel) for pixel in legend.reshape(-1, 3)}
+        return sum(bytes(colour) in found for colour in colours[:24])
+
+    assert [chips(legend) for legend in (one, full, over, many)] == [12, 20, 19, 19]
+    assert one.shape[1] < 0.6 * full.shape[1]
+    assert full.shape == over.shape
+    last_cell = np.s_[-38:, over.shape[1] // 2 + 28 :]
+    assert (over[last_cell] != 255).any()
+    assert (over[last_cell] != many[last_cell]).any()
+
+
+def test_names_in_any_script_and_of_any_length_are_drawn() -> None:
+    names = (
+        "猫",
+        "чайка",
+        "قطة",
+        "बिल्ली",
+        "cat\nwith a line break",
+        "🐈",
+        "x" * 3000,
+        "é",
+        "\u200b",
+    )
+    labels = np.arange(200, dtype=np.int64).reshape(10, 20) % len(names)
+    result = make(labels=labels, names=names)
+    assert result.legend().width < 900
+    assert result.sheet().width < 2600
+
+
+def test_a_font_is_found_only_where_it_has_every_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "_system_fonts", lambda _: ())
+    assert find_font("sky and 2 trees", 16) is built_in_font(16)
+    assert find_font("猫", 16) is None
+    assert find_font("sky 猫", 16) is None
+
+
+def test_without_a_font_accents_go_first_and_then_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "_system_fonts", lambda _: ())
+    colours = palette(1)
+
+    def drawn(name: str) -> bytes:
+        return draw_legend([(0, name, 1.0)], colours, 100).tobytes()
+
+    assert drawn("café") == drawn("cafe")
+    assert drawn("猫") == drawn("class 0")
+
+
+def test_shorten_keeps_as_much_as_fits() -> None:
+    font = built_in_font(16)
+    assert shorten("tree", font, 200) == "tree"
+    short = shorten("a very long name of a class", font, 100)
+    assert short.endswith("...")
+    assert short.startswith("a very")
+    assert text_width(short, font) <= 100
+    assert shorten("wide", font, 0) == "..."
+
+
+def test_save_writes_labels_overlay_and_json(tmp_path: Path) -> None:
+    result = make(names=("sky", "tree", "猫", "unused"))
+    paths = result.save(tmp_path / "new" / "folder", "a.b")
+    assert [path.name for path in paths] == ["a.b_labels.png", "a.b_overlay.png", "a.b.json"]
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(p.name for p in paths)
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[0])), result.labels)
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), np.asarray(result.overlay()))
+    text = paths[2].read_text(encoding="utf-8")
+    assert "猫" in text
+    stored = json.loads(text)
+    assert stored == result.to_dict()
+    assert (stored["width"], stored["height"]) == (20, 10)
+    assert stored["classes"][2] == {"index": 2, "name": "猫", "area": 0.2, "score": 0.75}
+    assert stored["settings"] == {"model": "builtin", "method": "resclip"}
+
+
+def test_save_without_overlay_and_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        paths = make().save(tmp_path, "x", overlay=False)
+        assert [path.name for path in paths] == ["x_labels.png", "x.json"]
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("stem", ["", "a/b", "."])
+def test_save_refuses_a_stem_that_is_no_name(tmp_path: Path, stem: str) -> None:
+    with pytest.raises(ValueError, match="stem without directories"):
+        make().save(tmp_path / "out", stem)
+    assert not list(tmp_path.iterdir())
+
+
+def test_to_json_in_one_line() -> None:
+    assert "\n" not in make().to_json(indent=None)
