@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resclip.version import VERSION as __version__
+from resclip.version import __version__
 
 if TYPE_CHECKING:
     from resclip.encoder import DenseEncoder as DenseEncoder

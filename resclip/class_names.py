@@ -91,7 +91,8 @@ def _key(name: str) -> str:
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).is_file()
+        path = Path(text)
+        return path.exists() and not path.is_dir()  # A pipe, as in `--classes <(...)`, is one too.
     except (OSError, ValueError):  # Too long for a path, or with a null character in it.
         return False
 

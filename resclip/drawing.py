@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from resclip.images import PixelArray
-from resclip.lettering import Font, built_in_font, find_font, shorten, text_width
+from resclip.lettering import Font, built_in_font, find_font, shorten, text_width, without_marks
 
 __all__ = ["draw_legend", "draw_overlay", "draw_sheet", "palette"]
 
@@ -40,7 +40,7 @@ _PAPER = (255, 255, 255)
 _MARGIN = 28  # pixels, round the sheet and between its panels
 _TEXT = 17  # pixels, the height of names in the legend
 _CAPTION = 15
-_ROW = 38
+_ROWS = (30, 38)  # pixels a row of the legend takes, at least and at most
 _CHIP = 18
 _NAME_WIDTHS = (90, 230)  # pixels, at least and at most
 _SMALLEST_PANEL = 440  # pixels on the longer side, reached by whole factors
@@ -98,28 +98,26 @@ def draw_legend(entries: Sequence[LegendEntry], colours: PixelArray, height: int
         colours: (classes, 3) uint8.
         height: the pixels to fill; classes that do not fit are counted in a last line.
     """
-    rows = max(4, height // _ROW)
-    columns = 1 if len(entries) <= rows else 2
-    rows = min(rows, len(entries))
+    columns, rows, row_height = _legend_grid(len(entries), height)
     shown = entries if len(entries) <= rows * columns else entries[: rows * columns - 1]
     rendered = [_legible(index, name, _TEXT) for index, name, _ in shown]
     name_width = max(math.ceil(text_width(text, font)) for text, font in rendered)
     name_width = max(_NAME_WIDTHS[0], min(_NAME_WIDTHS[1], name_width))
     share_width = math.ceil(text_width("100.0 %", built_in_font(_TEXT)))
     column_width = _CHIP + 12 + name_width + 20 + share_width
-    size = (columns * (column_width + _MARGIN) - _MARGIN, rows * _ROW)
+    size = (columns * (column_width + _MARGIN) - _MARGIN, rows * row_height)
     canvas = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(canvas)
     for position, ((index, _, fraction), (text, font)) in enumerate(
         zip(shown, rendered, strict=True)
     ):
         column, row = divmod(position, rows)
-        corner = (column * (column_width + _MARGIN), row * _ROW)
+        box = (column * (column_width + _MARGIN), row * row_height, column_width, row_height)
         name = shorten(text, font, _NAME_WIDTHS[1])
-        _draw_row(draw, corner, column_width, name, font, fraction, colours[index])
+        _draw_row(canvas, box, name, font, fraction, colours[index])
     if len(shown) < len(entries):
-        place = (column_width + _MARGIN, rows * _ROW - _ROW // 2 - 3)  # The last cell.
+        place = (column_width + _MARGIN, (rows - 1) * row_height + row_height // 2 - 3)
         text = f"and {len(entries) - len(shown):,} more"
+        draw = ImageDraw.Draw(canvas)
         draw.text(place, text, fill=_FAINT_INK, font=built_in_font(_TEXT), anchor="lm")
     return canvas
 
@@ -143,7 +141,7 @@ def draw_sheet(
     nearest_column = (np.arange(width) * labels.shape[1]) // width
     panel_labels = labels[nearest_row[:, None], nearest_column]
     overlay = draw_overlay(pixels, panel_labels, colours, opacity)
-    body_height = max(height, 4 * _ROW)
+    body_height = max(height, 4 * _ROWS[1])
     legend = draw_legend(entries, colours, body_height)
     body_height = max(body_height, legend.height)
     top = _MARGIN + _CAPTION + 12
@@ -193,38 +191,59 @@ def _filter(labels: NDArray[np.int64], height: int) -> Image.Resampling:
 
 
 def _legible(index: int, name: str, size: int) -> tuple[str, Font]:
-    """`name` in one line and a font that has its letters; its number where no font has them."""
+    """`name` in one line and a font that has its letters.
+
+    Where no font has them: without its accents, else the class's number.
+    """
     line = " ".join(name.split())
-    font = find_font(line, size)
-    return (f"class {index}", built_in_font(size)) if font is None else (line, font)
+    for text in (line, without_marks(line)):
+        font = find_font(text, size)
+        if font is not None:
+            return text, font
+    return f"class {index}", built_in_font(size)
+
+
+def _legend_grid(count: int, height: int) -> tuple[int, int, int]:
+    """(columns, rows, row height in pixels) for `count` classes in about `height` pixels."""
+    if count <= max(4, height // _ROWS[0]):
+        return 1, count, min(_ROWS[1], max(_ROWS[0], height // count))
+    rows = max(4, height // _ROWS[1])
+    return 2, min(rows, (count + 1) // 2), _ROWS[1]
 
 
 def _draw_row(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    width: int,
+    canvas: Image.Image,
+    box: tuple[int, int, int, int],
     name: str,
     font: Font,
     fraction: float,
     colour: PixelArray,
 ) -> None:
-    left, top = corner
-    middle = top + _ROW // 2 - 3
+    """One class in `box`: (left, top, width, height) in pixels."""
+    left, top, width, height = box
+    middle = top + height // 2 - 3
     fill = (int(colour[0]), int(colour[1]), int(colour[2]))
-    chip = (left, middle - _CHIP // 2, left + _CHIP, middle + _CHIP // 2)
-    draw.rounded_rectangle(chip, radius=5, fill=fill)
-    text_left = left + _CHIP + 12
+    canvas.paste(fill, (left, middle - _CHIP // 2), _chip())
+    draw = ImageDraw.Draw(canvas)
+    text_left, right = left + _CHIP + 12, left + width
     draw.text((text_left, middle), name, fill=_INK, font=font, anchor="lm")
     share = f"{fraction:.1%}".replace("%", " %") if fraction >= 0.0005 else "< 0.1 %"
-    right = left + width
     draw.text((right, middle), share, fill=_FAINT_INK, font=built_in_font(_TEXT), anchor="rm")
-    bar_top = top + _ROW - 8
+    bar_top = top + height - 8
     draw.rounded_rectangle((text_left, bar_top, right, bar_top + 2), radius=1, fill=_TRACK)
     length = round((right - text_left) * fraction)
     if length > 0:
-        draw.rounded_rectangle(
-            (text_left, bar_top, text_left + length, bar_top + 2), radius=1, fill=fill
-        )
+        bar = (text_left, bar_top, text_left + length, bar_top + 2)
+        draw.rounded_rectangle(bar, radius=1, fill=fill)
+
+
+@functools.lru_cache(maxsize=1)
+def _chip() -> Image.Image:
+    """The mask of a rounded square, mode L, smooth: Pillow itself draws hard edges."""
+    large = Image.new("L", (8 * _CHIP, 8 * _CHIP))
+    corner = 8 * _CHIP - 1
+    ImageDraw.Draw(large).rounded_rectangle((0, 0, corner, corner), radius=40, fill=255)
+    return large.resize((_CHIP, _CHIP), Image.Resampling.BOX)
 
 
 def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> tuple[int, int, int]:

@@ -224,5 +224,5 @@ class DenseEncoder(nn.Module):
 def similarity(patches: Tensor, text: Tensor) -> Tensor:
     """Cosine of every patch and every query: (B, h, w, E) and unit rows (Q, E) → (B, Q, h, w), float32 or wider."""
     dtype = torch.promote_types(patches.dtype, torch.float32)
-    unit = F.normalize(patches.to(dtype), dim=-1)
-    return (unit @ text.to(dtype).T).permute(0, 3, 1, 2)
+    unit = F.normalize(patches.to(dtype), dim=-1).flatten(1, 2)
+    return (text.to(dtype) @ unit.mT).unflatten(2, patches.shape[1:3])

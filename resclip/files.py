@@ -29,8 +29,16 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         with temporary.open("xb") as stream:
             stream.write(data)
         temporary.replace(target)
-    except BaseException:
-        # Also on Ctrl-C. Where the directory itself is no directory, unlink fails as open did.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    except OSError as error:
+        _remove(temporary)
+        # In the name of the file that was asked for; the class follows from the number.
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    except BaseException:  # Ctrl-C, most likely.
+        _remove(temporary)
         raise
+
+
+def _remove(path: Path) -> None:
+    # It may never have been made; where its directory is none, unlink fails as open did.
+    with contextlib.suppress(OSError):
+        path.unlink()

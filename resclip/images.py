@@ -179,13 +179,13 @@ def _check_array(array: NDArray[np.uint8]) -> PixelArray:
 
 def _read_file(path: Path, max_pixels: int) -> PixelArray:
     try:
-        if path.is_dir():
-            raise ImageError(f"{path}: expected a picture file, got a directory; name its pictures")
-        size = path.stat().st_size
+        is_directory, size = path.is_dir(), path.stat().st_size
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be opened ({_reason(error)}); check the path") from error
+    if is_directory:
+        raise ImageError(f"{path}: expected a picture file, got a directory; name its pictures")
     if size == 0:
         raise ImageError(f"{path}: expected a picture, got an empty file; get the file again")
     try:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from PIL import ImageFont
 
-__all__ = ["Font", "built_in_font", "find_font", "shorten", "text_width"]
+__all__ = ["Font", "built_in_font", "find_font", "shorten", "text_width", "without_marks"]
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
@@ -67,6 +67,12 @@ def shorten(text: str, font: Font, width: float) -> str:
         else:
             high = middle
     return text[:low].rstrip() + "..."
+
+
+def without_marks(text: str) -> str:
+    """`text` with its letters' accents taken off: "café" becomes "cafe"."""
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in parts if unicodedata.category(letter) != "Mn")
 
 
 @functools.lru_cache(maxsize=8)

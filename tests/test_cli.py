@@ -506,6 +506,31 @@ def test_help_and_wrong_requests_do_not_wait_for_torch() -> None:
         assert result.stdout.splitlines()[-1] == loaded
 
 
+def test_what_libraries_warn_of_and_log_stays_out_of_the_way(picture: Path) -> None:
+    code = (
+        "import logging, sys, types, warnings\n"
+        "from resclip.errors import WeightsUnavailable\n"
+        "def load(*_, **__):\n"
+        "    warnings.warn('noise')\n"
+        "    logging.error('noise')\n"
+        "    raise WeightsUnavailable('no network')\n"
+        "module = types.ModuleType('resclip.segmenter'); module.load = load\n"
+        "sys.modules['resclip.segmenter'] = module\n"
+        "from resclip.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for options, quiet in (([], True), (["-W", "default"], False)):
+        result = subprocess.run(
+            [sys.executable, *options, "-c", code, "segment", picture, "--classes", "a", "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert result.returncode == 1
+        assert result.stderr.endswith("resclip: no network\n")
+        assert ("noise" not in result.stderr) is quiet
+
+
 def test_a_process_says_one_line_and_leaves_with_the_status(tmp_path: Path) -> None:
     result = in_a_process("segment", "x.png", "--classes", "a,a", "--json", cwd=tmp_path)
     assert result.returncode == 2

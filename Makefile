@@ -1,0 +1,52 @@
+# Every target sets up what it needs in .venv and is safe, and quick, to repeat.
+# Needs python3 (3.10 to 3.13) and a package index; PYTHON=python3.12 picks another interpreter.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench readme clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help:  ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime  ## Segment the packaged scene: writes demo/demo.png
+	@$(BIN)/resclip demo --out demo
+
+test: $(VENV)/.dev  ## Run the tests (those marked gpu are skipped without one)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Check style, layout and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## Time the ops; JSON goes to benchmarks/results/
+	@mkdir -p benchmarks/results
+	$(BIN)/python -m pytest benchmarks --benchmark-only \
+		--benchmark-json=benchmarks/results/benchmark.json
+
+readme: $(VENV)/.dev  ## Make the README's picture and tables again
+	$(BIN)/resclip demo --out docs
+	$(BIN)/python benchmarks/report.py
+
+clean:  ## Remove .venv, builds and caches
+	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "make: expected Python 3.10 to 3.13, got $$($(PYTHON) --version 2>&1);" \
+		"name another one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "make: python cannot make an environment; on Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/.runtime: setup.py pyproject.toml | $(BIN)/python
+	@echo "Installing resclip and PyTorch into $(VENV): some minutes the first time."
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.dev: setup.py pyproject.toml | $(BIN)/python
+	@echo "Installing resclip and the development tools into $(VENV): some minutes the first time."
+	@$(PIP) install --editable '.[dev]'
+	@touch $(VENV)/.runtime $@

@@ -1,0 +1,9 @@
+"""`python -m resclip`, the same as `resclip`."""
+
+from __future__ import annotations
+
+import sys
+
+from resclip.cli import main
+
+sys.exit(main())

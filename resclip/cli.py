@@ -1,0 +1,224 @@
+"""The command line: what can be asked, and one clear line where it cannot be done.
+
+Knows the commands, their options and the exit statuses: 0 done, 1 something failed, 2 the request
+itself was wrong, 130 interrupted. What the commands do is in cli_segment.py and cli_show.py, which
+load on use: `resclip --help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from resclip.cli_errors import describe
+from resclip.version import __version__
+
+__all__ = ["main"]
+
+_FAILURES = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
+
+_SEGMENT_HELP = """\
+Segments pictures by the classes you name. For each picture NAME.EXT, DIR gets NAME_labels.png
+(pixel values are class indices), NAME_overlay.png and NAME.json; a second picture of the same
+NAME gets NAME-2, and so on. A picture that cannot be read is reported, the others are done.
+"""
+
+_CLASSES_HELP = """\
+"sky, tree, house" is three classes; with a ";" anywhere, ";" separates classes and "," separates
+synonyms: "cat, kitten; dog" is two. Or a text file with one class a line, commas between synonyms
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as all errors here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"resclip: {message}; see `{self.prog} --help`\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` without the program's name, None for the process's own.
+
+    Returns:
+        The exit status. Errors are one line on stderr, never a traceback (unless --debug).
+    """
+    _tolerate_any_script()
+    parser = _build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as leaving:  # --help, --version, or an error already reported.
+        return int(leaving.code or 0)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        with _quiet_dependencies():
+            status = command(arguments)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("resclip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left, as in `resclip models | head`. The interpreter would
+        # complain when it flushes stdout on leaving.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _FAILURES as error:
+        if arguments.debug:
+            raise
+        print(f"resclip: {describe(error)}", file=sys.stderr)
+        wrong_request = isinstance(error, (ValueError, TypeError))
+        return 2 if wrong_request else 1
+    return status
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="resclip", description="Training-free open-vocabulary segmentation from CLIP."
+    )
+    parser.add_argument("--version", action="version", version=f"resclip {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_segment(commands)
+    demo = commands.add_parser(
+        "demo",
+        help="segment the packaged scene",
+        description="Segments the packaged scene with the built-in model and writes DIR/demo.png.",
+    )
+    demo.add_argument("--out", default="demo", metavar="DIR", help="directory (default: demo)")
+    demo.set_defaults(command=_run_demo)
+    models = commands.add_parser(
+        "models",
+        help="list the models",
+        description="Lists the models that --model takes, each with its --pretrained tags.",
+    )
+    models.set_defaults(command=_run_models)
+    methods = commands.add_parser(
+        "methods",
+        help="list the methods and presets",
+        description="Lists what --method and --preset take, with the papers.",
+    )
+    methods.set_defaults(command=_run_methods)
+    for command in (demo, models, methods, commands.choices["segment"]):
+        command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
+    segment = commands.add_parser(
+        "segment",
+        help="segment pictures by the classes you name",
+        description=_SEGMENT_HELP,
+    )
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    segment.add_argument("--classes", required=True, metavar="NAMES", help=_CLASSES_HELP)
+    segment.add_argument("--out", metavar="DIR", help="directory to write to, made if missing")
+    segment.add_argument(
+        "--json", action="store_true", help="print one JSON object a picture; --out may be left out"
+    )
+    segment.add_argument(
+        "--overlay",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write NAME_overlay.png (default: yes)",
+    )
+    segment.add_argument(
+        "--max-pixels",
+        type=_positive,
+        metavar="N",
+        help="largest picture to decode (default: 178,956,970 pixels)",
+    )
+    model = segment.add_argument_group("model")
+    model.add_argument(
+        "--model", default="builtin", help="see `resclip models` (default: builtin, no download)"
+    )
+    model.add_argument("--pretrained", metavar="TAG", help="tag, or path of a local checkpoint")
+    model.add_argument("--method", default="resclip", help="see `resclip methods`")
+    model.add_argument("--preset", help="a method's knobs; see `resclip methods`")
+    run = segment.add_argument_group("how it runs")
+    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    run.add_argument("--precision", help="fp32, fp16 or bf16 (default: fp16 on a GPU, else fp32)")
+    run.add_argument("--window", type=int, metavar="PIXELS", help="window's side; 0: no windows")
+    run.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
+    run.add_argument(
+        "--short-side", type=int, metavar="PIXELS", help="size the picture's short side is given"
+    )
+    run.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once")
+    run.add_argument(
+        "--threshold",
+        type=_probability,
+        metavar="P",
+        help="pixels whose best class has a smaller probability get the first class",
+    )
+    run.add_argument(
+        "--implementation", default="auto", help="of the ops: auto, triton, torch or reference"
+    )
+    segment.set_defaults(command=_run_segment)
+
+
+def _run_segment(arguments: argparse.Namespace) -> int:
+    from resclip.cli_segment import segment
+
+    return segment(arguments)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from resclip.cli_show import show_demo
+
+    return show_demo(arguments.out)
+
+
+def _run_models(_: argparse.Namespace) -> int:
+    from resclip.cli_show import show_models
+
+    return show_models()
+
+
+def _run_methods(_: argparse.Namespace) -> int:
+    from resclip.cli_show import show_methods
+
+    return show_methods()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def _tolerate_any_script() -> None:
+    """Names that a terminal's encoding lacks are printed as escapes, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _quiet_dependencies() -> Iterator[None]:
+    """Without the warnings and log lines of the libraries below, unless Python's -W asks for them.
+
+    Log lines at level ERROR too: what went wrong comes as an exception, and that is our one line.
+    """
+    if sys.warnoptions:
+        yield
+        return
+    former = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(former)

@@ -1,0 +1,22 @@
+"""What the command line says of an error: one line, without Python's words where people need others.
+
+Knows the errors of this library, of the system and of torch. Knows no command.
+"""
+
+from __future__ import annotations
+
+from resclip.errors import WeightsUnavailable
+
+__all__ = ["describe"]
+
+
+def describe(error: Exception) -> str:
+    """One line that says what `error` says."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+        return "out of memory; try a smaller --batch-size, --window or --short-side"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, RuntimeError) and not isinstance(error, WeightsUnavailable):
+        return f"unexpected error: {text or type(error).__name__} (--debug shows where)"
+    return text or type(error).__name__

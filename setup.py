@@ -1,0 +1,60 @@
+"""Packaging of resclip and resclip_kernels; the tools' settings are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.findall(
+    r'^__version__ = "(.+)"$', (ROOT / "resclip/version.py").read_text(), re.MULTILINE
+)[0]
+
+setup(
+    name="resclip",
+    version=VERSION,
+    description="Training-free open-vocabulary segmentation from CLIP, with fused attention ops",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(
+        include=["resclip", "resclip.*", "resclip_kernels", "resclip_kernels.*"]
+    ),
+    package_data={
+        "resclip": ["py.typed", "builtin/*.safetensors", "builtin/*.json", "data/*", "data/*/*"],
+        "resclip_kernels": ["py.typed"],
+    },
+    install_requires=[
+        "torch>=2.5",
+        "open_clip_torch>=3.0,<4",
+        "numpy>=1.26",
+        "pillow>=10.1",
+        "safetensors>=0.4",
+        "tqdm>=4.60",
+        'triton; platform_system == "Linux"',
+    ],
+    extras_require={
+        "dev": [
+            "build>=1.2",
+            "hypothesis>=6.100",
+            "mypy==2.4.1",
+            "opencv-python-headless>=4.9",
+            "psutil>=5.9",
+            "pytest>=8.0",
+            "pytest-benchmark>=5.0",
+            "ruff==0.17.5",
+            "setuptools>=77",
+        ],
+    },
+    entry_points={"console_scripts": ["resclip = resclip.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+)

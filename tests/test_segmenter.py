@@ -1,0 +1,164 @@
+"""The whole pipeline with a random small model: shapes, batches, windows, and its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import arrays, cases, encoder
+from PIL import Image
+from toys import toy_clip, toy_tokenizer
+
+from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
+from resclip.segmenter import choose_device, choose_precision, normalise
+
+CLASSES = ["cat, kitten", "dog", "grass"]
+
+
+def make(**arguments: Any) -> Segmenter:
+    dense = DenseEncoder(toy_clip().visual, rcs=RCS(), sfr=SFR(refine_iterations=1))
+    vocabulary = Vocabulary.from_names(CLASSES, toy_clip(), toy_tokenizer, templates=["{}"])
+    return Segmenter(dense, vocabulary, **{"window": 32, "stride": 16, "short_side": 48, **arguments})
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height)))
+
+
+@pytest.mark.parametrize("size", [(60, 90), (1, 1), (7, 300), (200, 33)])
+@pytest.mark.parametrize("window", (0, 32))
+def test_a_result_has_the_pictures_size(size: tuple[int, int], window: int) -> None:
+    result = make(window=window).segment(picture(*size))
+    assert isinstance(result, Segmentation)
+    assert result.labels.shape == result.probabilities.shape == size
+    assert result.names == ("cat", "dog", "grass")
+    assert set(np.unique(result.labels)) <= {0, 1, 2}
+    assert (result.probabilities > 0).all()
+    assert (result.probabilities <= 1).all()
+    assert result.settings["window"] == window
+
+
+def test_pictures_of_many_sizes_share_batches_and_nothing_else() -> None:
+    pictures = [picture(60, 90, 1), picture(90, 60, 2), picture(48, 48, 3), picture(60, 90, 4)]
+    segmenter = make(batch_size=7)
+    together = segmenter.segment(pictures)
+    for alone, shared in zip((make().segment(one) for one in pictures), together, strict=True):
+        assert np.array_equal(alone.labels, shared.labels)
+        np.testing.assert_allclose(alone.probabilities, shared.probabilities, atol=1e-5)
+
+
+def test_sources_are_paths_pictures_and_arrays(tmp_path: Path) -> None:
+    array = picture(50, 70)
+    Image.fromarray(array).save(tmp_path / "one.png")
+    results = make().segment([tmp_path / "one.png", Image.fromarray(array), array])
+    assert all(np.array_equal(result.labels, results[0].labels) for result in results)
+    assert make().segment([]) == []
+
+
+def test_predict_works_on_batches_at_the_inputs_size() -> None:
+    recorded = arrays("seg_slide")
+    segmenter = Segmenter(
+        encoder(cases()["seg_slide"], "torch"),
+        Vocabulary(recorded["text"], recorded["query_to_class"], [str(n) for n in range(7)]),
+        batch_size=5,
+    )
+    batch = torch.stack([recorded["image"], recorded["image"].flip(-1)])
+    labels = segmenter.predict(batch)
+    assert labels.shape == (2, 336, 448)
+    assert labels.dtype is torch.int64
+    assert (labels[1:] == segmenter.predict(batch[1:])).float().mean() > 0.9999
+    assert segmenter.predict(batch[:0]).shape == (0, 336, 448)
+
+
+def test_windows_run_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = make(batch_size=4)
+    sizes = []
+    forward = DenseEncoder.forward
+
+    def spy(self, pixels, text=None):
+        sizes.append(len(pixels))
+        return forward(self, pixels, text)
+
+    monkeypatch.setattr(DenseEncoder, "forward", spy)
+    segmenter.segment(picture(48, 80))
+    assert sizes == [4, 4]
+
+
+def test_a_single_window_equals_the_whole_picture() -> None:
+    image = picture(40, 40)
+    windowed = make(window=64, stride=32, short_side=40).segment(image)
+    whole = make(window=0, short_side=40).segment(image)
+    assert np.array_equal(windowed.labels, whole.labels)
+
+
+def test_final_refinement_follows_the_picture() -> None:
+    image = picture(64, 64)
+    plain, refined = (make(refine_iterations=count).segment(image) for count in (0, 10))
+    assert not np.allclose(plain.probabilities, refined.probabilities, atol=1e-4)
+
+
+def test_own_size_is_kept_with_short_side_zero() -> None:
+    segmenter = make(short_side=0)
+    assert segmenter.prepare(picture(61, 83)).shape == (3, 61, 83)
+    assert segmenter.prepare(picture(3, 83)).shape == (3, 8, 83)
+    assert make().prepare(picture(61, 83)).shape == (3, 48, 65)
+
+
+def test_normalisation() -> None:
+    image = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 3)
+    pixels = normalise(image, (0.5, 0.5, 0.1), (0.5, 0.25, 0.1))
+    assert pixels.flatten().tolist() == pytest.approx([-1.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"window": 4}, "at least a patch of 8"),
+        ({"stride": 64}, "never seen"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"short_side": -1}, "short_side must be at least 0"),
+    ],
+)
+def test_wrong_settings_say_what_is_valid(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+def test_a_vocabulary_of_another_model_is_refused() -> None:
+    other = Vocabulary(torch.ones(1, 64), torch.tensor([0]), ["cat"])
+    with pytest.raises(ValueError, match="64 wide.*output 32.*same CLIP model"):
+        Segmenter(DenseEncoder(toy_clip().visual), other)
+
+
+def test_pixels_without_a_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\) tensor; got \(3, 32, 32\)"):
+        make().predict(torch.zeros(3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "ViT-X"}, "unknown model 'ViT-X'"),
+        ({"method": "magic"}, "unknown method 'magic'; use one of: clip"),
+        ({"preset": "best"}, "unknown preset 'best'; use one of: released"),
+        ({"device": "toaster"}, "device 'toaster' cannot be used"),
+        ({"precision": "fp4"}, "unknown precision 'fp4'; use one of: fp32, fp16, bf16"),
+    ],
+)
+def test_load_lists_what_is_valid(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(**{"classes": ["cat", "dog"], **arguments})
+
+
+def test_devices_and_precisions() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_precision(None, torch.device("cpu")) is torch.float32
+    assert choose_precision(None, torch.device("cuda")) is torch.float16
+    assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' cannot be used"):
+            choose_device("cuda")
