@@ -26,9 +26,12 @@ bench: $(VENV)/.dev  ## Time the ops; JSON goes to benchmarks/results/
 	@mkdir -p benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-only \
 		--benchmark-json=benchmarks/results/benchmark.json
+	$(BIN)/python benchmarks/report.py --figures
 
-readme: $(VENV)/.dev  ## Make the README's picture and tables again
+readme: $(VENV)/.dev  ## Make the README's pictures and tables again, from the stored results
 	$(BIN)/resclip demo --out docs
+	$(BIN)/resclip compare docs/scene.png --classes "sky, grass, house, tree, sun, car, flower, balloon, cloud" \
+		--out docs/comparison.png
 	$(BIN)/python benchmarks/report.py
 
 clean:  ## Remove .venv, builds and caches

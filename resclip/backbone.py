@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +37,23 @@ class VisionTower(nn.Module):
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         check_tower(visual)
-        self.visual = visual.eval()
-        self.patch_size: tuple[int, int] = tuple(visual.patch_size)
-        self.trained_grid: tuple[int, int] = tuple(visual.grid_size)
-        self.blocks: nn.ModuleList = visual.transformer.resblocks
+        self.visual = cast(Any, visual.eval())  # nn.Module's attributes have no types.
+        self.patch_size: tuple[int, int] = tuple(self.visual.patch_size)
+        self.trained_grid: tuple[int, int] = tuple(self.visual.grid_size)
+        self.blocks: list[Any] = list(self.visual.transformer.resblocks)
         self.heads: int = self.blocks[0].attn.num_heads
-        self.output_dim: int = visual.output_dim
+        self.output_dim: int = self.visual.output_dim
 
     @property
     def depth(self) -> int:
         """Number of blocks M."""
         return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.visual.conv1.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,7 +78,7 @@ class VisionTower(nn.Module):
         tokens: Tensor = visual.ln_pre(torch.cat([cls, patches], dim=1) + position)
         return tokens
 
-    def project_qkv(self, block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of LN1(tokens), each (B, heads, L, d)."""
         attention = block.attn
         projected = F.linear(
@@ -81,12 +87,12 @@ class VisionTower(nn.Module):
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         return query, key, value
 
-    def project_out(self, block: nn.Module, heads: Tensor) -> Tensor:
+    def project_out(self, block: Any, heads: Tensor) -> Tensor:
         """(B, heads, L, d) attended values → (B, L, D), layer scale included where the model has one."""
         output: Tensor = block.ls_1(block.attn.out_proj(heads.transpose(1, 2).flatten(2)))
         return output
 
-    def feed_forward(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
         """tokens + MLP(LN2(tokens))."""
         output: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         return output
@@ -140,10 +146,12 @@ def check_tower(visual: nn.Module) -> None:
 class LoadedModel(NamedTuple):
     """A CLIP model with what is needed to feed it."""
 
-    model: nn.Module
+    model: Any
+    """open_clip's CLIP: `visual`, `encode_text`, `encode_image`."""
     tokenizer: Tokenizer
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Per channel, of pixels in [0, 1]."""
 
 
 def load_model(
@@ -207,9 +215,7 @@ def check_names(name: str, pretrained: str | None) -> None:
                 f"model {name!r} has no plain vision transformer tower; "
                 "use one that has, such as 'ViT-B-16' or 'ViT-L-14'"
             )
-        raise ValueError(
-            f"unknown model {name!r}; use 'builtin' or one of: {', '.join(models)}"
-        )
+        raise ValueError(f"unknown model {name!r}; use 'builtin' or one of: {', '.join(models)}")
     tags = models[known[plain(name)]]
     if pretrained is None:
         raise ValueError(
@@ -218,7 +224,9 @@ def check_names(name: str, pretrained: str | None) -> None:
         )
     is_path = pretrained.endswith(LOCAL_CHECKPOINTS) or "/" in pretrained
     if is_path and not Path(pretrained).is_file():
-        raise ValueError(f"no checkpoint at {pretrained!r}; pass a file, or a tag: {', '.join(tags)}")
+        raise ValueError(
+            f"no checkpoint at {pretrained!r}; pass a file, or a tag: {', '.join(tags)}"
+        )
     if not is_path and not Path(pretrained).is_file() and pretrained not in tags:
         raise ValueError(
             f"model {name!r} has no pretrained tag {pretrained!r}; it has: {', '.join(tags) or 'none'}"
@@ -267,9 +275,7 @@ def list_models() -> list[tuple[str, list[str]]]:
     return found
 
 
-def image_statistics(
-    model: nn.Module,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def image_statistics(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, of pixels in [0, 1], that the model was trained with."""
     import open_clip
 

@@ -91,6 +91,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", default="demo", metavar="DIR", help="directory (default: demo)")
     demo.set_defaults(command=_run_demo)
+    _add_compare(commands)
     models = commands.add_parser(
         "models",
         help="list the models",
@@ -103,7 +104,7 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Lists what --method and --preset take, with the papers.",
     )
     methods.set_defaults(command=_run_methods)
-    for command in (demo, models, methods, commands.choices["segment"]):
+    for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
@@ -160,6 +161,28 @@ def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
     segment.set_defaults(command=_run_segment)
 
 
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="draw several methods side by side",
+        description="Segments a picture by several methods and draws them side by side.",
+    )
+    compare.add_argument("image", metavar="IMAGE", help="picture file")
+    compare.add_argument("--classes", required=True, metavar="NAMES", help=_CLASSES_HELP)
+    compare.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
+    compare.add_argument(
+        "--methods",
+        default="clip,naclip,resclip",
+        metavar="NAMES",
+        help="see `resclip methods` (default: clip,naclip,resclip)",
+    )
+    compare.add_argument("--model", default="builtin", help="see `resclip models`")
+    compare.add_argument("--pretrained", metavar="TAG", help="tag, or path of a local checkpoint")
+    compare.add_argument("--preset", help="a method's knobs; see `resclip methods`")
+    compare.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    compare.set_defaults(command=_run_compare)
+
+
 def _run_segment(arguments: argparse.Namespace) -> int:
     from resclip.cli_segment import segment
 
@@ -170,6 +193,12 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     from resclip.cli_show import show_demo
 
     return show_demo(arguments.out)
+
+
+def _run_compare(arguments: argparse.Namespace) -> int:
+    from resclip.cli_show import show_comparison
+
+    return show_comparison(arguments)
 
 
 def _run_models(_: argparse.Namespace) -> int:

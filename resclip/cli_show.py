@@ -1,23 +1,28 @@
-"""`resclip demo`, `models` and `methods`: what there is, and a first look at it.
+"""`resclip demo`, `compare`, `models` and `methods`: what there is, and a first look at it.
 
-Knows what they print. Knows no model and no method by itself, but for the built-in one's scene.
+Knows what they print and draw. Knows no model and no method by itself, but for the built-in one's scene.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import textwrap
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from resclip.images import save_png
+from resclip.class_names import parse_classes
+from resclip.images import read_image, save_png
+from resclip.methods import find_method
+from resclip.result import comparison_sheet
 
-__all__ = ["show_demo", "show_methods", "show_models"]
+__all__ = ["show_comparison", "show_demo", "show_methods", "show_models"]
 
 
 def show_demo(directory: str) -> int:
-    """Segment the packaged scene with the built-in model; writes `directory`/demo.png."""
+    """Segment the packaged scene with the built-in model; writes scene.png and demo.png."""
     from resclip.builtin.scenes import CLASS_NAMES, demo_scene
     from resclip.segmenter import load
 
@@ -28,6 +33,7 @@ def show_demo(directory: str) -> int:
     names = [CLASS_NAMES[index] for index in present]
     result = load("builtin", classes=names).segment(scene.image)
     path = folder / "demo.png"
+    save_png(Image.fromarray(scene.image), folder / "scene.png")
     save_png(result.sheet(), path)
     scores = result.scores()
     width = max(map(len, ["class", *names])) + 2
@@ -37,6 +43,43 @@ def show_demo(directory: str) -> int:
     agreement = float(np.mean(present[result.labels] == scene.mask))
     print(f"\n{agreement:.1%} of the pixels agree with what was drawn.")
     print(f"Picture, classes and legend: open {path}")
+    return 0
+
+
+def show_comparison(arguments: argparse.Namespace) -> int:
+    """Segment one picture by several methods; writes them side by side to `arguments.out`.
+
+    Raises:
+        ValueError: the options or the picture cannot be used.
+        OSError: the file cannot be written.
+    """
+    from resclip.segmenter import load
+
+    methods = [name.strip() for name in arguments.methods.split(",")]
+    repeated = {name for name in methods if methods.count(name) > 1}
+    if repeated:
+        raise ValueError(f"expected each method once, got {min(repeated)!r} more than once")
+    classes = parse_classes(arguments.classes)
+    picture = read_image(arguments.image)
+    path = Path(arguments.out)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"expected --out to name a .png file, got {arguments.out!r}")
+    for name in methods:
+        find_method(name)
+    results = {
+        name: load(
+            arguments.model,
+            arguments.pretrained,
+            classes=classes,
+            method=name,
+            preset=arguments.preset,
+            device=arguments.device,
+        ).segment(picture)
+        for name in methods
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(comparison_sheet(results), path)
+    print(f"{', '.join(methods)} side by side: open {path}")
     return 0
 
 

@@ -124,28 +124,34 @@ def draw_legend(entries: Sequence[LegendEntry], colours: PixelArray, height: int
 
 def draw_sheet(
     image: PixelArray,
-    labels: NDArray[np.int64],
+    segmentations: Sequence[tuple[str, NDArray[np.int64]]],
     colours: PixelArray,
     entries: Sequence[LegendEntry],
     opacity: float,
-    footer: str,
+    footer: str = "",
 ) -> Image.Image:
-    """Picture, overlay and legend side by side on white, with a line of small print below.
+    """Picture, overlays and legend side by side on white, with a line of small print below.
 
-    Small pictures are enlarged by a whole factor, large ones are reduced; the overlay's borders
+    Small pictures are enlarged by a whole factor, large ones are reduced; the overlays' borders
     are drawn at the new size. Shapes and dtypes as in `draw_overlay` and `draw_legend`.
+
+    Args:
+        segmentations: (caption, labels) of each overlay.
     """
-    height, width = _panel_shape(*labels.shape)
-    pixels = np.asarray(Image.fromarray(image).resize((width, height), _filter(labels, height)))
-    nearest_row = (np.arange(height) * labels.shape[0]) // height
-    nearest_column = (np.arange(width) * labels.shape[1]) // width
-    panel_labels = labels[nearest_row[:, None], nearest_column]
-    overlay = draw_overlay(pixels, panel_labels, colours, opacity)
+    shape = image.shape[0], image.shape[1]
+    height, width = _panel_shape(*shape)
+    pixels = np.asarray(Image.fromarray(image).resize((width, height), _filter(shape[0], height)))
+    nearest_row = (np.arange(height) * shape[0]) // height
+    nearest_column = (np.arange(width) * shape[1]) // width
+    columns = [("Picture", Image.fromarray(pixels))]
+    for caption, labels in segmentations:
+        panel_labels = labels[nearest_row[:, None], nearest_column]
+        columns.append((caption, draw_overlay(pixels, panel_labels, colours, opacity)))
     body_height = max(height, 4 * _ROWS[1])
     legend = draw_legend(entries, colours, body_height)
     body_height = max(body_height, legend.height)
     top = _MARGIN + _CAPTION + 12
-    columns = [("Picture", Image.fromarray(pixels)), ("Classes", overlay), ("Share", legend)]
+    columns.append(("Share", legend))
     sheet_width = sum(panel.width + _MARGIN for _, panel in columns) + _MARGIN
     footer_height = _CAPTION + 14 if footer else 0
     sheet = Image.new("RGB", (sheet_width, top + body_height + footer_height + _MARGIN), _PAPER)
@@ -185,9 +191,9 @@ def _panel_shape(height: int, width: int) -> tuple[int, int]:
     return height * factor, width * factor
 
 
-def _filter(labels: NDArray[np.int64], height: int) -> Image.Resampling:
+def _filter(height: int, new_height: int) -> Image.Resampling:
     """Smooth for photographs; enlarged more than four times, pixels are shown as they are."""
-    return Image.Resampling.NEAREST if height > 4 * labels.shape[0] else Image.Resampling.LANCZOS
+    return Image.Resampling.NEAREST if new_height > 4 * height else Image.Resampling.LANCZOS
 
 
 def _legible(index: int, name: str, size: int) -> tuple[str, Font]:

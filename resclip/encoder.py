@@ -22,7 +22,8 @@ from resclip_kernels import (
     residual_attention,
     semantic_feedback,
 )
-from resclip_kernels.implementation import parse_implementation
+from resclip_kernels.implementation import parse_implementation, resolve
+from resclip_kernels.residual_attention import IMPLEMENTATIONS
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ class DenseEncoder(nn.Module):
         self.neighbourhood_std = neighbourhood_std if self.base.neighbourhood else None
         self.final_block: FinalBlock = final_block or self.base.final_block
         self.implementation = parse_implementation(implementation)
+        resolve(
+            self.implementation, IMPLEMENTATIONS
+        )  # Refuse here what the attention would refuse.
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, text: Tensor | None = None) -> DenseFeatures:
@@ -225,4 +229,5 @@ def similarity(patches: Tensor, text: Tensor) -> Tensor:
     """Cosine of every patch and every query: (B, h, w, E) and unit rows (Q, E) → (B, Q, h, w), float32 or wider."""
     dtype = torch.promote_types(patches.dtype, torch.float32)
     unit = F.normalize(patches.to(dtype), dim=-1).flatten(1, 2)
-    return (text.to(dtype) @ unit.mT).unflatten(2, patches.shape[1:3])
+    logits: Tensor = (text.to(dtype) @ unit.mT).unflatten(2, patches.shape[1:3])
+    return logits

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from resclip.builtin import PRESET as BUILTIN_PRESET
 from resclip_kernels import CONNECTIVITIES
 
 FinalBlock = Literal["attention_only", "full_residual"]
@@ -77,7 +78,8 @@ BASES: Mapping[str, Base] = {
     )
 }
 RESCLIP_CITATION = (
-    "Yang et al., ResCLIP: Residual Attention for Training-free Dense Vision-language Inference, CVPR 2025"
+    "Yang et al., ResCLIP: Residual Attention for Training-free Dense Vision-language Inference, "
+    "CVPR 2025"
 )
 
 
@@ -260,6 +262,7 @@ PRESETS: Mapping[str, Preset] = {
         released("coco-stuff", 0.11, (1.8, 0.7), (2.0, 0.4)),
         released("cityscapes", 0.10, (2.1, 0.6), (2.0, 0.2), short_side=560),
         released("ade20k", 0.25, (2.1, 0.7), (2.0, 0.3)),
+        Preset("builtin", "chosen for the built-in model on validation scenes", **BUILTIN_PRESET),
     )
 }
 

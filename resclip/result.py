@@ -20,7 +20,7 @@ from resclip.drawing import LegendEntry, draw_legend, draw_overlay, draw_sheet, 
 from resclip.files import write_atomically
 from resclip.images import PixelArray, save_png
 
-__all__ = ["Segmentation"]
+__all__ = ["Segmentation", "comparison_sheet"]
 
 _PALETTE_LIMIT = 256  # Colours a paletted PNG can hold.
 _LABEL_LIMIT = 65536  # Values a 16-bit PNG can hold.
@@ -79,7 +79,7 @@ class Segmentation:
 
     def areas(self) -> dict[str, float]:
         """Each present class's fraction of the picture, largest first."""
-        return {name: fraction for _, name, fraction in self._present()}
+        return {name: fraction for _, name, fraction in self.present()}
 
     def scores(self) -> dict[str, float]:
         """Each present class's mean probability over its own pixels, in the order of `areas`."""
@@ -87,7 +87,7 @@ class Segmentation:
         sums = np.bincount(
             self.labels.ravel(), weights=self.probabilities.ravel(), minlength=len(self.names)
         )
-        return {name: float(sums[i] / counts[i]) for i, name, _ in self._present()}
+        return {name: float(sums[i] / counts[i]) for i, name, _ in self.present()}
 
     def label_image(self) -> Image.Image:
         """The labels as a picture whose pixel values are class indices.
@@ -119,14 +119,15 @@ class Segmentation:
 
     def legend(self, height: int = 440) -> Image.Image:
         """Present classes by area, with colour and share; those past `height` pixels are counted."""
-        return draw_legend(self._present(), palette(len(self.names)), height)
+        return draw_legend(self.present(), palette(len(self.names)), height)
 
     def sheet(self, opacity: float = 0.55) -> Image.Image:
         """Picture, overlay and legend side by side, small pictures enlarged; mode RGB."""
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
         colours = palette(len(self.names))
         footer = " + ".join(parts)
-        return draw_sheet(self.image, self.labels, colours, self._present(), opacity, footer)
+        views = [("Classes", self.labels)]
+        return draw_sheet(self.image, views, colours, self.present(), opacity, footer)
 
     def to_dict(self) -> dict[str, Any]:
         """Size, present classes, all names and settings, ready for JSON."""
@@ -137,7 +138,7 @@ class Segmentation:
             "height": height,
             "classes": [
                 {"index": index, "name": name, "area": fraction, "score": scores[name]}
-                for index, name, fraction in self._present()
+                for index, name, fraction in self.present()
             ],
             "names": list(self.names),
             "settings": dict(self.settings),
@@ -177,12 +178,33 @@ class Segmentation:
         write_atomically(paths[-1], (self.to_json() + "\n").encode())
         return paths
 
-    def _present(self) -> list[LegendEntry]:
+    def present(self) -> list[LegendEntry]:
         """(class index, name, fraction) of the classes with at least one pixel, largest first."""
         counts = np.bincount(self.labels.ravel())
         order = np.argsort(-counts, kind="stable")
         total = self.labels.size
         return [(int(i), self.names[i], int(counts[i]) / total) for i in order if counts[i]]
+
+
+def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55) -> Image.Image:
+    """One picture's segmentations side by side: the picture, an overlay each, and the last one's legend.
+
+    Args:
+        results: by caption; all of one picture and one list of names.
+        opacity: of the colours, from 0 (only the picture) to 1 (only the colours).
+
+    Raises:
+        ValueError: no result, or results of different pictures or names.
+    """
+    segmentations = list(results.values())
+    if not segmentations:
+        raise ValueError("expected at least one segmentation to draw, got none")
+    last = segmentations[-1]
+    for other in segmentations:
+        if other.names != last.names or not np.array_equal(other.image, last.image):
+            raise ValueError("expected segmentations of one picture by one list of names")
+    views = [(caption, result.labels) for caption, result in results.items()]
+    return draw_sheet(last.image, views, palette(len(last.names)), last.present(), opacity)
 
 
 def _check_array(name: str, value: object, dtype: np.dtype[Any]) -> None:

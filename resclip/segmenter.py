@@ -87,7 +87,7 @@ class Segmenter:
                 f"short_side must be at least 0 and long_side at least 1; got {short_side} and {long_side}"
             )
         self.encoder = encoder
-        self.device = encoder.tower.visual.conv1.weight.device
+        self.device = encoder.tower.device
         self.vocabulary = vocabulary.to(self.device)
         self.window = window
         self.stride = stride
@@ -130,11 +130,9 @@ class Segmenter:
     @overload
     def segment(self, image: ImageSource) -> Segmentation: ...
     @overload
-    def segment(self, image: Sequence[ImageSource]) -> list[Segmentation]: ...
+    def segment(self, image: list[ImageSource]) -> list[Segmentation]: ...
 
-    def segment(
-        self, image: ImageSource | Sequence[ImageSource]
-    ) -> Segmentation | list[Segmentation]:
+    def segment(self, image: ImageSource | list[ImageSource]) -> Segmentation | list[Segmentation]:
         """Segment a picture, or a list of pictures whose windows share batches.
 
         Args:
@@ -146,7 +144,7 @@ class Segmenter:
         Raises:
             ImageError: a file that is no picture.
         """
-        if not isinstance(image, (list, tuple)):
+        if not isinstance(image, list):
             return self.segment([image])[0]
         pictures = [read_image(source) for source in image]
         pixels = [self.prepare(picture) for picture in pictures]
@@ -200,7 +198,7 @@ class Segmenter:
         crops = [
             Crop(number, window)
             for number, picture in enumerate(pixels)
-            for window in plan_windows(*picture.shape[1:], self.window, self.stride)
+            for window in plan_windows(picture.shape[1], picture.shape[2], self.window, self.stride)
         ]
         logits = self.crop_logits(pixels, crops)
         results = []

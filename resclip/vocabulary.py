@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from resclip.backbone import Tokenizer, imagenet_templates
@@ -65,7 +66,7 @@ class Vocabulary:
     def from_names(
         cls,
         classes: Sequence[str],
-        clip_model: nn.Module,
+        clip_model: Any,
         tokenizer: Tokenizer | Callable[[list[str]], Tensor],
         *,
         templates: Sequence[str] | None = None,
@@ -105,7 +106,7 @@ class Vocabulary:
 @torch.no_grad()
 def encode_names(
     names: Sequence[str],
-    clip_model: nn.Module,
+    clip_model: Any,
     tokenizer: Callable[[list[str]], Tensor],
     templates: Sequence[str],
     progress: bool = False,

@@ -56,9 +56,7 @@ def plan_windows(height: int, width: int, window: int, stride: int) -> list[Wind
     ]
 
 
-def stitch(
-    logits: Sequence[Tensor], windows: Sequence[Window], height: int, width: int
-) -> Tensor:
+def stitch(logits: Sequence[Tensor], windows: Sequence[Window], height: int, width: int) -> Tensor:
     """Mean of overlapping windows: (Q, h, w) grids, resized bilinearly to their windows → (Q, height, width)."""
     queries = logits[0].shape[0]
     total = logits[0].new_zeros(queries, height, width)

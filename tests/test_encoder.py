@@ -51,7 +51,9 @@ def test_every_base_with_every_module(base: str, modules: str) -> None:
         return
     pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     results = [
-        DenseEncoder(small_tower(), base=base, rcs=rcs, sfr=sfr, implementation=name)(pixels, text())
+        DenseEncoder(small_tower(), base=base, rcs=rcs, sfr=sfr, implementation=name)(
+            pixels, text()
+        )
         for name in ("torch", "reference")
     ]
     assert results[0].patches.shape == (2, 4, 6, 32)
@@ -147,6 +149,7 @@ def test_default_layers_scale_with_depth(depth: int, layers: tuple[int, ...]) ->
         ({"rcs": RCS(layers=(0, 9))}, "got 0, 9"),
         ({"final_block": "half"}, "'attention_only', 'full_residual'.*got 'half'"),
         ({"implementation": "cuda"}, "got 'cuda'"),
+        ({"implementation": "triton"}, "'triton' does not exist for this op; it has 'torch'"),
     ],
 )
 def test_wrong_settings_name_the_valid_ones(arguments: dict[str, Any], message: str) -> None:

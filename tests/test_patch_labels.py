@@ -41,7 +41,7 @@ def test_the_threshold_sends_pixels_to_query_zero(seed: int) -> None:
 
 
 def test_groups_of_queries_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, image = inputs(seed)
+    logits, _ = inputs(seed)
     expected = _streaming.best_query(logits, (35, 50), logit_scale=40.0)
     monkeypatch.setattr(_streaming, "GROUP_BYTES", 1)
     probability, label = _streaming.best_query(logits, (35, 50), logit_scale=40.0)
@@ -76,7 +76,12 @@ def test_majorities_agree(seed: int) -> None:
     ("logits", "image", "arguments", "message"),
     [
         (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 40), {}, r"grid of \(4, 5\)"),
-        (torch.rand(1, 0, 4, 4), torch.rand(1, 3, 32, 32), {}, "number of queries must be at least"),
+        (
+            torch.rand(1, 0, 4, 4),
+            torch.rand(1, 3, 32, 32),
+            {},
+            "number of queries must be at least",
+        ),
         (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 32), {"threshold": 2.0}, "between 0 and 1"),
         (torch.rand(1, 2, 4, 4), torch.rand(2, 3, 32, 32), {}, "same number of images"),
         (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 32), {"logit_scale": 0.0}, "above 0"),

@@ -21,7 +21,9 @@ CLASSES = ["cat, kitten", "dog", "grass"]
 def make(**arguments: Any) -> Segmenter:
     dense = DenseEncoder(toy_clip().visual, rcs=RCS(), sfr=SFR(refine_iterations=1))
     vocabulary = Vocabulary.from_names(CLASSES, toy_clip(), toy_tokenizer, templates=["{}"])
-    return Segmenter(dense, vocabulary, **{"window": 32, "stride": 16, "short_side": 48, **arguments})
+    return Segmenter(
+        dense, vocabulary, **{"window": 32, "stride": 16, "short_side": 48, **arguments}
+    )
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

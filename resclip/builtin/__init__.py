@@ -41,7 +41,9 @@ def directory() -> Path:
 
 
 def load_builtin(
-    device: torch.device | str = "cpu", precision: torch.dtype | None = None, folder: Path | None = None
+    device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
+    folder: Path | None = None,
 ) -> tuple[CLIP, WordTokenizer, tuple[float, ...], tuple[float, ...]]:
     """The model in eval mode, its tokenizer, and the mean and deviation of its pixels.
 

@@ -48,7 +48,11 @@ Phrase = tuple[str, str]  # class name, colour word ("" when none is said)
 def visible_names(labels: NDArray[np.uint8], share: float = 0.03) -> tuple[str, ...]:
     """The classes that cover at least `share` of `labels` (any shape), in class order."""
     counts = np.bincount(labels.ravel(), minlength=len(CLASS_NAMES))
-    return tuple(name for name, count in zip(CLASS_NAMES, counts, strict=True) if count >= share * labels.size)
+    return tuple(
+        name
+        for name, count in zip(CLASS_NAMES, counts, strict=True)
+        if count >= share * labels.size
+    )
 
 
 def phrases_of(
@@ -111,4 +115,6 @@ def every_word() -> list[str]:
     """Each word that a caption can contain, sorted: the words that the model can learn."""
     texts = [*TEMPLATES, *COLOURS, "a an the and on under"]
     texts += [word for words in SYNONYMS.values() for word in words]
-    return sorted({word for text in texts for word in text.replace("{}", " ").replace(".", " ").split()})
+    return sorted(
+        {word for text in texts for word in text.replace("{}", " ").replace(".", " ").split()}
+    )

@@ -28,12 +28,14 @@ PURE = 0.75  # of a patch's pixels are of one class, or the patch asks nothing
 FIRST_THING = len(SKIES) + len(GROUNDS)
 
 
-def patch_classes(mask: NDArray[np.uint8], patch: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def patch_classes(
+    mask: NDArray[np.uint8], patch: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """(n,) most frequent class of each patch, and whether it has PURE of the pixels."""
     height, width = mask.shape[0] // patch, mask.shape[1] // patch
     blocks = mask[: height * patch, : width * patch].reshape(height, patch, width, patch)
-    blocks = blocks.transpose(0, 2, 1, 3).reshape(height * width, -1)
-    shares = np.stack([(blocks == label).mean(1) for label in range(len(CLASS_NAMES))], 1)
+    pixels = blocks.transpose(0, 2, 1, 3).reshape(height * width, -1)
+    shares = np.stack([(pixels == label).mean(1) for label in range(len(CLASS_NAMES))], 1)
     return shares.argmax(1), shares.max(1) >= PURE
 
 
@@ -48,7 +50,10 @@ def attention_maps(visual: Any, pixels: Tensor) -> dict[str, Tensor]:
     for number, block in enumerate(blocks, 1):
         attention = block.attn
         qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        q, k, _ = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
+        q, k, _ = (
+            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for part in qkv.chunk(3, -1)
+        )
         pairs = {"qk": (q, k)}
         if number == len(blocks):
             pairs |= {"qq": (q, q), "kk": (k, k)}
@@ -73,14 +78,19 @@ def own_class_shares(visual: Any, scenes: Iterable[Scene]) -> dict[str, tuple[fl
             chosen = torch.from_numpy(pure & of_kind)
             for name, share in shares.items():
                 kept.setdefault(name, [[], []])[kind] += share[chosen].tolist()
-    return {name: (float(np.mean(things)), float(np.mean(rest))) for name, (things, rest) in kept.items()}
+    return {
+        name: (float(np.mean(things)), float(np.mean(rest)))
+        for name, (things, rest) in kept.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m resclip.builtin.diagnostics", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--scenes", type=int, default=40, help="validation scenes to look at (%(default)s)")
+    parser.add_argument(
+        "--scenes", type=int, default=40, help="validation scenes to look at (%(default)s)"
+    )
     parser.add_argument("--model", type=Path, help="folder of another export (the packaged one)")
     options = parser.parse_args(argv)
     if options.scenes < 1:
@@ -91,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     with torch.no_grad():
         shares = own_class_shares(model.visual, validation_scenes(options.scenes))
-    print(f"{'block':<8}{'things':>9}{'sky, ground':>14}   share of a patch's attention on its own class")
+    print(
+        f"{'block':<8}{'things':>9}{'sky, ground':>14}   share of a patch's attention on its own class"
+    )
     for name, (things, rest) in shares.items():
         print(f"{name:<8}{things:>9.2f}{rest:>14.2f}")
     return 0

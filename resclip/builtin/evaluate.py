@@ -57,17 +57,22 @@ def recipes() -> dict[str, Recipe]:
     }
 
 
-def confusion(truth: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]], classes: int) -> NDArray[np.int64]:
+def confusion(
+    truth: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]], classes: int
+) -> NDArray[np.int64]:
     """(classes, classes): pixels by true class (row) and predicted class (column)."""
     pairs = truth.ravel().astype(np.int64) * classes + labels.ravel()
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+    return (
+        np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+    )
 
 
 def intersection_over_union(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Per class, in per cent, areas summed over the set first; NaN for a class neither drawn nor predicted."""
     hits = np.diag(counts).astype(np.float64)
     union = counts.sum(0) + counts.sum(1) - hits
-    return 100 * np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    shares = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    return np.asarray(100 * shares)
 
 
 def batches(scenes: Iterable[Scene], size: int) -> Iterator[list[Scene]]:
@@ -76,7 +81,9 @@ def batches(scenes: Iterable[Scene], size: int) -> Iterator[list[Scene]]:
         yield batch
 
 
-def measure(segmenter: Segmenter, scenes: Iterable[Scene], batch_size: int = 10) -> NDArray[np.int64]:
+def measure(
+    segmenter: Segmenter, scenes: Iterable[Scene], batch_size: int = 10
+) -> NDArray[np.int64]:
     """The confusion counts of a segmenter over scenes of one size."""
     counts = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES)), np.int64)
     for batch in batches(scenes, batch_size):
@@ -93,17 +100,27 @@ def table(rows: Mapping[str, NDArray[np.float64]]) -> str:
     lines = [" " * wide + "".join(f"{head:>{max(6, len(head) + 1)}}" for head in heads)]
     for name, values in rows.items():
         cells = [float(np.nanmean(values)), *values.tolist()]
-        row = "".join(f"{cell:>{max(6, len(head) + 1)}.1f}" for cell, head in zip(cells, heads, strict=True))
+        row = "".join(
+            f"{cell:>{max(6, len(head) + 1)}.1f}" for cell, head in zip(cells, heads, strict=True)
+        )
         lines.append(f"{name:<{wide}}{row}")
     return "\n".join(lines)
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m resclip.builtin.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--set", choices=SETS, default="held-out", help="which scenes (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m resclip.builtin.evaluate", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--set", choices=SETS, default="held-out", help="which scenes (%(default)s)"
+    )
     parser.add_argument("--scenes", type=int, default=200, help="how many (%(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="side of a scene in pixels (%(default)s)")
-    parser.add_argument("--window", type=int, default=112, help="0: the whole scene at once (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=224, help="side of a scene in pixels (%(default)s)"
+    )
+    parser.add_argument(
+        "--window", type=int, default=112, help="0: the whole scene at once (%(default)s)"
+    )
     parser.add_argument("--stride", type=int, default=56, help="step between windows (%(default)s)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows to measure (all)")
     parser.add_argument("--model", type=Path, help="folder of another export (the packaged one)")
@@ -135,8 +152,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             segmenter = Segmenter(encoder, vocabulary, window=options.window, stride=options.stride)
         except ValueError as error:
             parser.error(str(error))
-        rows[name] = intersection_over_union(measure(segmenter, SETS[options.set](options.scenes, options.size)))
-        print(f"{name}: {np.nanmean(rows[name]):.1f} ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
+        rows[name] = intersection_over_union(
+            measure(segmenter, SETS[options.set](options.scenes, options.size))
+        )
+        print(
+            f"{name}: {np.nanmean(rows[name]):.1f} ({time.monotonic() - start:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
     print(table(rows))
     if options.json:
         stored = {

@@ -12,6 +12,7 @@ Does not know the model, tokens or how batches are made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import Phrase, describes
+
+LEAST_SHARE = 0.08  # of a picture, for a thing that its caption finds worth naming
 
 
 def phrase_list(pictures: Sequence[Sequence[Phrase]]) -> list[Phrase]:
@@ -31,7 +34,9 @@ def truth_table(said: Sequence[Sequence[Phrase]], pictures: Sequence[Sequence[Ph
     """(len(pictures), len(said)) bool: every phrase of a text is borne out by the picture's own caption."""
     texts = list(dict.fromkeys(tuple(text) for text in said))
     rows = list(dict.fromkeys(tuple(picture) for picture in pictures))
-    unique = torch.tensor([[all(describes(phrase, row) for phrase in text) for text in texts] for row in rows])
+    unique = torch.tensor(
+        [[all(describes(phrase, row) for phrase in text) for text in texts] for row in rows]
+    )
     row_of = torch.tensor([rows.index(tuple(picture)) for picture in pictures])
     text_of = torch.tensor([texts.index(tuple(text)) for text in said])
     return unique[row_of][:, text_of]
@@ -78,6 +83,36 @@ def phrase_loss(
     about = any_true(logits, true[cells])
     weights = (logits - logits.detach().amax(0)).exp()
     empty = logits.new_zeros(true.shape)
-    found = empty.index_add(0, cells, weights * logits) / empty.index_add(0, cells, weights).clamp_min(1e-20)
-    present = torch.zeros(len(true), dtype=torch.bool, device=cells.device).index_fill(0, cells, True)
+    found = empty.index_add(0, cells, weights * logits) / empty.index_add(
+        0, cells, weights
+    ).clamp_min(1e-20)
+    present = torch.zeros(len(true), dtype=torch.bool, device=cells.device).index_fill(
+        0, cells, True
+    )
     return about, each_true(found[present].T, true[present].T)
+
+
+def share_loss(
+    patches: Tensor,
+    cell_of_patch: Tensor,
+    phrases: Tensor,
+    true: Tensor,
+    group: Tensor,
+    scale: Tensor,
+) -> Tensor:
+    """Everything that a caption names holds LEAST_SHARE of its picture's patches.
+
+    group (P,) numbers the noun of each phrase: "a car" and "a red car" share one. Without this, a patch of a tree
+    may as well be called grass, since nearly every caption with a tree names grass too.
+    """
+    inside = cell_of_patch >= 0
+    cells = cell_of_patch[inside]
+    nouns = F.one_hot(group).to(phrases.dtype)  # (P, nouns)
+    belief = (scale * patches[inside] @ phrases.T).softmax(1) * true[cells]
+    area = cells.bincount(minlength=len(true)).unsqueeze(1)
+    held = belief.new_zeros(len(true), nouns.shape[1]).index_add(0, cells, belief @ nouns)
+    named = (true.to(nouns.dtype) @ nouns > 0) & (area > 0)
+    share = (held / area.clamp_min(1)).clamp(1e-6, LEAST_SHARE)
+    return (
+        (math.log(LEAST_SHARE) - share.log())[named].mean() if bool(named.any()) else held.sum() * 0
+    )

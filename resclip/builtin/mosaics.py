@@ -20,7 +20,11 @@ from PIL import Image
 from .captions import Phrase, caption
 from .scenes import training_scene
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, so that every caller normalises as for CLIP
+MEAN = (
+    0.48145466,
+    0.4578275,
+    0.40821073,
+)  # CLIP's own, so that every caller normalises as for CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 SMALLEST_CELL = 3  # patches; a cell with fewer is left out of the losses
 OWN_SHARE = 0.7  # of a patch's pixels must be of one cell, or the patch belongs to none
@@ -37,7 +41,9 @@ class Pool:
     centres: list[list[tuple[float, float, float]]]  # of each thing: x, y, height in scene units
 
     @classmethod
-    def draw(cls, count: int, size: int = 160, tell: Callable[[int], None] = lambda done: None) -> Pool:
+    def draw(
+        cls, count: int, size: int = 160, tell: Callable[[int], None] = lambda done: None
+    ) -> Pool:
         """Draw the first `count` training scenes; `tell(done)` is called after each."""
         images = np.empty((count, size, size, 3), np.uint8)
         masks = np.empty((count, size, size), np.uint8)
@@ -68,27 +74,42 @@ class Batch:
 
 def normalised(images: NDArray[np.uint8] | NDArray[np.float32]) -> torch.Tensor:
     """(B, H, W, 3) in 0..255 -> (B, 3, H, W), CLIP's mean and deviation."""
-    scaled = (np.asarray(images, np.float32) / 255.0 - np.float32(MEAN)) / np.float32(STD)
+    mean, deviation = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    scaled = (np.asarray(images, np.float32) / 255.0 - mean) / deviation
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
 
 
 def photograph(
-    pool: Pool, generator: np.random.Generator, height: int, width: int, zoom: tuple[float, float]
+    pool: Pool,
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    zoom: tuple[float, float],
+    close_ups: float = 0.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], dict[str, str]]:
     """A picture of a random part of a random scene: pixels, labels, colours.
 
     `zoom` bounds the picture's magnification of the pool's pixels. Four times out of ten the camera points at a
-    thing, as cameras do; else anywhere.
+    thing, as cameras do; else anywhere. `close_ups` is the share of pictures taken from so near that little but the
+    thing fits in.
     """
     index = int(generator.integers(len(pool.images)))
     size = pool.masks.shape[1]
     magnification = float(np.exp(generator.uniform(*np.log(zoom))))
+    close = close_ups > 0 and bool(pool.centres[index]) and generator.random() < close_ups
+    if close:
+        subject = pool.centres[index][int(generator.integers(len(pool.centres[index])))]
+        magnification = max(height, width) / (
+            float(generator.uniform(0.35, 0.9)) * subject[2] * size
+        )
     magnification = max(magnification, max(height, width) / size)
     rows, columns = height / magnification, width / magnification
     top, left = generator.uniform(0, 1, 2) * (size - rows, size - columns)
-    if pool.centres[index] and generator.random() < 0.4:
-        x, y, tall = pool.centres[index][int(generator.integers(len(pool.centres[index])))]
-        offset = generator.normal(0, 0.25 * tall, 2)
+    if close or (pool.centres[index] and generator.random() < 0.4):
+        if not close:
+            subject = pool.centres[index][int(generator.integers(len(pool.centres[index])))]
+        x, y, tall = subject
+        offset = generator.normal(0, (0.12 if close else 0.25) * tall, 2)
         top = float(np.clip((y + offset[0]) * size - rows / 2, 0, size - rows))
         left = float(np.clip((x + offset[1]) * size - columns / 2, 0, size - columns))
     frame = (float(left), float(top), float(left + columns), float(top + rows))
@@ -128,7 +149,9 @@ def wavy_cells(size: int, count: int, generator: np.random.Generator) -> NDArray
     Borders look like the borders of things, so that a model cannot tell a change of picture from a change of thing.
     """
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size
-    amplitude, frequency, phase = (generator.uniform(low, high, 2) for low, high in ((0, 0.09), (4, 14), (0, 6.3)))
+    amplitude, frequency, phase = (
+        generator.uniform(low, high, 2) for low, high in ((0, 0.09), (4, 14), (0, 6.3))
+    )
     rippled_y = y + amplitude[0] * np.sin(frequency[0] * x + phase[0])
     rippled_x = x + amplitude[1] * np.sin(frequency[1] * y + phase[1])
     points = generator.uniform(0.02, 0.98, (count, 2))
@@ -139,11 +162,14 @@ def wavy_cells(size: int, count: int, generator: np.random.Generator) -> NDArray
 
 
 def cells_of_patches(owner: NDArray[np.int64], patch: int) -> NDArray[np.int64]:
-    """(h·w,) the cell that holds OWN_SHARE of a patch's pixels, or -1; cells of under SMALLEST_CELL patches lose them."""
+    """(h·w,) the cell that holds OWN_SHARE of a patch's pixels, or -1.
+
+    A cell that would have fewer than SMALLEST_CELL patches has none.
+    """
     grid = owner.shape[0] // patch
     blocks = owner[: grid * patch, : grid * patch].reshape(grid, patch, grid, patch)
-    blocks = blocks.transpose(0, 2, 1, 3).reshape(grid * grid, patch * patch)
-    shares = np.stack([(blocks == number).mean(1) for number in range(int(owner.max()) + 1)], 1)
+    pixels = blocks.transpose(0, 2, 1, 3).reshape(grid * grid, patch * patch)
+    shares = np.stack([(pixels == number).mean(1) for number in range(int(owner.max()) + 1)], 1)
     cells = np.where(shares.max(1) >= OWN_SHARE, shares.argmax(1), -1)
     for number in range(shares.shape[1]):
         if (cells == number).sum() < SMALLEST_CELL:
@@ -159,6 +185,7 @@ def draw_batch(
     size: int = 112,
     patch: int = 8,
     cells: tuple[int, int] = (3, 10),
+    close_ups: float = 0.0,
 ) -> Batch:
     """`whole` pictures that fill a canvas each, then `mosaics` canvases of `cells` (from, to) pictures."""
     canvases = np.zeros((whole + mosaics, size, size, 3), np.float32)
@@ -181,11 +208,14 @@ def draw_batch(
             rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
             here = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             inside = inside[here]
-            pixels, labels, colours = photograph(pool, generator, *inside.shape, (0.5, 1.6))
+            tall, wide = inside.shape
+            pixels, labels, colours = photograph(pool, generator, tall, wide, (0.5, 1.6), close_ups)
             canvases[index][here][inside] = pixels[inside]
             if (local == number).any():
                 membership[index, local == number] = len(captions)
                 text, said = caption(labels[inside], colours, generator)
                 captions.append(text)
                 phrases.append(said)
-    return Batch(normalised(canvases), torch.from_numpy(membership), captions, phrases, list(range(whole)))
+    return Batch(
+        normalised(canvases), torch.from_numpy(membership), captions, phrases, list(range(whole))
+    )

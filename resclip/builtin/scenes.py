@@ -23,7 +23,11 @@ __all__ = [
     "plan_scene", "render_scene", "training_scene", "validation_scenes",
 ]  # fmt: skip
 
-TRAINING, VALIDATION, HELD_OUT = 11, 22, 33  # first word of each set's seeds: no scene is in two sets
+TRAINING, VALIDATION, HELD_OUT = (
+    11,
+    22,
+    33,
+)  # first word of each set's seeds: no scene is in two sets
 
 SKY_COLOURS: tuple[tuple[Colour, Colour], ...] = (  # at the top, at the horizon
     ((0.36, 0.62, 0.92), (0.76, 0.89, 0.98)),
@@ -100,9 +104,17 @@ def plan_scene(generator: np.random.Generator) -> ScenePlan:
         placed = _place(generator, THINGS[int(index)], horizon, placements)
         if placed is not None:
             placements.append(placed)
-    placements.sort(key=lambda placement: placement.base)  # farther things first: nearer ones cover them
+    placements.sort(
+        key=lambda placement: placement.base
+    )  # farther things first: nearer ones cover them
     return ScenePlan(
-        sky, ground, horizon, waves, int(generator.integers(6)), int(generator.integers(2**31)), tuple(placements)
+        sky,
+        ground,
+        horizon,
+        waves,
+        int(generator.integers(6)),
+        int(generator.integers(2**31)),
+        tuple(placements),
     )
 
 
@@ -129,8 +141,10 @@ def _place(
         else:
             base = float(generator.uniform(horizon + 0.08, 0.97))
         clear = all(
-            abs(x - other.x) > 0.75 * (height * thing.half_width + other.height * DRAWN[other.name].half_width)
-            or abs((base - height / 2) - (other.base - other.height / 2)) > 0.5 * (height + other.height)
+            abs(x - other.x)
+            > 0.75 * (height * thing.half_width + other.height * DRAWN[other.name].half_width)
+            or abs((base - height / 2) - (other.base - other.height / 2))
+            > 0.5 * (height + other.height)
             for other in others
         )
         if clear:
@@ -157,7 +171,9 @@ def draw(plan: ScenePlan, height: int, width: int) -> Scene:
 
 
 def _blend(share: Array, start: Colour, end: Colour) -> Array:
-    mixed = np.asarray(start, np.float32) + share[..., None] * (np.asarray(end, np.float32) - np.asarray(start))
+    mixed = np.asarray(start, np.float32) + share[..., None] * (
+        np.asarray(end, np.float32) - np.asarray(start)
+    )
     return np.asarray(mixed, np.float32)
 
 
@@ -174,14 +190,21 @@ def _paint_sky(canvas: Canvas, plan: ScenePlan, generator: np.random.Generator) 
         at = (float(x) * 1.5, float(y) * (plan.horizon + 0.03))
         radius = 0.004 + 0.007 * float(size)
         star = canvas.frame(at, 1.0, (2 * radius, 2 * radius, 2 * radius, 2 * radius))
-        star.paint(np.abs(star.u) + np.abs(star.v) - 1.5 * radius, (1.0, 0.97, 0.80), None, 0.7 + 0.3 * float(glow))
+        star.paint(
+            np.abs(star.u) + np.abs(star.v) - 1.5 * radius,
+            (1.0, 0.97, 0.80),
+            None,
+            0.7 + 0.3 * float(glow),
+        )
 
 
 def _paint_ground(canvas: Canvas, plan: ScenePlan, generator: np.random.Generator) -> None:
     frame = canvas.frame((0.0, plan.horizon), 1.0, (0.0, canvas.aspect, 1.0, 0.06))
     amplitude, phase, ripple, offset = plan.waves
     calm = 0.15 if plan.ground == "water" else 1.0
-    edge = calm * (amplitude * np.sin(5.0 * frame.u + phase) + ripple * np.sin(17.0 * frame.u + offset))
+    edge = calm * (
+        amplitude * np.sin(5.0 * frame.u + phase) + ripple * np.sin(17.0 * frame.u + offset)
+    )
     share = np.clip(-frame.v / (1.0 - plan.horizon), 0, 1)
     frame.paint(frame.v - edge, _blend(share, *GROUND_COLOURS[plan.ground]), CLASS_ID[plan.ground])
     near, far = GROUND_COLOURS[plan.ground][1], GROUND_COLOURS[plan.ground][0]
@@ -194,7 +217,13 @@ def _paint_ground(canvas: Canvas, plan: ScenePlan, generator: np.random.Generato
 
 
 def _paint_mark(
-    canvas: Canvas, ground: str, at: tuple[float, float], scale: float, kind: float, near: Colour, far: Colour
+    canvas: Canvas,
+    ground: str,
+    at: tuple[float, float],
+    scale: float,
+    kind: float,
+    near: Colour,
+    far: Colour,
 ) -> None:
     """One tuft, pebble, wave, sparkle or speck; never outside the ground, since marks have no label."""
     mark = canvas.frame(at, scale, (1.6, 1.6, 0.6, 1.0))
@@ -204,7 +233,9 @@ def _paint_mark(
             mark.stroke((tip * 0.3, 0.0), (tip, 0.8), 0.09, bright, None)
     elif ground == "sand":
         mark.paint(np.hypot(mark.u, mark.v * 1.3) - 0.24, bright, None, 0.8)
-        mark.paint(np.hypot(mark.u - 0.8, mark.v * 1.3 - 0.25) - 0.15, lighter(near, -0.3), None, 0.8)
+        mark.paint(
+            np.hypot(mark.u - 0.8, mark.v * 1.3 - 0.25) - 0.15, lighter(near, -0.3), None, 0.8
+        )
     elif ground == "water":
         curve = 0.28 * np.cos(2.6 * mark.u)
         crest = np.maximum(np.abs(mark.v - curve - 0.3) - 0.12, np.abs(mark.u) - 1.4)
@@ -212,11 +243,19 @@ def _paint_mark(
     elif ground == "snow":
         shade: Colour = (0.70, 0.80, 0.93)
         curve = 0.4 - 0.2 * mark.u * mark.u
-        mark.paint(np.maximum(np.abs(mark.v - curve) - 0.07, np.abs(mark.u) - 1.3), shade, None, 0.7)
+        mark.paint(
+            np.maximum(np.abs(mark.v - curve) - 0.07, np.abs(mark.u) - 1.3), shade, None, 0.7
+        )
     elif kind < 0.25:
-        mark.paint(np.maximum(np.abs(mark.v - 0.2) - 0.16, np.abs(mark.u) - 1.4), (0.95, 0.86, 0.45), None)
+        mark.paint(
+            np.maximum(np.abs(mark.v - 0.2) - 0.16, np.abs(mark.u) - 1.4), (0.95, 0.86, 0.45), None
+        )
     else:
-        mark.paint(np.abs(mark.u) + np.abs(mark.v) - 0.28, lighter(near, 0.3 if kind < 0.6 else -0.35), None)
+        mark.paint(
+            np.abs(mark.u) + np.abs(mark.v) - 0.28,
+            lighter(near, 0.3 if kind < 0.6 else -0.35),
+            None,
+        )
 
 
 def render_scene(seed: int | np.random.Generator, size: int = 112) -> Scene:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,11 @@ def ellipse(u: Array, v: Array, centre: tuple[float, float], radii: tuple[float,
 
 
 def box(
-    u: Array, v: Array, centre: tuple[float, float], half: tuple[float, float], rounding: float = 0.0
+    u: Array,
+    v: Array,
+    centre: tuple[float, float],
+    half: tuple[float, float],
+    rounding: float = 0.0,
 ) -> Array:
     """Distance to an upright rectangle of half sizes `half`, its corners rounded by `rounding`."""
     across = np.abs(u - centre[0]) - (half[0] - rounding)
@@ -112,7 +117,9 @@ class Canvas:
         u = (columns[None, :] - np.float32(origin[0])) / np.float32(-scale if mirrored else scale)
         v = (np.float32(origin[1]) - rows[:, None]) / np.float32(scale)
         here = np.s_[top : max(top, bottom), left : max(left, right)]
-        return Frame(self.image[here], self.mask[here], *np.broadcast_arrays(u, v), scale * self.unit)
+        return Frame(
+            self.image[here], self.mask[here], *np.broadcast_arrays(u, v), scale * self.unit
+        )
 
     def pixels(self) -> NDArray[np.uint8]:
         return np.asarray(np.clip(self.image * 255.0 + 0.5, 0, 255), np.uint8)
@@ -129,7 +136,11 @@ class Frame:
     unit: float
 
     def paint(
-        self, distance: Array, colour: Colour | Array, label: int | None, opacity: float = 1.0
+        self,
+        distance: NDArray[np.floating[Any]],
+        colour: Colour | Array,
+        label: int | None,
+        opacity: float = 1.0,
     ) -> None:
         """Cover where `distance` is negative; `label` None changes the picture and not the mask."""
         cover = np.clip(0.5 - distance * self.unit, 0, 1)

@@ -59,7 +59,12 @@ def tree(frame: Frame, colour: Colour, label: int, variant: float) -> None:
             corners = [(-half, base), (half, base), (0.0, top)]
             frame.polygon(corners, lighter(leaves, 0.25 * (base - 0.2)), label)
         return
-    for centre, radius in (((-0.2, 0.5), 0.19), ((0.2, 0.5), 0.19), ((-0.11, 0.72), 0.2), ((0.12, 0.76), 0.2)):
+    for centre, radius in (
+        ((-0.2, 0.5), 0.19),
+        ((0.2, 0.5), 0.19),
+        ((-0.11, 0.72), 0.2),
+        ((0.12, 0.76), 0.2),
+    ):
         frame.ellipse(centre, (radius, radius), leaves, label)
     for centre, radius in (((-0.05, 0.62), 0.16), ((0.14, 0.8), 0.1), ((-0.22, 0.54), 0.08)):
         frame.ellipse(centre, (radius, radius), lighter(leaves, 0.13), label)
@@ -73,7 +78,11 @@ def sun(frame: Frame, colour: Colour, label: int, variant: float) -> None:
     frame.ellipse((0.0, 0.5), (0.31, 0.31), (1.0, 0.86, 0.25), label)
     for side in (-0.11, 0.11):
         frame.ellipse((side, 0.55), (0.025, 0.035), (0.62, 0.36, 0.06), label)
-    for left, right in (((-0.12, 0.42), (-0.05, 0.38)), ((-0.05, 0.38), (0.05, 0.38)), ((0.05, 0.38), (0.12, 0.42))):
+    for left, right in (
+        ((-0.12, 0.42), (-0.05, 0.38)),
+        ((-0.05, 0.38), (0.05, 0.38)),
+        ((0.05, 0.38), (0.12, 0.42)),
+    ):
         frame.stroke(left, right, 0.014, (0.62, 0.36, 0.06), label)
 
 
@@ -95,7 +104,9 @@ def boat(frame: Frame, colour: Colour, label: int, variant: float) -> None:
     frame.polygon([(0.04, 0.32), (0.46, 0.32), (0.04, 0.95)], CREAM, label)
     frame.polygon([(-0.36, 0.34), (-0.04, 0.34), (-0.04, 0.85)], lighter(CREAM, -0.1), label)
     frame.polygon([(-0.36, 0.0), (0.36, 0.0), (0.56, 0.26), (-0.56, 0.26)], colour, label)
-    frame.polygon([(-0.52, 0.2), (0.52, 0.2), (0.56, 0.26), (-0.56, 0.26)], lighter(colour, 0.45), label)
+    frame.polygon(
+        [(-0.52, 0.2), (0.52, 0.2), (0.56, 0.26), (-0.56, 0.26)], lighter(colour, 0.45), label
+    )
 
 
 def fish(frame: Frame, colour: Colour, label: int, variant: float) -> None:
@@ -132,7 +143,12 @@ def mushroom(frame: Frame, colour: Colour, label: int, variant: float) -> None:
     dome = np.maximum(ellipse(frame.u, frame.v, (0.0, 0.46), (0.5, 0.52)), 0.46 - frame.v)
     frame.paint(dome, cap, label)
     frame.box((0.0, 0.45), (0.47, 0.035), lighter(CREAM, -0.12), label, 0.03)
-    for centre, radius in (((-0.25, 0.62), 0.07), ((0.02, 0.78), 0.085), ((0.27, 0.6), 0.065), ((0.0, 0.58), 0.05)):
+    for centre, radius in (
+        ((-0.25, 0.62), 0.07),
+        ((0.02, 0.78), 0.085),
+        ((0.27, 0.6), 0.065),
+        ((0.0, 0.58), 0.05),
+    ):
         frame.ellipse(centre, (radius, radius * 0.85), (1.0, 0.98, 0.94), label)
 
 
@@ -189,7 +205,14 @@ DRAWN: dict[str, Thing] = {
 
 
 def paint_thing(
-    canvas: Canvas, name: str, x: float, base: float, height: float, colour: str, variant: float, mirrored: bool
+    canvas: Canvas,
+    name: str,
+    x: float,
+    base: float,
+    height: float,
+    colour: str,
+    variant: float,
+    mirrored: bool,
 ) -> None:
     """Draw `name` standing at (x, base), `height` scene units tall. An unknown name is a KeyError."""
     thing = DRAWN[name]

@@ -21,11 +21,22 @@ from torch import Tensor, nn
 from .mosaics import MEAN, STD
 from .words import WordTokenizer
 
-CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME = "open_clip_config.json", "open_clip_model.safetensors", "words.json"
-MIDDLE_BLOCKS = (6, 7, 8, 9)  # 1-based, of 12; a shallower tower uses the same fractions of its depth
+CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME = (
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    "words.json",
+)
+MIDDLE_BLOCKS = (
+    6,
+    7,
+    8,
+    9,
+)  # 1-based, of 12; a shallower tower uses the same fractions of its depth
 
 
-def configuration(vocab_size: int, layers: int = 12, width: int = 128, size: int = 112) -> dict[str, Any]:
+def configuration(
+    vocab_size: int, layers: int = 12, width: int = 128, size: int = 112
+) -> dict[str, Any]:
     """open_clip's model_cfg of the small CLIP: patches of 8, heads of 64."""
     return {
         "embed_dim": 128,
@@ -39,7 +50,9 @@ def configuration(vocab_size: int, layers: int = 12, width: int = 128, size: int
 
 
 def build(config: Mapping[str, Any]) -> CLIP:
-    return CLIP(embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"])
+    return CLIP(
+        embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"]
+    )
 
 
 def middle_blocks(depth: int) -> tuple[int, ...]:
@@ -48,7 +61,7 @@ def middle_blocks(depth: int) -> tuple[int, ...]:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, A, L, d)
+    return cast(Tensor, x.unflatten(-1, (heads, -1))).transpose(1, 2)  # (B, A, L, d)
 
 
 def image_views(model: CLIP, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -70,7 +83,9 @@ def image_views(model: CLIP, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]
         normed = block.ln_1(x)
         q, k, v = (
             _heads(part, heads)
-            for part in F.linear(normed, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+            for part in F.linear(normed, attention.in_proj_weight, attention.in_proj_bias).chunk(
+                3, -1
+            )
         )
         if index in wanted:
             weights = _softmax(q, k)
@@ -92,7 +107,8 @@ def image_views(model: CLIP, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]
 
     views = {"value": v, "key": _softmax(k, k) @ v, "middle": middle @ v}
     return pictures, {
-        name: visual.ln_post(attention.out_proj(view[:, :, 1:].transpose(1, 2).flatten(2))) @ visual.proj
+        name: visual.ln_post(attention.out_proj(view[:, :, 1:].transpose(1, 2).flatten(2)))
+        @ visual.proj
         for name, view in views.items()
     }
 
@@ -108,7 +124,8 @@ def text_embeddings(model: CLIP, tokens: Tensor) -> Tensor:
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.softmax(-1)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -120,24 +137,38 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def export(
-    directory: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], tokenizer: WordTokenizer
+    directory: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    tokenizer: WordTokenizer,
 ) -> int:
     """Write a folder that `open_clip.create_model_and_transforms("local-dir:...")` loads; returns its bytes."""
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     stored = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n"
     write_atomically(directory / CONFIG_NAME, stored.encode())
     write_atomically(directory / WORDS_NAME, tokenizer.as_json().encode())
-    halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in weights.items()}
+    halves = {
+        name: tensor.detach().to("cpu", torch.float16).contiguous()
+        for name, tensor in weights.items()
+    }
     beside = directory / (WEIGHTS_NAME + ".partial")
     save_file(halves, beside, metadata={"format": "pt"})
     os.replace(beside, directory / WEIGHTS_NAME)
-    return sum((directory / name).stat().st_size for name in (CONFIG_NAME, WORDS_NAME, WEIGHTS_NAME))
+    return sum(
+        (directory / name).stat().st_size for name in (CONFIG_NAME, WORDS_NAME, WEIGHTS_NAME)
+    )
 
 
 def decayed_and_plain(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Weight matrices, which weight decay applies to, and all other parameters."""
-    plain_names = ("positional_embedding", "class_embedding", "token_embedding.weight", "logit_scale")
-    decayed, plain = [], []
+    plain_names = (
+        "positional_embedding",
+        "class_embedding",
+        "token_embedding.weight",
+        "logit_scale",
+    )
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_plain = parameter.ndim < 2 or name.endswith(plain_names)
         (plain if is_plain else decayed).append(parameter)

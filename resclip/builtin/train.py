@@ -23,9 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import PLAIN_TEMPLATES, every_word, say
-from .losses import caption_loss, mean_of_cells, phrase_list, phrase_loss, truth_table
+from .losses import caption_loss, mean_of_cells, phrase_list, phrase_loss, share_loss, truth_table
 from .mosaics import Batch, Pool, draw_batch
-from .towers import build, configuration, decayed_and_plain, export, image_views, text_embeddings, write_atomically
+from .towers import (
+    build,
+    configuration,
+    decayed_and_plain,
+    export,
+    image_views,
+    text_embeddings,
+    write_atomically,
+)
 from .words import WordTokenizer
 
 LARGEST_SCALE = 100.0  # CLIP's bound on the logit scale
@@ -50,6 +58,10 @@ class Settings:
     view_weights: tuple[float, float, float] = (0.3, 1.0, 1.0)  # value, key, middle
     find_weight: float = 0.3
     mean_decay: float = 0.99
+    things_from: int = 750
+    """Step from which close-ups are among the pictures and every named thing must hold some patches."""
+    close_ups: float = 0.35
+    share_weight: float = 1.0
 
 
 class Trainer:
@@ -72,7 +84,9 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98))
         self.done = 0
-        self.mean = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.mean = {
+            name: value.detach().clone() for name, value in self.model.state_dict().items()
+        }
 
     def rate(self) -> float:
         """Warm-up, constant, and a straight line to zero over the last quarter of the run."""
@@ -81,20 +95,30 @@ class Trainer:
         return self.settings.rate * min(warm, left)
 
     def texts(self, sentences: Sequence[str]) -> Tensor:
-        return F.normalize(text_embeddings(self.model, self.tokenizer(sentences).to(self.device)), dim=-1)
+        return F.normalize(
+            text_embeddings(self.model, self.tokenizer(sentences).to(self.device)), dim=-1
+        )
 
     def losses(self, batch: Batch, generator: np.random.Generator) -> dict[str, Tensor]:
         """The weighted losses of a batch, by name."""
         pictures, views = image_views(self.model, batch.pixels.to(self.device))
         phrases = phrase_list(batch.phrases)
         spoken = [PLAIN_TEMPLATES[int(generator.integers(len(PLAIN_TEMPLATES)))] for _ in phrases]
-        spoken = [form.format(say(phrase, generator)) for form, phrase in zip(spoken, phrases, strict=True)]
+        spoken = [
+            form.format(say(phrase, generator))
+            for form, phrase in zip(spoken, phrases, strict=True)
+        ]
         texts = self.texts(batch.captions + spoken)
         captions, said = texts[: len(batch.captions)], texts[len(batch.captions) :]
         scale = self.model.logit_scale.exp()
         cells = batch.cell_of_patch.to(self.device)
         holds = truth_table(batch.phrases, batch.phrases).to(self.device)
         named = truth_table([(phrase,) for phrase in phrases], batch.phrases).to(self.device)
+
+        numbers = {
+            name: number for number, name in enumerate(sorted({name for name, _ in phrases}))
+        }
+        nouns = torch.tensor([numbers[name] for name, _ in phrases], device=self.device)
 
         whole = F.normalize(pictures[: len(batch.whole)], dim=-1)
         result = {"picture": caption_loss(whole, captions, holds[batch.whole], scale)}
@@ -103,6 +127,9 @@ class Trainer:
             about, found = phrase_loss(patches, cells, said, named, scale)
             result[f"{name} about"] = weight * about
             result[f"{name} found"] = weight * self.settings.find_weight * found
+            if self.done >= self.settings.things_from:
+                share = share_loss(patches, cells, said, named, nouns, scale)
+                result[f"{name} share"] = weight * self.settings.share_weight * share
             if name == "value":
                 means = mean_of_cells(patches, cells, len(captions))
                 result["mean"] = 0.5 * caption_loss(means, captions, holds, scale)
@@ -114,6 +141,7 @@ class Trainer:
         batch = draw_batch(
             self.pool, generator, settings.whole, settings.mosaics, settings.size, 8,
             (settings.cells_from, settings.cells_to),
+            settings.close_ups if self.done >= settings.things_from else 0.0,
         )  # fmt: skip
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -121,7 +149,9 @@ class Trainer:
         losses = self.losses(batch, generator)
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
-            raise RuntimeError(f"the loss is {float(total)} at step {self.done + 1}: try a smaller --rate")
+            raise RuntimeError(
+                f"the loss is {float(total)} at step {self.done + 1}: try a smaller --rate"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -155,7 +185,9 @@ class Trainer:
         if different:
             raise ValueError(f"{path} was written with other settings ({'; '.join(different)})")
         if stored["done"] > self.steps:
-            raise ValueError(f"{path} is at step {stored['done']}, past this run's {self.steps} steps")
+            raise ValueError(
+                f"{path} is at step {stored['done']}, past this run's {self.steps} steps"
+            )
         self.model.load_state_dict(stored["model"])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.mean = stored["mean"]
@@ -189,7 +221,9 @@ def run(trainer: Trainer, directory: Path, every: int = 50) -> None:
     recent: list[dict[str, float]] = []
     while trainer.done < trainer.steps:
         recent = [*recent[-19:], trainer.step()]
-        summary = {name: sum(losses[name] for losses in recent) / len(recent) for name in recent[-1]}
+        summary = {
+            name: sum(losses[name] for losses in recent) / len(recent) for name in recent[-1]
+        }
         tell(trainer.done, "  ".join(f"{name} {value:.3f}" for name, value in summary.items()))
         if trainer.done % every == 0 or trainer.done == trainer.steps:
             trainer.save(checkpoint)
@@ -198,14 +232,26 @@ def run(trainer: Trainer, directory: Path, every: int = 50) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m resclip.builtin.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m resclip.builtin.train", description=__doc__.splitlines()[0]
+    )
     defaults = Settings()
-    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoint.pt and model/")
-    parser.add_argument("--steps", type=int, default=2600, help="length of the whole run (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for checkpoint.pt and model/"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=2600, help="length of the whole run (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--scenes", type=int, default=defaults.scenes, help="scenes in the pool (%(default)s)")
-    parser.add_argument("--rate", type=float, default=defaults.rate, help="learning rate (%(default)s)")
-    parser.add_argument("--every", type=int, default=50, help="steps between checkpoints (%(default)s)")
+    parser.add_argument(
+        "--scenes", type=int, default=defaults.scenes, help="scenes in the pool (%(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=defaults.rate, help="learning rate (%(default)s)"
+    )
+    parser.add_argument(
+        "--every", type=int, default=50, help="steps between checkpoints (%(default)s)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (torch's choice)")
     parser.add_argument("--fresh", action="store_true", help="ignore a checkpoint in --output")
@@ -228,7 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--device {options.device} cannot be used here: {str(error).splitlines()[0]}")
     settings = replace(Settings(), seed=options.seed, scenes=options.scenes, rate=options.rate)
     drawn = progress("scene", options.scenes, max(1, options.scenes // 5))
-    trainer = Trainer(settings, Pool.draw(options.scenes, tell=drawn), options.steps, options.device)
+    trainer = Trainer(
+        settings,
+        Pool.draw(options.scenes, tell=lambda done: drawn(done, "")),
+        options.steps,
+        options.device,
+    )
     checkpoint = options.output / "checkpoint.pt"
     if checkpoint.exists() and not options.fresh:
         try:

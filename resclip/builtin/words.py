@@ -27,7 +27,9 @@ class WordTokenizer:
 
     def __init__(self, words: Sequence[str], context_length: int = 32) -> None:
         if context_length < 3:
-            raise ValueError(f"context_length must be at least 3 (start, a word, end), got {context_length}")
+            raise ValueError(
+                f"context_length must be at least 3 (start, a word, end), got {context_length}"
+            )
         clip = SimpleTokenizer(context_length=context_length)
         pieces = {word: list(clip.encode(word)) for word in [*words, ".", ","]}
         kept = sorted({piece for ids in pieces.values() for piece in ids})
@@ -50,14 +52,20 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text without start and end; each unknown word is one UNKNOWN."""
-        return [row for piece in _PIECES.findall(text.lower()) for row in self._ids.get(piece, [UNKNOWN])]
+        return [
+            row
+            for piece in _PIECES.findall(text.lower())
+            for row in self._ids.get(piece, [UNKNOWN])
+        ]
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the model has never read, each once, in order."""
         found = [piece for piece in _PIECES.findall(text.lower()) if piece not in self._ids]
         return list(dict.fromkeys(found))
 
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> torch.Tensor:
+    def __call__(
+        self, texts: str | Sequence[str], context_length: int | None = None
+    ) -> torch.Tensor:
         length = context_length or self.context_length
         batch = [texts] if isinstance(texts, str) else list(texts)
         result = torch.full((len(batch), length), PAD, dtype=torch.int64)

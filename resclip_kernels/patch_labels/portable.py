@@ -39,7 +39,7 @@ def majority(labels: Tensor, patch_size: tuple[int, int]) -> Tensor:
     pixels = patch_height * patch_width
     whole = labels[:, : height * patch_height, : width * patch_width]
     patches = whole.unflatten(1, (height, patch_height)).unflatten(3, (width, patch_width))
-    ordered = patches.transpose(2, 3).flatten(3).sort(dim=-1).values  # [B, h, w, P * P]
+    ordered: Tensor = patches.transpose(2, 3).flatten(3).sort(dim=-1).values  # [B, h, w, P * P]
     position = torch.arange(pixels, device=labels.device)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[..., 1:] = ordered[..., 1:] != ordered[..., :-1]

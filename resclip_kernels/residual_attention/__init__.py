@@ -110,7 +110,9 @@ def residual_attention(
         )
     if neighbourhood_std is not None:
         check_positive("neighbourhood_std", neighbourhood_std)
-    if feedback is not None and (feedback.grid != tuple(grid) or len(feedback.labels) != len(query)):
+    if feedback is not None and (
+        feedback.grid != tuple(grid) or len(feedback.labels) != len(query)
+    ):
         raise ValueError(
             f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; "
             f"query holds {len(query)} of {tuple(grid)}"

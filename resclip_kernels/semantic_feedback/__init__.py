@@ -80,7 +80,9 @@ def semantic_feedback(
             f"connectivity must be one of {valid}, or None for no decay; got {connectivity!r}"
         )
     if not (math.isfinite(smoothing_std) and smoothing_std >= 0):
-        raise ValueError(f"smoothing_std must be a finite number of at least 0; got {smoothing_std}")
+        raise ValueError(
+            f"smoothing_std must be a finite number of at least 0; got {smoothing_std}"
+        )
     function = resolve(implementation, IMPLEMENTATIONS).function
     return function(labels.long(), connectivity, float(smoothing_std), normalise)
 

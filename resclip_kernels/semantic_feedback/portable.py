@@ -244,7 +244,7 @@ def connected_components(labels: Tensor) -> Tensor:
 def pack(bits: Tensor) -> Tensor:
     """(R, n) bool → (R, ⌈n/8⌉) uint8, bit j % 8 of byte j // 8."""
     spare = -bits.shape[1] % 8
-    octets = F.pad(bits, (0, spare)).unflatten(1, (-1, 8))
+    octets: Tensor = F.pad(bits, (0, spare)).unflatten(1, (-1, 8))
     weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=bits.device)
     return (octets.to(torch.uint8) * weights).sum(dim=-1, dtype=torch.uint8)
 

@@ -1,0 +1,66 @@
+"""The figures of the encoder: against the reference, with many names, in batches, and on a large picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import shapes
+import torch
+
+
+@pytest.mark.benchmark(group="encoder, ViT-B/16, 224 × 224, 150 queries, float32")
+@pytest.mark.parametrize("implementation", ("torch", "reference"))
+def test_encoder(benchmark, implementation: str) -> None:
+    pixels, text = shapes.pictures(1), shapes.text(150)
+    dense = shapes.encoder(implementation)
+    features = benchmark.pedantic(dense, (pixels, text), rounds=3, warmup_rounds=1)
+    # Only what is correct counts: the other implementation must give the same features.
+    other = shapes.encoder("torch" if implementation == "reference" else "reference")
+    expected = other(pixels, text)
+    assert torch.equal(features.feedback_labels, expected.feedback_labels)
+    error = (features.patches - expected.patches).norm() / expected.patches.norm()
+    assert error < 1e-4
+
+
+@pytest.mark.benchmark(group="predict, one picture, by number of names")
+@pytest.mark.parametrize("names", (20, 847))
+def test_names(benchmark, names: int) -> None:
+    pixels = shapes.pictures(1)
+    labels = benchmark.pedantic(
+        shapes.segmenter(names).predict, (pixels,), rounds=5, warmup_rounds=1
+    )
+    assert labels.shape == (1, 224, 224)
+
+
+@pytest.mark.benchmark(group="predict, eight pictures, 20 names")
+@pytest.mark.parametrize("batch", (8, 1))
+def test_batch(benchmark, batch: int) -> None:
+    pixels = shapes.pictures(8)
+    segmenter = shapes.segmenter(20)
+
+    def run() -> torch.Tensor:
+        return torch.cat([segmenter.predict(part) for part in pixels.split(batch)])
+
+    labels = benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+    assert torch.equal(labels, segmenter.predict(pixels))
+
+
+@pytest.mark.benchmark(group="predict, 2048 × 2048 whole, 20 names")
+def test_large_picture(benchmark) -> None:
+    # A process of its own: its peak resident memory is this picture's and no other benchmark's.
+    script = Path(__file__).with_name("large_picture.py")
+
+    def run() -> dict[str, float]:
+        finished = subprocess.run(
+            [sys.executable, script, "2048", "20"], capture_output=True, text=True, check=True
+        )
+        result: dict[str, float] = json.loads(finished.stdout)
+        return result
+
+    result = benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info |= result
+    assert result["peak_gb"] < 8

@@ -1,0 +1,152 @@
+"""The figures of a benchmark run, and the README's generated tables.
+
+`report.py` prints the figures of results/benchmark.json beside what they must reach and writes them, the table of
+methods in results/builtin.json and the quick start's output between the README's markers. `report.py --figures`
+only prints them, and fails where one falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+
+
+class Figure(NamedTuple):
+    """One line of the table of figures."""
+
+    what: str
+    measured: str
+    wanted: str
+    reached: bool
+
+
+def figures(run: dict[str, Any]) -> list[Figure]:
+    """The published figures of a pytest-benchmark run."""
+    best = {entry["name"]: entry["stats"]["min"] for entry in run["benchmarks"]}
+    extra = {entry["name"]: entry["extra_info"] for entry in run["benchmarks"]}
+
+    def ratio(what: str, slow: str, fast: str) -> Figure:
+        factor = best[slow] / best[fast]
+        measured = f"{factor:.1f} × ({best[slow]:.2f} s against {best[fast]:.2f} s)"
+        return Figure(what, measured, "≥ 15 × faster", factor >= 15)
+
+    names = best["test_names[847]"] / best["test_names[20]"]
+    batch = best["test_batch[8]"] / best["test_batch[1]"]
+    large = extra["test_large_picture"]
+    return [
+        ratio(
+            "encoder, ViT-B/16, 224 × 224, 150 queries: torch against reference",
+            "test_encoder[reference]",
+            "test_encoder[torch]",
+        ),
+        ratio(
+            "PAMR alone, 150 planes of 224 × 224: torch against reference",
+            "test_pamr[reference]",
+            "test_pamr[torch]",
+        ),
+        Figure(
+            "2048 × 2048 picture, whole, ViT-B/16, 20 queries",
+            f"{large['seconds']:.0f} s, peak memory {large['peak_gb']:.1f} GB",
+            "under 8 GB",
+            large["peak_gb"] < 8,
+        ),
+        Figure(
+            "847 names against 20, same picture", f"{names:.1f} × the time", "≤ 8 ×", names <= 8
+        ),
+        Figure(
+            "batch of 8 against 8 singles: time per picture (labels identical)",
+            f"{batch:.2f} ×",
+            "≤ 1 ×",
+            batch <= 1,
+        ),
+    ]
+
+
+def figure_table(run: dict[str, Any]) -> str:
+    """Markdown, with the conditions under it."""
+    rows = ["| what | measured | to reach |", "|---|---|---|"]
+    rows += [f"| {row.what} | {row.measured} | {row.wanted} |" for row in figures(run)]
+    machine = run["machine_info"]
+    brand = machine.get("cpu", {}).get("brand_raw", machine["machine"])
+    return "\n".join(
+        [*rows, "", f"{brand}, 2 threads, float32, Python {machine['python_version']}."]
+    )
+
+
+def method_table(results: dict[str, Any]) -> str:
+    """Markdown: a row a method, mIoU and the worst and best class."""
+    rows = ["| method | mIoU | weakest class | strongest class |", "|---|---|---|---|"]
+    for name, values in results["methods"].items():
+        known = [
+            (iou, label)
+            for iou, label in zip(values["iou"], results["classes"], strict=True)
+            if iou is not None
+        ]
+        low, high = min(known), max(known)
+        rows.append(
+            f"| {name} | {values['miou']:.1f} | {low[1]} {low[0]:.1f} | {high[1]} {high[0]:.1f} |"
+        )
+    where = f"{results['size']} × {results['size']}"
+    window = "whole" if not results["window"] else f"windows of {results['window']}"
+    note = f"{results['scenes']} {results['set']} scenes of {where}, {window}, in per cent."
+    return "\n".join([*rows, "", note])
+
+
+def quick_start(readme: str) -> str:
+    """What the README's first Python block prints, run in the project's root as it stands."""
+    source = readme.split("```python\n")[1].split("```", maxsplit=1)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        finished = subprocess.run(
+            [sys.executable, "-c", source.replace('"out"', repr(folder))],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return f"prints\n\n```text\n{finished.stdout.rstrip()}\n```"
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between `<!-- name -->` and `<!-- end name -->`."""
+    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md must hold {start} and {end} once each")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def main() -> int:
+    """Print the figures; write or check the README."""
+    parser = argparse.ArgumentParser(description="Figures and the README's tables.")
+    parser.add_argument("--figures", action="store_true", help="print the figures, no more")
+    only_figures = parser.parse_args().figures
+    run = json.loads((RESULTS / "benchmark.json").read_text())
+    rows = figures(run)
+    for row in rows:
+        mark = "ok " if row.reached else "NOT"
+        print(f"{mark} {row.what}: {row.measured} (to reach: {row.wanted})")
+    if only_figures:
+        return int(not all(row.reached for row in rows))
+    builtin = json.loads((RESULTS / "builtin.json").read_text())
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for name, content in (
+        ("figures", figure_table(run)),
+        ("methods", method_table(builtin)),
+        ("quick start", quick_start(text)),
+    ):
+        text = fill(text, name, content)
+    readme.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
