@@ -179,7 +179,7 @@ class Segmenter:
             height, width = resize_shape(height, width, self.short_side, self.long_side)
         patch_height, patch_width = self.encoder.tower.patch_size
         size = (max(height, patch_height), max(width, patch_width))
-        return normalise(torch.from_numpy(resize(picture, size)), self.mean, self.std)
+        return normalise(torch.tensor(resize(picture, size)), self.mean, self.std)
 
     @torch.no_grad()
     def classify(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Colour = tuple[float, float, float]
 
 
@@ -26,7 +26,7 @@ def ellipse(u: Array, v: Array, centre: tuple[float, float], radii: tuple[float,
     across, up = (u - centre[0]) / radii[0], (v - centre[1]) / radii[1]
     length = np.sqrt(across * across + up * up)
     slope = np.sqrt((across / radii[0]) ** 2 + (up / radii[1]) ** 2)
-    return (length - 1.0) * length / np.maximum(slope, 1e-4)
+    return np.asarray((length - 1.0) * length / np.maximum(slope, 1e-4))
 
 
 def box(
@@ -40,7 +40,7 @@ def box(
     across = np.abs(u - centre[0]) - (half[0] - rounding)
     up = np.abs(v - centre[1]) - (half[1] - rounding)
     outside = np.sqrt(np.maximum(across, 0) ** 2 + np.maximum(up, 0) ** 2)
-    return outside + np.minimum(np.maximum(across, up), 0) - rounding
+    return np.asarray(outside + np.minimum(np.maximum(across, up), 0) - rounding)
 
 
 def stroke(
@@ -87,11 +87,11 @@ class Canvas:
     @property
     def unit(self) -> int:
         """Pixels in one scene unit."""
-        return self.mask.shape[0]
+        return int(self.mask.shape[0])
 
     @property
     def aspect(self) -> float:
-        return self.mask.shape[1] / self.mask.shape[0]
+        return float(self.mask.shape[1] / self.mask.shape[0])
 
     def frame(
         self,
@@ -117,9 +117,8 @@ class Canvas:
         u = (columns[None, :] - np.float32(origin[0])) / np.float32(-scale if mirrored else scale)
         v = (np.float32(origin[1]) - rows[:, None]) / np.float32(scale)
         here = np.s_[top : max(top, bottom), left : max(left, right)]
-        return Frame(
-            self.image[here], self.mask[here], *np.broadcast_arrays(u, v), scale * self.unit
-        )
+        u, v = np.broadcast_arrays(u, v)
+        return Frame(self.image[here], self.mask[here], u, v, scale * self.unit)
 
     def pixels(self) -> NDArray[np.uint8]:
         return np.asarray(np.clip(self.image * 255.0 + 0.5, 0, 255), np.uint8)
@@ -137,7 +136,7 @@ class Frame:
 
     def paint(
         self,
-        distance: NDArray[np.floating[Any]],
+        distance: Array,
         colour: Colour | Array,
         label: int | None,
         opacity: float = 1.0,
