@@ -457,7 +457,7 @@ def test_demo_draws_the_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert came.err == ""
     assert "probability" in came.out.splitlines()[0]
     assert came.out.endswith(f"open {tmp_path / 'demo' / 'demo.png'}\n")
-    assert names_in(tmp_path / "demo") == ["demo.png"]
+    assert names_in(tmp_path / "demo") == ["demo.png", "scene.png"]
     sheet = Image.open(tmp_path / "demo" / "demo.png")
     assert sheet.width > 2 * 440
 
@@ -552,3 +552,37 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert process.wait(timeout=120) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_compare_draws_methods_side_by_side(
+    stand_in: StandIn, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "new" / "sheet.png"
+    assert run("compare", picture, "--classes", "sky, grass", "--out", sheet) == 0
+    assert stand_in.asked["method"] == "resclip"
+    assert capsys.readouterr().out == f"clip, naclip, resclip side by side: open {sheet}\n"
+    single = tmp_path / "one.png"
+    run("compare", picture, "--classes", "sky, grass", "--out", single, "--methods", "clip")
+    with Image.open(sheet) as three, Image.open(single) as one:
+        assert three.height == one.height
+        assert three.width > 2 * one.width - 300
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--out", "sheet.jpg"), ("a .png file", "sheet.jpg")),
+        (("--out", "sheet.png", "--methods", "clip,magic"), ("unknown method 'magic'", "naclip")),
+        (("--out", "sheet.png", "--methods", "clip, clip"), ("'clip' more than once",)),
+    ],
+)
+def test_compare_says_what_it_expected(
+    stand_in: StandIn,
+    picture: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    assert run("compare", picture, "--classes", "sky, grass", *options) == 2
+    one_line(capsys, *words)
+    assert not Path("sheet.png").exists()

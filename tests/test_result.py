@@ -13,7 +13,7 @@ from PIL import Image
 from resclip import lettering
 from resclip.drawing import draw_legend, draw_overlay, palette
 from resclip.lettering import built_in_font, find_font, shorten, text_width
-from resclip.result import Segmentation
+from resclip.result import Segmentation, comparison_sheet
 
 NAMES = ("sky", "tree", "house", "unused")
 
@@ -259,3 +259,14 @@ def test_save_refuses_a_stem_that_is_no_name(tmp_path: Path, stem: str) -> None:
 
 def test_to_json_in_one_line() -> None:
     assert "\n" not in make().to_json(indent=None)
+
+
+def test_a_comparison_shows_one_picture_by_one_list_of_names() -> None:
+    first = make()
+    other = make(names=tuple(reversed(first.names)))
+    sheet = comparison_sheet({"one": first, "two": first})
+    assert sheet.width > comparison_sheet({"one": first}).width
+    with pytest.raises(ValueError, match="one picture by one list of names"):
+        comparison_sheet({"one": first, "two": other})
+    with pytest.raises(ValueError, match="at least one segmentation"):
+        comparison_sheet({})

@@ -1,0 +1,83 @@
+"""The figures and tables of the README, from made-up results."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks/report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(**times: float) -> dict[str, Any]:
+    best = {
+        "test_encoder[torch]": 1.0,
+        "test_encoder[reference]": 20.0,
+        "test_pamr[torch]": 1.0,
+        "test_pamr[reference]": 30.0,
+        "test_names[20]": 1.0,
+        "test_names[847]": 4.0,
+        "test_batch[8]": 8.0,
+        "test_batch[1]": 9.0,
+        "test_large_picture": 100.0,
+        **times,
+    }
+    large = {"seconds": 100.0, "peak_gb": 5.0, "labels": 3}
+    return {
+        "benchmarks": [
+            {
+                "name": name,
+                "stats": {"min": seconds},
+                "extra_info": large if name == "test_large_picture" else {},
+            }
+            for name, seconds in best.items()
+        ],
+        "machine_info": {"cpu": {"brand_raw": "a CPU"}, "machine": "x", "python_version": "3.11.7"},
+    }
+
+
+def test_figures_say_what_was_reached(report: ModuleType) -> None:
+    assert all(row.reached for row in report.figures(run()))
+    slow = report.figures(run(**{"test_encoder[torch]": 2.0, "test_names[847]": 9.0}))
+    assert [row.reached for row in slow] == [False, True, True, False, True]
+    assert "20.0 × (20.00 s against 1.00 s)" in report.figure_table(run())
+
+
+def test_method_table_names_the_weakest_class(report: ModuleType) -> None:
+    results = {
+        "classes": ["sky", "tree", "car"],
+        "methods": {"clip": {"miou": 30.0, "iou": [50.0, None, 10.0]}},
+        "size": 224,
+        "window": 112,
+        "scenes": 200,
+        "set": "held-out",
+    }
+    table = report.method_table(results)
+    assert "| clip | 30.0 | car 10.0 | sky 50.0 |" in table
+    assert "200 held-out scenes of 224 × 224, windows of 112" in table
+
+
+def test_filling_needs_its_markers_once(report: ModuleType) -> None:
+    text = "a\n<!-- x -->\nold\n<!-- end x -->\nb"
+    assert report.fill(text, "x", "new") == "a\n<!-- x -->\nnew\n<!-- end x -->\nb"
+    with pytest.raises(ValueError, match="once each"):
+        report.fill("nothing", "x", "new")
+
+
+def test_the_readme_has_every_marker() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("figures", "methods", "quick start"):
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end {name} -->") == 1
