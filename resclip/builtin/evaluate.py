@@ -40,9 +40,8 @@ class Recipe:
 
 
 def recipes() -> dict[str, Recipe]:
-    """The rows by name: the bases, ResCLIP's modules with their defaults, and with the built-in model's preset."""
-    rcs, sfr = RCS(**PRESET["rcs"]), SFR(**PRESET["sfr"])
-    return {
+    """The rows by name: the bases, ResCLIP's modules with their defaults, and with the preset if it sets any."""
+    rows = {
         "clip": Recipe("clip"),
         "sclip": Recipe("sclip"),
         "maskclip": Recipe("maskclip"),
@@ -51,10 +50,15 @@ def recipes() -> dict[str, Recipe]:
         "naclip+rcs": Recipe("naclip", RCS()),
         "naclip+sfr": Recipe("naclip", None, SFR()),
         "resclip": Recipe("naclip", RCS(), SFR()),
-        "naclip+rcs (preset)": Recipe("naclip", rcs),
-        "naclip+sfr (preset)": Recipe("naclip", None, sfr),
-        "resclip (preset)": Recipe("naclip", rcs, sfr),
     }
+    if PRESET["rcs"] or PRESET["sfr"]:
+        rcs, sfr = RCS(**PRESET["rcs"]), SFR(**PRESET["sfr"])
+        rows |= {
+            "naclip+rcs (preset)": Recipe("naclip", rcs),
+            "naclip+sfr (preset)": Recipe("naclip", None, sfr),
+            "resclip (preset)": Recipe("naclip", rcs, sfr),
+        }
+    return rows
 
 
 def confusion(
@@ -116,7 +120,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scenes", type=int, default=200, help="how many (%(default)s)")
     parser.add_argument(
-        "--size", type=int, default=224, help="side of a scene in pixels (%(default)s)"
+        "--size", type=int, default=168, help="side of a scene in pixels (%(default)s)"
     )
     parser.add_argument(
         "--window", type=int, default=112, help="0: the whole scene at once (%(default)s)"

@@ -240,7 +240,7 @@ def arguments() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="folder for checkpoint.pt and model/"
     )
     parser.add_argument(
-        "--steps", type=int, default=2600, help="length of the whole run (%(default)s)"
+        "--steps", type=int, default=1550, help="length of the whole run (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument(
