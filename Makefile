@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv and is safe, and quick, to repeat.
 # Needs python3 (3.10 to 3.13) and a package index; PYTHON=python3.12 picks another interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench readme clean
+.PHONY: help demo test lint bench scenes readme clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,6 +27,10 @@ bench: $(VENV)/.dev  ## Time the ops; JSON goes to benchmarks/results/
 	$(BIN)/python -m pytest benchmarks --benchmark-only \
 		--benchmark-json=benchmarks/results/benchmark.json
 	$(BIN)/python benchmarks/report.py --figures
+
+scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes; JSON goes to benchmarks/results/
+	@mkdir -p benchmarks/results
+	$(BIN)/python -m resclip.builtin.evaluate --json benchmarks/results/builtin.json
 
 readme: $(VENV)/.dev  ## Make the README's pictures and tables again, from the stored results
 	$(BIN)/resclip demo --out docs

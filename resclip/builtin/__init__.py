@@ -30,7 +30,7 @@ TEMPLATES = (
 PRESET: Mapping[str, Mapping[str, Any]] = {
     "rcs": {},
     "sfr": {},
-    "segmenter": {"window": 112, "stride": 56, "short_side": 168},
+    "segmenter": {"window": 112, "stride": 56, "short_side": 224},
 }
 """Values of RCS, SFR and the segmenter chosen on the validation scenes; what is not named keeps its default."""
 

@@ -6,24 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
+# One output channel a neighbour: the 3 × 3 kernels with a single 1, the centre's left out.
+ONE_HOT = torch.eye(9)[[0, 1, 2, 3, 5, 6, 7, 8]].view(8, 1, 3, 3)
 
 
 def neighbours(planes: Tensor, dilations: tuple[int, ...]) -> Tensor:
-    """(B, C, H, W) → (B, C, 8·|dilations|, H, W): every neighbour of every pixel, coordinates clamped."""
-    height, width = planes.shape[-2:]
-    rings = []
-    for dilation in dilations:
-        padded = F.pad(planes, (dilation,) * 4, mode="replicate")
-        rings += [
-            padded[
-                ...,
-                dilation * (1 + dy) : dilation * (1 + dy) + height,
-                dilation * (1 + dx) : dilation * (1 + dx) + width,
-            ]
-            for dy, dx in OFFSETS
-        ]
-    return torch.stack(rings, dim=2)
+    """(B, C, H, W) → (B, C, 8·|dilations|, H, W): every neighbour of every pixel, coordinates clamped.
+
+    Unfolded by dilated convolutions with one-hot kernels, as PAMR's public implementation does.
+    """
+    batch, channels, height, width = planes.shape
+    kernel = ONE_HOT.to(planes)
+    flat = planes.reshape(batch * channels, 1, height, width)
+    rings = [
+        F.conv2d(F.pad(flat, (dilation,) * 4, mode="replicate"), kernel, dilation=dilation)
+        for dilation in dilations
+    ]
+    unfolded: Tensor = torch.cat(rings, dim=1).unflatten(0, (batch, channels))
+    return unfolded
 
 
 def pamr(image: Tensor, masks: Tensor, iterations: int, dilations: tuple[int, ...]) -> Tensor:
