@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from resclip.cli_errors import describe
+from resclip.errors import UnknownWordsWarning
 from resclip.version import __version__
 
 __all__ = ["main"]
@@ -234,9 +235,15 @@ def _tolerate_any_script() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _show_note(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"resclip: note: {message}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _quiet_dependencies() -> Iterator[None]:
     """Without the warnings and log lines of the libraries below, unless Python's -W asks for them.
+
+    The library's own warning becomes one line on stderr.
 
     Log lines at level ERROR too: what went wrong comes as an exception, and that is our one line.
     """
@@ -248,6 +255,8 @@ def _quiet_dependencies() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UnknownWordsWarning)
+            warnings.showwarning = _show_note
             yield
     finally:
         logging.disable(former)

@@ -6,6 +6,7 @@ Knows the order of the stages; each stage is a function elsewhere that knows not
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
@@ -17,6 +18,7 @@ from torch import Tensor
 import resclip
 from resclip.backbone import BUILTIN, load_model
 from resclip.encoder import DenseEncoder, similarity
+from resclip.errors import UnknownWordsWarning
 from resclip.images import ImageSource, read_image, resize, resize_shape
 from resclip.methods import find_method, find_preset, knobs
 from resclip.result import Segmentation
@@ -290,6 +292,21 @@ def choose_precision(precision: str | None, device: torch.device) -> torch.dtype
     return PRECISIONS[precision]
 
 
+def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
+    """UnknownWordsWarning where the built-in model's tokenizer has never read a word of the names."""
+    unknown = [word for entry in classes for word in tokenizer.unknown_words(entry) if word != ","]
+    if unknown:
+        from resclip.builtin.scenes import CLASS_NAMES
+
+        words = ", ".join(map(repr, dict.fromkeys(unknown)))
+        warnings.warn(
+            f"the model in the box has never read {words}, so these names mean nothing to it; it knows "
+            f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else name a real model",
+            UnknownWordsWarning,
+            stacklevel=3,
+        )
+
+
 def load(
     model: str = BUILTIN,
     pretrained: str | None = None,
@@ -327,6 +344,9 @@ def load(
     Raises:
         ValueError: an unknown name, with the valid ones.
         WeightsUnavailable: weights that cannot be fetched or read.
+
+    Warns:
+        UnknownWordsWarning: the built-in model has never read a word of the names.
     """
     if preset is None and model == BUILTIN:
         preset = BUILTIN
@@ -335,10 +355,11 @@ def load(
     dtype = choose_precision(precision, place)
     loaded = load_model(model, pretrained, device=place, dtype=dtype)
     if not isinstance(classes, Vocabulary):
-        if templates is None and model == BUILTIN:
+        if model == BUILTIN:
             from resclip.builtin import TEMPLATES
 
-            templates = TEMPLATES
+            templates = TEMPLATES if templates is None else templates
+            warn_of_unknown_words(classes, loaded.tokenizer)
         classes = Vocabulary.from_names(
             classes, loaded.model, loaded.tokenizer, templates=templates, progress=progress
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
+from resclip.errors import UnknownWordsWarning
 from resclip.segmenter import choose_device, choose_precision, normalise
 
 CLASSES = ["cat, kitten", "dog", "grass"]
@@ -164,3 +166,13 @@ def test_devices_and_precisions() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' cannot be used"):
             choose_device("cuda")
+
+
+def test_the_model_in_the_box_says_which_words_it_has_never_read() -> None:
+    with pytest.warns(UnknownWordsWarning, match=r"never read 'zebra', 'giraffe', so.*house, tree"):
+        load(classes=["sky", "zebra, giraffe", "tree"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = load(classes=["sky", "night sky", "house, tree"]).segment(picture(40, 60))
+    assert result.settings["preset"] == "builtin"
+    assert result.settings["model"] == "builtin"
