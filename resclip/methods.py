@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from resclip.builtin import PRESET as BUILTIN_PRESET
 from resclip_kernels import CONNECTIVITIES
+from resclip_kernels.checks import check_fraction, check_positive
 
 FinalBlock = Literal["attention_only", "full_residual"]
 FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlock)
@@ -83,18 +84,6 @@ RESCLIP_CITATION = (
 )
 
 
-def check_unit(name: str, value: float) -> None:
-    """`value` must lie in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie between 0 and 1; got {value}")
-
-
-def check_above_zero(name: str, value: float) -> None:
-    """`value` must be a finite number above 0."""
-    if not 0.0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0; got {value}")
-
-
 @dataclass(frozen=True)
 class RCS:
     """Residual cross-correlation self-attention: mixes in the mean query-key attention of middle blocks.
@@ -116,8 +105,8 @@ class RCS:
             object.__setattr__(self, "layers", tuple(self.layers))
             if not self.layers:
                 raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
-        check_unit("RCS weight", self.weight)
-        check_above_zero("RCS temperature", self.temperature)
+        check_fraction("RCS weight", self.weight)
+        check_positive("RCS temperature", self.temperature)
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
         """The blocks to take from a tower of `depth` blocks; ValueError where one of them cannot be taken."""
@@ -159,10 +148,10 @@ class SFR:
     """Rows of Ŝ divided by their sums and the matrix by its maximum (released); False is the paper's equation."""
 
     def __post_init__(self) -> None:
-        check_unit("SFR weight", self.weight)
-        check_above_zero("SFR temperature", self.temperature)
-        check_unit("SFR label_threshold", self.label_threshold)
-        check_above_zero("SFR logit_scale", self.logit_scale)
+        check_fraction("SFR weight", self.weight)
+        check_positive("SFR temperature", self.temperature)
+        check_fraction("SFR label_threshold", self.label_threshold)
+        check_positive("SFR logit_scale", self.logit_scale)
         if self.smoothing_std < 0:
             raise ValueError(f"SFR smoothing_std must be at least 0; got {self.smoothing_std}")
         if self.refine_iterations < 0:

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary
+from resclip.files import write_atomically
 
 from . import PRESET, TEMPLATES, load_builtin
 from .mosaics import normalised
 from .scenes import CLASS_NAMES, Scene, held_out_scenes, validation_scenes
-from .towers import write_atomically
 
 SETS = {"held-out": held_out_scenes, "validation": validation_scenes}
 
@@ -179,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name, values in rows.items()
             },
         }  # fmt: skip
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.json, (json.dumps(stored, indent=1) + "\n").encode())
     return 0
 

@@ -7,7 +7,6 @@ values. Does not know captions, batches or losses.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +14,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from resclip.files import write_atomically
 
 from .mosaics import MEAN, STD
 from .words import WordTokenizer
@@ -128,14 +129,6 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
     return scores.softmax(-1)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, then rename: a reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_bytes(content)
-    os.replace(beside, path)
-
-
 def export(
     directory: Path,
     config: Mapping[str, Any],
@@ -145,15 +138,14 @@ def export(
     """Write a folder that `open_clip.create_model_and_transforms("local-dir:...")` loads; returns its bytes."""
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     stored = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n"
+    directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / CONFIG_NAME, stored.encode())
     write_atomically(directory / WORDS_NAME, tokenizer.as_json().encode())
     halves = {
         name: tensor.detach().to("cpu", torch.float16).contiguous()
         for name, tensor in weights.items()
     }
-    beside = directory / (WEIGHTS_NAME + ".partial")
-    save_file(halves, beside, metadata={"format": "pt"})
-    os.replace(beside, directory / WEIGHTS_NAME)
+    write_atomically(directory / WEIGHTS_NAME, save(halves, metadata={"format": "pt"}))
     return sum(
         (directory / name).stat().st_size for name in (CONFIG_NAME, WORDS_NAME, WEIGHTS_NAME)
     )

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resclip.files import write_atomically
+
 from .captions import PLAIN_TEMPLATES, every_word, say
 from .losses import caption_loss, mean_of_cells, phrase_list, phrase_loss, share_loss, truth_table
 from .mosaics import Batch, Pool, draw_batch
@@ -32,7 +34,6 @@ from .towers import (
     export,
     image_views,
     text_embeddings,
-    write_atomically,
 )
 from .words import WordTokenizer
 
@@ -172,6 +173,7 @@ class Trainer:
             "mean": self.mean, "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         torch.save(stored, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content.getvalue())
 
     def restore(self, path: Path) -> None:

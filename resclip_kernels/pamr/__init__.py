@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from resclip_kernels._checks import check_count, check_float, check_same_images
+from resclip_kernels.checks import check_count, check_float, check_same_images
 from resclip_kernels.implementation import Implementation, resolve
 from resclip_kernels.pamr import portable, reference
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 
 from torch import Tensor
 
-from resclip_kernels._checks import check_float, check_fraction, check_positive
+from resclip_kernels.checks import check_float, check_fraction, check_positive
 from resclip_kernels.implementation import Implementation, resolve
 from resclip_kernels.residual_attention import portable, reference
 from resclip_kernels.residual_attention.terms import SCORES, Correlation, Terms

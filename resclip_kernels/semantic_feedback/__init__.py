@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from resclip_kernels._checks import check_count
+from resclip_kernels.checks import check_count
 from resclip_kernels.implementation import Implementation, resolve
 from resclip_kernels.semantic_feedback import portable, reference
 from resclip_kernels.semantic_feedback.portable import feedback_rows

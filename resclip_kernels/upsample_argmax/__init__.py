@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resclip_kernels._checks import (
+from resclip_kernels.checks import (
     check_count,
     check_float,
     check_fraction,

@@ -1,4 +1,4 @@
-"""Argument checks that several ops share: each raises with what was expected and what came."""
+"""Argument checks that ops and methods share: each raises with what was expected and what came."""
 
 from __future__ import annotations
 
