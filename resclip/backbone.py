@@ -6,7 +6,6 @@ Knows open_clip's names and module layout. Knows nothing of methods, segmentatio
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -251,7 +250,7 @@ def explain(name: str, pretrained: str | None, error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """The gist of an error: its type and the first sentence of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = re.split(r"(?<=[a-z])\. ", lines[0])[0][:160] if lines else "no message"
+    text = lines[0].split(". ")[0][:200] if lines else "no message"
     return f"{type(error).__name__}: {text}"
 
 
