@@ -7,8 +7,9 @@ what it has, so an implementation that an op lacks cannot be asked for by accide
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 Function = TypeVar("Function")
 
@@ -26,7 +27,8 @@ class Implementation(str, Enum):
     """The plain formula, materialised; float64-capable. The oracle of the tests and the baseline of the benchmarks."""
 
 
-class Choice(NamedTuple, Generic[Function]):
+@dataclass(frozen=True)
+class Choice(Generic[Function]):
     """What was resolved: the implementation's name, the reason in words, and the function itself."""
 
     implementation: Implementation
