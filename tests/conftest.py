@@ -1,14 +1,35 @@
-"""One fresh seed a test, printed so that a failure can be replayed with RESCLIP_TEST_SEED."""
+"""Shared fixtures: a fresh, replayable seed a test; a stand-in for the model and a picture for the command line."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from cli_support import StandIn
+from PIL import Image
 
 from resclip_kernels.testing import fresh_seed
 
 
 @pytest.fixture
 def seed() -> int:
+    """Printed, so that a failure can be replayed with RESCLIP_TEST_SEED."""
     value = fresh_seed()
     print(f"replay with RESCLIP_TEST_SEED={value}")
     return value
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    double = StandIn()
+    monkeypatch.setattr("resclip.segmenter.load", double.load)
+    return double
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path

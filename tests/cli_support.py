@@ -1,0 +1,55 @@
+"""What the tests of the command line share: a stand-in for the model, and ways to run and read a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resclip.cli import main
+from resclip.images import read_image
+from resclip.result import Segmentation
+
+
+class StandIn:
+    """In place of a model: the picture's left half is class 0, its right half the last class."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+        self.fail: Callable[[np.ndarray], None] = lambda _: None
+
+    def load(self, model: str, pretrained: str | None, **options: Any) -> SimpleNamespace:
+        self.asked = {"model": model, "pretrained": pretrained, **options}
+        return SimpleNamespace(segment=self.segment)
+
+    def segment(self, image: np.ndarray) -> Segmentation:
+        pixels = read_image(image)
+        self.fail(pixels)
+        names = tuple(self.asked["classes"])
+        labels = np.zeros(pixels.shape[:2], np.int64)
+        labels[:, pixels.shape[1] // 2 :] = len(names) - 1
+        probabilities = np.full(labels.shape, 0.5, np.float32)
+        return Segmentation(pixels, labels, probabilities, names, {"model": "stand-in"})
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on stderr; nothing on stdout."""
+    came = capsys.readouterr()
+    assert came.out == ""
+    assert came.err.startswith("resclip: ")
+    assert came.err.count("\n") == 1, came.err
+    for word in words:
+        assert word in came.err
+    return came.err
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
