@@ -294,13 +294,15 @@ def choose_precision(precision: str | None, device: torch.device) -> torch.dtype
 
 def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
     """UnknownWordsWarning where the built-in model's tokenizer has never read a word of the names."""
-    unknown = [word for entry in classes for word in tokenizer.unknown_words(entry) if word != ","]
+    words = (word for entry in classes for word in tokenizer.unknown_words(entry) if word != ",")
+    unknown = list(dict.fromkeys(words))
     if unknown:
         from resclip.builtin.scenes import CLASS_NAMES
 
-        words = ", ".join(map(repr, dict.fromkeys(unknown)))
+        named = ", ".join(map(repr, unknown[:8]))
+        more = f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""
         warnings.warn(
-            f"the model in the box has never read {words}, so these names mean nothing to it; it knows "
+            f"the model in the box has never read {named}{more}, so these names mean nothing to it; it knows "
             f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else name a real model",
             UnknownWordsWarning,
             stacklevel=3,

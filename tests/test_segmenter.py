@@ -171,6 +171,8 @@ def test_devices_and_precisions() -> None:
 def test_the_model_in_the_box_says_which_words_it_has_never_read() -> None:
     with pytest.warns(UnknownWordsWarning, match=r"never read 'zebra', 'giraffe', so.*house, tree"):
         load(classes=["sky", "zebra, giraffe", "tree"])
+    with pytest.warns(UnknownWordsWarning, match=r"'7' and 92 more, so"):
+        load(classes=[str(number) for number in range(100)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = load(classes=["sky", "night sky", "house, tree"]).segment(picture(40, 60))
