@@ -74,7 +74,7 @@ def label_map(
     return torch.where(flipped, noise, labels.long())
 
 
-def check_budget(got: Tensor, reference: Tensor, oracle: Tensor, *, roundings: int = 1) -> None:
+def check_budget(got: Tensor, reference: Tensor, oracle: Tensor) -> None:
     """AssertionError unless `got` is as good as its dtype allows.
 
     The worst element may be off the float64 oracle by twice (the reference's own error in that dtype plus the
@@ -84,7 +84,6 @@ def check_budget(got: Tensor, reference: Tensor, oracle: Tensor, *, roundings: i
         got: what is judged.
         reference: the plain formula in `got`'s dtype.
         oracle: the plain formula in float64, on the same (rounded) inputs.
-        roundings: how often the op stores a result in its dtype and reads it again: its iterations, else 1.
     """
     if got.shape != oracle.shape or got.dtype != reference.dtype:
         raise AssertionError(
@@ -96,7 +95,7 @@ def check_budget(got: Tensor, reference: Tensor, oracle: Tensor, *, roundings: i
         return
     error = (got.double() - oracle).abs().max().item()
     own = (reference.double() - oracle).abs().max().item()
-    rounding = roundings * torch.finfo(got.dtype).eps * oracle.abs().max().item()
+    rounding = torch.finfo(got.dtype).eps * oracle.abs().max().item()
     if error > 2 * (own + rounding):
         raise AssertionError(
             f"worst error {error:.3e} exceeds 2 × (reference {own:.3e} + rounding {rounding:.3e})"
