@@ -1,26 +1,35 @@
 """Which implementation of an op runs, and why.
 
-Knows the names of the implementations and the rule that picks one. Knows no op: each op hands in the table of
-what it has, so an implementation that an op lacks cannot be asked for by accident.
+Knows the names of the implementations, what Triton kernels need of their tensors, and the rule that picks one. Knows
+no op: each op hands in the table of what it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
 
 Function = TypeVar("Function")
+
+# What the kernels compute with; float64 is the reference's business.
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Implementation(str, Enum):
     """The values of every op's `implementation` argument."""
 
     AUTO = "auto"
-    """The fastest one that the op has for the tensor's device."""
+    """Triton on a GPU where it can run; PyTorch everywhere else."""
     TRITON = "triton"
-    """Fused GPU kernels."""
+    """Fused GPU kernels; inference only."""
     TORCH = "torch"
     """Lean PyTorch for any device, CPU included."""
     REFERENCE = "reference"
@@ -46,7 +55,10 @@ def parse_implementation(asked: Implementation | str) -> Implementation:
 
 
 def resolve(
-    asked: Implementation | str, available: Mapping[Implementation, Function]
+    asked: Implementation | str,
+    available: Mapping[Implementation, Function],
+    *tensors: Tensor | None,
+    limit: str | None = None,
 ) -> Choice[Function]:
     """Pick an implementation from the ones an op has.
 
@@ -55,19 +67,84 @@ def resolve(
     Args:
         asked: what the caller wants, `"auto"` to leave it open.
         available: the op's implementations by name; `TORCH` is always among them.
+        tensors: what the op is called with; None stands for an argument left out.
+        limit: why the op's own kernels cannot take these arguments, None where they can.
 
     Raises:
-        ValueError: `asked` is no implementation, or one that this op does not have.
+        ValueError: `asked` is no implementation, or one that this op does not have, or cannot run here.
     """
     implementation = parse_implementation(asked)
     if implementation is Implementation.AUTO:
-        implementation, reason = Implementation.TORCH, "portable PyTorch runs on every device"
-    else:
-        reason = "asked for by name"
+        implementation, reason = automatic(available, *tensors, limit=limit)
+        return Choice(implementation, reason, available[implementation])
     if implementation not in available:
         has = ", ".join(repr(member.value) for member in available)
         raise ValueError(
             f"implementation {implementation.value!r} does not exist for this op; it has {has}. "
             "Use 'auto' for the fastest of them"
         )
-    return Choice(implementation, reason, available[implementation])
+    if implementation is Implementation.TRITON:
+        why_not = kernel_obstacle(*tensors) or limit
+        if why_not is not None:
+            raise ValueError(f"implementation 'triton' cannot run: {why_not}")
+    return Choice(implementation, "asked for by name", available[implementation])
+
+
+def automatic(
+    available: Mapping[Implementation, Any], *tensors: Tensor | None, limit: str | None
+) -> tuple[Implementation, str]:
+    """Triton for tensors on a GPU that the kernels can take, torch else; and the reason."""
+    if Implementation.TRITON not in available:
+        return Implementation.TORCH, "this op has no Triton kernels"
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not any(tensor.is_cuda for tensor in given):
+        return Implementation.TORCH, "portable PyTorch runs on every device"
+    why_not = kernel_obstacle(*tensors) or limit
+    if why_not is not None:
+        return Implementation.TORCH, why_not
+    return Implementation.TRITON, "the tensors are on a GPU"
+
+
+def kernel_obstacle(*tensors: Tensor | None) -> str | None:
+    """Why Triton kernels cannot run on these tensors, and what to do; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton (Linux), or use 'torch'"
+    given = [tensor for tensor in tensors if tensor is not None]
+    if needs_gradient(*given):
+        return "the kernels are for inference and a tensor requires grad; use 'torch', or torch.no_grad()"
+    for tensor in given:
+        if tensor.is_floating_point() and tensor.dtype not in KERNEL_DTYPES:
+            valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
+            return f"the kernels take {valid}; got {tensor.dtype}: convert it, or use 'torch'"
+        if not (tensor.is_cuda or tensor.is_meta or interpreting()):
+            return (
+                f"the kernels need a CUDA or HIP device; got a tensor on {tensor.device}. Move it, use 'torch', "
+                "or set TRITON_INTERPRET=1 before the first kernel runs to have them interpreted, slowly"
+            )
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter stands in for a GPU (the environment's TRITON_INTERPRET)."""
+    return os.environ.get("TRITON_INTERPRET", "0") in {"1", "true", "on", "yes"}
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd would have to follow these tensors."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
+def deferred(module: str, name: str) -> Callable[..., Any]:
+    """A function that imports `module` when it is first called: kernels are read where they are used."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments)
+
+    return call
+
+
+def as_operator(*tensors: Tensor | None) -> bool:
+    """Whether to call an op as one operator of `torch.library`: while compiling, and where no gradient is wanted."""
+    return torch.compiler.is_compiling() and not needs_gradient(*tensors)

@@ -14,6 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def kernel_device() -> str:
+    """Where the tests run Triton kernels: on the GPU if there is one, else on the CPU under the interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def nan_padded(tensor: Tensor) -> Tensor:
+    """The same values, cut from a buffer that is NaN all around: whatever reads past an edge shows."""
+    shape = [size + 2 for size in tensor.shape]
+    buffer = torch.full(shape, torch.nan, dtype=tensor.dtype, device=tensor.device)
+    inner: Tensor = buffer[tuple(slice(1, size + 1) for size in tensor.shape)]
+    inner.copy_(tensor)
+    return inner
+
+
 def fresh_seed() -> int:
     """A seed from RESCLIP_TEST_SEED, or a new one; print it where it is used, so that a failure can be replayed."""
     asked = os.environ.get("RESCLIP_TEST_SEED")

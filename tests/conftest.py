@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_support import StandIn
 from PIL import Image
 
 from resclip_kernels.testing import fresh_seed
+
+# Read by Triton when the first kernel is defined: without a GPU the kernels' own code runs in the interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture

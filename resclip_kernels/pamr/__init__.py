@@ -11,15 +11,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from resclip_kernels.checks import check_count, check_float, check_same_images
-from resclip_kernels.implementation import Implementation, resolve
-from resclip_kernels.pamr import portable, reference
+from resclip_kernels.implementation import Implementation, as_operator, parse_implementation
+from resclip_kernels.pamr import dispatch
 
 __all__ = ["pamr"]
-
-IMPLEMENTATIONS = {
-    Implementation.TORCH: portable.pamr,
-    Implementation.REFERENCE: reference.pamr,
-}
 
 
 def pamr(
@@ -63,7 +58,7 @@ def pamr(
         raise ValueError("dilations must name at least one distance; use iterations=0 for none")
     for dilation in dilations:
         check_count("each dilation", dilation, 1)
-    function = resolve(implementation, IMPLEMENTATIONS).function
     if iterations == 0 or masks.numel() == 0:
         return masks
-    return function(image, masks, iterations, tuple(dilations))
+    run = dispatch.operator if as_operator(image, masks) else dispatch.pamr
+    return run(image, masks, iterations, list(dilations), parse_implementation(implementation).value)

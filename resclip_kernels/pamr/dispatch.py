@@ -1,0 +1,34 @@
+"""Which PAMR runs, and how torch.compile sees it: as one opaque operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resclip_kernels.implementation import Implementation, deferred, resolve
+from resclip_kernels.pamr import portable, reference
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred("resclip_kernels.pamr.triton", "pamr"),
+    Implementation.TORCH: portable.pamr,
+    Implementation.REFERENCE: reference.pamr,
+}
+
+
+def pamr(
+    image: Tensor, masks: Tensor, iterations: int, dilations: list[int], implementation: str
+) -> Tensor:
+    """Validated arguments in, the chosen implementation's result out."""
+    function = resolve(implementation, IMPLEMENTATIONS, image, masks).function
+    result: Tensor = function(image, masks, iterations, tuple(dilations))
+    return result
+
+
+operator = torch.library.custom_op("resclip_kernels::pamr", pamr, mutates_args=())
+
+
+@operator.register_fake
+def _(
+    image: Tensor, masks: Tensor, iterations: int, dilations: list[int], implementation: str
+) -> Tensor:
+    return torch.empty_like(masks, memory_format=torch.contiguous_format)
