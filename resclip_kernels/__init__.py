@@ -1,11 +1,14 @@
 """Numerical ops of training-free dense CLIP, on tensors: no model, no image file, no class name in here.
 
-Every op is a function with a `reference` (the plain formula) and a `torch` implementation (lean, any device).
+Every op is a function with three implementations: `reference` (the plain formula), `torch` (lean, any device) and
+`triton` (fused GPU kernels, inference only). `ResidualAttention` is the op as a drop-in module.
 """
 
+from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.implementation import Implementation
 from resclip_kernels.pamr import pamr
 from resclip_kernels.patch_labels import patch_labels
+from resclip_kernels.proxy_attention import proxy_attention
 from resclip_kernels.residual_attention import (
     CORRELATIONS,
     ResidualAttentionOutput,
@@ -23,11 +26,14 @@ __all__ = [
     "CONNECTIVITIES",
     "CORRELATIONS",
     "Implementation",
+    "QueryKeyRecorder",
+    "ResidualAttention",
     "ResidualAttentionOutput",
     "SemanticFeedback",
     "feedback_matrix",
     "pamr",
     "patch_labels",
+    "proxy_attention",
     "residual_attention",
     "semantic_feedback",
     "upsample_argmax",

@@ -25,7 +25,11 @@ def test_what_an_op_lacks_is_refused_and_not_replaced() -> None:
     with pytest.raises(ValueError, match="'triton' does not exist.*'torch', 'reference'.*'auto'"):
         resolve("triton", AVAILABLE)
     with pytest.raises(ValueError, match="float64"):
-        pamr(torch.rand(1, 3, 4, 4).double(), torch.rand(1, 2, 4, 4).double(), implementation="triton")
+        pamr(
+            torch.rand(1, 3, 4, 4).double(),
+            torch.rand(1, 2, 4, 4).double(),
+            implementation="triton",
+        )
 
 
 def test_an_unknown_name_lists_the_valid_ones() -> None:

@@ -82,6 +82,7 @@ def test_majorities_agree(seed: int) -> None:
             {},
             "number of queries must be at least",
         ),
+        (torch.rand(1, 2, 0, 4), torch.rand(1, 3, 7, 32), {}, "each side of the logits' grid"),
         (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 32), {"threshold": 2.0}, "between 0 and 1"),
         (torch.rand(1, 2, 4, 4), torch.rand(2, 3, 32, 32), {}, "same number of images"),
         (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 32), {"logit_scale": 0.0}, "above 0"),

@@ -39,6 +39,11 @@ def test_refinement_uses_the_guide(seed: int) -> None:
     assert not torch.allclose(got[1], upsample_argmax(logits, (40, 48))[1], atol=1e-3)
 
 
+def test_an_empty_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="each side of the logits' grid must be at least 1; got 0"):
+        upsample_argmax(torch.zeros(1, 2, 0, 3), (4, 4))
+
+
 def test_equal_queries_go_to_the_smallest_class() -> None:
     logits = torch.zeros(1, 3, 2, 2)
     for implementation in ("torch", "reference"):

@@ -61,4 +61,6 @@ def pamr(
     if iterations == 0 or masks.numel() == 0:
         return masks
     run = dispatch.operator if as_operator(image, masks) else dispatch.pamr
-    return run(image, masks, iterations, list(dilations), parse_implementation(implementation).value)
+    return run(
+        image, masks, iterations, list(dilations), parse_implementation(implementation).value
+    )

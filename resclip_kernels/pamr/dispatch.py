@@ -7,6 +7,7 @@ from torch import Tensor
 
 from resclip_kernels.implementation import Implementation, deferred, resolve
 from resclip_kernels.pamr import portable, reference
+from resclip_kernels.pamr.tiles import obstacle
 
 IMPLEMENTATIONS = {
     Implementation.TRITON: deferred("resclip_kernels.pamr.triton", "pamr"),
@@ -19,7 +20,8 @@ def pamr(
     image: Tensor, masks: Tensor, iterations: int, dilations: list[int], implementation: str
 ) -> Tensor:
     """Validated arguments in, the chosen implementation's result out."""
-    function = resolve(implementation, IMPLEMENTATIONS, image, masks).function
+    limit = obstacle(masks)
+    function = resolve(implementation, IMPLEMENTATIONS, image, masks, limit=limit).function
     result: Tensor = function(image, masks, iterations, tuple(dilations))
     return result
 

@@ -16,15 +16,10 @@ from resclip_kernels.checks import (
     check_positive,
     check_same_images,
 )
-from resclip_kernels.implementation import Implementation, resolve
-from resclip_kernels.patch_labels import portable, reference
+from resclip_kernels.implementation import Implementation, as_operator, parse_implementation
+from resclip_kernels.patch_labels import dispatch
 
 __all__ = ["patch_labels"]
-
-IMPLEMENTATIONS = {
-    Implementation.TORCH: portable.patch_labels,
-    Implementation.REFERENCE: reference.patch_labels,
-}
 
 
 def patch_labels(
@@ -45,7 +40,8 @@ def patch_labels(
     `threshold`; a patch's label is the most frequent label of its pixels, the smallest one on a tie.
 
     Args:
-        logits: (B, Q, h, w), one plane a query.
+        logits: (B, Q, h, w), one plane a query; −inf rules a query out of a patch. float16 and bfloat16 are
+            computed in float32, except by "reference".
         image: (B, C, H, W) guide, with h = H // patch height and w = W // patch width; pixels past the last whole
             patch belong to no patch.
         patch_size: (height, width) of a patch in pixels.
@@ -59,7 +55,7 @@ def patch_labels(
         (B, h, w) int64 labels in [0, Q).
 
     Raises:
-        TypeError, ValueError: a shape, dtype or value that does not fit.
+        TypeError, ValueError: a shape, dtype or value that does not fit; logits that hold NaN, with the images that do.
     """
     check_float("logits", logits, 4, "(B, Q, h, w)")
     check_float("image", image, 4, "(B, C, H, W)")
@@ -71,10 +67,19 @@ def patch_labels(
             f"an image of {tuple(image.shape[2:])} with patches of {tuple(patch_size)} has a grid of {grid}; "
             f"logits have {tuple(logits.shape[2:])}"
         )
+    for side in logits.shape[2:]:
+        check_count("each side of the logits' grid", side, 1)
     check_positive("logit_scale", logit_scale)
     check_fraction("threshold", threshold)
     check_count("refine_iterations", refine_iterations, 0)
-    function = resolve(implementation, IMPLEMENTATIONS).function
-    return function(
-        logits, image, patch_size, logit_scale, threshold, refine_iterations, tuple(dilations)
+    run = dispatch.operator if as_operator(logits, image) else dispatch.patch_labels
+    return run(
+        logits,
+        image,
+        list(patch_size),
+        float(logit_scale),
+        float(threshold),
+        refine_iterations,
+        list(dilations),
+        parse_implementation(implementation).value,
     )

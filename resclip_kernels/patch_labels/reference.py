@@ -32,6 +32,8 @@ def pixel_probabilities(
 ) -> tuple[Tensor, Tensor]:
     """Largest probability over queries and its query: two (B, H, W)."""
     size = (image.shape[2], image.shape[3])
+    # Bilinear weights may be 0, and 0 · −inf is no number; so low a logit has probability 0 all the same.
+    logits = logits.clamp(min=max(-1e30, torch.finfo(logits.dtype).min))
     planes = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     planes = pamr_reference.pamr(image, planes, refine_iterations, dilations)
     best, label = (logit_scale * planes).softmax(dim=1).max(dim=1)

@@ -13,18 +13,21 @@ from typing import NamedTuple, get_args
 from torch import Tensor
 
 from resclip_kernels.checks import check_float, check_fraction, check_positive
-from resclip_kernels.implementation import Implementation, resolve
-from resclip_kernels.residual_attention import portable, reference
+from resclip_kernels.implementation import Implementation, as_operator, parse_implementation
+from resclip_kernels.residual_attention import dispatch
+from resclip_kernels.residual_attention.dispatch import IMPLEMENTATIONS
 from resclip_kernels.residual_attention.terms import SCORES, Correlation, Terms
 from resclip_kernels.semantic_feedback.state import SemanticFeedback
 
-__all__ = ["CORRELATIONS", "Correlation", "ResidualAttentionOutput", "residual_attention"]
+__all__ = [
+    "CORRELATIONS",
+    "IMPLEMENTATIONS",
+    "Correlation",
+    "ResidualAttentionOutput",
+    "residual_attention",
+]
 
 CORRELATIONS: tuple[str, ...] = get_args(Correlation)
-IMPLEMENTATIONS = {
-    Implementation.TORCH: portable.residual_attention,
-    Implementation.REFERENCE: reference.residual_attention,
-}
 
 
 class ResidualAttentionOutput(NamedTuple):
@@ -131,10 +134,11 @@ def residual_attention(
         cross_weight,
         cross_temperature,
     )
-    function = resolve(implementation, IMPLEMENTATIONS).function
-    return ResidualAttentionOutput(
-        *function(query, key, value, terms, tuple(cross_layers), cross_layer)
-    )
+    inputs = dispatch.Inputs(query, key, value, tuple(cross_layers), cross_layer)
+    layers = [tensor for pair in cross_layers for tensor in pair]
+    compiling = as_operator(query, key, value, cross_layer, *layers)
+    run = dispatch.as_operator_call if compiling else dispatch.residual_attention
+    return ResidualAttentionOutput(*run(inputs, terms, parse_implementation(implementation).value))
 
 
 def check_like(name: str, tensor: Tensor, query: Tensor) -> None:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.checks import check_count
-from resclip_kernels.implementation import Implementation, resolve
-from resclip_kernels.semantic_feedback import portable, reference
-from resclip_kernels.semantic_feedback.portable import feedback_rows
+from resclip_kernels.implementation import Implementation, as_operator, parse_implementation
+from resclip_kernels.semantic_feedback import dispatch
 from resclip_kernels.semantic_feedback.state import (
     CONNECTIVITIES,
     Connectivity,
@@ -27,11 +26,6 @@ __all__ = [
     "feedback_matrix",
     "semantic_feedback",
 ]
-
-IMPLEMENTATIONS = {
-    Implementation.TORCH: portable.semantic_feedback,
-    Implementation.REFERENCE: reference.semantic_feedback,
-}
 
 
 def semantic_feedback(
@@ -83,12 +77,29 @@ def semantic_feedback(
         raise ValueError(
             f"smoothing_std must be a finite number of at least 0; got {smoothing_std}"
         )
-    function = resolve(implementation, IMPLEMENTATIONS).function
-    return function(labels.long(), connectivity, float(smoothing_std), normalise)
+    run = dispatch.as_operator_call if as_operator(labels) else dispatch.semantic_feedback
+    return run(
+        labels.long(),
+        connectivity,
+        float(smoothing_std),
+        normalise,
+        parse_implementation(implementation).value,
+    )
 
 
-def feedback_matrix(feedback: SemanticFeedback) -> Tensor:
-    """Ŝ of every image as a (B, n, n) float32 matrix. For looking at it: memory grows with n²."""
+def feedback_matrix(
+    feedback: SemanticFeedback, *, implementation: Implementation | str = Implementation.AUTO
+) -> Tensor:
+    """Ŝ of every image as a (B, n, n) float32 matrix. For looking at it: memory grows with n².
+
+    Args:
+        feedback: a state of `semantic_feedback`; one that holds Ŝ already gives it as it is.
+        implementation: see `Implementation`; "reference" makes Ŝ together with the state, so there is nothing to do.
+
+    Raises:
+        ValueError: an implementation that cannot run here.
+    """
+    asked = parse_implementation(implementation)
     if feedback.dense is not None:
         return feedback.dense
-    return feedback_rows(feedback, 0, feedback.patches)
+    return dispatch.feedback_matrix(feedback, asked.value)

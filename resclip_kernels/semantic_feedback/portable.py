@@ -51,12 +51,19 @@ def semantic_feedback(
 
 def feedback_rows(feedback: SemanticFeedback, first: int, last: int) -> Tensor:
     """Rows first … last − 1 of Ŝ: (B, last − first, n) float32, already rounded to float16 where Ŝ is normalised."""
+    if feedback.dense is not None:
+        return feedback.dense[:, first:last]
     rows = smoothed_rows(feedback, first, last)
     if not feedback.normalise:
         return rows
     rows /= feedback.row_sums[:, first:last, None] + ROW_SUM_EPSILON
     rows /= feedback.maximum[:, None, None]
     return rows.half().float()
+
+
+def feedback_matrix(feedback: SemanticFeedback) -> Tensor:
+    """Ŝ of every image: (B, n, n) float32."""
+    return feedback_rows(feedback, 0, feedback.patches)
 
 
 def row_blocks(rows: int, elements_a_row: int) -> list[tuple[int, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from resclip_kernels.checks import (
@@ -14,15 +13,10 @@ from resclip_kernels.checks import (
     check_positive,
     check_same_images,
 )
-from resclip_kernels.implementation import Implementation, resolve
-from resclip_kernels.upsample_argmax import portable, reference
+from resclip_kernels.implementation import Implementation, as_operator, parse_implementation
+from resclip_kernels.upsample_argmax import dispatch
 
 __all__ = ["upsample_argmax"]
-
-IMPLEMENTATIONS = {
-    Implementation.TORCH: portable.upsample_argmax,
-    Implementation.REFERENCE: reference.upsample_argmax,
-}
 
 
 def upsample_argmax(
@@ -38,14 +32,15 @@ def upsample_argmax(
     dilations: Sequence[int] = (8, 16),
     implementation: Implementation | str = Implementation.AUTO,
 ) -> tuple[Tensor, Tensor]:
-    """Label map and its probability at any size.
+    """Label map and its probability at any size, without (Q, H, W) probabilities in memory.
 
     The logits are resized bilinearly (`align_corners=False`), optionally refined by `pamr`; probabilities are
     softmax(logit_scale · logits) over queries; a class takes the largest of its queries' probabilities; the label is
     the arg-max class (the smallest on a tie), or class 0 where that probability is under `threshold`.
 
     Args:
-        logits: (B, Q, h, w), one plane a query.
+        logits: (B, Q, h, w), one plane a query; −inf rules a query out of a cell. float16 and bfloat16 are
+            computed in float32, except by "reference".
         size: (H, W) of the output in pixels.
         query_to_class: (Q,) integers, the class of each query; None: every query is its own class.
         logit_scale: factor before the softmax.
@@ -61,7 +56,7 @@ def upsample_argmax(
         threshold.
 
     Raises:
-        TypeError, ValueError: a shape, dtype or value that does not fit.
+        TypeError, ValueError: a shape, dtype or value that does not fit; logits that hold NaN, with the images that do.
     """
     check_float("logits", logits, 4, "(B, Q, h, w)")
     queries = logits.shape[1]
@@ -69,12 +64,12 @@ def upsample_argmax(
     for name, sides in (("size", size), ("through", through)):
         for side in sides or ():
             check_count(f"each side of {name}", side, 1)
-    if query_to_class is None:
-        query_to_class = torch.arange(queries, device=logits.device)
-    if query_to_class.shape != (queries,):
+    if query_to_class is not None and query_to_class.shape != (queries,):
         raise ValueError(
             f"query_to_class must be ({queries},), one class a query; got {tuple(query_to_class.shape)}"
         )
+    for side in logits.shape[2:]:
+        check_count("each side of the logits' grid", side, 1)
     check_positive("logit_scale", logit_scale)
     check_fraction("threshold", threshold)
     check_count("refine_iterations", refine_iterations, 0)
@@ -85,15 +80,18 @@ def upsample_argmax(
         check_same_images("logits", logits, "guide", guide)
         if tuple(guide.shape[2:]) != tuple(size):
             raise ValueError(f"guide must be of size {tuple(size)}; got {tuple(guide.shape[2:])}")
-    function = resolve(implementation, IMPLEMENTATIONS).function
-    return function(
+    if query_to_class is not None:
+        query_to_class = query_to_class.to(logits.device)
+    run = dispatch.operator if as_operator(logits, guide) else dispatch.upsample_argmax
+    return run(
         logits,
-        (size[0], size[1]),
-        query_to_class.to(logits.device),
-        logit_scale,
-        threshold,
-        through,
-        guide,
+        list(size),
+        query_to_class,
+        float(logit_scale),
+        float(threshold),
+        list(through or ()),
+        guide if refine_iterations else None,
         refine_iterations,
-        tuple(dilations),
+        list(dilations),
+        parse_implementation(implementation).value,
     )

@@ -10,7 +10,7 @@ from resclip_kernels._streaming import best_query
 def upsample_argmax(
     logits: Tensor,
     size: tuple[int, int],
-    query_to_class: Tensor,
+    query_to_class: Tensor | None,
     logit_scale: float,
     threshold: float,
     through: tuple[int, int] | None,
@@ -23,15 +23,17 @@ def upsample_argmax(
     The class of the most probable query is the most probable class. Queries go in the order of their classes, so
     that the first of equal ones belongs to the smallest class.
     """
-    order = query_to_class.argsort(stable=True)
-    best, query = best_query(
-        logits[:, order],
+    order = None if query_to_class is None else query_to_class.argsort(stable=True)
+    best, label = best_query(
+        logits,
         size,
         logit_scale=logit_scale,
         guide=guide,
         refine_iterations=refine_iterations,
         dilations=dilations,
         through=through,
+        order=order,
     )
-    label = query_to_class[order][query].long()
+    if query_to_class is not None:
+        label = query_to_class[order][label].long()
     return label.where(best >= threshold, 0), best

@@ -1,0 +1,69 @@
+"""What a case is, and the bench on which its variants are set up.
+
+Knows no op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.inputs import FUSED, Device
+from benchmarks.gpu.timing import FAILURES, Variant
+
+# Rows of the tables, in this order.
+VARIANTS = (FUSED, "torch", "reference", "compiled", "sdpa", "flex")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where cases run, and at which size."""
+
+    device: Device
+    dry_run: bool
+
+    def dtype(self, wanted: torch.dtype) -> torch.dtype:
+        """As wanted on a GPU; float32 where the interpreter stands in, whose half precision is slow."""
+        return torch.float32 if self.dry_run else wanted
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """torch.compile for this one shape; without a GPU its tracing alone, which needs no compiler."""
+        torch._dynamo.reset()  # noqa: SLF001 - the documented way to forget what other shapes compiled.
+        if self.dry_run:
+            return torch.compile(function, dynamic=False, backend="eager")
+        return torch.compile(function, dynamic=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape: what is counted, and the ways to compute it."""
+
+    op: str
+    name: str
+    flops: int
+    bytes: int
+    variants: Callable[[Bench], Sequence[Variant]]
+    """Makes the inputs; called when the case's turn comes."""
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    items: int = 1
+    """Pictures a call."""
+    whole: bool = False
+    """Timed by the host until the device is idle: a pipeline, whose launches are part of it."""
+    rank: int = 1
+    """0: a figure needs it, so it comes first."""
+
+
+def missing(name: str, reason: str) -> Variant:
+    """A variant that cannot express the case."""
+    return Variant(name, None, reason)
+
+
+def tried(name: str, make: Callable[[], Variant]) -> Variant:
+    """A variant whose setting up may fail; then it says why."""
+    try:
+        return make()
+    except FAILURES as error:
+        return missing(name, f"could not be set up: {type(error).__name__}: {error}"[:300])

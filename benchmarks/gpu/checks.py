@@ -1,0 +1,271 @@
+"""Only what is correct is timed: every op's Triton implementation against the float64 reference, on small shapes.
+
+Knows the ops and their error budgets. Knows no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.counts import Attention
+from benchmarks.gpu.inputs import FUSED, Device
+from benchmarks.gpu.timing import FAILURES, shorten
+from resclip_kernels import (
+    feedback_matrix,
+    pamr,
+    patch_labels,
+    residual_attention,
+    semantic_feedback,
+    upsample_argmax,
+)
+from resclip_kernels.implementation import interpreting
+from resclip_kernels.proxy_attention import proxy_attention
+from resclip_kernels.semantic_feedback import portable as feedback_portable
+from resclip_kernels.semantic_feedback import reference as feedback_reference
+from resclip_kernels.testing import check_budget
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Error:
+    """The worst element of one output, and what it may be off by."""
+
+    error: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One op in one dtype."""
+
+    op: str
+    dtype: str
+    status: str
+    """"ok", "failed" or "skipped"."""
+    reason: str = ""
+    error: float = 0.0
+    """Of the output that comes closest to its budget."""
+    allowed: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return asdict(self)
+
+
+def budget(got: Tensor, reference: Tensor, oracle: Tensor) -> Error:
+    """`check_budget`, and the two numbers that it compares."""
+    check_budget(got, reference, oracle)
+    own = (reference.double() - oracle).abs().max().item()
+    rounding = torch.finfo(got.dtype).eps * oracle.abs().max().item()
+    return Error((got.double() - oracle).abs().max().item(), 2 * (own + rounding))
+
+
+def check_attention(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """All terms at once, for one score and for two.
+
+    float32 takes Ŝ without its last step: rounding to float16 puts single entries on the other side for any other
+    order of summation, which float32's budget sees and float16's does not.
+    """
+    shape = Attention(batch=2, heads=2, grid=(5, 7), layers=2)
+    tensors = device.attention(shape, dtype)
+    labels = device.labels(shape.batch, shape.grid)
+    normalise = dtype is not torch.float32
+    state = semantic_feedback(labels, normalise=normalise, implementation=FUSED)
+    exact = feedback_reference.semantic_feedback(labels, "prefix", 5.0, normalise, torch.float64)
+    arguments: dict[str, Any] = {
+        "neighbourhood_std": 5.0,
+        "feedback_weight": 0.6,
+        "feedback_temperature": 2.1,
+        "cross_weight": 0.4,
+        "cross_temperature": 2.0,
+        "grid": shape.grid,
+    }
+    for correlation in ("kk", "qq+kk"):
+        results = [
+            residual_attention(
+                *inputs[:3],
+                cross_layers=inputs.cross_layers,
+                correlation=correlation,
+                feedback=feedback,
+                implementation=name,
+                **arguments,
+            )
+            for inputs, feedback, name in (
+                (tensors, state, FUSED),
+                (tensors, exact, "reference"),
+                (tensors.converted(torch.float64), exact, "reference"),
+            )
+        ]
+        yield budget(*(result.output for result in results))
+        yield budget(*(required(result.cross_layer) for result in results))
+
+
+def check_feedback(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """Bits of connectivity exactly, sums and maxima within budget, Ŝ within one step of float16."""
+    del dtype  # Labels are integers.
+    for grid in ((9, 8), (5, 12)):
+        labels = device.labels(2, grid)
+        state = semantic_feedback(labels, implementation=FUSED)
+        plain = feedback_reference.semantic_feedback(labels, "prefix", 5.0, True)
+        exact = feedback_reference.semantic_feedback(labels, "prefix", 5.0, True, torch.float64)
+        for bits, image in zip(required(state.far), labels, strict=True):
+            flat = image.flatten()
+            expected = (flat[:, None] == flat) & ~feedback_reference.connected(image, "prefix")
+            if not torch.equal(feedback_portable.unpack(bits, len(flat)), expected):
+                raise AssertionError(f"connectivity of a grid of {grid} differs from the path test")
+        yield budget(state.row_sums, plain.row_sums, exact.row_sums)
+        yield budget(state.maximum, plain.maximum, exact.maximum)
+        oracle = required(exact.dense)
+        off = (feedback_matrix(state).double() - oracle).abs().max().item()
+        step = 2.0**-11  # Between float16 numbers from 0.5 to 1, the largest that entries have.
+        if off > step:
+            raise AssertionError(
+                f"an entry of the matrix is off by {off:.1e}: more than {step:.1e}"
+            )
+        yield Error(off, step)
+
+
+def check_pamr(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """Planes with columns far from both edges, and planes narrower than the widest ring."""
+    sizes = ((9, 11),) if interpreting() else ((70, 131), (37, 45))
+    for size in sizes:
+        image = device.pictures(2, size, dtype)
+        masks = device.normal(2, 3, *size, dtype=dtype)
+        arguments: dict[str, Any] = {"iterations": 2 if interpreting() else 10}
+        yield budget(
+            pamr(image, masks, implementation=FUSED, **arguments),
+            pamr(image, masks, implementation="reference", **arguments),
+            pamr(image.double(), masks.double(), implementation="reference", **arguments),
+        )
+
+
+def check_patch_labels(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """The same label wherever no rounding can change a patch's vote; that is nearly everywhere."""
+    rows, columns, patch, iterations = (2, 3, 4, 1) if interpreting() else (12, 16, 8, 10)
+    image = device.pictures(2, (patch * rows, patch * columns), dtype)
+    logits = 4 * device.logits(2, 6, (rows, columns), dtype)
+    arguments: dict[str, Any] = {
+        "patch_size": (patch, patch),
+        "refine_iterations": iterations,
+    }
+    got = patch_labels(logits, image, implementation=FUSED, **arguments)
+    oracle = patch_labels(logits.double(), image.double(), implementation="reference", **arguments)
+    firm = firm_patches(logits, image, patch, iterations, dtype)
+    yield agreement(got, oracle, firm)
+
+
+def firm_patches(
+    logits: Tensor, image: Tensor, patch: int, iterations: int, dtype: torch.dtype
+) -> Tensor:
+    """(B, h, w): patches whose most frequent label stays so if every doubtful pixel changes sides."""
+    planes = torch.nn.functional.interpolate(
+        logits.double(), size=image.shape[2:], mode="bilinear", align_corners=False
+    )
+    planes = pamr(image.double(), planes, iterations=iterations, implementation="reference")
+    queries = planes.shape[1]
+    doubtful = ~clear(planes, dtype)
+    votes = torch.nn.functional.one_hot(planes.argmax(dim=1), queries).permute(0, 3, 1, 2)
+    counts = torch.nn.functional.avg_pool2d(votes.double(), patch) * patch**2
+    first, second = counts.topk(2, dim=1).values.unbind(1)
+    unsure = torch.nn.functional.avg_pool2d(doubtful[:, None].double(), patch)[:, 0] * patch**2
+    return first - second > 2 * unsure
+
+
+def check_upsample(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """Probabilities within budget; the same label wherever the best two queries are clearly apart."""
+    logits = 4 * device.logits(2, 7, (5, 6), dtype)
+    size = (40, 61)
+    labels, probability = upsample_argmax(logits, size, implementation=FUSED)
+    plain = upsample_argmax(logits, size, implementation="reference")
+    oracle = upsample_argmax(logits.double(), size, implementation="reference")
+    yield budget(probability, plain[1].to(probability.dtype), oracle[1])
+    planes = torch.nn.functional.interpolate(
+        logits.double(), size=size, mode="bilinear", align_corners=False
+    )
+    yield agreement(labels, oracle[0], clear(planes, dtype))
+
+
+def clear(planes: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, H, W): pixels whose best two queries differ by more than rounding can undo.
+
+    That is 4 roundings of the largest logit in the planes' own dtype, and 16 in float32, in which sums are formed.
+    """
+    first, second = planes.topk(2, dim=1).values.unbind(1)
+    relative = 4 * torch.finfo(dtype).eps + 16 * torch.finfo(torch.float32).eps
+    return first - second > relative * planes.abs().max()
+
+
+def agreement(got: Tensor, oracle: Tensor, compared: Tensor) -> Error:
+    """AssertionError unless labels agree wherever they are compared, at no fewer than 30 % of the places.
+
+    bfloat16's rounding leaves a third of the patches in doubt; the other dtypes hardly any.
+    """
+    share = compared.double().mean().item()
+    wrong = (got != oracle)[compared].sum().item()
+    if wrong or share < 0.3:
+        raise AssertionError(f"{wrong} labels differ, {share:.0%} of the places could be compared")
+    return Error(0.0, 0.0)
+
+
+def check_proxy(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """A finer and an equal grid, on features whose map is nowhere near its jump."""
+    for fine, grid in (((9, 7), (4, 5)), ((6, 6), (6, 6))):
+        features = device.features(2, 48, fine, dtype)
+        value = device.normal(2, 2, grid[0] * grid[1], 64, dtype=dtype)
+        yield budget(
+            proxy_attention(features, value, grid=grid, implementation=FUSED),
+            proxy_attention(features, value, grid=grid, implementation="reference"),
+            proxy_attention(
+                features.double(), value.double(), grid=grid, implementation="reference"
+            ),
+        )
+
+
+def required(tensor: Tensor | None) -> Tensor:
+    """AssertionError where an output is missing."""
+    if tensor is None:
+        raise AssertionError("expected an output; got None")
+    return tensor
+
+
+CHECKS: dict[str, tuple[Callable[[Device, torch.dtype], Iterator[Error]], tuple[str, ...]]] = {
+    "residual_attention": (check_attention, ("fp32", "fp16", "bf16")),
+    "semantic_feedback": (check_feedback, ("int64",)),
+    "pamr": (check_pamr, ("fp32", "fp16", "bf16")),
+    "patch_labels": (check_patch_labels, ("fp32", "fp16", "bf16")),
+    "upsample_argmax": (check_upsample, ("fp32", "fp16", "bf16")),
+    "proxy_attention": (check_proxy, ("fp32", "fp16", "bf16")),
+}
+# Their products of bfloat16 tiles come out wrong in Triton's interpreter, and only there.
+PRODUCTS = ("residual_attention", "proxy_attention")
+
+
+def run_check(op: str, dtype: str, device: Device) -> Check:
+    """One op in one dtype."""
+    function, _ = CHECKS[op]
+    if dtype == "bf16" and op in PRODUCTS and interpreting():
+        return Check(op, dtype, "skipped", "bfloat16 products are wrong in Triton's interpreter")
+    try:
+        errors = list(function(device, DTYPES.get(dtype, torch.float32)))
+    except FAILURES as error:
+        return Check(op, dtype, "failed", shorten(error))
+    worst = max(errors, key=lambda each: each.error / each.allowed if each.allowed else 0.0)
+    return Check(op, dtype, "ok", "", worst.error, worst.allowed)
+
+
+def run_checks(ops: list[str], device: Device) -> list[Check]:
+    """Every op in each of its dtypes; each result is printed as it comes."""
+    results = []
+    for op in ops:
+        for dtype in CHECKS[op][1]:
+            result = run_check(op, dtype, device)
+            results.append(result)
+            numbers = f"worst {result.error:.1e} of {result.allowed:.1e}"
+            print(f"{result.status:7} {op} {dtype}: {result.reason or numbers}", flush=True)
+    return results

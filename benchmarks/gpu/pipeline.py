@@ -1,0 +1,174 @@
+"""End-to-end cases: pictures on the device in, label maps on the device out.
+
+Knows the released protocol. Reading, decoding and resizing of picture files are not part of it, nor is the text tower:
+weights, text rows and pictures are random.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.case import Bench, Case, missing, tried
+from benchmarks.gpu.counts import Attention, Tower
+from benchmarks.gpu.inputs import FUSED, text
+from benchmarks.gpu.timing import Variant
+
+OP = "pipeline"
+PROTOCOL = "150 names, 336 × 448, windows"
+FEW = "20 names, 336 × 448, windows"
+MANY = "847 names, 336 × 448, windows"
+LARGE = "20 names, 4096 × 4096, whole"
+PICTURES = 16
+WINDOWS_A_BATCH = 48
+SIZE, ORIGINAL = (336, 448), (512, 683)
+TINY_SIZE, TINY_ORIGINAL = (8, 12), (10, 13)
+WINDOWS_A_PICTURE = 6
+LARGE_SIDE = 4096
+NO_PLAIN = "it replaces one op; see residual_attention"
+NO_GRAPH = "the reference decides by tensor values in Python: no graph to compile"
+
+
+@cache
+def tower(dry_run: bool) -> Any:
+    """ViT-B/16 with random weights, or a tiny one for a dry run; on the CPU, float32."""
+    from open_clip.transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "image_size": 224,
+        "patch_size": 16,
+        "width": 768,
+        "layers": 12,
+        "heads": 12,
+    }
+    if dry_run:
+        sizes = {"image_size": 16, "patch_size": 4, "width": 64, "layers": 3, "heads": 2}
+    return VisionTransformer(mlp_ratio=4.0, output_dim=64 if dry_run else 512, **sizes).eval()
+
+
+def segmenter(
+    bench: Bench, names: int, implementation: str, *, window: int, batch_size: int
+) -> Any:
+    """ResCLIP with ADE20K's released settings, in float16 (which `load` takes on a GPU)."""
+    from resclip import DenseEncoder, Segmenter, Vocabulary
+    from resclip.methods import find_method
+
+    method = find_method("resclip", None if bench.dry_run else "ade20k")
+    if bench.dry_run and method.sfr is not None:
+        method = replace(method, sfr=replace(method.sfr, refine_iterations=1))
+    visual = copy.deepcopy(tower(bench.dry_run)).to(bench.device.name, bench.dtype(torch.float16))
+    encoder = DenseEncoder(
+        visual, base=method.base, rcs=method.rcs, sfr=method.sfr, implementation=implementation
+    )
+    rows = text(bench.device, names, encoder.tower.output_dim)
+    vocabulary = Vocabulary(rows, torch.arange(names), tuple(map(str, range(names))))
+    stride = window // 2 or 1
+    return Segmenter(encoder, vocabulary, window=window, stride=stride, batch_size=batch_size)
+
+
+def pipeline_cases(*, tiny: bool) -> list[Case]:
+    """The released protocol by number of names, and one large picture whole."""
+    pictures = 1 if tiny else PICTURES
+    work = Tower(WINDOWS_A_PICTURE * pictures, 197)
+    cases = [
+        Case(
+            OP,
+            name,
+            work.flops,
+            0,
+            partial(window_variants, names=names),
+            {**asdict(work), "names": names, "size": SIZE, "original": ORIGINAL},
+            items=pictures,
+            whole=True,
+            rank=0,
+        )
+        for name, names in (
+            (PROTOCOL, 3 if tiny else 150),
+            (FEW, 2 if tiny else 20),
+            (MANY, 5 if tiny else 847),
+        )
+    ]
+    whole = Tower(1, 65537)
+    shape = {**asdict(whole), "names": 20, "size": (LARGE_SIDE, LARGE_SIDE)}
+    cases.append(Case(OP, LARGE, whole.flops, 0, large_variants, shape, whole=True, rank=0))
+    return cases
+
+
+def window_variants(bench: Bench, names: int) -> Sequence[Variant]:
+    """Ours on all pictures at once, their windows sharing batches; the reference a picture at a time."""
+    count = 1 if bench.dry_run else PICTURES
+    size, original = (TINY_SIZE, TINY_ORIGINAL) if bench.dry_run else (SIZE, ORIGINAL)
+    pixels = list(bench.device.pictures(count, size, torch.float32))
+
+    def variant(implementation: str, pictures: list[Tensor], *, essential: bool) -> Variant:
+        def make() -> Variant:
+            model = segmenter(
+                bench,
+                names,
+                implementation,
+                window=8 if bench.dry_run else 224,
+                batch_size=WINDOWS_A_BATCH if len(pictures) > 1 else WINDOWS_A_PICTURE,
+            )
+
+            def run() -> Any:
+                return model.classify(pictures, [original] * len(pictures))
+
+            return Variant(
+                implementation, run, held=(*pictures, *weights(model)), essential=essential
+            )
+
+        return tried(implementation, make)
+
+    return [
+        variant(FUSED, pixels, essential=True),
+        variant("torch", pixels, essential=False),
+        one_picture(variant("reference", pixels[:1], essential=names == 150), count),
+        missing("compiled", NO_GRAPH),
+        missing("sdpa", NO_PLAIN),
+        missing("flex", NO_PLAIN),
+    ]
+
+
+def one_picture(variant: Variant, count: int) -> Variant:
+    """A call on one picture, marked so that its time is set against a `count`th of the others'."""
+    return replace(variant, share=1 / count)
+
+
+def large_variants(bench: Bench) -> Sequence[Variant]:
+    """One picture as one window."""
+    side = 16 if bench.dry_run else LARGE_SIDE
+    pixels = bench.device.pictures(1, (side, side), torch.float32)
+
+    def variant(implementation: str) -> Variant:
+        def make() -> Variant:
+            model = segmenter(bench, 20, implementation, window=0, batch_size=1)
+            return Variant(
+                implementation,
+                lambda: model.predict(pixels),
+                held=(pixels, *weights(model)),
+                essential=implementation == FUSED,
+            )
+
+        return tried(implementation, make)
+
+    needs = Attention(1, 12, (256, 256)).reference_bytes
+    return [
+        variant(FUSED),
+        variant("torch"),
+        missing("reference", f"its maps need {needs / 1e9:,.0f} GB by prediction"),
+        missing("compiled", NO_GRAPH),
+        missing("sdpa", NO_PLAIN),
+        missing("flex", NO_PLAIN),
+    ]
+
+
+def weights(model: Any) -> tuple[Tensor, ...]:
+    """What the segmenter holds on the device."""
+    return (*model.encoder.parameters(), *model.encoder.buffers(), model.vocabulary.embeddings)

@@ -1,0 +1,273 @@
+"""The calls whose kernels are reported: what the three CLIP towers in use make of every op.
+
+Knows models, shapes and dtypes. The tensors are on torch's "meta" device: they have a shape, a dtype and strides, and
+no values. A new op, or a new case of one, is a small function here and a name in OPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from resclip_kernels import (
+    pamr,
+    patch_labels,
+    residual_attention,
+    semantic_feedback,
+    upsample_argmax,
+)
+from resclip_kernels.proxy_attention import proxy_attention
+
+DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+# Quick: every model and every dtype for an op's first case, and for the others H/14 alone, whose heads are the widest
+# and need the most registers. Half of the compilations.
+QUICK_OTHERS = {("H/14", "fp16"), ("H/14", "fp32")}
+QUICK_FIRST = {("B/16", "fp16"), ("L/14", "bf16"), *QUICK_OTHERS}
+# Two pictures or windows: a batch of 1 would let Triton fold the number in.
+BATCH = 2
+QUERIES = 150
+OUTPUT = (336, 448)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A vision transformer at its trained 224 × 224 pixels."""
+
+    name: str
+    patch: int
+    heads: int
+    width: int
+    image: int = 224
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image // self.patch, self.image // self.patch
+
+
+MODELS = (Model("B/16", 16, 12, 64), Model("L/14", 14, 16, 64), Model("H/14", 14, 16, 80))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an op."""
+
+    op: str
+    case: str
+    model: str
+    dtype: str
+    run: Callable[[], object]
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attention_tensors(
+    model: Model, dtype: torch.dtype, grid: tuple[int, int] | None = None
+) -> tuple[Tensor, ...]:
+    """q, k, v as the towers make them: (B, A, L, d) views of one projection."""
+    height, width = grid or model.grid
+    packed = empty(BATCH, 1 + height * width, 3, model.heads, model.width, dtype=dtype)
+    return tuple(packed.permute(2, 0, 3, 1, 4))
+
+
+def cross_layers(model: Model, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    return [attention_tensors(model, dtype)[:2] for _ in range(4)]
+
+
+def label_map(model: Model) -> Tensor:
+    return empty(BATCH, *model.grid, dtype=torch.int64)
+
+
+def pass_1(model: Model, dtype: torch.dtype) -> None:
+    residual_attention(
+        *attention_tensors(model, dtype),
+        grid=model.grid,
+        neighbourhood_std=5.0,
+        cross_layers=cross_layers(model, dtype),
+        implementation="triton",
+    )
+
+
+def pass_2(model: Model, dtype: torch.dtype) -> None:
+    query, key, value = attention_tensors(model, dtype)
+    residual_attention(
+        query,
+        key,
+        value,
+        grid=model.grid,
+        neighbourhood_std=5.0,
+        feedback=semantic_feedback(label_map(model), implementation="triton"),
+        cross_layer=torch.empty_like(value, memory_format=torch.contiguous_format),
+        implementation="triton",
+    )
+
+
+def one_pass(model: Model, dtype: torch.dtype) -> None:
+    residual_attention(
+        *attention_tensors(model, dtype),
+        grid=model.grid,
+        neighbourhood_std=5.0,
+        feedback=semantic_feedback(label_map(model), implementation="triton"),
+        cross_layers=cross_layers(model, dtype),
+        implementation="triton",
+    )
+
+
+def sclip(model: Model, dtype: torch.dtype) -> None:
+    residual_attention(
+        *attention_tensors(model, dtype),
+        grid=model.grid,
+        correlation="qq+kk",
+        implementation="triton",
+    )
+
+
+def plain(model: Model, dtype: torch.dtype) -> None:
+    residual_attention(
+        *attention_tensors(model, dtype),
+        grid=model.grid,
+        correlation="qk",
+        implementation="triton",
+    )
+
+
+def large_grid(model: Model, dtype: torch.dtype) -> None:
+    grid = (64, 64)
+    residual_attention(
+        *attention_tensors(model, dtype, grid),
+        grid=grid,
+        neighbourhood_std=5.0,
+        implementation="triton",
+    )
+
+
+def prefix(model: Model, dtype: torch.dtype) -> None:
+    semantic_feedback(label_map(model), connectivity="prefix", implementation="triton")
+
+
+def line(model: Model, dtype: torch.dtype) -> None:
+    semantic_feedback(label_map(model), connectivity="line", implementation="triton")
+
+
+def component(model: Model, dtype: torch.dtype) -> None:
+    semantic_feedback(label_map(model), connectivity="component", implementation="triton")
+
+
+def matrix(model: Model, dtype: torch.dtype) -> None:
+    """The kernels' own function: q, k, v of a dtype have the matrix smoothed in it."""
+    from resclip_kernels.semantic_feedback.triton import feedback_matrix
+
+    feedback_matrix(semantic_feedback(label_map(model), implementation="triton"), dtype)
+
+
+def refinement(model: Model, dtype: torch.dtype) -> None:
+    pamr(
+        empty(BATCH, 3, model.image, model.image, dtype=dtype),
+        empty(BATCH, QUERIES, model.image, model.image, dtype=dtype),
+        implementation="triton",
+    )
+
+
+def from_logits(model: Model, dtype: torch.dtype) -> None:
+    patch_labels(
+        empty(BATCH, QUERIES, *model.grid, dtype=dtype),
+        empty(BATCH, 3, model.image, model.image, dtype=dtype),
+        patch_size=(model.patch, model.patch),
+        threshold=0.1,
+        implementation="triton",
+    )
+
+
+def from_encoder(model: Model, dtype: torch.dtype) -> None:
+    """Similarities are float32 whatever the tower computes in."""
+    patch_labels(
+        empty(BATCH, QUERIES, *model.grid, dtype=torch.float32),
+        empty(BATCH, 3, model.image, model.image, dtype=dtype),
+        patch_size=(model.patch, model.patch),
+        threshold=0.1,
+        implementation="triton",
+    )
+
+
+def whole_picture(model: Model, dtype: torch.dtype) -> None:
+    upsample_argmax(
+        empty(1, QUERIES, *model.grid, dtype=dtype),
+        OUTPUT,
+        through=(model.image, model.image),
+        implementation="triton",
+    )
+
+
+def stitched_windows(model: Model, dtype: torch.dtype) -> None:
+    upsample_argmax(
+        empty(1, QUERIES, model.image, model.image, dtype=dtype), OUTPUT, implementation="triton"
+    )
+
+
+def merged_names(model: Model, dtype: torch.dtype) -> None:
+    """Classes with several names each."""
+    upsample_argmax(
+        empty(1, QUERIES, *model.grid, dtype=dtype),
+        OUTPUT,
+        query_to_class=empty(QUERIES, dtype=torch.int64),
+        through=(model.image, model.image),
+        implementation="triton",
+    )
+
+
+def refined(model: Model, dtype: torch.dtype) -> None:
+    upsample_argmax(
+        empty(1, QUERIES, *model.grid, dtype=dtype),
+        OUTPUT,
+        guide=empty(1, 3, *OUTPUT, dtype=dtype),
+        refine_iterations=10,
+        implementation="triton",
+    )
+
+
+def features_768(model: Model, dtype: torch.dtype) -> None:
+    """DINO's ViT-B."""
+    proxy(model, dtype, 768)
+
+
+def features_1024(model: Model, dtype: torch.dtype) -> None:
+    """DINOv2's ViT-L."""
+    proxy(model, dtype, 1024)
+
+
+def proxy(model: Model, dtype: torch.dtype, channels: int) -> None:
+    proxy_attention(
+        empty(BATCH, channels, 28, 28, dtype=dtype),
+        attention_tensors(model, dtype)[2][:, :, 1:],
+        grid=model.grid,
+        implementation="triton",
+    )
+
+
+# The usual case of each op first. A kernel is listed under the first op that launches it: those that others build on
+# come first.
+OPS: dict[str, tuple[Callable[[Model, torch.dtype], None], ...]] = {
+    "semantic_feedback": (prefix, line, component, matrix),
+    "residual_attention": (pass_1, pass_2, one_pass, sclip, plain, large_grid),
+    "pamr": (refinement,),
+    "patch_labels": (from_logits, from_encoder),
+    "upsample_argmax": (whole_picture, stitched_windows, merged_names, refined),
+    "proxy_attention": (features_768, features_1024),
+}
+
+
+def standard_calls(ops: Collection[str], *, quick: bool = False) -> Iterator[Call]:
+    """Every case of these ops for every model and dtype; with `quick` for a few pairs of them."""
+    for op in ops:
+        for case in OPS[op]:
+            pairs = QUICK_FIRST if case is OPS[op][0] else QUICK_OTHERS
+            for model in MODELS:
+                for dtype, short in DTYPES.items():
+                    if not quick or (model.name, short) in pairs:
+                        name = case.__name__.replace("_", " ")
+                        yield Call(op, name, model.name, short, partial(case, model, dtype))

@@ -1,0 +1,310 @@
+"""What every Triton kernel uses on every target, read from its machine code: no GPU is needed.
+
+`kernels_report.py` makes the calls of `kernel_calls` on tensors without values, collects the launches, compiles each
+different one and prints a table. It fails where a kernel does not compile, spills, needs more shared memory than the
+target has, or forms half-precision products without matrix units. `--list` prints the kernels' names and compiles
+nothing. Knows no op.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import triton
+from cubin import Compilation, Facts, compile_for, specialise
+from kernel_calls import OPS, Call, standard_calls
+
+from resclip.files import write_atomically
+from resclip_kernels._launch import Target, watch
+from resclip_kernels.implementation import interpreting
+
+TARGETS = "sm_80,sm_90,sm_100,sm_120,gfx942"
+HALVES = {"f16", "bf16"}
+TENSOR_MEMORY = 512  # Columns.
+HEADER = (
+    *("kernel", "target", "models", "dtypes", "case", "compiled", "warps", "stages"),
+    *("registers", "spilled", "shared", "limit", "matrix"),
+)
+# Of what a worker that failed has said: enough for an assertion's message.
+LAST_LINES = 12
+
+
+@dataclass
+class Row:
+    """One kernel as one target gets it, and which calls want it so."""
+
+    compilation: Compilation
+    calls: list[Call] = field(default_factory=list)
+    facts: Facts | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def op(self) -> str:
+        return self.calls[0].op
+
+    @property
+    def kernel(self) -> str:
+        return str(self.compilation.kernel.__name__)
+
+    @property
+    def target(self) -> str:
+        return target_name(self.compilation.target)
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON."""
+        options = self.compilation.options
+        return {
+            "op": self.op,
+            "kernel": self.kernel,
+            "models": distinct(call.model for call in self.calls),
+            "dtypes": distinct(call.dtype for call in self.calls),
+            "calls": distinct(f"{call.op}: {call.case}" for call in self.calls),
+            "target": self.target,
+            "warps": options["num_warps"],
+            "stages": options["num_stages"],
+            "shared_limit": self.compilation.target.shared_memory,
+            **(asdict(self.facts) if self.facts else {}),
+            "problems": self.problems,
+        }
+
+
+def distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def parse_target(name: str) -> Target:
+    """As on the command line, "sm_90" or "gfx942"; ValueError for anything else."""
+    if name.startswith("sm_") and name[3:].isdigit():
+        return Target("cuda", int(name[3:]))
+    if name.startswith("gfx"):
+        return Target("hip", name)
+    raise ValueError(f"a target is sm_ and a number, or a gfx name; got {name!r}")
+
+
+def target_name(target: Target) -> str:
+    return f"sm_{target.architecture}" if target.backend == "cuda" else str(target.architecture)
+
+
+def collect(calls: Sequence[Call], targets: Sequence[Target]) -> list[Row]:
+    """Every different compilation that these calls need: launch choices differ by target, so each target is asked."""
+    rows: dict[str, Row] = {}
+    for target in targets:
+        for call in calls:
+            with watch(execute=False, target=target) as watcher:
+                try:
+                    call.run()
+                except Exception as error:
+                    where = f"{call.op}, {call.case}, {call.model}, {call.dtype}"
+                    raise RuntimeError(f"{where}, for {target_name(target)}: {error}") from error
+            for launch in watcher.launches:
+                compilation = specialise(launch, target)
+                rows.setdefault(compilation.key, Row(compilation)).calls.append(call)
+    return list(rows.values())
+
+
+def compile_all(compilations: Sequence[Compilation], jobs: int) -> list[Facts | str]:
+    """What each uses, or why it could not be told: a compiler that aborts takes only its own process with it."""
+    results: list[Facts | str] = [""] * len(compilations)
+    waiting = list(reversed(range(len(compilations))))
+    idle: list[Worker] = []
+    busy: dict[Connection, tuple[Worker, int]] = {}
+    while waiting or busy:
+        while waiting and len(busy) < jobs:
+            worker = idle.pop() if idle else Worker(compilations)
+            number = waiting.pop()
+            worker.pipe.send(number)
+            busy[worker.pipe] = worker, number
+        for pipe in wait(list(busy)):
+            worker, number = busy.pop(pipe)
+            try:
+                results[number] = worker.pipe.recv()
+                idle.append(worker)
+            except EOFError:
+                results[number] = worker.last_words()
+    return results
+
+
+class Worker:
+    """A process that compiles one thing after the other, and ends with the first that fails."""
+
+    def __init__(self, compilations: Sequence[Compilation]) -> None:
+        # A fork holds the kernels already; they could not be sent.
+        context = multiprocessing.get_context("fork")
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, self.errors.fileno(), compilations), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def last_words(self) -> str:
+        self.process.join()
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace")
+        return essence(said) or f"its process ended with status {self.process.exitcode}"
+
+
+def essence(said: str) -> str:
+    """The compiler's own errors and the exception's message; the last lines where there is no exception."""
+    before, traceback, after = said.rpartition("Traceback (most recent call last):\n")
+    if not traceback:
+        return "\n".join(said.splitlines()[-LAST_LINES:])
+    errors = [line for line in before.splitlines() if "error:" in line]
+    message = itertools.dropwhile(lambda line: line.startswith(" "), after.splitlines())
+    return "\n".join([*errors[-LAST_LINES:], *message])
+
+
+def serve(pipe: Connection, errors: int, compilations: Sequence[Compilation]) -> None:
+    """A worker's loop; what goes wrong is said on its standard error."""
+    os.dup2(errors, sys.stderr.fileno())
+    while True:
+        pipe.send(compile_for(compilations[pipe.recv()]))
+
+
+def judge(target: Target, facts: Facts) -> list[str]:
+    """What is wrong with a kernel, in words."""
+    problems = []
+    if facts.spilled:
+        problems.append(f"spills {facts.spilled} bytes a thread")
+    if facts.shared > target.shared_memory:
+        problems.append(
+            f"needs {facts.shared} bytes of shared memory; a block has {target.shared_memory}"
+        )
+    if facts.tensor_memory > TENSOR_MEMORY:
+        problems.append(
+            f"needs {facts.tensor_memory} columns of tensor memory; a block has {TENSOR_MEMORY}"
+        )
+    if HALVES.intersection(facts.dots):
+        # HMMA, the instruction of sm_80, exists on sm_90 as well and does not reach its rate.
+        wanted = "HGMMA" if target == Target("cuda", 90) else ""
+        if not any(name.startswith(wanted) for name in facts.matrix_instructions):
+            problems.append(f"has a half-precision tl.dot and no {wanted or 'matrix'} instruction")
+    return problems
+
+
+def report(calls: Sequence[Call], targets: Sequence[Target], jobs: int) -> list[Row]:
+    """Compile and judge everything that these calls launch."""
+    rows = collect(calls, targets)
+    results = compile_all([row.compilation for row in rows], jobs)
+    for row, result in zip(rows, results, strict=True):
+        if isinstance(result, str):
+            row.problems = [f"does not compile:\n{result}"]
+        else:
+            row.facts = result
+            row.problems = judge(row.compilation.target, result)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Columns aligned, ops apart; one line for all compilations of a kernel that use the same."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.op, row.kernel, row.target, *uses(row)), []).append(row)
+    lines = [HEADER, *(cells(*key[1:], rows=group) for key, group in groups.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    text, last = [f"  {padded[0]}"], ""
+    for (op, *_), group, line in zip(groups, groups.values(), padded[1:], strict=True):
+        if op != last:
+            text.append(f"\n{op}")
+        text.append(f"{'!' if any(row.problems for row in group) else ' '} {line}")
+        last = op
+    return "\n".join(text)
+
+
+def uses(row: Row) -> tuple[str, ...]:
+    """The table's cells that tell what was compiled and what it uses."""
+    options, facts = row.compilation.options, row.facts
+    launch = str(options["num_warps"]), str(options["num_stages"])
+    limit = str(row.compilation.target.shared_memory)
+    if facts is None:
+        return *launch, "?", "?", "?", limit, "?"
+    matrix = " ".join(f"{name}×{count}" for name, count in facts.matrix_instructions.items())
+    return (
+        *launch,
+        str(facts.registers),
+        str(facts.spilled),
+        str(facts.shared),
+        limit,
+        matrix or ("none" if facts.dots else "-"),
+    )
+
+
+def cells(kernel: str, target: str, *used: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    """One line of the table, for rows that use the same."""
+    calls = [call for row in rows for call in row.calls]
+    cases = distinct(f"{call.op}: {call.case}" for call in calls)
+    first = calls[0].case + (f" +{len(cases) - 1}" if len(cases) > 1 else "")
+    models = " ".join(sorted({call.model for call in calls}))
+    dtypes = " ".join(sorted({call.dtype for call in calls}))
+    return kernel, target, models, dtypes, first, str(len(rows)), *used
+
+
+def main(arguments: Sequence[str] | None = None, calls: Sequence[Call] | None = None) -> int:
+    """The report of these calls, `kernel_calls`' own by default: 0 where every kernel is sound, else 1."""
+    parser = argparse.ArgumentParser(description="What every Triton kernel uses on every target.")
+    parser.add_argument("--targets", default=TARGETS, help=f"default: {TARGETS}")
+    parser.add_argument("--ops", default=",".join(OPS), help=f"default: {','.join(OPS)}")
+    parser.add_argument("--quick", action="store_true", help="few pairs of model and dtype")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that compile; default: 2")
+    parser.add_argument("--json", type=Path, help="write the table to this file as well")
+    parser.add_argument("--list", action="store_true", help="print the kernels' names, no more")
+    options = parser.parse_args(arguments)
+    if interpreting():
+        parser.error("kernels are compiled, not interpreted: unset TRITON_INTERPRET")
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1; got {options.jobs}")
+    try:
+        targets = [parse_target(name) for name in options.targets.split(",")]
+    except ValueError as error:
+        parser.error(str(error))
+    asked = set(options.ops.split(","))
+    if unknown := asked - OPS.keys():
+        parser.error(f"an op is one of {', '.join(OPS)}; got {', '.join(sorted(unknown))}")
+    ops = [op for op in OPS if op in asked]
+    calls = list(standard_calls(ops, quick=options.quick)) if calls is None else calls
+    if options.list:
+        print("\n".join(sorted({row.kernel for row in collect(calls, targets)})))
+        return 0
+    return show(report(calls, targets, options.jobs), options.json)
+
+
+def show(rows: list[Row], file: Path | None) -> int:
+    """Print the table, what is wrong, and the count; the exit status."""
+    order = list(OPS)
+    rows = sorted(
+        rows, key=lambda row: (order.index(row.op) if row.op in order else -1, row.kernel)
+    )
+    print(table(rows))
+    for row in rows:
+        for problem in row.problems:
+            call = row.calls[0]
+            wanted = f"{call.model}, {call.dtype}, {call.case}"
+            print(f"\n{row.kernel} on {row.target} ({wanted}): {problem}")
+    if file is not None:
+        content = {"triton": triton.__version__, "kernels": [row.summary() for row in rows]}
+        write_atomically(file, json.dumps(content, indent=1).encode() + b"\n")
+    compiled = [row.facts for row in rows if row.facts is not None]
+    missing = f" of {len(rows)}" if len(compiled) < len(rows) else ""
+    spilling = sum(facts.spilled > 0 for facts in compiled)
+    print(f"\n{len(compiled)}{missing} kernels × targets compiled, {spilling} spills")
+    return int(any(row.problems for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,167 @@
+"""Which residual attention runs, and how torch.compile sees it: as one opaque operator.
+
+The operator takes tensors and numbers only, so the feedback's state travels in pieces.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from resclip_kernels.implementation import Implementation, deferred, resolve
+from resclip_kernels.residual_attention import portable, reference
+from resclip_kernels.residual_attention.terms import Correlation, Terms
+from resclip_kernels.semantic_feedback.state import Connectivity, SemanticFeedback
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred(
+        "resclip_kernels.residual_attention.triton", "residual_attention"
+    ),
+    Implementation.TORCH: portable.residual_attention,
+    Implementation.REFERENCE: reference.residual_attention,
+}
+WIDEST_HEAD = 128
+
+
+class Inputs(NamedTuple):
+    """The tensors of one call."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    cross_layers: tuple[tuple[Tensor, Tensor], ...]
+    cross_layer: Tensor | None
+
+
+def residual_attention(
+    inputs: Inputs, terms: Terms, implementation: str
+) -> tuple[Tensor, Tensor | None]:
+    """Validated arguments in, the chosen implementation's (output, A_c·v) out."""
+    layers = [tensor for pair in inputs.cross_layers for tensor in pair]
+    function = resolve(
+        implementation,
+        IMPLEMENTATIONS,
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        inputs.cross_layer,
+        *layers,
+        limit=kernel_limit(inputs, terms),
+    ).function
+    result: tuple[Tensor, Tensor | None] = function(
+        inputs.query, inputs.key, inputs.value, terms, inputs.cross_layers, inputs.cross_layer
+    )
+    return result
+
+
+def kernel_limit(inputs: Inputs, terms: Terms) -> str | None:
+    """Why the kernel cannot take these arguments; None where it can."""
+    width = inputs.query.shape[3]
+    if width > WIDEST_HEAD:
+        return f"the kernel takes heads up to {WIDEST_HEAD} wide; got {width}: use 'torch'"
+    feedback = terms.feedback
+    if feedback is not None and feedback.dense is not None and feedback.far is None:
+        return (
+            "the kernel rebuilds Ŝ from the state's bits and this state has none: "
+            "make it with semantic_feedback(..., implementation='auto')"
+        )
+    return None
+
+
+def as_operator_call(
+    inputs: Inputs, terms: Terms, implementation: str
+) -> tuple[Tensor, Tensor | None]:
+    """The same through `operator`, for a caller that is being compiled."""
+    feedback = terms.feedback
+    results = operator(
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        [query for query, _ in inputs.cross_layers],
+        [key for _, key in inputs.cross_layers],
+        inputs.cross_layer,
+        None if feedback is None else feedback.labels,
+        None if feedback is None else feedback.far,
+        None if feedback is None else feedback.row_sums,
+        None if feedback is None else feedback.maximum,
+        None if feedback is None else feedback.dense,
+        None if feedback is None else feedback.connectivity,
+        0.0 if feedback is None else feedback.smoothing_std,
+        feedback is not None and feedback.normalise,
+        list(terms.grid),
+        terms.correlation,
+        terms.neighbourhood_std,
+        terms.feedback_weight,
+        terms.feedback_temperature,
+        terms.cross_weight,
+        terms.cross_temperature,
+        implementation,
+    )
+    return results[0], results[1] if len(results) > 1 else inputs.cross_layer
+
+
+@torch.library.custom_op("resclip_kernels::residual_attention", mutates_args=())
+def operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cross_queries: list[Tensor],
+    cross_keys: list[Tensor],
+    cross_layer: Tensor | None,
+    labels: Tensor | None,
+    far: Tensor | None,
+    row_sums: Tensor | None,
+    maximum: Tensor | None,
+    dense: Tensor | None,
+    connectivity: str | None,
+    smoothing_std: float,
+    normalise: bool,
+    grid: list[int],
+    correlation: str,
+    neighbourhood_std: float | None,
+    feedback_weight: float,
+    feedback_temperature: float,
+    cross_weight: float,
+    cross_temperature: float,
+    implementation: str,
+) -> list[Tensor]:
+    """[output], and A_c·v where it was computed here."""
+    feedback = None
+    if labels is not None and row_sums is not None and maximum is not None:
+        rule: Connectivity | None = connectivity  # type: ignore[assignment]
+        feedback = SemanticFeedback(
+            labels, rule, smoothing_std, normalise, far, row_sums, maximum, dense
+        )
+    name: Correlation = correlation  # type: ignore[assignment]
+    terms = Terms(
+        (grid[0], grid[1]),
+        name,
+        neighbourhood_std,
+        feedback,
+        feedback_weight,
+        feedback_temperature,
+        cross_weight,
+        cross_temperature,
+    )
+    layers = tuple(zip(cross_queries, cross_keys, strict=True))
+    inputs = Inputs(query, key, value, layers, cross_layer)
+    output, average = residual_attention(inputs, terms, implementation)
+    # An operator's results may not be its arguments.
+    output = output.clone() if output is value else output
+    return [output] if cross_layer is not None or average is None else [output, average]
+
+
+@operator.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cross_queries: list[Tensor],
+    cross_keys: list[Tensor],
+    cross_layer: Tensor | None,
+    *rest: object,
+) -> list[Tensor]:
+    computed = cross_layer is None and len(cross_queries) > 0
+    return [torch.empty_like(value) for _ in range(2 if computed else 1)]

@@ -1,0 +1,406 @@
+"""The residual attention as one Triton kernel: every branch streams over the keys, no L × L map exists.
+
+A program owns a block of rows of some heads of one image. It averages the middle blocks' attention head by head, then
+walks over the patches once for all of its heads: Ŝ's tile and the prior's are the same for every head, so they are
+formed once a tile and not once a head. [CLS] starts every softmax as its first column; the tiles are of patches only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from resclip_kernels._launch import Options, Target, launch, target_of
+from resclip_kernels.residual_attention.terms import SCORES, Terms
+from resclip_kernels.residual_attention.triton_tiles import (
+    begin_branch,
+    close_branch,
+    load_tile,
+    pick,
+    plain_tile,
+    score_of_cls,
+    shared_tile,
+    store_tile,
+    tile_offsets,
+)
+from resclip_kernels.semantic_feedback.triton import feedback_arguments, tile_constant
+from resclip_kernels.semantic_feedback.triton_tiles import (
+    first_entries,
+    patch_positions,
+    row_scales,
+    smoothing_taps,
+)
+
+WIDEST_HEAD = 128
+
+
+@triton.jit
+def average_layers(
+    cross_queries,
+    cross_keys,
+    value,
+    cross_layer,
+    offsets,
+    row_offsets,
+    dense_offsets,
+    row_used,
+    origin,
+    below,
+    whole,
+    patches,
+    stride_token,
+    stride_head,
+    stride_dense,
+    cross_scale,
+    HEADS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A_c·v of the program's rows, head by head, into `cross_layer`: mean over the layers of softmax(q_i k_iᵀ)·v.
+
+    Loops at run time, and nothing hoisted out of them: unrolled, the compiler starts every layer's loads at once, and
+    hoisted addresses alone filled the registers (255 and spills, where 223 suffice).
+    """
+    for head in tl.range(0, HEADS, disable_licm=True):
+        place = tl.cast(head, tl.int64) * stride_head
+        kept = cross_layer + tl.cast(head, tl.int64) * stride_dense
+        for layer in tl.range(0, len(cross_queries), disable_licm=True):
+            query = pick(cross_queries, layer) + origin + place + below
+            query = load_tile(query, row_offsets, row_used, True, WIDTH, PARTS)
+            key = pick(cross_keys, layer) + origin + place
+            cls_score = score_of_cls(query, key, cross_scale, WIDTH, PARTS)
+            state = begin_branch(cls_score, PARTS)
+            for first in tl.range(0, whole, BLOCK_N, disable_licm=True):
+                state = plain_tile(
+                    state, query, key + stride_token, value + place + stride_token, offsets, first, patches,
+                    stride_token, cross_scale, False, BLOCK_N, WIDTH, PARTS, PRECISION,
+                )  # fmt: skip
+            if whole < patches:
+                state = plain_tile(
+                    state, query, key + stride_token, value + place + stride_token, offsets, whole, patches,
+                    stride_token, cross_scale, True, BLOCK_N, WIDTH, PARTS, PRECISION,
+                )  # fmt: skip
+            attended = close_branch(state, cls_score, value + place, WIDTH, PARTS)
+            # The sum waits in memory, L · d a branch: in registers it would be with every tile of every layer.
+            before = load_tile(kept, dense_offsets, row_used & (layer > 0), True, WIDTH, PARTS)
+            mean = ()
+            for part in tl.static_range(len(PARTS)):
+                mean += (before[part].to(tl.float32) + attended[part] * (1.0 / len(cross_queries)),)
+            store_tile(kept, dense_offsets, row_used, mean, WIDTH, PARTS)
+            # What one thread stored another may load.
+            tl.debug_barrier()
+
+
+@triton.jit
+def residual_attention_kernel(
+    lefts,
+    rights,
+    cross_queries,
+    cross_keys,
+    value,
+    cross_layer,
+    output,
+    labels,
+    far,
+    row_sums,
+    maximum,
+    stride_image,
+    stride_head,
+    stride_token,
+    far_stride,
+    heads,
+    tokens,
+    grid_width,
+    score_scale,
+    cross_scale,
+    decay,
+    reach,
+    spread,
+    peak,
+    feedback_weight,
+    feedback_temperature,
+    prior_rate,
+    cross_weight,
+    cross_temperature,
+    HAS_FEEDBACK: tl.constexpr,
+    HAS_FAR: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    MARGIN: tl.constexpr,
+    TILE_DTYPE: tl.constexpr,
+    TILE_PRECISION: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
+    HAS_CROSS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program: BLOCK_M rows of HEADS heads of one image, all branches; neighbours in the grid share keys."""
+    blocks = tl.cdiv(tokens, BLOCK_M)
+    groups = heads // HEADS
+    image = (tl.program_id(0) // (blocks * groups)).to(tl.int64)
+    first_head = (tl.program_id(0) // blocks) % groups * HEADS
+    start = (tl.program_id(0) % blocks) * BLOCK_M
+    row = start + tl.arange(0, BLOCK_M)
+    row_used = row < tokens
+    patches = tokens - 1
+    whole = patches // BLOCK_N * BLOCK_N
+    row_offsets = tile_offsets(stride_token, BLOCK_M, PARTS)
+    offsets = tile_offsets(stride_token, BLOCK_N, PARTS)
+    origin = image * stride_image + tl.cast(first_head, tl.int64) * stride_head
+    below = tl.cast(start, tl.int64) * stride_token
+    # The results lie densely: (B, A, L, d).
+    dense = ((image * heads + first_head) * tokens + start) * WIDTH
+    dense_offsets = tile_offsets(WIDTH, BLOCK_M, PARTS)
+
+    if len(cross_queries) > 0:
+        average_layers(
+            cross_queries, cross_keys, value + origin, cross_layer + dense, offsets, row_offsets, dense_offsets,
+            row_used, origin, below, whole, patches, stride_token, stride_head, tokens * WIDTH, cross_scale,
+            HEADS, BLOCK_N, WIDTH, PARTS, PRECISION,
+        )  # fmt: skip
+
+    row_patch = tl.maximum(row - 1, 0)
+    row_y, row_x = patch_positions(row_patch, grid_width)
+    # [CLS]'s row has neither prior nor feedback: it is far from everything and of no class.
+    row_y = tl.where(row > 0, row_y, 1e18)
+    row_far = far
+    row_label = row_patch
+    row_scale = score_scale
+    taps = ()
+    if HAS_FEEDBACK:
+        taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)
+        row_inside = (row > 0) & (row < tokens)
+        labels += image * patches
+        row_label = tl.load(labels + row_patch, mask=row_inside, other=-2)
+        row_scale = row_scales(
+            row_sums + image * patches, maximum, row_patch, row_inside, image, NORMALISE
+        )
+        if HAS_FAR:
+            row_far = far + image * patches * far_stride + row_patch * far_stride
+
+    own_weight = 1.0
+    residual_weight = 0.0
+    if HAS_CROSS:
+        own_weight = cross_temperature * (1.0 - cross_weight)
+        residual_weight = cross_temperature * cross_weight
+    if len(lefts) == 0:
+        # The unit matrix: every token keeps its own value.
+        for head in tl.range(0, HEADS, disable_licm=True):
+            own = value + origin + tl.cast(head, tl.int64) * stride_head + below
+            own = load_tile(own, row_offsets, row_used, True, WIDTH, PARTS)
+            place = dense + tl.cast(head, tl.int64) * tokens * WIDTH
+            if HAS_CROSS:
+                residual = load_tile(
+                    cross_layer + place, dense_offsets, row_used, True, WIDTH, PARTS
+                )
+                mixed = ()
+                for part in tl.static_range(len(PARTS)):
+                    mixed += (
+                        own_weight * own[part].to(tl.float32)
+                        + residual_weight * residual[part].to(tl.float32),
+                    )
+                own = mixed
+            store_tile(output + place, dense_offsets, row_used, own, WIDTH, PARTS)
+    else:
+        for score in tl.range(0, len(lefts), disable_licm=True):
+            left = pick(lefts, score) + origin
+            right = pick(rights, score) + origin
+            queries = ()
+            cls_scores = ()
+            states = ()
+            for head in tl.static_range(HEADS):
+                place = tl.cast(head, tl.int64) * stride_head
+                query = load_tile(left + place + below, row_offsets, row_used, True, WIDTH, PARTS)
+                cls_score = score_of_cls(query, right + place, score_scale, WIDTH, PARTS)
+                queries += (query,)
+                cls_scores += (cls_score,)
+                states += (begin_branch(cls_score, PARTS),)
+            keys = right + stride_token
+            values = value + origin + stride_token
+            carried = ()
+            if HAS_FEEDBACK:
+                carried = first_entries(
+                    labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, decay, HAS_FAR, MARGIN, TILE_DTYPE
+                )  # fmt: skip
+            for first in tl.range(0, whole, BLOCK_N, disable_licm=True):
+                states, carried = shared_tile(
+                    states, carried, queries, keys, values, offsets, first, patches, stride_token, stride_head,
+                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width, decay,
+                    feedback_weight, feedback_temperature, prior_rate, HAS_FEEDBACK, HAS_FAR, NORMALISE, MARGIN,
+                    HAS_PRIOR, TILE_DTYPE, TILE_PRECISION, False, BLOCK_N, WIDTH, PARTS, PRECISION,
+                )  # fmt: skip
+            if whole < patches:
+                states, carried = shared_tile(
+                    states, carried, queries, keys, values, offsets, whole, patches, stride_token, stride_head,
+                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width, decay,
+                    feedback_weight, feedback_temperature, prior_rate, HAS_FEEDBACK, HAS_FAR, NORMALISE, MARGIN,
+                    HAS_PRIOR, TILE_DTYPE, TILE_PRECISION, True, BLOCK_N, WIDTH, PARTS, PRECISION,
+                )  # fmt: skip
+            for head in tl.static_range(HEADS):
+                head_value = value + origin + tl.cast(head, tl.int64) * stride_head
+                attended = close_branch(states[head], cls_scores[head], head_value, WIDTH, PARTS)
+                place = dense + tl.cast(head, tl.int64) * tokens * WIDTH
+                before = load_tile(
+                    output + place, dense_offsets, row_used & (score > 0), True, WIDTH, PARTS
+                )
+                result = ()
+                for part in tl.static_range(len(PARTS)):
+                    result += (before[part].to(tl.float32) + own_weight * attended[part],)
+                if HAS_CROSS:
+                    residual = load_tile(
+                        cross_layer + place, dense_offsets, row_used & (score == 0), True, WIDTH, PARTS
+                    )  # fmt: skip
+                    mixed = ()
+                    for part in tl.static_range(len(PARTS)):
+                        mixed += (result[part] + residual_weight * residual[part].to(tl.float32),)
+                    result = mixed
+                store_tile(output + place, dense_offsets, row_used, result, WIDTH, PARTS)
+            tl.debug_barrier()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Shape of one program and how it is compiled."""
+
+    heads: int
+    """Most heads that a program carries, to form each tile of the additive terms once for all of them."""
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_blocks(target: Target, dtype: torch.dtype, width: int, terms: Terms) -> Blocks:
+    """The largest tiles whose registers do not spill; `kernels_report.py` counts them for every target.
+
+    128 rows read each key half as often as 64 do, at the same registers a thread. The feedback's tiles cost registers
+    too, so there columns are 32; with two heads a program its cost a head is halved, and a third head would spill.
+    Float32 goes through multiply-adds, as torch's own products do by default: 16 rows.
+    """
+    if dtype == torch.float32:
+        return Blocks(1, 16, 32, 4, 1)
+    if terms.feedback is None and width <= 64:
+        return Blocks(1, 128, 64, 8, 2)
+    together = terms.feedback is not None and width <= 64 and len(SCORES[terms.correlation]) == 1
+    return Blocks(2 if together else 1, 128, 32, 8, 2)
+
+
+def parts_of(width: int) -> tuple[int, ...]:
+    """A head's width in powers of two of at least 16: 64 → (64,), 80 → (64, 16), 88 → (64, 32), 128 → (64, 64)."""
+    if width <= 64:
+        return (max(16, triton.next_power_of_2(width)),)
+    return (64, max(16, triton.next_power_of_2(width - 64)))
+
+
+def residual_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    terms: Terms,
+    cross_layers: tuple[tuple[Tensor, Tensor], ...],
+    cross_layer: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The formula of `resclip_kernels.residual_attention` in one launch."""
+    batch, heads, tokens, width = query.shape
+    if cross_layer is not None:
+        cross_layers = ()
+    flat = [query, key, value, *(tensor for pair in cross_layers for tensor in pair)]
+    query, key, value, *rest = with_common_strides(flat)
+    cross_queries, cross_keys = tuple(rest[::2]), tuple(rest[1::2])
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if cross_layer is not None:
+        kept = cross_layer.contiguous()
+    elif cross_layers:
+        kept = cross_layer = torch.empty_like(output)
+    else:
+        kept = output
+    operands = (query, key)
+    scores = SCORES[terms.correlation]
+    target = target_of(query)
+    blocks = choose_blocks(target, query.dtype, width, terms)
+    group = max(count for count in range(1, blocks.heads + 1) if heads % count == 0)
+    arguments, constants = term_arguments(terms, query)
+    launch(
+        residual_attention_kernel,
+        batch * (heads // group) * triton.cdiv(tokens, blocks.rows),
+        {
+            "lefts": tuple(operands[left] for left, _ in scores),
+            "rights": tuple(operands[right] for _, right in scores),
+            "cross_queries": cross_queries,
+            "cross_keys": cross_keys,
+            "value": value,
+            "cross_layer": kept,
+            "output": output,
+            "stride_image": query.stride(0),
+            "stride_head": query.stride(1),
+            "stride_token": query.stride(2),
+            "heads": heads,
+            "tokens": tokens,
+            "cross_scale": math.log2(math.e) / math.sqrt(width),
+            **arguments,
+        },
+        {
+            **constants,
+            "HAS_CROSS": cross_layer is not None,
+            "WIDTH": width,
+            "PARTS": parts_of(width),
+            "PRECISION": "ieee",
+            "TILE_PRECISION": target.dot_precision,
+            "HEADS": group,
+            "BLOCK_M": blocks.rows,
+            "BLOCK_N": blocks.columns,
+        },
+        Options(blocks.num_warps, blocks.num_stages),
+        on=query,
+    )
+    return output, cross_layer
+
+
+def term_arguments(terms: Terms, query: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments, constants) of the additive terms and weights; scores are in base 2."""
+    feedback = terms.feedback
+    constants: dict[str, Any]
+    if feedback is None:
+        arguments: dict[str, Any] = dict.fromkeys(("labels", "far", "row_sums", "maximum"))
+        arguments |= {"far_stride": 0, "decay": 0.0, "reach": 0, "spread": 0.0, "peak": 1.0}
+        constants = {"HAS_FAR": False, "NORMALISE": False, "MARGIN": 0}
+    else:
+        arguments, constants = feedback_arguments(feedback)
+    std = terms.neighbourhood_std
+    arguments |= {
+        "grid_width": max(1, terms.grid[1]),
+        "score_scale": terms.scale(query.shape[-1]) * math.log2(math.e),
+        "feedback_weight": terms.feedback_weight,
+        "feedback_temperature": terms.feedback_temperature,
+        "prior_rate": 0.0 if std is None else -math.log2(math.e) / (2 * std**2),
+        "cross_weight": terms.cross_weight,
+        "cross_temperature": terms.cross_temperature,
+    }
+    constants |= {
+        "HAS_FEEDBACK": feedback is not None,
+        "HAS_PRIOR": std is not None,
+        "TILE_DTYPE": tile_constant(query.dtype),
+    }
+    return arguments, constants
+
+
+def with_common_strides(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors as they are where all share one layout with dense heads' widths, as views of one projection do.
+
+    Else copies: one set of strides serves every q, k and v of the kernel.
+    """
+    strides = tensors[0].stride()
+    if strides[-1] == 1 and all(tensor.stride() == strides for tensor in tensors):
+        return tensors
+    return [tensor.contiguous() for tensor in tensors]

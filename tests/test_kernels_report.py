@@ -1,0 +1,214 @@
+"""The report of the kernels' machine code: what it reads, what it refuses, and that no kernel is left out."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "benchmarks/kernels_report.py"
+
+pytest.importorskip("triton", reason="kernels need Triton, which exists for Linux alone")
+
+
+def compiling(
+    script: Path, *arguments: str, cache: Path, interpret: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script where kernels are compiled: Triton's interpreter is on in this process."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": f"{ROOT / 'benchmarks'}{os.pathsep}{ROOT}"}
+    environment |= {"TRITON_CACHE_DIR": str(cache)}
+    if interpret is not None:
+        environment["TRITON_INTERPRET"] = interpret
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the report makes of `kernel_samples`."""
+    done = compiling(ROOT / "tests/kernel_samples.py", cache=tmp_path_factory.mktemp("cache"))
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(done.stdout)
+    return results
+
+
+def lines_of(sample: dict[str, Any], kernel: str) -> dict[str, list[str]]:
+    """The table's lines of one kernel by target, in cells, the mark of a problem left out."""
+    found: dict[str, list[str]] = {}
+    for line in sample["output"].splitlines():
+        words = line.removeprefix("!").split()
+        if len(words) == 13 and words[0] == kernel:
+            assert words[5] == "1", f"{kernel} was compiled {words[5]} times for {words[1]}"
+            found[words[1]] = words
+    return found
+
+
+def test_sound_kernels_pass(samples: dict[str, Any]) -> None:
+    sound = samples["sound"]
+    assert sound["status"] == 0
+    assert sound["output"].endswith("\n6 kernels × targets compiled, 0 spills\n")
+    assert "!" not in sound["output"]
+    # Asked for twice, compiled once a target.
+    assert set(lines_of(sound, "plain_kernel")) == {"sm_80", "sm_90", "gfx942"}
+
+
+def test_facts_are_those_of_the_machine_code(samples: dict[str, Any]) -> None:
+    """A 64 × 64 × 64 product in fp16 by four warps: 4 HGMMA of 64 × 64 × 16, or 32 HMMA of 16 × 8 × 16 a warp."""
+    products = lines_of(samples["sound"], "product_kernel")
+    assert products["sm_80"][-1] == "HMMA×32"
+    assert products["sm_90"][-1] == "HGMMA×4"
+    assert products["gfx942"][-1].startswith("v_mfma×")
+    # Two tiles of 8 KiB each, at least; a block's limit as the architectures' manuals state it.
+    assert {target: int(line[11]) >> 10 for target, line in products.items()} == {
+        "sm_80": 163,
+        "sm_90": 227,
+        "gfx942": 64,
+    }
+    for target, line in products.items():
+        warps, stages, registers, spilled, shared = map(int, line[6:11])
+        assert (warps, stages, spilled) == (4, 2, 0), target
+        # 64 · 64 sums over 128 lanes are 32 registers, over 256 lanes 16.
+        assert (16 if target == "gfx942" else 32) < registers <= 255
+        assert shared >= 2 * 8192
+    for line in lines_of(samples["sound"], "plain_kernel").values():
+        assert line[10] == "0"
+        assert line[12] == "-"
+
+
+def test_a_spill_is_refused(samples: dict[str, Any]) -> None:
+    """8192 values over 32 lanes are 256 a lane; a lane has 255 registers."""
+    spilling = samples["spilling"]
+    assert spilling["status"] == 1
+    line = lines_of(spilling, "spilling_kernel")["sm_90"]
+    assert int(line[9]) > 0
+    assert (
+        f"\nspilling_kernel on sm_90 (none, torch.float32, spilling_kernel): spills {line[9]} bytes"
+        in (spilling["output"])
+    )
+    assert "\nplain_kernel on" not in spilling["output"]
+    assert spilling["output"].endswith("\n2 kernels × targets compiled, 1 spills\n")
+
+
+def test_too_much_shared_memory_is_refused(samples: dict[str, Any]) -> None:
+    """Nine stages of two 64 × 128 tiles in fp16 are 288 KiB."""
+    assert samples["deep"]["status"] == 1
+    assert "needs 294912 bytes of shared memory; a block has 232448" in samples["deep"]["output"]
+
+
+def test_too_much_tensor_memory_is_refused(samples: dict[str, Any]) -> None:
+    fits, exceeds = samples["tensor memory"]
+    assert fits == []
+    assert exceeds == ["needs 513 columns of tensor memory; a block has 512"]
+
+
+def test_hopper_must_use_its_own_matrix_instruction(samples: dict[str, Any]) -> None:
+    """16 rows are too few for HGMMA, which takes 64."""
+    assert samples["narrow"]["status"] == 1
+    assert lines_of(samples["narrow"], "product_kernel")["sm_90"][-1].startswith("HMMA")
+    assert "half-precision tl.dot and no HGMMA instruction" in samples["narrow"]["output"]
+
+
+def test_a_kernel_that_does_not_compile_is_named_with_its_error(samples: dict[str, Any]) -> None:
+    broken = samples["broken"]
+    assert broken["status"] == 1
+    assert (
+        "\nbroken_kernel on sm_90 (none, torch.float32, broken_kernel): does not compile:"
+        in broken["output"]
+    )
+    assert "NameError('nothing_of_that_name is not defined')" in broken["output"]
+    # The next one is compiled all the same, by a new process.
+    assert lines_of(broken, "plain_kernel")["sm_90"][8].isdigit()
+    assert broken["output"].endswith("\n1 of 2 kernels × targets compiled, 0 spills\n")
+
+
+def test_a_compiler_that_dies_is_reported(samples: dict[str, Any]) -> None:
+    assert samples["crash"]["status"] == 1
+    assert "plain_kernel on sm_90" in samples["crash"]["output"]
+    assert "its process ended with status 7" in samples["crash"]["output"]
+
+
+def test_arguments_are_specialised_as_triton_does(samples: dict[str, Any]) -> None:
+    """Its rules: 1 and None are constants, pointers by dtype, 32 bits where they suffice, divisibility by 16 kept."""
+    assert samples["specialised"] == {
+        "signature": {
+            "aligned": "*fp16",
+            "shifted": "*fp32",
+            "pair": ["*bf16", "*i64"],
+            "round_number": "i32",
+            "one": "constexpr",
+            "odd": "i32",
+            "large": "i64",
+            "factor": "fp32",
+            "absent": "constexpr",
+            "flag": "u1",
+            "BLOCK": "constexpr",
+        },
+        "constants": {"one": 1, "absent": None, "BLOCK": 32},
+        # `shifted` starts 4 bytes into its allocation, pair's second 16 bytes into one.
+        "divisible": ["aligned", "large", "pair.0", "pair.1", "round_number"],
+        "warps": 8,
+    }
+
+
+def test_the_interpreter_is_refused(tmp_path: Path) -> None:
+    done = compiling(REPORT, cache=tmp_path, interpret="1")
+    assert done.returncode == 2
+    assert "unset TRITON_INTERPRET" in done.stderr
+
+
+def test_the_quick_calls_leave_no_case_model_or_dtype_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    calls = importlib.import_module("kernel_calls")
+    every, quick = (list(calls.standard_calls(calls.OPS, quick=quick)) for quick in (False, True))
+    assert len(quick) < len(every) / 2
+    for part in ("case", "model", "dtype"):
+        assert parts(quick, part) == parts(every, part)
+
+
+def parts(calls: list[Any], part: str) -> set[tuple[str, str]]:
+    return {(call.op, getattr(call, part)) for call in calls}
+
+
+def jit_functions() -> dict[str, ast.FunctionDef]:
+    """Every function under `triton.jit` in the package, by name."""
+    found = {}
+    for source in sorted((ROOT / "resclip_kernels").rglob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(decorator).split("(")[0] in {"triton.jit", "jit"}
+                for decorator in node.decorator_list
+            ):
+                assert node.name not in found, f"{source} names a second function {node.name}"
+                found[node.name] = node
+    return found
+
+
+def test_no_kernel_is_left_out(tmp_path: Path) -> None:
+    """What no other function of a kernel calls is launched, or dead."""
+    functions = jit_functions()
+    called = {
+        name.id
+        for function in functions.values()
+        for name in ast.walk(function)
+        if isinstance(name, ast.Name) and name.id != function.name
+    }
+    done = compiling(REPORT, "--list", "--targets", "sm_90", "--quick", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = set(done.stdout.split())
+    assert listed == functions.keys() - called
+    assert {name for name in functions if name.endswith("_kernel")} <= listed

@@ -1,0 +1,216 @@
+"""Patch labels' kernels: against the plain formula in float64, and their properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from resclip_kernels import pamr, patch_labels
+from resclip_kernels._launch import Target, watch
+from resclip_kernels.patch_labels import dispatch, reference
+from resclip_kernels.testing import kernel_device, nan_padded
+
+triton = pytest.importorskip("triton")
+kernels = pytest.importorskip("resclip_kernels.patch_labels.triton")
+
+DEVICE = kernel_device()
+
+# Of scaled logits (scale 40, |logit| under 0.6, float32): 4 roundings of 2^-24 a value, coordinates off by 2^-23 of
+# at most 12 cells between neighbours up to 1.2 apart, and 3 steps of PAMR, each 16 more roundings:
+# 40 · ((4 + 48) · 0.6 · 2^-24 + 12 · 1.2 · 2^-23) = 1.4e-4.
+MARGIN = 1.4e-4
+
+
+def inputs(
+    seed: int,
+    queries: int = 9,
+    size: tuple[int, int] = (35, 50),
+    patch: tuple[int, int] = (8, 8),
+    batch: int = 2,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(batch, 3, *size, generator=generator)
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    logits = torch.randn(batch, queries, *grid, generator=generator) * 0.1
+    return logits.to(DEVICE), image.to(DEVICE)
+
+
+def clear_patches(
+    logits: torch.Tensor,
+    image: torch.Tensor,
+    patch: tuple[int, int],
+    threshold: float,
+    iterations: int,
+) -> torch.Tensor:
+    """(B, h, w): patches none of whose pixels lies within MARGIN of a tie or of the threshold, in float64."""
+    planes = F.interpolate(logits.double(), size=image.shape[2:], mode="bilinear")
+    planes = pamr(image.double(), planes, iterations=iterations, implementation="reference") * 40.0
+    two = planes.topk(min(2, planes.shape[1]), dim=1).values
+    open_pixels = (planes.softmax(dim=1).amax(dim=1) - threshold).abs() <= MARGIN
+    if two.shape[1] == 2:
+        open_pixels |= two[:, 0] - two[:, 1] <= MARGIN
+    assert open_pixels.sum() <= max(2, 0.01 * open_pixels.numel())
+    return F.max_pool2d(open_pixels.float(), patch, ceil_mode=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("queries", "size", "patch", "threshold", "iterations", "dtype"),
+    [
+        pytest.param(9, (35, 50), (8, 8), 0.0, 0, torch.float32, id="remainders"),
+        pytest.param(9, (35, 50), (8, 8), 0.4, 3, torch.float32, id="refined"),
+        pytest.param(1, (32, 32), (16, 16), 0.5, 0, torch.float32, id="one-query"),
+        pytest.param(2, (33, 47), (16, 16), 0.6, 0, torch.bfloat16, id="two-queries"),
+        pytest.param(
+            150, (29, 45), (14, 14), 0.1, 0, torch.float16, id="14-pixels-and-many-queries"
+        ),
+        pytest.param(30, (28, 42), (14, 14), 0.1, 1, torch.float16, id="14-pixels-refined"),
+        pytest.param(9, (32, 65), (32, 32), 0.2, 0, torch.float32, id="large-patches"),
+        pytest.param(9, (16, 17), (16, 16), 0.2, 2, torch.bfloat16, id="one-patch"),
+        pytest.param(9, (12, 20), (3, 5), 0.2, 0, torch.float32, id="oblong-patches"),
+        pytest.param(9, (4, 5), (1, 1), 0.2, 0, torch.float32, id="patches-of-one-pixel"),
+    ],
+)
+def test_labels(seed: int, queries, size, patch, threshold, iterations, dtype) -> None:
+    logits, image = inputs(seed, queries, size, patch)
+    logits = logits.to(dtype)
+    arguments = {"patch_size": patch, "threshold": threshold, "refine_iterations": iterations}
+    expected = patch_labels(
+        logits.double(), image.double(), implementation="reference", **arguments
+    )
+    got = patch_labels(logits, image, implementation="triton", **arguments)
+    assert got.dtype is torch.int64
+    clear = clear_patches(logits, image, patch, threshold, iterations)
+    assert torch.equal(got[clear], expected[clear])
+    # One open pixel opens a whole patch; even then few patches hang on it.
+    assert (got != expected).sum() <= max(1, 0.05 * got.numel())
+
+
+@pytest.mark.parametrize("patch", ((8, 8), (14, 14), (16, 16), (32, 32), (5, 3), (1, 1)), ids=str)
+@pytest.mark.parametrize("dtype", (torch.int32, torch.int64), ids=str)
+def test_majority(seed: int, patch: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, patch[0] + 1, max(1, 32 // patch[1]) * patch[1] + patch[1] // 2)
+    top = torch.iinfo(torch.int32).max + (dtype is torch.int64)
+    for values in (list(range(40)), [0, 1, top, top - 1, 3, 2, 2])[patch[0] // 32 :]:
+        choice = torch.randint(len(values), shape, generator=generator)
+        # Every second column of a wider map, so that the strides are not those of a packed one.
+        wide = torch.full((*shape[:2], 2 * shape[2]), -9, dtype=dtype, device=DEVICE)
+        labels = wide[:, :, ::2]
+        labels.copy_(torch.tensor(values, dtype=dtype)[choice])
+        # torch.bincount would count up to 2^31: labels go there as their ranks.
+        ranks = labels.unique()
+        expected = ranks[reference.majority(torch.searchsorted(ranks, labels.contiguous()), patch)]
+        assert torch.equal(kernels.majority(labels, patch), expected.long())
+
+
+def test_the_smallest_label_wins_a_tie() -> None:
+    labels = torch.tensor([[[5, 5, 7, 3], [2, 2, 3, 7], [9, 9, 9, 9]]], device=DEVICE)
+    assert kernels.majority(labels, (2, 2)).tolist() == [[[2, 3]]]
+    assert kernels.majority(labels, (1, 4)).tolist() == [[[5], [2], [9]]]
+    # Four of each, in the order that would mislead a rule that takes the first or the last.
+    pixels = torch.tensor([[[4, 1, 6, 4], [6, 1, 4, 6], [1, 6, 4, 1]]], device=DEVICE)
+    assert kernels.majority(pixels, (3, 4)).item() == 1
+
+
+@pytest.mark.parametrize("iterations", (0, 1))
+def test_batch_strides_and_surroundings_do_not_matter(seed: int, iterations: int) -> None:
+    logits, image = inputs(seed, size=(9, 14), patch=(4, 4), batch=3)
+    arguments = {"patch_size": (4, 4), "refine_iterations": iterations, "implementation": "triton"}
+    expected = patch_labels(logits, image, **arguments)
+    order = [2, 0, 1]
+    assert torch.equal(patch_labels(logits[order], image[order], **arguments), expected[order])
+    assert torch.equal(patch_labels(logits[1:2], image[1:2], **arguments), expected[1:2])
+    assert torch.equal(patch_labels(nan_padded(logits), nan_padded(image), **arguments), expected)
+    turned = logits.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert torch.equal(patch_labels(turned, image, **arguments), expected)
+
+
+def test_every_patch_is_written(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, image = inputs(seed)
+    arguments = {"patch_size": (8, 8), "refine_iterations": 0, "implementation": "triton"}
+    expected = patch_labels(logits, image, **arguments)
+    plain = torch.Tensor.new_empty
+
+    def spoilt(tensor: torch.Tensor, *given, **options) -> torch.Tensor:
+        made = plain(tensor, *given, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else -7)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", spoilt)
+    assert torch.equal(patch_labels(logits, image, **arguments), expected)
+
+
+def test_the_threshold_sends_pixels_to_query_zero(seed: int) -> None:
+    logits, image = inputs(seed)
+    arguments = {"patch_size": (8, 8), "refine_iterations": 0, "implementation": "triton"}
+    assert (patch_labels(logits, image, threshold=1.0, **arguments) == 0).all()
+    assert patch_labels(logits, image, threshold=0.0, **arguments).any()
+
+
+@pytest.mark.parametrize("implementation", ("auto", "triton", "torch", "reference"))
+def test_nan_is_refused_with_its_images(seed: int, implementation: str) -> None:
+    logits, image = inputs(seed)
+    logits[1, 2, 3, 3] = torch.nan
+    arguments = {"patch_size": (8, 8), "implementation": implementation}
+    with pytest.raises(ValueError, match="NaN; they do in image 1 of the batch: check"):
+        patch_labels(logits, image, **arguments)
+    compiled = torch.compile(patch_labels, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match="image 1 of the batch"):
+        compiled(logits, image, **arguments)
+
+
+def test_batch_0() -> None:
+    logits, image = inputs(0, batch=0)
+    for iterations in (0, 2):
+        arguments = {"patch_size": (8, 8), "refine_iterations": iterations}
+        labels = patch_labels(logits, image, implementation="triton", **arguments)
+        assert labels.shape == (0, 4, 6)
+
+
+def test_launches() -> None:
+    logits = torch.empty(2, 847, 16, 16, device="meta")
+    image = torch.empty(2, 3, 230, 231, device="meta")
+    for iterations in (0, 2):
+        with watch(execute=False, target=Target("cuda", 90)) as watcher:
+            patch_labels(
+                logits,
+                image,
+                patch_size=(14, 14),
+                refine_iterations=iterations,
+                implementation="triton",
+            )
+        steps = ["pamr_step_kernel"] * iterations
+        group = ["upsample_planes_kernel", *steps, "fold_planes_kernel"]
+        # 16 MiB hold 39 planes of two images, so that 847 make 22 groups.
+        first = ["pamr_weights_kernel", *(22 * group)] if iterations else ["upsample_best_kernel"]
+        assert watcher.names() == [*first, "majority_kernel"]
+        assert watcher.launches[-1].programs == 2 * 16 * 16
+
+
+def test_gradients_take_torch(seed: int) -> None:
+    logits, image = inputs(seed)
+    logits.requires_grad_()
+    with watch() as watcher:
+        patch_labels(logits, image, patch_size=(8, 8))
+    assert watcher.names() == []
+    with pytest.raises(ValueError, match="requires grad; use 'torch'"):
+        patch_labels(logits, image, patch_size=(8, 8), implementation="triton")
+
+
+@pytest.mark.parametrize("implementation", ("triton", "torch", "reference"))
+def test_the_operator_is_registered_rightly(seed: int, implementation: str) -> None:
+    logits, image = inputs(seed, size=(9, 12), patch=(4, 4))
+    for iterations in (0, 1):
+        arguments = (logits, image, [4, 4], 40.0, 0.1, iterations, [1], implementation)
+        torch.library.opcheck(dispatch.operator, arguments)
+
+
+def test_compiled_is_eager(seed: int) -> None:
+    compiled = torch.compile(patch_labels, fullgraph=True, backend="aot_eager")
+    logits, image = inputs(seed)
+    arguments = {"patch_size": (8, 8), "refine_iterations": 0, "implementation": "triton"}
+    expected = patch_labels(logits, image, **arguments)
+    with watch() as watcher:
+        got = compiled(logits, image, **arguments)
+    assert watcher.names() == ["upsample_best_kernel", "majority_kernel"]
+    assert torch.equal(got, expected)

@@ -1,0 +1,315 @@
+"""The label map's kernels: against the plain formula in float64, and their properties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from resclip_kernels import pamr, upsample_argmax
+from resclip_kernels._launch import Target, watch
+from resclip_kernels.testing import check_budget, kernel_device, nan_padded
+from resclip_kernels.upsample_argmax import dispatch
+
+triton = pytest.importorskip("triton")
+streaming = pytest.importorskip("resclip_kernels._streaming_triton")
+
+DEVICE = kernel_device()
+
+# Of scaled logits (scale 40, |logit| under 0.6, float32): 4 roundings of 2^-24 a value and coordinates that are off
+# by 2^-23 of at most 37 cells, between neighbours up to 1.2 apart: 40 · (4 · 0.6 · 2^-24 + 37 · 1.2 · 2^-23) = 2.2e-4.
+MARGIN = 2.2e-4
+
+
+def grid_logits(
+    seed: int, queries: int = 7, grid: tuple[int, int] = (5, 6), batch: int = 2
+) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(batch, queries, *grid, generator=generator) * 0.1).to(DEVICE)
+
+
+def judge(logits: torch.Tensor, size: tuple[int, int], **arguments) -> None:
+    """Labels equal the float64 formula's but within MARGIN of a tie or of the threshold; probabilities by budget."""
+    wide = dict(arguments)
+    if wide.get("guide") is not None:
+        wide["guide"] = wide["guide"].double()
+    expected = upsample_argmax(logits.double(), size, implementation="reference", **wide)
+    plain = upsample_argmax(logits, size, implementation="reference", **arguments)
+    label, probability = upsample_argmax(logits, size, implementation="triton", **arguments)
+    assert label.dtype is torch.int64
+    assert label.is_contiguous()
+    check_budget(probability, plain[1], expected[1])
+    # Without its first class the runner-up shows: how far it is behind decides whether rounding may swap the two.
+    classes = arguments.get("query_to_class")
+    if classes is None:
+        classes = torch.arange(logits.shape[1], device=logits.device)
+    above = upsample_argmax(
+        logits.double(), size, implementation="reference", **{**wide, "threshold": 0.0}
+    )
+    margin = torch.full_like(expected[1], torch.inf)
+    for number in above[0].unique():
+        rest = logits.double().clone()
+        rest[:, classes == number] = -torch.inf
+        if (classes != number).any():
+            runner_up = reference_peak(rest, size, **wide)
+            peak = reference_peak(logits.double(), size, **wide)
+            margin = torch.where(above[0] == number, peak - runner_up, margin)
+    clear = (margin > MARGIN) & ((expected[1] - arguments.get("threshold", 0.0)).abs() > MARGIN)
+    assert torch.equal(label[clear], expected[0][clear])
+    assert (~clear).sum() <= max(2, 0.01 * clear.numel())
+
+
+def reference_peak(logits: torch.Tensor, size: tuple[int, int], **arguments) -> torch.Tensor:
+    """Largest scaled logit a pixel, in float64."""
+    planes = logits.clamp(min=-1e30)
+    for step in (arguments.get("through"), size):
+        if step is not None:
+            planes = F.interpolate(planes, size=step, mode="bilinear", align_corners=False)
+    if arguments.get("guide") is not None:
+        count = arguments["refine_iterations"]
+        planes = pamr(arguments["guide"], planes, iterations=count, implementation="reference")
+    return 40.0 * planes.amax(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "through"),
+    [
+        pytest.param((5, 6), (24, 37), None, id="larger"),
+        pytest.param((5, 6), (3, 4), None, id="smaller"),
+        pytest.param((5, 6), (5, 6), None, id="same-size"),
+        pytest.param((5, 6), (2, 90), None, id="one-way-each"),
+        pytest.param((1, 1), (9, 8), None, id="one-patch"),
+        pytest.param((5, 6), (1, 1), None, id="one-pixel"),
+        pytest.param((5, 6), (24, 37), (20, 31), id="through-larger"),
+        pytest.param((5, 6), (24, 37), (6, 6), id="through-nearly-the-grid"),
+        pytest.param((9, 12), (24, 37), (4, 5), id="through-smaller"),
+        pytest.param((9, 12), (6, 7), (4, 31), id="through-one-way-each"),
+        pytest.param((5, 6), (24, 37), (24, 37), id="through-the-size"),
+        pytest.param((5, 6), (24, 37), (5, 6), id="through-the-grid"),
+    ],
+)
+def test_sizes(seed: int, grid, size, through) -> None:
+    judge(grid_logits(seed, grid=grid), size, through=through)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("threshold", (0.0, 0.3))
+@pytest.mark.parametrize("queries", (1, 2, 150))
+def test_queries_thresholds_and_dtypes(seed: int, queries: int, threshold: float, dtype) -> None:
+    judge(grid_logits(seed, queries).to(dtype), (11, 13), threshold=threshold)
+
+
+@pytest.mark.parametrize("through", (None, (14, 15)))
+def test_several_names_a_class(seed: int, through) -> None:
+    classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
+    judge(grid_logits(seed), (24, 37), query_to_class=classes, threshold=0.3, through=through)
+
+
+@pytest.mark.parametrize("through", (None, (14, 15)))
+def test_refined(seed: int, through) -> None:
+    guide = torch.randn(2, 3, 20, 24, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
+    judge(
+        grid_logits(seed),
+        (20, 24),
+        query_to_class=classes,
+        through=through,
+        guide=guide,
+        refine_iterations=3,
+        threshold=0.2,
+    )
+
+
+def test_of_equal_queries_the_smallest_class_wins(seed: int) -> None:
+    logits = grid_logits(seed, queries=3)
+    logits = torch.cat([logits, logits, logits], dim=1)
+    classes = torch.tensor([8, 3, 6, 7, 4, 5, 2, 9, 1], device=DEVICE)
+    label, _ = upsample_argmax(logits, (9, 9), query_to_class=classes, implementation="triton")
+    winner, _ = upsample_argmax(logits[:, :3], (9, 9), implementation="triton")
+    assert torch.equal(label, torch.tensor([2, 3, 1], device=DEVICE)[winner])
+    first, _ = upsample_argmax(logits, (9, 9), implementation="triton")
+    assert torch.equal(first, winner)
+
+
+@pytest.mark.parametrize("refined", (False, True))
+@pytest.mark.parametrize("through", (None, (7, 9)))
+def test_strides_and_what_lies_around_do_not_matter(seed: int, refined: bool, through) -> None:
+    logits = grid_logits(seed)
+    guide = torch.randn(2, 3, 10, 12, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    arguments = {"through": through, "guide": guide, "refine_iterations": 2 if refined else 0}
+    expected = upsample_argmax(logits, (10, 12), implementation="triton", **arguments)
+    for same in (nan_padded(logits), logits.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)):
+        got = upsample_argmax(same, (10, 12), implementation="triton", **arguments)
+        assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("refined", (False, True))
+def test_batch_and_groups_change_no_bit(
+    seed: int, refined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = grid_logits(seed, queries=19, batch=3)
+    guide = torch.randn(3, 3, 6, 7, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+    def run(*images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = list(images)
+        return upsample_argmax(
+            logits[chosen],
+            (6, 7),
+            guide=guide[chosen],
+            refine_iterations=int(refined),
+            implementation="triton",
+        )
+
+    expected = run(0, 1, 2)
+    for turned, straight in zip(run(2, 0, 1), expected, strict=True):
+        assert torch.equal(turned, straight[[2, 0, 1]])
+    for alone, together in zip(run(1), expected, strict=True):
+        assert torch.equal(alone, together[1:2])
+    monkeypatch.setattr(streaming, "planes_per_group", lambda *_: 5)
+    monkeypatch.setattr(streaming, "INTERPRETED", streaming.PixelLaunch(16, streaming.Options()))
+    with watch() as watcher:
+        assert all(map(torch.equal, run(0, 1, 2), expected))
+    assert watcher.names().count("fold_planes_kernel") == (4 if refined else 0)
+
+
+def test_groups_are_bounded_and_even() -> None:
+    megabytes = 4 * 224 * 224 / (1 << 20)
+    group = streaming.planes_per_group(1, 847, 224 * 224, 16)
+    assert group * megabytes <= 16 < 2 * group * megabytes
+    assert streaming.planes_per_group(1, 150, 224 * 224, 16) == 75
+    assert streaming.planes_per_group(4, 150, 2048 * 1024, 16) == 15
+    assert streaming.planes_per_group(0, 3, 4, 16) == 3
+
+
+def test_every_element_is_written(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = grid_logits(seed)
+    expected = upsample_argmax(logits, (33, 35), implementation="triton")
+    plain = torch.Tensor.new_empty
+
+    def spoilt(tensor: torch.Tensor, *arguments, **options) -> torch.Tensor:
+        made = plain(tensor, *arguments, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else -7)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", spoilt)
+    assert all(
+        map(torch.equal, upsample_argmax(logits, (33, 35), implementation="triton"), expected)
+    )
+
+
+@pytest.mark.parametrize("implementation", ("triton", "torch", "reference"))
+@pytest.mark.parametrize(("size", "through"), [((9, 10), None), ((5, 6), None), ((9, 10), (20, 6))])
+@pytest.mark.parametrize("refined", (False, True))
+def test_minus_infinity_rules_a_query_out(
+    seed: int, implementation, size, through, refined
+) -> None:
+    logits = grid_logits(seed)
+    logits[:, 0] = -torch.inf
+    arguments = {"through": through, "implementation": implementation}
+    if refined:
+        guide = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+        arguments |= {"guide": guide, "refine_iterations": 2}
+    label, probability = upsample_argmax(logits, size, **arguments)
+    without = upsample_argmax(logits[:, 1:], size, **arguments)
+    assert torch.equal(label, without[0] + 1)
+    assert torch.allclose(probability, without[1], rtol=1e-6)
+
+
+def test_an_undefined_softmax_is_nan_and_stays_in_its_image(seed: int) -> None:
+    logits = grid_logits(seed)
+    expected = upsample_argmax(logits, (9, 10), implementation="triton")
+    logits[0] = -torch.inf
+    logits[1, 2, 0, 0] = torch.inf
+    label, probability = upsample_argmax(logits, (9, 10), implementation="triton")
+    assert probability[0].isnan().all()
+    assert (label[0] == 0).all()
+    assert probability[1, 0, 0].isnan()
+    assert torch.equal(probability[1, 4:], expected[1][1, 4:])
+
+
+@pytest.mark.parametrize("implementation", ("auto", "triton", "torch", "reference"))
+def test_nan_is_refused_with_its_images(seed: int, implementation: str) -> None:
+    logits = grid_logits(seed, batch=4)
+    logits[1, 2, 3, 3] = logits[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN; they do in image 1, 3 of the batch: check"):
+        upsample_argmax(logits, (8, 8), implementation=implementation)
+    compiled = torch.compile(upsample_argmax, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match="image 1, 3 of the batch"):
+        compiled(logits, (8, 8), implementation=implementation)
+
+
+def test_batch_0() -> None:
+    guide = torch.zeros(0, 3, 8, 9, device=DEVICE)
+    for iterations in (0, 2):
+        label, probability = upsample_argmax(
+            grid_logits(0, batch=0),
+            (8, 9),
+            guide=guide,
+            refine_iterations=iterations,
+            implementation="triton",
+        )
+        assert label.shape == probability.shape == (0, 8, 9)
+
+
+def launches(size: tuple[int, int], **arguments) -> Iterator[tuple[str, int]]:
+    logits = torch.empty(1, 847, 14, 14, device="meta")
+    with watch(execute=False, target=Target("cuda", 90)) as watcher:
+        upsample_argmax(logits, size, implementation="triton", **arguments)
+    return ((launch.kernel.__name__, launch.programs) for launch in watcher.launches)
+
+
+def test_one_launch_whatever_the_number_of_queries() -> None:
+    classes = torch.empty(847, dtype=torch.int64, device="meta")
+    for through in (None, (224, 224)):
+        ran = list(launches((375, 500), through=through, query_to_class=classes))
+        assert ran == [("upsample_best_kernel", -(-375 * 500 // 128))]
+
+
+def test_launches_of_a_refined_map() -> None:
+    guide = torch.empty(1, 3, 224, 224, device="meta")
+    names = [name for name, _ in launches((224, 224), guide=guide, refine_iterations=2)]
+    group = ["upsample_planes_kernel", "pamr_step_kernel", "pamr_step_kernel", "fold_planes_kernel"]
+    assert names == ["pamr_weights_kernel", *(11 * group)]
+
+
+def test_gradients_take_torch(seed: int) -> None:
+    logits = grid_logits(seed).requires_grad_()
+    with watch() as watcher:
+        _, probability = upsample_argmax(logits, (9, 9))
+    assert watcher.names() == []
+    probability.sum().backward()
+    assert logits.grad.isfinite().all()
+    with pytest.raises(ValueError, match="requires grad; use 'torch'"):
+        upsample_argmax(logits, (9, 9), implementation="triton")
+
+
+def test_more_pixels_than_32_bits_number_are_refused() -> None:
+    logits = torch.empty(1, 2, 4, 4, device="meta")
+    with pytest.raises(ValueError, match="at most 2\\^31 − 1 pixels"):
+        upsample_argmax(logits, (1 << 16, 1 << 16), implementation="triton")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("implementation", ("triton", "torch", "reference"))
+def test_the_operator_is_registered_rightly(seed: int, implementation: str, dtype) -> None:
+    logits = grid_logits(seed).to(dtype)
+    classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
+    guide = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    merged = (logits, [6, 7], classes, 40.0, 0.1, [4, 9], None, 0, [8, 16], implementation)
+    torch.library.opcheck(dispatch.operator, merged)
+    if dtype is torch.float32:
+        refined = (logits, [6, 7], None, 40.0, 0.1, [], guide, 1, [1], implementation)
+        torch.library.opcheck(dispatch.operator, refined)
+
+
+def test_compiled_is_eager(seed: int) -> None:
+    compiled = torch.compile(upsample_argmax, fullgraph=True, backend="aot_eager")
+    classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
+    arguments = {"query_to_class": classes, "through": (8, 9), "implementation": "triton"}
+    logits = grid_logits(seed)
+    expected = upsample_argmax(logits, (9, 11), **arguments)
+    with watch() as watcher:
+        got = compiled(logits, (9, 11), **arguments)
+    assert watcher.names() == ["upsample_best_kernel"]
+    assert all(map(torch.equal, got, expected))
