@@ -41,6 +41,7 @@ setup(
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",
+            "matplotlib>=3.8",
             "mypy==2.4.1",
             "opencv-python-headless>=4.9",
             "psutil>=5.9",

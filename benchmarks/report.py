@@ -1,8 +1,8 @@
 """The figures of a benchmark run, and the README's generated tables.
 
 `report.py` prints the figures of results/benchmark.json beside what they must reach and writes them, the table of
-methods in results/builtin.json and the quick start's output between the README's markers. `report.py --figures`
-only prints them, and fails where one falls short.
+methods in results/builtin.json, the figures of every results/gpu_*.json and the quick start's output between the
+README's markers. `report.py --figures` only prints the first, and fails where one falls short.
 """
 
 from __future__ import annotations
@@ -100,6 +100,25 @@ def method_table(results: dict[str, Any]) -> str:
     return "\n".join([*rows, "", note])
 
 
+def gpu_table(folder: Path) -> str:
+    """The figures of each GPU that was measured, with their conditions; a sentence where none was."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu_*.json"))]
+    if not runs:
+        return (
+            "No GPU has been measured yet, so there are no figures: the kernels' results are checked in Triton's "
+            "interpreter, and that they compile without spills by `make kernels-report`. `make bench-gpu` measures."
+        )
+    parts = []
+    for run in runs:
+        rows = ["| what | measured | to reach |", "|---|---|---|"]
+        rows += [
+            f"| {row['what']} | {row['measured']} | {row['wanted']} |" for row in run["figures"]
+        ]
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        parts += ["\n".join([*rows, "", f"{run['device']['name']}, {versions}."])]
+    return "\n\n".join(parts)
+
+
 def quick_start(readme: str) -> str:
     """What the README's first Python block prints, run in the project's root as it stands."""
     source = readme.split("```python\n")[1].split("```", maxsplit=1)[0]
@@ -140,6 +159,7 @@ def main() -> int:
     text = readme.read_text(encoding="utf-8")
     for name, content in (
         ("figures", figure_table(run)),
+        ("gpu", gpu_table(RESULTS)),
         ("methods", method_table(builtin)),
         ("quick start", quick_start(text)),
     ):

@@ -142,16 +142,17 @@ class DenseEncoder(nn.Module):
         """All blocks but the final one, keeping q and k of the middle blocks that RCS needs."""
         tower = self.tower
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
-        attend = partial(
-            residual_attention, grid=grid, correlation="qk", implementation=self.implementation
-        )
+        # Nothing to fuse before the final block: plain attention is torch's own, but for the reference's sake.
+        attend = F.scaled_dot_product_attention
+        if self.implementation is Implementation.REFERENCE:
+            attend = partial(plain_attention, grid=grid)
         tokens = tower.embed(pixels)
         kept = []
         for number, block in enumerate(tower.blocks[:-1], start=1):
             query, key, value = tower.project_qkv(block, tokens)
             if number in self.layers:
                 kept.append((query, key))
-            tokens = tokens + tower.project_out(block, attend(query, key, value).output)
+            tokens = tokens + tower.project_out(block, attend(query, key, value))
             tokens = tower.feed_forward(block, tokens)
         query, key, value = tower.project_qkv(tower.blocks[-1], tokens)
         return FinalInputs(tokens, query, key, value, tuple(kept), grid)
@@ -223,6 +224,13 @@ class DenseEncoder(nn.Module):
                 f"text must be (Q, {self.tower.output_dim}), the image tower's output width; "
                 f"got {tuple(text.shape)}"
             )
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
+    """softmax(q kᵀ/√d)·v with its map in memory: what the reference computes in the blocks before the final one."""
+    return residual_attention(
+        query, key, value, grid=grid, correlation="qk", implementation=Implementation.REFERENCE
+    ).output
 
 
 def similarity(patches: Tensor, text: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
 from resclip.methods import BASES
+from resclip_kernels._launch import watch
+from resclip_kernels.testing import kernel_device
 
 MODULES = {
     "none": (None, None),
@@ -39,6 +41,48 @@ def small_tower(**changes: Any) -> VisionTransformer:
 
 def text(queries: int = 5, width: int = 32) -> torch.Tensor:
     return normalize(torch.randn(queries, width, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def kernel_encoder(base: str, rcs: RCS | None, sfr: SFR | None, **changes: Any) -> DenseEncoder:
+    return DenseEncoder(small_tower(), base=base, rcs=rcs, sfr=sfr, **changes).to(kernel_device())
+
+
+@pytest.mark.parametrize("base", ("naclip", "sclip", "clearclip", "maskclip"))
+def test_kernels_give_the_same_features(base: str) -> None:
+    sfr = None if base == "maskclip" else SFR(refine_iterations=1, label_threshold=0.0)
+    pixels = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(2))
+    pixels, queries = pixels.to(kernel_device()), text(3).to(kernel_device())
+    expected = kernel_encoder(base, RCS(), sfr, implementation="torch")(pixels, queries)
+    with watch() as watcher:
+        features = kernel_encoder(base, RCS(), sfr, implementation="triton")(pixels, queries)
+    # Two passes, and no kernel of ours for the plain attention of the blocks before.
+    passes = 1 if sfr is None else 2
+    assert watcher.names().count("residual_attention_kernel") == passes
+    assert ("majority_kernel" in watcher.names()) == (sfr is not None)
+    torch.testing.assert_close(features.patches, expected.patches, rtol=1e-3, atol=1e-4)
+    if sfr is not None:
+        assert torch.equal(features.feedback_labels, expected.feedback_labels)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "size"),
+    [
+        pytest.param("torch", (64, 64), id="torch-trained-grid"),
+        pytest.param("torch", (32, 48), id="torch-another-grid"),
+        pytest.param("triton", (32, 48), id="triton"),
+    ],
+)
+def test_a_compiled_encoder_is_one_graph(implementation: str, size: tuple[int, int]) -> None:
+    encoder = kernel_encoder(
+        "naclip", RCS(), SFR(refine_iterations=1), implementation=implementation
+    )
+    pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
+    pixels, queries = pixels.to(kernel_device()), text().to(kernel_device())
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager", dynamic=False)
+    torch._dynamo.reset()
+    features, expected = compiled(pixels, queries), encoder(pixels, queries)
+    assert torch.equal(features.feedback_labels, expected.feedback_labels)
+    torch.testing.assert_close(features.patches, expected.patches, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("modules", MODULES)
@@ -149,7 +193,6 @@ def test_default_layers_scale_with_depth(depth: int, layers: tuple[int, ...]) ->
         ({"rcs": RCS(layers=(0, 9))}, "got 0, 9"),
         ({"final_block": "half"}, "'attention_only', 'full_residual'.*got 'half'"),
         ({"implementation": "cuda"}, "got 'cuda'"),
-        ({"implementation": "triton"}, "'triton' does not exist for this op; it has 'torch'"),
     ],
 )
 def test_wrong_settings_name_the_valid_ones(arguments: dict[str, Any], message: str) -> None:

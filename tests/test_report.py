@@ -70,6 +70,16 @@ def test_method_table_names_the_weakest_class(report: ModuleType) -> None:
     assert "200 held-out scenes of 224 × 224, windows of 112" in table
 
 
+def test_gpu_figures_are_those_of_the_stored_runs(report: ModuleType, tmp_path: Path) -> None:
+    assert "No GPU has been measured yet" in report.gpu_table(tmp_path)
+    row = {"what": "pamr", "measured": "25 ×", "wanted": "≥ 20 ×"}
+    run = {"figures": [row], "device": {"name": "Some GPU"}, "versions": {"torch": "2.11"}}
+    (tmp_path / "gpu_some.json").write_text(json.dumps(run))
+    table = report.gpu_table(tmp_path)
+    assert "| pamr | 25 × | ≥ 20 × |" in table
+    assert table.endswith("Some GPU, torch 2.11.")
+
+
 def test_filling_needs_its_markers_once(report: ModuleType) -> None:
     text = "a\n<!-- x -->\nold\n<!-- end x -->\nb"
     assert report.fill(text, "x", "new") == "a\n<!-- x -->\nnew\n<!-- end x -->\nb"
@@ -79,5 +89,5 @@ def test_filling_needs_its_markers_once(report: ModuleType) -> None:
 
 def test_the_readme_has_every_marker() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("figures", "methods", "quick start"):
+    for name in ("figures", "gpu", "methods", "quick start"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end {name} -->") == 1

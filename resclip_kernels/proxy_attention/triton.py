@@ -395,7 +395,7 @@ def proxy_attention_kernel(
     mass = tl.zeros([BLOCK_M], tl.float32)
     sums = ()
     for _ in tl.static_range(TILES):
-        sums += (tl.zeros([BLOCK_M, BLOCK_D], tl.float32),)  # type: ignore[assignment]
+        sums += (tl.zeros([BLOCK_M, BLOCK_D], tl.float32),)
     for first in range(0, positions, BLOCK_N):
         key = tl.arange(0, BLOCK_N)
         key_rows = rows + tl.cast(first, tl.int64) * CHANNELS
@@ -424,7 +424,7 @@ def proxy_attention_kernel(
                 key_values + key[:, None] * VALUE_COLUMNS + (column + tile * BLOCK_D)[None, :]
             )  # [BLOCK_N, BLOCK_D]
             product = tl.dot(weight, value, sums[tile], input_precision=DOT_PRECISION)
-            further += (product,)  # type: ignore[assignment]
+            further += (product,)
         sums = further
 
     alone = mass == 0.0

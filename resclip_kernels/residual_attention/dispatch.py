@@ -148,9 +148,10 @@ def operator(
     layers = tuple(zip(cross_queries, cross_keys, strict=True))
     inputs = Inputs(query, key, value, layers, cross_layer)
     output, average = residual_attention(inputs, terms, implementation)
-    # An operator's results may not be its arguments.
-    output = output.clone() if output is value else output
-    return [output] if cross_layer is not None or average is None else [output, average]
+    # An operator's results may not be its arguments, and lie as its fake implementation says.
+    output = output.clone(memory_format=torch.contiguous_format) if output is value else output
+    results = [output] if cross_layer is not None or average is None else [output, average]
+    return [result.contiguous() for result in results]
 
 
 @operator.register_fake
@@ -164,4 +165,4 @@ def _(
     *rest: object,
 ) -> list[Tensor]:
     computed = cross_layer is None and len(cross_queries) > 0
-    return [torch.empty_like(value) for _ in range(2 if computed else 1)]
+    return [value.new_empty(value.shape) for _ in range(2 if computed else 1)]

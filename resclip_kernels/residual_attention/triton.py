@@ -119,6 +119,7 @@ def residual_attention_kernel(
     heads,
     tokens,
     grid_width,
+    inverse_width,
     score_scale,
     cross_scale,
     decay,
@@ -171,7 +172,7 @@ def residual_attention_kernel(
         )  # fmt: skip
 
     row_patch = tl.maximum(row - 1, 0)
-    row_y, row_x = patch_positions(row_patch, grid_width)
+    row_y, row_x = patch_positions(row_patch, grid_width, inverse_width)
     # [CLS]'s row has neither prior nor feedback: it is far from everything and of no class.
     row_y = tl.where(row > 0, row_y, 1e18)
     row_far = far
@@ -231,21 +232,24 @@ def residual_attention_kernel(
             carried = ()
             if HAS_FEEDBACK:
                 carried = first_entries(
-                    labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, decay, HAS_FAR, MARGIN, TILE_DTYPE
+                    labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, inverse_width, decay, HAS_FAR,
+                    MARGIN, TILE_DTYPE
                 )  # fmt: skip
             for first in tl.range(0, whole, BLOCK_N, disable_licm=True):
                 states, carried = shared_tile(
                     states, carried, queries, keys, values, offsets, first, patches, stride_token, stride_head,
-                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width, decay,
+                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width,
+                    inverse_width, decay,
                     feedback_weight, feedback_temperature, prior_rate, HAS_FEEDBACK, HAS_FAR, NORMALISE, MARGIN,
-                    HAS_PRIOR, TILE_DTYPE, TILE_PRECISION, False, BLOCK_N, WIDTH, PARTS, PRECISION,
+                    HAS_PRIOR, TILE_PRECISION, False, BLOCK_N, WIDTH, PARTS, PRECISION,
                 )  # fmt: skip
             if whole < patches:
                 states, carried = shared_tile(
                     states, carried, queries, keys, values, offsets, whole, patches, stride_token, stride_head,
-                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width, decay,
+                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width,
+                    inverse_width, decay,
                     feedback_weight, feedback_temperature, prior_rate, HAS_FEEDBACK, HAS_FAR, NORMALISE, MARGIN,
-                    HAS_PRIOR, TILE_DTYPE, TILE_PRECISION, True, BLOCK_N, WIDTH, PARTS, PRECISION,
+                    HAS_PRIOR, TILE_PRECISION, True, BLOCK_N, WIDTH, PARTS, PRECISION,
                 )  # fmt: skip
             for head in tl.static_range(HEADS):
                 head_value = value + origin + tl.cast(head, tl.int64) * stride_head
@@ -281,19 +285,39 @@ class Blocks:
     num_stages: int
 
 
-def choose_blocks(target: Target, dtype: torch.dtype, width: int, terms: Terms) -> Blocks:
-    """The largest tiles whose registers do not spill; `kernels_report.py` counts them for every target.
+# Registers decide: each entry is the largest program of its kind that the compiler fits without a spill, counted by
+# benchmarks/kernels_report.py for every target. 128 rows read each key half as often as 64 do, at the same registers a
+# thread. Ŝ's tiles cost registers too, so with feedback columns are 32; two heads a program halve their cost a head,
+# and a third would spill.
+WARPGROUP = Blocks(1, 128, 64, 8, 2)
+WARPGROUP_NARROW = Blocks(1, 128, 32, 8, 2)
+WARPGROUP_TOGETHER = Blocks(2, 128, 32, 8, 2)
+# Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, or fewer rows.
+WARP = Blocks(1, 128, 32, 8, 1)
+WARP_WIDE = Blocks(1, 64, 32, 8, 2)
+# Float32 goes through multiply-adds, as torch's own products do by default: 16 rows.
+FLOAT = Blocks(1, 16, 32, 8, 1)
+FLOAT_FEEDBACK = Blocks(1, 16, 32, 4, 1)
+# The interpreter has no registers: few, large steps, two heads at a time so that the tests see that too.
+INTERPRETED = Blocks(2, 64, 32, 4, 1)
 
-    128 rows read each key half as often as 64 do, at the same registers a thread. The feedback's tiles cost registers
-    too, so there columns are 32; with two heads a program its cost a head is halved, and a third head would spill.
-    Float32 goes through multiply-adds, as torch's own products do by default: 16 rows.
-    """
+
+def choose_blocks(target: Target, dtype: torch.dtype, width: int, terms: Terms) -> Blocks:
+    """The program for a device, a dtype, a head width and the terms of a call."""
+    if target.backend == "interpreter":
+        return INTERPRETED
+    feedback = terms.feedback is not None
+    recent = target.backend == "cuda" and int(target.architecture) >= 90
     if dtype == torch.float32:
-        return Blocks(1, 16, 32, 4, 1)
-    if terms.feedback is None and width <= 64:
-        return Blocks(1, 128, 64, 8, 2)
-    together = terms.feedback is not None and width <= 64 and len(SCORES[terms.correlation]) == 1
-    return Blocks(2 if together else 1, 128, 32, 8, 2)
+        return FLOAT_FEEDBACK if target.backend == "hip" or (feedback and recent) else FLOAT
+    if target.backend == "hip":
+        return WARP_WIDE if width > 64 else WARPGROUP_NARROW
+    if not recent or int(target.architecture) >= 120:
+        return WARP_WIDE if width > 64 and not recent else WARP
+    if width <= 64 and not feedback:
+        return WARPGROUP
+    together = width <= 64 and len(SCORES[terms.correlation]) == 1
+    return WARPGROUP_TOGETHER if together else WARPGROUP_NARROW
 
 
 def parts_of(width: int) -> tuple[int, ...]:
@@ -379,7 +403,8 @@ def term_arguments(terms: Terms, query: Tensor) -> tuple[dict[str, Any], dict[st
         arguments, constants = feedback_arguments(feedback)
     std = terms.neighbourhood_std
     arguments |= {
-        "grid_width": max(1, terms.grid[1]),
+        "grid_width": float(max(1, terms.grid[1])),
+        "inverse_width": 1.0 / max(1, terms.grid[1]),
         "score_scale": terms.scale(query.shape[-1]) * math.log2(math.e),
         "feedback_weight": terms.feedback_weight,
         "feedback_temperature": terms.feedback_temperature,

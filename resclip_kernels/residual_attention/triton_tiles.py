@@ -180,6 +180,7 @@ def shared_tile(
     row_x,
     taps,
     grid_width,
+    inverse_width,
     decay,
     feedback_weight,
     feedback_temperature,
@@ -189,7 +190,6 @@ def shared_tile(
     NORMALISE: tl.constexpr,
     MARGIN: tl.constexpr,
     HAS_PRIOR: tl.constexpr,
-    BIAS_DTYPE: tl.constexpr,
     TILE_PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -199,11 +199,12 @@ def shared_tile(
 ):
     """Fold the patches from `first` into softmax(x yᵀ + additive terms)·v of all the program's heads."""
     LOG2_E: tl.constexpr = 1.4426950408889634
+    LOG2_LOG2_E: tl.constexpr = 0.5287663729448977
     column = first + tl.arange(0, BLOCK_N)
     present = column < patches
     if HAS_FEEDBACK:
         smooth, carried = smoothed_tile(
-            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, decay,
+            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, inverse_width, decay,
             HAS_FAR, MARGIN, BLOCK_N, TILE_PRECISION,
         )  # fmt: skip
         bonus = feedback_weight * finished_tile(smooth, row_scale, NORMALISE)
@@ -211,19 +212,19 @@ def shared_tile(
             bonus = bonus.to(tl.float16).to(tl.float32)
         bias = bonus * (feedback_temperature * LOG2_E)  # [BLOCK_M, BLOCK_N]
     if HAS_PRIOR:
-        y, x = patch_positions(column, grid_width)
+        y, x = patch_positions(column, grid_width, inverse_width)
         vertical = row_y[:, None] - y[None, :]
         horizontal = row_x[:, None] - x[None, :]
         squared = vertical * vertical + horizontal * horizontal
-        prior = tl.exp2(prior_rate * squared) * LOG2_E
+        # 2^(rate · r² + log2(log2 e)): the base-2 score's factor costs nothing in the exponent.
+        prior = tl.exp2(prior_rate * squared + LOG2_LOG2_E)
         if HAS_FEEDBACK:
             bias += prior
         else:
             bias = prior
-    if HAS_FEEDBACK or HAS_PRIOR:
-        if MASKED:
+    if MASKED:
+        if HAS_FEEDBACK or HAS_PRIOR:
             bias = tl.where(present[None, :], bias, -float("inf"))
-        bias = bias.to(BIAS_DTYPE)
     origin = tl.cast(first, tl.int64) * stride_token
     new_states = ()
     for head in tl.static_range(len(queries)):
@@ -232,7 +233,7 @@ def shared_tile(
         score = scores_of(queries[head], head_keys, PRECISION)
         left_scale = scale
         if HAS_FEEDBACK or HAS_PRIOR:
-            score = score * scale + bias.to(tl.float32)
+            score = score * scale + bias
             left_scale = 1.0
         elif MASKED:
             score = tl.where(present[None, :], score, -float("inf"))

@@ -33,8 +33,19 @@ from resclip_kernels.semantic_feedback.triton_tiles import (
     smoothing_taps,
 )
 
-BLOCK_M = 64
-BLOCK_N = 64
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows and columns of a tile. One program holds a block of rows and walks along the columns."""
+
+    rows: int
+    columns: int
+
+
+# A float32 tile of 64 × 64 spills 4 kB a thread, since a product on matrix units takes it in three parts; float16 goes
+# through Hopper's warpgroup instructions from 64 rows on.
+FLOAT_BLOCKS = Blocks(32, 32)
+HALF_BLOCKS = Blocks(64, 32)
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,8 @@ def feedback_arguments(feedback: SemanticFeedback) -> tuple[dict[str, Any], dict
         "far_stride": 0 if far is None else far.stride(1),
         "row_sums": feedback.row_sums.float().contiguous(),
         "maximum": feedback.maximum.float().contiguous(),
-        "grid_width": width,
+        "grid_width": float(width),
+        "inverse_width": 1.0 / width,
         "decay": -math.log2(math.e) / max(1, max(height, width) - 1),
         "reach": smoothing.reach,
         "spread": smoothing.spread,
@@ -112,9 +124,9 @@ def class_numbers(labels: Tensor) -> Tensor:
     numbers = torch.empty(batch, patches, dtype=torch.int32, device=labels.device)
     launch(
         class_numbers_kernel,
-        batch * triton.cdiv(patches, BLOCK_M) if patches else 0,
+        batch * triton.cdiv(patches, FLOAT_BLOCKS.rows) if patches else 0,
         {"labels": labels.contiguous(), "numbers": numbers, "patches": patches},
-        {"BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N},
+        {"BLOCK_M": FLOAT_BLOCKS.rows, "BLOCK_N": FLOAT_BLOCKS.columns},
         Options(num_warps=4, num_stages=1),
         on=labels,
     )
@@ -151,6 +163,7 @@ def feedback_sums_kernel(
     far_stride,
     patches,
     grid_width,
+    inverse_width,
     decay,
     reach,
     spread,
@@ -171,16 +184,17 @@ def feedback_sums_kernel(
     if HAS_FAR:
         row_far = far + image * patches * far_stride + row * far_stride
     row_label = tl.load(labels + row, mask=inside, other=-2)
-    row_y, row_x = patch_positions(row, grid_width)
+    row_y, row_x = patch_positions(row, grid_width, inverse_width)
     taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.zeros([BLOCK_M], tl.float32)
     carried = first_entries(
-        labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, decay, HAS_FAR, MARGIN, tl.float32
+        labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, inverse_width, decay, HAS_FAR, MARGIN,
+        tl.float32
     )  # fmt: skip
     for first in range(0, patches, BLOCK_N):
         smooth, carried = smoothed_tile(
-            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, decay,
+            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, inverse_width, decay,
             HAS_FAR, MARGIN, BLOCK_N, PRECISION,
         )  # fmt: skip
         present = first + tl.arange(0, BLOCK_N) < patches
@@ -201,6 +215,7 @@ def feedback_matrix_kernel(
     far_stride,
     patches,
     grid_width,
+    inverse_width,
     decay,
     reach,
     spread,
@@ -223,16 +238,17 @@ def feedback_matrix_kernel(
     if HAS_FAR:
         row_far = far + image * patches * far_stride + row * far_stride
     row_label = tl.load(labels + row, mask=inside, other=-2)
-    row_y, row_x = patch_positions(row, grid_width)
+    row_y, row_x = patch_positions(row, grid_width, inverse_width)
     scale = row_scales(row_sums + image * patches, maximum, row, inside, image, NORMALISE)
     taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)
     target = matrix + (image * patches + row) * patches
     carried = first_entries(
-        labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, decay, HAS_FAR, MARGIN, TILE_DTYPE
+        labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, inverse_width, decay, HAS_FAR, MARGIN,
+        TILE_DTYPE
     )  # fmt: skip
     for first in range(0, patches, BLOCK_N):
         smooth, carried = smoothed_tile(
-            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, decay,
+            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, inverse_width, decay,
             HAS_FAR, MARGIN, BLOCK_N, PRECISION,
         )  # fmt: skip
         column = first + tl.arange(0, BLOCK_N)
@@ -262,13 +278,13 @@ def semantic_feedback(
     del arguments["row_sums"], arguments["maximum"], constants["NORMALISE"]
     launch(
         feedback_sums_kernel,
-        batch * triton.cdiv(patches, BLOCK_M),
+        batch * triton.cdiv(patches, FLOAT_BLOCKS.rows),
         {**arguments, "sums": sums, "peaks": peaks, "patches": patches},
         {
             **constants,
             "PRECISION": target_of(labels).dot_precision,
-            "BLOCK_M": BLOCK_M,
-            "BLOCK_N": BLOCK_N,
+            "BLOCK_M": FLOAT_BLOCKS.rows,
+            "BLOCK_N": FLOAT_BLOCKS.columns,
         },
         Options(num_warps=4, num_stages=2),
         on=labels,
@@ -282,16 +298,17 @@ def feedback_matrix(feedback: SemanticFeedback, tile_dtype: torch.dtype = torch.
     batch, patches = len(feedback.labels), feedback.patches
     matrix = torch.empty(batch, patches, patches, device=feedback.labels.device)
     arguments, constants = feedback_arguments(feedback)
+    blocks = FLOAT_BLOCKS if tile_dtype == torch.float32 else HALF_BLOCKS
     launch(
         feedback_matrix_kernel,
-        batch * triton.cdiv(patches, BLOCK_M),
+        batch * triton.cdiv(patches, blocks.rows),
         {**arguments, "matrix": matrix, "patches": patches},
         {
             **constants,
             "TILE_DTYPE": tile_constant(tile_dtype),
             "PRECISION": target_of(matrix).dot_precision,
-            "BLOCK_M": BLOCK_M,
-            "BLOCK_N": BLOCK_N,
+            "BLOCK_M": blocks.rows,
+            "BLOCK_N": blocks.columns,
         },
         Options(num_warps=4, num_stages=2),
         on=matrix,

@@ -1,0 +1,504 @@
+"""The residual attention's kernel: against the formula in float64, what it launches, and what it never touches.
+
+Ŝ is rounded to float16, and a float32 sum may fall on the other side of a rounding than a float64 one. Whether Ŝ is
+right is `test_semantic_feedback_triton.py`'s business; here the oracle is given the Ŝ that the kernels form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from resclip_kernels import CORRELATIONS, SemanticFeedback, residual_attention, semantic_feedback
+from resclip_kernels._launch import Launch, watch
+from resclip_kernels.residual_attention import ResidualAttentionOutput
+from resclip_kernels.residual_attention.terms import SCORES
+from resclip_kernels.semantic_feedback import reference as feedback_reference
+from resclip_kernels.testing import (
+    AttentionInputs,
+    attention_inputs,
+    check_budget,
+    kernel_device,
+    nan_padded,
+)
+
+kernels = pytest.importorskip("resclip_kernels.residual_attention.triton", reason="needs triton")
+from resclip_kernels.semantic_feedback import triton as feedback_kernels  # noqa: E402
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SCORED = [name for name in CORRELATIONS if SCORES[name]]
+DTYPES = (torch.float32, torch.float16)
+GRID = (
+    5,
+    7,
+)  # One whole tile of 32 patches and a masked one; 36 tokens are no multiple of a row block.
+RELEASED = {
+    "feedback_weight": 0.6,
+    "feedback_temperature": 2.1,
+    "cross_weight": 0.4,
+    "cross_temperature": 2.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def products_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted products sum in one order, as on a GPU, whatever the tile's shape: BLAS's order depends on it.
+
+    Else two tiles that hold the same entry of Ŝ may round it to float16 differently: 3 of 120 runs on 80 patches.
+    """
+
+    def product(left: np.ndarray, right: np.ndarray, dtype: Any) -> np.ndarray:
+        left, right = left.astype(dtype), right.astype(dtype)
+        total = np.zeros((len(left), right.shape[1]), dtype)
+        for k in range(len(right)):
+            total += left[:, k, None] * right[k]
+        return total
+
+    monkeypatch.setattr(np, "matmul", product)
+
+
+def sample(
+    seed: int, grid: tuple[int, int] = GRID, dtype: torch.dtype = torch.float32, **sizes: int
+) -> AttentionInputs:
+    """Small by default: the interpreter pays for every tile of every head."""
+    sizes = {"batch": 1, "heads": 1, "width": 32, "layers": 1, **sizes}
+    return attention_inputs(seed, grid=grid, device=kernel_device(), **sizes).to(dtype)
+
+
+def state(inputs: AttentionInputs, **rules: Any) -> SemanticFeedback:
+    """The torch implementation's bits and sums: as good as the kernels' and sooner there under the interpreter."""
+    return semantic_feedback(inputs.labels, implementation="torch", **rules)
+
+
+def all_terms(inputs: AttentionInputs, **changes: Any) -> dict[str, Any]:
+    feedback = changes["feedback"] if "feedback" in changes else state(inputs)
+    return {"neighbourhood_std": 5.0, **RELEASED, **changes, "feedback": feedback}
+
+
+def run(
+    inputs: AttentionInputs,
+    grid: tuple[int, int] = GRID,
+    implementation: str = "triton",
+    **arguments: Any,
+) -> ResidualAttentionOutput:
+    return residual_attention(
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        grid=grid,
+        implementation=implementation,
+        **{"cross_layers": inputs.cross_layers, **arguments},
+    )
+
+
+def judge(inputs: AttentionInputs, grid: tuple[int, int], arguments: dict[str, Any]) -> None:
+    """The strict budget, for the sum and for A_c·v."""
+    with watch() as watcher:
+        got = run(inputs, grid, **arguments)
+    assert watcher.names()[-1] == "residual_attention_kernel"
+    feedback = arguments.get("feedback")
+    if feedback is not None:
+        matrix = feedback_kernels.feedback_matrix(feedback, tile_dtype=inputs.query.dtype)
+        feedback = dataclasses.replace(feedback, dense=matrix)
+        arguments = {**arguments, "feedback": feedback}
+    plain = run(inputs, grid, "reference", **arguments)
+    oracle = run(inputs.to(torch.float64), grid, "reference", **arguments)
+    check_budget(got.output, plain.output, oracle.output)
+    if inputs.cross_layers:
+        check_budget(got.cross_layer, plain.cross_layer, oracle.cross_layer)
+    else:
+        assert got.cross_layer is None
+
+
+def only_launch(inputs: AttentionInputs, grid: tuple[int, int] = GRID, **arguments: Any) -> Launch:
+    """The attention's launch, not carried out."""
+    with watch(execute=False) as watcher:
+        run(inputs, grid, **arguments)
+    return watcher.launches[-1]
+
+
+def filled(allocate: Any) -> Any:
+    """An allocator whose memory holds NaN, or 85 where there is none."""
+
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        tensor = allocate(*arguments, **options)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 85)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layers", (0, 1, 3))
+@pytest.mark.parametrize("additive", ("none", "prior", "feedback", "both"))
+@pytest.mark.parametrize("correlation", SCORED)
+def test_every_combination_of_terms(seed, correlation, additive, layers, dtype) -> None:
+    # Two heads share a program's tiles of Ŝ where the kernel carries two.
+    inputs = sample(seed, dtype=dtype, layers=layers, heads=1 if dtype == torch.float32 else 2)
+    arguments: dict[str, Any] = {**RELEASED, "correlation": correlation}
+    if additive in ("prior", "both"):
+        arguments["neighbourhood_std"] = 3.0
+    if additive in ("feedback", "both"):
+        arguments["feedback"] = state(inputs)
+    judge(inputs, GRID, arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layers", (0, 1, 3))
+def test_identity(seed: int, layers: int, dtype: torch.dtype) -> None:
+    inputs = sample(seed, dtype=dtype, layers=layers, heads=2)
+    judge(inputs, GRID, {"correlation": "identity", "cross_weight": 0.3, "cross_temperature": 2.0})
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("width", (64, 80, 128))
+@pytest.mark.parametrize("correlation", SCORED)
+def test_full_size(seed: int, correlation: str, width: int, dtype: torch.dtype) -> None:
+    inputs = sample(seed, (24, 24), dtype, batch=3, heads=6, width=width, layers=4)
+    judge(inputs, (24, 24), all_terms(inputs, correlation=correlation))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("grid", "width", "heads", "layers"),
+    [
+        pytest.param((14, 14), 64, 1, 0, id="197-tokens-vit-b16"),
+        pytest.param((4, 5), 40, 1, 1, id="width-of-no-power-of-two"),
+        pytest.param((2, 17), 64, 1, 1, id="vit-b-head-width-wide-grid"),
+        pytest.param((11, 3), 80, 1, 1, id="vit-h14-head-width-tall-grid"),
+        pytest.param((3, 12), 88, 1, 1, id="vit-g14-head-width"),
+        pytest.param((5, 7), 128, 1, 1, id="widest-head"),
+        pytest.param((1, 9), 32, 3, 1, id="heads-no-multiple-of-a-programs"),
+        pytest.param((2, 3), 16, 5, 1, id="five-heads-narrowest"),
+        pytest.param((1, 1), 32, 2, 2, id="one-patch"),
+    ],
+)
+def test_shapes(seed: int, grid, width: int, heads: int, layers: int, dtype: torch.dtype) -> None:
+    inputs = sample(seed, grid, dtype, width=width, heads=heads, layers=layers)
+    judge(inputs, grid, all_terms(inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("correlation", CORRELATIONS)
+def test_cls_alone_keeps_its_value(seed: int, correlation: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.randn(3, 2, 1, 1, 32, generator=generator).to(kernel_device(), dtype)
+    inputs = AttentionInputs(*flat, (), torch.empty(0))
+    terms = len(SCORES[correlation]) or 1
+    output = run(inputs, (0, 0), correlation=correlation).output
+    assert torch.equal(output, terms * inputs.value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_feedback", (False, True))
+@pytest.mark.parametrize("beyond", (-1, 0, 1))
+def test_lengths_around_a_column_block(seed, beyond, with_feedback, dtype) -> None:
+    def terms(inputs: AttentionInputs) -> dict[str, Any]:
+        return all_terms(inputs) if with_feedback else {"neighbourhood_std": 5.0}
+
+    small = sample(seed, dtype=dtype)
+    columns = only_launch(small, **terms(small)).constants["BLOCK_N"]
+    grid = (1, columns + beyond)
+    inputs = sample(seed, grid, dtype, layers=1)
+    judge(inputs, grid, terms(inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("beyond", (0, 1))
+def test_lengths_around_a_row_block(seed: int, beyond: int, dtype: torch.dtype) -> None:
+    small = sample(seed, dtype=dtype)
+    rows = only_launch(small, **all_terms(small)).constants["BLOCK_M"]
+    grid = (1, rows + beyond - 1)
+    inputs = sample(seed, grid, dtype)
+    assert only_launch(inputs, grid, **all_terms(inputs)).programs == 1 + beyond
+    judge(inputs, grid, all_terms(inputs))
+
+
+@pytest.mark.parametrize("normalise", (True, False))
+@pytest.mark.parametrize("connectivity", ("prefix", "line", "component", None))
+def test_every_feedback_rule(seed: int, connectivity, normalise: bool) -> None:
+    rules = {"connectivity": connectivity, "normalise": normalise}
+    for dtype in DTYPES:
+        inputs = sample(seed, dtype=dtype, layers=0)
+        arguments = all_terms(inputs, feedback=state(inputs, **rules))
+        judge(inputs, GRID, arguments)
+        if not normalise and dtype == torch.float32:
+            # Nothing is rounded to float16, so that the kernel has to meet the exact Ŝ.
+            plain = semantic_feedback(inputs.labels, implementation="reference", **rules)
+            exact = feedback_reference.semantic_feedback(
+                inputs.labels, connectivity, 5.0, False, torch.float64
+            )
+            check_budget(
+                run(inputs, **arguments).output,
+                run(inputs, GRID, "reference", **{**arguments, "feedback": plain}).output,
+                run(
+                    inputs.to(torch.float64), GRID, "reference", **{**arguments, "feedback": exact}
+                ).output,
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("std", "margin"), [(0.0, 0), (2.0, 16), (5.0, 16), (12.0, 48)])
+def test_every_margin_of_the_smoothing(seed, std: float, margin: int, dtype: torch.dtype) -> None:
+    # 80 patches: σ = 12 has 73 taps, and its margin reaches past the next tile.
+    inputs = sample(seed, (5, 16), dtype, layers=0)
+    arguments = all_terms(inputs, feedback=state(inputs, smoothing_std=std))
+    assert only_launch(inputs, (5, 16), **arguments).constants["MARGIN"] == margin
+    judge(inputs, (5, 16), arguments)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "mass"), [("qk", 1), ("qq", 1), ("kk", 1), ("qq+kk", 2), ("identity", 1)]
+)
+def test_rows_sum_to_their_mass(seed: int, correlation: str, mass: int) -> None:
+    inputs = sample(seed)
+    ones = inputs._replace(value=torch.ones_like(inputs.value))
+    arguments = all_terms(inputs) if SCORES[correlation] else RELEASED
+    output = run(ones, **{**arguments, "correlation": correlation}).output
+    expected = torch.full_like(output, 2.0 * (0.6 * mass + 0.4))
+    torch.testing.assert_close(output, expected, atol=0, rtol=1e-6)
+
+
+def test_state_of_the_kernels_equals_the_torch_state(seed: int) -> None:
+    inputs = sample(seed, (3, 6), torch.float16, layers=0)
+    own = semantic_feedback(inputs.labels, implementation="triton")
+    with_own = run(inputs, (3, 6), **all_terms(inputs, feedback=own)).output
+    expected = run(inputs, (3, 6), **all_terms(inputs)).output
+    torch.testing.assert_close(with_own, expected)
+
+
+def test_which_kernels_run(seed: int) -> None:
+    inputs = sample(seed, (2, 3), torch.float16)
+    with watch() as watcher:
+        run(inputs, (2, 3))
+        run(inputs, (2, 3), correlation="identity")
+    assert watcher.names() == ["residual_attention_kernel"] * 2
+    with watch() as watcher:
+        run(inputs, (2, 3), **all_terms(inputs))
+    assert watcher.names() == ["class_numbers_kernel", "residual_attention_kernel"]
+
+
+def test_no_image_is_no_work() -> None:
+    inputs = sample(0, (2, 3), batch=0)
+    with watch() as watcher:
+        result = run(inputs, (2, 3), **all_terms(inputs))
+    assert all(launch.programs == 0 for launch in watcher.launches)
+    assert result.output.shape == result.cross_layer.shape == (0, 1, 7, 32)
+
+
+def test_labels_of_any_value(seed: int) -> None:
+    inputs = sample(seed, dtype=torch.float16, layers=0)
+    expected = run(inputs, **all_terms(inputs)).output
+    # All equal in their lower 32 bits; some beyond int32, some negative.
+    spread = inputs._replace(labels=(inputs.labels - 2) * 2**40 - 1)
+    assert torch.equal(run(spread, **all_terms(spread)).output, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("correlation", ("kk", "qq+kk", "identity"))
+def test_the_cross_layer_part_can_be_handed_back(seed, correlation: str, dtype) -> None:
+    inputs = sample(seed, dtype=dtype, layers=2)
+    arguments = {**RELEASED, "correlation": correlation}
+    first = run(inputs, **arguments)
+    # It replaces the layers: these may be anything.
+    other = inputs._replace(cross_layers=((inputs.value, inputs.key),))
+    for handed in (first.cross_layer, nan_padded(first.cross_layer)):
+        second = run(other, **arguments, cross_layer=handed)
+        assert torch.equal(second.output, first.output)
+        assert second.cross_layer is handed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_zero_and_temperature_one_turn_a_module_off(seed: int, dtype: torch.dtype) -> None:
+    inputs = sample(seed, dtype=dtype)
+    for correlation in ("kk", "qq+kk", "identity"):
+        without = run(inputs, correlation=correlation, cross_layers=()).output
+        off = {"correlation": correlation, "cross_weight": 0.0, "cross_temperature": 1.0}
+        assert torch.equal(run(inputs, **off).output, without)
+    feedback = {"feedback": state(inputs), "feedback_weight": 0.0, "feedback_temperature": 1.0}
+    without = run(inputs, cross_layers=()).output
+    torch.testing.assert_close(run(inputs, cross_layers=(), **feedback).output, without)
+
+
+def test_cls_row_sees_neither_prior_nor_feedback(seed: int) -> None:
+    inputs = sample(seed, layers=0)
+    plain = run(inputs).output
+    arguments = all_terms(inputs, feedback_weight=0.5, feedback_temperature=2.0)
+    changed = run(inputs, **arguments).output
+    torch.testing.assert_close(changed[:, :, 0], plain[:, :, 0])
+    assert not torch.allclose(changed[:, :, 1:], plain[:, :, 1:])
+
+
+def test_each_image_is_on_its_own(seed: int) -> None:
+    inputs = sample(seed, (3, 5), torch.float16, batch=3)
+    assert not torch.equal(inputs.labels[0], inputs.labels[1])
+    together = run(inputs, (3, 5), **all_terms(inputs))
+
+    def images(which: Any) -> AttentionInputs:
+        layers = tuple((query[which], key[which]) for query, key in inputs.cross_layers)
+        return AttentionInputs(*(t[which] for t in inputs[:3]), layers, inputs.labels[which])
+
+    for which in ([2, 0, 1], [1]):
+        some = run(images(which), (3, 5), **all_terms(images(which)))
+        assert torch.equal(some.output, together.output[which])
+        assert torch.equal(some.cross_layer, together.cross_layer[which])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("poison", (torch.nan, torch.inf))
+def test_what_is_not_finite_stays_in_its_image_and_head(seed: int, poison: float) -> None:
+    inputs = sample(seed, (3, 5), torch.float16, batch=2, heads=2)
+    assert only_launch(inputs, (3, 5), **all_terms(inputs)).constants["HEADS"] in (1, 2)
+    clean = run(inputs, (3, 5), **all_terms(inputs))
+    flat = [*inputs[:3], *inputs.cross_layers[0]]
+    for tensor in flat:
+        tensor[0, 0, 4:7] = poison
+    # Beside the poisoned image and beside the poisoned head, which the same program may carry.
+    dirty = run(inputs, (3, 5), **all_terms(inputs))
+    for got, expected in zip(dirty, clean, strict=True):
+        assert not torch.isfinite(got[0, 0]).all()
+        assert torch.equal(got[0, 1], expected[0, 1])
+        assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("correlation", ("kk", "qq+kk", "identity"))
+def test_outputs_are_written_in_full(seed, correlation: str, dtype, monkeypatch) -> None:
+    inputs = sample(seed, (3, 6), dtype, heads=2)
+    arguments = all_terms(inputs) if SCORES[correlation] else dict(RELEASED)
+    arguments["correlation"] = correlation
+    expected = run(inputs, (3, 6), **arguments)
+    monkeypatch.setattr(torch, "empty", filled(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+    monkeypatch.setattr(Tensor, "new_empty", filled(Tensor.new_empty))
+    result = run(inputs, (3, 6), **arguments)
+    for got, clean in zip(result, expected, strict=True):
+        assert torch.isfinite(got).all()
+        assert torch.equal(got, clean)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strides_and_nan_around_change_nothing(seed: int, dtype: torch.dtype) -> None:
+    inputs = sample(seed, (3, 6), dtype, batch=2, heads=2, width=40)
+    arguments = all_terms(inputs)
+    expected = run(inputs, (3, 6), **arguments).output
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+    ((layer_query, layer_key),) = inputs.cross_layers
+    padded = AttentionInputs(
+        *(nan_padded(tensor) for tensor in inputs[:3]),
+        ((nan_padded(layer_query), nan_padded(layer_key)),),
+        nan_padded(inputs.labels.float())[..., :].long(),
+    )
+    mixed = inputs._replace(
+        query=turned(inputs.query),
+        value=nan_padded(inputs.value),
+        cross_layers=((layer_query.mT.contiguous().mT, layer_key),),
+    )
+    for other in (padded, mixed):
+        assert torch.equal(run(other, (3, 6), **arguments).output, expected)
+    assert copies(padded) == 0
+    assert copies(mixed) == 3
+
+
+def copies(inputs: AttentionInputs) -> int:
+    """How many of q, k, v and the layers' q, k the launcher copies."""
+    flat = [*inputs[:3], *(tensor for pair in inputs.cross_layers for tensor in pair)]
+    common = kernels.with_common_strides(flat)
+    return sum(new is not old for new, old in zip(common, flat, strict=True))
+
+
+def test_views_of_one_projection_are_read_in_place(seed: int) -> None:
+    heads, width, tokens = 2, 32, 36
+    generator = torch.Generator().manual_seed(seed)
+    projected = torch.randn(2, 2, tokens, 3 * heads * width, generator=generator)
+    projected = projected.to(kernel_device(), torch.float16)
+    final, middle = projected.view(2, 2, tokens, 3, heads, width).permute(0, 3, 1, 4, 2, 5)
+    labels = sample(seed, batch=2).labels
+    views = AttentionInputs(*final, ((middle[0], middle[1]),), labels)
+    assert copies(views) == 0
+    launch = only_launch(views, **all_terms(views))
+    assert launch.arguments["value"].data_ptr() == final[2].data_ptr()
+    whole = AttentionInputs(
+        *(tensor.contiguous() for tensor in final),
+        ((middle[0].contiguous(), middle[1].contiguous()),),
+        labels,
+    )
+    expected = run(whole, **all_terms(whole))
+    for got, clean in zip(run(views, **all_terms(views)), expected, strict=True):
+        assert torch.equal(got, clean)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        pytest.param((1, 64, 32), id="one-row-block"),
+        pytest.param((2, 16, 32), id="two-heads-a-program"),
+        pytest.param((4, 32, 64), id="more-heads-than-there-are-one-tile"),
+    ],
+)
+@pytest.mark.parametrize("correlation", ("kk", "qq+kk"))
+def test_blocks_do_not_matter(seed, correlation: str, blocks: tuple[int, int, int], monkeypatch):
+    inputs = sample(seed, heads=2)
+    arguments = all_terms(inputs, correlation=correlation)
+    default = only_launch(inputs, **arguments).constants["BLOCK_N"]
+    expected = run(inputs, **arguments)
+    other = kernels.Blocks(*blocks, num_warps=4, num_stages=1)
+    monkeypatch.setattr(kernels, "choose_blocks", lambda *_: other)
+    constants = only_launch(inputs, **arguments).constants
+    names = ("HEADS", "BLOCK_M", "BLOCK_N")
+    assert tuple(constants[name] for name in names) == (min(2, blocks[0]), *blocks[1:])
+    if blocks[2] == default:
+        # The same sums in the same order.
+        result = run(inputs, **arguments)
+        torch.testing.assert_close(result, expected, atol=0, rtol=0)
+    else:
+        judge(inputs, GRID, arguments)
+
+
+def test_what_cannot_run_is_refused(seed: int) -> None:
+    inputs = sample(seed)
+    plain = semantic_feedback(inputs.labels, implementation="reference")
+    with pytest.raises(
+        ValueError, match="rebuilds Ŝ from the state's bits and this state has none"
+    ):
+        run(inputs, feedback=plain)
+    with pytest.raises(ValueError, match="take float32, float16, bfloat16; got torch.float64"):
+        run(inputs.to(torch.float64))
+    wide = sample(seed, (2, 2), width=136)
+    with pytest.raises(ValueError, match="heads up to 128 wide; got 136: use 'torch'"):
+        run(wide, (2, 2))
+    with watch() as watcher:
+        got = run(wide, (2, 2), "auto")
+        run(inputs.to(torch.float64), GRID, "auto")
+        run(inputs, GRID, "auto", feedback=plain)
+    assert watcher.names() == []
+    assert torch.equal(got.output, run(wide, (2, 2), "torch").output)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_gradients_are_left_to_torch(seed: int, number: int) -> None:
+    inputs = sample(seed, (2, 3))
+    handed = torch.randn_like(inputs.value)
+    tensors = [*inputs[:3], *inputs.cross_layers[0], handed]
+    tensors[number].requires_grad_()
+    arguments: dict[str, Any] = {"correlation": "qk"}
+    if number == 5:
+        arguments["cross_layer"] = handed
+    with pytest.raises(ValueError, match="a tensor requires grad; use 'torch'"):
+        run(inputs, (2, 3), **arguments)
+    with watch() as watcher:
+        run(inputs, (2, 3), "auto", **arguments).output.sum().backward()
+    assert watcher.names() == []
+    assert tensors[number].grad is not None
+    with torch.no_grad(), watch() as watcher:
+        run(inputs, (2, 3), **arguments)
+    assert watcher.names() == ["residual_attention_kernel"]
