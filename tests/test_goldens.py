@@ -1,4 +1,4 @@
-"""Every number of the released program's recorded cases, for both implementations."""
+"""Every number of the released program's recorded cases, for the implementations that run anywhere."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from golden import arrays, cases, encoder, tower
 from resclip import DenseEncoder, Segmenter, Vocabulary
 from resclip.encoder import similarity
 from resclip_kernels import feedback_matrix, semantic_feedback
+from resclip_kernels._launch import watch
 from resclip_kernels._streaming import best_query
 from resclip_kernels.patch_labels.reference import pixel_probabilities
+from resclip_kernels.testing import kernel_device
 
 IMPLEMENTATIONS = ("torch", "reference")
 TOKEN_CASES = [name for name in cases() if not name.startswith("seg_")]
@@ -35,6 +37,26 @@ def test_tokens_and_feedback_labels(name: str, implementation: str) -> None:
     if cases()[name]["sfr"]:
         assert features.feedback_labels is not None
         assert torch.equal(features.feedback_labels[0], recorded["labels"].long())
+
+
+@pytest.mark.parametrize("name", ("naclip_rcs", "naclip_sfr"))
+def test_tokens_by_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the recorded labels on: interpreted, the refinement alone takes minutes, and has tests of its own."""
+    case, recorded = cases()[name], arrays(name)
+    device = kernel_device()
+    kernels = encoder(case, "triton").to(device)
+    text = None
+    if case["sfr"]:
+        text = recorded["text"].to(device)
+        labels = recorded["labels"].long()[None].to(device)
+        monkeypatch.setattr(kernels, "first_segmentation", lambda *_: labels)
+    with watch() as watcher:
+        features = kernels(recorded["image"][None].to(device), text)
+    assert watcher.names().count("residual_attention_kernel") == (2 if case["sfr"] else 1)
+    tokens = torch.cat([features.cls[0, None], features.patches[0].flatten(0, 1)]).cpu()
+    worst = (tokens - recorded["tokens"]).abs().max() / recorded["tokens"].abs().max()
+    assert relative_error(tokens, recorded["tokens"]) <= 1e-5
+    assert worst <= 1e-5
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,7 +1,8 @@
-"""Ŝ's kernels: every entry against float64, the state, what is launched, and memory. The bits have tests of their own."""
+"""Ŝ's kernels: every entry against float64, the state, what is launched, memory. The bits have their own tests."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,12 +12,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resclip_kernels import SemanticFeedback, feedback_matrix, residual_attention, semantic_feedback
-from resclip_kernels._launch import Target, watch
+from resclip_kernels._launch import Options, Target, launch, watch
 from resclip_kernels.semantic_feedback import reference
 from resclip_kernels.semantic_feedback.state import ROW_SUM_EPSILON, gaussian_kernel
 from resclip_kernels.testing import kernel_device, label_map, nan_padded
 
-kernels = pytest.importorskip("resclip_kernels.semantic_feedback.triton", reason="needs triton")
+triton = pytest.importorskip("triton", reason="the kernels need triton")
+import triton.language as tl  # noqa: E402
+
+from resclip_kernels.semantic_feedback import triton as kernels  # noqa: E402
+from resclip_kernels.semantic_feedback.triton_tiles import patch_positions  # noqa: E402
 
 RULES = ("prefix", "line", "component", None)
 FLOAT32 = (
@@ -63,32 +68,32 @@ def check_entries(feedback: SemanticFeedback, matrix: Tensor) -> None:
     assert ((matrix - exact).abs() <= rounding + FLOAT32 * exact).all()
 
 
-@pytest.mark.parametrize("normalise", (True, False))
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_entry_is_right(seed: int, grid, rule, normalise: bool) -> None:
+def test_every_entry_is_right(seed: int, grid: tuple[int, int], rule: Any) -> None:
     # One label map in blobs, one that is mostly noise.
-    labels = torch.cat(
-        [maps(seed, grid, 1), label_map(seed, grid=grid, blob=1).to(kernel_device())]
-    )
-    feedback = state(labels, connectivity=rule, normalise=normalise)
+    labels = torch.cat([label_map(seed, grid=grid, blob=blob) for blob in (3, 1)])
+    feedback = state(labels.to(kernel_device()), connectivity=rule)
     matrix = feedback_matrix(feedback, implementation="triton")
     check_entries(feedback, matrix)
-    if normalise:
-        assert torch.equal(matrix.half().float(), matrix)
-        assert torch.equal(matrix.flatten(1).amax(dim=1), torch.ones_like(feedback.maximum))
+    assert torch.equal(matrix.half().float(), matrix)
+    assert torch.equal(matrix.flatten(1).amax(dim=1), torch.ones_like(feedback.maximum))
+    plain = dataclasses.replace(feedback, normalise=False)
+    check_entries(plain, feedback_matrix(plain, implementation="triton"))
 
 
-@pytest.mark.parametrize("normalise", (True, False))
 @pytest.mark.parametrize(
     ("std", "reach", "margin"),
     [(0.0, 0, 0), (0.3, 1, 16), (2.0, 6, 16), (5.0, 15, 16), (12.0, 36, 48)],
 )
-def test_every_margin_of_the_smoothing(seed, std, reach, margin, normalise: bool) -> None:
-    feedback = state(maps(seed, (6, 16)), smoothing_std=std, normalise=normalise)
+def test_every_margin_of_the_smoothing(seed: int, std: float, reach: int, margin: int) -> None:
+    # 75 patches: σ = 12 has 73 taps.
+    feedback = state(maps(seed, (5, 15), 1), smoothing_std=std)
     smoothing = kernels.smoothing_of(feedback)
     assert (smoothing.reach, smoothing.margin) == (reach, margin)
     check_entries(feedback, feedback_matrix(feedback, implementation="triton"))
+    plain = dataclasses.replace(feedback, normalise=False)
+    check_entries(plain, feedback_matrix(plain, implementation="triton"))
 
 
 @pytest.mark.gpu
@@ -103,11 +108,11 @@ def test_full_size(seed: int, rule, std: float, grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("std", (0.0, 5.0, 12.0))
 def test_tiles_in_float16(seed: int, std: float) -> None:
-    feedback = state(maps(seed, (6, 16)), smoothing_std=std)
+    feedback = state(maps(seed, (5, 15), 1), smoothing_std=std, connectivity="line")
     matrix = kernels.feedback_matrix(feedback, tile_dtype=torch.float16)
     exact, sums, maximum = exact_matrix(feedback)
     # An entry and its tap are each rounded by 2^-11 of themselves; taps under 2^-14 by half of 2^-24.
-    taps = len(gaussian_kernel(std, 96)) if std else 1
+    taps = len(gaussian_kernel(std, 75)) if std else 1
     scale = 1.0 / (sums.unsqueeze(-1) * maximum.view(-1, 1, 1))
     allowed = 2.0**-10 * exact + half_ulp(exact) * 1.01 + taps * 2.0**-25 * scale + FLOAT32 * exact
     assert ((matrix - exact).abs() <= allowed).all()
@@ -156,8 +161,8 @@ def test_class_numbers_are_the_first_patch_of_a_label(seed: int) -> None:
 
 
 def test_labels_of_any_value_and_layout(seed: int) -> None:
-    labels = maps(seed, (9, 5))
-    expected = feedback_matrix(state(labels))
+    labels = maps(seed, (5, 3))
+    expected = feedback_matrix(state(labels), implementation="triton")
     spread = (labels - 2) * 2**40 - 1
     padded = nan_padded(labels.float())
     for other in (spread, labels.int(), labels.mT.contiguous().mT, padded.long()):
@@ -165,7 +170,7 @@ def test_labels_of_any_value_and_layout(seed: int) -> None:
 
 
 def test_each_image_is_on_its_own(seed: int) -> None:
-    labels = maps(seed, (4, 9), batch=3)
+    labels = maps(seed, (3, 5), batch=3)
     together = state(labels)
     matrix = feedback_matrix(together, implementation="triton")
     for which in ([2, 0, 1], [1]):
@@ -177,7 +182,7 @@ def test_each_image_is_on_its_own(seed: int) -> None:
 
 @pytest.mark.parametrize("rule", ("prefix", "component", None))
 def test_outputs_are_written_in_full(seed: int, rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = maps(seed, (4, 9))
+    labels = maps(seed, (3, 5))
     expected = state(labels, connectivity=rule)
     matrix = feedback_matrix(expected, implementation="triton")
 
@@ -198,13 +203,40 @@ def test_outputs_are_written_in_full(seed: int, rule, monkeypatch: pytest.Monkey
     assert torch.equal(feedback_matrix(got, implementation="triton"), matrix)
 
 
-def test_blocks_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = maps(seed, (6, 16), batch=1)
-    for rows, columns in ((16, 64), (64, 32), (64, 64)):
-        monkeypatch.setattr(kernels, "BLOCK_M", rows)
-        monkeypatch.setattr(kernels, "BLOCK_N", columns)
-        feedback = state(labels, smoothing_std=12.0)
-        check_entries(feedback, feedback_matrix(feedback, implementation="triton"))
+@pytest.mark.parametrize(("rows", "columns"), [(16, 64), (64, 32)])
+def test_blocks_do_not_matter(seed: int, rows: int, columns: int, monkeypatch) -> None:
+    labels = maps(seed, (6, 14), batch=1)
+    for name in ("FLOAT_BLOCKS", "HALF_BLOCKS"):
+        monkeypatch.setattr(kernels, name, kernels.Blocks(rows, columns))
+    feedback = state(labels, connectivity=None, smoothing_std=12.0)
+    check_entries(feedback, feedback_matrix(feedback, implementation="triton"))
+
+
+@triton.jit
+def positions_kernel(y, x, grid_width, inverse_width, BLOCK: tl.constexpr):
+    """Where `patch_positions` puts each patch."""
+    patch = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    patch_y, patch_x = patch_positions(patch, grid_width, inverse_width)
+    tl.store(y + patch, patch_y)
+    tl.store(x + patch, patch_x)
+
+
+@pytest.mark.parametrize("width", (1, 3, 7, 14, 49, 100, 1023, 1024, 1025, 262143, 1 << 20))
+def test_positions_are_exact_for_as_many_patches_as_there_may_be(width: int) -> None:
+    patches, block = 1 << 20, 1 << 16
+    y, x = torch.empty(2, patches, device=kernel_device())
+    sizes = {"grid_width": float(width), "inverse_width": 1.0 / width}
+    launch(
+        positions_kernel,
+        patches // block,
+        {"y": y, "x": x, **sizes},
+        {"BLOCK": block},
+        Options(),
+        on=y,
+    )
+    patch = torch.arange(patches, device=y.device)
+    assert torch.equal(y.long(), patch // width)
+    assert torch.equal(x.long(), patch % width)
 
 
 def test_which_kernels_run(seed: int) -> None:
@@ -220,7 +252,7 @@ def test_which_kernels_run(seed: int) -> None:
     with watch() as watcher:
         state(labels, connectivity=None, normalise=False)
         feedback_matrix(feedback, implementation="torch")
-        held = SemanticFeedback(**{**vars(feedback), "dense": matrix})
+        held = dataclasses.replace(feedback, dense=matrix)
         assert feedback_matrix(held, implementation="triton") is matrix
     assert watcher.names() == []
 

@@ -222,9 +222,8 @@ def shared_tile(
             bias += prior
         else:
             bias = prior
-    if MASKED:
-        if HAS_FEEDBACK or HAS_PRIOR:
-            bias = tl.where(present[None, :], bias, -float("inf"))
+    if MASKED and (HAS_FEEDBACK or HAS_PRIOR):
+        bias = tl.where(present[None, :], bias, -float("inf"))
     origin = tl.cast(first, tl.int64) * stride_token
     new_states = ()
     for head in tl.static_range(len(queries)):
