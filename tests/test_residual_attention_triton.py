@@ -140,7 +140,6 @@ def filled(allocate: Any) -> Any:
 @pytest.mark.parametrize("additive", ("none", "prior", "feedback", "both"))
 @pytest.mark.parametrize("correlation", SCORED)
 def test_every_combination_of_terms(seed, correlation, additive, layers, dtype) -> None:
-    # Two heads share a program's tiles of Ŝ where the kernel carries two.
     inputs = sample(seed, dtype=dtype, layers=layers, heads=1 if dtype == torch.float32 else 2)
     arguments: dict[str, Any] = {**RELEASED, "correlation": correlation}
     if additive in ("prior", "both"):
@@ -351,7 +350,6 @@ def test_what_is_not_finite_stays_in_its_image_and_head(seed: int, poison: float
     flat = [*inputs[:3], *inputs.cross_layers[0]]
     for tensor in flat:
         tensor[0, 0, 4:7] = poison
-    # Two heads of an image may be one program's.
     dirty = run(inputs, (3, 5), **all_terms(inputs))
     for got, expected in zip(dirty, clean, strict=True):
         assert not torch.isfinite(got[0, 0]).all()
@@ -447,7 +445,6 @@ def test_blocks_do_not_matter(seed: int, shape: str, monkeypatch: pytest.MonkeyP
     assert tuple(constants[name] for name in names) == (blocks.heads, blocks.rows, blocks.columns)
     judge(inputs, GRID, arguments)
     if blocks.columns == default:
-        # The same sums in the same order.
         for got, other in zip(run(inputs, **arguments), expected, strict=True):
             rounding = torch.finfo(torch.float32).eps * other.abs().max()
             assert (got - other).abs().max() <= 2 * rounding

@@ -266,7 +266,9 @@ def semantic_feedback(
     batch, height, width = labels.shape
     patches = height * width
     labels = labels.contiguous()
-    far = None if connectivity is None or patches == 1 else far_pairs(labels, connectivity)
+    far = None
+    if connectivity is not None and patches > 1 and batch > 0:
+        far = far_pairs(labels, connectivity)
     sums = torch.zeros(batch, patches, device=labels.device)
     state = SemanticFeedback(
         labels, connectivity, smoothing_std, normalise, far, sums, sums.new_ones(batch)
