@@ -15,7 +15,7 @@ demo: $(VENV)/.runtime  ## Segment the packaged scene: writes demo/demo.png
 	@$(BIN)/resclip demo --out demo
 
 test: $(VENV)/.dev  ## Run the tests (those marked gpu are skipped without one)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.dev  ## Check style, layout and types
 	$(BIN)/ruff check .

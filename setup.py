@@ -47,6 +47,7 @@ setup(
             "psutil>=5.9",
             "pytest>=8.0",
             "pytest-benchmark>=5.0",
+            "pytest-xdist>=3.5",
             "ruff==0.17.5",
             "setuptools>=77",
         ],

@@ -150,20 +150,22 @@ def sum_halves(terms):
 
 
 @triton.jit
-def weighted_sum(weights, values, FIRST: tl.constexpr, TERMS: tl.constexpr, HALVES: tl.constexpr):
-    """Σ weights[FIRST + n] · values[TERMS[n]] in float32: halves first, or as a running sum."""
+def weighted_sum(weights, values, PIXEL: tl.constexpr, TERMS: tl.constexpr, HALVES: tl.constexpr):
+    """Σ weight · value over a strip's pixel's neighbours, in float32: halves first, or as a running sum."""
+    COUNT: tl.constexpr = len(TERMS[0])
+    FIRST: tl.constexpr = PIXEL * COUNT
     pairs = ()
-    total = weights[FIRST] * values[TERMS[0]]
+    total = weights[FIRST] * values[TERMS[PIXEL][0]]
     if HALVES:
-        for pair in tl.static_range(len(TERMS) // 2):
+        for pair in tl.static_range(COUNT // 2):
             pairs += (
-                weights[FIRST + 2 * pair] * values[TERMS[2 * pair]]
-                + weights[FIRST + 2 * pair + 1] * values[TERMS[2 * pair + 1]],
+                weights[FIRST + 2 * pair] * values[TERMS[PIXEL][2 * pair]]
+                + weights[FIRST + 2 * pair + 1] * values[TERMS[PIXEL][2 * pair + 1]],
             )
         total = sum_halves(pairs)
     else:
-        for n in tl.static_range(1, len(TERMS)):
-            total += weights[FIRST + n] * values[TERMS[n]]
+        for n in tl.static_range(1, COUNT):
+            total += weights[FIRST + n] * values[TERMS[PIXEL][n]]
     return total
 
 
@@ -367,7 +369,7 @@ def refine_strips(
             value = tl.load((source + PLACES[place][1]) + row_offsets[PLACES[place][0]])
             values += (value.to(tl.float32),)
         for pixel in tl.static_range(STRIP):
-            total = weighted_sum(weights, values, pixel * len(TERMS[0]), TERMS[pixel], HALVES)
+            total = weighted_sum(weights, values, pixel, TERMS, HALVES)
             total = total.to(output.dtype.element_ty)
             tl.store(output + pixel_offsets[pixel], total, mask=stored[pixel])
         source += source_stride_plane

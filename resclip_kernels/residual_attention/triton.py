@@ -188,7 +188,7 @@ def residual_attention_kernel(
             row_sums + image * patches, maximum, row_patch, row_inside, image, NORMALISE
         )
         if HAS_FAR:
-            row_far = far + image * patches * far_stride + row_patch * far_stride
+            row_far = far + image * patches * far_stride + row_patch.to(tl.int64) * far_stride
 
     own_weight = 1.0
     residual_weight = 0.0

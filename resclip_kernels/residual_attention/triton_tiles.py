@@ -80,7 +80,8 @@ def scores_of(query, keys, PRECISION: tl.constexpr):
 @triton.jit
 def score_of_cls(query, key, scale, WIDTH: tl.constexpr, PARTS: tl.constexpr):
     """Base-2 score of the [CLS] column, with which every softmax starts: [BLOCK_M]."""
-    score = tl.zeros([query[0].shape[0]], tl.float32)
+    ROWS: tl.constexpr = query[0].shape[0]
+    score = tl.zeros([ROWS], tl.float32)
     for part in tl.static_range(len(PARTS)):
         dimension = part * PARTS[0] + tl.arange(0, PARTS[part])
         cls_key = tl.load(key + dimension, mask=dimension < WIDTH, other=0.0).to(tl.float32)
@@ -89,11 +90,19 @@ def score_of_cls(query, key, scale, WIDTH: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
+def zeros_of_part(ROWS: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
+    """[ROWS, PARTS[PART]]; a function because an unrolled loop may not give a constant another value."""
+    COLUMNS: tl.constexpr = PARTS[PART]
+    return tl.zeros([ROWS, COLUMNS], tl.float32)
+
+
+@triton.jit
 def begin_branch(cls_score, PARTS: tl.constexpr):
     """A softmax that knows [CLS]'s score and none of the values: (largest score, sum of weights, values' sum)."""
+    ROWS: tl.constexpr = cls_score.shape[0]
     output = ()
     for part in tl.static_range(len(PARTS)):
-        output += (tl.zeros([cls_score.shape[0], PARTS[part]], tl.float32),)
+        output += (zeros_of_part(ROWS, part, PARTS),)
     return cls_score, tl.full(cls_score.shape, 1.0, tl.float32), output
 
 

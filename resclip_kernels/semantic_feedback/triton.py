@@ -182,7 +182,7 @@ def feedback_sums_kernel(
     labels += image * patches
     row_far = far
     if HAS_FAR:
-        row_far = far + image * patches * far_stride + row * far_stride
+        row_far = far + image * patches * far_stride + row.to(tl.int64) * far_stride
     row_label = tl.load(labels + row, mask=inside, other=-2)
     row_y, row_x = patch_positions(row, grid_width, inverse_width)
     taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, tl.float32)
@@ -236,7 +236,7 @@ def feedback_matrix_kernel(
     labels += image * patches
     row_far = far
     if HAS_FAR:
-        row_far = far + image * patches * far_stride + row * far_stride
+        row_far = far + image * patches * far_stride + row.to(tl.int64) * far_stride
     row_label = tl.load(labels + row, mask=inside, other=-2)
     row_y, row_x = patch_positions(row, grid_width, inverse_width)
     scale = row_scales(row_sums + image * patches, maximum, row, inside, image, NORMALISE)

@@ -142,7 +142,8 @@ def smoothed_tile(
             decay, HAS_FAR
         )  # fmt: skip
         entries += (raw.to(taps[0].dtype),)
-    smooth = tl.zeros([row_label.shape[0], BLOCK_N], tl.float32)
+    ROWS: tl.constexpr = row_label.shape[0]
+    smooth = tl.zeros([ROWS, BLOCK_N], tl.float32)
     for part in tl.static_range(len(taps)):
         smooth = tl.dot(tl.trans(entries[part]), taps[part], smooth, input_precision=PRECISION)
     kept = ()
