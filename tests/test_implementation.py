@@ -35,3 +35,41 @@ def test_what_an_op_lacks_is_refused_and_not_replaced() -> None:
 def test_an_unknown_name_lists_the_valid_ones() -> None:
     with pytest.raises(ValueError, match="'auto', 'triton', 'torch', 'reference'; got 'cuda'"):
         parse_implementation("cuda")
+
+
+WITH_KERNELS = {**AVAILABLE, Implementation.TRITON: "kernels"}
+
+
+def test_auto_takes_torch_on_a_cpu_even_where_kernels_are_interpreted() -> None:
+    choice = resolve("auto", WITH_KERNELS, torch.zeros(1))
+    assert choice.implementation is Implementation.TORCH
+    assert "every device" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1, dtype=torch.float64), "take float32, float16, bfloat16; got torch.float64"),
+        (torch.zeros(1, requires_grad=True), "requires grad; use 'torch', or torch.no_grad"),
+    ],
+)
+def test_kernels_refuse_what_they_cannot_take(tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve("triton", WITH_KERNELS, tensor)
+
+
+def test_kernels_need_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="need a CUDA or HIP device; got a tensor on cpu"):
+        resolve("triton", WITH_KERNELS, torch.zeros(1))
+
+
+def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="triton is not installed; pip install triton"):
+        resolve("triton", WITH_KERNELS, torch.zeros(1))
+
+
+def test_an_ops_own_limit_is_the_reason() -> None:
+    with pytest.raises(ValueError, match="'triton' cannot run: too wide"):
+        resolve("triton", WITH_KERNELS, torch.zeros(1), limit="too wide")

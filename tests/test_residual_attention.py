@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from resclip_kernels import CORRELATIONS, residual_attention, semantic_feedback
+from resclip_kernels._launch import Target, watch
 from resclip_kernels.residual_attention import portable, reference
 from resclip_kernels.residual_attention.terms import SCORES, Terms
 from resclip_kernels.semantic_feedback import portable as feedback_portable
@@ -222,3 +223,20 @@ def test_errors_say_what_was_expected(arguments: dict[str, Any], error, message:
     tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value, "grid": (5, 7)}
     with pytest.raises(error, match=message):
         residual_attention(**{**tensors, **arguments})
+
+
+@pytest.mark.parametrize(("target", "launches"), [(("cuda", 90), 1), (("hip", "gfx942"), 2)])
+def test_launches_a_call(target: tuple[str, Any], launches: int) -> None:
+    """One kernel for all terms at once; two on AMD, whose scalar registers do not hold both stages."""
+    inputs = attention_inputs(0)
+    meta = AttentionInputs(
+        inputs.query.to("meta"),
+        inputs.key.to("meta"),
+        inputs.value.to("meta"),
+        tuple((query.to("meta"), key.to("meta")) for query, key in inputs.cross_layers),
+        inputs.labels.to("meta"),
+    )
+    with watch(execute=False, target=Target(*target)) as watcher:
+        feedback = semantic_feedback(meta.labels, implementation="triton")
+        run(meta, (5, 7), "triton", feedback=feedback, neighbourhood_std=5.0)
+    assert watcher.names().count("residual_attention_kernel") == launches

@@ -8,7 +8,7 @@ formed once a tile and not once a head. [CLS] starts every softmax as its first 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -298,6 +298,11 @@ WARP_WIDE = Blocks(1, 64, 32, 8, 2)
 # Float32 goes through multiply-adds, as torch's own products do by default: 16 rows.
 FLOAT = Blocks(1, 16, 32, 8, 1)
 FLOAT_FEEDBACK = Blocks(1, 16, 32, 4, 1)
+# AMD: 102 scalar registers are what runs out.
+AMD = Blocks(1, 128, 64, 8, 2)
+AMD_WIDE = Blocks(1, 64, 32, 8, 2)
+AMD_FEEDBACK = Blocks(1, 64, 32, 8, 1)
+AMD_WIDE_FEEDBACK = Blocks(1, 32, 32, 8, 1)
 # The interpreter has no registers: few, large steps, two heads at a time so that the tests see that too.
 INTERPRETED = Blocks(2, 64, 32, 4, 1)
 
@@ -309,9 +314,11 @@ def choose_blocks(target: Target, dtype: torch.dtype, width: int, terms: Terms) 
     feedback = terms.feedback is not None
     recent = target.backend == "cuda" and int(target.architecture) >= 90
     if dtype == torch.float32:
-        return FLOAT_FEEDBACK if target.backend == "hip" or (feedback and recent) else FLOAT
+        return FLOAT_FEEDBACK if feedback and recent else FLOAT
     if target.backend == "hip":
-        return WARP_WIDE if width > 64 else WARPGROUP_NARROW
+        if feedback:
+            return AMD_WIDE_FEEDBACK if width > 64 else AMD_FEEDBACK
+        return AMD_WIDE if width > 64 else AMD
     if not recent or int(target.architecture) >= 120:
         return WARP_WIDE if width > 64 and not recent else WARP
     if width <= 64 and not feedback:
@@ -335,8 +342,18 @@ def residual_attention(
     cross_layers: tuple[tuple[Tensor, Tensor], ...],
     cross_layer: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The formula of `resclip_kernels.residual_attention` in one launch."""
+    """The formula of `resclip_kernels.residual_attention` in one launch; in two where scalar registers are few."""
     batch, heads, tokens, width = query.shape
+    target = target_of(query)
+    if (
+        target.backend == "hip"
+        and terms.feedback is not None
+        and cross_layers
+        and cross_layer is None
+    ):
+        # The addresses of four layers and those of the feedback together spill on AMD: the layers' mean goes first.
+        first = replace(terms, correlation="identity", neighbourhood_std=None, feedback=None)
+        cross_layer = residual_attention(query, key, value, first, cross_layers, None)[1]
     if cross_layer is not None:
         cross_layers = ()
     flat = [query, key, value, *(tensor for pair in cross_layers for tensor in pair)]
@@ -351,7 +368,6 @@ def residual_attention(
         kept = output
     operands = (query, key)
     scores = SCORES[terms.correlation]
-    target = target_of(query)
     blocks = choose_blocks(target, query.dtype, width, terms)
     group = max(count for count in range(1, blocks.heads + 1) if heads % count == 0)
     arguments, constants = term_arguments(terms, query)
