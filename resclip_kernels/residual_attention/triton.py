@@ -295,6 +295,7 @@ WARPGROUP_TOGETHER = Blocks(2, 128, 32, 8, 2)
 # Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, or fewer rows.
 WARP = Blocks(1, 128, 32, 8, 1)
 WARP_WIDE = Blocks(1, 64, 32, 8, 2)
+WARP_WIDE_FEEDBACK = Blocks(1, 64, 32, 8, 1)
 # Float32 goes through multiply-adds, as torch's own products do by default: 16 rows.
 FLOAT = Blocks(1, 16, 32, 8, 1)
 FLOAT_FEEDBACK = Blocks(1, 16, 32, 4, 1)
@@ -319,8 +320,10 @@ def choose_blocks(target: Target, dtype: torch.dtype, width: int, terms: Terms) 
         if feedback:
             return AMD_WIDE_FEEDBACK if width > 64 else AMD_FEEDBACK
         return AMD_WIDE if width > 64 else AMD
-    if not recent or int(target.architecture) >= 120:
-        return WARP_WIDE if width > 64 and not recent else WARP
+    if not recent:
+        return WARP_WIDE if width > 64 else WARP
+    if int(target.architecture) >= 120:
+        return WARP_WIDE_FEEDBACK if width > 64 and feedback else WARP
     if width <= 64 and not feedback:
         return WARPGROUP
     together = width <= 64 and len(SCORES[terms.correlation]) == 1
