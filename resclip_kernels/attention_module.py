@@ -194,47 +194,26 @@ class ResidualAttention(SelfAttention):
         finally:
             self.feedback, self._keeping, self._kept = before
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = False,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, None]:
-        """Self-attention of `query` with the module's knobs.
-
-        Args:
-            query, key, value: one and the same tensor, (B, L, E) with batch_first, (L, B, E) without, or (L, E);
-                L = 1 + h·w tokens, [CLS] first, floating point like the parameters.
-            key_padding_mask, attn_mask, is_causal: none.
-            need_weights: False, since no L × L map is held.
-            average_attn_weights: without effect, since there are no weights.
-
-        Returns:
-            The output in the input's layout, and None.
+    def attend(self, tokens: Tensor) -> Tensor:
+        """Residual attention with the module's knobs, of [CLS] and h·w patches.
 
         Raises:
-            TypeError, ValueError: a call that is no unmasked self-attention, a grid that does not fit, a recorder
-                that has not run, or has run on other shapes; dropout while training.
+            ValueError: a grid that does not fit, a recorder that has not run, or has run on other shapes; dropout
+                while training.
         """
-        self.check_call(query, key, value, key_padding_mask, need_weights, attn_mask, is_causal)
         if self.training and self.dropout:
             raise ValueError(
                 f"ResidualAttention has no dropout, and the attention it was made from drops {self.dropout} "
                 "while training: call .eval(), or set .dropout = 0.0"
             )
-        grid = self.grid_of(query.shape[1 if query.ndim == 3 and self.batch_first else 0])
+        grid = self.grid_of(tokens.shape[1 if tokens.ndim == 3 and self.batch_first else 0])
         cross_layers = tuple(recorder.recorded() for recorder in self._recorders)
         kept = self._kept
-        heads_query, heads_key, heads_value = self.project(query, 0, 3)
+        query, key, value = self.project(tokens, 0, 3)
         attended, cross_layer = residual_attention(
-            heads_query,
-            heads_key,
-            heads_value,
+            query,
+            key,
+            value,
             grid=grid,
             correlation=self.correlation,
             neighbourhood_std=self.neighbourhood_std,
@@ -251,7 +230,7 @@ class ResidualAttention(SelfAttention):
         )
         if self._keeping and cross_layer is not None:
             self._kept = Kept(cross_layers, cross_layer)
-        return self.project_out(attended, query), None
+        return attended
 
     def grid_of(self, tokens: int) -> tuple[int, int]:
         """(h, w) of `tokens` tokens, [CLS] included; ValueError where `grid` does not fit, or no square does."""
@@ -266,9 +245,8 @@ class ResidualAttention(SelfAttention):
             return height, width
         if patches < 1:
             raise ValueError(f"expected [CLS] and at least one patch; got {tokens} tokens")
-        side = round(
-            patches**0.5
-        )  # What torch.compile can follow where math.isqrt breaks the graph.
+        # torch.compile follows this where math.isqrt breaks the graph.
+        side = round(patches**0.5)
         if side * side != patches:
             raise ValueError(
                 f"{tokens} tokens are [CLS] and {patches} patches, which make no square: set .grid = (h, w)"

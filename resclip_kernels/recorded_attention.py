@@ -6,6 +6,7 @@ feedback.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class SelfAttention(nn.MultiheadAttention):
+class SelfAttention(nn.MultiheadAttention, ABC):
     """What both modules share: `nn.MultiheadAttention`'s parameters and layouts, for self-attention without a mask.
 
     It is a subclass, so that whoever looks for `nn.MultiheadAttention` (open_clip's conversion to float16 does) still
@@ -53,6 +54,39 @@ class SelfAttention(nn.MultiheadAttention):
         self.dropout = attention.dropout
         self.training = attention.training
         return self
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Self-attention of `query`.
+
+        Args:
+            query, key, value: one and the same tensor, (B, L, E) with batch_first, (L, B, E) without, or (L, E),
+                floating point like the parameters.
+            key_padding_mask, attn_mask, is_causal: none.
+            need_weights: False, since no L × L map is held.
+            average_attn_weights: without effect, since there are no weights.
+
+        Returns:
+            The output in the input's layout, and None.
+
+        Raises:
+            TypeError, ValueError: a call that is no unmasked self-attention, or what `attend` refuses.
+        """
+        self.check_call(query, key, value, key_padding_mask, need_weights, attn_mask, is_causal)
+        return self.project_out(self.attend(query), query), None
+
+    @abstractmethod
+    def attend(self, tokens: Tensor) -> Tensor:
+        """Every head's result for tokens in one of the layouts of `forward`: (B, A, L, d)."""
 
     def check_call(
         self,
@@ -181,39 +215,14 @@ class QueryKeyRecorder(SelfAttention):
         """Forget q and k, and free their memory."""
         self._recorded = None
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = False,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, None]:
-        """Self-attention of `query`; q and k are kept until the next call or `clear()`.
-
-        Args:
-            query, key, value: one and the same tensor, (B, L, E) with batch_first, (L, B, E) without, or (L, E).
-            key_padding_mask, attn_mask, is_causal: none.
-            need_weights: False, since no L × L map is held.
-            average_attn_weights: without effect, since there are no weights.
-
-        Returns:
-            The output in the input's layout, and None.
-
-        Raises:
-            TypeError, ValueError: a call that is no unmasked self-attention.
-        """
-        self.check_call(query, key, value, key_padding_mask, need_weights, attn_mask, is_causal)
-        heads_query, heads_key = self.project(query, 0, 2)
-        (heads_value,) = self.project(query, 2, 3)
-        self._recorded = heads_query, heads_key
-        attended = F.scaled_dot_product_attention(
-            heads_query, heads_key, heads_value, dropout_p=self.dropout if self.training else 0.0
+    def attend(self, tokens: Tensor) -> Tensor:
+        """Plain self-attention; q and k are kept until the next call or `clear()`."""
+        query, key = self.project(tokens, 0, 2)
+        (value,) = self.project(tokens, 2, 3)
+        self._recorded = query, key
+        return F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0
         )
-        return self.project_out(attended, query), None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was recorded: it belongs to the images of one run, and its graph cannot be copied."""

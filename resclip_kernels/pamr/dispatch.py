@@ -30,7 +30,5 @@ operator = torch.library.custom_op("resclip_kernels::pamr", pamr, mutates_args=(
 
 
 @operator.register_fake
-def _(
-    image: Tensor, masks: Tensor, iterations: int, dilations: list[int], implementation: str
-) -> Tensor:
+def _(image: Tensor, masks: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(masks, memory_format=torch.contiguous_format)

@@ -50,14 +50,5 @@ operator = torch.library.custom_op("resclip_kernels::patch_labels", patch_labels
 
 
 @operator.register_fake
-def _(
-    logits: Tensor,
-    image: Tensor,
-    patch_size: list[int],
-    logit_scale: float,
-    threshold: float,
-    refine_iterations: int,
-    dilations: list[int],
-    implementation: str,
-) -> Tensor:
+def _(logits: Tensor, *rest: object) -> Tensor:
     return logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=torch.int64)

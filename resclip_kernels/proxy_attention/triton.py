@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resclip_kernels._bilinear_triton import bilinear
 from resclip_kernels._launch import Options, Target, launch, target_of
 
 SHORTEST = tl.constexpr(1e-12)
@@ -272,21 +273,12 @@ def proxy_mean_kernel(
     total = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
     for first in range(0, positions, BLOCK_N):
         row = image * padded_positions + first + tl.arange(0, BLOCK_N)
-        inverse = tl.load(
-            inverse_length + row
-        )  # Past the last position stand zeros to be multiplied.
+        # Past the last position stand zeros to be multiplied.
+        inverse = tl.load(inverse_length + row)
         tile = tl.load(rows + row[:, None] * channels + channel[None, :])  # [BLOCK_N, BLOCK_C]
         total += tile.to(tl.float32) * inverse[:, None]
     summed = tl.sum(total, axis=0)
     tl.store(sum_squares + program, tl.sum(summed * summed, axis=0))
-
-
-@triton.jit
-def source_cells(target, scale, size):
-    """Bilinear, `align_corners=False`: the two cells that a target cell lies between, and the second one's share."""
-    place = tl.maximum((target.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
-    before = tl.minimum(place.to(tl.int32), size - 1)
-    return before, tl.minimum(before + 1, size - 1), place - before.to(tl.float32)
 
 
 @triton.jit
@@ -323,8 +315,8 @@ def proxy_values_kernel(
     head, within = (column // head_width).to(tl.int64), (column % head_width).to(tl.int64)
     source = value + image * image_stride + (head * head_stride + within * column_stride)[None, :]
     if RESIZE:
-        top, bottom, down = source_cells(position // new_width, vertical_scale, height)
-        left, right, across = source_cells(position % new_width, horizontal_scale, width)
+        top, bottom, down = bilinear(position // new_width, vertical_scale, height)
+        left, right, across = bilinear(position % new_width, horizontal_scale, width)
         tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for corner in tl.static_range(4):
             y, along_y = (bottom, down) if corner >= 2 else (top, 1.0 - down)

@@ -32,6 +32,7 @@ from resclip_kernels.residual_attention.triton_tiles import (
 from resclip_kernels.semantic_feedback.triton import feedback_arguments, tile_constant
 from resclip_kernels.semantic_feedback.triton_tiles import (
     first_entries,
+    label_rows,
     patch_positions,
     row_scales,
     smoothing_taps,
@@ -183,12 +184,12 @@ def residual_attention_kernel(
         taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)
         row_inside = (row > 0) & (row < tokens)
         labels += image * patches
-        row_label = tl.load(labels + row_patch, mask=row_inside, other=-2)
+        row_label, row_far = label_rows(
+            labels, far, far_stride, image, row_patch, row_inside, patches, HAS_FAR
+        )
         row_scale = row_scales(
             row_sums + image * patches, maximum, row_patch, row_inside, image, NORMALISE
         )
-        if HAS_FAR:
-            row_far = far + image * patches * far_stride + row_patch.to(tl.int64) * far_stride
 
     own_weight = 1.0
     residual_weight = 0.0
@@ -369,7 +370,6 @@ def residual_attention(
         kept = cross_layer = torch.empty_like(output)
     else:
         kept = output
-    operands = (query, key)
     scores = SCORES[terms.correlation]
     blocks = choose_blocks(target, query.dtype, width, terms)
     group = max(count for count in range(1, blocks.heads + 1) if heads % count == 0)
@@ -378,8 +378,8 @@ def residual_attention(
         residual_attention_kernel,
         batch * (heads // group) * triton.cdiv(tokens, blocks.rows),
         {
-            "lefts": tuple(operands[left] for left, _ in scores),
-            "rights": tuple(operands[right] for _, right in scores),
+            "lefts": tuple((query, key)[left] for left, _ in scores),
+            "rights": tuple((query, key)[right] for _, right in scores),
             "cross_queries": cross_queries,
             "cross_keys": cross_keys,
             "value": value,

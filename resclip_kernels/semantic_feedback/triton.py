@@ -27,6 +27,7 @@ from resclip_kernels.semantic_feedback.triton_connectivity import far_pairs
 from resclip_kernels.semantic_feedback.triton_tiles import (
     finished_tile,
     first_entries,
+    label_rows,
     patch_positions,
     row_scales,
     smoothed_tile,
@@ -135,16 +136,23 @@ def class_numbers(labels: Tensor) -> Tensor:
 
 
 @triton.jit
-def class_numbers_kernel(labels, numbers, patches, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Smallest patch of equal label, one program a block of patches."""
+def program_rows(patches, BLOCK_M: tl.constexpr):
+    """(image, patches [BLOCK_M], which of them exist) of a program that owns a block of one image's rows."""
     blocks = tl.cdiv(patches, BLOCK_M)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     row = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = row < patches
+    return image, row, row < patches
+
+
+@triton.jit
+def class_numbers_kernel(labels, numbers, patches, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Smallest patch of equal label, one program a block of patches."""
+    image, row, inside = program_rows(patches, BLOCK_M)
     labels += image * patches
     row_label = tl.load(labels + row, mask=inside, other=0)
     smallest = row
     # A patch is its own candidate, so that only those before it matter.
+    blocks = tl.cdiv(patches, BLOCK_M)
     for first in range(0, (tl.program_id(0) % blocks + 1) * BLOCK_M, BLOCK_N):
         column = first + tl.arange(0, BLOCK_N)
         present = column < patches
@@ -176,15 +184,9 @@ def feedback_sums_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Sum and largest entry of every smoothed row, (B, n) each: one program a row block."""
-    blocks = tl.cdiv(patches, BLOCK_M)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    row = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = row < patches
+    image, row, inside = program_rows(patches, BLOCK_M)
     labels += image * patches
-    row_far = far
-    if HAS_FAR:
-        row_far = far + image * patches * far_stride + row.to(tl.int64) * far_stride
-    row_label = tl.load(labels + row, mask=inside, other=-2)
+    row_label, row_far = label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR)
     row_y, row_x = patch_positions(row, grid_width, inverse_width)
     taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -230,15 +232,9 @@ def feedback_matrix_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Ŝ itself, (B, n, n) float32, from the tiles that the residual attention forms."""
-    blocks = tl.cdiv(patches, BLOCK_M)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    row = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = row < patches
+    image, row, inside = program_rows(patches, BLOCK_M)
     labels += image * patches
-    row_far = far
-    if HAS_FAR:
-        row_far = far + image * patches * far_stride + row.to(tl.int64) * far_stride
-    row_label = tl.load(labels + row, mask=inside, other=-2)
+    row_label, row_far = label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR)
     row_y, row_x = patch_positions(row, grid_width, inverse_width)
     scale = row_scales(row_sums + image * patches, maximum, row, inside, image, NORMALISE)
     taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)

@@ -23,6 +23,16 @@ def patch_positions(patch, grid_width, inverse_width):
 
 
 @triton.jit
+def label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR: tl.constexpr):
+    """What `raw_tile` needs of its rows: (labels, −2 for none; where their bits begin). `labels` is the image's."""
+    row_label = tl.load(labels + row, mask=inside, other=-2)
+    row_far = far
+    if HAS_FAR:
+        row_far = far + image * patches * far_stride + row.to(tl.int64) * far_stride
+    return row_label, row_far
+
+
+@triton.jit
 def raw_tile(
     labels,
     row_far,

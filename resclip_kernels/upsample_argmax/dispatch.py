@@ -56,18 +56,7 @@ operator = torch.library.custom_op(
 
 
 @operator.register_fake
-def _(
-    logits: Tensor,
-    size: list[int],
-    query_to_class: Tensor | None,
-    logit_scale: float,
-    threshold: float,
-    through: list[int],
-    guide: Tensor | None,
-    refine_iterations: int,
-    dilations: list[int],
-    implementation: str,
-) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, size: list[int], *rest: object) -> tuple[Tensor, Tensor]:
     label = logits.new_empty((logits.shape[0], *size), dtype=torch.int64)
     wide = torch.promote_types(logits.dtype, torch.float32)
     return label, logits.new_empty(label.shape, dtype=wide)
