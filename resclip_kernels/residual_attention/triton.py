@@ -301,9 +301,8 @@ WARP_WIDE_FEEDBACK = Blocks(1, 64, 32, 8, 1)
 FLOAT = Blocks(1, 16, 32, 8, 1)
 FLOAT_FEEDBACK = Blocks(1, 16, 32, 4, 1)
 # AMD: 102 scalar registers are what runs out.
-AMD = Blocks(1, 128, 64, 8, 2)
+AMD = Blocks(1, 128, 32, 8, 1)
 AMD_WIDE = Blocks(1, 64, 32, 8, 2)
-AMD_FEEDBACK = Blocks(1, 64, 32, 8, 1)
 AMD_WIDE_FEEDBACK = Blocks(1, 32, 32, 8, 1)
 # The interpreter has no registers: few, large steps, two heads at a time so that the tests see that too.
 INTERPRETED = Blocks(2, 64, 32, 4, 1)
@@ -318,9 +317,9 @@ def choose_blocks(target: Target, dtype: torch.dtype, width: int, terms: Terms) 
     if dtype == torch.float32:
         return FLOAT_FEEDBACK if feedback and recent else FLOAT
     if target.backend == "hip":
-        if feedback:
-            return AMD_WIDE_FEEDBACK if width > 64 else AMD_FEEDBACK
-        return AMD_WIDE if width > 64 else AMD
+        if width <= 64:
+            return AMD
+        return AMD_WIDE_FEEDBACK if feedback else AMD_WIDE
     if not recent:
         return WARP_WIDE if width > 64 else WARP
     if int(target.architecture) >= 120:
