@@ -33,11 +33,13 @@ setup(
         "open_clip_torch>=3.0,<4",
         "numpy>=1.26",
         "pillow>=10.1",
+        "pyyaml>=5.1",
         "safetensors>=0.4",
         "tqdm>=4.60",
         'triton; platform_system == "Linux"',
     ],
     extras_require={
+        "hf": ["transformers>=4.44"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",
@@ -50,6 +52,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff==0.17.5",
             "setuptools>=77",
+            "transformers>=4.44",
         ],
     },
     entry_points={"console_scripts": ["resclip = resclip.cli:main"]},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels import (
+    SemanticFeedback,
     pamr,
     patch_labels,
     residual_attention,
@@ -67,16 +68,18 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def attention_tensors(
-    model: Model, dtype: torch.dtype, grid: tuple[int, int] | None = None
+    model: Model, dtype: torch.dtype, grid: tuple[int, int] | None = None, cls_tokens: int = 1
 ) -> tuple[Tensor, ...]:
     """q, k, v as the towers make them: (B, A, L, d) views of one projection."""
     height, width = grid or model.grid
-    packed = empty(BATCH, 1 + height * width, 3, model.heads, model.width, dtype=dtype)
+    packed = empty(BATCH, cls_tokens + height * width, 3, model.heads, model.width, dtype=dtype)
     return tuple(packed.permute(2, 0, 3, 1, 4))
 
 
-def cross_layers(model: Model, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    return [attention_tensors(model, dtype)[:2] for _ in range(4)]
+def cross_layers(
+    model: Model, dtype: torch.dtype, cls_tokens: int = 1
+) -> list[tuple[Tensor, Tensor]]:
+    return [attention_tensors(model, dtype, cls_tokens=cls_tokens)[:2] for _ in range(4)]
 
 
 def label_map(model: Model) -> Tensor:
@@ -132,6 +135,68 @@ def plain(model: Model, dtype: torch.dtype) -> None:
         *attention_tensors(model, dtype),
         grid=model.grid,
         correlation="qk",
+        implementation="triton",
+    )
+
+
+def without_cls(model: Model, dtype: torch.dtype) -> None:
+    """A tower without [CLS], as SigLIP's are: B/16 has B/16's heads, SO400M's are 72 wide and cut as H/14's 80."""
+    residual_attention(
+        *attention_tensors(model, dtype, cls_tokens=0),
+        grid=model.grid,
+        neighbourhood_std=5.0,
+        feedback=semantic_feedback(label_map(model), implementation="triton"),
+        cross_layers=cross_layers(model, dtype, cls_tokens=0),
+        implementation="triton",
+    )
+
+
+def within_window(model: Model, dtype: torch.dtype) -> None:
+    """Every additive term at once."""
+    query, key, value = attention_tensors(model, dtype)
+    residual_attention(
+        query,
+        key,
+        value,
+        grid=model.grid,
+        window=7,
+        neighbourhood_std=5.0,
+        feedback=semantic_feedback(label_map(model), implementation="triton"),
+        cross_layer=torch.empty_like(value, memory_format=torch.contiguous_format),
+        implementation="triton",
+    )
+
+
+def window_alone(model: Model, dtype: torch.dtype) -> None:
+    residual_attention(
+        *attention_tensors(model, dtype),
+        grid=model.grid,
+        correlation="qq+kk",
+        window=7,
+        implementation="triton",
+    )
+
+
+def projected(model: Model, dtype: torch.dtype) -> None:
+    query, key, value = attention_tensors(model, dtype)
+    residual_attention(
+        query,
+        key,
+        value,
+        grid=model.grid,
+        correlation="pp",
+        projections=[query, key, value],
+        implementation="triton",
+    )
+
+
+def neighbours_alone(model: Model, dtype: torch.dtype) -> None:
+    """NACLIP's prior without a score."""
+    residual_attention(
+        *attention_tensors(model, dtype),
+        grid=model.grid,
+        correlation="none",
+        neighbourhood_std=5.0,
         implementation="triton",
     )
 
@@ -240,11 +305,20 @@ def features_1024(model: Model, dtype: torch.dtype) -> None:
     proxy(model, dtype, 1024)
 
 
-def proxy(model: Model, dtype: torch.dtype, channels: int) -> None:
+def features_fed_back(model: Model, dtype: torch.dtype) -> None:
+    """DINO's ViT-B, with the semantic feedback of ResCLIP's second pass."""
+    labels = empty(BATCH, 28, 28, dtype=torch.int64)
+    proxy(model, dtype, 768, feedback=semantic_feedback(labels, implementation="triton"))
+
+
+def proxy(
+    model: Model, dtype: torch.dtype, channels: int, feedback: SemanticFeedback | None = None
+) -> None:
     proxy_attention(
         empty(BATCH, channels, 28, 28, dtype=dtype),
         attention_tensors(model, dtype)[2][:, :, 1:],
         grid=model.grid,
+        feedback=feedback,
         implementation="triton",
     )
 
@@ -253,11 +327,14 @@ def proxy(model: Model, dtype: torch.dtype, channels: int) -> None:
 # come first.
 OPS: dict[str, tuple[Callable[[Model, torch.dtype], None], ...]] = {
     "semantic_feedback": (prefix, line, component, matrix),
-    "residual_attention": (pass_1, pass_2, one_pass, sclip, plain, large_grid),
+    "residual_attention": (
+        *(pass_1, pass_2, one_pass, sclip, plain, large_grid),
+        *(without_cls, within_window, window_alone, projected, neighbours_alone),
+    ),
     "pamr": (refinement,),
     "patch_labels": (from_logits, from_encoder),
     "upsample_argmax": (whole_picture, stitched_windows, merged_names, refined),
-    "proxy_attention": (features_768, features_1024),
+    "proxy_attention": (features_768, features_1024, features_fed_back),
 }
 
 

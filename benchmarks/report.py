@@ -1,8 +1,8 @@
 """The figures of a benchmark run, and the README's generated tables.
 
-`report.py` prints the figures of results/benchmark.json beside what they must reach and writes them, the table of
-methods in results/builtin.json, the figures of every results/gpu_*.json and the quick start's output between the
-README's markers. `report.py --figures` only prints the first, and fails where one falls short.
+`report.py` prints the figures of results/benchmark.json and of the methods in results/builtin.json beside what they
+must reach, and writes both as tables, the figures of every results/gpu_*.json and the quick start's output between the
+README's markers. `report.py --figures` only prints the first two, and fails where one falls short.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from resclip.evaluation.record import Evaluation
+from resclip.evaluation.tables import COLUMNS, bases_of, conditions, row_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -81,23 +85,49 @@ def figure_table(run: dict[str, Any]) -> str:
     )
 
 
-def method_table(results: dict[str, Any]) -> str:
-    """Markdown: a row a method, mIoU and the worst and best class."""
-    rows = ["| method | mIoU | weakest class | strongest class |", "|---|---|---|---|"]
-    for name, values in results["methods"].items():
-        known = [
-            (iou, label)
-            for iou, label in zip(values["iou"], results["classes"], strict=True)
-            if iou is not None
-        ]
-        low, high = min(known), max(known)
-        rows.append(
-            f"| {name} | {values['miou']:.1f} | {low[1]} {low[0]:.1f} | {high[1]} {high[0]:.1f} |"
+def method_figures(evaluation: Evaluation) -> list[Figure]:
+    """What the methods must reach on the drawn scenes: the papers' order, and that no class is lost."""
+    ordered = ("clip", "maskclip", "naclip", "naclip+rcs+sfr")
+    means = [evaluation.rows[name].miou for name in ordered]
+    full = evaluation.rows["naclip+rcs+sfr"]
+    low, label = weakest(evaluation, "naclip+rcs+sfr")
+    return [
+        Figure(
+            "mIoU of clip, maskclip, naclip, resclip",
+            ", ".join(f"{mean:.1f}" for mean in means),
+            "each above the one before",
+            all(lower < higher for lower, higher in pairwise(means)),
+        ),
+        Figure("mIoU of resclip", f"{full.miou:.1f}", "> 55", full.miou > 55),
+        Figure("weakest class of resclip", f"{label} {low:.1f}", "> 20", low > 20),
+    ]
+
+
+def weakest(evaluation: Evaluation, name: str) -> tuple[float, str]:
+    """The lowest IoU of a row, in per cent, and its class."""
+    iou = evaluation.rows[name].iou
+    return min(
+        (value, label)
+        for value, label in zip(iou, evaluation.classes, strict=True)
+        if value is not None
+    )
+
+
+def method_table(evaluation: Evaluation) -> str:
+    """Markdown: a row a base, mIoU by what is put on it, the row's best in bold and that one's weakest class."""
+    heads = ["base", *COLUMNS.values(), "weakest class of the best"]
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    means = {name: row.miou for name, row in evaluation.rows.items()}
+    for base in bases_of(means):
+        best = max(
+            (name for name in means if name.partition("+")[0] == base), key=means.__getitem__
         )
-    where = f"{results['size']} × {results['size']}"
-    window = "whole" if not results["window"] else f"windows of {results['window']}"
-    note = f"{results['scenes']} {results['set']} scenes of {where}, {window}, in per cent."
-    return "\n".join([*rows, "", note])
+        shown = ["–" if mean is None else f"{mean:.1f}" for mean in row_of(base, means)]
+        # Figures that read the same are equally good.
+        bold = [f"**{mean}**" if mean == f"{means[best]:.1f}" else mean for mean in shown]
+        low, label = weakest(evaluation, best)
+        rows.append(f"| {' | '.join([base, *bold, f'{label} {low:.1f}'])} |")
+    return "\n".join([*rows, "", f"mIoU in per cent: {conditions(evaluation)}"])
 
 
 def gpu_table(folder: Path) -> str:
@@ -148,19 +178,19 @@ def main() -> int:
     parser.add_argument("--figures", action="store_true", help="print the figures, no more")
     only_figures = parser.parse_args().figures
     run = json.loads((RESULTS / "benchmark.json").read_text())
-    rows = figures(run)
+    methods = Evaluation.read(RESULTS / "builtin.json")
+    rows = [*figures(run), *method_figures(methods)]
     for row in rows:
         mark = "ok " if row.reached else "NOT"
         print(f"{mark} {row.what}: {row.measured} (to reach: {row.wanted})")
     if only_figures:
         return int(not all(row.reached for row in rows))
-    builtin = json.loads((RESULTS / "builtin.json").read_text())
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, content in (
         ("figures", figure_table(run)),
         ("gpu", gpu_table(RESULTS)),
-        ("methods", method_table(builtin)),
+        ("methods", method_table(methods)),
         ("quick start", quick_start(text)),
     ):
         text = fill(text, name, content)

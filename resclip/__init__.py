@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 from resclip.version import __version__
 
 if TYPE_CHECKING:
+    from resclip.correlation import Correlation as Correlation
     from resclip.encoder import DenseEncoder as DenseEncoder
     from resclip.encoder import DenseFeatures as DenseFeatures
+    from resclip.loading import load as load
     from resclip.methods import RCS as RCS
     from resclip.methods import SFR as SFR
+    from resclip.patching import patch as patch
     from resclip.result import Segmentation as Segmentation
     from resclip.segmenter import Segmenter as Segmenter
-    from resclip.segmenter import load as load
     from resclip.vocabulary import Vocabulary as Vocabulary
 
 HOMES = {
+    "Correlation": "correlation",
     "DenseEncoder": "encoder",
     "DenseFeatures": "encoder",
     "RCS": "methods",
@@ -28,11 +31,13 @@ HOMES = {
     "Segmentation": "result",
     "Segmenter": "segmenter",
     "Vocabulary": "vocabulary",
-    "load": "segmenter",
+    "load": "loading",
+    "patch": "patching",
 }
 __all__ = [
     "RCS",
     "SFR",
+    "Correlation",
     "DenseEncoder",
     "DenseFeatures",
     "Segmentation",
@@ -40,6 +45,7 @@ __all__ = [
     "Vocabulary",
     "__version__",
     "load",
+    "patch",
 ]
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from resclip.cli_errors import describe
+from resclip.cli_evaluate import add_arguments as add_evaluate_arguments
+from resclip.cli_options import CLASSES_HELP, add_model_options
 from resclip.errors import UnknownWordsWarning
 from resclip.version import __version__
 
@@ -29,11 +31,6 @@ _SEGMENT_HELP = """\
 Segments pictures by the classes you name. For each picture NAME.EXT, DIR gets NAME_labels.png
 (pixel values are class indices), NAME_overlay.png and NAME.json; a second picture of the same
 NAME gets NAME-2, and so on. A picture that cannot be read is reported, the others are done.
-"""
-
-_CLASSES_HELP = """\
-"sky, tree, house" is three classes; with a ";" anywhere, ";" separates classes and "," separates
-synonyms: "cat, kitten; dog" is two. Or a text file with one class a line, commas between synonyms
 """
 
 
@@ -93,6 +90,14 @@ def _build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="demo", metavar="DIR", help="directory (default: demo)")
     demo.set_defaults(command=_run_demo)
     _add_compare(commands)
+    _add_attention(commands)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure methods on the drawn scenes",
+        description="Mean intersection over union of every method, on the built-in model's held-out scenes.",
+    )
+    add_evaluate_arguments(evaluate)
+    evaluate.set_defaults(command=_run_evaluate)
     models = commands.add_parser(
         "models",
         help="list the models",
@@ -117,7 +122,7 @@ def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
         description=_SEGMENT_HELP,
     )
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    segment.add_argument("--classes", required=True, metavar="NAMES", help=_CLASSES_HELP)
+    segment.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     segment.add_argument("--out", metavar="DIR", help="directory to write to, made if missing")
     segment.add_argument(
         "--json", action="store_true", help="print one JSON object a picture; --out may be left out"
@@ -134,30 +139,18 @@ def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="N",
         help="largest picture to decode (default: 178,956,970 pixels)",
     )
-    model = segment.add_argument_group("model")
-    model.add_argument(
-        "--model", default="builtin", help="see `resclip models` (default: builtin, no download)"
+    add_model_options(segment)
+    windows = segment.add_argument_group("windows")
+    windows.add_argument(
+        "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
     )
-    model.add_argument("--pretrained", metavar="TAG", help="tag, or path of a local checkpoint")
-    model.add_argument("--method", default="resclip", help="see `resclip methods`")
-    model.add_argument("--preset", help="a method's knobs; see `resclip methods`")
-    run = segment.add_argument_group("how it runs")
-    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    run.add_argument("--precision", help="fp32, fp16 or bf16 (default: fp16 on a GPU, else fp32)")
-    run.add_argument("--window", type=int, metavar="PIXELS", help="window's side; 0: no windows")
-    run.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
-    run.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="size the picture's short side is given"
-    )
-    run.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once")
-    run.add_argument(
+    windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
+    windows.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once")
+    windows.add_argument(
         "--threshold",
         type=_probability,
         metavar="P",
         help="pixels whose best class has a smaller probability get the first class",
-    )
-    run.add_argument(
-        "--implementation", default="auto", help="of the ops: auto, triton, torch or reference"
     )
     segment.set_defaults(command=_run_segment)
 
@@ -169,7 +162,7 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Segments a picture by several methods and draws them side by side.",
     )
     compare.add_argument("image", metavar="IMAGE", help="picture file")
-    compare.add_argument("--classes", required=True, metavar="NAMES", help=_CLASSES_HELP)
+    compare.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     compare.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
     compare.add_argument(
         "--methods",
@@ -177,11 +170,28 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="NAMES",
         help="see `resclip methods` (default: clip,naclip,resclip)",
     )
-    compare.add_argument("--model", default="builtin", help="see `resclip models`")
-    compare.add_argument("--pretrained", metavar="TAG", help="tag, or path of a local checkpoint")
-    compare.add_argument("--preset", help="a method's knobs; see `resclip methods`")
-    compare.add_argument("--device", help="cpu, cuda, ... (default: a GPU where there is one)")
+    add_model_options(compare, method=False)
     compare.set_defaults(command=_run_compare)
+
+
+def _add_attention(commands: argparse._SubParsersAction[_Parser]) -> None:
+    attention = commands.add_parser(
+        "attention",
+        help="draw what a patch attends to",
+        description="Draws the attention maps of patches beside the picture: base, cross-layer, feedback, final.",
+    )
+    attention.add_argument("image", metavar="IMAGE", help="picture file")
+    attention.add_argument(
+        "--at",
+        action="append",
+        required=True,
+        metavar="X,Y",
+        help="a point of the picture, in pixels from its top left; may be given again",
+    )
+    attention.add_argument("--classes", metavar="NAMES", help=f"for SFR: {CLASSES_HELP}")
+    attention.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
+    add_model_options(attention)
+    attention.set_defaults(command=_run_attention)
 
 
 def _run_segment(arguments: argparse.Namespace) -> int:
@@ -200,6 +210,18 @@ def _run_compare(arguments: argparse.Namespace) -> int:
     from resclip.cli_show import show_comparison
 
     return show_comparison(arguments)
+
+
+def _run_attention(arguments: argparse.Namespace) -> int:
+    from resclip.cli_attention import show_attention
+
+    return show_attention(arguments)
+
+
+def _run_evaluate(arguments: argparse.Namespace) -> int:
+    from resclip.cli_evaluate import run
+
+    return run(arguments)
 
 
 def _run_models(_: argparse.Namespace) -> int:

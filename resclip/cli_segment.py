@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from resclip.class_names import parse_classes
 from resclip.cli_errors import describe
+from resclip.cli_options import load_from
 from resclip.images import MAX_PIXELS, read_image
 from resclip.result import Segmentation
 
@@ -43,22 +44,13 @@ def segment(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
 
-    from resclip.segmenter import load  # After all that can be said without waiting for torch.
-
-    segmenter = load(
-        arguments.model,
-        arguments.pretrained,
-        classes=classes,
-        method=arguments.method,
-        preset=arguments.preset,
-        device=arguments.device,
-        precision=arguments.precision,
+    segmenter = load_from(
+        arguments,
+        classes,
         window=arguments.window,
         stride=arguments.stride,
-        short_side=arguments.short_side,
         probability_threshold=arguments.threshold,
         batch_size=arguments.batch_size,
-        implementation=arguments.implementation,
         progress=sys.stderr.isatty(),
     )
     done = 0

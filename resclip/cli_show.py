@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from resclip.class_names import parse_classes
+from resclip.cli_options import load_from
 from resclip.images import read_image, save_png
 from resclip.methods import find_method
 from resclip.result import comparison_sheet
@@ -24,7 +25,7 @@ __all__ = ["show_comparison", "show_demo", "show_methods", "show_models"]
 def show_demo(directory: str) -> int:
     """Segment the packaged scene with the built-in model; writes scene.png and demo.png."""
     from resclip.builtin.scenes import CLASS_NAMES, demo_scene
-    from resclip.segmenter import load
+    from resclip.loading import load
 
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +54,6 @@ def show_comparison(arguments: argparse.Namespace) -> int:
         ValueError: the options or the picture cannot be used.
         OSError: the file cannot be written.
     """
-    from resclip.segmenter import load
-
     methods = [name.strip() for name in arguments.methods.split(",")]
     repeated = {name for name in methods if methods.count(name) > 1}
     if repeated:
@@ -67,15 +66,7 @@ def show_comparison(arguments: argparse.Namespace) -> int:
     for name in methods:
         find_method(name)
     results = {
-        name: load(
-            arguments.model,
-            arguments.pretrained,
-            classes=classes,
-            method=name,
-            preset=arguments.preset,
-            device=arguments.device,
-        ).segment(picture)
-        for name in methods
+        name: load_from(arguments, classes, method=name).segment(picture) for name in methods
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(comparison_sheet(results), path)
@@ -85,7 +76,7 @@ def show_comparison(arguments: argparse.Namespace) -> int:
 
 def show_models() -> int:
     """One line a model: its name, then its pretrained tags."""
-    from resclip.backbone import BUILTIN, list_models
+    from resclip.backbones import BUILTIN, list_models
 
     models = list_models()
     width = max(len(name) for name, _ in models) + 2
@@ -96,19 +87,49 @@ def show_models() -> int:
 
 
 def show_methods() -> int:
-    """Each method with its summary and paper, then the presets."""
-    from resclip.methods import METHODS, PRESETS
+    """The bases with what can be put on them, the correlations, ResCLIP, and the presets."""
+    from resclip.correlation import MEANINGS
+    from resclip.methods import BASES, METHODS, MODULES, RESCLIP_CITATION
+    from resclip.presets import PRESETS
 
-    width = max(map(len, [*METHODS, *PRESETS])) + 4
     columns = max(60, min(100, shutil.get_terminal_size().columns))
+    width = max(map(len, [*BASES, *PRESETS])) + 4
     indent = " " * width
-    print("Methods (--method)")
-    for method in METHODS.values():
-        print(f"  {method.name:{width - 2}}{method.summary}")
-        print(
-            textwrap.fill(method.citation, columns, initial_indent=indent, subsequent_indent=indent)
-        )
+
+    def show(name: str, *texts: str) -> None:
+        """A name, and beside it its texts, each beginning a line."""
+        label = f"  {name}"
+        for text in texts:
+            print(
+                textwrap.fill(
+                    text, columns, initial_indent=f"{label:{width}}", subsequent_indent=indent
+                )
+            )
+            label = ""
+
+    print("Methods (--method): a base, alone or with +rcs, +sfr or +rcs+sfr behind its name\n")
+    print(f"  {'base':{width - 2}}{'compares':14}{'final block':16}{'+rcs':6}+sfr")
+    for base in BASES.values():
+        compares: str = "proxy" if base.proxy else base.correlation.scores
+        if base.neighbourhood_std is not None:
+            compares += ", near"
+        modules = ["yes" if f"{base.name}+{name}" in METHODS else "-" for name in MODULES]
+        kind = base.final_block.replace("_", " ")
+        print(f"  {base.name:{width - 2}}{compares:14}{kind:16}{modules[0]:6}{modules[1]}")
+    print("\nBases")
+    for base in BASES.values():
+        show(base.name, base.summary, base.citation)
+    print()
+    show("resclip", f"{METHODS['resclip'].summary}: naclip+rcs+sfr", RESCLIP_CITATION)
+    print("\nCorrelations (--correlation), for the bases but proxyclip")
+    for scores, meaning in MEANINGS.items():
+        show(scores, meaning)
+    show(
+        "",
+        "behind the name, separated by commas: temperature=T (below 1 sharpens), window=W (odd, in patches), "
+        "layer=N (an early block's attention), projections=N and seed=S (random)",
+    )
     print("\nPresets (--preset)")
     for preset in PRESETS.values():
-        print(f"  {preset.name:{width - 2}}{preset.summary}")
+        show(preset.name, preset.summary)
     return 0

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from resclip.images import PixelArray
 from resclip.lettering import Font, built_in_font, find_font, shorten, text_width, without_marks
 
-__all__ = ["draw_legend", "draw_overlay", "draw_sheet", "palette"]
+__all__ = ["draw_key", "draw_legend", "draw_overlay", "draw_sheet", "palette"]
 
 LegendEntry: TypeAlias = "tuple[int, str, float]"  # class index, name, fraction of the picture
 
@@ -119,6 +119,37 @@ def draw_legend(entries: Sequence[LegendEntry], colours: PixelArray, height: int
         text = f"and {len(entries) - len(shown):,} more"
         draw = ImageDraw.Draw(canvas)
         draw.text(place, text, fill=_FAINT_INK, font=built_in_font(_TEXT), anchor="lm")
+    return canvas
+
+
+def draw_key(entries: Sequence[tuple[int, str]], colours: PixelArray, width: int) -> Image.Image:
+    """Colour and name, in as many lines as a picture of this width takes.
+
+    Args:
+        entries: (class index, name) of the classes to show.
+        colours: (classes, 3) uint8.
+        width: in pixels.
+    """
+    step, row_height = _CHIP + 10, _ROWS[0]
+    places: list[tuple[int, int]] = []
+    texts = []
+    left, row = 0, 0
+    for index, name in entries:
+        text, font = _legible(index, name, _TEXT)
+        text = shorten(text, font, width - step)
+        needed = step + math.ceil(text_width(text, font))
+        if left > 0 and left + needed > width:
+            left, row = 0, row + 1
+        places.append((left, row * row_height))
+        texts.append((text, font))
+        left += needed + _MARGIN
+    canvas = Image.new("RGB", (width, (row + 1) * row_height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for (index, _), (x, y), (text, font) in zip(entries, places, texts, strict=True):
+        middle = y + row_height // 2
+        red, green, blue = colours[index].tolist()
+        canvas.paste((red, green, blue), (x, middle - _CHIP // 2), _chip())
+        draw.text((x + step, middle), text, fill=_INK, font=font, anchor="lm")
     return canvas
 
 

@@ -1,23 +1,26 @@
 """Runs a vision tower and rebuilds its final block: dense features, patch by patch.
 
-Knows the order of the blocks and of ResCLIP's two passes. Knows no image file, no window and no class name.
+Knows the order of the blocks and of ResCLIP's passes. Knows no model family, no image file, no window and no class
+name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resclip.backbone import VisionTower
-from resclip.methods import BASES, FINAL_BLOCKS, RCS, SFR, FinalBlock
+from resclip.attention import AttentionMaps, proxy_maps, tower_maps
+from resclip.backbones import adapt
+from resclip.correlation import Correlation
+from resclip.final_block import FinalBlock, FinalInputs, Pass
+from resclip.methods import BASES, FINAL_BLOCKS, RCS, SFR, FinalBlockKind, ProxyAttention
 from resclip_kernels import (
     Implementation,
-    SemanticFeedback,
     patch_labels,
     residual_attention,
     semantic_feedback,
@@ -31,44 +34,37 @@ class DenseFeatures:
     """What the encoder makes of a batch."""
 
     patches: Tensor
-    """(B, h, w, E): projected into the text's space, not unit-normed."""
-    cls: Tensor
-    """(B, E): the [CLS] token after the same final block."""
+    """(B, h, w, E): projected into the text's space, not unit-normed. With a proxy (h, w) is the proxy's grid."""
+    cls: Tensor | None
+    """(B, E): the [CLS] token after the same final block; None where there is none (SigLIP's towers, ProxyCLIP)."""
     feedback_labels: Tensor | None
-    """(B, h, w) int64: the first pass's query a patch, where SFR ran."""
-
-
-class FinalInputs(NamedTuple):
-    """What both passes of the final block read."""
-
-    tokens: Tensor
-    """(B, L, D): the block's input."""
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    """(B, A, L, d) each, of LN1(tokens)."""
-    cross_layers: tuple[tuple[Tensor, Tensor], ...]
-    """(q, k) of the middle blocks that RCS averages."""
-    grid: tuple[int, int]
-    """(h, w)."""
+    """(B, h, w) int64: the query of each patch in the last segmentation that was fed back, where SFR ran."""
 
 
 class DenseEncoder(nn.Module):
     """A CLIP vision tower whose final block yields features that know where things are.
 
     Args:
-        visual: open_clip's `VisionTransformer`; used as it is, never changed.
-        base: "clip", "maskclip", "sclip", "clearclip" or "naclip".
+        visual: an image tower or a CLIP model of open_clip or Hugging Face; used as it is, never changed.
+        base: a name of `resclip.methods.BASES`.
         rcs: residual cross-correlation self-attention, or None.
         sfr: semantic feedback refinement, or None.
-        neighbourhood_std: σ of NACLIP's prior, in patches (only "naclip" has one).
+        neighbourhood_std: σ of NACLIP's prior, in patches (only the bases that have one).
         final_block: "attention_only" or "full_residual"; None for the base's own.
         implementation: of the ops; "auto", "triton", "torch" or "reference".
+        correlation: what is compared, as a `Correlation` or its text; None for the base's own.
+        proxy: for base "proxyclip" the vision model: a function of normalised pixels (B, 3, H, W) that returns
+            features (B, C, H_v, W_v), such as `resclip.proxies.find_proxy` makes.
+        proxy_attention: ProxyCLIP's β and γ; None for the base's own.
 
     Raises:
-        TypeError: `visual` is no plain vision transformer.
-        ValueError: an unknown name, a layer outside the tower, SFR on a base without a score.
+        TypeError: `visual` is no vision transformer that can be rebuilt.
+        ValueError: an unknown name, a layer outside the tower, SFR on a base without a score, a proxy missing or
+            without use.
     """
+
+    random_projections: Tensor | None
+    """(N, D, D) for correlation "random"."""
 
     def __init__(
         self,
@@ -77,8 +73,12 @@ class DenseEncoder(nn.Module):
         rcs: RCS | None = None,
         sfr: SFR | None = None,
         neighbourhood_std: float = 5.0,
-        final_block: FinalBlock | None = None,
+        final_block: FinalBlockKind | None = None,
         implementation: Implementation | str = Implementation.AUTO,
+        *,
+        correlation: Correlation | str | None = None,
+        proxy: Callable[[Tensor], Tensor] | None = None,
+        proxy_attention: ProxyAttention | None = None,
     ) -> None:
         super().__init__()
         if base not in BASES:
@@ -89,21 +89,81 @@ class DenseEncoder(nn.Module):
                 f"final_block must be one of {valid}, or None for the base's own; got {final_block!r}"
             )
         self.base = BASES[base]
-        if sfr is not None and self.base.correlation == "identity":
+        if isinstance(correlation, str):
+            correlation = Correlation.parse(correlation)
+        self.check_proxy(proxy, correlation, final_block)
+        self.correlation = correlation or self.base.correlation
+        if sfr is not None and self.base.proxy is None and not self.correlation.has_score:
             raise ValueError(
                 f"SFR changes the score of the attention, and base {base!r} has none: "
                 "use sfr=None or another base"
             )
-        self.tower = VisionTower(visual)
+        self.tower = adapt(visual)
         self.rcs = rcs
         self.sfr = sfr
         self.layers = () if rcs is None else rcs.layers_of(self.tower.depth)
-        self.neighbourhood_std = neighbourhood_std if self.base.neighbourhood else None
-        self.final_block: FinalBlock = final_block or self.base.final_block
+        has_prior = self.base.neighbourhood_std is not None and self.correlation.has_score
+        self.neighbourhood_std = neighbourhood_std if has_prior else None
+        self.final_block: FinalBlockKind = final_block or self.base.final_block
+        self.proxy = proxy
         self.implementation = parse_implementation(implementation)
-        resolve(
-            self.implementation, IMPLEMENTATIONS
-        )  # Refuse here what the attention would refuse.
+        # Refuse here what the attention would refuse.
+        resolve(self.implementation, IMPLEMENTATIONS)
+        layer = self.correlation.layer
+        if layer is not None and layer > self.tower.depth:
+            raise ValueError(
+                f"correlation layer must lie between 1 and {self.tower.depth}, the tower's depth; got {layer}"
+            )
+        self.final = FinalBlock(
+            self.tower,
+            self.final_block,
+            self.correlation,
+            self.neighbourhood_std,
+            proxy_attention or self.base.proxy,
+            rcs,
+            sfr,
+            self.implementation,
+        )
+        self.register_buffer("random_projections", self.draw_projections(), persistent=False)
+
+    def check_proxy(
+        self,
+        proxy: Callable[[Tensor], Tensor] | None,
+        correlation: Correlation | None,
+        final_block: FinalBlockKind | None,
+    ) -> None:
+        """ValueError unless there is a proxy just where the base attends by one."""
+        if self.base.proxy is None:
+            if proxy is not None:
+                raise ValueError(
+                    f"base {self.base.name!r} has no use for a proxy; use base 'proxyclip', or proxy=None"
+                )
+            return
+        if proxy is None:
+            raise ValueError(
+                f"base {self.base.name!r} takes its attention from another vision model: pass proxy=, such as "
+                "resclip.proxies.find_proxy('colour') or find_proxy('vit_base_patch8_224.dino')"
+            )
+        if correlation is not None:
+            raise ValueError(
+                f"base {self.base.name!r} compares the proxy's features, so correlation must be None; "
+                f"got {correlation.scores!r}"
+            )
+        if final_block not in (None, self.base.final_block):
+            raise ValueError(
+                f"base {self.base.name!r} works on the proxy's grid, where the final block has no residual: "
+                f"final_block must be None or {self.base.final_block!r}; got {final_block!r}"
+            )
+
+    def draw_projections(self) -> Tensor | None:
+        """(N, D, D) of correlation "random": normal with variance 1 / D, drawn on the CPU whatever the device."""
+        if self.correlation.scores != "random":
+            return None
+        width = self.tower.width
+        generator = torch.Generator().manual_seed(self.correlation.seed)
+        drawn = torch.randn(self.correlation.projections, width, width, generator=generator)
+        scaled: Tensor = drawn / width**0.5
+        return scaled.to(self.tower.device, self.tower.dtype)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, text: Tensor | None = None) -> DenseFeatures:
@@ -121,26 +181,59 @@ class DenseEncoder(nn.Module):
             TypeError, ValueError: a shape or dtype that does not fit.
         """
         self.check(pixels, text)
-        pixels = pixels.to(self.tower.dtype)
+        final = self.run_passes(self.run_blocks(pixels), pixels, text)
+        labels = None if final.feedback is None else final.feedback.labels
+        return DenseFeatures(final.patches, final.cls, labels)
+
+    @torch.no_grad()
+    def attention(
+        self,
+        pixels: Tensor,
+        query: tuple[int, int] | None = None,
+        text: Tensor | None = None,
+    ) -> AttentionMaps:
+        """The maps that `forward` attends with, for one patch or for all.
+
+        Args:
+            pixels, text: as in `forward`.
+            query: (row, column) of a patch of the result's grid; None for every patch, which holds n² entries a head
+                and map and is meant for small grids.
+
+        Returns:
+            Base, cross-layer, feedback and final maps (figures 1 and 3 of arXiv 2411.15851).
+
+        Raises:
+            TypeError, ValueError: as `forward`, and a patch outside the grid.
+        """
+        self.check(pixels, text)
         inputs = self.run_blocks(pixels)
-        tokens, cross_layer = self.run_final_block(inputs, None, None)
-        labels = None
-        if self.sfr is not None and text is not None:
-            labels = self.first_segmentation(self.sfr, tokens, inputs.grid, pixels, text)
-            feedback = semantic_feedback(
-                labels,
-                connectivity=self.sfr.connectivity,
-                smoothing_std=self.sfr.smoothing_std,
-                normalise=self.sfr.normalise,
-                implementation=self.implementation,
-            )
-            tokens, _ = self.run_final_block(inputs, feedback, cross_layer)
-        patches = tokens[:, 1:].unflatten(1, inputs.grid)
-        return DenseFeatures(patches, tokens[:, 0], labels)
+        height, width = inputs.output_grid
+        if query is None:
+            rows = torch.arange(height * width, device=pixels.device)
+        else:
+            row, column = query
+            if not (0 <= row < height and 0 <= column < width):
+                raise ValueError(
+                    f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
+                )
+            rows = torch.tensor([row * width + column], device=pixels.device)
+        feedback = self.run_passes(inputs, pixels, text).feedback
+        if inputs.features is None:
+            knobs = {
+                **self.final.attention_knobs(inputs, feedback),
+                "cross_layers": inputs.cross_layers,
+            }
+            return tower_maps(inputs.query, inputs.key, rows, self.tower.has_cls, knobs)
+        knobs = self.final.proxy_knobs(feedback)
+        return proxy_maps(
+            inputs.features, rows, knobs, inputs.cross_layers, inputs.grid, self.tower.has_cls, self.rcs
+        )  # fmt: skip
 
     def run_blocks(self, pixels: Tensor) -> FinalInputs:
-        """All blocks but the final one, keeping q and k of the middle blocks that RCS needs."""
+        """All blocks but the final one, and what the final one's passes read."""
         tower = self.tower
+        features = None if self.proxy is None else self.proxy(pixels)
+        pixels = pixels.to(tower.dtype)
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
         # Nothing to fuse before the final block: plain attention is torch's own, but for the reference's sake.
         attend = F.scaled_dot_product_attention
@@ -148,50 +241,68 @@ class DenseEncoder(nn.Module):
             attend = partial(plain_attention, grid=grid)
         tokens = tower.embed(pixels)
         kept = []
+        compared = None
         for number, block in enumerate(tower.blocks[:-1], start=1):
-            query, key, value = tower.project_qkv(block, tokens)
+            normed = tower.norm(block, tokens)
+            query, key, value = tower.project_qkv(block, normed, grid)
             if number in self.layers:
                 kept.append((query, key))
+            if number == self.correlation.layer:
+                compared = normed, query, key
             tokens = tokens + tower.project_out(block, attend(query, key, value))
             tokens = tower.feed_forward(block, tokens)
-        query, key, value = tower.project_qkv(tower.blocks[-1], tokens)
-        return FinalInputs(tokens, query, key, value, tuple(kept), grid)
+        normed = tower.norm(tower.blocks[-1], tokens)
+        query, key, value = tower.project_qkv(tower.blocks[-1], normed, grid)
+        normed, query, key = compared or (normed, query, key)
+        projections = self.project(normed)
+        return FinalInputs(tokens, value, query, key, projections, tuple(kept), grid, features)
 
-    def run_final_block(
-        self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """One pass of the final block and the head: projected tokens (B, L, E), and A_c·v for the next pass."""
-        sfr, rcs = self.sfr or SFR(), self.rcs or RCS()
-        attended, cross_layer = residual_attention(
-            inputs.query,
-            inputs.key,
-            inputs.value,
-            grid=inputs.grid,
-            correlation=self.base.correlation,
-            neighbourhood_std=self.neighbourhood_std,
-            feedback=feedback,
-            feedback_weight=sfr.weight,
-            feedback_temperature=sfr.temperature,
-            cross_layers=inputs.cross_layers,
-            cross_layer=cross_layer,
-            cross_weight=rcs.weight,
-            cross_temperature=rcs.temperature,
-            implementation=self.implementation,
-        )
-        block = self.tower.blocks[-1]
-        tokens = self.tower.project_out(block, attended)
-        if self.final_block == "full_residual":
-            tokens = self.tower.feed_forward(block, inputs.tokens + tokens)
-        return self.tower.head(tokens), cross_layer
+    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
+        """What the correlations "xx" and "random" compare: (B, A, L, d) each, from x (B, L, D)."""
+        if self.correlation.scores == "xx":
+            projected = [normed]
+        elif self.random_projections is not None:
+            projected = [normed @ matrix for matrix in self.random_projections]
+        else:
+            projected = []
+        return tuple(x.unflatten(-1, (self.tower.heads, -1)).transpose(1, 2) for x in projected)
 
-    def first_segmentation(
-        self, sfr: SFR, tokens: Tensor, grid: tuple[int, int], pixels: Tensor, text: Tensor
-    ) -> Tensor:
-        """Pass 1's patch labels: (B, h, w)."""
+    def run_passes(self, inputs: FinalInputs, pixels: Tensor, text: Tensor | None) -> Pass:
+        """Pass 1, and as many more as SFR has rounds, each with the one before's segmentation fed back."""
+        result = self.final.run(inputs, None, None)
+        if self.sfr is None or text is None:
+            return result
+        for _ in range(self.sfr.rounds):
+            feedback = semantic_feedback(
+                self.segment_patches(self.sfr, result.patches, pixels, text),
+                connectivity=self.sfr.connectivity,
+                smoothing_std=self.sfr.smoothing_std,
+                normalise=self.sfr.normalise,
+                implementation=self.implementation,
+            )
+            result = self.final.run(inputs, feedback, result.cross_layer)
+        return result
+
+    def segment_patches(self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor) -> Tensor:
+        """The query of every patch: (B, h, w) labels from (B, h, w, E) features.
+
+        A proxy's patch need not be a whole number of pixels: the guide is then resized so that it is.
+        """
+        cell = self.tower.patch_size
+        guide = pixels.to(self.tower.dtype)
+        if self.proxy is not None:
+            cells = list(zip(pixels.shape[2:], patches.shape[1:3], strict=True))
+            cell = (
+                max(1, round(cells[0][0] / cells[0][1])),
+                max(1, round(cells[1][0] / cells[1][1])),
+            )
+            size = (cell[0] * patches.shape[1], cell[1] * patches.shape[2])
+            if size != tuple(pixels.shape[2:]):
+                guide = F.interpolate(guide, size=size, mode="bilinear", align_corners=False)
         return patch_labels(
-            similarity(tokens[:, 1:].unflatten(1, grid), text),
-            pixels,
-            patch_size=self.tower.patch_size,
+            similarity(patches, text),
+            guide,
+            patch_size=cell,
             logit_scale=sfr.logit_scale,
             threshold=sfr.label_threshold,
             refine_iterations=sfr.refine_iterations,

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever left half-written.
+"""Reading text from files, and writing files so that nothing is ever left half-written.
 
 Knows the file system; knows nothing of pictures, classes or models.
 """
@@ -10,7 +10,36 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["is_file", "read_text", "write_atomically"]
+
+
+def is_file(text: str) -> bool:
+    """Whether any text at all is the path of something to read: a file, or a pipe, as a shell's `<(...)` is."""
+    try:
+        path = Path(text)
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # Too long for a path, or with a null character in it.
+        return False
+
+
+def read_text(path: str | os.PathLike[str], expected: str) -> str:
+    """The text of a UTF-8 file, without its byte-order mark.
+
+    Args:
+        path: of the file; a pipe will do.
+        expected: what the file should hold, for the error: "class names, one a line".
+
+    Raises:
+        ValueError: the file is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected {expected}, in UTF-8, got other bytes at position {error.start}; "
+            "save the file as UTF-8"
+        ) from None
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -1,21 +1,40 @@
-"""The methods as values: one base attention each, RCS and SFR as knobs, and presets of the knobs.
+"""The methods as values: one base attention each, RCS and SFR as knobs on any of them.
 
 Knows the papers' settings. Knows no tensor and no model; `DenseEncoder` carries a method out.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from resclip.builtin import PRESET as BUILTIN_PRESET
+from resclip.correlation import Correlation
 from resclip_kernels import CONNECTIVITIES
-from resclip_kernels.checks import check_fraction, check_positive
+from resclip_kernels.checks import check_count, check_fraction, check_positive
 
-FinalBlock = Literal["attention_only", "full_residual"]
-FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlock)
+FinalBlockKind = Literal["attention_only", "full_residual"]
+FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlockKind)
 Connectivity = Literal["prefix", "line", "component"]
+MODULES = ("rcs", "sfr")
+
+
+@dataclass(frozen=True)
+class ProxyAttention:
+    """ProxyCLIP's knobs: whose features make the attention, and how (arXiv 2408.04883, section 3.3)."""
+
+    model: str = "vit_base_patch8_224.dino"
+    """"colour" (in the box, no weights), or a timm model that gives patch features."""
+    beta: float = 1.2
+    """β: how far above the picture's mean likeness an entry must lie, as a multiple of the mean."""
+    gamma: float = 3.0
+    """γ > 0: sharpness of the softmax."""
+    input_size: int | tuple[int, int] | None = None
+    """What the picture is resized to for the proxy: short side, or (height, width), in pixels; None: its own size."""
+
+    def __post_init__(self) -> None:
+        check_positive("proxy gamma", self.gamma)
 
 
 @dataclass(frozen=True)
@@ -23,14 +42,23 @@ class Base:
     """What a method makes of the final block, before RCS and SFR."""
 
     name: str
-    correlation: Literal["qk", "qq", "kk", "qq+kk", "identity"]
-    """Which self-correlation scores the attention; see `resclip_kernels.residual_attention`."""
-    final_block: FinalBlock
+    correlation: Correlation
+    """What scores the attention."""
+    final_block: FinalBlockKind
     """"attention_only": no residual and no MLP; "full_residual": CLIP's own block."""
-    neighbourhood: bool
-    """Whether NACLIP's Gaussian neighbourhood prior is added to the score."""
     summary: str
     citation: str
+    neighbourhood_std: float | None = None
+    """σ of NACLIP's Gaussian neighbourhood prior, in patches; None: the base has no prior."""
+    proxy: ProxyAttention | None = None
+    """Where another vision model's features make the attention."""
+    segmenter: Mapping[str, Any] = field(default_factory=dict)
+    """The base's own windows, where they are not `Segmenter`'s defaults."""
+
+    @property
+    def has_score(self) -> bool:
+        """Whether there is a score for SFR to change."""
+        return self.proxy is not None or self.correlation.has_score
 
 
 BASES: Mapping[str, Base] = {
@@ -38,43 +66,56 @@ BASES: Mapping[str, Base] = {
     for base in (
         Base(
             "clip",
-            "qk",
+            Correlation("qk"),
             "full_residual",
-            False,
             "CLIP's own final block",
             "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
         ),
         Base(
             "maskclip",
-            "identity",
+            Correlation("identity"),
             "attention_only",
-            False,
             "each patch keeps its own value",
             "Zhou, Loy & Dai, Extract Free Dense Labels from CLIP, ECCV 2022",
         ),
         Base(
             "sclip",
-            "qq+kk",
+            Correlation("qq+kk"),
             "full_residual",
-            False,
             "query-query plus key-key attention",
             "Wang, Mei & Yuille, SCLIP: Rethinking Self-Attention for Dense Vision-Language Inference, ECCV 2024",
         ),
         Base(
             "clearclip",
-            "qq",
+            Correlation("qq"),
             "attention_only",
-            False,
             "query-query attention, no residual, no MLP",
             "Lan et al., ClearCLIP: Decomposing CLIP Representations for Dense Vision-Language Inference, ECCV 2024",
         ),
         Base(
             "naclip",
-            "kk",
+            Correlation("kk"),
             "attention_only",
-            True,
             "key-key attention with a Gaussian neighbourhood prior",
             "Hajimiri, Ben Ayed & Dolz, Pay Attention to Your Neighbours, WACV 2025",
+            neighbourhood_std=5.0,
+        ),
+        Base(
+            "naclip-neighbourhood",
+            Correlation("none"),
+            "attention_only",
+            "the Gaussian neighbourhood prior alone, no similarity",
+            "Hajimiri, Ben Ayed & Dolz, Pay Attention to Your Neighbours, WACV 2025 (ablation)",
+            neighbourhood_std=5.0,
+        ),
+        Base(
+            "proxyclip",
+            Correlation("identity"),
+            "attention_only",
+            "attention by another vision model's features",
+            "Lan et al., ProxyCLIP: Proxy Attention Improves CLIP for Open-Vocabulary Segmentation, ECCV 2024",
+            proxy=ProxyAttention(),
+            segmenter={"window": 336, "stride": 112, "pad_multiple": 56},
         ),
     )
 }
@@ -92,9 +133,12 @@ class RCS:
     released configuration 2.
     """
 
-    layers: tuple[int, ...] | None = None
-    """Blocks counted from 1, none of them the final one. None: from the middle to three quarters of the depth, which
-    is the released 6–9 of 12 blocks, 12–18 of 24 and 16–24 of 32."""
+    layers: tuple[int, ...] | str | None = None
+    """Blocks counted from 1, none of them the final one: a tuple, or text: a window "6-9", cumulative "1-9", a list
+    "3,6-9"; a tuple once made. None: from the middle to three quarters of the depth, which is the released 6–9 of 12
+    blocks, 12–18 of 24 and 16–24 of 32. The middle is where the paper finds maps that follow objects (section 3.1,
+    figure 3), and in deeper towers the blocks of one stage of that development are more, not earlier: the same
+    fractions of the depth. The released program takes blocks 6–9 of any tower: the preset "released" does."""
     weight: float = 0.4
     """λ_r in [0, 1]."""
     temperature: float = 2.0
@@ -102,9 +146,7 @@ class RCS:
 
     def __post_init__(self) -> None:
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            if not self.layers:
-                raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
+            object.__setattr__(self, "layers", parse_layers(self.layers))
         check_fraction("RCS weight", self.weight)
         check_positive("RCS temperature", self.temperature)
 
@@ -114,18 +156,43 @@ class RCS:
             if depth < 2:
                 raise ValueError(f"RCS needs blocks before the final one; the tower has {depth}")
             return tuple(range(max(1, depth // 2), max(1, min(3 * depth // 4, depth - 1)) + 1))
-        outside = [layer for layer in self.layers if not 1 <= layer < depth]
+        layers = parse_layers(self.layers)
+        outside = [layer for layer in layers if not 1 <= layer < depth]
         if outside:
             raise ValueError(
                 f"RCS layers must lie between 1 and {depth - 1} (block {depth} is the final one, which RCS repairs); "
                 f"got {', '.join(map(str, outside))}"
             )
-        return self.layers
+        return layers
+
+
+def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
+    """Block numbers from a tuple, or from text such as "6-9" or "3,6-9"; ValueError unless each stands there once."""
+    if isinstance(layers, str):
+        numbers: list[int] = []
+        for part in layers.split(","):
+            first, dash, last = (piece.strip() for piece in part.partition("-"))
+            last = last if dash else first
+            if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+                raise ValueError(
+                    f'RCS layers as text are block numbers and ranges, such as "6-9" or "3,6-9"; got {layers!r}'
+                )
+            numbers += range(int(first), int(last) + 1)
+        layers = tuple(numbers)
+    layers = tuple(layers)
+    if not layers:
+        raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"RCS layers must be block numbers; got {layer!r}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"RCS layers must name each block once; got {layers}")
+    return layers
 
 
 @dataclass(frozen=True)
 class SFR:
-    """Semantic feedback refinement: a first segmentation becomes an attention term of the second pass.
+    """Semantic feedback refinement: a first segmentation becomes an attention term of the next pass.
 
     S ← τ_s · ((1 − λ_s) · S + λ_s · Ŝ); arXiv 2411.15851, section 3.3. The defaults are the released program's.
     """
@@ -141,17 +208,20 @@ class SFR:
     connectivity: Connectivity | None = "prefix"
     """Which pairs path decay spares ("prefix" released, "line" paper, "component"); None: no decay."""
     refine_iterations: int = 10
-    """PAMR iterations on the first pass's logits; 0 for none."""
+    """PAMR iterations on the logits that the labels are read from; 0 for none."""
     logit_scale: float = 40.0
     """Factor of the logits before the softmax over queries."""
     normalise: bool = True
     """Rows of Ŝ divided by their sums and the matrix by its maximum (released); False is the paper's equation."""
+    rounds: int = 1
+    """How often the result is fed back; each round segments by the features of the one before."""
 
     def __post_init__(self) -> None:
         check_fraction("SFR weight", self.weight)
         check_positive("SFR temperature", self.temperature)
         check_fraction("SFR label_threshold", self.label_threshold)
         check_positive("SFR logit_scale", self.logit_scale)
+        check_count("SFR rounds", self.rounds, 1)
         if self.smoothing_std < 0:
             raise ValueError(f"SFR smoothing_std must be at least 0; got {self.smoothing_std}")
         if self.refine_iterations < 0:
@@ -175,102 +245,60 @@ class Method:
     citation: str
     rcs: RCS | None = None
     sfr: SFR | None = None
-    final_block: FinalBlock | None = None
+    correlation: Correlation | None = None
+    """None: the base's own."""
+    proxy: ProxyAttention | None = None
+    """None: the base's own."""
+    final_block: FinalBlockKind | None = None
     """None: the base's own."""
 
 
+def combinations(base: Base) -> list[Method]:
+    """The base alone, and with each of the modules that can be put on it: RCS on any, SFR where there is a score."""
+    methods = [Method(base.name, base.name, base.summary, base.citation)]
+    cited = f"{base.citation}; {RESCLIP_CITATION}"
+    for modules in (("rcs",), ("sfr",), ("rcs", "sfr")):
+        if "sfr" in modules and not base.has_score:
+            continue
+        methods.append(
+            Method(
+                "+".join((base.name, *modules)),
+                base.name,
+                " + ".join((base.name, *(module.upper() for module in modules))),
+                cited,
+                rcs=RCS() if "rcs" in modules else None,
+                sfr=SFR() if "sfr" in modules else None,
+            )
+        )
+    return methods
+
+
 METHODS: Mapping[str, Method] = {
-    **{name: Method(name, name, base.summary, base.citation) for name, base in BASES.items()},
+    **{method.name: method for base in BASES.values() for method in combinations(base)},
     "resclip": Method(
-        "resclip", "naclip", "NACLIP + RCS + SFR", RESCLIP_CITATION, rcs=RCS(), sfr=SFR()
+        "resclip", "naclip", "naclip + RCS + SFR", RESCLIP_CITATION, rcs=RCS(), sfr=SFR()
     ),
 }
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Values for the knobs of RCS, SFR and the segmenter; a knob that is not named keeps its default."""
+def find_method(name: str) -> Method:
+    """The method called `name`: a base, a base with "+rcs", "+sfr" or both, or "resclip".
 
-    name: str
-    summary: str
-    rcs: Mapping[str, Any] = field(default_factory=dict)
-    sfr: Mapping[str, Any] = field(default_factory=dict)
-    segmenter: Mapping[str, Any] = field(default_factory=dict)
-
-    def apply(self, method: Method) -> Method:
-        """The method with this preset's values in the modules that it has."""
-        return replace(
-            method,
-            rcs=method.rcs and replace(method.rcs, **self.rcs),
-            sfr=method.sfr and replace(method.sfr, **self.sfr),
+    Raises:
+        ValueError: no such method, or SFR on a base without a score; the message names the valid ones.
+    """
+    base, *modules = (part.strip() for part in name.split("+"))
+    ordered = "+".join((base, *(module for module in MODULES if module in modules)))
+    if ordered in METHODS and set(modules) <= set(MODULES) and len(set(modules)) == len(modules):
+        return METHODS[ordered]
+    if base in BASES and "sfr" in modules and not BASES[base].has_score:
+        raise ValueError(
+            f"SFR changes the score of the attention, and base {base!r} has none: leave +sfr out, or use one of: "
+            f"{', '.join(other.name for other in BASES.values() if other.has_score)}"
         )
-
-
-def released(
-    name: str,
-    label_threshold: float,
-    sfr: tuple[float, float],
-    rcs: tuple[float, float],
-    **segmenter: float,
-) -> Preset:
-    """A row of the released settings; pairs are (temperature, weight) as published."""
-    return Preset(
-        name,
-        f"released settings for {name}",
-        rcs={"layers": (6, 7, 8, 9), "temperature": rcs[0], "weight": rcs[1]},
-        sfr={"label_threshold": label_threshold, "temperature": sfr[0], "weight": sfr[1]},
-        segmenter=segmenter,
+    near = difflib.get_close_matches(name, METHODS, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(
+        f"unknown method {name!r}{hint}; use one of: {', '.join(BASES)}, resclip; "
+        "any base may be followed by +rcs, +sfr or +rcs+sfr"
     )
-
-
-PRESETS: Mapping[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "released",
-            "the released program: layers 6-9 whatever the depth",
-            rcs={"layers": (6, 7, 8, 9)},
-        ),
-        Preset(
-            "paper",
-            "the paper's equations: no PAMR, no normalisation of the feedback, whole path tested",
-            rcs={"layers": (6, 7, 8, 9), "temperature": 1.0, "weight": 0.5},
-            sfr={
-                "temperature": 1.0,
-                "weight": 0.7,
-                "connectivity": "line",
-                "refine_iterations": 0,
-                "normalise": False,
-            },
-        ),
-        released("voc20", 0.10, (2.1, 0.6), (2.0, 0.6), window=0),
-        released("voc21", 0.50, (2.2, 0.7), (2.0, 0.3), window=0, probability_threshold=0.1),
-        released("context59", 0.25, (1.8, 0.7), (2.0, 0.4)),
-        released("context60", 0.30, (1.8, 0.7), (2.0, 0.3), probability_threshold=0.1),
-        released("coco-object", 0.11, (1.8, 0.7), (2.0, 0.4), probability_threshold=0.1),
-        released("coco-stuff", 0.11, (1.8, 0.7), (2.0, 0.4)),
-        released("cityscapes", 0.10, (2.1, 0.6), (2.0, 0.2), short_side=560),
-        released("ade20k", 0.25, (2.1, 0.7), (2.0, 0.3)),
-        Preset("builtin", "chosen for the built-in model on validation scenes", **BUILTIN_PRESET),
-    )
-}
-
-
-def find_method(name: str, preset: str | None = None) -> Method:
-    """The method called `name`, with a preset's values; ValueError with the valid names otherwise."""
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; use one of: {', '.join(METHODS)}")
-    method = METHODS[name]
-    return method if preset is None else find_preset(preset).apply(method)
-
-
-def find_preset(name: str) -> Preset:
-    """The preset called `name`; ValueError with the valid names otherwise."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; use one of: {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def knobs(module: RCS | SFR | None) -> dict[str, Any] | None:
-    """A module's values as a JSON-able dict."""
-    return None if module is None else asdict(module)

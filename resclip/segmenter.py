@@ -6,7 +6,6 @@ Knows the order of the stages; each stage is a function elsewhere that knows not
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
@@ -16,19 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import resclip
-from resclip.backbone import BUILTIN, load_model
 from resclip.encoder import DenseEncoder, similarity
-from resclip.errors import UnknownWordsWarning
 from resclip.images import ImageSource, read_image, resize, resize_shape
-from resclip.methods import find_method, find_preset, knobs
+from resclip.knobs import as_dict
 from resclip.result import Segmentation
 from resclip.vocabulary import Vocabulary
-from resclip.windows import Window, check_window, plan_windows, stitch
+from resclip.windows import Window, check_window, pad, padding, plan_windows, stitch
 from resclip_kernels import upsample_argmax
+from resclip_kernels.checks import check_count
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Crop(NamedTuple):
@@ -52,6 +49,8 @@ class Segmenter:
         short_side: pictures given to `segment` are resized to it, ratio kept; 0: their own size.
         long_side: cap of the resized long side.
         batch_size: windows that run through the encoder together.
+        pad_multiple: windows are zero-padded evenly on both sides to a multiple of it, and their logits cut back
+            (ProxyCLIP's protocol: 56); 0 for none.
         mean, std: per channel, of pixels in [0, 1].
         source: what `settings` says about where the model came from.
 
@@ -72,6 +71,7 @@ class Segmenter:
         short_side: int = 336,
         long_side: int = 2048,
         batch_size: int = 16,
+        pad_multiple: int = 0,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         source: dict[str, Any] | None = None,
@@ -82,8 +82,8 @@ class Segmenter:
                 f"the vocabulary's embeddings are {vocabulary.embeddings.shape[1]} wide, the image tower's "
                 f"output {encoder.tower.output_dim}: encode the names with the same CLIP model"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        check_count("batch_size", batch_size, 1)
+        check_count("pad_multiple", pad_multiple, 0)
         if short_side < 0 or long_side < 1:
             raise ValueError(
                 f"short_side must be at least 0 and long_side at least 1; got {short_side} and {long_side}"
@@ -99,6 +99,7 @@ class Segmenter:
         self.short_side = short_side
         self.long_side = long_side
         self.batch_size = batch_size
+        self.pad_multiple = pad_multiple
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.source = dict(source or {})
@@ -109,14 +110,17 @@ class Segmenter:
         return {
             **self.source,
             "base": self.encoder.base.name,
-            "rcs": knobs(self.encoder.rcs),
+            "correlation": as_dict(self.encoder.correlation),
+            "proxy": as_dict(self.encoder.final.proxy_attention),
+            "rcs": as_dict(self.encoder.rcs),
             "rcs_layers": list(self.encoder.layers),
-            "sfr": knobs(self.encoder.sfr),
+            "sfr": as_dict(self.encoder.sfr),
             "final_block": self.encoder.final_block,
             "neighbourhood_std": self.encoder.neighbourhood_std,
             "implementation": self.encoder.implementation.value,
             "window": self.window,
             "stride": self.stride,
+            "pad_multiple": self.pad_multiple,
             "short_side": self.short_side,
             "long_side": self.long_side,
             "logit_scale": self.logit_scale,
@@ -221,15 +225,16 @@ class Segmenter:
         for positions in by_size.values():
             for first in range(0, len(positions), self.batch_size):
                 batch = positions[first : first + self.batch_size]
-                views = [
-                    pixels[crops[position].picture][
-                        :, crops[position].window.rows, crops[position].window.columns
-                    ]
-                    for position in batch
-                ]
+                views = [self.view(pixels, crops[position]) for position in batch]
                 features = self.encoder(torch.stack(views), text)
                 logits.update(zip(batch, similarity(features.patches, text), strict=True))
         return logits
+
+    def view(self, pixels: Sequence[Tensor], crop: Crop) -> Tensor:
+        """A crop's pixels, padded as asked for: (3, height, width)."""
+        window = crop.window
+        cut = pixels[crop.picture][:, window.rows, window.columns]
+        return pad(cut, padding(window, self.pad_multiple))
 
     def combine(
         self,
@@ -241,8 +246,8 @@ class Segmenter:
         """One picture's window logits → its (height, width) labels and probabilities."""
         height, width = picture.shape[1:]
         # A single window is the whole picture: its small grid goes to the op, which never holds it at full size.
-        single = len(windows) == 1
-        logits = grids[0] if single else stitch(grids, windows, height, width)
+        single = len(windows) == 1 and not any(padding(windows[0], self.pad_multiple))
+        logits = grids[0] if single else stitch(grids, windows, height, width, self.pad_multiple)
         guide = None
         if self.refine_iterations:
             guide = F.interpolate(
@@ -266,130 +271,3 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     """(H, W, 3) uint8 → (3, H, W) float32: (x / 255 − mean) / std per channel."""
     pixels = image.permute(2, 0, 1).float() / 255.0
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best one here; ValueError where it does not exist."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ValueError(
-            f"device {str(device)!r} cannot be used ({reason}); use 'cpu', or 'cuda' where torch finds a GPU"
-        ) from error
-    return chosen
-
-
-def choose_precision(precision: str | None, device: torch.device) -> torch.dtype:
-    """The dtype of the weights: as asked, or fp16 on a GPU and fp32 elsewhere."""
-    if precision is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; use one of: {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
-
-
-def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
-    """UnknownWordsWarning where the built-in model's tokenizer has never read a word of the names."""
-    words = (word for entry in classes for word in tokenizer.unknown_words(entry) if word != ",")
-    unknown = list(dict.fromkeys(words))
-    if unknown:
-        from resclip.builtin.scenes import CLASS_NAMES
-
-        named = ", ".join(map(repr, unknown[:8]))
-        more = f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""
-        warnings.warn(
-            f"the model in the box has never read {named}{more}, so these names mean nothing to it; it knows "
-            f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else name a real model",
-            UnknownWordsWarning,
-            stacklevel=3,
-        )
-
-
-def load(
-    model: str = BUILTIN,
-    pretrained: str | None = None,
-    *,
-    classes: Sequence[str] | Vocabulary,
-    method: str = "resclip",
-    preset: str | None = None,
-    device: str | torch.device | None = None,
-    precision: str | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    short_side: int | None = None,
-    probability_threshold: float | None = None,
-    batch_size: int = 16,
-    implementation: str = "auto",
-    templates: Sequence[str] | None = None,
-    progress: bool = False,
-) -> Segmenter:
-    """A segmenter from names: model, method and classes.
-
-    Args:
-        model: "builtin" (the small model in the box), or an open_clip model with a plain vision transformer.
-        pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
-        classes: one entry a class, synonyms separated by commas; or a ready `Vocabulary`.
-        method: a name of `resclip.methods.METHODS`.
-        preset: a name of `resclip.methods.PRESETS`; None: the method's defaults (the built-in model has its own).
-        device: None: a GPU where there is one.
-        precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
-        window, stride, short_side, probability_threshold: see `Segmenter`; None: the preset's, else its defaults.
-        batch_size: windows a batch.
-        implementation: of the ops.
-        templates: prompts with "{}" for the name; None: CLIP's 80 ImageNet templates (the built-in model has its own).
-        progress: draw a progress bar while names are encoded.
-
-    Raises:
-        ValueError: an unknown name, with the valid ones.
-        WeightsUnavailable: weights that cannot be fetched or read.
-
-    Warns:
-        UnknownWordsWarning: the built-in model has never read a word of the names.
-    """
-    if preset is None and model == BUILTIN:
-        preset = BUILTIN
-    chosen = find_method(method, preset)
-    place = choose_device(device)
-    dtype = choose_precision(precision, place)
-    loaded = load_model(model, pretrained, device=place, dtype=dtype)
-    if not isinstance(classes, Vocabulary):
-        if model == BUILTIN:
-            from resclip.builtin import TEMPLATES
-
-            templates = TEMPLATES if templates is None else templates
-            warn_of_unknown_words(classes, loaded.tokenizer)
-        classes = Vocabulary.from_names(
-            classes, loaded.model, loaded.tokenizer, templates=templates, progress=progress
-        )
-    encoder = DenseEncoder(
-        loaded.model.visual,
-        base=chosen.base,
-        rcs=chosen.rcs,
-        sfr=chosen.sfr,
-        final_block=chosen.final_block,
-        implementation=implementation,
-    )
-    asked = {
-        "window": window,
-        "stride": stride,
-        "short_side": short_side,
-        "probability_threshold": probability_threshold,
-    }
-    values = dict(find_preset(preset).segmenter) if preset is not None else {}
-    values.update({name: value for name, value in asked.items() if value is not None})
-    if "window" in values and "stride" not in values and values["window"]:
-        values["stride"] = max(1, values["window"] // 2)
-    source = {"model": model, "pretrained": pretrained, "method": method, "preset": preset}
-    return Segmenter(
-        encoder,
-        classes,
-        batch_size=batch_size,
-        mean=loaded.mean,
-        std=loaded.std,
-        source=source,
-        **values,
-    )

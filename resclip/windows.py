@@ -56,15 +56,51 @@ def plan_windows(height: int, width: int, window: int, stride: int) -> list[Wind
     ]
 
 
-def stitch(logits: Sequence[Tensor], windows: Sequence[Window], height: int, width: int) -> Tensor:
-    """Mean of overlapping windows: (Q, h, w) grids, resized bilinearly to their windows → (Q, height, width)."""
+class Padding(NamedTuple):
+    """Pixels added around a window, of zeros in normalised pixels."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+def padding(window: Window, multiple: int) -> Padding:
+    """What brings both sides to a multiple (0: none asked for), evenly, an odd pixel behind."""
+    if multiple == 0:
+        return Padding(0, 0, 0, 0)
+    rows, columns = -window.height % multiple, -window.width % multiple
+    return Padding(rows // 2, columns // 2, rows - rows // 2, columns - columns // 2)
+
+
+def pad(pixels: Tensor, around: Padding) -> Tensor:
+    """(…, H, W) with zeros around it."""
+    return F.pad(pixels, (around.left, around.right, around.top, around.bottom))
+
+
+def stitch(
+    logits: Sequence[Tensor],
+    windows: Sequence[Window],
+    height: int,
+    width: int,
+    pad_multiple: int = 0,
+) -> Tensor:
+    """Mean of overlapping windows: (Q, h, w) grids, resized bilinearly to their windows → (Q, height, width).
+
+    Where windows were padded the grids are of the padded windows, and what lies over the padding is cut off.
+    """
     queries = logits[0].shape[0]
     total = logits[0].new_zeros(queries, height, width)
     count = logits[0].new_zeros(height, width)
     for grid, window in zip(logits, windows, strict=True):
-        size = (window.height, window.width)
+        around = padding(window, pad_multiple)
+        size = (
+            around.top + window.height + around.bottom,
+            around.left + window.width + around.right,
+        )
         plane = F.interpolate(grid.unsqueeze(0), size=size, mode="bilinear", align_corners=False)
-        total[:, window.rows, window.columns] += plane.squeeze(0)
+        plane = plane[0, :, around.top :, around.left :][:, : window.height, : window.width]
+        total[:, window.rows, window.columns] += plane
         count[window.rows, window.columns] += 1
     return total.div_(count)
 

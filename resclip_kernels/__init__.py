@@ -4,6 +4,7 @@ Every op is a function with three implementations: `reference` (the plain formul
 `triton` (fused GPU kernels, inference only). `ResidualAttention` is the op as a drop-in module.
 """
 
+from resclip_kernels.attention_maps import AttentionMaps, attention_maps
 from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.implementation import Implementation
 from resclip_kernels.pamr import pamr
@@ -25,11 +26,13 @@ from resclip_kernels.upsample_argmax import upsample_argmax
 __all__ = [
     "CONNECTIVITIES",
     "CORRELATIONS",
+    "AttentionMaps",
     "Implementation",
     "QueryKeyRecorder",
     "ResidualAttention",
     "ResidualAttentionOutput",
     "SemanticFeedback",
+    "attention_maps",
     "feedback_matrix",
     "pamr",
     "patch_labels",

@@ -49,6 +49,8 @@ class Knobs(TypedDict, total=False):
 
     grid: tuple[int, int] | None
     correlation: Correlation
+    score_temperature: float
+    window: int | None
     neighbourhood_std: float | None
     feedback: SemanticFeedback | None
     feedback_weight: float
@@ -80,8 +82,8 @@ class ResidualAttention(SelfAttention):
     Args:
         embed_dim, num_heads, bias, batch_first, device, dtype: `nn.MultiheadAttention`'s; initialised as it is.
         grid: (h, w) in patches; None for a square of the patches that come.
-        correlation, neighbourhood_std, feedback, feedback_weight, feedback_temperature, cross_weight,
-            cross_temperature, implementation: of `residual_attention`.
+        correlation, score_temperature, window, neighbourhood_std, feedback, feedback_weight, feedback_temperature,
+            cross_weight, cross_temperature, implementation: of `residual_attention`; there are no projections for "pp".
         recorders: of the middle blocks whose maps RCS averages; their q and k are read at each call.
 
     Raises:
@@ -99,6 +101,8 @@ class ResidualAttention(SelfAttention):
         *,
         grid: tuple[int, int] | None = None,
         correlation: Correlation = "kk",
+        score_temperature: float = 1.0,
+        window: int | None = None,
         neighbourhood_std: float | None = None,
         feedback: SemanticFeedback | None = None,
         feedback_weight: float = 0.7,
@@ -111,6 +115,8 @@ class ResidualAttention(SelfAttention):
         super().__init__(embed_dim, num_heads, 0.0, bias, batch_first, device, dtype)
         self.grid = grid
         self.correlation: Correlation = correlation
+        self.score_temperature = score_temperature
+        self.window = window
         self.neighbourhood_std = neighbourhood_std
         self.feedback = feedback
         self.feedback_weight = feedback_weight
@@ -216,6 +222,8 @@ class ResidualAttention(SelfAttention):
             value,
             grid=grid,
             correlation=self.correlation,
+            score_temperature=self.score_temperature,
+            window=self.window,
             neighbourhood_std=self.neighbourhood_std,
             feedback=self.feedback,
             feedback_weight=self.feedback_weight,
@@ -262,6 +270,8 @@ class ResidualAttention(SelfAttention):
             token,
             grid=(1, 1),
             correlation=self.correlation,
+            score_temperature=self.score_temperature,
+            window=self.window,
             neighbourhood_std=self.neighbourhood_std,
             feedback_weight=self.feedback_weight,
             feedback_temperature=self.feedback_temperature,

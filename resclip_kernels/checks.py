@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -28,14 +30,22 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
+def check_number(name: str, value: float) -> None:
+    """`value` must be an integer or a float; NumPy's scalars are."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+
+
 def check_fraction(name: str, value: float) -> None:
     """`value` must lie in [0, 1]."""
+    check_number(name, value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must lie between 0 and 1; got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
     """`value` must be a finite number above 0."""
+    check_number(name, value)
     if not 0.0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0; got {value}")
 

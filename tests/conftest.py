@@ -26,10 +26,16 @@ def seed() -> int:
     return value
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands keep on disk stays with the test."""
+    monkeypatch.setenv("RESCLIP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     double = StandIn()
-    monkeypatch.setattr("resclip.segmenter.load", double.load)
+    monkeypatch.setattr("resclip.loading.load", double.load)
     return double
 
 

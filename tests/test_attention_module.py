@@ -88,6 +88,8 @@ def test_every_knob_reaches_the_op(seed: int) -> None:
     op: dict[str, Any] = {
         "grid": (3, 5),
         "correlation": "qq+kk",
+        "score_temperature": 0.8,
+        "window": 3,
         "neighbourhood_std": 1.5,
         "feedback": feedback,
         "feedback_weight": 0.3,
@@ -104,6 +106,8 @@ def test_every_knob_reaches_the_op(seed: int) -> None:
     assert torch.equal(module(x, x, x)[0], expected)
     for name, other in {
         "correlation": "qk",
+        "score_temperature": 1.2,
+        "window": None,
         "neighbourhood_std": 3.0,
         "feedback": None,
         "feedback_weight": 0.9,

@@ -241,6 +241,9 @@ def test_source_that_does_not_fit(kind: type) -> None:
     [
         ({"correlation": "kq"}, ValueError, "correlation must be one of"),
         ({"correlation": "identity", "neighbourhood_std": 5.0}, ValueError, "has no score"),
+        ({"correlation": "pp"}, ValueError, "projections with themselves; got none"),
+        ({"window": 2}, ValueError, "window must be odd"),
+        ({"score_temperature": 0.0}, ValueError, "score_temperature"),
         ({"neighbourhood_std": 0.0}, ValueError, "neighbourhood_std"),
         ({"feedback_weight": 1.5}, ValueError, "feedback_weight"),
         ({"feedback_temperature": 0.0}, ValueError, "feedback_temperature"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from resclip import DenseEncoder, Segmenter, Vocabulary
+from resclip import DenseEncoder
 from resclip.builtin import PRESET, TEMPLATES, directory, load_builtin
 from resclip.builtin.captions import (
     caption,
@@ -22,7 +22,6 @@ from resclip.builtin.captions import (
     sentence,
     visible_names,
 )
-from resclip.builtin.evaluate import confusion, intersection_over_union, measure
 from resclip.builtin.losses import any_true, each_true, share_loss, truth_table
 from resclip.builtin.mosaics import Pool, cells_of_patches, draw_batch, straight_cuts, wavy_cells
 from resclip.builtin.scenes import (
@@ -332,17 +331,5 @@ def test_it_knows_every_class_and_template(builtin):
             assert tokenizer.unknown_words(template.format(name)) == []
 
 
-def test_intersection_over_union_by_hand():
-    counts = confusion(np.array([[0, 0], [1, 1]]), np.array([[0, 1], [1, 1]]), 3)
-    iou = intersection_over_union(counts)
-    np.testing.assert_allclose(iou[:2], [50.0, 200 / 3])
-    assert np.isnan(iou[2])
-
-
-def test_it_segments_held_out_scenes(builtin):
-    model, tokenizer, _, _ = builtin
-    vocabulary = Vocabulary.from_names(CLASS_NAMES, model, tokenizer, templates=TEMPLATES)
-    segmenter = Segmenter(DenseEncoder(model.visual, base="naclip"), vocabulary, window=0)
-    iou = intersection_over_union(measure(segmenter, held_out_scenes(20, 112)))
-    assert np.nanmean(iou) > 60.0
-    assert PRESET["segmenter"]["window"] == model.visual.image_size[0]
+def test_its_windows_are_of_the_size_that_it_was_trained_on(builtin):
+    assert PRESET["segmenter"]["window"] == builtin[0].visual.image_size[0]

@@ -15,7 +15,9 @@ from cli_support import StandIn, names_in, one_line, run
 from PIL import Image
 
 import resclip
+from resclip import RCS, SFR
 from resclip.errors import WeightsUnavailable
+from resclip.methods import ProxyAttention
 
 ROOT = Path(resclip.__file__).parents[1]
 
@@ -37,17 +39,24 @@ def test_segment_writes_three_files_and_says_what_it_saw(
 def test_options_reach_the_segmenter(stand_in: StandIn, picture: Path, tmp_path: Path) -> None:
     options = "--model ViT-B-16 --pretrained openai --method naclip --preset paper --device cpu"
     options += " --precision bf16 --window 336 --stride 56 --batch-size 3 --short-side 448"
-    options += " --threshold 0.25 --implementation torch --no-overlay"
+    options += " --threshold 0.25 --implementation torch --no-overlay --no-cache"
+    options += " --correlation qq,window=7 --rcs layers=3,6-9 --sfr rounds=2 --templates short"
     where = ["segment", picture, "--classes", "a", "--out", tmp_path / "out"]
     assert run(*where, *options.split()) == 0
     progress = stand_in.asked.pop("progress")
     assert progress is False
+    assert stand_in.asked.pop("rcs") == RCS(layers=(3, 6, 7, 8, 9))
+    assert stand_in.asked.pop("sfr") == SFR(rounds=2)
     assert stand_in.asked == {
         "model": "ViT-B-16",
         "pretrained": "openai",
         "classes": ["a"],
         "method": "naclip",
         "preset": "paper",
+        "correlation": "qq,window=7",
+        "proxy": None,
+        "templates": "short",
+        "cache": None,
         "device": "cpu",
         "precision": "bf16",
         "window": 336,
@@ -58,6 +67,17 @@ def test_options_reach_the_segmenter(stand_in: StandIn, picture: Path, tmp_path:
         "implementation": "torch",
     }
     assert names_in(tmp_path / "out") == ["cat.json", "cat_labels.png"]
+
+
+def test_the_proxys_knobs_and_the_background(stand_in: StandIn, picture: Path) -> None:
+    where = ["segment", picture, "--json", "--classes", "cat"]
+    assert run(*where, "--method", "proxyclip", "--proxy", "vit_small_patch16_224.dino") == 0
+    assert stand_in.asked["proxy"] == "vit_small_patch16_224.dino"
+    assert stand_in.asked["cache"] is not None
+    assert run(*where, "--proxy", "model=colour,beta=1.1", "--background", "voc21") == 0
+    assert stand_in.asked["proxy"] == ProxyAttention("colour", beta=1.1)
+    assert len(stand_in.asked["classes"]) == 2
+    assert "wall" in stand_in.asked["classes"][0]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +177,7 @@ def test_weights_that_cannot_be_fetched(
     def load(*_: object, **__: object) -> None:
         raise WeightsUnavailable("no network;\nuse a local checkpoint")
 
-    monkeypatch.setattr("resclip.segmenter.load", load)
+    monkeypatch.setattr("resclip.loading.load", load)
     assert run("segment", picture, "--classes", "a", "--json") == 1
     assert one_line(capsys) == "resclip: no network; use a local checkpoint\n"
 
@@ -290,8 +310,8 @@ def test_what_libraries_warn_of_and_log_stays_out_of_the_way(picture: Path) -> N
         "    warnings.warn('noise')\n"
         "    logging.error('noise')\n"
         "    raise WeightsUnavailable('no network')\n"
-        "module = types.ModuleType('resclip.segmenter'); module.load = load\n"
-        "sys.modules['resclip.segmenter'] = module\n"
+        "module = types.ModuleType('resclip.loading'); module.load = load\n"
+        "sys.modules['resclip.loading'] = module\n"
         "from resclip.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     for options, quiet in (([], True), (["-W", "default"], False)):

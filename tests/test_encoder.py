@@ -86,7 +86,7 @@ def test_a_compiled_encoder_is_one_graph(implementation: str, size: tuple[int, i
 
 
 @pytest.mark.parametrize("modules", MODULES)
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [name for name in BASES if name != "proxyclip"])
 def test_every_base_with_every_module(base: str, modules: str) -> None:
     rcs, sfr = MODULES[modules]
     if base == "maskclip" and sfr is not None:
@@ -233,17 +233,9 @@ def test_wrong_inputs_say_what_was_expected(pixels, words, error, message: str) 
         DenseEncoder(small_tower(), sfr=SFR())(pixels, words)
 
 
-@pytest.mark.parametrize(
-    ("visual", "message"),
-    [
-        (lambda: torch.nn.Linear(2, 2), "got Linear: use a model with a plain vision transformer"),
-        (lambda: small_tower(attentional_pool=True), "pools by attention"),
-        (lambda: small_tower(qk_norm=True, block_type="custom"), "whose attention is not CLIP's"),
-    ],
-)
-def test_other_towers_are_refused_with_alternatives(visual, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        DenseEncoder(visual())
+def test_other_models_are_refused_with_alternatives() -> None:
+    with pytest.raises(TypeError, match="got Linear of torch: use a model with .* 'ViT-B-16'"):
+        DenseEncoder(torch.nn.Linear(2, 2))
 
 
 def test_the_recorded_tower_keeps_its_names() -> None:

@@ -8,6 +8,7 @@ from golden import arrays, cases, encoder, tower
 
 from resclip import DenseEncoder, Segmenter, Vocabulary
 from resclip.encoder import similarity
+from resclip.methods import ProxyAttention
 from resclip_kernels import feedback_matrix, semantic_feedback
 from resclip_kernels._launch import watch
 from resclip_kernels._streaming import best_query
@@ -39,6 +40,29 @@ def test_tokens_and_feedback_labels(name: str, implementation: str) -> None:
         assert torch.equal(features.feedback_labels[0], recorded["labels"].long())
 
 
+@pytest.mark.parametrize("implementation", ("torch", "reference", "triton"))
+@pytest.mark.parametrize("name", ("proxyclip_same_grid", "proxyclip_finer_grid"))
+def test_tokens_by_a_proxys_attention(name: str, implementation: str) -> None:
+    recorded = arrays(name)
+    device = kernel_device() if implementation == "triton" else torch.device("cpu")
+    dense = DenseEncoder(
+        tower().to(device),
+        base="proxyclip",
+        proxy=lambda _: recorded["features"][None].to(device),
+        proxy_attention=ProxyAttention(
+            beta=recorded["beta"].item(), gamma=recorded["gamma"].item()
+        ),
+        implementation=implementation,
+    )
+    features = dense(recorded["image"][None].to(device))
+    assert features.cls is None
+    assert features.patches.shape[1:3] == recorded["features"].shape[1:]
+    tokens = features.patches[0].flatten(0, 1).cpu()
+    worst = (tokens - recorded["tokens"]).abs().max() / recorded["tokens"].abs().max()
+    assert relative_error(tokens, recorded["tokens"]) <= 1e-5
+    assert worst <= 1e-5
+
+
 @pytest.mark.parametrize("name", ("naclip_rcs", "naclip_sfr"))
 def test_tokens_by_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the recorded labels on: interpreted, the refinement alone takes minutes, and has tests of its own."""
@@ -49,7 +73,7 @@ def test_tokens_by_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     if case["sfr"]:
         text = recorded["text"].to(device)
         labels = recorded["labels"].long()[None].to(device)
-        monkeypatch.setattr(kernels, "first_segmentation", lambda *_: labels)
+        monkeypatch.setattr(kernels, "segment_patches", lambda *_: labels)
     with watch() as watcher:
         features = kernels(recorded["image"][None].to(device), text)
     assert watcher.names().count("residual_attention_kernel") == (2 if case["sfr"] else 1)

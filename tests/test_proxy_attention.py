@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from golden import arrays, tower
 
-from resclip.backbone import VisionTower
 from resclip_kernels._launch import Target, watch
 from resclip_kernels.proxy_attention import dispatch, portable, proxy_attention, reference
 from resclip_kernels.testing import check_budget, kernel_device, nan_padded
@@ -313,24 +312,25 @@ def test_launches_need_no_values_and_no_map(target: Target, dtype: torch.dtype) 
 @pytest.mark.parametrize("name", ("proxyclip_same_grid", "proxyclip_finer_grid"))
 def test_recorded_tokens(name: str, implementation: str) -> None:
     recorded = arrays(name)
-    model = VisionTower(tower())
-    features = recorded["features"]
+    visual, given = tower(), []
+    final = visual.transformer.resblocks[-1]
+    final.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
     with torch.no_grad():
-        pixels = recorded["image"][None]
-        tokens = model.embed(pixels)
-        for block in model.blocks[:-1]:
-            attended = F.scaled_dot_product_attention(*model.project_qkv(block, tokens))
-            tokens = model.feed_forward(block, tokens + model.project_out(block, attended))
-        value = model.project_qkv(model.blocks[-1], tokens)[2][:, :, 1:]
+        visual(recorded["image"][None])
+        projected = F.linear(
+            final.ln_1(given[0][:, 1:]), final.attn.in_proj_weight, final.attn.in_proj_bias
+        )
+        value = projected.unflatten(2, (3, 2, -1))[:, :, 2].transpose(1, 2)  # [B, A, h * w, d]
         attended = proxy_attention(
-            features[None].to(DEVICE),
+            recorded["features"][None].to(DEVICE),
             value.to(DEVICE),
-            grid=model.grid(*pixels.shape[2:]),
+            grid=(14, 14),
             beta=recorded["beta"].item(),
             gamma=recorded["gamma"].item(),
             implementation=implementation,
         ).cpu()
-        tokens = model.head(model.project_out(model.blocks[-1], attended))[0]
+        tokens = final.attn.out_proj(attended.transpose(1, 2).flatten(2))
+        tokens = (visual.ln_post(tokens) @ visual.proj)[0]
     error = tokens - recorded["tokens"]
     assert error.norm() <= 1e-5 * recorded["tokens"].norm()
     assert error.abs().max() <= 1e-5 * recorded["tokens"].abs().max()

@@ -9,6 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from made_up import figures
+
+from resclip.builtin.evaluate import row_names
+from resclip.evaluation.record import Evaluation
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,18 +61,49 @@ def test_figures_say_what_was_reached(report: ModuleType) -> None:
     assert "20.0 × (20.00 s against 1.00 s)" in report.figure_table(run())
 
 
-def test_method_table_names_the_weakest_class(report: ModuleType) -> None:
-    results = {
-        "classes": ["sky", "tree", "car"],
-        "methods": {"clip": {"miou": 30.0, "iou": [50.0, None, 10.0]}},
-        "size": 224,
-        "window": 112,
-        "scenes": 200,
-        "set": "held-out",
-    }
-    table = report.method_table(results)
-    assert "| clip | 30.0 | car 10.0 | sky 50.0 |" in table
-    assert "200 held-out scenes of 224 × 224, windows of 112" in table
+def test_method_table_has_a_row_a_base_with_its_best_in_bold(report: ModuleType) -> None:
+    made_up = figures(
+        clip=30.0,
+        clip_rcs=31.04,
+        clip_sfr=31.01,
+        clip_rcs_sfr=29.0,
+        maskclip=77.0,
+        maskclip_rcs=76.9,
+    )
+    lines = report.method_table(made_up).splitlines()
+    assert lines[0] == "| base | none | RCS | SFR | RCS + SFR | weakest class of the best |"
+    assert lines[2] == "| clip | 30.0 | **31.0** | **31.0** | 29.0 | car 21.0 |"
+    assert lines[3] == "| maskclip | **77.0** | 76.9 | – | – | car 67.0 |"
+    assert lines[-1] == (
+        "mIoU in per cent: 200 scenes, windows of 112 every 56 pixels; "
+        "cpu, float32, resclip 0.1, torch 2.9."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reached"),
+    [
+        ({}, [True, True, True]),
+        ({"maskclip": 80.5}, [False, True, True]),
+        (
+            {"clip": 20.0, "maskclip": 26.0, "naclip": 27.0, "naclip_rcs_sfr": 28.0},
+            [True, False, False],
+        ),
+    ],
+)
+def test_methods_must_come_in_the_papers_order(
+    report: ModuleType, changes: dict[str, float], reached: list[bool]
+) -> None:
+    made_up = figures(
+        **{"clip": 34.0, "maskclip": 77.0, "naclip": 80.0, "naclip_rcs_sfr": 81.0, **changes}
+    )
+    assert [row.reached for row in report.method_figures(made_up)] == reached
+
+
+def test_the_stored_figures_of_the_methods_are_whole_and_in_order(report: ModuleType) -> None:
+    stored = Evaluation.read(ROOT / "benchmarks/results/builtin.json")
+    assert list(stored.rows) == row_names()
+    assert all(row.reached for row in report.method_figures(stored))
 
 
 def test_gpu_figures_are_those_of_the_stored_runs(report: ModuleType, tmp_path: Path) -> None:

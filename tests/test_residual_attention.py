@@ -206,7 +206,7 @@ def test_prior_is_the_papers_gaussian() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"correlation": "vv"}, ValueError, "'qk', 'qq', 'kk', 'qq\\+kk', 'identity'; got 'vv'"),
+        ({"correlation": "vv"}, ValueError, "'qk', 'qq', 'kk', 'qq\\+kk', .*'identity'; got 'vv'"),
         ({"grid": (5, 6)}, ValueError, "5 × 6 patches has 31 tokens with .CLS.; query has 36"),
         ({"correlation": "identity", "neighbourhood_std": 5.0}, ValueError, "has no score"),
         ({"neighbourhood_std": 0.0}, ValueError, "above 0; got 0.0"),

@@ -15,7 +15,8 @@ from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
 from resclip.errors import UnknownWordsWarning
-from resclip.segmenter import choose_device, choose_precision, normalise
+from resclip.loading import choose_device, choose_precision
+from resclip.segmenter import normalise
 
 CLASSES = ["cat, kitten", "dog", "grass"]
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from toys import toy_clip, toy_tokenizer
 
 from resclip import Vocabulary
-from resclip.backbone import imagenet_templates
+from resclip.class_names import background_names, dataset_classes
+from resclip.templates import find_templates
+from resclip.text_cache import PROBES, TextCache
 
 TEMPLATES = ("a photo of a {}.", "{}")
 
@@ -16,6 +22,35 @@ def make(classes: list[str], **arguments) -> Vocabulary:
     return Vocabulary.from_names(
         classes, toy_clip(), toy_tokenizer, **{"templates": TEMPLATES, **arguments}
     )
+
+
+class Table(torch.nn.Module):
+    """A text tower that is one line: token t is the unit vector at the angle t · π / 20,000."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        angle = tokens.float() * (torch.pi / 20_000)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Counter:
+    """The toy's tokenizer, keeping the prompts that it was given, but for a fingerprint's probes."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    def __call__(self, prompts: list[str]) -> torch.Tensor:
+        if prompts != list(PROBES):
+            self.prompts += prompts
+        return toy_tokenizer(prompts)
+
+    def make(self, classes: Sequence[str], **arguments: Any) -> Vocabulary:
+        return Vocabulary.from_names(
+            classes, toy_clip(), self, **{"templates": "name", **arguments}
+        )
 
 
 def test_synonyms_are_queries_of_one_class() -> None:
@@ -37,11 +72,115 @@ def test_an_embedding_is_the_unit_mean_of_unit_prompts() -> None:
     assert torch.allclose(make(["cat", "dog"]).embeddings[1], expected, atol=1e-5)
 
 
-def test_batches_of_prompts_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"thing number {number}" for number in range(9)]
-    whole = make(names).embeddings
-    monkeypatch.setattr("resclip.vocabulary.PROMPTS_PER_BATCH", 4)
-    assert torch.allclose(make(names).embeddings, whole, atol=1e-5)
+def test_a_name_may_differ_from_the_queries() -> None:
+    vocabulary = make(["background: sky, wall", "cat"])
+    assert vocabulary.names == ("background", "cat")
+    assert vocabulary.query_to_class.tolist() == [0, 0, 1]
+    assert torch.equal(vocabulary.embeddings, make(["sky", "wall", "cat"]).embeddings)
+
+
+def test_a_data_sets_classes() -> None:
+    asked: list[str] = []
+
+    def tokenizer(prompts: list[str]) -> torch.Tensor:
+        asked.extend(prompts)
+        return torch.zeros(len(prompts), 1)
+
+    vocabulary = Vocabulary.from_names(
+        dataset_classes("voc21"), Table(), tokenizer, templates="name"
+    )
+    assert len(vocabulary) == 21
+    assert vocabulary.names[:2] == ("background", "aeroplane")
+    backgrounds = background_names("voc21")
+    assert asked[: len(backgrounds)] == backgrounds
+    assert "background" not in asked
+    assert vocabulary.query_to_class[len(backgrounds)] == 1
+
+
+def test_many_templates_run_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make(["cat", "dog"], templates="short").embeddings
+    monkeypatch.setattr("resclip.vocabulary.PROMPTS_PER_CALL", 3)  # 7 templates: 3, 3 and 1.
+    assert torch.allclose(make(["cat", "dog"], templates="short").embeddings, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("templates", ["name", "plain", "short"])
+def test_an_embedding_does_not_depend_on_the_other_names(templates: str) -> None:
+    """Bit for bit, with the built-in model: most rows differ where its text tower runs 5 single prompts at once."""
+    from resclip.builtin import load_builtin
+    from resclip.builtin.scenes import CLASS_NAMES
+
+    model, tokenizer, _, _ = load_builtin()
+
+    def embeddings(names: Sequence[str]) -> torch.Tensor:
+        return Vocabulary.from_names(names, model, tokenizer, templates=templates).embeddings
+
+    together = embeddings(CLASS_NAMES)
+    assert torch.equal(embeddings(CLASS_NAMES[::-1]).flip(0), together)
+    for number in range(0, len(CLASS_NAMES), 5):
+        assert torch.equal(embeddings(CLASS_NAMES[number : number + 1])[0], together[number])
+
+
+def test_a_cached_embedding_is_the_fresh_one_bit_for_bit(tmp_path: Path) -> None:
+    cache = TextCache(tmp_path)
+    fresh = make(["cat, kitten", "dog", "{}", "猫"])
+    make(["dog"], cache=cache)  # One of them beforehand, by itself.
+    for _ in range(2):
+        cached = make(["cat, kitten", "dog", "{}", "猫"], cache=cache)
+        assert torch.equal(cached.embeddings, fresh.embeddings)
+        assert cached.embeddings.dtype == torch.float32
+        assert cached.names == fresh.names
+        assert torch.equal(cached.query_to_class, fresh.query_to_class)
+
+
+def test_only_new_names_are_encoded(tmp_path: Path) -> None:
+    counter, cache = Counter(), TextCache(tmp_path)
+    counter.make(["cat", "wall, bed", "bed"], cache=cache)
+    assert counter.prompts == ["cat", "wall", "bed"]  # A query of two classes is encoded once.
+    counter.make(["dog", "feline: cat", "bed"], cache=cache)
+    assert counter.prompts[3:] == ["dog"]
+    counter.make(["cat"], templates="plain", cache=cache)
+    assert counter.prompts[4:] == ["a photo of a cat."]
+    counter.make(["cat", "dog"])
+    assert counter.prompts[5:] == ["cat", "dog"]
+
+
+def test_a_damaged_cache_file_is_encoded_again(tmp_path: Path) -> None:
+    counter, cache = Counter(), TextCache(tmp_path)
+    fresh = counter.make(["cat", "dog"], cache=cache)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert torch.equal(counter.make(["cat", "dog"], cache=cache).embeddings, fresh.embeddings)
+    assert counter.prompts == ["cat", "dog"] * 2
+    counter.make(["cat", "dog"], cache=cache)
+    assert len(counter.prompts) == 4
+
+
+def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
+    class Interrupted(Counter):
+        def __call__(self, prompts: list[str]) -> torch.Tensor:
+            if prompts == ["bird"]:
+                raise KeyboardInterrupt
+            return super().__call__(prompts)
+
+    cache = TextCache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted().make(["cat", "dog", "bird"], cache=cache)
+    counter = Counter()
+    counter.make(["cat", "dog", "bird"], cache=cache)
+    assert counter.prompts == ["bird"]
+
+
+def test_ten_thousand_names() -> None:
+    """Each a row of its own, in order."""
+
+    def tokenizer(prompts: list[str]) -> torch.Tensor:
+        return torch.tensor([[int(prompt.split()[1])] for prompt in prompts])
+
+    names = [f"name {number}" for number in range(10_000)]
+    vocabulary = Vocabulary.from_names(names, Table(), tokenizer, templates="name")
+    assert vocabulary.names == tuple(names)
+    angles = torch.atan2(vocabulary.embeddings[:, 1], vocabulary.embeddings[:, 0])
+    assert (angles * 20_000 / torch.pi).round().tolist() == list(range(10_000))
 
 
 def test_names_may_hold_braces_and_any_script() -> None:
@@ -50,11 +189,13 @@ def test_names_may_hold_braces_and_any_script() -> None:
     assert torch.isfinite(vocabulary.embeddings).all()
 
 
-def test_default_templates_are_clips_eighty() -> None:
-    templates = imagenet_templates()
-    assert len(templates) == 80
-    assert all("{}" in template for template in templates)
-    assert make(["cat"], templates=None).embeddings.shape == (1, 32)
+def test_templates_by_name_are_those_of_the_set() -> None:
+    for name in ("imagenet", "plain"):
+        by_name = make(["cat"], templates=name).embeddings
+        assert torch.equal(by_name, make(["cat"], templates=find_templates(name)).embeddings)
+    assert torch.equal(
+        make(["cat"], templates=None).embeddings, make(["cat"], templates="imagenet").embeddings
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,6 +206,8 @@ def test_default_templates_are_clips_eighty() -> None:
         (["cat", ""], {}, "expected a class name"),
         (["cat"], {"templates": ["a photo"]}, "'a photo' has no '{}'"),
         (["cat"], {"templates": []}, "at least one"),
+        (["cat"], {"templates": "imagnet"}, "unknown templates 'imagnet'; use one of: imagenet"),
+        (["cat", "background:"], {}, "class 2: expected names after the colon"),
     ],
 )
 def test_wrong_names_are_named(classes, arguments, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resclip.windows import Window, check_window, plan_windows, stitch, window_starts
+from resclip.windows import Window, check_window, pad, padding, plan_windows, stitch, window_starts
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,29 @@ def test_the_order_of_windows_does_not_matter(seed: int) -> None:
 def test_windows_that_cannot_work(window, stride, error, message: str) -> None:
     with pytest.raises(error, match=message):
         check_window(window, stride, (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "around"),
+    [
+        ((336, 448), 56, (0, 0, 0, 0)),
+        ((336, 447), 56, (0, 0, 0, 1)),  # An odd pixel goes behind.
+        ((100, 90), 56, (6, 11, 6, 11)),
+        ((100, 90), 0, (0, 0, 0, 0)),
+    ],
+)
+def test_padding_is_even_and_reaches_a_multiple(size, multiple, around) -> None:
+    window = Window(3, 4, *size)
+    assert tuple(padding(window, multiple)) == around
+    padded = pad(torch.ones(2, *size), padding(window, multiple))
+    assert padded.sum() == 2 * size[0] * size[1]
+    assert multiple == 0 or padded.shape[1] % multiple == padded.shape[2] % multiple == 0
+
+
+def test_what_lies_over_the_padding_is_cut_off() -> None:
+    """A grid as fine as the pixels comes back as it was, wherever the padding lies."""
+    planes = torch.randn(3, 10, 13)
+    window = Window(0, 0, 10, 13)
+    around = padding(window, 8)
+    grid = pad(planes, around) + 7.0 * pad(torch.ones(1, 10, 13), around).logical_not()
+    assert torch.equal(stitch([grid], [window], 10, 13, 8), planes)

@@ -1,32 +1,39 @@
 """The proxy attention on a GPU: positions and values laid out once, then one pass over the pairs without a map.
 
-Four kernels: positions in rows with their inverse lengths; ‖Σ X‖² for the mean; values resized, heads side by side;
-and the attention, whose softmax knows its largest entry beforehand (a unit row is most like itself), so that it
-carries a sum and no maximum. Features stay as they came: the inverse lengths multiply the finished products, so
-float16 and bfloat16 features lose nothing by being made unit rows. Knows no head: a column is a column.
+Four kernels, three of which lay out (`triton_layout`). The attention's softmax knows its largest entry beforehand (a
+unit row is most like itself), so that it carries a sum and no maximum. Features stay as they came: the inverse lengths
+multiply the finished products, so float16 and bfloat16 features lose nothing by being made unit rows. Knows no head: a
+column is a column.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from resclip_kernels._bilinear_triton import bilinear
 from resclip_kernels._launch import Options, Target, launch, target_of
-
-SHORTEST = tl.constexpr(1e-12)
-# Stands where the inverse length of a position would, past the last one: no length is negative.
-NO_POSITION = tl.constexpr(-1.0)
-# Features and values are laid out with zeros behind, up to whole tiles: positions to a multiple of `PAD_POSITIONS`,
-# channels to one of `PAD`. The attention then masks nothing on the way in, and a thread's addresses are one pointer and
-# constants: 246 registers against 254 with clamped rows and masks (sm_90, float16).
-PAD_POSITIONS = 128
-PAD = 64
+from resclip_kernels.proxy_attention.terms import FeedbackTerm
+from resclip_kernels.proxy_attention.triton_layout import (
+    lay_out_positions,
+    resize_values,
+    squared_sums,
+)
+from resclip_kernels.semantic_feedback.triton import feedback_arguments, tile_constant
+from resclip_kernels.semantic_feedback.triton_tiles import (
+    finished_tile,
+    first_entries,
+    label_rows,
+    patch_positions,
+    row_scales,
+    smoothed_tile,
+    smoothing_taps,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Blocks:
 
 
 def attention_blocks(
-    value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target
+    value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target, feedback: bool
 ) -> Blocks:
     """Tiles by dtype and target, counted in registers: none of these spills for C and A·d up to 1,280.
 
@@ -53,6 +60,8 @@ def attention_blocks(
     accumulate out of shared memory; where operands pass through registers, 32 fit (234). Three TF32 products hold six
     operand tiles: a third of the columns.
     """
+    if feedback:
+        return feedback_blocks(value_dtype, feature_dtype)
     from_shared_memory = target.backend != "cuda" or target.architecture in (90, 100, 103)
     if torch.float32 in (value_dtype, feature_dtype):
         if from_shared_memory:
@@ -63,8 +72,25 @@ def attention_blocks(
     return Blocks(64, keys, 64, 128, 3, Options(num_warps=8, num_stages=3))
 
 
+def feedback_blocks(value_dtype: torch.dtype, feature_dtype: torch.dtype) -> Blocks:
+    """Tiles where a program forms Ŝ's too, the same on every target: none spills there for C and A·d up to 1,280.
+
+    32 keys a step, which is what the smoothing's products are made of; the accumulators stay three (253 registers on
+    sm_90, 252 on sm_80, 230 on gfx942), since Ŝ's tile is formed again for each further group of columns. In float32
+    32 rows (250, 254, 238): 64 spill 88 to 320 bytes.
+    """
+    if torch.float32 in (value_dtype, feature_dtype):
+        return Blocks(32, 32, 32, 128, 1, Options(num_warps=8, num_stages=1))
+    return Blocks(64, 32, 64, 128, 3, Options(num_warps=8, num_stages=3))
+
+
 def proxy_attention(
-    features: Tensor, value: Tensor, grid: tuple[int, int], beta: float, gamma: float
+    features: Tensor,
+    value: Tensor,
+    grid: tuple[int, int],
+    beta: float,
+    gamma: float,
+    feedback: FeedbackTerm | None = None,
 ) -> Tensor:
     """The formula of `resclip_kernels.proxy_attention`; no map, O(B·n·(C + A·d)) of memory beside the arguments."""
     batch, heads, _, head_width = value.shape
@@ -73,12 +99,13 @@ def proxy_attention(
     sum_squares = squared_sums(rows, inverse_length, positions)
     output = value.new_empty((batch, heads, positions, head_width))
     target = target_of(features)
-    blocks = attention_blocks(value.dtype, features.dtype, target)
+    blocks = attention_blocks(value.dtype, features.dtype, target, feedback is not None)
     groups = triton.cdiv(triton.cdiv(columns, blocks.columns), blocks.tiles)
     tiles = triton.cdiv(triton.cdiv(columns, blocks.columns), groups)
     values = resize_values(
         value, grid, (features.shape[2], features.shape[3]), groups * tiles * blocks.columns
     )
+    arguments, constants = term_arguments(feedback, gamma, features)
     launch(
         proxy_attention_kernel,
         batch * triton.cdiv(positions, blocks.rows) * groups,
@@ -94,9 +121,10 @@ def proxy_attention(
             "columns": columns,
             "head_width": head_width,
             "threshold_scale": beta / positions**2,
-            "sharpness": gamma / math.log(2.0),
+            **arguments,
         },
         {
+            **constants,
             "CHANNELS": rows.shape[2],
             "VALUE_COLUMNS": values.shape[2],
             "TILES": tiles,
@@ -114,224 +142,30 @@ def proxy_attention(
     return output
 
 
-def lay_out_positions(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, H_v, W_v) → the same numbers as (B, padded n, padded C), and 1 / length as (B, padded n) float32."""
-    batch, channels, height, width = features.shape
-    positions = height * width
-    padded = round_up(positions, PAD_POSITIONS)
-    rows = features.new_empty((batch, padded, round_up(channels, PAD)))
-    inverse_length = torch.empty((batch, padded), dtype=torch.float32, device=features.device)
-    # 32 positions a program: 64 bytes of float16 a channel, two whole sectors, and programs enough for one image.
-    block = 32
-    launch(
-        proxy_positions_kernel,
-        batch * (padded // block),
-        {
-            "features": features,
-            "rows": rows,
-            "inverse_length": inverse_length,
-            "image_stride": features.stride(0),
-            "channel_stride": features.stride(1),
-            "vertical_stride": features.stride(2),
-            "horizontal_stride": features.stride(3),
-            "channels": channels,
-            "padded_channels": rows.shape[2],
-            "width": width,
-            "positions": positions,
-            "padded_positions": padded,
-        },
-        {"BLOCK_N": block, "BLOCK_C": PAD},
-        Options(num_warps=4, num_stages=2),
-        on=features,
-    )
-    return rows, inverse_length
-
-
-def round_up(size: int, multiple: int) -> int:
-    """The next multiple of `multiple`."""
-    return -(-size // multiple) * multiple
-
-
-def squared_sums(rows: Tensor, inverse_length: Tensor, positions: int) -> Tensor:
-    """‖Σ X‖² of each image, in parts: (B, padded C / 64) float32."""
-    batch, padded, channels = rows.shape
-    sum_squares = torch.empty((batch, channels // PAD), dtype=torch.float32, device=rows.device)
-    launch(
-        proxy_mean_kernel,
-        sum_squares.numel(),
-        {
-            "rows": rows,
-            "inverse_length": inverse_length,
-            "sum_squares": sum_squares,
-            "positions": positions,
-            "padded_positions": padded,
-            "channels": channels,
-        },
-        {"BLOCK_N": 64, "BLOCK_C": PAD},
-        Options(num_warps=4, num_stages=2),
-        on=rows,
-    )
-    return sum_squares
-
-
-def resize_values(
-    value: Tensor, grid: tuple[int, int], size: tuple[int, int], padded_columns: int
-) -> Tensor:
-    """(B, A, h·w, d) → (B, padded n, padded A·d): every position's values, heads side by side."""
-    batch, heads, _, head_width = value.shape
-    positions, columns = size[0] * size[1], heads * head_width
-    padded = round_up(positions, PAD_POSITIONS)
-    values = value.new_empty((batch, padded, padded_columns))
-    block = 32
-    launch(
-        proxy_values_kernel,
-        batch * (padded // block) * (padded_columns // PAD),
-        {
-            "value": value,
-            "values": values,
-            "image_stride": value.stride(0),
-            "head_stride": value.stride(1),
-            "token_stride": value.stride(2),
-            "column_stride": value.stride(3),
-            "height": grid[0],
-            "width": grid[1],
-            "new_width": size[1],
-            "positions": positions,
-            "padded_positions": padded,
-            "columns": columns,
-            "padded_columns": padded_columns,
-            "head_width": head_width,
-            "vertical_scale": grid[0] / size[0],
-            "horizontal_scale": grid[1] / size[1],
-        },
-        {"RESIZE": tuple(grid) != tuple(size), "BLOCK_N": block, "BLOCK_D": PAD},
-        Options(num_warps=4, num_stages=1),
-        on=value,
-    )
-    return values
-
-
-@triton.jit
-def proxy_positions_kernel(
-    features,
-    rows,
-    inverse_length,
-    image_stride,
-    channel_stride,
-    vertical_stride,
-    horizontal_stride,
-    channels,
-    padded_channels,
-    width,
-    positions,
-    padded_positions,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Channels-first features in rows of one position each, and the inverse length of each."""
-    blocks = padded_positions // BLOCK_N
-    program = tl.program_id(0)
-    image = (program // blocks).to(tl.int64)
-    position = (program % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = position < positions
-    y, x = (position // width).to(tl.int64), (position % width).to(tl.int64)
-    source = features + image * image_stride + y * vertical_stride + x * horizontal_stride
-    row = image * padded_positions + position  # [BLOCK_N]
-    squares = tl.zeros([BLOCK_N], tl.float32)
-    for first in range(0, padded_channels, BLOCK_C):
-        channel = first + tl.arange(0, BLOCK_C)
-        tile = tl.load(
-            source[:, None] + channel.to(tl.int64)[None, :] * channel_stride,
-            mask=inside[:, None] & (channel < channels)[None, :],
-            other=0.0,
-        )  # [BLOCK_N, BLOCK_C]
-        wide = tile.to(tl.float32)
-        squares += tl.sum(wide * wide, axis=1)
-        tl.store(rows + row[:, None] * padded_channels + channel[None, :], tile)
-    length = tl.sqrt_rn(squares)
-    short = length < SHORTEST
-    inverse = tl.where(short, 0.0, tl.div_rn(1.0, tl.where(short, 1.0, length)))
-    tl.store(inverse_length + row, tl.where(inside, inverse, NO_POSITION))
-
-
-@triton.jit
-def proxy_mean_kernel(
-    rows,
-    inverse_length,
-    sum_squares,
-    positions,
-    padded_positions,
-    channels,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Σ over some channels of (Σ over positions of X)²."""
-    blocks = channels // BLOCK_C
-    program = tl.program_id(0)
-    image = (program // blocks).to(tl.int64)
-    channel = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
-    for first in range(0, positions, BLOCK_N):
-        row = image * padded_positions + first + tl.arange(0, BLOCK_N)
-        # Past the last position stand zeros to be multiplied.
-        inverse = tl.load(inverse_length + row)
-        tile = tl.load(rows + row[:, None] * channels + channel[None, :])  # [BLOCK_N, BLOCK_C]
-        total += tile.to(tl.float32) * inverse[:, None]
-    summed = tl.sum(total, axis=0)
-    tl.store(sum_squares + program, tl.sum(summed * summed, axis=0))
-
-
-@triton.jit
-def proxy_values_kernel(
-    value,
-    values,
-    image_stride,
-    head_stride,
-    token_stride,
-    column_stride,
-    height,
-    width,
-    new_width,
-    positions,
-    padded_positions,
-    columns,
-    padded_columns,
-    head_width,
-    vertical_scale,
-    horizontal_scale,
-    RESIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Values on the features' grid, heads side by side."""
-    position_blocks, column_blocks = padded_positions // BLOCK_N, padded_columns // BLOCK_D
-    program = tl.program_id(0)
-    column = (program % column_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    block = program // column_blocks
-    image = (block // position_blocks).to(tl.int64)
-    position = (block % position_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = position < positions
-    mask = inside[:, None] & (column < columns)[None, :]
-    head, within = (column // head_width).to(tl.int64), (column % head_width).to(tl.int64)
-    source = value + image * image_stride + (head * head_stride + within * column_stride)[None, :]
-    if RESIZE:
-        top, bottom, down = bilinear(position // new_width, vertical_scale, height)
-        left, right, across = bilinear(position % new_width, horizontal_scale, width)
-        tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-        for corner in tl.static_range(4):
-            y, along_y = (bottom, down) if corner >= 2 else (top, 1.0 - down)
-            x, along_x = (right, across) if corner % 2 == 1 else (left, 1.0 - across)
-            token = (y * width + x).to(tl.int64) * token_stride
-            corner_tile = tl.load(source + token[:, None], mask=mask, other=0.0).to(tl.float32)
-            tile += corner_tile * (along_y * along_x)[:, None]  # [BLOCK_N, BLOCK_D]
+def term_arguments(
+    feedback: FeedbackTerm | None, gamma: float, features: Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arguments, constants) of the score's scale and of the feedback; exponents are in base 2."""
+    if feedback is None:
+        arguments: dict[str, Any] = dict.fromkeys(("labels", "far", "row_sums", "maximum"))
+        arguments |= {"far_stride": 0, "grid_width": 1.0, "inverse_width": 1.0, "decay": 0.0}
+        arguments |= {"reach": 0, "spread": 0.0, "peak": 1.0}
+        constants: dict[str, Any] = {"HAS_FAR": False, "NORMALISE": False, "MARGIN": 0}
+        weight, temperature = 0.0, 1.0
     else:
-        token = position.to(tl.int64) * token_stride
-        tile = tl.load(source + token[:, None], mask=mask, other=0.0)
-    row = image * padded_positions + position
-    tl.store(
-        values + row[:, None] * padded_columns + column[None, :],
-        tile.to(values.dtype.element_ty),
-    )
+        arguments, constants = feedback_arguments(feedback.state)
+        weight, temperature = feedback.weight, feedback.temperature
+    arguments |= {
+        "sharpness": temperature * (1.0 - weight) * gamma / math.log(2.0),
+        "score_weight": (1.0 - weight) * gamma,
+        "feedback_weight": weight,
+        "feedback_sharpness": temperature / math.log(2.0),
+    }
+    constants |= {
+        "HAS_FEEDBACK": feedback is not None,
+        "TILE_DTYPE": tile_constant(features.dtype),
+    }
+    return arguments, constants
 
 
 @triton.jit
@@ -341,6 +175,11 @@ def proxy_attention_kernel(
     sum_squares,
     values,
     output,
+    labels,
+    far,
+    row_sums,
+    maximum,
+    far_stride,
     positions,
     padded_positions,
     channels,
@@ -348,6 +187,20 @@ def proxy_attention_kernel(
     head_width,
     threshold_scale,
     sharpness,
+    score_weight,
+    feedback_weight,
+    feedback_sharpness,
+    grid_width,
+    inverse_width,
+    decay,
+    reach,
+    spread,
+    peak,
+    HAS_FEEDBACK: tl.constexpr,
+    HAS_FAR: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    MARGIN: tl.constexpr,
+    TILE_DTYPE: tl.constexpr,
     CHANNELS: tl.constexpr,
     VALUE_COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
@@ -359,7 +212,7 @@ def proxy_attention_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """softmax(A where A ≥ 0) · v for some rows and columns of one image."""
+    """softmax(S' where S' ≥ 0) · v for some rows and columns of one image."""
     groups: tl.constexpr = VALUE_COLUMNS // (TILES * BLOCK_D)
     row_blocks = tl.cdiv(positions, BLOCK_M)
     program = tl.program_id(0)
@@ -384,6 +237,28 @@ def proxy_attention_kernel(
     own_rows = rows + tl.cast(first_row, tl.int64) * CHANNELS
     left = own_rows + row[:, None] * CHANNELS + channel[None, :]  # [BLOCK_M, BLOCK_C]
 
+    position = first_row + row
+    row_label = position
+    row_far = far
+    row_y, row_x = patch_positions(position, grid_width, inverse_width)
+    row_scale = row_inverse
+    taps = ()
+    carried = ()
+    if HAS_FEEDBACK:
+        inside = position < positions
+        labels += image * positions
+        row_label, row_far = label_rows(
+            labels, far, far_stride, image, position, inside, positions, HAS_FAR
+        )
+        row_scale = row_scales(
+            row_sums + image * positions, maximum, position, inside, image, NORMALISE
+        )
+        taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)
+        carried = first_entries(
+            labels, row_far, row_label, row_y, row_x, 0, positions, grid_width, inverse_width, decay, HAS_FAR, MARGIN,
+            TILE_DTYPE
+        )  # fmt: skip
+
     mass = tl.zeros([BLOCK_M], tl.float32)
     sums = ()
     for _ in tl.static_range(TILES):
@@ -406,8 +281,23 @@ def proxy_attention_kernel(
         score = tl.where(score > 1.0, 1.0, score)  # Rounding aside none is; a NaN stays.
         itself = (first_row + row)[:, None] == (first + key)[None, :]
         score = tl.where(itself, largest[:, None], score)  # [BLOCK_M, BLOCK_N]
-        dropped = (score < threshold) | (key_inverse < 0.0)[None, :]  # NaN is not dropped.
-        weight = tl.where(dropped, 0.0, tl.exp2((score - largest[:, None]) * sharpness))
+        exponent = (score - largest[:, None]) * sharpness
+        if HAS_FEEDBACK:
+            smooth, carried = smoothed_tile(
+                carried, labels, row_far, row_label, row_y, row_x, taps, first, positions, grid_width, inverse_width,
+                decay, HAS_FAR, MARGIN, BLOCK_N, DOT_PRECISION,
+            )  # fmt: skip
+            bonus = feedback_weight * finished_tile(smooth, row_scale, NORMALISE)
+            if NORMALISE:
+                bonus = bonus.to(tl.float16).to(tl.float32)
+            # No entry of Ŝ is over 1: smoothed, it is a mean of values up to 1 and of the zeros around; normalised, it
+            # is divided by the largest. The bound may be too high by τ_s·λ_s, of which `LARGEST_FEEDBACK` takes care.
+            exponent += (bonus - feedback_weight) * feedback_sharpness
+            below = (score - threshold) * score_weight + bonus < 0.0
+        else:
+            below = score < threshold
+        dropped = below | (key_inverse < 0.0)[None, :]  # NaN is not dropped.
+        weight = tl.where(dropped, 0.0, tl.exp2(exponent))
         mass += tl.sum(weight, axis=1)
         weight = weight.to(values.dtype.element_ty)
         further = ()
@@ -421,7 +311,6 @@ def proxy_attention_kernel(
 
     alone = mass == 0.0
     own_values = values + tl.cast(first_row, tl.int64) * VALUE_COLUMNS
-    position = first_row + row
     output += image * positions * columns
     for tile in tl.static_range(TILES):
         column_here = column + tile * BLOCK_D

@@ -13,7 +13,7 @@ from torch import Tensor
 from resclip_kernels.implementation import Implementation, deferred, resolve
 from resclip_kernels.residual_attention import portable, reference
 from resclip_kernels.residual_attention.terms import Correlation, Terms
-from resclip_kernels.semantic_feedback.state import Connectivity, SemanticFeedback
+from resclip_kernels.semantic_feedback import pieces
 
 IMPLEMENTATIONS = {
     Implementation.TRITON: deferred(
@@ -33,25 +33,36 @@ class Inputs(NamedTuple):
     value: Tensor
     cross_layers: tuple[tuple[Tensor, Tensor], ...]
     cross_layer: Tensor | None
+    projections: tuple[Tensor, ...] = ()
+
+
+def other_tensors(inputs: Inputs) -> list[Tensor | None]:
+    """All but q, k, v."""
+    layers = [tensor for pair in inputs.cross_layers for tensor in pair]
+    return [inputs.cross_layer, *layers, *inputs.projections]
 
 
 def residual_attention(
     inputs: Inputs, terms: Terms, implementation: str
 ) -> tuple[Tensor, Tensor | None]:
     """Validated arguments in, the chosen implementation's (output, A_c·v) out."""
-    layers = [tensor for pair in inputs.cross_layers for tensor in pair]
     function = resolve(
         implementation,
         IMPLEMENTATIONS,
         inputs.query,
         inputs.key,
         inputs.value,
-        inputs.cross_layer,
-        *layers,
+        *other_tensors(inputs),
         limit=kernel_limit(inputs, terms),
     ).function
     result: tuple[Tensor, Tensor | None] = function(
-        inputs.query, inputs.key, inputs.value, terms, inputs.cross_layers, inputs.cross_layer
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        terms,
+        inputs.cross_layers,
+        inputs.cross_layer,
+        inputs.projections,
     )
     return result
 
@@ -61,20 +72,13 @@ def kernel_limit(inputs: Inputs, terms: Terms) -> str | None:
     width = inputs.query.shape[3]
     if width > WIDEST_HEAD:
         return f"the kernel takes heads up to {WIDEST_HEAD} wide; got {width}: use 'torch'"
-    feedback = terms.feedback
-    if feedback is not None and feedback.dense is not None and feedback.far is None:
-        return (
-            "the kernel rebuilds Ŝ from the state's bits and this state has none: "
-            "make it with semantic_feedback(..., implementation='auto')"
-        )
-    return None
+    return pieces.kernel_limit(terms.feedback)
 
 
 def as_operator_call(
     inputs: Inputs, terms: Terms, implementation: str
 ) -> tuple[Tensor, Tensor | None]:
     """The same through `operator`, for a caller that is being compiled."""
-    feedback = terms.feedback
     results = operator(
         inputs.query,
         inputs.key,
@@ -82,14 +86,8 @@ def as_operator_call(
         [query for query, _ in inputs.cross_layers],
         [key for _, key in inputs.cross_layers],
         inputs.cross_layer,
-        None if feedback is None else feedback.labels,
-        None if feedback is None else feedback.far,
-        None if feedback is None else feedback.row_sums,
-        None if feedback is None else feedback.maximum,
-        None if feedback is None else feedback.dense,
-        None if feedback is None else feedback.connectivity,
-        0.0 if feedback is None else feedback.smoothing_std,
-        feedback is not None and feedback.normalise,
+        list(inputs.projections),
+        *pieces.take_apart(terms.feedback),
         list(terms.grid),
         terms.correlation,
         terms.neighbourhood_std,
@@ -97,6 +95,8 @@ def as_operator_call(
         terms.feedback_temperature,
         terms.cross_weight,
         terms.cross_temperature,
+        terms.score_temperature,
+        terms.window,
         implementation,
     )
     return results[0], results[1] if len(results) > 1 else inputs.cross_layer
@@ -110,6 +110,7 @@ def operator(
     cross_queries: list[Tensor],
     cross_keys: list[Tensor],
     cross_layer: Tensor | None,
+    projections: list[Tensor],
     labels: Tensor | None,
     far: Tensor | None,
     row_sums: Tensor | None,
@@ -125,28 +126,29 @@ def operator(
     feedback_temperature: float,
     cross_weight: float,
     cross_temperature: float,
+    score_temperature: float,
+    window: int | None,
     implementation: str,
 ) -> list[Tensor]:
     """[output], and A_c·v where it was computed here."""
-    feedback = None
-    if labels is not None and row_sums is not None and maximum is not None:
-        rule: Connectivity | None = connectivity  # type: ignore[assignment]
-        feedback = SemanticFeedback(
-            labels, rule, smoothing_std, normalise, far, row_sums, maximum, dense
-        )
+    state = pieces.Pieces(
+        labels, far, row_sums, maximum, dense, connectivity, smoothing_std, normalise
+    )
     name: Correlation = correlation  # type: ignore[assignment]
     terms = Terms(
         (grid[0], grid[1]),
         name,
         neighbourhood_std,
-        feedback,
+        pieces.put_together(state),
         feedback_weight,
         feedback_temperature,
         cross_weight,
         cross_temperature,
+        score_temperature,
+        window,
     )
     layers = tuple(zip(cross_queries, cross_keys, strict=True))
-    inputs = Inputs(query, key, value, layers, cross_layer)
+    inputs = Inputs(query, key, value, layers, cross_layer, tuple(projections))
     output, average = residual_attention(inputs, terms, implementation)
     # An operator's results may not be its arguments, and lie as its fake implementation says.
     output = output.clone(memory_format=torch.contiguous_format) if output is value else output

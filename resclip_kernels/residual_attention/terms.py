@@ -11,15 +11,27 @@ from torch import Tensor
 
 from resclip_kernels.semantic_feedback.state import SemanticFeedback
 
-Correlation = Literal["qk", "qq", "kk", "qq+kk", "identity"]
-# Which of (query, key) stand left and right in each score of a correlation; none: the map is the unit matrix.
+Correlation = Literal["qk", "qq", "kk", "qq+kk", "pp", "none", "identity"]
+# Which of (query, key) stand left and right in each score. "pp" correlates the call's projections, "none" has one score
+# of zeros, and with "identity" the map is the unit matrix.
 SCORES: dict[str, tuple[tuple[int, int], ...]] = {
     "qk": ((0, 1),),
     "qq": ((0, 0),),
     "kk": ((1, 1),),
     "qq+kk": ((0, 0), (1, 1)),
+    "pp": (),
+    "none": (),
     "identity": (),
 }
+
+
+def score_operands(
+    correlation: Correlation, query: Tensor, key: Tensor, projections: tuple[Tensor, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """(x, y) of every score x yᵀ of a correlation; empty for "none" and "identity"."""
+    if correlation == "pp":
+        return [(projection, projection) for projection in projections]
+    return [((query, key)[left], (query, key)[right]) for left, right in SCORES[correlation]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,19 @@ class Terms:
     feedback_temperature: float
     cross_weight: float
     cross_temperature: float
+    score_temperature: float = 1.0
+    window: int | None = None
+
+    def cls_tokens(self, tokens: int) -> int:
+        """1 where a sequence of this length begins with [CLS], 0 where it holds patches alone."""
+        return tokens - math.prod(self.grid)
+
+    @property
+    def reach(self) -> int:
+        """Chebyshev distance in patches as far as which a patch sees: (`window` − 1)/2."""
+        if self.window is None:
+            raise ValueError("these terms have no window")
+        return (self.window - 1) // 2
 
     def neighbourhood(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """ω's factors along y and x, (h, h) and (w, w): the Gaussian of two axes is the product of both."""
@@ -49,11 +74,11 @@ class Terms:
 
     @property
     def score_scale(self) -> float:
-        """What S is multiplied by beside 1/√d: τ_s·(1 − λ_s) with feedback, else 1."""
+        """What S is multiplied by: τ_s·(1 − λ_s) with feedback, else 1."""
         if self.feedback is None:
             return 1.0
         return self.feedback_temperature * (1.0 - self.feedback_weight)
 
     def scale(self, width: int) -> float:
         """The whole factor of x yᵀ for heads of `width`."""
-        return self.score_scale / math.sqrt(width)
+        return self.score_scale / (math.sqrt(width) * self.score_temperature)

@@ -2,13 +2,14 @@
 
 A program owns a block of rows of some heads of one image. It averages the middle blocks' attention head by head, then
 walks over the patches once for all of its heads: Ŝ's tile and the prior's are the same for every head, so they are
-formed once a tile and not once a head. [CLS] starts every softmax as its first column; the tiles are of patches only.
+formed once a tile and not once a head. [CLS] starts every softmax as its first column; the tiles are of patches only,
+and begin CLS_TOKENS tokens (0 or 1) into the keys.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resclip_kernels._launch import Options, Target, launch, target_of
-from resclip_kernels.residual_attention.terms import SCORES, Terms
+from resclip_kernels._launch import Options, launch, target_of
+from resclip_kernels.residual_attention.launch_shapes import choose_blocks, parts_of
+from resclip_kernels.residual_attention.terms import Terms, score_operands
 from resclip_kernels.residual_attention.triton_tiles import (
     begin_branch,
     close_branch,
@@ -38,8 +40,6 @@ from resclip_kernels.semantic_feedback.triton_tiles import (
     smoothing_taps,
 )
 
-WIDEST_HEAD = 128
-
 
 @triton.jit
 def average_layers(
@@ -50,6 +50,7 @@ def average_layers(
     offsets,
     row_offsets,
     dense_offsets,
+    row,
     row_used,
     origin,
     below,
@@ -59,6 +60,7 @@ def average_layers(
     stride_head,
     stride_dense,
     cross_scale,
+    CLS_TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -77,19 +79,25 @@ def average_layers(
             query = pick(cross_queries, layer) + origin + place + below
             query = load_tile(query, row_offsets, row_used, True, WIDTH, PARTS)
             key = pick(cross_keys, layer) + origin + place
-            cls_score = score_of_cls(query, key, cross_scale, WIDTH, PARTS)
+            cls_score = score_of_cls(
+                query, key, cross_scale, row, CLS_TOKENS, True, False, WIDTH, PARTS
+            )
             state = begin_branch(cls_score, PARTS)
+            patch_keys = key + CLS_TOKENS * stride_token
+            patch_values = value + place + CLS_TOKENS * stride_token
             for first in tl.range(0, whole, BLOCK_N, disable_licm=True):
                 state = plain_tile(
-                    state, query, key + stride_token, value + place + stride_token, offsets, first, patches,
-                    stride_token, cross_scale, False, BLOCK_N, WIDTH, PARTS, PRECISION,
+                    state, query, patch_keys, patch_values, offsets, first, patches, stride_token, cross_scale, False,
+                    BLOCK_N, WIDTH, PARTS, PRECISION,
                 )  # fmt: skip
             if whole < patches:
                 state = plain_tile(
-                    state, query, key + stride_token, value + place + stride_token, offsets, whole, patches,
-                    stride_token, cross_scale, True, BLOCK_N, WIDTH, PARTS, PRECISION,
+                    state, query, patch_keys, patch_values, offsets, whole, patches, stride_token, cross_scale, True,
+                    BLOCK_N, WIDTH, PARTS, PRECISION,
                 )  # fmt: skip
-            attended = close_branch(state, cls_score, value + place, WIDTH, PARTS)
+            attended = close_branch(
+                state, cls_score, value + place, CLS_TOKENS, False, WIDTH, PARTS
+            )
             # The sum waits in memory, L · d a branch: in registers it would be with every tile of every layer.
             before = load_tile(kept, dense_offsets, row_used & (layer > 0), True, WIDTH, PARTS)
             mean = ()
@@ -130,8 +138,12 @@ def residual_attention_kernel(
     feedback_weight,
     feedback_temperature,
     prior_rate,
+    window_reach,
     cross_weight,
     cross_temperature,
+    CLS_TOKENS: tl.constexpr,
+    HAS_SCORE: tl.constexpr,
+    IS_MEAN: tl.constexpr,
     HAS_FEEDBACK: tl.constexpr,
     HAS_FAR: tl.constexpr,
     NORMALISE: tl.constexpr,
@@ -139,6 +151,7 @@ def residual_attention_kernel(
     TILE_DTYPE: tl.constexpr,
     TILE_PRECISION: tl.constexpr,
     HAS_PRIOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_CROSS: tl.constexpr,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
@@ -155,7 +168,7 @@ def residual_attention_kernel(
     start = (tl.program_id(0) % blocks) * BLOCK_M
     row = start + tl.arange(0, BLOCK_M)
     row_used = row < tokens
-    patches = tokens - 1
+    patches = tokens - CLS_TOKENS
     whole = patches // BLOCK_N * BLOCK_N
     row_offsets = tile_offsets(stride_token, BLOCK_M, PARTS)
     offsets = tile_offsets(stride_token, BLOCK_N, PARTS)
@@ -168,21 +181,26 @@ def residual_attention_kernel(
     if len(cross_queries) > 0:
         average_layers(
             cross_queries, cross_keys, value + origin, cross_layer + dense, offsets, row_offsets, dense_offsets,
-            row_used, origin, below, whole, patches, stride_token, stride_head, tokens * WIDTH, cross_scale,
-            HEADS, BLOCK_N, WIDTH, PARTS, PRECISION,
+            row, row_used, origin, below, whole, patches, stride_token, stride_head, tokens * WIDTH, cross_scale,
+            CLS_TOKENS, HEADS, BLOCK_N, WIDTH, PARTS, PRECISION,
         )  # fmt: skip
 
-    row_patch = tl.maximum(row - 1, 0)
+    row_patch = tl.maximum(row - CLS_TOKENS, 0)
     row_y, row_x = patch_positions(row_patch, grid_width, inverse_width)
-    # [CLS]'s row has neither prior nor feedback: it is far from everything and of no class.
-    row_y = tl.where(row > 0, row_y, 1e18)
+    row_reach = row_y
+    if CLS_TOKENS:
+        # [CLS]'s row has neither prior nor feedback: it is far from everything and of no class.
+        row_y = tl.where(row > 0, row_y, 1e18)
+    if HAS_WINDOW:
+        # All the same [CLS]'s row sees as far as that.
+        row_reach = tl.where(row < CLS_TOKENS, 1e30, window_reach)
     row_far = far
     row_label = row_patch
     row_scale = score_scale
     taps = ()
     if HAS_FEEDBACK:
         taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)
-        row_inside = (row > 0) & (row < tokens)
+        row_inside = (row >= CLS_TOKENS) & (row < tokens)
         labels += image * patches
         row_label, row_far = label_rows(
             labels, far, far_stride, image, row_patch, row_inside, patches, HAS_FAR
@@ -196,6 +214,8 @@ def residual_attention_kernel(
     if HAS_CROSS:
         own_weight = cross_temperature * (1.0 - cross_weight)
         residual_weight = cross_temperature * cross_weight
+    if IS_MEAN:
+        own_weight *= 1.0 / len(lefts)
     if len(lefts) == 0:
         # The unit matrix: every token keeps its own value.
         for head in tl.range(0, HEADS, disable_licm=True):
@@ -223,13 +243,19 @@ def residual_attention_kernel(
             states = ()
             for head in tl.static_range(HEADS):
                 place = tl.cast(head, tl.int64) * stride_head
-                query = load_tile(left + place + below, row_offsets, row_used, True, WIDTH, PARTS)
-                cls_score = score_of_cls(query, right + place, score_scale, WIDTH, PARTS)
-                queries += (query,)
+                query = ()
+                if HAS_SCORE:
+                    query = load_tile(
+                        left + place + below, row_offsets, row_used, True, WIDTH, PARTS
+                    )
+                    queries += (query,)
+                cls_score = score_of_cls(
+                    query, right + place, score_scale, row, CLS_TOKENS, HAS_SCORE, HAS_WINDOW, WIDTH, PARTS
+                )  # fmt: skip
                 cls_scores += (cls_score,)
                 states += (begin_branch(cls_score, PARTS),)
-            keys = right + stride_token
-            values = value + origin + stride_token
+            keys = right + CLS_TOKENS * stride_token
+            values = value + origin + CLS_TOKENS * stride_token
             carried = ()
             if HAS_FEEDBACK:
                 carried = first_entries(
@@ -239,22 +265,24 @@ def residual_attention_kernel(
             for first in tl.range(0, whole, BLOCK_N, disable_licm=True):
                 states, carried = shared_tile(
                     states, carried, queries, keys, values, offsets, first, patches, stride_token, stride_head,
-                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width,
-                    inverse_width, decay,
-                    feedback_weight, feedback_temperature, prior_rate, HAS_FEEDBACK, HAS_FAR, NORMALISE, MARGIN,
-                    HAS_PRIOR, TILE_PRECISION, False, BLOCK_N, WIDTH, PARTS, PRECISION,
+                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, row_reach, taps, grid_width,
+                    inverse_width, decay, feedback_weight, feedback_temperature, prior_rate, HAS_SCORE, HAS_FEEDBACK,
+                    HAS_FAR, NORMALISE, MARGIN, HAS_PRIOR, HAS_WINDOW, TILE_PRECISION, False, BLOCK_N, WIDTH,
+                    PARTS, PRECISION,
                 )  # fmt: skip
             if whole < patches:
                 states, carried = shared_tile(
                     states, carried, queries, keys, values, offsets, whole, patches, stride_token, stride_head,
-                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, taps, grid_width,
-                    inverse_width, decay,
-                    feedback_weight, feedback_temperature, prior_rate, HAS_FEEDBACK, HAS_FAR, NORMALISE, MARGIN,
-                    HAS_PRIOR, TILE_PRECISION, True, BLOCK_N, WIDTH, PARTS, PRECISION,
+                    score_scale, labels, row_far, row_label, row_scale, row_y, row_x, row_reach, taps, grid_width,
+                    inverse_width, decay, feedback_weight, feedback_temperature, prior_rate, HAS_SCORE, HAS_FEEDBACK,
+                    HAS_FAR, NORMALISE, MARGIN, HAS_PRIOR, HAS_WINDOW, TILE_PRECISION, True, BLOCK_N, WIDTH,
+                    PARTS, PRECISION,
                 )  # fmt: skip
             for head in tl.static_range(HEADS):
                 head_value = value + origin + tl.cast(head, tl.int64) * stride_head
-                attended = close_branch(states[head], cls_scores[head], head_value, WIDTH, PARTS)
+                attended = close_branch(
+                    states[head], cls_scores[head], head_value, CLS_TOKENS, HAS_WINDOW, WIDTH, PARTS
+                )
                 place = dense + tl.cast(head, tl.int64) * tokens * WIDTH
                 before = load_tile(
                     output + place, dense_offsets, row_used & (score > 0), True, WIDTH, PARTS
@@ -274,69 +302,6 @@ def residual_attention_kernel(
             tl.debug_barrier()
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Shape of one program and how it is compiled."""
-
-    heads: int
-    """Most heads that a program carries, to form each tile of the additive terms once for all of them."""
-    rows: int
-    columns: int
-    num_warps: int
-    num_stages: int
-
-
-# Registers decide: each entry is the largest program of its kind that the compiler fits without a spill, counted by
-# benchmarks/kernels_report.py for every target. 128 rows read each key half as often as 64 do, at the same registers a
-# thread. Ŝ's tiles cost registers too, so with feedback columns are 32; two heads a program halve their cost a head,
-# and a third would spill.
-WARPGROUP = Blocks(1, 128, 64, 8, 2)
-WARPGROUP_NARROW = Blocks(1, 128, 32, 8, 2)
-WARPGROUP_TOGETHER = Blocks(2, 128, 32, 8, 2)
-# Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, or fewer rows.
-WARP = Blocks(1, 128, 32, 8, 1)
-WARP_WIDE = Blocks(1, 64, 32, 8, 2)
-WARP_WIDE_FEEDBACK = Blocks(1, 64, 32, 8, 1)
-# Float32 goes through multiply-adds, as torch's own products do by default: 16 rows.
-FLOAT = Blocks(1, 16, 32, 8, 1)
-FLOAT_FEEDBACK = Blocks(1, 16, 32, 4, 1)
-# AMD: 102 scalar registers are what runs out.
-AMD = Blocks(1, 128, 32, 8, 1)
-AMD_WIDE = Blocks(1, 64, 32, 8, 2)
-AMD_WIDE_FEEDBACK = Blocks(1, 32, 32, 8, 1)
-# The interpreter has no registers: few, large steps, two heads at a time so that the tests see that too.
-INTERPRETED = Blocks(2, 64, 32, 4, 1)
-
-
-def choose_blocks(target: Target, dtype: torch.dtype, width: int, terms: Terms) -> Blocks:
-    """The program for a device, a dtype, a head width and the terms of a call."""
-    if target.backend == "interpreter":
-        return INTERPRETED
-    feedback = terms.feedback is not None
-    recent = target.backend == "cuda" and int(target.architecture) >= 90
-    if dtype == torch.float32:
-        return FLOAT_FEEDBACK if feedback and recent else FLOAT
-    if target.backend == "hip":
-        if width <= 64:
-            return AMD
-        return AMD_WIDE_FEEDBACK if feedback else AMD_WIDE
-    if not recent:
-        return WARP_WIDE if width > 64 else WARP
-    if int(target.architecture) >= 120:
-        return WARP_WIDE_FEEDBACK if width > 64 and feedback else WARP
-    if width <= 64 and not feedback:
-        return WARPGROUP
-    together = width <= 64 and len(SCORES[terms.correlation]) == 1
-    return WARPGROUP_TOGETHER if together else WARPGROUP_NARROW
-
-
-def parts_of(width: int) -> tuple[int, ...]:
-    """A head's width in powers of two of at least 16: 64 → (64,), 80 → (64, 16), 88 → (64, 32), 128 → (64, 64)."""
-    if width <= 64:
-        return (max(16, triton.next_power_of_2(width)),)
-    return (64, max(16, triton.next_power_of_2(width - 64)))
-
-
 def residual_attention(
     query: Tensor,
     key: Tensor,
@@ -344,6 +309,7 @@ def residual_attention(
     terms: Terms,
     cross_layers: tuple[tuple[Tensor, Tensor], ...],
     cross_layer: Tensor | None,
+    projections: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """The formula of `resclip_kernels.residual_attention` in one launch; in two where scalar registers are few."""
     batch, heads, tokens, width = query.shape
@@ -355,38 +321,50 @@ def residual_attention(
         and cross_layer is None
     ):
         # The addresses of four layers and those of the feedback together spill on AMD: the layers' mean goes first.
-        first = replace(terms, correlation="identity", neighbourhood_std=None, feedback=None)
+        first = replace(
+            terms,
+            correlation="identity",
+            neighbourhood_std=None,
+            feedback=None,
+            score_temperature=1.0,
+            window=None,
+        )
         cross_layer = residual_attention(query, key, value, first, cross_layers, None)[1]
     if cross_layer is not None:
         cross_layers = ()
-    flat = [query, key, value, *(tensor for pair in cross_layers for tensor in pair)]
-    query, key, value, *rest = with_common_strides(flat)
-    cross_queries, cross_keys = tuple(rest[::2]), tuple(rest[1::2])
-    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    # Without a score there still is a softmax: its operands are named and not read.
+    has_score = terms.correlation != "none"
+    scores = [(value, value)]
+    if has_score:
+        scores = score_operands(terms.correlation, query, key, projections)
+    branches = len(scores)
+    flat = [tensor for pair in (*scores, *cross_layers) for tensor in pair]
+    value, *flat = with_common_strides([value, *flat])
+    left, right = tuple(flat[::2]), tuple(flat[1::2])
+    output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     if cross_layer is not None:
         kept = cross_layer.contiguous()
     elif cross_layers:
         kept = cross_layer = torch.empty_like(output)
     else:
         kept = output
-    scores = SCORES[terms.correlation]
-    blocks = choose_blocks(target, query.dtype, width, terms)
+    blocks = choose_blocks(target, value.dtype, width, terms, branches)
     group = max(count for count in range(1, blocks.heads + 1) if heads % count == 0)
-    arguments, constants = term_arguments(terms, query)
+    arguments, constants = term_arguments(terms, value)
     launch(
         residual_attention_kernel,
         batch * (heads // group) * triton.cdiv(tokens, blocks.rows),
         {
-            "lefts": tuple((query, key)[left] for left, _ in scores),
-            "rights": tuple((query, key)[right] for _, right in scores),
-            "cross_queries": cross_queries,
-            "cross_keys": cross_keys,
+            "lefts": left[:branches],
+            "rights": right[:branches],
+            "cross_queries": left[branches:],
+            "cross_keys": right[branches:],
             "value": value,
             "cross_layer": kept,
             "output": output,
-            "stride_image": query.stride(0),
-            "stride_head": query.stride(1),
-            "stride_token": query.stride(2),
+            "stride_image": value.stride(0),
+            "stride_head": value.stride(1),
+            "stride_token": value.stride(2),
             "heads": heads,
             "tokens": tokens,
             "cross_scale": math.log2(math.e) / math.sqrt(width),
@@ -394,6 +372,9 @@ def residual_attention(
         },
         {
             **constants,
+            "CLS_TOKENS": terms.cls_tokens(tokens),
+            "HAS_SCORE": has_score,
+            "IS_MEAN": terms.correlation == "pp",
             "HAS_CROSS": cross_layer is not None,
             "WIDTH": width,
             "PARTS": parts_of(width),
@@ -404,12 +385,12 @@ def residual_attention(
             "BLOCK_N": blocks.columns,
         },
         Options(blocks.num_warps, blocks.num_stages),
-        on=query,
+        on=value,
     )
     return output, cross_layer
 
 
-def term_arguments(terms: Terms, query: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+def term_arguments(terms: Terms, value: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constants) of the additive terms and weights; scores are in base 2."""
     feedback = terms.feedback
     constants: dict[str, Any]
@@ -423,17 +404,19 @@ def term_arguments(terms: Terms, query: Tensor) -> tuple[dict[str, Any], dict[st
     arguments |= {
         "grid_width": float(max(1, terms.grid[1])),
         "inverse_width": 1.0 / max(1, terms.grid[1]),
-        "score_scale": terms.scale(query.shape[-1]) * math.log2(math.e),
+        "score_scale": terms.scale(value.shape[-1]) * math.log2(math.e),
         "feedback_weight": terms.feedback_weight,
         "feedback_temperature": terms.feedback_temperature,
         "prior_rate": 0.0 if std is None else -math.log2(math.e) / (2 * std**2),
+        "window_reach": 0.0 if terms.window is None else float(terms.reach),
         "cross_weight": terms.cross_weight,
         "cross_temperature": terms.cross_temperature,
     }
     constants |= {
         "HAS_FEEDBACK": feedback is not None,
         "HAS_PRIOR": std is not None,
-        "TILE_DTYPE": tile_constant(query.dtype),
+        "HAS_WINDOW": terms.window is not None,
+        "TILE_DTYPE": tile_constant(value.dtype),
     }
     return arguments, constants
 
@@ -446,4 +429,6 @@ def with_common_strides(tensors: list[Tensor]) -> list[Tensor]:
     strides = tensors[0].stride()
     if strides[-1] == 1 and all(tensor.stride() == strides for tensor in tensors):
         return tensors
-    return [tensor.contiguous() for tensor in tensors]
+    different = {id(tensor): tensor for tensor in tensors}
+    copies = {name: tensor.contiguous() for name, tensor in different.items()}
+    return [copies[id(tensor)] for tensor in tensors]

@@ -1,7 +1,8 @@
 """Streaming softmax in Triton, tile by tile: what every branch of the residual attention is made of.
 
 Scores are in base 2. A branch starts with [CLS]'s score and ends with [CLS]'s value; its tiles are of patches only.
-`shared_tile` adds the prior and Ŝ, once for several heads. Knows no order of the branches and no launch.
+Where [CLS] is not seen, or not there, it starts with UNSEEN. `shared_tile` adds the prior, Ŝ and the window, once for
+several heads. Knows no order of the branches and no launch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from resclip_kernels.semantic_feedback.triton_tiles import (
     patch_positions,
     smoothed_tile,
 )
+
+# Stands for −∞ as the first score of a softmax: any real score shrinks its weight to exactly 0, where −∞ less −∞ would
+# be NaN.
+UNSEEN = tl.constexpr(-1e30)
 
 
 @triton.jit
@@ -78,15 +83,33 @@ def scores_of(query, keys, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def score_of_cls(query, key, scale, WIDTH: tl.constexpr, PARTS: tl.constexpr):
-    """Base-2 score of the [CLS] column, with which every softmax starts: [BLOCK_M]."""
-    ROWS: tl.constexpr = query[0].shape[0]
-    score = tl.zeros([ROWS], tl.float32)
-    for part in tl.static_range(len(PARTS)):
-        dimension = part * PARTS[0] + tl.arange(0, PARTS[part])
-        cls_key = tl.load(key + dimension, mask=dimension < WIDTH, other=0.0).to(tl.float32)
-        score += tl.sum(query[part].to(tl.float32) * cls_key[None, :], 1)
-    return score * scale
+def score_of_cls(
+    query,
+    key,
+    scale,
+    row,
+    HAS_CLS: tl.constexpr,
+    HAS_SCORE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Base-2 score of the [CLS] column, with which every softmax starts: [BLOCK_M].
+
+    0 without a score; UNSEEN without [CLS], and with a window in every row but its own.
+    """
+    if not HAS_CLS:
+        return tl.full(row.shape, UNSEEN, tl.float32)
+    score = tl.zeros(row.shape, tl.float32)
+    if HAS_SCORE:
+        for part in tl.static_range(len(PARTS)):
+            dimension = part * PARTS[0] + tl.arange(0, PARTS[part])
+            cls_key = tl.load(key + dimension, mask=dimension < WIDTH, other=0.0).to(tl.float32)
+            score += tl.sum(query[part].to(tl.float32) * cls_key[None, :], 1)
+        score = score * scale
+    if HAS_WINDOW:
+        score = tl.where(row == 0, score, UNSEEN)
+    return score
 
 
 @triton.jit
@@ -107,18 +130,33 @@ def begin_branch(cls_score, PARTS: tl.constexpr):
 
 
 @triton.jit
-def close_branch(state, cls_score, value, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+def close_branch(
+    state,
+    cls_score,
+    value,
+    HAS_CLS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """The branch's result once all patches are in: [CLS]'s value joins, then all is divided by the weights' sum.
 
     [CLS]'s value joins last because in the running sum it would hold registers all the way.
     """
     inverse = 1.0 / state[1]
-    cls_weight = tl.exp2(cls_score - state[0]) * inverse
     result = ()
     for part in tl.static_range(len(PARTS)):
-        dimension = part * PARTS[0] + tl.arange(0, PARTS[part])
-        cls_value = tl.load(value + dimension, mask=dimension < WIDTH, other=0.0).to(tl.float32)
-        result += (state[2][part] * inverse[:, None] + cls_weight[:, None] * cls_value[None, :],)
+        attended = state[2][part] * inverse[:, None]
+        if HAS_CLS:
+            cls_weight = tl.exp2(cls_score - state[0]) * inverse
+            dimension = part * PARTS[0] + tl.arange(0, PARTS[part])
+            cls_value = tl.load(value + dimension, mask=dimension < WIDTH, other=0.0).to(tl.float32)
+            cls_part = cls_weight[:, None] * cls_value[None, :]
+            if HAS_WINDOW:
+                # Not a product with 0: the value may be NaN.
+                cls_part = tl.where((cls_score > UNSEEN)[:, None], cls_part, 0.0)
+            attended += cls_part
+        result += (attended,)
     return result
 
 
@@ -187,6 +225,7 @@ def shared_tile(
     row_scale,
     row_y,
     row_x,
+    row_reach,
     taps,
     grid_width,
     inverse_width,
@@ -194,11 +233,13 @@ def shared_tile(
     feedback_weight,
     feedback_temperature,
     prior_rate,
+    HAS_SCORE: tl.constexpr,
     HAS_FEEDBACK: tl.constexpr,
     HAS_FAR: tl.constexpr,
     NORMALISE: tl.constexpr,
     MARGIN: tl.constexpr,
     HAS_PRIOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     TILE_PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -206,7 +247,10 @@ def shared_tile(
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Fold the patches from `first` into softmax(x yᵀ + additive terms)·v of all the program's heads."""
+    """Fold the patches from `first` into softmax(x yᵀ + additive terms)·v of all the program's heads.
+
+    Without a score nothing reads `queries` and `keys`.
+    """
     LOG2_E: tl.constexpr = 1.4426950408889634
     LOG2_LOG2_E: tl.constexpr = 0.5287663729448977
     column = first + tl.arange(0, BLOCK_N)
@@ -220,10 +264,11 @@ def shared_tile(
         if NORMALISE:
             bonus = bonus.to(tl.float16).to(tl.float32)
         bias = bonus * (feedback_temperature * LOG2_E)  # [BLOCK_M, BLOCK_N]
-    if HAS_PRIOR:
+    if HAS_PRIOR or HAS_WINDOW:
         y, x = patch_positions(column, grid_width, inverse_width)
         vertical = row_y[:, None] - y[None, :]
         horizontal = row_x[:, None] - x[None, :]
+    if HAS_PRIOR:
         squared = vertical * vertical + horizontal * horizontal
         # 2^(rate · r² + log2(log2 e)): the base-2 score's factor costs nothing in the exponent.
         prior = tl.exp2(prior_rate * squared + LOG2_LOG2_E)
@@ -231,20 +276,30 @@ def shared_tile(
             bias += prior
         else:
             bias = prior
-    if MASKED and (HAS_FEEDBACK or HAS_PRIOR):
+    elif not HAS_FEEDBACK and (HAS_WINDOW or not HAS_SCORE):
+        ROWS: tl.constexpr = row_y.shape[0]
+        bias = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    if HAS_WINDOW:
+        distance = tl.maximum(tl.abs(vertical), tl.abs(horizontal))
+        bias = tl.where(distance <= row_reach[:, None], bias, -float("inf"))
+    if MASKED and (HAS_FEEDBACK or HAS_PRIOR or HAS_WINDOW or not HAS_SCORE):
         bias = tl.where(present[None, :], bias, -float("inf"))
     origin = tl.cast(first, tl.int64) * stride_token
     new_states = ()
-    for head in tl.static_range(len(queries)):
+    for head in tl.static_range(len(states)):
         place = origin + tl.cast(head, tl.int64) * stride_head
-        head_keys = load_tile(keys + place, offsets, present, MASKED, WIDTH, PARTS)
-        score = scores_of(queries[head], head_keys, PRECISION)
         left_scale = scale
-        if HAS_FEEDBACK or HAS_PRIOR:
-            score = score * scale + bias
+        if HAS_SCORE:
+            head_keys = load_tile(keys + place, offsets, present, MASKED, WIDTH, PARTS)
+            score = scores_of(queries[head], head_keys, PRECISION)
+            if HAS_FEEDBACK or HAS_PRIOR or HAS_WINDOW:
+                score = score * scale + bias
+                left_scale = 1.0
+            elif MASKED:
+                score = tl.where(present[None, :], score, -float("inf"))
+        else:
+            score = bias
             left_scale = 1.0
-        elif MASKED:
-            score = tl.where(present[None, :], score, -float("inf"))
         head_values = load_tile(values + place, offsets, present, MASKED, WIDTH, PARTS)
         new_states += (absorb(states[head], score, left_scale, head_values, PRECISION),)
     return new_states, carried

@@ -1,0 +1,182 @@
+"""The rebuilt final block: one pass of a base's attention with SFR and RCS, then the tower's head.
+
+Knows how RCS and SFR join each base, ProxyCLIP's other grid included. Knows no blocks before the final one, no order
+of the passes, and no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resclip.backbones import Tower
+from resclip.correlation import Correlation
+from resclip.methods import RCS, SFR, FinalBlockKind, ProxyAttention
+from resclip_kernels import Implementation, SemanticFeedback, residual_attention
+from resclip_kernels.proxy_attention import proxy_attention
+
+
+class FinalInputs(NamedTuple):
+    """What every pass of the final block reads."""
+
+    tokens: Tensor
+    """(B, L, D): the block's input."""
+    value: Tensor
+    """(B, A, L, d), of LN1(tokens)."""
+    query: Tensor
+    key: Tensor
+    """(B, A, L, d) each: what is compared, of the final block or of the correlation's own."""
+    projections: tuple[Tensor, ...]
+    """(B, A, L, d) each: what is compared instead, for the correlations that project anew."""
+    cross_layers: tuple[tuple[Tensor, Tensor], ...]
+    """(q, k) of the middle blocks that RCS averages."""
+    grid: tuple[int, int]
+    """(h, w) of the tower."""
+    features: Tensor | None
+    """(B, C, H_v, W_v) of the proxy."""
+
+    @property
+    def output_grid(self) -> tuple[int, int]:
+        """(h, w) of the result."""
+        if self.features is None:
+            return self.grid
+        return self.features.shape[2], self.features.shape[3]
+
+
+class Pass(NamedTuple):
+    """What one pass of the final block gives."""
+
+    patches: Tensor
+    """(B, h, w, E)."""
+    cls: Tensor | None
+    """(B, E)."""
+    cross_layer: Tensor | None
+    """A_c·v, for the next pass."""
+    feedback: SemanticFeedback | None
+    """What was fed back into this pass."""
+
+
+@dataclass(frozen=True)
+class FinalBlock:
+    """What decides the final block's result beside its inputs; see `DenseEncoder`."""
+
+    tower: Tower
+    kind: FinalBlockKind
+    correlation: Correlation
+    neighbourhood_std: float | None
+    proxy_attention: ProxyAttention | None
+    rcs: RCS | None
+    sfr: SFR | None
+    implementation: Implementation
+
+    def run(
+        self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
+    ) -> Pass:
+        """One pass: the attention, the rest of the block, the head."""
+        tower, block = self.tower, self.tower.blocks[-1]
+        attend = self.attend if inputs.features is None else self.attend_by_proxy
+        attended, cross_layer = attend(inputs, feedback, cross_layer)
+        tokens = tower.project_out(block, attended)
+        if self.kind == "full_residual":
+            tokens = tower.feed_forward(block, inputs.tokens + tokens)
+        tokens = tower.head(tokens)
+        has_cls = tower.has_cls and inputs.features is None
+        patches = tokens[:, int(has_cls) :].unflatten(1, inputs.output_grid)
+        return Pass(patches, tokens[:, 0] if has_cls else None, cross_layer, feedback)
+
+    def attend(
+        self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The base's attention with SFR and RCS: (B, A, L, d), and A_c·v for the next pass."""
+        attended, cross_layer = residual_attention(
+            inputs.query,
+            inputs.key,
+            inputs.value,
+            **self.attention_knobs(inputs, feedback),
+            cross_layers=inputs.cross_layers,
+            cross_layer=cross_layer,
+            implementation=self.implementation,
+        )
+        return attended, cross_layer
+
+    def attention_knobs(
+        self, inputs: FinalInputs, feedback: SemanticFeedback | None
+    ) -> dict[str, Any]:
+        """Arguments of `residual_attention` that decide the map."""
+        sfr, rcs = self.sfr or SFR(), self.rcs or RCS()
+        return {
+            "grid": inputs.grid,
+            "correlation": "pp" if inputs.projections else self.correlation.scores,
+            "projections": inputs.projections,
+            "score_temperature": self.correlation.temperature,
+            "window": self.correlation.window,
+            "neighbourhood_std": self.neighbourhood_std,
+            "feedback": feedback,
+            "feedback_weight": sfr.weight,
+            "feedback_temperature": sfr.temperature,
+            "cross_weight": rcs.weight,
+            "cross_temperature": rcs.temperature,
+        }
+
+    def attend_by_proxy(
+        self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """ProxyCLIP's attention with SFR and RCS: (B, A, H_v·W_v, d), and A_c·v on that grid for the next pass.
+
+        SFR works on the proxy's grid. RCS's maps are of CLIP's: A_c·v is computed there, without [CLS]'s row, and then
+        resized bilinearly to the proxy's grid, which is to resize the rows of A_c and leave its columns as they are.
+        """
+        features = inputs.features
+        if features is None:
+            raise ValueError("expected the features of a proxy; got None")
+        skip = int(self.tower.has_cls)
+        attended = proxy_attention(
+            features,
+            inputs.value[:, :, skip:],
+            grid=inputs.grid,
+            **self.proxy_knobs(feedback),
+            implementation=self.implementation,
+        )
+        if self.rcs is None:
+            return attended, None
+        if cross_layer is None:
+            averaged = residual_attention(
+                inputs.query,
+                inputs.key,
+                inputs.value,
+                grid=inputs.grid,
+                correlation="identity",
+                cross_layers=inputs.cross_layers,
+                implementation=self.implementation,
+            ).cross_layer
+            if averaged is None:
+                raise ValueError("RCS needs at least one layer")
+            cross_layer = resize_heads(averaged[:, :, skip:], inputs.grid, inputs.output_grid)
+        mixed = torch.lerp(attended, cross_layer, self.rcs.weight)
+        return self.rcs.temperature * mixed, cross_layer
+
+    def proxy_knobs(self, feedback: SemanticFeedback | None) -> dict[str, Any]:
+        """Arguments of `proxy_attention` that decide the map."""
+        sfr, knobs = self.sfr or SFR(), self.proxy_attention or ProxyAttention()
+        return {
+            "beta": knobs.beta,
+            "gamma": knobs.gamma,
+            "feedback": feedback,
+            "feedback_weight": sfr.weight,
+            "feedback_temperature": sfr.temperature,
+        }
+
+
+def resize_heads(heads: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(B, A, h·w, d) on one grid → (B, A, H·W, d) on another, bilinearly (`align_corners=False`)."""
+    if grid == size:
+        return heads
+    planes = heads.mT.unflatten(-1, grid).flatten(0, 1)  # [B * A, d, h, w]
+    wide = torch.promote_types(heads.dtype, torch.float32)
+    resized = F.interpolate(planes.to(wide), size=size, mode="bilinear", align_corners=False)
+    result: Tensor = resized.to(heads.dtype).flatten(2).mT.unflatten(0, heads.shape[:2])
+    return result

@@ -1,0 +1,210 @@
+"""From names to a segmenter: the model, the method with its knobs, the classes, the device.
+
+Knows which parts a name stands for and in what order settings win. Knows no tensor and no picture.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from resclip.backbones import BUILTIN, load_model
+from resclip.class_names import parse_entries
+from resclip.correlation import Correlation
+from resclip.encoder import DenseEncoder
+from resclip.errors import UnknownWordsWarning
+from resclip.methods import BASES, RCS, SFR, Method, ProxyAttention, find_method
+from resclip.presets import find_preset
+from resclip.proxies import find_proxy
+from resclip.segmenter import Segmenter
+from resclip.text_cache import TextCache
+from resclip.vocabulary import Vocabulary
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load(
+    model: str = BUILTIN,
+    pretrained: str | None = None,
+    *,
+    classes: Sequence[str] | Vocabulary,
+    method: str | Method = "resclip",
+    preset: str | None = None,
+    correlation: Correlation | str | None = None,
+    proxy: str | ProxyAttention | None = None,
+    rcs: RCS | None = None,
+    sfr: SFR | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    short_side: int | None = None,
+    probability_threshold: float | None = None,
+    batch_size: int = 16,
+    implementation: str = "auto",
+    templates: str | Sequence[str] | None = None,
+    cache: TextCache | None = None,
+    progress: bool = False,
+) -> Segmenter:
+    """A segmenter from names: model, method and classes.
+
+    Args:
+        model: "builtin" (the small model in the box), an open_clip model with a vision transformer, or
+            "transformers:NAME" for Hugging Face's; `resclip models` lists them.
+        pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
+        classes: one entry a class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name and then
+            its queries), as `resclip.class_names` reads them from files and data sets; or a ready `Vocabulary`.
+        method: a base of `resclip.methods.BASES`, with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
+        preset: a name of `resclip.presets.PRESETS`; None: the method's defaults (the built-in model has its own).
+        correlation: what the final block compares, in place of the base's choice; see `Correlation`.
+        proxy: ProxyCLIP's vision model, by name or with β, γ and input size; None: "colour" for the built-in model,
+            else the base's own.
+        rcs, sfr: the modules' knobs in place of the method's; a method without the module gets it.
+        device: None: a GPU where there is one.
+        precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
+        window, stride, short_side, probability_threshold: see `Segmenter`; None: the preset's, else the base's, else
+            its defaults.
+        batch_size: windows a batch.
+        implementation: of the ops.
+        templates: prompts with "{}" for the name, or the name of a set of `resclip.templates.TEMPLATE_SETS`; None:
+            CLIP's 80 ImageNet templates (the built-in model has its own).
+        cache: keeps text features on disk; None for none.
+        progress: draw a progress bar while names are encoded.
+
+    Raises:
+        ValueError: an unknown name, with the valid ones.
+        WeightsUnavailable: weights that cannot be fetched or read.
+
+    Warns:
+        UnknownWordsWarning: the built-in model has never read a word of the names.
+    """
+    if preset is None and model == BUILTIN:
+        preset = BUILTIN
+    chosen = find_method(method) if isinstance(method, str) else method
+    chosen = replace(chosen, rcs=rcs or chosen.rcs, sfr=sfr or chosen.sfr)
+    values = dict(BASES[chosen.base].segmenter)
+    if preset is not None:
+        chosen = find_preset(preset).apply(chosen)
+        values |= find_preset(preset).segmenter
+    place = choose_device(device)
+    dtype = choose_precision(precision, place)
+    loaded = load_model(model, pretrained, device=place, dtype=dtype)
+    if not isinstance(classes, Vocabulary):
+        if model == BUILTIN:
+            from resclip.builtin import TEMPLATES
+
+            templates = TEMPLATES if templates is None else templates
+            warn_of_unknown_words(classes, loaded.tokenizer)
+        classes = Vocabulary.from_names(
+            classes,
+            loaded.model,
+            loaded.tokenizer,
+            templates=templates,
+            cache=cache,
+            progress=progress,
+        )
+    attention = choose_proxy(chosen, proxy, model)
+    encoder = DenseEncoder(
+        loaded.visual,
+        base=chosen.base,
+        rcs=chosen.rcs,
+        sfr=chosen.sfr,
+        final_block=chosen.final_block,
+        implementation=implementation,
+        correlation=correlation or chosen.correlation,
+        proxy=None
+        if attention is None
+        else find_proxy(
+            attention.model,
+            mean=loaded.mean,
+            std=loaded.std,
+            device=place,
+            dtype=dtype,
+            input_size=attention.input_size,
+        ),
+        proxy_attention=attention,
+    )
+    asked = {
+        "window": window,
+        "stride": stride,
+        "short_side": short_side,
+        "probability_threshold": probability_threshold,
+    }
+    values.update({name: value for name, value in asked.items() if value is not None})
+    if window and stride is None:
+        values["stride"] = max(1, window // 2)
+    name = method if isinstance(method, str) else method.name
+    source = {"model": model, "pretrained": pretrained, "method": name, "preset": preset}
+    return Segmenter(
+        encoder,
+        classes,
+        batch_size=batch_size,
+        mean=loaded.mean,
+        std=loaded.std,
+        source=source,
+        **values,
+    )
+
+
+def choose_proxy(
+    method: Method, asked: str | ProxyAttention | None, model: str
+) -> ProxyAttention | None:
+    """ProxyCLIP's knobs for a method, None where it has no proxy; ValueError for one that would be of no use."""
+    own = method.proxy or BASES[method.base].proxy
+    if own is None:
+        if asked is not None:
+            raise ValueError(
+                f"method {method.name!r} has no use for a proxy; leave it out, or use method 'proxyclip'"
+            )
+        return None
+    if isinstance(asked, ProxyAttention):
+        return asked
+    if asked is None:
+        asked = "colour" if model == BUILTIN else own.model
+    return replace(own, model=asked)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best one here; ValueError where it does not exist."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(
+            f"device {str(device)!r} cannot be used ({reason}); use 'cpu', or 'cuda' where torch finds a GPU"
+        ) from error
+    return chosen
+
+
+def choose_precision(precision: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of the weights: as asked, or fp16 on a GPU and fp32 elsewhere."""
+    if precision is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; use one of: {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
+    """UnknownWordsWarning where the built-in model's tokenizer has never read a word of the names."""
+    queries = (query for entry in parse_entries(classes) for query in entry.queries)
+    words = (word for query in queries for word in tokenizer.unknown_words(query))
+    unknown = list(dict.fromkeys(words))
+    if unknown:
+        from resclip.builtin.scenes import CLASS_NAMES
+
+        named = ", ".join(map(repr, unknown[:8]))
+        more = f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""
+        warnings.warn(
+            f"the model in the box has never read {named}{more}, so these names mean nothing to it; it knows "
+            f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else name a real model",
+            UnknownWordsWarning,
+            stacklevel=3,
+        )

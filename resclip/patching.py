@@ -1,0 +1,128 @@
+"""`patch`: an open_clip model that gives dense features as well, and can be made what it was.
+
+Knows what is added to a model and how it is taken away again. Knows no method; the work is `DenseEncoder`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resclip.correlation import Correlation
+from resclip.encoder import DenseEncoder
+from resclip.methods import RCS, SFR, Method, find_method
+from resclip.presets import find_preset
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+NAME = "encode_dense"
+
+
+class Patched:
+    """What `patch` returns: the method's encoder, and the way back. A context manager that undoes on leaving."""
+
+    def __init__(self, model: nn.Module, encoder: DenseEncoder, training: set[nn.Module]) -> None:
+        self.model: Any = model
+        self.encoder = encoder
+        self.training = training
+        # Past nn.Module's own bookkeeping: no parameter, no submodule, so the state dict stays as it is. A bound
+        # method, so that a deep copy of the model gets an encoder of its own.
+        vars(model)[NAME] = self.encode_dense
+
+    def encode_dense(
+        self, pixels: Tensor, text: Tensor | None = None, normalize: bool = False
+    ) -> Tensor:
+        """What the model's new method does: features of every patch, in the space of `encode_text`.
+
+        Args:
+            pixels: (B, 3, H, W), as for `encode_image`, but of any size of at least one patch.
+            text: (Q, E) unit rows, needed where the method has SFR.
+            normalize: to unit length, as open_clip's `encode_image` spells it.
+
+        Returns:
+            (B, h, w, E).
+        """
+        patches = self.encoder(pixels, text).patches
+        return F.normalize(patches, dim=-1) if normalize else patches
+
+    def undo(self) -> None:
+        """Take `encode_dense` away again, and give modules their training mode back; once undone, nothing happens."""
+        method = vars(self.model).get(NAME)
+        if getattr(method, "__self__", None) is not self:
+            return
+        del vars(self.model)[NAME]
+        for module in self.training:
+            module.training = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+
+def patch(
+    clip_model: nn.Module,
+    method: str | Method = "resclip",
+    *,
+    preset: str | None = None,
+    correlation: Correlation | str | None = None,
+    rcs: RCS | None = None,
+    sfr: SFR | None = None,
+    proxy: Any = None,
+    implementation: str = "auto",
+) -> Patched:
+    """Give an existing CLIP model a dense image tower: `clip_model.encode_dense(pixels, text)`.
+
+    `encode_image`, `encode_text`, the parameters and the state dict stay what they were: the tower's own modules are
+    run in another way, and the model gets one method more. A tower in training mode is in eval mode meanwhile.
+
+        with resclip.patch(clip_model, method="naclip+rcs"):
+            patches = clip_model.encode_dense(pixels)  # (B, h, w, E)
+
+    Called without `with` it lasts, until `.undo()` of what is returned.
+
+    Args:
+        clip_model: a CLIP model of open_clip or Hugging Face with a vision transformer.
+        method, preset, correlation, rcs, sfr, implementation: as in `resclip.load`.
+        proxy: for ProxyCLIP the vision model; see `DenseEncoder`.
+
+    Raises:
+        TypeError: no such model.
+        ValueError: an unknown name, a knob that does not fit, or a model that is patched already.
+    """
+    if NAME in vars(clip_model):
+        raise ValueError(
+            "this model is patched already: call .undo() of what patch() returned, or leave its `with` block, first"
+        )
+    if hasattr(clip_model, NAME):
+        raise ValueError(
+            f"this model has a method {NAME!r} of its own, which patching would hide: use DenseEncoder"
+        )
+    chosen = find_method(method) if isinstance(method, str) else method
+    chosen = replace(chosen, rcs=rcs or chosen.rcs, sfr=sfr or chosen.sfr)
+    if preset is not None:
+        chosen = find_preset(preset).apply(chosen)
+    training = {module for module in clip_model.modules() if module.training}
+    encoder = DenseEncoder(
+        clip_model,
+        base=chosen.base,
+        rcs=chosen.rcs,
+        sfr=chosen.sfr,
+        final_block=chosen.final_block,
+        implementation=implementation,
+        correlation=correlation or chosen.correlation,
+        proxy=proxy,
+        proxy_attention=chosen.proxy,
+    )
+    return Patched(clip_model, encoder, training)

@@ -1,0 +1,174 @@
+"""Rows of the maps that `residual_attention` never holds: for looking at what a token attends to.
+
+Knows which maps there are to look at and forms them a row at a time, with the reference's formulas; never more than the
+rows asked for are in memory. Knows no picture: whoever draws them lays the patches out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from resclip_kernels.residual_attention.reference import (
+    around_cls,
+    base_map,
+    cross_layer_map,
+    mixed,
+    patches_of,
+)
+from resclip_kernels.residual_attention.terms import Correlation, Terms
+from resclip_kernels.residual_attention.validation import (
+    check_tensors,
+    check_terms,
+    named_tensors,
+)
+from resclip_kernels.semantic_feedback.portable import feedback_rows
+from resclip_kernels.semantic_feedback.state import SemanticFeedback
+
+
+class AttentionMaps(NamedTuple):
+    """What `attention_maps` returns: rows of each map, float32 or float64."""
+
+    base: Tensor
+    """(B, A, R, L): A_b without feedback; rows add to 1, to 2 for "qq+kk"."""
+    cross_layer: Tensor | None
+    """(B, A, R, L): A_c, the mean over the middle blocks; None without RCS."""
+    feedback: Tensor | None
+    """(B, R, L): Ŝ, which all heads share, 0 in [CLS]'s row and column; None without SFR."""
+    final: Tensor
+    """(B, A, R, L): everything together: final @ value are these rows of `residual_attention`'s output."""
+
+
+@torch.no_grad()
+def attention_maps(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    *,
+    grid: tuple[int, int],
+    correlation: Correlation = "kk",
+    projections: Sequence[Tensor] = (),
+    score_temperature: float = 1.0,
+    window: int | None = None,
+    neighbourhood_std: float | None = None,
+    feedback: SemanticFeedback | None = None,
+    feedback_weight: float = 0.7,
+    feedback_temperature: float = 1.0,
+    cross_layers: Sequence[tuple[Tensor, Tensor]] = (),
+    cross_weight: float = 0.5,
+    cross_temperature: float = 1.0,
+) -> AttentionMaps:
+    """Some rows of the attention of `residual_attention`, and of the maps that it is made of.
+
+    The formula, the terms and their sources are `residual_attention`'s, whose arguments these are. Memory grows with
+    R · L, and every row costs one product a head and map.
+
+    Args:
+        query, key: (B, A, L, d), any strides, one floating dtype; float16 and bfloat16 are widened to float32.
+        rows: (R,) int64 token indices, 0 ≤ row < L, in any order; with [CLS] in front, patch p is row 1 + p.
+        grid, correlation, projections, score_temperature, window, neighbourhood_std, feedback, feedback_weight,
+            feedback_temperature, cross_layers, cross_weight, cross_temperature: of `residual_attention`.
+
+    Returns:
+        The rows of each map, without gradients.
+
+    Raises:
+        TypeError, ValueError: as `residual_attention`; rows that are no indices of tokens.
+    """
+    projections, cross_layers = tuple(projections), tuple(cross_layers)
+    check_tensors(query, [("key", key), *named_tensors(projections, cross_layers)])
+    terms = Terms(
+        (grid[0], grid[1]),
+        correlation,
+        neighbourhood_std,
+        feedback,
+        feedback_weight,
+        feedback_temperature,
+        cross_weight,
+        cross_temperature,
+        score_temperature,
+        window,
+    )
+    check_terms(terms, query, projections)
+    numbers = row_numbers(rows, query.shape[2])
+    query, key = wide(query), wide(key)
+    projections = tuple(wide(projection) for projection in projections)
+    layers = tuple((wide(layer_query), wide(layer_key)) for layer_query, layer_key in cross_layers)
+    maps = [one_row(query, key, projections, layers, terms, number) for number in numbers]
+    base, cross_layer, semantic, final = zip(*maps, strict=True)
+    return AttentionMaps(
+        torch.cat(base, dim=2),
+        torch.cat(cross_layer, dim=2) if layers else None,
+        torch.cat(semantic, dim=1) if feedback is not None else None,
+        torch.cat(final, dim=2),
+    )
+
+
+@torch.no_grad()
+def cross_layer_rows(cross_layers: Sequence[tuple[Tensor, Tensor]], rows: Tensor) -> Tensor:
+    """A_c alone, for a base whose maps are formed elsewhere.
+
+    Args:
+        cross_layers: (q_i, k_i) of the middle blocks, each (B, A, L, d), at least one.
+        rows: (R,) int64 token indices.
+
+    Returns:
+        (B, A, R, L), float32 or float64: these rows of the mean of softmax(q_i k_iᵀ / √d).
+
+    Raises:
+        TypeError, ValueError: tensors of different kinds; rows that are no indices of tokens.
+    """
+    if not cross_layers:
+        raise ValueError("cross_layers must hold at least one (query, key); got none")
+    query = cross_layers[0][0]
+    check_tensors(query, named_tensors((), cross_layers))
+    layers = tuple((wide(layer_query), wide(layer_key)) for layer_query, layer_key in cross_layers)
+    numbers = row_numbers(rows, query.shape[2])
+    return torch.cat([cross_layer_map(layers, range(row, row + 1)) for row in numbers], dim=2)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Float16 and bfloat16 as float32, float64 as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def one_row(
+    query: Tensor,
+    key: Tensor,
+    projections: tuple[Tensor, ...],
+    cross_layers: tuple[tuple[Tensor, Tensor], ...],
+    terms: Terms,
+    number: int,
+) -> AttentionMaps:
+    """The maps of one token."""
+    row = range(number, number + 1)
+    base = base_map(query, key, projections, replace(terms, feedback=None), row, feedback=None)
+    final, semantic, cross_layer = base, None, None
+    if terms.feedback is not None:
+        patches = patches_of(terms, row, query.shape[2])
+        between = feedback_rows(terms.feedback, patches.start, patches.stop)
+        semantic = around_cls(between, terms, row, query.shape[2])
+        final = base_map(query, key, projections, terms, row, semantic)
+    if cross_layers:
+        cross_layer = cross_layer_map(cross_layers, row)
+        final = mixed(final, cross_layer, terms)
+    return AttentionMaps(base, cross_layer, semantic, final)
+
+
+def row_numbers(rows: Tensor, tokens: int) -> list[int]:
+    """`rows` as numbers; an error unless they are (R,) int64 indices of tokens, at least one."""
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"rows must be an int64 tensor of token indices; got {got}")
+    if rows.ndim != 1 or len(rows) == 0:
+        raise ValueError(f"rows must be (R,), at least one token; got {tuple(rows.shape)}")
+    numbers: list[int] = rows.tolist()
+    if min(numbers) < 0 or max(numbers) >= tokens:
+        raise ValueError(
+            f"rows must lie in 0 … {tokens - 1}, for {tokens} tokens; got {min(numbers)} … {max(numbers)}"
+        )
+    return numbers

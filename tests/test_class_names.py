@@ -1,0 +1,342 @@
+"""Class names as people write them: entries, text, files, data sets and backgrounds."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resclip.class_names import (
+    BACKGROUND_LISTS,
+    DATASETS,
+    ClassEntry,
+    background_names,
+    check_classes,
+    dataset_classes,
+    parse_classes,
+    parse_entries,
+    parse_entry,
+    read_classes,
+    with_background,
+)
+
+# Few letters, so that colons, spaces, commas and equal names meet often; İ casefolds to two letters, é composes.
+LETTERS = "ab:# ,;@-'\"{}[]\tAİé\u0301猫\u2028"
+NAMES = st.text(LETTERS.replace(",", ""), min_size=1, max_size=6).filter(str.strip)
+
+
+def names_of(classes: list[str]) -> list[str]:
+    return [entry.name for entry in parse_entries(classes)]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "queries"),
+    [
+        ("sky", "sky", ["sky"]),
+        (" cat ,\tbig   kitten ", "cat", ["cat", "big kitten"]),
+        ("background: sky, wall", "background", ["sky", "wall"]),
+        ("background:\tsky", "background", ["sky"]),
+        ("cat: cat, kitten", "cat", ["cat", "kitten"]),
+        ("16:9 screen, tv", "16:9 screen", ["16:9 screen", "tv"]),
+        ("c::d", "c::d", ["c::d"]),
+        ("film: Star Wars: A New Hope", "film", ["Star Wars: A New Hope"]),
+        ("a:: b", "a:", ["b"]),
+        ("cat, kitten, Cat, puss, KITTEN", "cat", ["cat", "kitten", "puss"]),
+        ("#1, {}, @home", "#1", ["#1", "{}", "@home"]),
+        ("фон: небо, 墙", "фон", ["небо", "墙"]),
+    ],
+)
+def test_entries(text: str, name: str, queries: list[str]) -> None:
+    assert parse_entry(text) == ClassEntry(name, tuple(queries))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "remove the empty name"),
+        ("cat, , kitten", r"got 'cat, , kitten'; remove the empty name"),
+        ("cat: dog,", "got 'dog, '; remove the empty name"),
+        ("background:", "names after the colon, got 'background:'"),
+        (": sky", "one name before the colon, got ': sky'"),
+        ("cat, dog: animal", "one name before the colon, got 'cat, dog: animal'"),
+        ("a\udcff", "not valid UTF-8"),
+    ],
+)
+def test_wrong_entries(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_entry(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "queries", "message"),
+    [
+        ("a", (), "remove the empty name"),
+        ("a", ("b", " "), "remove the empty name"),
+        ("", ("b",), "one name before the colon"),
+        ("a: b", ("b",), "one name before the colon, got 'a: b'"),
+        ("a, b", ("b",), "without a comma, got 'a, b'"),
+        ("a", ("b,c",), "without a comma, got 'b,c'"),
+    ],
+)
+def test_what_no_entry_can_hold(name: str, queries: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassEntry(name, queries)
+
+
+@given(NAMES, st.lists(NAMES, min_size=1, max_size=4))
+def test_every_class_can_be_written_and_read_again(name: str, queries: list[str]) -> None:
+    if ": " in " ".join(name.split()):
+        with pytest.raises(ValueError, match="before the colon"):
+            ClassEntry(name, tuple(queries))
+        return
+    entry = ClassEntry(name, tuple(queries))
+    assert parse_entry(str(entry)) == entry
+    assert check_classes([str(entry)]) == [str(entry)]
+
+
+@given(st.text(LETTERS, max_size=12))
+def test_any_text_is_an_entry_that_is_stable_or_an_error(text: str) -> None:
+    try:
+        entry = parse_entry(text)
+    except ValueError:
+        return
+    assert parse_entry(str(entry)) == entry
+    assert len(set(map(str.casefold, entry.queries))) == len(entry.queries)
+    assert set(" ".join(entry.queries).split()) <= set(text.replace(",", " ").split())
+
+
+@given(st.lists(st.text("abé", min_size=1, max_size=3), min_size=1, max_size=5))
+def test_a_list_without_colons_means_what_it_always_meant(queries: list[str]) -> None:
+    """The first name names the class and is asked for as well."""
+    entry = parse_entry(",".join(queries))
+    assert entry.name == queries[0] == entry.queries[0]
+    assert ":" not in str(entry)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["cat", "dog", "Cat"], r"'cat' \(class 1\) and 'Cat' \(class 3\)"),
+        (["cat: kitten", "cat: tiger"], r"'cat: kitten' \(class 1\)"),
+        (["cat: feline", "tiger: Feline"], r"\(class 1\) and 'tiger: Feline' \(class 2\)"),
+        (["a", "b, , c"], "class 2: expected names separated by single commas"),
+        ([], "at least one"),
+    ],
+)
+def test_lists_that_are_refused(entries: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_classes(entries)
+
+
+def test_lists_that_hold_no_text_are_refused() -> None:
+    with pytest.raises(TypeError, match="'cat, dog'; split it"):
+        check_classes("cat, dog")
+    with pytest.raises(TypeError, match="class 2 is 7"):
+        check_classes(["cat", 7])  # type: ignore[list-item]
+
+
+def test_ten_thousand_names_keep_their_order() -> None:
+    names = [f"name {number}" for number in range(10_000)]
+    assert check_classes(names) == names
+
+
+def test_typed_text_may_name_a_class_apart_from_its_queries() -> None:
+    assert parse_classes("background: sky, wall; cat") == ["background: sky, wall", "cat"]
+    assert parse_classes("background: sky, cat") == ["background: sky", "cat"]
+
+
+def test_a_data_set_can_be_typed() -> None:
+    assert parse_classes("@voc21") == parse_classes(" @voc21 ") == dataset_classes("voc21")
+    with pytest.raises(ValueError, match=r"unknown data set 'voc99'; use one of: voc20, voc21"):
+        parse_classes("@voc99")
+    for text in ("cat, @voc21", "cat; @voc21"):
+        with pytest.raises(ValueError, match="'@voc21' among other classes"):
+            parse_classes(text)
+
+
+def test_a_data_sets_name_is_never_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("@voc20").write_text("@home\ncat")
+    assert len(parse_classes("@voc20")) == 20
+    assert parse_classes("./@voc20") == parse_classes(Path("@voc20")) == ["@home", "cat"]
+
+
+def test_a_file_that_is_missing_is_no_class(tmp_path: Path) -> None:
+    for name in ("classes.txt", "classes.json", "classes.yml"):
+        with pytest.raises(FileNotFoundError, match=name):
+            parse_classes(str(tmp_path / name))
+    assert parse_classes("readme.txt, licence.txt") == ["readme.txt", "licence.txt"]
+
+
+WANTED = ["sky", "cat, kitten", "background: sky, wall", "猫"]
+LIST = ["sky", ["cat", "kitten"], {"background": ["sky", "wall"]}, "猫"]
+OBJECT = {"sky": [], "cat": ["cat", "kitten"], "background": "sky, wall", "猫": None}
+YAML_LIST = "- sky\n- [cat, kitten]\n- background: sky, wall  # of VOC\n- 猫\n"
+YAML_OBJECT = "sky:\ncat: [cat, kitten]\nbackground: sky, wall\n猫: []\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "sky\n\n cat, kitten\r\nbackground: sky, wall\n猫"),
+        ("a.names", "\ufeffsky\ncat, kitten\nbackground: sky, wall\n猫\n"),
+        ("a.json", json.dumps(WANTED)),
+        ("a.JSON", json.dumps(LIST)),
+        ("a.json", json.dumps(OBJECT, ensure_ascii=False)),
+        ("a.yaml", yaml.safe_dump(WANTED)),
+        ("a.yml", YAML_LIST),
+        ("a.yaml", YAML_OBJECT),
+        ("a.yaml", json.dumps(LIST)),  # JSON is YAML.
+    ],
+)
+def test_every_format_says_the_same(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    assert read_classes(path) == read_classes(str(path)) == parse_classes(str(path)) == WANTED
+
+
+def test_words_that_yaml_would_take_for_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("- no\n- 7\n- null\n- 2024-01-01\n- !!python/name:os.system cat\n")
+    assert read_classes(path) == ["no", "7", "null", "2024-01-01", "cat"]
+
+
+@given(st.lists(st.tuples(NAMES, st.lists(NAMES, min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_documents_hold_what_text_holds(tmp_path_factory, pairs) -> None:
+    """Whatever can be a class is the same class as a line, as a list's item and as an object's key."""
+    try:
+        classes = [ClassEntry(name, tuple(queries)) for name, queries in pairs]
+        wanted = check_classes([str(entry) for entry in classes])
+    except ValueError:
+        return
+    folder = tmp_path_factory.mktemp("documents", numbered=True)
+    as_list = [{entry.name: entry.queries} for entry in classes]
+    as_object = {entry.name: entry.queries for entry in classes}
+    for name, text in {
+        "lines.txt": "\n".join(wanted),
+        "list.json": json.dumps(as_list),
+        "object.json": json.dumps(as_object),
+        "entries.yaml": json.dumps(wanted),
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        assert read_classes(folder / name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "sky\n\ncat, , dog", "a.txt: line 3: expected names separated by single commas"),
+        (
+            "a.txt",
+            "sky\n\nSky",
+            r"a.txt: expected each class once, got 'sky' \(line 1\) and 'Sky' \(line 3\)",
+        ),
+        ("a.txt", "\n \n", "a.txt: expected one class a line, got an empty file"),
+        ("a.json", "[1", "a.json: line 1, column 3: expected JSON"),
+        ("a.json", "7", "expected a list of class names, or an object from names to names, got 7"),
+        ("a.json", "[]", "at least one class"),
+        ("a.json", '["sky", 7]', "a.json: item 2: expected a name or a list of names, got 7"),
+        ("a.json", '["sky", ["a", true]]', "item 2: expected a name, got true as name 2"),
+        ("a.json", '["sky", ["a, b"]]', "item 2: expected a name without a comma, got 'a, b'"),
+        ("a.json", '["sky", [["a"]]]', "item 2: expected a name, got a list as name 1"),
+        ("a.json", '["sky", []]', "item 2: expected a name or a list of names, got a list"),
+        ("a.json", '["sky", " "]', "got nothing for item 2"),
+        ("a.json", '["a\\ud800"]', "item 1: .*not valid UTF-8"),
+        (
+            "a.json",
+            '[{"a": ["b"], "c": ["d"]}]',
+            "item 1: expected an object of one class, got 2 keys",
+        ),
+        ("a.json", '{"a": {"b": 1}}', "item 1: expected a list of names for 'a', got an object"),
+        (
+            "a.json",
+            '{"a": ["b"], "a": ["c"]}',
+            r"once, got 'a: b' \(item 1\) and 'a: c' \(item 2\)",
+        ),
+        ("a.json", "[" * 100_000, "too deep to read|expected JSON"),
+        ("a.yaml", "", "expected a list of class names, or .*, got null"),
+        ("a.yaml", "- sky\n- 'cat\n", "a.yaml: expected YAML, got an error: .*line"),
+        ("a.yaml", "- a\n--- \n- b\n", "a.yaml: expected YAML, got an error"),
+        ("a.yaml", "- sky\n- \n", "got nothing for item 2"),
+        ("a.yaml", "a: b\na: c\n", r"once, got 'a: b' \(item 1\) and 'a: c' \(item 2\)"),
+        ("a.yaml", "? [a]\n: b\n", "item 1: expected a name, got a list"),
+        ("a.yaml", "&a [*a]", "item 1: expected a name, got a list"),
+        ("a.yaml", "[" * 2_000, "too deep to read"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_classes(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.yaml"])
+def test_files_in_other_encodings_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("[ü]".encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name}: expected class names.* in UTF-8.* position 1"):
+        read_classes(tmp_path / name)
+
+
+def test_yaml_without_pyyaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    (tmp_path / "a.yaml").write_text("- cat")
+    with pytest.raises(ImportError, match="pip install pyyaml"):
+        read_classes(tmp_path / "a.yaml")
+
+
+def test_every_data_set_has_as_many_classes_as_its_name_says() -> None:
+    """Those whose name holds no number: from the benchmarks' definitions, with background where there is one."""
+    counts = {"coco-object": 81, "coco-stuff": 171, "cityscapes": 19, "ade20k": 150}
+    packaged = Path(__file__).parents[1] / "resclip" / "data" / "classnames"
+    assert sorted(DATASETS) == sorted(path.stem for path in packaged.iterdir())
+    for name in DATASETS:
+        wanted = counts[name] if name in counts else int(re.sub(r"\D", "", name))
+        assert len(dataset_classes(name)) == wanted
+    with pytest.raises(ValueError, match="unknown data set 'voc'; use one of: voc20"):
+        dataset_classes("voc")
+
+
+def test_class_0_is_the_background_where_there_is_one() -> None:
+    with_one = {name for name in DATASETS if names_of(dataset_classes(name))[0] == "background"}
+    assert with_one == {"voc21", "context60", "coco-object"}
+    assert parse_entry(dataset_classes("context60")[0]).queries == ("background",)
+    for name in BACKGROUND_LISTS:
+        queries = parse_entry(dataset_classes(name)[0]).queries
+        assert list(queries) == background_names(name)
+        assert {"sky", "wall", "tree"} <= set(queries)
+        assert "background" not in queries
+
+
+def test_a_background_in_front() -> None:
+    classes = with_background(["cat, kitten", "person: man, woman"])
+    assert classes[1:] == ["cat, kitten", "person: man, woman"]
+    background = parse_entry(classes[0])
+    assert background.name == "background"
+    assert list(background.queries) == background_names("voc21")
+
+
+def test_what_classes_ask_for_themselves_is_no_background() -> None:
+    background = parse_entry(with_background(["Sky", "plant: tree"], "coco-object")[0])
+    assert list(background.queries) == [
+        name for name in background_names("coco-object") if name not in ("sky", "tree")
+    ]
+
+
+def test_backgrounds_that_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="unknown background list 'ade20k'; use one of: voc21, coco-object"
+    ):
+        background_names("ade20k")
+    with pytest.raises(ValueError, match="expected each class once, got 'background: sky"):
+        with_background(["Background", "cat"])
+    with pytest.raises(ValueError, match="leave something to the background"):
+        with_background(background_names("voc21"), "voc21")

@@ -1,0 +1,409 @@
+"""The residual attention's further switches: no [CLS], projections, no score, score temperature and window.
+
+Every implementation against float64, in every combination that shares code; then what must not depend on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from residual_attention_support import (
+    DTYPES,
+    all_terms,
+    compare,
+    judge,
+    only_launch,
+    products_in_order,  # noqa: F401
+    run,
+    sample,
+    state,
+)
+from torch import Tensor
+
+from resclip_kernels import residual_attention
+from resclip_kernels._launch import watch
+from resclip_kernels.residual_attention import dispatch, portable, reference
+from resclip_kernels.residual_attention.terms import Terms
+from resclip_kernels.semantic_feedback import portable as feedback_portable
+from resclip_kernels.testing import AttentionInputs, kernel_device, nan_padded
+
+pytest.importorskip("resclip_kernels.residual_attention.triton", reason="needs triton")
+
+# Not square; 36 patches are one whole tile of 32 columns and a masked one, with and without [CLS].
+GRID = (4, 9)
+PATCHES = 36
+both = pytest.mark.parametrize("implementation", ("torch", "triton"))
+every = pytest.mark.parametrize("implementation", ("torch", "triton", "reference"))
+sequences = pytest.mark.parametrize("cls", (True, False), ids=("cls", "patches-alone"))
+
+SWITCHES = {
+    "plain": {"correlation": "qk"},
+    "sum": {"correlation": "qq+kk"},
+    "identity": {"correlation": "identity"},
+    "projections": {"correlation": "pp"},
+    "none": {"correlation": "none"},
+    "sharp": {"score_temperature": 0.25},
+    "window": {"window": 3},
+    "sharp-window-of-projections": {"correlation": "pp", "score_temperature": 0.5, "window": 5},
+    "window-of-a-sum": {"correlation": "qq+kk", "window": 3},
+    "window-alone": {"correlation": "none", "window": 3},
+    "window-past-the-grid": {"correlation": "kk", "window": 99},
+}
+
+
+def without_cls(inputs: AttentionInputs) -> AttentionInputs:
+    """The patches alone, as views."""
+    layers = tuple((query[:, :, 1:], key[:, :, 1:]) for query, key in inputs.cross_layers)
+    return AttentionInputs(*(tensor[:, :, 1:] for tensor in inputs[:3]), layers, inputs.labels)
+
+
+def variant(
+    seed: int, cls: bool, dtype: torch.dtype = torch.float32, **sizes: Any
+) -> AttentionInputs:
+    inputs = sample(seed, sizes.pop("grid", GRID), dtype, **sizes)
+    return inputs if cls else without_cls(inputs)
+
+
+def given(inputs: AttentionInputs, switch: str) -> dict[str, Any]:
+    """The switch's arguments; three projections for "pp", of which two are the sample's own tensors."""
+    arguments: dict[str, Any] = dict(SWITCHES[switch])
+    if arguments.get("correlation") == "pp":
+        arguments["projections"] = [inputs.key, inputs.value, inputs.query.flip(2)]
+    return arguments
+
+
+def check(
+    inputs: AttentionInputs,
+    implementation: str,
+    arguments: dict[str, Any],
+    grid: tuple[int, int] = GRID,
+) -> None:
+    if implementation == "triton":
+        judge(inputs, grid, arguments)
+    else:
+        compare(run(inputs, grid, "torch", **arguments), inputs, grid, arguments)
+
+
+@both
+@sequences
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_scores_alone(seed: int, switch: str, dtype, cls: bool, implementation: str) -> None:
+    inputs = variant(seed, cls, dtype, layers=0, heads=1 if dtype == torch.float32 else 2)
+    check(inputs, implementation, given(inputs, switch))
+
+
+@both
+@pytest.mark.parametrize(("cls", "dtype"), [(True, torch.float16), (False, torch.float32)])
+@pytest.mark.parametrize("switch", [name for name in SWITCHES if name != "identity"])
+def test_all_terms(seed: int, switch: str, cls: bool, dtype, implementation: str) -> None:
+    inputs = variant(seed, cls, dtype)
+    check(inputs, implementation, all_terms(inputs, **given(inputs, switch)))
+
+
+@both
+@sequences
+@pytest.mark.parametrize("switch", ("none", "window", "projections"))
+def test_prior_alone_and_feedback_alone(seed, switch: str, cls: bool, implementation: str) -> None:
+    inputs = variant(seed, cls, layers=0)
+    check(inputs, implementation, {"neighbourhood_std": 2.0, **given(inputs, switch)})
+    check(inputs, implementation, {"feedback": state(inputs), **given(inputs, switch)})
+
+
+@both
+@pytest.mark.parametrize(
+    ("grid", "width", "heads", "layers"),
+    [
+        pytest.param((14, 14), 64, 1, 0, id="196-tokens-siglip-b16"),
+        pytest.param((3, 11), 72, 1, 1, id="siglip-so400m-head-width"),
+        pytest.param((4, 5), 128, 1, 1, id="widest-head"),
+        pytest.param((2, 16), 32, 3, 1, id="whole-tiles-and-heads-no-multiple-of-a-programs"),
+        pytest.param((5, 13), 32, 1, 1, id="65-tokens-one-past-a-row-block"),
+        pytest.param((1, 1), 32, 2, 2, id="one-token"),
+    ],
+)
+def test_shapes_without_cls(seed, grid, width, heads: int, layers: int, implementation) -> None:
+    inputs = variant(seed, False, grid=grid, width=width, heads=heads, layers=layers)
+    check(inputs, implementation, all_terms(inputs), grid)
+
+
+@every
+@sequences
+def test_window_of_one_is_the_identity_on_patches(seed: int, cls: bool, implementation) -> None:
+    inputs = variant(seed, cls)
+    unit = run(inputs, GRID, implementation, correlation="identity").output
+    terms = {"neighbourhood_std": 5.0, "feedback": state(inputs)}
+    for switches in ({}, {"correlation": "none"}, terms):
+        alone = run(inputs, GRID, implementation, window=1, **switches).output
+        torch.testing.assert_close(alone[:, :, cls:], unit[:, :, cls:])
+
+
+@every
+def test_widest_window_without_cls_is_no_window(seed: int, implementation: str) -> None:
+    inputs = variant(seed, False)
+    terms = all_terms(inputs)
+    wide = run(inputs, GRID, implementation, **terms, window=2 * max(GRID) - 1).output
+    torch.testing.assert_close(wide, run(inputs, GRID, implementation, **terms).output)
+    narrower = run(inputs, GRID, implementation, **terms, window=2 * max(GRID) - 3).output
+    assert not torch.allclose(narrower, wide)
+
+
+@every
+def test_patches_alone_are_those_of_a_sequence_whose_cls_nobody_sees(seed, implementation) -> None:
+    inputs = variant(seed, True, layers=0)
+    terms = all_terms(inputs, correlation="qq+kk", score_temperature=0.7)
+    masked = run(inputs, GRID, implementation, **terms, window=99).output
+    alone = run(without_cls(inputs), GRID, implementation, **terms).output
+    torch.testing.assert_close(masked[:, :, 1:], alone)
+
+
+@every
+def test_the_row_of_cls_sees_past_the_window(seed: int, implementation: str) -> None:
+    inputs = variant(seed, True)
+    for correlation in ("kk", "none"):
+        limited = run(inputs, GRID, implementation, correlation=correlation, window=3).output
+        free = run(inputs, GRID, implementation, correlation=correlation).output
+        torch.testing.assert_close(limited[:, :, 0], free[:, :, 0])
+        assert not torch.allclose(limited[:, :, 1:], free[:, :, 1:])
+
+
+@every
+@sequences
+def test_projections_of_query_and_key(seed: int, cls: bool, implementation: str) -> None:
+    inputs = variant(seed, cls)
+    terms = all_terms(inputs) if cls else {"neighbourhood_std": 5.0}
+
+    def output(correlation: str, *projections: Tensor) -> Tensor:
+        names = {"correlation": correlation, "projections": projections}
+        return run(inputs, GRID, implementation, **terms, **names).output
+
+    assert torch.equal(output("pp", inputs.query), output("qq"))
+    assert torch.equal(output("pp", inputs.key), output("kk"))
+    once, twice = output("pp", inputs.value), output("pp", inputs.value, inputs.value)
+    torch.testing.assert_close(twice, once)
+    ordered = output("pp", inputs.query, inputs.key)
+    torch.testing.assert_close(output("pp", inputs.key, inputs.query), ordered)
+    assert not torch.allclose(ordered, once)
+
+
+@every
+@sequences
+def test_no_score_and_no_prior_is_the_mean(seed: int, cls: bool, implementation: str) -> None:
+    inputs = variant(seed, cls, layers=0, heads=2)
+    output = run(inputs, GRID, implementation, correlation="none").output
+    mean = inputs.value.mean(dim=2, keepdim=True)
+    torch.testing.assert_close(output, mean.expand_as(output))
+
+
+@every
+@sequences
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_rows_sum_to_their_mass(seed: int, switch: str, cls: bool, implementation: str) -> None:
+    inputs = variant(seed, cls)
+    ones = inputs._replace(value=torch.ones_like(inputs.value))
+    arguments = given(inputs, switch)
+    terms = {} if switch == "identity" else all_terms(inputs)
+    mixing = {"cross_weight": 0.4, "cross_temperature": 2.0}
+    output = run(ones, GRID, implementation, **{**terms, **mixing, **arguments}).output
+    mass = 2 if arguments.get("correlation") == "qq+kk" else 1
+    assert ((output / (2.0 * (0.6 * mass + 0.4)) - 1).abs() <= 2e-6).all()
+
+
+@every
+def test_score_temperature_divides_the_bases_own_scores(seed: int, implementation: str) -> None:
+    inputs = variant(seed, True)
+    terms = all_terms(inputs, correlation="qk")
+    sharp = run(inputs, GRID, implementation, **terms, score_temperature=0.25)
+    # A power of two scales without rounding.
+    scaled = run(inputs._replace(query=4 * inputs.query), GRID, implementation, **terms)
+    torch.testing.assert_close(sharp.output, scaled.output)
+    plain = run(inputs, GRID, implementation, **terms)
+    assert torch.equal(sharp.cross_layer, plain.cross_layer)
+    assert not torch.allclose(sharp.output, plain.output)
+
+
+@both
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("poison", (torch.nan, torch.inf))
+def test_window_keeps_cls_from_the_patches(seed: int, poison: float, implementation: str) -> None:
+    inputs = variant(seed, True, layers=0, heads=2)
+    for correlation in ("kk", "none"):
+        arguments = {"correlation": correlation, "window": 3, "neighbourhood_std": 2.0}
+        clean = run(inputs, GRID, implementation, **arguments).output
+        dirty = AttentionInputs(*(tensor.clone() for tensor in inputs[:3]), (), inputs.labels)
+        for tensor in dirty[:3]:
+            tensor[:, :, 0] = poison
+        got = run(dirty, GRID, implementation, **arguments).output
+        assert torch.equal(got[:, :, 1:], clean[:, :, 1:])
+        assert not torch.isfinite(got[:, :, 0]).any()
+
+
+@every
+@sequences
+@pytest.mark.parametrize("poison", (torch.nan, torch.inf))
+def test_no_score_reads_neither_query_nor_key(seed, poison, cls: bool, implementation) -> None:
+    inputs = variant(seed, cls, layers=0)
+    garbage = torch.full_like(inputs.query, poison)
+    dirty = inputs._replace(query=garbage, key=garbage)
+    for terms in ({}, all_terms(inputs)):
+        arguments = {**terms, "correlation": "none"}
+        clean = run(inputs, GRID, implementation, **arguments).output
+        assert torch.equal(run(dirty, GRID, implementation, **arguments).output, clean)
+
+
+@sequences
+def test_strides_and_nan_around_change_nothing(seed: int, cls: bool) -> None:
+    inputs = variant(seed, cls, layers=0, heads=2)
+    projections = [inputs.query, inputs.key]
+    terms = all_terms(inputs, correlation="pp", window=5)
+    expected = run(inputs, GRID, **terms, projections=projections).output
+    padded = inputs._replace(value=nan_padded(inputs.value))
+    turned = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in projections]
+    for given_inputs, given_projections in (
+        (padded, [nan_padded(tensor) for tensor in projections]),
+        (inputs, turned),
+    ):
+        got = run(given_inputs, GRID, **terms, projections=given_projections).output
+        assert torch.equal(got, expected)
+    # Query and key are not read: layouts of their own make no copies.
+    odd = padded._replace(query=inputs.query.mT.contiguous().mT, key=inputs.key)
+    in_place = [nan_padded(tensor) for tensor in projections]
+    launch = only_launch(odd, GRID, **terms, projections=in_place)
+    assert launch.arguments["value"] is odd.value
+    assert launch.arguments["lefts"] == launch.arguments["rights"] == tuple(in_place)
+
+
+@both
+def test_no_image_and_no_token(implementation: str) -> None:
+    inputs = variant(0, False, batch=0)
+    result = run(inputs, GRID, implementation, **all_terms(inputs, window=3))
+    assert result.output.shape == result.cross_layer.shape == (0, 1, PATCHES, 32)
+    nothing = torch.zeros(2, 1, 0, 32, device=kernel_device())
+    knobs = {"grid": (0, 0), "implementation": implementation}
+    assert residual_attention(nothing, nothing, nothing, **knobs).output.shape == nothing.shape
+
+
+def test_row_blocks_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = variant(seed, True)
+    # Rounded to float16, an entry of Ŝ could depend on the rows that are formed with it.
+    terms = all_terms(inputs, window=5, feedback=state(inputs, normalise=False))
+    expected = run(inputs, GRID, "torch", **terms).output
+    monkeypatch.setattr(feedback_portable, "PAIRS_PER_BLOCK", 200)
+    torch.testing.assert_close(run(inputs, GRID, "torch", **terms).output, expected)
+
+
+def test_window_is_a_square_around_each_patch() -> None:
+    height, width, reach = 3, 5, 1
+    terms = Terms((height, width), "kk", None, None, 0.0, 1.0, 0.0, 1.0, window=2 * reach + 1)
+    points = [(y, x) for y in range(height) for x in range(width)]
+    expected = torch.tensor(
+        [[abs(y - v) <= reach and abs(x - u) <= reach for v, u in points] for y, x in points]
+    )
+    device = torch.device("cpu")
+    assert torch.equal(portable.window_rows(terms, 0, 15, device), expected)
+    assert torch.equal(portable.window_rows(terms, 4, 9, device), expected[4:9])
+    outside = reference.outside_window(terms, range(16), 16, device)
+    assert torch.equal(~outside[1:, 1:], expected)
+    assert outside[1:, 0].all()
+    assert not outside[0].any()
+
+
+def test_a_gradient_reaches_projections(seed: int) -> None:
+    inputs = variant(seed, False, layers=0)
+    gradients = []
+    for implementation in ("auto", "reference"):
+        projections = [tensor.clone().requires_grad_() for tensor in (inputs.query, inputs.key)]
+        arguments = {"correlation": "pp", "projections": projections, "window": 5}
+        with watch() as watcher:
+            run(inputs, GRID, implementation, **arguments).output.square().sum().backward()
+        assert watcher.names() == []
+        gradients.append([projection.grad for projection in projections])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="a tensor requires grad; use 'torch'"):
+        run(inputs, GRID, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"correlation": "pp"}, ValueError, r"projections with themselves; got none: pass"),
+        ({"projections": "key"}, ValueError, "only correlation 'pp' takes projections; got 1"),
+        ({"correlation": "pp", "projections": "short"}, ValueError, r"projections\[0\] must have"),
+        ({"correlation": "pp", "projections": "half"}, TypeError, r"projections\[0\] must be"),
+        ({"correlation": "pp", "projections": "list"}, TypeError, "torch.Tensor; got list"),
+        ({"window": 4}, ValueError, "window must be odd.*got 4"),
+        ({"window": 0}, ValueError, "window must be at least 1; got 0"),
+        ({"window": 3.0}, TypeError, "window must be an integer; got 3.0"),
+        ({"score_temperature": 0.0}, ValueError, "score_temperature .* above 0; got 0.0"),
+        ({"correlation": "identity", "window": 3}, ValueError, "no score that a window could"),
+        (
+            {"correlation": "identity", "score_temperature": 0.5, "neighbourhood_std": 1.0},
+            ValueError,
+            "no score that a neighbourhood prior or a score temperature could change",
+        ),
+        (
+            {"grid": (5, 9)},
+            ValueError,
+            r"has 46 tokens with \[CLS\]; query has 36 \(without \[CLS\] there would be 45\)",
+        ),
+    ],
+)
+def test_errors_say_what_was_expected(arguments: dict[str, Any], error, message: str) -> None:
+    inputs = variant(0, False, layers=0)
+    projections = {
+        "key": [inputs.key],
+        "short": [inputs.key[:, :, 1:]],
+        "half": [inputs.key.half()],
+        "list": [[1.0]],
+    }
+    given_arguments = {"grid": GRID, **arguments}
+    if "projections" in arguments:
+        given_arguments["projections"] = projections[arguments["projections"]]
+    with pytest.raises(error, match=message):
+        residual_attention(*inputs[:3], **given_arguments)
+
+
+def operator_arguments(
+    inputs: AttentionInputs, implementation: str, **arguments: Any
+) -> tuple[Any, ...]:
+    """What the public function hands to its operator."""
+    called: list[tuple[Any, ...]] = []
+
+    def operator(*pieces: Any) -> list[Tensor]:
+        called.append(pieces)
+        return [inputs.value, inputs.value]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "operator", operator)
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        run(inputs, (2, 3), implementation, **arguments)
+    return called[0]
+
+
+@both
+@pytest.mark.parametrize(
+    ("switch", "cls"),
+    [("projections", False), ("none", True), ("window", True), ("sharp", False)],
+)
+def test_operator(seed: int, switch: str, cls: bool, implementation: str) -> None:
+    inputs = variant(seed, cls, grid=(2, 3), width=16)
+    arguments = all_terms(inputs, **given(inputs, switch))
+    pieces = operator_arguments(inputs, implementation, **arguments)
+    torch.library.opcheck(dispatch.operator, pieces)
+
+
+@both
+def test_switches_compile_whole(seed: int, implementation: str) -> None:
+    inputs = variant(seed, False, grid=(2, 3), width=16)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        switches = {"correlation": "pp", "projections": (query, key)}
+        tensors = inputs._replace(query=query, key=key, value=value)
+        knobs = {"window": 3, "score_temperature": 0.5, **switches}
+        projected = run(tensors, (2, 3), implementation, **knobs).output
+        return projected - run(tensors, (2, 3), implementation, correlation="none").output
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*inputs[:3]), attend(*inputs[:3]))
