@@ -34,14 +34,15 @@ bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU; tables and
 kernels-report: $(VENV)/.dev  ## Compile every kernel, without a GPU: registers, spills, matrix instructions
 	$(BIN)/python benchmarks/kernels_report.py $(ARGS)
 
-scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes; JSON goes to benchmarks/results/
+scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes (ARGS=--fresh: all anew); JSON goes to benchmarks/results/
 	@mkdir -p benchmarks/results
-	$(BIN)/python -m resclip.builtin.evaluate --json benchmarks/results/builtin.json
+	$(BIN)/resclip evaluate --json benchmarks/results/builtin.json $(ARGS)
 
 readme: $(VENV)/.dev  ## Make the README's pictures and tables again, from the stored results
 	$(BIN)/resclip demo --out docs
 	$(BIN)/resclip compare docs/scene.png --classes "sky, grass, house, tree, sun, car, flower, balloon, cloud" \
 		--out docs/comparison.png
+	$(BIN)/python -m resclip.builtin.gallery --out docs/gallery.png
 	$(BIN)/python benchmarks/report.py
 
 clean:  ## Remove .venv, builds and caches

@@ -35,11 +35,12 @@ setup(
         "pillow>=10.1",
         "pyyaml>=5.1",
         "safetensors>=0.4",
+        "timm>=1.0.17",
         "tqdm>=4.60",
         'triton; platform_system == "Linux"',
     ],
     extras_require={
-        "hf": ["transformers>=4.44"],
+        "hf": ["transformers>=4.49"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",
@@ -52,7 +53,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff==0.17.5",
             "setuptools>=77",
-            "transformers>=4.44",
+            "transformers>=4.49",
         ],
     },
     entry_points={"console_scripts": ["resclip = resclip.cli:main"]},

@@ -67,8 +67,8 @@ def show_attention(arguments: argparse.Namespace) -> int:
     has_feedback = arguments.sfr is not None or find_method(arguments.method).sfr is not None
     if has_feedback and arguments.classes is None:
         raise ValueError(
-            "expected --classes NAMES: SFR feeds back a segmentation by these classes; "
-            f"name them, or use a method without SFR in place of {arguments.method!r}"
+            "expected --classes NAMES: SFR feeds back a segmentation by these classes; name them, or leave SFR out, "
+            "as --method naclip+rcs does"
         )
     classes = NO_CLASSES if arguments.classes is None else parse_classes(arguments.classes)
     picture = read_image(arguments.image)

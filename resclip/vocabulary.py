@@ -6,7 +6,7 @@ Knows prompts and text encoders. Knows no picture, and neither how names are wri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from resclip.backbones import Tokenizer
 from resclip.class_names import parse_entries
 from resclip.templates import find_templates
 from resclip.text_cache import TextCache, tower_fingerprint
-
-Tokenizer = Callable[[list[str]], Tensor]
 
 PROMPTS_PER_CALL = 512
 """Of the largest call of the text tower; more templates than that take several."""

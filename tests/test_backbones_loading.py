@@ -15,7 +15,7 @@ from backbones_support import TEXT, small_timm
 from safetensors.torch import save_file
 from toys import CONFIG, MODEL, toy_clip
 
-from resclip.backbones import imagenet_templates, list_models, load_model
+from resclip.backbones import list_models, load_model
 from resclip.backbones.loading import image_statistics
 from resclip.backbones.names import find_model, plain
 from resclip.errors import WeightsUnavailable
@@ -215,12 +215,6 @@ def test_listed_models_have_towers_that_can_be_used() -> None:
         "ViTamin-B",
     }
     assert not unusable & set(models)
-
-
-def test_the_80_templates_of_imagenet() -> None:
-    templates = imagenet_templates()
-    assert len(templates) == 80
-    assert all("{}" in template for template in templates)
 
 
 def test_no_model_library_is_imported_before_it_is_needed() -> None:

@@ -6,13 +6,7 @@
 from __future__ import annotations
 
 from resclip.backbones.families import adapt
-from resclip.backbones.loading import (
-    LoadedModel,
-    Tokenizer,
-    imagenet_templates,
-    load_model,
-    quiet_logging,
-)
+from resclip.backbones.loading import LoadedModel, Tokenizer, load_model
 from resclip.backbones.names import BUILTIN, list_models
 from resclip.backbones.tower import Tower
 
@@ -22,8 +16,6 @@ __all__ = [
     "Tokenizer",
     "Tower",
     "adapt",
-    "imagenet_templates",
     "list_models",
     "load_model",
-    "quiet_logging",
 ]

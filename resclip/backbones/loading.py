@@ -5,7 +5,6 @@ Knows where models come from: the box, open_clip, Hugging Face. Knows no layout 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,15 +149,3 @@ def explain(name: str, pretrained: str | None, error: Exception) -> str:
         else "check the name and the network"
     )
     return f"cannot fetch the weights of {source} ({first_line(error)}); {advice}"
-
-
-def imagenet_templates() -> tuple[str, ...]:
-    """CLIP's 80 ImageNet prompt templates, each with "{}" for the class name."""
-    import open_clip
-
-    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-
-
-def quiet_logging() -> None:
-    """Keep open_clip's progress messages out of a command's output."""
-    logging.getLogger().setLevel(logging.ERROR)

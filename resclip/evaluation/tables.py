@@ -63,8 +63,10 @@ def cell(value: float | None, alone: float | None) -> str:
     """A figure with its change from the base, where that is known; "-" where it was not measured."""
     if value is None:
         return f"{'-':>5}"
-    change = "" if alone is None else f" ({value - alone:+.1f})"
-    return f"{value:5.1f}{change}"
+    if alone is None:
+        return f"{value:5.1f}"
+    change = round(value - alone, 1) + 0.0  # -0.0 + 0.0 is 0.0
+    return f"{value:5.1f} ({change:+.1f})"
 
 
 def conditions(evaluation: Evaluation) -> str:

@@ -61,27 +61,33 @@ def attention_blocks(
     operand tiles: a third of the columns.
     """
     if feedback:
-        return feedback_blocks(value_dtype, feature_dtype)
-    from_shared_memory = target.backend != "cuda" or target.architecture in (90, 100, 103)
+        return feedback_blocks(value_dtype, feature_dtype, target)
     if torch.float32 in (value_dtype, feature_dtype):
-        if from_shared_memory:
+        if reads_shared_memory(target):
             return Blocks(64, 32, 32, 128, 1, Options(num_warps=8, num_stages=2))
         tiles = 2 if value_dtype == feature_dtype else 1  # Mixed, two would spill 8 bytes.
         return Blocks(64, 32, 32, 64, tiles, Options(num_warps=8, num_stages=2))
-    keys = 128 if from_shared_memory else 32
+    keys = 128 if reads_shared_memory(target) else 32
     return Blocks(64, keys, 64, 128, 3, Options(num_warps=8, num_stages=3))
 
 
-def feedback_blocks(value_dtype: torch.dtype, feature_dtype: torch.dtype) -> Blocks:
-    """Tiles where a program forms Ŝ's too, the same on every target: none spills there for C and A·d up to 1,280.
+def feedback_blocks(value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target) -> Blocks:
+    """Tiles where a program forms Ŝ's too: none spills for C and A·d up to 1,280 and a Gaussian of σ up to 8.
 
-    32 keys a step, which is what the smoothing's products are made of; the accumulators stay three (253 registers on
-    sm_90, 252 on sm_80, 230 on gfx942), since Ŝ's tile is formed again for each further group of columns. In float32
-    32 rows (250, 254, 238): 64 spill 88 to 320 bytes.
+    32 keys a step, which is what the smoothing's products are made of. Ŝ's tile is formed again for each further group
+    of columns: three accumulators (253 registers on sm_90, 230 on gfx942), two where operands pass through registers
+    (245 on sm_80; three spill 8 to 40 bytes with a wide Gaussian or without path decay). In float32 32 rows: 64 spill
+    88 to 320 bytes.
     """
     if torch.float32 in (value_dtype, feature_dtype):
-        return Blocks(32, 32, 32, 128, 1, Options(num_warps=8, num_stages=1))
-    return Blocks(64, 32, 64, 128, 3, Options(num_warps=8, num_stages=3))
+        return Blocks(32, 32, 32, 64, 2, Options(num_warps=8, num_stages=1))
+    tiles = 3 if reads_shared_memory(target) else 2
+    return Blocks(64, 32, 64, 128, tiles, Options(num_warps=8, num_stages=3))
+
+
+def reads_shared_memory(target: Target) -> bool:
+    """Whether matrix units take their operands out of shared memory, not through registers."""
+    return target.backend != "cuda" or target.architecture in (90, 100, 103)
 
 
 def proxy_attention(
