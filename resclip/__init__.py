@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resclip.patching import patch as patch
     from resclip.result import Segmentation as Segmentation
     from resclip.segmenter import Segmenter as Segmenter
+    from resclip.text_cache import TextCache as TextCache
     from resclip.vocabulary import Vocabulary as Vocabulary
 
 HOMES = {
@@ -30,6 +31,7 @@ HOMES = {
     "SFR": "methods",
     "Segmentation": "result",
     "Segmenter": "segmenter",
+    "TextCache": "text_cache",
     "Vocabulary": "vocabulary",
     "load": "loading",
     "patch": "patching",
@@ -42,6 +44,7 @@ __all__ = [
     "DenseFeatures",
     "Segmentation",
     "Segmenter",
+    "TextCache",
     "Vocabulary",
     "__version__",
     "load",
