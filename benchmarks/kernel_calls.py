@@ -6,9 +6,11 @@ no values. A new op, or a new case of one, is a small function here and a name i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,129 +88,86 @@ def label_map(model: Model) -> Tensor:
     return empty(BATCH, *model.grid, dtype=torch.int64)
 
 
-def pass_1(model: Model, dtype: torch.dtype) -> None:
+def attend(
+    model: Model,
+    dtype: torch.dtype,
+    *,
+    grid: tuple[int, int] | None = None,
+    cls_tokens: int = 1,
+    **knobs: Any,
+) -> None:
+    """The residual attention, of labels and middle blocks in `knobs` where a case has them."""
     residual_attention(
-        *attention_tensors(model, dtype),
-        grid=model.grid,
-        neighbourhood_std=5.0,
-        cross_layers=cross_layers(model, dtype),
+        *attention_tensors(model, dtype, grid, cls_tokens),
+        grid=grid or model.grid,
         implementation="triton",
+        **knobs,
     )
+
+
+def fed_back(model: Model) -> SemanticFeedback:
+    return semantic_feedback(label_map(model), implementation="triton")
+
+
+def computed_before(model: Model, dtype: torch.dtype) -> Tensor:
+    """What pass 1 hands to pass 2: A_c·v."""
+    return empty(BATCH, model.heads, 1 + math.prod(model.grid), model.width, dtype=dtype)
+
+
+def pass_1(model: Model, dtype: torch.dtype) -> None:
+    layers = cross_layers(model, dtype)
+    attend(model, dtype, neighbourhood_std=5.0, cross_layers=layers)
 
 
 def pass_2(model: Model, dtype: torch.dtype) -> None:
-    query, key, value = attention_tensors(model, dtype)
-    residual_attention(
-        query,
-        key,
-        value,
-        grid=model.grid,
-        neighbourhood_std=5.0,
-        feedback=semantic_feedback(label_map(model), implementation="triton"),
-        cross_layer=torch.empty_like(value, memory_format=torch.contiguous_format),
-        implementation="triton",
-    )
+    before = computed_before(model, dtype)
+    attend(model, dtype, neighbourhood_std=5.0, feedback=fed_back(model), cross_layer=before)
 
 
 def one_pass(model: Model, dtype: torch.dtype) -> None:
-    residual_attention(
-        *attention_tensors(model, dtype),
-        grid=model.grid,
-        neighbourhood_std=5.0,
-        feedback=semantic_feedback(label_map(model), implementation="triton"),
-        cross_layers=cross_layers(model, dtype),
-        implementation="triton",
-    )
+    layers = cross_layers(model, dtype)
+    attend(model, dtype, neighbourhood_std=5.0, feedback=fed_back(model), cross_layers=layers)
 
 
 def sclip(model: Model, dtype: torch.dtype) -> None:
-    residual_attention(
-        *attention_tensors(model, dtype),
-        grid=model.grid,
-        correlation="qq+kk",
-        implementation="triton",
-    )
+    attend(model, dtype, correlation="qq+kk")
 
 
 def plain(model: Model, dtype: torch.dtype) -> None:
-    residual_attention(
-        *attention_tensors(model, dtype),
-        grid=model.grid,
-        correlation="qk",
-        implementation="triton",
-    )
+    attend(model, dtype, correlation="qk")
 
 
 def without_cls(model: Model, dtype: torch.dtype) -> None:
     """A tower without [CLS], as SigLIP's are: B/16 has B/16's heads, SO400M's are 72 wide and cut as H/14's 80."""
-    residual_attention(
-        *attention_tensors(model, dtype, cls_tokens=0),
-        grid=model.grid,
-        neighbourhood_std=5.0,
-        feedback=semantic_feedback(label_map(model), implementation="triton"),
-        cross_layers=cross_layers(model, dtype, cls_tokens=0),
-        implementation="triton",
+    layers = cross_layers(model, dtype, cls_tokens=0)
+    feedback = fed_back(model)
+    attend(
+        model, dtype, cls_tokens=0, neighbourhood_std=5.0, feedback=feedback, cross_layers=layers
     )
 
 
 def within_window(model: Model, dtype: torch.dtype) -> None:
     """Every additive term at once."""
-    query, key, value = attention_tensors(model, dtype)
-    residual_attention(
-        query,
-        key,
-        value,
-        grid=model.grid,
-        window=7,
-        neighbourhood_std=5.0,
-        feedback=semantic_feedback(label_map(model), implementation="triton"),
-        cross_layer=torch.empty_like(value, memory_format=torch.contiguous_format),
-        implementation="triton",
-    )
+    before = computed_before(model, dtype)
+    feedback = fed_back(model)
+    attend(model, dtype, window=7, neighbourhood_std=5.0, feedback=feedback, cross_layer=before)
 
 
 def window_alone(model: Model, dtype: torch.dtype) -> None:
-    residual_attention(
-        *attention_tensors(model, dtype),
-        grid=model.grid,
-        correlation="qq+kk",
-        window=7,
-        implementation="triton",
-    )
+    attend(model, dtype, correlation="qq+kk", window=7)
 
 
 def projected(model: Model, dtype: torch.dtype) -> None:
-    query, key, value = attention_tensors(model, dtype)
-    residual_attention(
-        query,
-        key,
-        value,
-        grid=model.grid,
-        correlation="pp",
-        projections=[query, key, value],
-        implementation="triton",
-    )
+    attend(model, dtype, correlation="pp", projections=attention_tensors(model, dtype))
 
 
 def neighbours_alone(model: Model, dtype: torch.dtype) -> None:
     """NACLIP's prior without a score."""
-    residual_attention(
-        *attention_tensors(model, dtype),
-        grid=model.grid,
-        correlation="none",
-        neighbourhood_std=5.0,
-        implementation="triton",
-    )
+    attend(model, dtype, correlation="none", neighbourhood_std=5.0)
 
 
 def large_grid(model: Model, dtype: torch.dtype) -> None:
-    grid = (64, 64)
-    residual_attention(
-        *attention_tensors(model, dtype, grid),
-        grid=grid,
-        neighbourhood_std=5.0,
-        implementation="triton",
-    )
+    attend(model, dtype, grid=(64, 64), neighbourhood_std=5.0)
 
 
 def prefix(model: Model, dtype: torch.dtype) -> None:

@@ -75,8 +75,8 @@ def feedback_blocks(value_dtype: torch.dtype, feature_dtype: torch.dtype, target
     """Tiles where a program forms Ŝ's too: none spills for C and A·d up to 1,280 and a Gaussian of σ up to 8.
 
     32 keys a step, which is what the smoothing's products are made of. Ŝ's tile is formed again for each further group
-    of columns: three accumulators (253 registers on sm_90, 230 on gfx942), two where operands pass through registers
-    (245 on sm_80; three spill 8 to 40 bytes with a wide Gaussian or without path decay). In float32 32 rows: 64 spill
+    of columns: three accumulators (253 registers on sm_90, 231 on gfx942), two where operands pass through registers
+    (241 on sm_120; three spill 8 to 40 bytes with a wide Gaussian or without path decay). In float32 32 rows: 64 spill
     88 to 320 bytes.
     """
     if torch.float32 in (value_dtype, feature_dtype):

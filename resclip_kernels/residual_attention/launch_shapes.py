@@ -68,7 +68,8 @@ def choose_blocks(
     if int(target.architecture) >= 120:
         return WARP_WIDE_FEEDBACK if width > 64 and feedback else WARP
     if width <= 64 and not feedback:
-        return WARPGROUP
+        # Three sums or more take the addresses of as many tensors: 64 columns spill 8 bytes on sm_100.
+        return WARPGROUP if branches <= 2 else WARPGROUP_NARROW
     together = width <= 64 and branches == 1
     return WARPGROUP_TOGETHER if together else WARPGROUP_NARROW
 
