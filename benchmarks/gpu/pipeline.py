@@ -59,9 +59,12 @@ def segmenter(
     """ResCLIP with ADE20K's released settings, in float16 (which `load` takes on a GPU)."""
     from resclip import DenseEncoder, Segmenter, Vocabulary
     from resclip.methods import find_method
+    from resclip.presets import find_preset
 
-    method = find_method("resclip", None if bench.dry_run else "ade20k")
-    if bench.dry_run and method.sfr is not None:
+    method = find_method("resclip")
+    if not bench.dry_run:
+        method = find_preset("ade20k").apply(method)
+    elif method.sfr is not None:
         method = replace(method, sfr=replace(method.sfr, refine_iterations=1))
     visual = copy.deepcopy(tower(bench.dry_run)).to(bench.device.name, bench.dtype(torch.float16))
     encoder = DenseEncoder(

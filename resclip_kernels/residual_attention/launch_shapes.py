@@ -31,6 +31,8 @@ class Blocks:
 # thread. Ŝ's tiles cost registers too, so with feedback columns are 32; two heads a program halve their cost a head,
 # and a third would spill.
 WARPGROUP = Blocks(1, 128, 64, 8, 2)
+# Three softmaxes and more take the addresses of as many tensors: two tiles in flight spill 8 bytes on sm_100.
+WARPGROUP_MANY = Blocks(1, 128, 64, 8, 1)
 WARPGROUP_NARROW = Blocks(1, 128, 32, 8, 2)
 WARPGROUP_TOGETHER = Blocks(2, 128, 32, 8, 2)
 # Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, or fewer rows.
@@ -68,8 +70,7 @@ def choose_blocks(
     if int(target.architecture) >= 120:
         return WARP_WIDE_FEEDBACK if width > 64 and feedback else WARP
     if width <= 64 and not feedback:
-        # Three sums or more take the addresses of as many tensors: 64 columns spill 8 bytes on sm_100.
-        return WARPGROUP if branches <= 2 else WARPGROUP_NARROW
+        return WARPGROUP if branches <= 2 else WARPGROUP_MANY
     together = width <= 64 and branches == 1
     return WARPGROUP_TOGETHER if together else WARPGROUP_NARROW
 

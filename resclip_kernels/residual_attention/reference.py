@@ -27,15 +27,19 @@ def residual_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The formula of `resclip_kernels.residual_attention`; computes in the tensors' own dtype."""
     rows = range(query.shape[2])
-    feedback = None
-    if terms.feedback is not None:
-        feedback = around_cls(feedback_matrix(terms.feedback), terms, rows, len(rows))
-    output = base_map(query, key, projections, terms, rows, feedback) @ value
+    output = base_map(query, key, projections, terms, rows, whole_feedback(terms, rows)) @ value
     if cross_layer is None and cross_layers:
         cross_layer = cross_layer_map(cross_layers, rows) @ value
     if cross_layer is not None:
         output = mixed(output, cross_layer, terms)
     return output, cross_layer
+
+
+def whole_feedback(terms: Terms, rows: range) -> Tensor | None:
+    """Ŝ among all tokens, (B, L, L); None for no SFR."""
+    if terms.feedback is None:
+        return None
+    return around_cls(feedback_matrix(terms.feedback), terms, rows, len(rows))
 
 
 def mixed(base: Tensor, cross_layer: Tensor, terms: Terms) -> Tensor:
