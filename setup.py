@@ -40,6 +40,7 @@ setup(
         'triton; platform_system == "Linux"',
     ],
     extras_require={
+        "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8", "scipy>=1.11"],
         "hf": ["transformers>=4.49"],
         "dev": [
             "build>=1.2",
@@ -48,10 +49,13 @@ setup(
             "mypy==2.4.1",
             "opencv-python-headless>=4.9",
             "psutil>=5.9",
+            "pycocotools>=2.0.8",
             "pytest>=8.0",
             "pytest-benchmark>=5.0",
             "pytest-xdist>=3.5",
             "ruff==0.17.5",
+            "scikit-learn>=1.4",
+            "scipy>=1.11",
             "setuptools>=77",
             "transformers>=4.49",
         ],

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from resclip.cli_errors import describe
 from resclip.cli_evaluate import add_arguments as add_evaluate_arguments
-from resclip.cli_options import CLASSES_HELP, add_model_options
+from resclip.cli_options import CLASSES_HELP, add_model_options, add_window_options
 from resclip.errors import UnknownWordsWarning
 from resclip.version import __version__
 
@@ -93,8 +93,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_attention(commands)
     evaluate = commands.add_parser(
         "evaluate",
-        help="measure methods on the drawn scenes",
-        description="Mean intersection over union of every method, on the built-in model's held-out scenes.",
+        help="measure methods on data sets",
+        description="Mean intersection over union of methods on data sets, beside the published figures.",
     )
     add_evaluate_arguments(evaluate)
     evaluate.set_defaults(command=_run_evaluate)
@@ -140,18 +140,7 @@ def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="largest picture to decode (default: 178,956,970 pixels)",
     )
     add_model_options(segment)
-    windows = segment.add_argument_group("windows")
-    windows.add_argument(
-        "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
-    )
-    windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
-    windows.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once")
-    windows.add_argument(
-        "--threshold",
-        type=_probability,
-        metavar="P",
-        help="pixels whose best class has a smaller probability get the first class",
-    )
+    add_window_options(segment)
     segment.set_defaults(command=_run_segment)
 
 
@@ -240,13 +229,6 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return value
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
     return value
 
 

@@ -1,90 +1,183 @@
-"""`resclip evaluate`: every method on the drawn scenes, as a table.
+"""`resclip evaluate`: methods × data sets, as a table and as files.
 
-Knows the options and what is printed. Measuring is `resclip.builtin.evaluate`'s, which loads on use: `--help` must not
-wait for torch.
+Knows the options, what is printed and where files go. Measuring is resclip.evaluation's, which loads on use: `--help`
+must not wait for torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from resclip.builtin import PRESET
+from resclip.cli_datasets import add_dataset_options, open_datasets, segmenter_for
+from resclip.cli_options import add_model_options, add_window_options
+from resclip.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resclip.evaluation.datasets import Dataset
+    from resclip.evaluation.measure import Watcher
+    from resclip.evaluation.protocol import Candidate, Watch
+    from resclip.evaluation.record import Report
 
 __all__ = ["add_arguments", "run"]
 
-WINDOW, STRIDE = (PRESET["segmenter"][name] for name in ("window", "stride"))
+METHODS = "clip,sclip,clearclip,naclip,resclip"
+ALL = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `resclip evaluate`."""
     parser.add_argument(
-        "--methods",
+        "--method",
+        default=METHODS,
         metavar="NAMES",
-        help="rows to measure, separated by commas; see `resclip methods` (default: every base with every module)",
+        help=f"rows, separated by commas; see `resclip methods`; {ALL}: every base with every module "
+        f"(default: {METHODS})",
     )
-    parser.add_argument(
-        "--set",
-        choices=("held-out", "validation"),
-        default="held-out",
-        help="which scenes (default: held-out)",
-    )
-    parser.add_argument(
-        "--scenes", type=int, default=200, metavar="N", help="how many (default: 200)"
-    )
-    parser.add_argument(
-        "--size", type=int, default=168, metavar="PIXELS", help="side of a scene (default: 168)"
-    )
-    parser.add_argument(
-        "--window",
-        type=int,
-        metavar="PIXELS",
-        help=f"side of the windows, for all methods alike; 0: the whole scene (default: {WINDOW})",
-    )
-    parser.add_argument(
-        "--stride",
-        type=int,
-        metavar="PIXELS",
-        help=f"step between windows (default: {STRIDE}, or half of --window)",
-    )
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)"
-    )
-    parser.add_argument("--per-class", action="store_true", help="print the classes' IoU as well")
-    parser.add_argument(
-        "--json",
+    add_dataset_options(parser)
+    add_model_options(parser, method=False, background=False)
+    add_window_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--per-class", action="store_true", help="print the classes' IoU as well")
+    output.add_argument(
+        "--out",
         type=Path,
-        metavar="FILE",
-        help="write the figures there after each row; rows that FILE has under the same conditions (scenes, windows, "
-        "device, versions) are not measured again, so an interrupted run goes on where it stopped",
+        metavar="DIR",
+        help="write report.json, report.csv and report.md there, and what the options below ask for. Rows that "
+        "report.json has under the same conditions are not measured again, so an interrupted run goes on where it "
+        "stopped",
     )
-    parser.add_argument(
-        "--fresh", action="store_true", help="measure every row anew and replace what FILE holds"
+    output.add_argument(
+        "--json", type=Path, metavar="FILE", help="instead of DIR/report.json, or without DIR"
+    )
+    output.add_argument(
+        "--fresh", action="store_true", help="measure every row anew, whatever the JSON file holds"
+    )
+    output.add_argument(
+        "--plot", action="store_true", help="draw the classes' IoU: DIR/classes_SET.png"
+    )
+    output.add_argument(
+        "--save-predictions",
+        action="store_true",
+        help="write every label map: DIR/predictions/SET/METHOD/PICTURE.png",
+    )
+    output.add_argument(
+        "--qualitative",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw picture, truth and prediction of N pictures: DIR/sheets/SET/METHOD/PICTURE.png",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print and store; the exit status.
+    """Measure, print and store; the exit status: 0, or 1 where pictures had to be left out.
 
     Raises:
-        ValueError: an option that cannot be carried out, or a FILE with figures under other conditions.
-        OSError: FILE cannot be written.
+        ValueError: an option that cannot be carried out, or a JSON file with figures under other conditions.
+        OSError: a file cannot be written.
+        WeightsUnavailable: the model cannot be fetched.
+        ImportError: --plot without matplotlib.
     """
-    from resclip.builtin.evaluate import SceneSet, evaluate
-    from resclip.evaluation.tables import class_tables, mean_table
+    from resclip.evaluation.protocol import evaluate
+    from resclip.evaluation.world import join, local_device
 
-    methods = None if arguments.methods is None else arguments.methods.split(",")
-    figures = evaluate(
-        methods,
-        SceneSet(arguments.set, arguments.scenes, arguments.size),
-        window=arguments.window,
-        stride=arguments.stride,
-        device=arguments.device,
-        path=arguments.json,
-        fresh=arguments.fresh,
-        progress=True,
+    check_output(arguments)
+    path = arguments.json or (arguments.out and arguments.out / "report.json")
+    datasets = open_datasets(arguments)
+    with join() as world:
+        report = evaluate(
+            candidates(arguments, local_device(arguments.device)),
+            datasets,
+            path=path,
+            fresh=arguments.fresh,
+            workers=arguments.workers,
+            world=world,
+            watch=watch_of(arguments),
+            progress=True,
+        )
+        if world.is_first:
+            write(report, arguments)
+    rows = [row for figures in report.sets.values() for row in figures.rows.values()]
+    return int(any(row.problems for row in rows))
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """ValueError where a file is asked for and no folder named; ImportError for a plot that nothing can draw."""
+    asked = [
+        option
+        for option in ("plot", "save_predictions", "qualitative")
+        if getattr(arguments, option)
+    ]
+    if asked and arguments.out is None:
+        option = f"--{asked[0].replace('_', '-')}"
+        raise ValueError(f"expected --out DIR for what {option} writes, got none; name a folder")
+    if arguments.qualitative < 0:
+        raise ValueError(
+            f"expected --qualitative of at least 0 pictures, got {arguments.qualitative}"
+        )
+    if arguments.plot:
+        from resclip.evaluation.plots import check_matplotlib
+
+        check_matplotlib()
+
+
+def candidates(arguments: argparse.Namespace, device: str | None) -> list[Candidate]:
+    """The rows that --method names."""
+    from resclip.evaluation.protocol import Candidate, row_names
+
+    asked = (
+        None if arguments.method == ALL else [name.strip() for name in arguments.method.split(",")]
     )
+    return [
+        Candidate(name, partial(segmenter_for, arguments, name, device=device))
+        for name in row_names(asked)
+    ]
+
+
+def watch_of(arguments: argparse.Namespace) -> Watch | None:
+    """Who looks on and writes files; None where none is asked for."""
+    count, predictions = arguments.qualitative, arguments.save_predictions
+    if not count and not predictions:
+        return None
+    from resclip.evaluation.pictures import SavePredictions, Sheets
+    from resclip.evaluation.protocol import Watch
+
+    def make(row: str, dataset: Dataset) -> Sequence[Watcher]:
+        watchers: list[Watcher] = []
+        if predictions:
+            watchers.append(SavePredictions(arguments.out / "predictions", dataset, row))
+        if count:
+            watchers.append(Sheets(arguments.out / "sheets", dataset, row, count))
+        return watchers
+
+    folder = str(arguments.out.resolve())
+    return Watch(make, {"folder": folder, "predictions": predictions, "sheets": count})
+
+
+def write(report: Report, arguments: argparse.Namespace) -> None:
+    """Print the tables, name what was left out, and write the files that are asked for."""
+    from resclip.evaluation.notes import problem_lines
+    from resclip.evaluation.tables import class_tables, csv_table, markdown_table, report_table
+
     if arguments.per_class:
-        print(class_tables(figures), end="\n\n")
-    print(mean_table(figures))
-    return 0
+        for figures in report.sets.values():
+            print(class_tables(figures), end="\n\n")
+    print(report_table(report))
+    for line in problem_lines(report):
+        print(f"resclip: left out: {line}", file=sys.stderr)
+    if arguments.out is None:
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.out / "report.csv", csv_table(report).encode())
+    write_atomically(arguments.out / "report.md", (markdown_table(report) + "\n").encode())
+    if arguments.plot:
+        from resclip.evaluation.plots import plot_classes
+
+        for name, figures in report.sets.items():
+            plot_classes(figures, arguments.out / f"classes_{name}.png")

@@ -19,8 +19,15 @@ for a data set's classes, or a file: text with one class a line, JSON or YAML
 """
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, method: bool = True) -> None:
-    """Which model, and what is made of it: `method` is False where a command names its methods itself."""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, method: bool = True, background: bool = True
+) -> None:
+    """Which model, and what is made of it.
+
+    Args:
+        method: False where a command names its methods itself.
+        background: False where the classes are a data set's.
+    """
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", default="builtin", help="see `resclip models` (default: builtin, no download)"
@@ -47,11 +54,12 @@ def add_model_options(parser: argparse.ArgumentParser, *, method: bool = True) -
         help='ProxyCLIP\'s vision model: "colour", a timm name, or knobs such as "model=NAME,beta=1.2"',
     )
     names = parser.add_argument_group("class names")
-    names.add_argument(
-        "--background",
-        metavar="LIST",
-        help='put a class "background" in front, with the names that voc21 or coco-object have for it',
-    )
+    if background:
+        names.add_argument(
+            "--background",
+            metavar="LIST",
+            help='put a class "background" in front, with the names that voc21 or coco-object have for it',
+        )
     names.add_argument(
         "--templates",
         metavar="SET",
@@ -74,6 +82,29 @@ def add_model_options(parser: argparse.ArgumentParser, *, method: bool = True) -
     )
 
 
+def add_window_options(parser: argparse.ArgumentParser) -> None:
+    """How a picture is cut, and when a pixel counts as background."""
+    windows = parser.add_argument_group("windows")
+    windows.add_argument(
+        "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
+    )
+    windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
+    windows.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once")
+    windows.add_argument(
+        "--threshold",
+        type=probability,
+        metavar="P",
+        help="pixels whose best class has a smaller probability get the first class",
+    )
+
+
+def probability(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
 def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: Any) -> Segmenter:
     """The segmenter that the shared options describe; `changes` are further arguments of `resclip.load`.
 
@@ -87,7 +118,7 @@ def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: 
     from resclip.methods import RCS, SFR, ProxyAttention
     from resclip.text_cache import TextCache
 
-    if arguments.background is not None:
+    if getattr(arguments, "background", None) is not None:
         classes = with_background(classes, arguments.background)
     proxy = arguments.proxy
     if proxy is not None and "=" in proxy:

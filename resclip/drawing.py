@@ -42,6 +42,7 @@ _TEXT = 17  # pixels, the height of names in the legend
 _CAPTION = 15
 _ROWS = (30, 38)  # pixels a row of the legend takes, at least and at most
 _CHIP = 18
+_STRIPES = (2, 8)  # pixels, how wide a dark stripe is, and from one to the next
 _NAME_WIDTHS = (90, 230)  # pixels, at least and at most
 _SMALLEST_PANEL = 440  # pixels on the longer side, reached by whole factors
 _LARGEST_PANEL = 900
@@ -67,7 +68,11 @@ def palette(count: int) -> PixelArray:
 
 
 def draw_overlay(
-    image: PixelArray, labels: NDArray[np.int64], colours: PixelArray, opacity: float
+    image: PixelArray,
+    labels: NDArray[np.int64],
+    colours: PixelArray,
+    opacity: float,
+    hatched: int | None = None,
 ) -> Image.Image:
     """`image` tinted with each pixel's class colour, thin white lines between the regions.
 
@@ -76,6 +81,7 @@ def draw_overlay(
         labels: (H, W), class indices into `colours`.
         colours: (classes, 3) uint8.
         opacity: of the colours, 0 to 1.
+        hatched: class whose pixels get dark stripes, so that its colour is taken for no other class's; None: none.
     """
     if not 0.0 <= opacity <= 1.0:
         raise ValueError(f"expected an opacity from 0 to 1, got {opacity}")
@@ -85,18 +91,23 @@ def draw_overlay(
     faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _LUMINANCE - faded)
     tint = (colours.astype(np.float32) * opacity)[labels]
     pixels = (faded + tint + 0.5).astype(np.uint8)  # [H, W, 3]
+    if hatched is not None:
+        pixels[(labels == hatched) & _stripes(*labels.shape)] = _INK
     width = max(1, round(min(labels.shape) / 360))
     pixels[_borders(labels, width)] = 255
     return Image.fromarray(pixels)
 
 
-def draw_legend(entries: Sequence[LegendEntry], colours: PixelArray, height: int) -> Image.Image:
+def draw_legend(
+    entries: Sequence[LegendEntry], colours: PixelArray, height: int, hatched: int | None = None
+) -> Image.Image:
     """Colour, name, share of the picture: one row a class, in one or two columns.
 
     Args:
         entries: (class index, name, fraction) of the classes to show, most important first.
         colours: (classes, 3) uint8.
         height: the pixels to fill; classes that do not fit are counted in a last line.
+        hatched: class whose colour gets dark stripes; None: none.
     """
     columns, rows, row_height = _legend_grid(len(entries), height)
     shown = entries if len(entries) <= rows * columns else entries[: rows * columns - 1]
@@ -113,7 +124,7 @@ def draw_legend(entries: Sequence[LegendEntry], colours: PixelArray, height: int
         column, row = divmod(position, rows)
         box = (column * (column_width + _MARGIN), row * row_height, column_width, row_height)
         name = shorten(text, font, _NAME_WIDTHS[1])
-        _draw_row(canvas, box, name, font, fraction, colours[index])
+        _draw_row(canvas, box, name, font, fraction, colours[index], index == hatched)
     if len(shown) < len(entries):
         place = (column_width + _MARGIN, (rows - 1) * row_height + row_height // 2 - 3)
         text = f"and {len(entries) - len(shown):,} more"
@@ -160,6 +171,8 @@ def draw_sheet(
     entries: Sequence[LegendEntry],
     opacity: float,
     footer: str = "",
+    legend_caption: str = "Share",
+    hatched: int | None = None,
 ) -> Image.Image:
     """Picture, overlays and legend side by side on white, with a line of small print below.
 
@@ -168,6 +181,9 @@ def draw_sheet(
 
     Args:
         segmentations: (caption, labels) of each overlay.
+        footer: the small print; empty: none.
+        legend_caption: of the fractions of `entries`.
+        hatched: class that is striped in overlays and legend; None: none.
     """
     shape = image.shape[0], image.shape[1]
     height, width = _panel_shape(*shape)
@@ -177,12 +193,12 @@ def draw_sheet(
     columns = [("Picture", Image.fromarray(pixels))]
     for caption, labels in segmentations:
         panel_labels = labels[nearest_row[:, None], nearest_column]
-        columns.append((caption, draw_overlay(pixels, panel_labels, colours, opacity)))
+        columns.append((caption, draw_overlay(pixels, panel_labels, colours, opacity, hatched)))
     body_height = max(height, 4 * _ROWS[1])
-    legend = draw_legend(entries, colours, body_height)
+    legend = draw_legend(entries, colours, body_height, hatched)
     body_height = max(body_height, legend.height)
     top = _MARGIN + _CAPTION + 12
-    columns.append(("Share", legend))
+    columns.append((legend_caption, legend))
     sheet_width = sum(panel.width + _MARGIN for _, panel in columns) + _MARGIN
     footer_height = _CAPTION + 14 if footer else 0
     sheet = Image.new("RGB", (sheet_width, top + body_height + footer_height + _MARGIN), _PAPER)
@@ -211,6 +227,14 @@ def _borders(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
         thick[:-shift] |= edge[shift:]
         thick[:, :-shift] |= edge[:, shift:]
     return thick
+
+
+def _stripes(height: int, width: int) -> NDArray[np.bool_]:
+    """(height, width), true on diagonal lines."""
+    stripes: NDArray[np.bool_] = (np.arange(height)[:, None] + np.arange(width)) % _STRIPES[
+        1
+    ] < _STRIPES[0]
+    return stripes
 
 
 def _panel_shape(height: int, width: int) -> tuple[int, int]:
@@ -255,16 +279,20 @@ def _draw_row(
     font: Font,
     fraction: float,
     colour: PixelArray,
+    hatched: bool,
 ) -> None:
     """One class in `box`: (left, top, width, height) in pixels."""
     left, top, width, height = box
     middle = top + height // 2 - 3
     fill = (int(colour[0]), int(colour[1]), int(colour[2]))
-    canvas.paste(fill, (left, middle - _CHIP // 2), _chip())
+    chip = np.full((_CHIP, _CHIP, 3), fill, np.uint8)
+    if hatched:
+        chip[_stripes(_CHIP, _CHIP)] = _INK
+    canvas.paste(Image.fromarray(chip), (left, middle - _CHIP // 2), _chip())
     draw = ImageDraw.Draw(canvas)
     text_left, right = left + _CHIP + 12, left + width
     draw.text((text_left, middle), name, fill=_INK, font=font, anchor="lm")
-    share = f"{fraction:.1%}".replace("%", " %") if fraction >= 0.0005 else "< 0.1 %"
+    share = "< 0.1 %" if 0 < fraction < 0.0005 else f"{fraction:.1%}".replace("%", " %")
     draw.text((right, middle), share, fill=_FAINT_INK, font=built_in_font(_TEXT), anchor="rm")
     bar_top = top + height - 8
     draw.rounded_rectangle((text_left, bar_top, right, bar_top + 2), radius=1, fill=_TRACK)

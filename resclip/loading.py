@@ -138,7 +138,13 @@ def load(
     if window and stride is None:
         values["stride"] = max(1, window // 2)
     name = method if isinstance(method, str) else method.name
-    source = {"model": model, "pretrained": pretrained, "method": name, "preset": preset}
+    source = {
+        "model": model,
+        "pretrained": pretrained,
+        "method": name,
+        "preset": preset,
+        "templates": list(templates) if isinstance(templates, (list, tuple)) else templates,
+    }
     return Segmenter(
         encoder,
         classes,

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import resclip
 from resclip.encoder import DenseEncoder, similarity
-from resclip.images import ImageSource, read_image, resize, resize_shape
+from resclip.images import ImageSource, PixelArray, read_image, resize, resize_shape
 from resclip.knobs import as_dict
 from resclip.result import Segmentation
 from resclip.vocabulary import Vocabulary
@@ -26,6 +26,34 @@ from resclip_kernels.checks import check_count
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to a picture before it is cut into windows; small and picklable, for worker processes.
+
+    Args:
+        short_side, long_side: see `Segmenter`.
+        smallest: (height, width) that a picture has at least: a patch.
+        mean, std: per channel, of pixels in [0, 1].
+    """
+
+    short_side: int
+    long_side: int
+    smallest: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def resize(self, picture: PixelArray) -> PixelArray:
+        """(H, W, 3) uint8 → (H', W', 3) uint8."""
+        height, width = picture.shape[:2]
+        if self.short_side:
+            height, width = resize_shape(height, width, self.short_side, self.long_side)
+        return resize(picture, (max(height, self.smallest[0]), max(width, self.smallest[1])))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(H', W', 3) uint8 → (3, H', W') float32, on the same device."""
+        return normalise(pixels, self.mean, self.std)
 
 
 class Crop(NamedTuple):
@@ -178,14 +206,21 @@ class Segmenter:
         labels = [labels for labels, _ in results]
         return torch.stack(labels) if labels else pixels.new_empty(0, *size, dtype=torch.int64)
 
-    def prepare(self, picture: np.ndarray) -> Tensor:
+    @property
+    def preparation(self) -> Preparation:
+        """What `prepare` does, without the model."""
+        return Preparation(
+            self.short_side,
+            self.long_side,
+            self.encoder.tower.patch_size,
+            self.mean,
+            self.std,
+        )
+
+    def prepare(self, picture: PixelArray) -> Tensor:
         """(H, W, 3) uint8 → (3, H', W') float32: resized, at least one patch large, normalised."""
-        height, width = picture.shape[:2]
-        if self.short_side:
-            height, width = resize_shape(height, width, self.short_side, self.long_side)
-        patch_height, patch_width = self.encoder.tower.patch_size
-        size = (max(height, patch_height), max(width, patch_width))
-        return normalise(torch.tensor(resize(picture, size)), self.mean, self.std)
+        preparation = self.preparation
+        return preparation.normalise(torch.tensor(preparation.resize(picture)))
 
     @torch.no_grad()
     def classify(
@@ -268,6 +303,8 @@ class Segmenter:
 
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(H, W, 3) uint8 → (3, H, W) float32: (x / 255 − mean) / std per channel."""
-    pixels = image.permute(2, 0, 1).float() / 255.0
+    """(H, W, 3) uint8 → (3, H, W) float32: (x / 255 − mean) / std per channel, the same bits on every device."""
+    pixels = image.permute(2, 0, 1).float()
+    # By a tensor: a GPU multiplies by a number's reciprocal instead, which may end in another bit.
+    pixels = pixels / pixels.new_tensor(255.0)
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from made_up import figures
 
-from resclip.builtin.evaluate import row_names
-from resclip.evaluation.record import Evaluation
+from resclip.evaluation.protocol import row_names
+from resclip.evaluation.record import Report
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,11 +83,11 @@ def test_method_table_has_a_row_a_base_with_its_best_in_bold(report: ModuleType)
 @pytest.mark.parametrize(
     ("changes", "reached"),
     [
-        ({}, [True, True, True]),
-        ({"maskclip": 80.5}, [False, True, True]),
+        ({}, [True, True, True, True]),
+        ({"maskclip": 80.5}, [False, True, True, True]),
         (
             {"clip": 20.0, "maskclip": 26.0, "naclip": 27.0, "naclip_rcs_sfr": 28.0},
-            [True, False, False],
+            [True, False, False, True],
         ),
     ],
 )
@@ -100,8 +100,16 @@ def test_methods_must_come_in_the_papers_order(
     assert [row.reached for row in report.method_figures(made_up)] == reached
 
 
+def test_a_slow_evaluation_is_told(report: ModuleType) -> None:
+    """Three of the made-up rows are among those that are timed, and last 50 s each."""
+    made_up = figures(50.0, clip=34.0, maskclip=77.0, naclip=80.0, naclip_rcs_sfr=81.0)
+    last = report.method_figures(made_up)[-1]
+    assert (last.measured, last.reached) == ("150 s", False)
+    assert "naclip+rcs+sfr   81.0   +1.0" in report.evaluation_output(made_up)
+
+
 def test_the_stored_figures_of_the_methods_are_whole_and_in_order(report: ModuleType) -> None:
-    stored = Evaluation.read(ROOT / "benchmarks/results/builtin.json")
+    stored = Report.read(ROOT / "benchmarks/results/builtin.json").sets["builtin"]
     assert list(stored.rows) == row_names()
     assert all(row.reached for row in report.method_figures(stored))
 
@@ -125,5 +133,5 @@ def test_filling_needs_its_markers_once(report: ModuleType) -> None:
 
 def test_the_readme_has_every_marker() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("figures", "gpu", "methods", "quick start"):
+    for name in ("figures", "gpu", "methods", "evaluate", "quick start"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end {name} -->") == 1

@@ -1,197 +1,75 @@
-"""How well methods segment the drawn scenes with the built-in model.
+"""The drawn scenes as a data set: pictures with the class of every pixel, as `resclip evaluate` reads them.
 
-Knows the sets of scenes, and what of a segmenter's settings sets one row apart from the others. Uses the library's
-public names alone, as any caller would; does not know how the methods work, nor how figures are stored and shown.
+Knows the sets of scenes and the colours that their classes are shown in. Knows no method and no metric.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
+from resclip.drawing import palette
+from resclip.evaluation.datasets.samples import Dataset, DatasetError, Sample
+from resclip.images import PixelArray
 
-from resclip import Segmenter, load
-from resclip.evaluation.metrics import confusion, intersection_over_union, mean_iou
-from resclip.evaluation.record import Evaluation, Row, resume
-from resclip.methods import BASES, METHODS, MODULES, combinations, find_method
-from resclip_kernels.checks import check_count
+from .scenes import CLASS_NAMES, held_out_scenes, validation_scenes
 
-from .mosaics import normalised
-from .scenes import CLASS_NAMES, Scene, held_out_scenes, validation_scenes
+__all__ = ["SPLITS", "class_colours", "scene_dataset"]
 
-__all__ = ["SETS", "SceneSet", "evaluate", "measure", "row_names"]
+SPLITS = {"held-out": held_out_scenes, "validation": validation_scenes}
 
-SETS = {"held-out": held_out_scenes, "validation": validation_scenes}
-KNOBS = (
-    "base", "correlation", "proxy", "rcs", "rcs_layers", "sfr", "final_block", "neighbourhood_std",
-    "pad_multiple",
-)  # fmt: skip
-"""Settings of a segmenter that are its method's; all others are shared by the rows."""
+# Of `drawing.palette`, the number that comes nearest to what one would paint each class with.
+_COLOUR_NUMBERS = {
+    "sky": 0, "night sky": 13, "grass": 1, "sand": 15, "water": 6, "snow": 19, "road": 10,
+    "house": 5, "tree": 14, "sun": 4, "car": 3, "boat": 8, "fish": 2, "flower": 7,
+    "mushroom": 18, "balloon": 16, "cloud": 11,
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SceneSet:
-    """Which scenes to draw, and how large."""
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A picture, or the classes of its pixels, in memory."""
 
-    name: str = "held-out"
-    count: int = 200
-    size: int = 168
-    """Side in pixels."""
+    values: PixelArray
 
-    def __post_init__(self) -> None:
-        if self.name not in SETS:
-            raise ValueError(f"unknown set {self.name!r}; use one of: {', '.join(SETS)}")
-        check_count("scenes", self.count, 1)
-        check_count("size", self.size, 8)
-
-    def __str__(self) -> str:
-        return f"{self.count} {self.name} scenes of {self.size} × {self.size}"
-
-    def draw(self) -> list[Scene]:
-        """The scenes: always the same."""
-        return list(SETS[self.name](self.count, self.size))
+    def read(self) -> PixelArray:
+        """The array."""
+        return self.values
 
 
-def row_names(methods: Iterable[str] | None = None) -> list[str]:
-    """The rows that methods stand for, each once: a base and its modules; "resclip" is "naclip+rcs+sfr".
+def scene_dataset(split: str | None = None, count: int = 200, size: int = 168) -> Dataset:
+    """The first scenes of a split, always the same, drawn at `size` × `size` pixels and segmented at that.
 
     Args:
-        methods: names as `find_method` takes them; None: every base with everything that can be put on it.
+        split: "held-out", the figures' (None), or "validation", by which the model's knobs were chosen.
+        count: at least 1.
+        size: at least 8.
 
     Raises:
-        ValueError: no such method, or none at all.
+        DatasetError: no such split, or numbers below those.
     """
-    if methods is None:
-        return [method.name for base in BASES.values() for method in combinations(base)]
-    names = []
-    for method in map(find_method, methods):
-        modules = [name for name in MODULES if getattr(method, name) is not None]
-        names.append("+".join((method.base, *modules)))
-    if not names:
-        raise ValueError("expected at least one method, got none")
-    return list(dict.fromkeys(names))
-
-
-def evaluate(
-    methods: Iterable[str] | None = None,
-    scenes: SceneSet = SceneSet(),
-    *,
-    window: int | None = None,
-    stride: int | None = None,
-    device: str | None = None,
-    path: Path | None = None,
-    fresh: bool = False,
-    progress: bool = False,
-) -> Evaluation:
-    """Mean intersection over union of methods with the built-in model, its preset and one kind of window for all.
-
-    Args:
-        methods: see `row_names`.
-        scenes: what to segment.
-        window, stride: see `Segmenter`; None: the preset's, for every base, ProxyCLIP's too.
-        device: None: a GPU where there is one.
-        path: JSON file that gets the figures after each row. Rows that it has under the same conditions are not
-            measured again.
-        fresh: measure all rows and replace the file, whatever it holds.
-        progress: draw a bar, and write a line a row, on stderr.
-
-    Returns:
-        The rows asked for, in the order of `METHODS`; the file keeps the others that it had as well.
-
-    Raises:
-        ValueError: no such method; windows that do not fit; a file with figures under other conditions.
-        OSError: the file cannot be written.
-    """
-    names = row_names(methods)
-    make = partial(
-        load, "builtin", classes=CLASS_NAMES, window=window, stride=stride, device=device
+    split = split or "held-out"
+    if split not in SPLITS:
+        raise DatasetError(
+            f"unknown split {split!r} of the scenes; use one of: {', '.join(SPLITS)}"
+        )
+    for name, value, least in (("number", count, 1), ("size", size, 8)):
+        if value < least:
+            raise DatasetError(f"expected a {name} of scenes of at least {least}, got {value}")
+    samples = [
+        Sample(f"{split}-{number:04}", Drawn(scene.image), Drawn(scene.mask))
+        for number, scene in enumerate(SPLITS[split](count, size))
+    ]
+    return Dataset(
+        name="builtin",
+        description=f"{count:,} {split} scene{'' if count == 1 else 's'} of {size} × {size}",
+        entries=CLASS_NAMES,
+        samples=tuple(samples),
+        palette=class_colours(),
+        settings={"short_side": 0},
     )
-    shared, _ = split_settings(make(method=names[0]).settings)
-    where = {"set": scenes.name, "scenes": scenes.count, "size": scenes.size}
-    figures = Evaluation(str(scenes), as_json({**where, **shared}), CLASS_NAMES)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures = figures if fresh else resume(figures, path)
-    drawn = scenes.draw()
-    # disable=None: no bar where stderr is no terminal.
-    disable = None if progress else True
-    with tqdm(total=len(names) * len(drawn), unit="scene", disable=disable, leave=False) as bar:
-        for name in names:
-            bar.set_description(name)
-            segmenter = make(method=name)
-            knobs = as_json(split_settings(segmenter.settings)[1])
-            row = figures.rows.get(name)
-            if row is not None and row.knobs == knobs:
-                bar.update(len(drawn))
-                took = "stored"
-            else:
-                row = measure_row(segmenter, drawn, knobs, bar.update)
-                took = f"{row.seconds:.0f} s"
-                figures.rows[name] = row
-                if path is not None:
-                    in_order(figures, METHODS).save(path)
-            if progress:
-                bar.write(f"{name}: {row.miou:.1f} ({took})", file=sys.stderr)
-    return in_order(figures, (name for name in METHODS if name in names))
 
 
-def measure_row(
-    segmenter: Segmenter,
-    scenes: Sequence[Scene],
-    knobs: Mapping[str, Any],
-    tell: Callable[[int], object],
-) -> Row:
-    """One method's figures over scenes of one size."""
-    start = time.perf_counter()
-    counts = measure(segmenter, scenes, tell=tell)
-    seconds = time.perf_counter() - start
-    iou = intersection_over_union(counts)
-    values = tuple(None if np.isnan(value) else float(value) for value in iou)
-    return Row(mean_iou(iou), values, seconds, torch.get_num_threads(), knobs)
-
-
-def measure(
-    segmenter: Segmenter,
-    scenes: Iterable[Scene],
-    batch_size: int = 10,
-    tell: Callable[[int], object] = lambda done: None,
-) -> NDArray[np.int64]:
-    """The confusion counts of a segmenter over scenes of one size; `tell` gets the scenes of each batch."""
-    counts = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES)), np.int64)
-    iterator = iter(scenes)
-    while batch := list(islice(iterator, batch_size)):
-        labels = segmenter.predict(normalised(np.stack([scene.image for scene in batch])))
-        truth = np.stack([scene.mask for scene in batch])
-        counts += confusion(truth, labels.cpu().numpy(), len(CLASS_NAMES))
-        tell(len(batch))
-    return counts
-
-
-def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A segmenter's settings: what the rows of a table share, and what is the method's own."""
-    shared = {name: value for name, value in settings.items() if name not in ("method", *KNOBS)}
-    return shared, {name: settings[name] for name in KNOBS}
-
-
-def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as a JSON file gives them back: tuples are lists."""
-    restored: dict[str, Any] = json.loads(json.dumps(values))
-    return restored
-
-
-def in_order(figures: Evaluation, names: Iterable[str]) -> Evaluation:
-    """The figures with the rows of `names` that are there, in that order."""
-    return replace(
-        figures, rows={name: figures.rows[name] for name in names if name in figures.rows}
-    )
+def class_colours() -> PixelArray:
+    """(classes, 3) uint8: each class in a colour that one would paint it with."""
+    colours = palette(1 + max(_COLOUR_NUMBERS.values()))
+    return colours[[_COLOUR_NUMBERS[name] for name in CLASS_NAMES]]

@@ -16,24 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from resclip.drawing import draw_key, draw_overlay, palette
+from resclip.drawing import draw_key, draw_overlay
 from resclip.images import PixelArray, save_png
 from resclip.lettering import built_in_font, shorten, text_width
 from resclip.methods import BASES
 
 from .captions import visible_names
+from .dataset import class_colours
 from .scenes import CLASS_NAMES, Scene, draw, held_out_scenes
 
 __all__ = ["METHODS", "GalleryRow", "draw_gallery", "main", "varied_scenes"]
 
 METHODS = (*BASES, "naclip+rcs", "naclip+sfr", "resclip")
-
-# Of the palette, the number that comes nearest to what one would paint each class with.
-_COLOUR_NUMBERS = {
-    "sky": 0, "night sky": 13, "grass": 1, "sand": 15, "water": 6, "snow": 19, "road": 10,
-    "house": 5, "tree": 14, "sun": 4, "car": 3, "boat": 8, "fish": 2, "flower": 7,
-    "mushroom": 18, "balloon": 16, "cloud": 11,
-}  # fmt: skip
 
 _CANDIDATES = 200  # held-out scenes to choose from: those that `evaluate` measures
 _SIDE = 224  # pixels, of a scene as it is segmented: the model's preset resizes to that
@@ -126,8 +120,7 @@ def draw_gallery(
 def gallery(count: int) -> Image.Image:
     """The scenes, what was drawn, and every method's segmentation of them."""
     scenes = varied_scenes(count)
-    colours = palette(1 + max(_COLOUR_NUMBERS.values()))
-    colours = colours[[_COLOUR_NUMBERS[name] for name in CLASS_NAMES]]
+    colours = class_colours()
     truth = [scene.mask.astype(np.int64) for scene in scenes]
     found = {method: segment_scenes(scenes, method) for method in METHODS}
 

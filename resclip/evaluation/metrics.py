@@ -1,26 +1,54 @@
-"""Intersection over union, as segmentation benchmarks count it.
+"""How well pixels are labelled, as segmentation benchmarks count it.
 
 Knows arrays of class indices. Knows no picture, model or method.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["confusion", "intersection_over_union", "mean_iou"]
+__all__ = ["Scores", "confusion", "scores_of"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of a whole set, in per cent: areas are summed over the set, then divided, as in mmsegmentation.
+
+    With TP, FP and FN a class's pixels that were found, wrongly named and missed. A class that is neither there nor
+    predicted has no IoU, one that is not there no accuracy: None, and left out of the means. A mean of none is None.
+    """
+
+    miou: float | None
+    """Mean of `iou`."""
+    mean_accuracy: float | None
+    """Mean of `accuracy`."""
+    pixel_accuracy: float | None
+    """Pixels rightly named, of all that count."""
+    frequency_weighted_iou: float | None
+    """`iou`, each class weighted by its share of the pixels."""
+    iou: tuple[float | None, ...]
+    """TP / (TP + FP + FN) of each class."""
+    accuracy: tuple[float | None, ...]
+    """TP / (TP + FN) of each class."""
 
 
 def confusion(
-    truth: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]], classes: int
+    truth: NDArray[np.integer[Any]],
+    labels: NDArray[np.integer[Any]],
+    classes: int,
+    ignored: int | None = None,
 ) -> NDArray[np.int64]:
     """How often each class was taken for each; the sum over pictures is that of their set.
 
     Args:
         truth, labels: true and predicted class of every pixel, two arrays of one shape.
         classes: how many there are; both arrays hold 0 … classes − 1.
+        ignored: value of `truth` at pixels that do not count; None: all count.
 
     Returns:
         (classes, classes): pixels by true class (row) and predicted class (column).
@@ -32,28 +60,49 @@ def confusion(
         raise ValueError(
             f"truth and labels must have one shape; got {truth.shape} and {labels.shape}"
         )
+    truth, labels = truth.ravel(), labels.ravel()
+    if ignored is not None:
+        counted = truth != ignored
+        truth, labels = truth[counted], labels[counted]
     for name, values in (("truth", truth), ("labels", labels)):
         if values.size and not 0 <= values.min() <= values.max() < classes:
             raise ValueError(
                 f"{name} must hold classes 0 to {classes - 1}; got {values.min()} to {values.max()}"
             )
-    pairs = truth.ravel().astype(np.int64) * classes + labels.ravel().astype(np.int64)
+    pairs = truth.astype(np.int64) * classes + labels.astype(np.int64)
     counts = np.bincount(pairs, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.int64)
 
 
-def intersection_over_union(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(classes,) in per cent from `confusion`'s counts of a whole set; NaN for a class neither there nor predicted.
-
-    Areas are summed over the set before they are divided, as in mmsegmentation's IoUMetric.
-    """
+def scores_of(counts: NDArray[np.int64]) -> Scores:
+    """The figures of `confusion`'s counts of a whole set."""
     hits = np.diag(counts).astype(np.float64)
-    union = counts.sum(0) + counts.sum(1) - hits
-    shares = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
-    return np.asarray(100 * shares)
+    there = counts.sum(1).astype(np.float64)
+    iou = shares(hits, counts.sum(0) + there - hits)
+    accuracy = shares(hits, there)
+    total = there.sum()
+    weighted = [
+        value * pixels for value, pixels in zip(iou, there, strict=True) if value is not None
+    ]
+    return Scores(
+        miou=mean(iou),
+        mean_accuracy=mean(accuracy),
+        pixel_accuracy=float(100 * hits.sum() / total) if total else None,
+        frequency_weighted_iou=float(sum(weighted) / total) if total else None,
+        iou=iou,
+        accuracy=accuracy,
+    )
 
 
-def mean_iou(iou: NDArray[np.float64]) -> float:
-    """Mean of the classes that are there or were predicted; NaN where there is none."""
-    known = iou[~np.isnan(iou)]
-    return float(known.mean()) if len(known) else float("nan")
+def shares(part: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple[float | None, ...]:
+    """100 · part / whole, None where there is no whole."""
+    return tuple(
+        100 * float(some) / float(every) if every else None
+        for some, every in zip(part, whole, strict=True)
+    )
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the values that are there; None where none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

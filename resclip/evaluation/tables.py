@@ -1,83 +1,290 @@
-"""Figures as text: bases as rows, what is put on them as columns.
+"""Figures as text: methods by data sets for a report, bases by modules for one set, and the same as Markdown and CSV.
 
 Knows how a row's name is made of a base and modules ("naclip+rcs"). Knows no metric and no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from resclip.evaluation.record import Evaluation
+from resclip.evaluation.notes import conditions, left_out, notes, problem_lines, published_of
+from resclip.evaluation.record import Evaluation, Report, Row
 
-__all__ = ["COLUMNS", "bases_of", "class_tables", "conditions", "mean_table", "row_of"]
+__all__ = [
+    "COLUMNS",
+    "bases_of",
+    "class_tables",
+    "conditions",
+    "csv_table",
+    "markdown_table",
+    "mean_table",
+    "problem_lines",
+    "report_table",
+    "row_of",
+]
 
 COLUMNS = {"": "none", "+rcs": "RCS", "+sfr": "SFR", "+rcs+sfr": "RCS + SFR"}
 """Heads of the columns by what stands behind the base's name."""
 
+CSV_COLUMNS = (
+    "set", "method", "miou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "pictures", "problems",
+    "seconds", "pictures_per_second", "peak_memory", "published_miou", "published_method", "published_source",
+    "iou", "accuracy",
+)  # fmt: skip
+
+_MISSING = f"{'-':>5}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads, and a line a row; as many cells as heads in each."""
+
+    heads: list[str]
+    lines: list[list[str]]
+
+
+def report_table(report: Report) -> str:
+    """Aligned text, methods as rows, and under it what it needs to be understood.
+
+    Several sets: a column each with mIoU and, in brackets, its change from the base, and their mean where a row has
+    them all; published figures stand in a line of their own under the measured ones. One set: a column a figure.
+    """
+    return "\n\n".join(("\n".join(aligned(table_of(report))), "\n".join(notes(report))))
+
+
+def markdown_table(report: Report) -> str:
+    """`report_table` as a Markdown table, and its notes as a list."""
+    table = table_of(report)
+    lines = [table.heads, ["---"] * len(table.heads), *table.lines]
+    rows = [f"| {' | '.join(plain_markdown(cell.strip()) for cell in line)} |" for line in lines]
+    listed = [f"{indent_of(note)}- {plain_markdown(note.strip())}" for note in notes(report)]
+    return "\n".join([*rows, "", *listed])
+
+
+def indent_of(line: str) -> str:
+    """The spaces that a line starts with."""
+    return line[: len(line) - len(line.lstrip())]
+
+
+def plain_markdown(text: str) -> str:
+    """The text with what would end a cell or start an emphasis taken at its word."""
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+def csv_table(report: Report) -> str:
+    """Every figure, unrounded, as RFC 4180 has it: a line a set and row, lines ended by CR LF.
+
+    Shares are in per cent, memory in bytes; what is not there is empty. The last two columns hold the IoU and the
+    accuracy of each class as JSON objects.
+    """
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, CSV_COLUMNS)
+    writer.writeheader()
+    for figures in report.sets.values():
+        for name, row in figures.rows.items():
+            writer.writerow(csv_line(figures, name, row))
+    return stream.getvalue()
+
+
+def csv_line(figures: Evaluation, name: str, row: Row) -> dict[str, Any]:
+    """A row's values by `CSV_COLUMNS`."""
+    scores, known = row.scores, published_of(figures, name)
+    by_class = {
+        kind: json.dumps(
+            dict(zip(figures.classes, getattr(scores, kind), strict=True)), ensure_ascii=False
+        )
+        for kind in ("iou", "accuracy")
+    }
+    return {
+        "set": figures.dataset,
+        "method": name,
+        "miou": scores.miou,
+        "mean_accuracy": scores.mean_accuracy,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "frequency_weighted_iou": scores.frequency_weighted_iou,
+        "pictures": row.pictures,
+        "problems": len(row.problems),
+        "seconds": row.cost.seconds,
+        "pictures_per_second": rate(row),
+        "peak_memory": row.cost.peak_memory,
+        "published_miou": known and known.miou,
+        "published_method": known and known.method,
+        "published_source": known and known.source,
+        **by_class,
+    }
+
+
+def table_of(report: Report) -> Table:
+    """The cells of `report_table`."""
+    if len(report.sets) == 1:
+        return figures_of_one(*report.sets.values())
+    return figures_by_set(report)
+
+
+def figures_by_set(report: Report) -> Table:
+    """A line a method and, where there are any, one with its published figures; a column a set, and the mean."""
+    sets = list(report.sets.values())
+    heads = ["method", *(marked(figures) for figures in sets), "mean"]
+    lines = []
+    for name in report.rows:
+        values = [miou(some, name) for some in sets]
+        lines.append([name, *cells(values, [change_base(miou, some, name) for some in sets])])
+        stated = [stated_miou(some, name) for some in sets]
+        if any(value is not None for value in stated):
+            alone = [change_base(stated_miou, some, name) for some in sets]
+            lines.append(["  published", *cells(stated, alone)])
+    return Table(heads, lines)
+
+
+def cells(values: Sequence[float | None], alone: Sequence[float | None]) -> list[str]:
+    """A cell a set and one for the mean, each with its change from the base's value, where `alone` has it."""
+    means = mean_of_all(values), mean_of_all(alone)
+    return [cell(value, base) for value, base in [*zip(values, alone, strict=True), means]]
+
+
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean, where no value is missing: means over different sets would not compare."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def figures_of_one(figures: Evaluation) -> Table:
+    """A line a method, a column a figure."""
+    heads = ["method", f"mIoU{'*' if left_out(figures) else ''}", "change", "published"]
+    heads += ["mean accuracy", "pixel accuracy", "weighted IoU", "pictures/s"]
+    lines = []
+    for name, row in figures.rows.items():
+        scores, speed = row.scores, rate(row)
+        lines.append(
+            [
+                name,
+                number(scores.miou),
+                f"{change(scores.miou, change_base(miou, figures, name)) or '-':>5}",
+                number(stated_miou(figures, name)),
+                number(scores.mean_accuracy),
+                number(scores.pixel_accuracy),
+                number(scores.frequency_weighted_iou),
+                _MISSING if speed is None else f"{speed:7.2f}",
+            ]
+        )
+    return Table(heads, lines)
+
+
+def marked(figures: Evaluation) -> str:
+    """The set's name, with a star where pictures are left out."""
+    return f"{figures.dataset}*" if left_out(figures) else figures.dataset
+
+
+def rate(row: Row) -> float | None:
+    """Pictures per second, as far as both are known."""
+    return row.pictures / row.cost.seconds if row.pictures and row.cost.seconds else None
+
+
+def change_base(
+    value_of: Callable[[Evaluation, str], float | None], figures: Evaluation, name: str
+) -> float | None:
+    """The base's value that a row's is compared with; None for the base itself."""
+    base = base_of(name)
+    return None if base == name else value_of(figures, base)
+
+
+def miou(figures: Evaluation, name: str) -> float | None:
+    """A row's mIoU; None where it was not measured."""
+    row = figures.rows.get(name)
+    return None if row is None else row.scores.miou
+
+
+def stated_miou(figures: Evaluation, name: str) -> float | None:
+    """The published mIoU for a row as it was measured."""
+    known = published_of(figures, name)
+    return None if known is None else known.miou
+
+
+def base_of(name: str) -> str:
+    """The base of a row: "naclip" of "naclip+rcs"."""
+    return name.partition("+")[0]
+
 
 def bases_of(names: Iterable[str]) -> list[str]:
     """The bases of some rows, each once, in order."""
-    return list(dict.fromkeys(name.partition("+")[0] for name in names))
+    return list(dict.fromkeys(map(base_of, names)))
 
 
-def row_of(base: str, values: Mapping[str, float | None]) -> list[float | None]:
-    """A base's figures in the order of `COLUMNS`; None for a row that is not there."""
-    return [values.get(base + column) for column in COLUMNS]
+def row_of(
+    base: str, values: Mapping[str, float | None], columns: Iterable[str] = COLUMNS
+) -> list[float | None]:
+    """A base's figures in the order of `columns`; None for a row that is not there."""
+    return [values.get(base + column) for column in columns]
 
 
 def mean_table(evaluation: Evaluation) -> str:
-    """The mIoU of every row, with its change from the base alone, and the conditions under it."""
-    means = {name: row.miou for name, row in evaluation.rows.items()}
-    rows = {base: row_of(base, means) for base in bases_of(means)}
+    """The mIoU of every row, a line a base and a column a combination of modules, and the conditions under it."""
+    means = {name: row.scores.miou for name, row in evaluation.rows.items()}
+    columns = columns_of(means)
+    rows = {base: row_of(base, means, columns) for base in bases_of(means)}
     note = (
         f"mIoU in per cent, in brackets its change from the base alone.\n{conditions(evaluation)}"
     )
-    return f"{grid('base', rows)}\n\n{note}"
+    return f"{grid('base', columns, rows)}\n\n{note}"
 
 
 def class_tables(evaluation: Evaluation) -> str:
-    """The IoU of every class, a table a base."""
+    """The IoU of every class, a table a base and a column a combination of modules."""
     tables = []
     for base in bases_of(evaluation.rows):
-        rows = {
-            name: row_of(base, {row: figures.iou[index] for row, figures in evaluation.rows.items()})
-            for index, name in enumerate(evaluation.classes)
-        }  # fmt: skip
-        tables.append(grid(base, rows))
+        own = {name: row for name, row in evaluation.rows.items() if base_of(name) == base}
+        columns = columns_of(own)
+        rows = {}
+        for index, label in enumerate(evaluation.classes):
+            values = {name: row.scores.iou[index] for name, row in own.items()}
+            rows[label] = row_of(base, values, columns)
+        tables.append(grid(base, columns, rows))
     return "\n\n".join(tables)
 
 
-def grid(corner: str, rows: Mapping[str, Sequence[float | None]]) -> str:
-    """Aligned text: a line a row, a cell a column of `COLUMNS`."""
-    wide = max(map(len, [corner, *rows])) + 2
-    lines = ["".join([f"{corner:{wide}}", *(f"{head:<16}" for head in COLUMNS.values())])]
-    for name, values in rows.items():
-        alone, *others = values
-        cells = [cell(alone, None), *(cell(value, alone) for value in others)]
-        lines.append("".join([f"{name:{wide}}", *(f"{text:<16}" for text in cells)]))
-    return "\n".join(line.rstrip() for line in lines)
+def columns_of(names: Iterable[str]) -> dict[str, str]:
+    """`COLUMNS`, and behind them whatever else stands behind the base in some rows' names."""
+    rests = [name[len(base_of(name)) :] for name in names]
+    return {**COLUMNS, **{rest: rest.lstrip("+") for rest in rests if rest not in COLUMNS}}
+
+
+def grid(
+    corner: str, columns: Mapping[str, str], rows: Mapping[str, Sequence[float | None]]
+) -> str:
+    """Aligned text: a line a row, a cell a column, with its change from the first."""
+    lines = []
+    for name, (alone, *others) in rows.items():
+        lines.append([name, cell(alone, None), *(cell(value, alone) for value in others)])
+    return "\n".join(aligned(Table([corner, *columns.values()], lines)))
+
+
+def aligned(table: Table) -> Iterator[str]:
+    """A line of text a row, each column as wide as it needs."""
+    lines = [table.heads, *table.lines]
+    widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (f"{text:{width}}" for text, width in zip(line, widths, strict=True))
+        yield "".join(padded).rstrip()
 
 
 def cell(value: float | None, alone: float | None) -> str:
     """A figure with its change from the base, where that is known; "-" where it was not measured."""
-    if value is None:
-        return f"{'-':>5}"
-    if alone is None:
-        return f"{value:5.1f}"
-    change = round(value - alone, 1) + 0.0  # -0.0 + 0.0 is 0.0
-    return f"{value:5.1f} ({change:+.1f})"
+    difference = change(value, alone)
+    return f"{number(value)} ({difference})" if difference else number(value)
 
 
-def conditions(evaluation: Evaluation) -> str:
-    """What the figures were measured on and with, as a sentence."""
-    settings: Mapping[str, Any] = evaluation.settings
-    windows = (
-        f"windows of {settings['window']} every {settings['stride']} pixels"
-        if settings["window"]
-        else "whole"
-    )
-    return (
-        f"{evaluation.pictures}, {windows}; {settings['device']}, {settings['precision']}, "
-        f"resclip {settings['resclip']}, torch {settings['torch']}."
-    )
+def number(value: float | None) -> str:
+    """To one decimal, aligned up to 100.0; "-" for None."""
+    return _MISSING if value is None else f"{value:5.1f}"
+
+
+def change(value: float | None, alone: float | None) -> str:
+    """The signed difference to one decimal; nothing where one of the two is not known."""
+    if value is None or alone is None:
+        return ""
+    return f"{round(value - alone, 1) + 0.0:+.1f}"  # -0.0 + 0.0 is 0.0

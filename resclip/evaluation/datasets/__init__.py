@@ -1,0 +1,90 @@
+"""The data sets of the benchmarks, as they lie on disk, and folders of anyone's own.
+
+Knows which reader takes which data set. Each reader knows the layouts and label encodings of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from resclip.evaluation.datasets import (
+    ade20k,
+    cityscapes,
+    coco_object,
+    coco_stuff,
+    context,
+    folder,
+    voc,
+)
+from resclip.evaluation.datasets.palettes import benchmark_palette
+from resclip.evaluation.datasets.samples import (
+    IGNORED,
+    Dataset,
+    DatasetError,
+    LabelFile,
+    Picture,
+    PictureFile,
+    Problem,
+    Sample,
+    Truth,
+    Values,
+)
+
+__all__ = [
+    "DATASETS",
+    "IGNORED",
+    "Dataset",
+    "DatasetError",
+    "LabelFile",
+    "Picture",
+    "PictureFile",
+    "Problem",
+    "Sample",
+    "Truth",
+    "Values",
+    "open_dataset",
+]
+
+_READERS: Mapping[str, Callable[[Path, str | None], Dataset]] = {
+    "voc21": voc.voc21,
+    "context60": context.context60,
+    "coco-object": coco_object.coco_object,
+    "voc20": voc.voc20,
+    "context59": context.context59,
+    "coco-stuff": coco_stuff.coco_stuff,
+    "cityscapes": cityscapes.cityscapes,
+    "ade20k": ade20k.ade20k,
+    "folder": folder.folder,
+}
+"""In the order of the papers' tables: those with a background first."""
+
+DATASETS = tuple(_READERS)
+"""What `open_dataset` takes: the eight benchmarks and "folder"."""
+
+
+def open_dataset(
+    name: str, root: str | os.PathLike[str] | None, split: str | None = None
+) -> Dataset:
+    """The data set called `name`, as it lies below `root`. Lists files; opens no picture.
+
+    Args:
+        name: one of `DATASETS`.
+        root: the folder that holds it; each reader's docstring says which layouts it finds.
+        split: instead of the standard one, where the layout has several.
+
+    Raises:
+        DatasetError: an unknown name, no root, or a layout that is not there: what was looked for and what was found.
+        ImportError: the layout needs a package that is not installed.
+        OSError: a list of names or classes cannot be read.
+    """
+    if name not in _READERS:
+        raise DatasetError(f"unknown data set {name!r}; use one of: {', '.join(DATASETS)}")
+    if root is None:
+        raise DatasetError(f"{name}: expected the folder that holds the data set, got none")
+    dataset = _READERS[name](Path(root).expanduser(), split)
+    if name == "folder":
+        return dataset
+    return replace(dataset, palette=benchmark_palette(name))

@@ -1,0 +1,78 @@
+"""ADE20K (Zhou et al., CVPR 2017): the 150 classes of the scene parsing challenge of 2016.
+
+Knows the folders of the challenge's archive ADEChallengeData2016.zip, which mmsegmentation takes as it is:
+
+    ADEChallengeData2016/images/validation/ADE_val_00000001.jpg
+    ADEChallengeData2016/annotations/validation/ADE_val_00000001.png    0 does not count, 1-150 classes
+
+Does not know the full release of ADE20K, but tells it when it sees it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resclip.class_names import dataset_classes
+from resclip.evaluation.datasets.layout import (
+    describe,
+    files_under,
+    first_that_exists,
+    pair_up,
+    samples_of,
+)
+from resclip.evaluation.datasets.palettes import benchmark_palette
+from resclip.evaluation.datasets.samples import Dataset, DatasetError, Values
+
+__all__ = ["ade20k"]
+
+_NAME = "ade20k"
+_PLACES = ("", "ADEChallengeData2016/", "ade/ADEChallengeData2016/")
+_OFFICIAL = {"training": 20_210, "validation": 2_000}
+
+# The challenge's objectInfo150.txt counts the classes from 1. 0 is for other objects, which its evaluation leaves out.
+_VALUES = Values({value: value - 1 for value in range(1, 151)}, frozenset({0}))
+
+_FULL_RELEASE = (
+    "index_ade20k.pkl",
+    "index_ade20k.mat",
+    "images/ADE",
+    "ADE20K_2021_17_01",
+    "ADE20K_2016_07_26",
+)
+
+
+def ade20k(root: Path, split: str | None) -> Dataset:
+    """The challenge's 150 classes.
+
+    Args:
+        root: ADEChallengeData2016, the folder above, or the one above mmsegmentation's "ade".
+        split: "training" instead of "validation".
+
+    Raises:
+        DatasetError: a folder is missing, or is of ADE20K's full release; or no picture has a mask.
+    """
+    split = split or "validation"
+    candidates = [f"{place}annotations/{split}" for place in _PLACES]
+    if not any((root / candidate).exists() for candidate in candidates):
+        _refuse_full_release(root)
+    folder = first_that_exists(root, f"the masks of ADE20K's {split}", candidates)
+    release = folder.parents[1]
+    place = first_that_exists(release, f"the pictures of ADE20K's {split}", [f"images/{split}"])
+    pairs, problems = pair_up(_NAME, files_under(place, [".jpg"]), files_under(folder, [".png"]))
+    return Dataset(
+        name=_NAME,
+        description=describe(len(pairs), f"ADE20K's {split}", place, root, _OFFICIAL.get(split)),
+        entries=tuple(dataset_classes(_NAME)),
+        samples=samples_of(pairs, _VALUES),
+        problems=problems,
+        palette=benchmark_palette(_NAME),
+    )
+
+
+def _refuse_full_release(root: Path) -> None:
+    found = next((name for name in _FULL_RELEASE if (root / name).exists()), None)
+    if found is not None:
+        raise DatasetError(
+            f"{root}: expected the scene parsing challenge's data with its 150 classes, found {found!r} of ADE20K's "
+            "full release, whose masks hold thousands of object names as colours; get ADEChallengeData2016.zip instead"
+        )

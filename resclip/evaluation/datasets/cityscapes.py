@@ -1,0 +1,86 @@
+"""Cityscapes (Cordts et al., CVPR 2016): its finely annotated pictures, 19 classes.
+
+Knows the folders of the official archives, leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, and the masks that
+mmsegmentation's converter puts beside the archive's own:
+
+    leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png
+    gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png         ids 0-33
+    gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png    converted: 0-18 classes, 255 does not count
+
+The converted masks are taken where as many pictures have one. The masks of "test" are not public.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resclip.class_names import dataset_classes
+from resclip.evaluation.datasets.encodings import Encoding, best_masks
+from resclip.evaluation.datasets.layout import (
+    describe,
+    files_under,
+    first_that_exists,
+    pair_up,
+    samples_of,
+)
+from resclip.evaluation.datasets.palettes import benchmark_palette
+from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
+
+__all__ = ["cityscapes"]
+
+_NAME = "cityscapes"
+_OFFICIAL = {"train": 2_975, "val": 500}
+
+# The id of each class in the order of its train id, from cityscapesScripts' table of labels (helpers/labels.py). The 15
+# other ids, such as the ego vehicle (1), parking (9) and trailers (30), do not count.
+_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+_ENCODINGS = (
+    Encoding("_gtFine_labelTrainIds.png", Values({label: label for label in range(len(_IDS))})),
+    Encoding(
+        "_gtFine_labelIds.png",
+        Values(
+            {value: label for label, value in enumerate(_IDS)},
+            # A licence plate has the id -1: 255 where one writes it into 8 bits.
+            frozenset({*range(34), IGNORED}.difference(_IDS)),
+        ),
+    ),
+)
+
+
+def cityscapes(root: Path, split: str | None) -> Dataset:
+    """The 19 classes that the benchmark evaluates.
+
+    Args:
+        root: the folder of leftImg8bit and gtFine, or of the folders that are called as the archives; or the one above,
+            where it is called "cityscapes".
+        split: "train" instead of "val".
+
+    Raises:
+        DatasetError: a folder is missing, there is no mask, or no picture has one.
+    """
+    split = split or "val"
+    pictures_of_all = first_that_exists(
+        root,
+        "the pictures of Cityscapes",
+        ["leftImg8bit", "cityscapes/leftImg8bit", "leftImg8bit_trainvaltest/leftImg8bit"],
+    )
+    masks_of_all = first_that_exists(
+        root,
+        "the masks of Cityscapes",
+        ["gtFine", "cityscapes/gtFine", "gtFine_trainvaltest/gtFine"],
+    )
+    place = first_that_exists(pictures_of_all, f"the pictures of the split {split!r}", [split])
+    folder = first_that_exists(masks_of_all, f"the masks of the split {split!r}", [split])
+    pictures = files_under(place, ["_leftImg8bit.png"])
+    encoding, masks = best_masks(folder, _ENCODINGS, pictures)
+    pairs, problems = pair_up(_NAME, pictures, masks)
+    what = f"Cityscapes' {split} with masks *{encoding.ending}"
+    return Dataset(
+        name=_NAME,
+        description=describe(len(pairs), what, place, root, _OFFICIAL.get(split)),
+        entries=tuple(dataset_classes(_NAME)),
+        samples=samples_of(pairs, encoding.values),
+        problems=problems,
+        palette=benchmark_palette(_NAME),
+    )

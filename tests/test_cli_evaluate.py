@@ -1,0 +1,219 @@
+"""`resclip evaluate`: what it prints and writes, which settings reach the methods, and its errors."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_support import names_in, one_line, run
+from PIL import Image
+
+from resclip.builtin.dataset import scene_dataset
+from resclip.builtin.scenes import CLASS_NAMES
+from resclip.cli_datasets import open_datasets, preset_of, segmenter_for
+from resclip.evaluation.record import Report
+from resclip.evaluation.tables import report_table
+
+SMALL = ["evaluate", "--scenes", 2, "--size", 48, "--device", "cpu", "--workers", 0]
+FOLDER = ["evaluate", "--dataset", "folder", "--device", "cpu", "--workers", 0, "--method", "clip"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three of the scenes as files, the last one's mask cut short."""
+    root = tmp_path / "mine"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for sample in scene_dataset(count=3, size=48).samples:
+        Image.fromarray(sample.picture.read()).save(root / "images" / f"{sample.name}.png")
+        Image.fromarray(sample.truth.read()).save(root / "masks" / f"{sample.name}.png")
+    last = root / "masks" / "held-out-0002.png"
+    last.write_bytes(last.read_bytes()[:-40])
+    (root / "classes.txt").write_text("\n".join(CLASS_NAMES), encoding="utf-8")
+    return root
+
+
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    assert run(*SMALL, "--method", "maskclip, maskclip+rcs", "--json", path) == 0
+    came = capsys.readouterr()
+    assert came.out == report_table(Report.read(path)) + "\n"
+    told = [line.split(":")[0] for line in came.err.splitlines()]
+    assert told == ["builtin, maskclip", "builtin, maskclip+rcs"]
+    assert run(*SMALL, "--method", "maskclip", "--json", path, "--per-class") == 0
+    came = capsys.readouterr()
+    assert came.err.endswith("(stored)\n")
+    for name in CLASS_NAMES:
+        assert f"\n{name} " in came.out
+
+
+def test_a_folder_gets_the_report_and_what_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = ["--save-predictions", "--qualitative", 1, "--plot"]
+    assert run(*SMALL, "--method", "clip", "--out", out, *asked) == 0
+    assert names_in(out) == [
+        *("classes_builtin.png", "predictions", "report.csv", "report.json", "report.md", "sheets")
+    ]
+    assert (out / "report.md").read_text(encoding="utf-8").startswith("| method | mIoU |")
+    with (out / "report.csv").open(encoding="utf-8", newline="") as stream:
+        (line,) = csv.DictReader(stream)
+    assert (line["set"], line["method"], line["pictures"]) == ("builtin", "clip", "2")
+    predictions = out / "predictions" / "builtin" / "clip"
+    assert names_in(predictions) == ["held-out-0000.png", "held-out-0001.png"]
+    with Image.open(predictions / "held-out-0000.png") as picture:
+        assert picture.size == (48, 48)
+        assert np.asarray(picture).max() < len(CLASS_NAMES)
+    assert len(names_in(out / "sheets" / "builtin" / "clip")) == 1
+
+
+def test_a_picture_that_is_left_out_is_named_and_tells_by_the_exit_status(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    assert run(*FOLDER, "--root", folder, "--json", path) == 1
+    came = capsys.readouterr()
+    (told,) = [line for line in came.err.splitlines() if "left out" in line]
+    assert "held-out-0002" in told
+    assert "expected a whole mask" in told
+    assert "1 picture" in came.out
+    row = Report.read(path).sets["folder"].rows["clip"]
+    assert (row.pictures, len(row.problems)) == (2, 1)
+    # The figures from the file tell as well.
+    assert run(*FOLDER, "--root", folder, "--json", path) == 1
+    assert "held-out-0002" in capsys.readouterr().err
+
+
+def test_names_can_be_given_in_place_of_the_sets(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, names = tmp_path / "figures.json", tmp_path / "names.txt"
+    entries = [f"{name}, {name} picture" for name in CLASS_NAMES]
+    names.write_text("\n".join(entries), encoding="utf-8")
+    assert run(*FOLDER, "--root", folder, "--classes", names, "--json", path) == 1
+    assert Report.read(path).sets["folder"].settings["entries"] == entries
+    names.write_text("sky\ngrass\n", encoding="utf-8")
+    capsys.readouterr()
+    assert run(*FOLDER, "--root", folder, "--classes", names) == 2
+    one_line(capsys, "a name for each of the 17 classes of folder, got 2")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "naclop"], ["unknown method 'naclop'", "did you mean 'naclip'?"]),
+        (["--method", ""], ["unknown method ''"]),
+        (["--scenes", 0], ["number of scenes of at least 1, got 0"]),
+        (["--size", 4], ["size of scenes of at least 8, got 4"]),
+        (["--window", 3], ["window must be 0", "got 3"]),
+        (["--stride", 500], ["stride must lie between 1 and the window's 112 pixels"]),
+        (["--split", "training"], ["unknown split 'training'", "held-out, validation"]),
+        (["--device", "toaster"], ["device 'toaster' cannot be used"]),
+        (["--dataset", "builtin,pascal"], ["unknown data set 'pascal'", "voc21"]),
+        (["--dataset", "builtin,builtin"], ["each data set once, got 'builtin' twice"]),
+        (["--dataset", "voc21"], ["--scenes is for builtin"]),
+        (["--plot"], ["--out DIR", "--plot"]),
+        (["--save-predictions"], ["--out DIR", "--save-predictions"]),
+        (["--qualitative", -1, "--out", "x"], ["at least 0 pictures, got -1"]),
+        (["--root", "voc=/nowhere"], ["NAME=DIR with NAME one of builtin", "voc=/nowhere"]),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    options: list[object], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*SMALL, *options) == 2
+    one_line(capsys, *words)
+
+
+def test_a_set_needs_its_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("evaluate", "--dataset", "voc21") == 2
+    one_line(capsys, "voc21", "expected the folder")
+    assert run("evaluate", "--dataset", "voc21", "--root", tmp_path) == 2
+    one_line(capsys, str(tmp_path), "VOC2012", "found nothing")
+
+
+def arguments(**given: Any) -> Namespace:
+    usual = {
+        "model": "builtin", "pretrained": None, "preset": None, "correlation": None, "rcs": None, "sfr": None,
+        "proxy": None, "device": "cpu", "precision": None, "implementation": "auto", "short_side": None,
+        "templates": None, "cache": False, "window": None, "stride": None, "threshold": None, "batch_size": 16,
+        "dataset": "builtin", "root": [], "split": None, "classes": None, "scenes": 1, "size": 48,
+    }  # fmt: skip
+    return Namespace(**{**usual, **given})
+
+
+def test_knobs_are_for_the_methods_that_have_them() -> None:
+    """`load` gives a method a module that is named: here the row's name says which it has."""
+    given = arguments(rcs="weight=0.3", sfr="weight=0.2", proxy="colour")
+    (dataset,) = open_datasets(given)
+    plain = segmenter_for(given, "naclip", dataset, "cpu").settings
+    assert plain["rcs"] is plain["sfr"] is plain["proxy"] is None
+    both = segmenter_for(given, "naclip+rcs+sfr", dataset, "cpu").settings
+    assert (both["rcs"]["weight"], both["sfr"]["weight"]) == (0.3, 0.2)
+    assert segmenter_for(given, "proxyclip", dataset, "cpu").settings["proxy"]["model"] == "colour"
+
+
+def test_the_settings_of_a_set_hold_unless_options_say_otherwise() -> None:
+    """The scenes are segmented at their own size, whatever the model's preset resizes pictures to."""
+    (dataset,) = open_datasets(arguments())
+    assert segmenter_for(arguments(), "clip", dataset, "cpu").settings["short_side"] == 0
+    larger = arguments(short_side=64, window=40, threshold=0.2)
+    settings = segmenter_for(larger, "clip", dataset, "cpu").settings
+    assert (settings["short_side"], settings["window"], settings["stride"]) == (64, 40, 20)
+    assert settings["probability_threshold"] == 0.2
+
+
+def test_every_row_has_the_same_windows() -> None:
+    """ProxyCLIP's own windows are 336 pixels wide; the model's preset stands above them."""
+    (dataset,) = open_datasets(arguments())
+    for method in ("naclip", "proxyclip"):
+        settings = segmenter_for(arguments(), method, dataset, "cpu").settings
+        assert (settings["window"], settings["stride"]) == (112, 56)
+
+
+def test_a_benchmark_has_its_preset() -> None:
+    assert preset_of("voc21", "ViT-B-16") == "voc21"
+    assert preset_of("voc21", "builtin") is None
+    assert preset_of("builtin", "ViT-B-16") is None
+    assert preset_of("folder", "ViT-B-16") is None
+
+
+def test_roots_are_one_for_all_or_one_each(folder: Path, tmp_path: Path) -> None:
+    for given in ([str(folder)], [f"folder={folder}"], [str(tmp_path), f"folder={folder}"]):
+        _, found = open_datasets(arguments(dataset="builtin, folder", root=given))
+        assert found.name == "folder"
+    (tmp_path / "a=b").symlink_to(folder, target_is_directory=True)
+    (found,) = open_datasets(
+        arguments(dataset="folder", root=[str(tmp_path / "a=b")], scenes=None, size=None)
+    )
+    assert len(found) == 3
+
+
+def test_two_processes_print_one_table_with_the_figures_of_one(tmp_path: Path) -> None:
+    """torchrun, with more scenes than a group holds: both processes have some to do."""
+    common = [*SMALL[:1], "--scenes", "18", "--size", "48", "--device", "cpu", "--workers", "0"]
+    alone, together = tmp_path / "alone.json", tmp_path / "together.json"
+    assert run(*common, "--method", "naclip+rcs", "--json", alone) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "resclip", *common, "--method", "naclip+rcs", "--json", together]
+    finished = subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == report_table(Report.read(together)) + "\n"
+    one, two = (Report.read(path).sets["builtin"] for path in (alone, together))
+    assert one.settings == two.settings
+    assert one.rows["naclip+rcs"].scores == two.rows["naclip+rcs"].scores
+    assert two.rows["naclip+rcs"].cost.processes == 2

@@ -1,0 +1,258 @@
+"""Cityscapes on disk: both encodings pixel by pixel, the official table of ids, and what can be missing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
+
+from resclip.class_names import dataset_classes
+from resclip.evaluation.datasets import DatasetError, open_dataset
+from resclip.evaluation.datasets.samples import IGNORED, Dataset
+from resclip.images import ImageError
+
+# cityscapesScripts, helpers/labels.py: the id of each label from 0 on, and which have a train id.
+OFFICIAL = [
+    "unlabeled",
+    "ego vehicle",
+    "rectification border",
+    "out of roi",
+    "static",
+    "dynamic",
+    "ground",
+    "road",
+    "sidewalk",
+    "parking",
+    "rail track",
+    "building",
+    "wall",
+    "fence",
+    "guard rail",
+    "bridge",
+    "tunnel",
+    "pole",
+    "polegroup",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "caravan",
+    "trailer",
+    "train",
+    "motorcycle",
+    "bicycle",
+]
+EVALUATED = [
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+]
+
+PICTURES = {  # Odd sizes, two cities: the set's own pictures are 1024 x 2048.
+    "frankfurt/frankfurt_000000_000294": (5, 9),
+    "frankfurt/frankfurt_000001_000538": (7, 5),
+    "lindau/lindau_000000_000019": (6, 7),
+}
+
+
+def expected(values: np.ndarray) -> np.ndarray:
+    """Train ids by the table of names."""
+    of_id = {
+        number: EVALUATED.index(name) if name in EVALUATED else IGNORED
+        for number, name in enumerate(OFFICIAL)
+    }
+    return np.vectorize({**of_id, 255: IGNORED}.__getitem__)(values)
+
+
+def build(
+    root: Path, converted: int = 0, ids: int = 3, split: str = "val"
+) -> dict[str, np.ndarray]:
+    """Pictures with the first `ids` masks as in the archive and the first `converted` as mmsegmentation's."""
+    values: dict[str, np.ndarray] = {}
+    for number, (name, (height, width)) in enumerate(PICTURES.items()):
+        save_picture(root / "leftImg8bit" / split / f"{name}_leftImg8bit.png", height, width)
+        stem = root / "gtFine" / split / name
+        values[name] = np.roll(laid_out([*range(34), 255], height, width), number)
+        if number < ids:
+            save_mask(Path(f"{stem}_gtFine_labelIds.png"), values[name])
+            # The archive's other files are no masks of this kind.
+            save_picture(Path(f"{stem}_gtFine_color.png"), height, width)
+            save_mask(Path(f"{stem}_gtFine_instanceIds.png"), values[name])
+            Path(f"{stem}_gtFine_polygons.json").write_text("{}")
+        if number < converted:
+            save_mask(Path(f"{stem}_gtFine_labelTrainIds.png"), expected(values[name]))
+    return values
+
+
+def read(root: Path, split: str | None = None) -> Dataset:
+    return open_dataset("cityscapes", root, split)
+
+
+def test_names_are_in_the_order_of_the_train_ids() -> None:
+    assert dataset_classes("cityscapes") == [name.replace(" ", "") for name in EVALUATED]
+
+
+@pytest.mark.parametrize(
+    ("converted", "ids", "ending"),
+    [
+        (0, 3, "_gtFine_labelIds.png"),  # the official archive
+        (3, 3, "_gtFine_labelTrainIds.png"),  # mmsegmentation's, beside it
+        (3, 0, "_gtFine_labelTrainIds.png"),  # and alone
+        (2, 3, "_gtFine_labelIds.png"),  # a conversion that broke off
+    ],
+)
+def test_labels_pixel_by_pixel(tmp_path: Path, converted: int, ids: int, ending: str) -> None:
+    values = build(tmp_path, converted, ids)
+    dataset = read(tmp_path)
+    labels = labels_of(dataset)
+    assert list(labels) == sorted(PICTURES)
+    for name, found in labels.items():
+        np.testing.assert_array_equal(found, expected(values[name]))
+    assert dataset.problems == ()
+    assert dataset.description == (
+        f"3 pictures of Cityscapes' val with masks *{ending}, which has 500 (leftImg8bit/val)"
+    )
+    assert pickle.loads(pickle.dumps(dataset.samples[0])) == dataset.samples[0]
+
+
+def test_all_classes_occur_and_have_their_colours(tmp_path: Path) -> None:
+    build(tmp_path)
+    dataset = read(tmp_path)
+    seen = set(
+        np.unique(np.concatenate([labels.ravel() for labels in labels_of(dataset).values()]))
+    )
+    assert seen == {*range(19), IGNORED}
+    assert dataset.palette is not None
+    assert dataset.palette[[0, 10, 18]].tolist() == [[128, 64, 128], [70, 130, 180], [119, 11, 32]]
+
+
+def test_pictures_are_read_as_they_are(tmp_path: Path) -> None:
+    build(tmp_path)
+    path = tmp_path / "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
+    pixels = save_picture(path, 6, 7)
+    np.testing.assert_array_equal(read(tmp_path).samples[-1].picture.read(), pixels)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [
+        (
+            "leftImg8bit_trainvaltest/leftImg8bit",
+            "gtFine_trainvaltest/gtFine",
+        ),  # a folder an archive
+        ("cityscapes/leftImg8bit", "cityscapes/gtFine"),  # mmsegmentation's folder "data"
+    ],
+)
+def test_other_places(tmp_path: Path, pictures: str, masks: str) -> None:
+    build(tmp_path / "made")
+    for source, target in (("leftImg8bit", pictures), ("gtFine", masks)):
+        (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "made" / source).rename(tmp_path / target)
+    assert len(read(tmp_path)) == 3
+
+
+def test_the_training_split(tmp_path: Path) -> None:
+    build(tmp_path, split="train")
+    assert "Cityscapes' train with" in read(tmp_path, "train").description
+    with pytest.raises(
+        DatasetError, match=r"pictures of the split 'val', looked for 'val', found train/"
+    ):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (
+            "leftImg8bit",
+            r"the pictures of Cityscapes, looked for 'leftImg8bit' or .*, found gtFine/",
+        ),
+        ("gtFine", r"the masks of Cityscapes, looked for 'gtFine' or .*, found leftImg8bit/"),
+        (
+            "gtFine/val",
+            r"gtFine: expected the masks of the split 'val', looked for 'val', found nothing",
+        ),
+    ],
+)
+def test_a_missing_folder(tmp_path: Path, missing: str, message: str) -> None:
+    build(tmp_path)
+    (tmp_path / missing).rename(tmp_path / "elsewhere")
+    if "/" not in missing:
+        (tmp_path / "elsewhere").rename(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    with pytest.raises(DatasetError, match=message):
+        read(tmp_path)
+
+
+def test_no_mask_of_a_known_kind(tmp_path: Path) -> None:
+    build(tmp_path)
+    for path in (tmp_path / "gtFine").rglob("*_labelIds.png"):
+        path.unlink()
+    with pytest.raises(
+        DatasetError,
+        match=r"masks called \*_gtFine_labelTrainIds.png or \*_gtFine_labelIds.png, found frankfurt_.*_color.png",
+    ):
+        read(tmp_path)
+
+
+def test_what_has_no_counterpart_is_a_problem(tmp_path: Path) -> None:
+    build(tmp_path)
+    (tmp_path / "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png").unlink()
+    (tmp_path / "leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png").unlink()
+    dataset = read(tmp_path)
+    assert [sample.name for sample in dataset.samples] == ["frankfurt/frankfurt_000001_000538"]
+    assert [(problem.name, problem.reason.split(": ")[1]) for problem in dataset.problems] == [
+        ("frankfurt/frankfurt_000000_000294", "the mask has no picture"),
+        ("lindau/lindau_000000_000019", "the picture has no mask"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("converted", "bad"),
+    [(0, 34), (3, 19)],  # the first value past each encoding
+)
+def test_an_id_outside_the_range(tmp_path: Path, converted: int, bad: int) -> None:
+    build(tmp_path, converted)
+    ending = "labelTrainIds" if converted else "labelIds"
+    path = tmp_path / f"gtFine/val/lindau/lindau_000000_000019_gtFine_{ending}.png"
+    save_mask(path, np.where(np.arange(42).reshape(6, 7) < 4, bad, 0))
+    with pytest.raises(
+        ImageError, match=rf"lindau.*{ending}.png: expected values among .*, got {bad} in 4 pixels"
+    ):
+        read(tmp_path).samples[-1].truth.read()
+
+
+def test_damaged_and_coloured_masks(tmp_path: Path) -> None:
+    build(tmp_path)
+    stem = tmp_path / "gtFine/val"
+    truncate(stem / "frankfurt/frankfurt_000000_000294_gtFine_labelIds.png")
+    save_picture(stem / "lindau/lindau_000000_000019_gtFine_labelIds.png", 6, 7)
+    first, _, last = read(tmp_path).samples
+    with pytest.raises(ImageError, match="000294_gtFine_labelIds.png: expected a whole mask"):
+        first.truth.read()
+    with pytest.raises(ImageError, match="expected one number a pixel .* got mode RGB"):
+        last.truth.read()

@@ -1,0 +1,237 @@
+"""COCO-Stuff and COCO-Object from masks: every encoding pixel by pixel, the official ids, and what can be missing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
+
+from resclip.class_names import dataset_classes, parse_entries
+from resclip.evaluation.datasets import DatasetError, open_dataset
+from resclip.evaluation.datasets.coco import IDS
+from resclip.evaluation.datasets.samples import IGNORED
+from resclip.images import ImageError
+
+# COCO-Stuff's labels.txt counts from 1, its masks from 0. These 11 were never segmented.
+NO_MASKS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+ANCHORS = {
+    1: "person",
+    11: "fire hydrant",
+    13: "stop sign",
+    25: "giraffe",
+    27: "backpack",
+    31: "handbag",
+    44: "bottle",
+    46: "wine glass",
+    65: "bed",
+    67: "dining table",
+    70: "toilet",
+    72: "tv",
+    82: "refrigerator",
+    84: "book",
+    90: "toothbrush",
+    92: "banner",
+    106: "clouds",
+    124: "grass",
+    149: "road",
+    157: "sky-other",
+    169: "tree",
+    182: "wood",
+}
+VALUES = [number - 1 for number in range(1, 183) if number not in NO_MASKS]
+SIZES = {"000000000139": (13, 17), "000000000285": (29, 7), "000000000632": (173, 1)}
+
+
+def stuff_labels(values: np.ndarray) -> np.ndarray:
+    table = {255: IGNORED, **{value: label for label, value in enumerate(VALUES)}}
+    return np.vectorize(table.__getitem__)(values)
+
+
+def object_labels(values: np.ndarray) -> np.ndarray:
+    """By COCO-Stuff's README: things are 1 … 91, so 0 … 90 in the masks; all else is background."""
+    things = [value for value in VALUES if value <= 90]
+    table = {value: things.index(value) + 1 if value in things else 0 for value in [*VALUES, 255]}
+    return np.vectorize(table.__getitem__)(values)
+
+
+def save_pictures(folder: Path) -> None:
+    for name, (height, width) in SIZES.items():
+        save_picture(folder / f"{name}.jpg", height, width)
+
+
+def save_masks(folder: Path, *endings: str, count: int = 3) -> dict[str, np.ndarray]:
+    """The first `count` masks in each of some encodings; returns the archive's values of all."""
+    values = {
+        name: np.roll(laid_out([*VALUES, 255], height, width), number)
+        for number, (name, (height, width)) in enumerate(SIZES.items())
+    }
+    encoded = {
+        ".png": np.copy,
+        "_labelTrainIds.png": stuff_labels,
+        "_instanceTrainIds.png": object_labels,
+    }
+    for ending in endings:
+        for name in list(SIZES)[:count]:
+            save_mask(folder / f"{name}{ending}", encoded[ending](values[name]))
+    return values
+
+
+def test_the_171_classes_follow_coco_stuffs_list() -> None:
+    assert list(IDS) == VALUES
+    names = dataset_classes("coco-stuff")
+    assert len(names) == len(VALUES) == 171
+    found = {number: names[VALUES.index(number - 1)] for number in ANCHORS}
+    assert found == {number: name.replace(" ", "") for number, name in ANCHORS.items()}
+
+
+def test_the_things_follow_cocos_list() -> None:
+    names = [entry.name for entry in parse_entries(dataset_classes("coco-object"))]
+    assert len(names) == 81
+    assert names[0] == "background"
+    things = {number: name for number, name in ANCHORS.items() if number <= 90}
+    assert {number: names[VALUES.index(number - 1) + 1] for number in things} == things
+    stuff = dataset_classes("coco-stuff")
+    assert [name.replace(" ", "") for name in names[1:]] == stuff[:80]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks", "endings", "taken"),
+    [
+        ("val2017", "stuffthingmaps_trainval2017/val2017", [".png"], ".png"),  # the archives
+        ("val2017", "stuffthingmaps/val2017", [".png"], ".png"),
+        ("images/val2017", "annotations/val2017", [".png"], ".png"),  # COCO-Stuff's instructions
+        (
+            "coco_stuff164k/images/val2017",  # mmsegmentation, from its folder "data"
+            "coco_stuff164k/annotations/val2017",
+            [".png", "_labelTrainIds.png"],
+            "_labelTrainIds.png",
+        ),
+        ("images/val2017", "annotations/val2017", ["_labelTrainIds.png"], "_labelTrainIds.png"),
+        (
+            "coco/images/val2017",  # after GroupViT's conversion
+            "coco/annotations/val2017",
+            [".png", "_instanceTrainIds.png"],
+            ".png",
+        ),
+    ],
+)
+def test_coco_stuff(
+    tmp_path: Path, pictures: str, masks: str, endings: list[str], taken: str
+) -> None:
+    save_pictures(tmp_path / pictures)
+    values = save_masks(tmp_path / masks, *endings)
+    dataset = open_dataset("coco-stuff", tmp_path)
+    labels = labels_of(dataset)
+    assert list(labels) == sorted(SIZES)
+    for name, found in labels.items():
+        np.testing.assert_array_equal(found, stuff_labels(values[name]))
+    assert set(np.unique(labels["000000000632"])) == {*range(171), IGNORED}
+    assert dataset.problems == ()
+    assert dataset.description == (
+        f"3 pictures of COCO-Stuff 164k's val2017 with masks *{taken}, which has 5,000 ({pictures})"
+    )
+    assert dataset.palette is not None
+    assert pickle.loads(pickle.dumps(dataset.samples)) == dataset.samples
+
+
+@pytest.mark.parametrize(
+    ("endings", "taken"),
+    [
+        ([".png"], ".png"),
+        (["_labelTrainIds.png"], "_labelTrainIds.png"),
+        ([".png", "_labelTrainIds.png"], ".png"),
+        ([".png", "_labelTrainIds.png", "_instanceTrainIds.png"], "_instanceTrainIds.png"),
+    ],
+)
+def test_coco_object_from_masks(tmp_path: Path, endings: list[str], taken: str) -> None:
+    save_pictures(tmp_path / "images/val2017")
+    values = save_masks(tmp_path / "annotations/val2017", *endings)
+    dataset = open_dataset("coco-object", tmp_path)
+    labels = labels_of(dataset)
+    assert list(labels) == sorted(SIZES)
+    for name, found in labels.items():
+        np.testing.assert_array_equal(found, object_labels(values[name]))
+    assert set(np.unique(labels["000000000632"])) == set(range(81))  # Unlabelled pixels count too.
+    assert dataset.description == (
+        f"3 pictures of COCO-Object's val2017 with masks *{taken}, which has 5,000 (images/val2017)"
+    )
+    assert dataset.palette is not None
+    assert dataset.palette[0].tolist() == [0, 0, 0]
+
+
+def test_a_conversion_that_broke_off_gives_way_to_the_archive(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images/val2017")
+    masks = tmp_path / "annotations/val2017"
+    save_masks(masks, ".png")
+    save_masks(masks, "_labelTrainIds.png", "_instanceTrainIds.png", count=2)
+    for name in ("coco-stuff", "coco-object"):
+        dataset = open_dataset(name, tmp_path)
+        assert len(dataset) == 3
+        assert "masks *.png," in dataset.description
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "coco-stuff",
+            r"the masks of COCO-Stuff's val2017, looked for 'annotations/val2017' or 'stuffthingmaps_",
+        ),
+        (
+            "coco-object",
+            r"masks or COCO's instances of val2017, .* or 'annotations/instances_val2017.json' or",
+        ),
+    ],
+)
+def test_missing_folders(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(
+        DatasetError,
+        match=r"pictures of COCO's val2017, looked for 'images/val2017' or 'val2017' .* found nothing",
+    ):
+        open_dataset(name, tmp_path)
+    save_pictures(tmp_path / "images/val2017")
+    with pytest.raises(DatasetError, match=f"{message}.* found images/; name the folder"):
+        open_dataset(name, tmp_path)
+    save_masks(tmp_path / "annotations/train2017", ".png")
+    save_pictures(tmp_path / "images/train2017")
+    assert (
+        "train2017 with masks *.png, which has 118,287"
+        in open_dataset(name, tmp_path, "train2017").description
+    )
+
+
+def test_masks_that_only_coco_object_can_use(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images/val2017")
+    save_masks(tmp_path / "annotations/val2017", "_instanceTrainIds.png")
+    assert len(open_dataset("coco-object", tmp_path)) == 3
+    with pytest.raises(
+        DatasetError,
+        match=r"expected masks called \*_labelTrainIds.png or \*.png, found 000000000139_instanceTrainIds.png",
+    ):
+        open_dataset("coco-stuff", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["coco-stuff", "coco-object"])
+def test_what_cannot_be_read(tmp_path: Path, name: str) -> None:
+    save_pictures(tmp_path / "val2017")
+    masks = tmp_path / "stuffthingmaps_trainval2017/val2017"
+    save_masks(masks, ".png")
+    (masks / "000000000139.png").unlink()
+    truncate(masks / "000000000285.png")
+    save_mask(masks / "000000000632.png", np.full((173, 1), 11))  # "street sign" has no masks
+    save_mask(masks / "000000000724.png", np.zeros((3, 4)))
+    dataset = open_dataset(name, tmp_path)
+    assert [(problem.name, problem.reason.split(": ")[1]) for problem in dataset.problems] == [
+        ("000000000139", "the picture has no mask"),
+        ("000000000724", "the mask has no picture"),
+    ]
+    damaged, strange = dataset.samples
+    with pytest.raises(ImageError, match="000000000285.png: expected a whole mask"):
+        damaged.truth.read()
+    with pytest.raises(
+        ImageError, match="among 0 to 10, 12 to 24, 26 to 27, .* 255, got 11 in 173 pixels"
+    ):
+        strange.truth.read()

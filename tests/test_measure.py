@@ -1,0 +1,539 @@
+"""Measuring a segmenter on a set: the same counts by any road, and every picture that is not in them by name."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from measure_support import CLASSES, Broken, InMemory, Stub, free_port, made_up, together, values
+from PIL import Image
+
+from resclip import load
+from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes
+from resclip.evaluation import loader, machine
+from resclip.evaluation import measure as module
+from resclip.evaluation.datasets.samples import (
+    IGNORED,
+    Dataset,
+    LabelFile,
+    PictureFile,
+    Problem,
+    Sample,
+    Values,
+)
+from resclip.evaluation.journal import Journal
+from resclip.evaluation.loader import Reader, read_ahead, sensible_workers
+from resclip.evaluation.measure import Tally, measure
+from resclip.evaluation.metrics import confusion
+from resclip.evaluation.world import ALONE, World
+
+ROOT = Path(__file__).parents[1]
+
+
+def same(came: Tally, wanted: Tally) -> bool:
+    """All but the cost."""
+    return (
+        np.array_equal(came.counts, wanted.counts)
+        and came.pictures == wanted.pictures
+        and came.problems == wanted.problems
+    )
+
+
+def on_disk(folder: Path, count: int) -> Dataset:
+    """Drawn scenes as PNG files, smaller and smaller; a strip of each does not count."""
+    every = Values({label: label for label in range(len(CLASS_NAMES))})
+    samples = []
+    for index, scene in enumerate(held_out_scenes(count, 40)):
+        picture, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
+        truth = scene.mask[: 40 - index].copy()
+        truth[:3] = IGNORED
+        Image.fromarray(scene.image[: 40 - index]).save(picture)
+        Image.fromarray(truth).save(mask)
+        samples.append(Sample(f"scene {index}", PictureFile(picture), LabelFile(mask, every)))
+    return Dataset("scenes", "drawn scenes on disk", CLASS_NAMES, tuple(samples))
+
+
+# Counts
+
+
+def test_counts_are_those_of_segmenting_by_hand(tmp_path: Path) -> None:
+    """The model in the box, on files: two groups and a rest of one picture."""
+    dataset = on_disk(tmp_path, 5)
+    segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
+    came = measure(segmenter, dataset, group_size=2)
+    wanted = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES)), np.int64)
+    for numbers in ([0, 1], [2, 3], [4]):
+        results = segmenter.segment([tmp_path / f"{number}.png" for number in numbers])
+        for number, result in zip(numbers, results, strict=True):
+            truth = np.asarray(Image.open(tmp_path / f"{number}-mask.png"))
+            wanted += confusion(truth, result.labels, len(CLASS_NAMES), IGNORED)
+    assert np.array_equal(came.counts, wanted)
+    assert came.counts.sum() == sum((37 - index) * 40 for index in range(5))
+    assert came.pictures == 5
+    assert came.problems == ()
+    assert measure(segmenter, dataset, group_size=2, workers=2).counts.tolist() == wanted.tolist()
+
+
+def test_what_prepares_pictures_goes_to_workers_without_the_model() -> None:
+    segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu")
+    picture = np.random.default_rng(0).integers(256, size=(30, 50, 3)).astype(np.uint8)
+    data = pickle.dumps(segmenter.preparation)
+    assert len(data) < 1000
+    preparation = pickle.loads(data)
+    resized = preparation.resize(picture)
+    assert resized.dtype == np.uint8
+    assert resized.shape == (224, 373, 3)
+    prepared = preparation.normalise(torch.tensor(resized))
+    assert torch.equal(prepared, segmenter.prepare(picture))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 30])  # less, as many, and more than a group
+@pytest.mark.parametrize("broken", [(), (0,)])
+def test_workers_change_nothing(seed: int, count: int, broken: tuple[int, ...]) -> None:
+    dataset = made_up(seed, count, broken)
+    alone, helped = (measure(Stub(), dataset, workers=workers) for workers in (0, 2))
+    assert same(alone, helped)
+    assert alone.counts.sum() > 0 or count == 1
+    assert alone.pictures == count - len(broken)
+
+
+def test_groups_are_always_the_same_pictures(seed: int) -> None:
+    """The stub's labels depend on what is in a group, so groups of another size give other counts."""
+    dataset = made_up(seed, 30)
+    assert not np.array_equal(
+        measure(Stub(), dataset, group_size=8).counts, measure(Stub(), dataset, group_size=7).counts
+    )
+
+
+def test_the_random_numbers_of_others_are_left_alone(seed: int) -> None:
+    before = torch.get_rng_state()
+    measure(Stub(), made_up(seed, 9), workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_are_sent_bytes_and_pictures_only_where_they_are_watched(seed: int) -> None:
+    dataset = made_up(seed, 3)
+    reader = Reader(dataset.samples, 2, len(CLASSES), Stub().preparation, keep_pictures=False)
+    first, second = read_ahead(reader, [0, 1], workers=1)
+    assert [first.number, second.number] == [0, 1]
+    assert [one.index for one in (*first.loaded, *second.loaded)] == [0, 1, 2]
+    for one in first.loaded:
+        assert one.pixels.dtype == one.truth.dtype == torch.uint8
+        assert one.pixels.is_shared()
+        assert one.picture is None
+        assert min(one.pixels.shape[:2]) == 8
+
+
+# Pictures that cannot be had
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_read_is_named_and_the_rest_is_measured(
+    tmp_path: Path, workers: int
+) -> None:
+    dataset = on_disk(tmp_path, 7)
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.zeros((36, 40), np.uint8)).save(tmp_path / "2-mask.png")  # 38 high
+    Image.fromarray(np.full((37, 40), 99, np.uint8)).save(tmp_path / "3-mask.png")
+    (tmp_path / "6-mask.png").unlink()
+    samples = list(dataset.samples)
+    samples[4] = replace(samples[4], truth=InMemory(np.full((36, 40), 200, np.uint8)))
+    samples[5] = replace(samples[5], picture=Broken(PermissionError("no entry")))
+    listed = Problem("scene 9", "a mask without a picture")
+    dataset = replace(dataset, samples=tuple(samples), problems=(listed,))
+    segmenter = Stub(vocabulary=SimpleNamespace(names=CLASS_NAMES))
+    came = measure(segmenter, dataset, group_size=3, workers=workers)
+    assert came.pictures == 1
+    assert came.counts.sum() == 37 * 40
+    assert [problem.name for problem in came.problems] == [
+        "scene 9", "scene 1", "scene 2", "scene 3", "scene 4", "scene 5", "scene 6",
+    ]  # fmt: skip
+    reasons = [problem.reason for problem in came.problems]
+    assert "1.png: expected a whole picture, got one that is cut short" in reasons[1]
+    assert "expected a mask of the picture's size, 38 × 40 pixels, got one of 36 × 40" in reasons[2]
+    assert "3-mask.png: expected values among 0 to 16, 255, got 99" in reasons[3]
+    assert "with classes 0 to 16 and 255 where nothing counts, got 200 in 1,440" in reasons[4]
+    assert reasons[5] == "no entry"
+    assert "6-mask.png: no such file" in reasons[6]
+
+
+def test_a_set_of_broken_pictures_has_no_counts(seed: int) -> None:
+    came = measure(Stub(), made_up(seed, 9, broken=range(9)))
+    assert (came.pictures, came.counts.sum(), len(came.problems)) == (0, 0, 9)
+
+
+@pytest.mark.parametrize("error", [OSError("no memory"), ValueError("odd"), MemoryError("full")])
+def test_errors_of_the_segmenter_are_not_the_pictures(seed: int, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        measure(Stub(fail_at=1, error=error), made_up(seed, 20))
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A picture at whose sight a worker dies, as one does for want of memory."""
+
+    def read(self) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(seed: int) -> None:
+    dataset = made_up(seed, 9)
+    samples = (*dataset.samples[:8], replace(dataset.samples[8], picture=Deadly()))
+    with pytest.raises(RuntimeError, match=r"ended from outside.*use fewer workers, or 0"):
+        measure(Stub(), replace(dataset, samples=samples), workers=1)
+
+
+def test_a_mistake_in_reading_is_no_problem_of_the_picture(seed: int) -> None:
+    dataset = made_up(seed, 2)
+    broken = replace(dataset.samples[0], picture=Broken(KeyError("a bug")))
+    for workers in (0, 1):
+        with pytest.raises(KeyError, match="a bug"):
+            measure(Stub(), replace(dataset, samples=(broken,)), workers=workers)
+
+
+def test_a_segmenter_of_other_classes_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="with the 4 classes of made-up, got one with 17"):
+        measure(Stub(vocabulary=SimpleNamespace(names=CLASS_NAMES)), made_up(seed, 1))
+    with pytest.raises(ValueError, match="group_size must be at least 1; got 0"):
+        measure(Stub(), made_up(seed, 1), group_size=0)
+
+
+# Those who look on
+
+
+def test_watchers_see_each_picture_once_in_order(seed: int) -> None:
+    dataset = made_up(seed, 11, broken=[3])
+    seen: list[tuple[Any, ...]] = []
+    also: list[str] = []
+    watchers = [lambda *each: seen.append(each), lambda sample, *_: also.append(sample.name)]
+    came = measure(Stub(), dataset, group_size=4, workers=1, watch=watchers)
+    names = [sample.name for index, sample in enumerate(dataset.samples) if index != 3]
+    assert [sample.name for sample, *_ in seen] == also == names
+    counts = np.zeros_like(came.counts)
+    for sample, picture, truth, labels in seen:
+        assert np.array_equal(picture, sample.picture.read())
+        assert np.array_equal(truth, sample.truth.read())
+        assert labels.dtype == np.int64
+        counts += confusion(truth, labels, len(CLASSES), IGNORED)
+    assert np.array_equal(counts, came.counts)
+
+
+def test_progress_is_told_after_each_group(seed: int) -> None:
+    told: list[tuple[int, int]] = []
+    came = measure(
+        Stub(),
+        made_up(seed, 11, broken=[0, 10]),
+        group_size=4,
+        tell=lambda pictures, counts: told.append((pictures, int(counts.sum()))),
+    )
+    assert [pictures for pictures, _ in told] == [4, 4, 3, 0]
+    sums = [pixels for _, pixels in told]
+    assert sums == sorted(sums)
+    assert sums[-1] == came.counts.sum()
+
+
+# Going on after an interruption
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "parts", {"row": "naclip"})
+
+
+@pytest.mark.parametrize("fail_at", [0, 1, 2, 3])
+def test_an_interrupted_measurement_goes_on_to_the_same_figures(
+    seed: int, journal: Journal, fail_at: int
+) -> None:
+    dataset = made_up(seed, 30, broken=[2, 9, 29])
+    wanted = measure(Stub(), dataset)
+    with pytest.raises(KeyboardInterrupt):
+        measure(Stub(fail_at=fail_at), dataset, journal=journal)
+    rest = Stub()
+    told: list[int] = []
+    came = measure(rest, dataset, journal=journal, tell=lambda pictures, _: told.append(pictures))
+    assert same(came, wanted)
+    assert rest.calls == 4 - fail_at
+    assert sum(told) == 30
+    whole = measure(rest, dataset, journal=journal)  # Nothing is left to do.
+    assert same(whole, wanted)
+    assert rest.calls == 4 - fail_at
+    assert whole.cost.seconds >= came.cost.seconds
+    journal.clear()
+    assert not journal.folder.exists()
+
+
+def test_the_journal_is_written_now_and_then(
+    seed: int, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed cannot write: what is there by then is what it wrote on the way."""
+    clock = itertools.count(step=3)
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    written: list[int] = []
+    original = Journal.write
+
+    def spy(self: Journal, part: str, progress: Any, terms: Any) -> None:
+        written.append(len(progress.groups))
+        original(self, part, progress, terms)
+
+    monkeypatch.setattr(Journal, "write", spy)
+    measure(Stub(), made_up(seed, 16), group_size=1, journal=journal)
+    assert len(written) > 3
+    assert max(np.diff([0, *written])) <= 4  # 10 s at 3 s a group
+    assert written[-1] == 16
+
+
+@pytest.mark.parametrize("change", ["group size", "pictures", "names"])
+def test_progress_of_another_set_or_grouping_is_not_used(
+    seed: int, journal: Journal, change: str
+) -> None:
+    dataset = made_up(seed, 30)
+    with pytest.raises(KeyboardInterrupt):
+        measure(Stub(fail_at=2), dataset, journal=journal)
+    size = 5 if change == "group size" else 8
+    if change == "pictures":
+        dataset = replace(dataset, samples=dataset.samples[1:])
+    if change == "names":
+        renamed = replace(dataset.samples[0], name="another")
+        dataset = replace(dataset, samples=(renamed, *dataset.samples[1:]))
+    wanted = measure(Stub(), dataset, group_size=size)
+    assert same(measure(Stub(), dataset, group_size=size, journal=journal), wanted)
+
+
+# Several processes
+
+
+def share(
+    world: World, dataset: Dataset, folder: Path | None, fail_at: tuple[int | None, ...]
+) -> tuple[Tally, list[str], int, int]:
+    """A process's part: the tally, what it watched, what it was told of, and how often it ran the segmenter."""
+    stub = Stub(fail_at=fail_at[world.rank], error=MemoryError("out of memory"))
+    seen: list[str] = []
+    told: list[int] = []
+    tally = measure(
+        stub,
+        dataset,
+        journal=None if folder is None else Journal(folder, {"row": "naclip"}),
+        world=world,
+        watch=[lambda sample, *_: seen.append(sample.name)],
+        tell=lambda pictures, _: told.append(pictures),
+    )
+    return tally, seen, sum(told), stub.calls
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 45), (3, 9)])  # 9: the third has nothing to do
+def test_processes_share_a_set_and_come_to_the_same_as_one(
+    tmp_path: Path, seed: int, size: int, count: int
+) -> None:
+    dataset = made_up(seed, count, broken=[1, 8])
+    wanted = measure(Stub(), dataset)
+    outcomes = values(together(tmp_path, share, dataset, None, (None,) * size, size=size))
+    for tally, _, told, _ in outcomes:
+        assert same(tally, wanted)
+        assert told == count
+        assert tally.cost.processes == size
+        assert tally.cost == outcomes[0][0].cost
+    groups = -(-count // 8)
+    assert [calls for *_, calls in outcomes] == [
+        len(range(rank, groups, size)) for rank in range(size)
+    ]
+    watched = [name for _, seen, _, _ in outcomes for name in seen]
+    readable = [dataset.samples[index].name for index in range(count) if index not in {1, 8}]
+    assert sorted(watched) == sorted(readable)
+
+
+def test_a_measurement_goes_on_with_another_number_of_processes(tmp_path: Path, seed: int) -> None:
+    """Two processes, of which one fails; then three, of which one fails; then one."""
+    dataset = made_up(seed, 70, broken=[5, 64])
+    wanted = measure(Stub(), dataset)
+    folder = tmp_path / "parts"
+    first, other = together(tmp_path, share, dataset, folder, (None, 1))
+    assert first is not None
+    assert first.error == "WorldError: the process of rank 1 failed: MemoryError: out of memory"
+    assert other is not None
+    assert other.error == "MemoryError: out of memory"
+    failed = together(tmp_path, share, dataset, folder, (None, None, 1), size=3)
+    assert [each is not None and bool(each.error) for each in failed] == [True] * 3
+    rest = Stub()
+    came = measure(rest, dataset, journal=Journal(folder, {"row": "naclip"}))
+    assert same(came, wanted)
+    assert rest.calls <= 9 - 1 - 1  # Each run has done one group at the least.
+    (tally, *_), _ = values(together(tmp_path, share, dataset, folder, (0, 0)))  # all was done
+    assert same(tally, wanted)
+
+
+def unlike(world: World, dataset: Dataset) -> Tally:
+    if world.rank == 1:
+        dataset = replace(dataset, samples=dataset.samples[:-1])
+    return measure(Stub(), dataset, world=world)
+
+
+def test_processes_that_see_other_pictures_are_refused(tmp_path: Path, seed: int) -> None:
+    """A copy of the set on a second machine that lacks a picture would shift the groups."""
+    outcomes = together(tmp_path, unlike, made_up(seed, 9))
+    for outcome in outcomes:
+        assert outcome is not None
+        assert "got 9 in the first and 8, or others, in that of rank 1" in outcome.error
+
+
+TORCHRUN = """
+    import pickle, sys
+    from pathlib import Path
+
+    from resclip import load
+    from resclip.builtin.scenes import CLASS_NAMES
+    from resclip.evaluation.datasets.samples import Dataset
+    from resclip.evaluation.measure import measure
+    from resclip.evaluation.world import join
+
+    with join() as world:
+        samples = pickle.loads(Path(sys.argv[1]).read_bytes())
+        dataset = Dataset("scenes", "drawn scenes", CLASS_NAMES, samples)
+        segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
+        tally = measure(segmenter, dataset, group_size=2, world=world)
+        Path(sys.argv[1] + str(world.rank)).write_bytes(pickle.dumps(tally))
+"""
+
+
+def test_torchrun_comes_to_the_same_as_one_process(tmp_path: Path) -> None:
+    """The model in the box, on two processes of its own making."""
+    dataset = on_disk(tmp_path, 5)
+    script, data = tmp_path / "script.py", tmp_path / "data"
+    script.write_text(textwrap.dedent(TORCHRUN))
+    data.write_bytes(pickle.dumps(dataset.samples))
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         "--master-addr=127.0.0.1", f"--master-port={free_port()}", script, data],
+        check=True, timeout=170, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
+    wanted = measure(segmenter, dataset, group_size=2)
+    for rank in range(2):
+        assert same(pickle.loads(Path(f"{data}{rank}").read_bytes()), wanted)
+
+
+# Interrupts
+
+
+def slowly(world: World, dataset: Dataset, folder: Path) -> None:
+    """In a terminal of its own, as it were: what it and its workers say goes to a file."""
+    os.setsid()
+    sys.stderr = (folder / "said").open("w")  # noqa: SIM115 (for as long as the process lives)
+    os.dup2(sys.stderr.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def watcher(*_: Any) -> None:
+        (folder / "running").write_text(str(os.getpid()))
+        time.sleep(0.05)
+
+    measure(Stub(), dataset, group_size=1, workers=2, watch=[watcher])
+
+
+def test_an_interrupt_ends_the_workers_without_a_word(tmp_path: Path, seed: int) -> None:
+    dataset = made_up(seed, 2000)
+    process = multiprocessing.get_context("fork").Process(
+        target=slowly, args=(ALONE, dataset, tmp_path)
+    )
+    process.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "running").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        os.killpg(process.pid, signal.SIGINT)
+        process.join(20)
+        assert process.exitcode == 1
+        assert psutil.wait_procs(workers, timeout=10)[1] == []
+    finally:
+        process.kill()
+    said = (tmp_path / "said").read_text()
+    assert said.count("Traceback") == 1
+    assert said.rstrip().endswith("KeyboardInterrupt")
+
+
+# What it takes
+
+
+def test_the_cost_is_that_of_this_process(seed: int) -> None:
+    start = time.perf_counter()
+    cost = measure(Stub(), made_up(seed, 9)).cost
+    assert 0 < cost.seconds <= time.perf_counter() - start
+    assert (cost.processes, cost.threads) == (1, torch.get_num_threads())
+    assert cost.machine
+    resident = psutil.Process().memory_info().rss
+    assert 0.5 * resident < cost.peak_memory < 100 * resident
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted"),
+    [
+        ("processor\t: 0\nmodel name\t: Fast CPU: 3 GHz \nflags: fpu\nmodel name\t: Other\n", "Fast CPU: 3 GHz"),
+        ("processor\t: 0\nmodel name\t:\n", "arm"),  # as in some virtual machines
+        ("processor\t: 0\n", "arm"),  # Linux on ARM names no model
+        (None, "arm"),  # another system
+    ],
+)  # fmt: skip
+def test_a_cpu_is_called_what_the_system_calls_it(
+    facts: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpuinfo"
+    if facts is not None:
+        path.write_text(facts)
+    monkeypatch.setattr(machine, "CPU_FACTS", path)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "arm")
+    assert machine.machine_name(torch.device("cpu")) == wanted
+
+
+def test_memory_is_counted_in_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    there = machine.peak_memory(cpu)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert machine.peak_memory(cpu) == pytest.approx(1024 * there, rel=0.01)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert machine.peak_memory(cpu) == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "wanted"),
+    [
+        ("cpu", 16, "", 0),
+        ("cuda", 1, "", 0),
+        ("cuda", 4, "", 3),
+        ("cuda", 64, "", 8),
+        ("cuda", 16, "4", 3),  # torchrun's four on one machine
+        ("cuda", 2, "4", 0),
+    ],
+)
+def test_as_many_workers_as_there_are_cores_to_spare(
+    device: str, cores: int, processes: str, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "available_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert sensible_workers(torch.device(device)) == wanted
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loader.available_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert loader.available_cores() == 1
