@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from resclip.methods import BASES, MODULES, Connectivity, Method
+from resclip.methods import MODULES, Connectivity, Method
 
 __all__ = ["STUDIES", "Study", "Variation", "find_studies", "row_name", "with_modules"]
 
@@ -66,19 +66,17 @@ class Study:
         """The points of this study.
 
         Args:
-            method: a base with both modules, as far as it takes them, at the settings to start from.
+            method: a base with RCS and, where it has a score, SFR, at the settings to start from.
             depth: number of the tower's blocks.
 
         Raises:
-            ValueError: the base cannot take a module that the study needs, or the tower lacks blocks.
+            ValueError: the base has no score for SFR to change, or the tower lacks blocks.
         """
-        missing = [module for module in self.needs if getattr(method, module) is None]
-        if missing:
-            others = [study.name for study in STUDIES if not set(missing) & set(study.needs)]
+        if "sfr" in self.needs and method.sfr is None:
+            others = [study.name for study in STUDIES if "sfr" not in study.needs]
             raise ValueError(
-                f"study {self.name!r} puts {', '.join(missing).upper()} on the base, which changes the score of the "
-                f"attention, and base {method.base!r} has none: use another base, or of the studies "
-                f"{', '.join(others)}"
+                f"study {self.name!r} is about SFR, which changes the score of the attention, and base {method.base!r} "
+                f"has none: use another base, or only the studies {','.join(others)}"
             )
         if depth < self.least_depth:
             raise ValueError(
@@ -126,133 +124,143 @@ def cumulative(method: Method, depth: int) -> list[Variation]:
     return [with_layers(method, 1, last) for last in range(1, depth)]
 
 
-def weights(
-    method: Method, change: Callable[..., Method], values: Iterable[float] = WEIGHTS
-) -> list[Variation]:
-    """Weights of a module; 0 is the base alone: a module of weight 0 would still have its temperature."""
+def weights(method: Method, change: Callable[..., Method]) -> list[Variation]:
+    """Weights of a module. 0 is the base alone: a module of weight 0 would still have its temperature."""
+    alone = with_modules(method, ())
     return [
-        Variation(
-            f"{weight:g}",
-            weight,
-            change(method, weight=weight) if weight else with_modules(method, ()),
-        )
-        for weight in values
+        Variation(f"{weight:g}", weight, change(method, weight=weight) if weight else alone)
+        for weight in WEIGHTS
     ]
+
+
+def rcs_weights(method: Method, _: int) -> list[Variation]:
+    """λ_r."""
+    return weights(method, with_rcs)
+
+
+def sfr_weights(method: Method, _: int) -> list[Variation]:
+    """λ_s."""
+    return weights(method, with_sfr)
 
 
 def modules(method: Method, _: int) -> list[Variation]:
     """The base, each module, and both."""
-    chosen: list[tuple[str, ...]] = [(), ("rcs",), ("sfr",), ("rcs", "sfr")]
-    labels = [
-        " + ".join((method.base, *(module.upper() for module in names))) for names in chosen
-    ]
+    points = []
+    for chosen in ((), ("rcs",), ("sfr",), ("rcs", "sfr")):
+        label = " + ".join((method.base, *map(str.upper, chosen)))
+        points.append(Variation(label, label, with_modules(method, chosen)))
+    return points
+
+
+def switches(method: Method, _: int) -> list[Variation]:
+    """SFR as a whole, and without one part at a time."""
+    parts = {"whole": {}, **SWITCHES}
+    return [Variation(label, label, with_sfr(method, **knobs)) for label, knobs in parts.items()]
+
+
+def connectivities(method: Method, _: int) -> list[Variation]:
+    """Every rule for pairs that path decay spares, and no decay."""
     return [
-        Variation(label, label, with_modules(method, names))
-        for label, names in zip(labels, chosen, strict=True)
+        Variation(spell(kind), spell(kind), with_sfr(method, connectivity=kind))
+        for kind in (*get_args(Connectivity), None)
     ]
 
 
-def settings(method: Method, of: Mapping[str, Mapping[str, Any]]) -> list[Variation]:
-    """SFR with these knobs, by what they are called."""
-    return [Variation(label, label, with_sfr(method, **knobs)) for label, knobs in of.items()]
+def refinements(method: Method, _: int) -> list[Variation]:
+    """Iterations of SFR's own PAMR."""
+    return [
+        Variation(str(count), float(count), with_sfr(method, refine_iterations=count))
+        for count in ITERATIONS
+    ]
 
 
 STUDIES: Sequence[Study] = (
     Study(
-        "modules",
-        "What each module adds",
-        "The base alone, with RCS, with SFR and with both, as in table 3 of arXiv 2411.15851.",
-        "modules",
-        "kinds",
-        ("rcs", "sfr"),
-        (),
-        modules,
+        name="modules",
+        title="What each module adds",
+        shows="The base alone, with RCS, with SFR and with both, as in table 3 of arXiv 2411.15851.",
+        x_label="modules",
+        scale="kinds",
+        needs=("rcs", "sfr"),
+        reference=(),
+        vary=modules,
         least_depth=2,
     ),
     Study(
-        "layers-window",
-        "RCS: four neighbouring layers",
-        f"Which layers' query-key attention helps, {WINDOW} at a time; arXiv 2411.15851 settles on 6-9 of 12.",
-        "layers",
-        "steps",
-        ("rcs",),
-        (),
-        windows,
+        name="layers-window",
+        title="RCS: four neighbouring layers",
+        shows="Which layers' query-key attention helps, four at a time; arXiv 2411.15851 settles on 6-9 of 12.",
+        x_label="layers",
+        scale="steps",
+        needs=("rcs",),
+        reference=(),
+        vary=windows,
         least_depth=WINDOW + 1,
     ),
     Study(
-        "layers-cumulative",
-        "RCS: all layers up to one",
-        "Whether more layers from the first on help, as arXiv 2411.15851 tries beside windows of four.",
-        "layers",
-        "steps",
-        ("rcs",),
-        (),
-        cumulative,
+        name="layers-cumulative",
+        title="RCS: all layers from the first on",
+        shows="Whether more layers help; arXiv 2411.15851 tries this beside windows of four.",
+        x_label="layers",
+        scale="steps",
+        needs=("rcs",),
+        reference=(),
+        vary=cumulative,
         least_depth=2,
     ),
     Study(
-        "rcs-weight",
-        "RCS: its weight",
-        "How much of the middle layers' attention helps; 0 is the base alone, 1 has nothing of the base's attention.",
-        "λ_r",
-        "numbers",
-        ("rcs",),
-        (),
-        lambda method, _: weights(method, with_rcs),
+        name="rcs-weight",
+        title="RCS: its weight",
+        shows="How much of the middle layers' attention helps: 0 is the base alone, 1 leaves nothing of its attention.",
+        x_label="λ_r",
+        scale="numbers",
+        needs=("rcs",),
+        reference=(),
+        vary=rcs_weights,
         least_depth=2,
     ),
     Study(
-        "sfr-weight",
-        "SFR: its weight",
-        "How much feedback helps; 0 is the base alone, at 1 the feedback replaces the base's score.",
-        "λ_s",
-        "numbers",
-        ("sfr",),
-        (),
-        lambda method, _: weights(method, with_sfr),
+        name="sfr-weight",
+        title="SFR: its weight",
+        shows="How much feedback helps: 0 is the base alone, 1 leaves nothing of its score.",
+        x_label="λ_s",
+        scale="numbers",
+        needs=("sfr",),
+        reference=(),
+        vary=sfr_weights,
     ),
     Study(
-        "sfr-switches",
-        "SFR: one part left out",
-        "What each part of the feedback is worth: SFR as a whole, and without one of its parts.",
-        "SFR",
-        "kinds",
-        ("sfr",),
-        ("sfr",),
-        lambda method, _: settings(method, {"whole": {}, **SWITCHES}),
+        name="sfr-switches",
+        title="SFR: without one of its parts",
+        shows="What each part of the feedback is worth.",
+        x_label="SFR",
+        scale="kinds",
+        needs=("sfr",),
+        reference=("sfr",),
+        vary=switches,
     ),
     Study(
-        "connectivity",
-        "SFR: pairs spared by path decay",
-        "Which patches of one label count as connected: over the first part of the straight path (prefix, the released "
-        "program), over all of it (line, the paper), in one region (component), or all of them (none: no decay).",
-        "connectivity",
-        "kinds",
-        ("sfr",),
-        ("sfr",),
-        lambda method, _: settings(
-            method,
-            {
-                spell(kind): {"connectivity": kind}
-                for kind in (*get_args(Connectivity), None)
-            },
-        ),
+        name="connectivity",
+        title="SFR: which pairs path decay spares",
+        shows="Two patches of one label are connected by the first part of the straight path between them (prefix, "
+        "the released program), by all of it (line, the paper) or by their region (component); none: no decay.",
+        x_label="connectivity",
+        scale="kinds",
+        needs=("sfr",),
+        reference=("sfr",),
+        vary=connectivities,
     ),
     Study(
-        "pamr",
-        "SFR: PAMR on the labels that are fed back",
-        "How far the segmentation that is fed back should be refined; the result itself is not refined.",
-        "iterations",
-        "numbers",
-        ("sfr",),
-        ("sfr",),
-        lambda method, _: [
-            Variation(str(count), float(count), with_sfr(method, refine_iterations=count))
-            for count in ITERATIONS
-        ],
+        name="pamr",
+        title="SFR: PAMR before its feedback",
+        shows="How far the segmentation that is fed back should be refined. The result itself is not.",
+        x_label="iterations",
+        scale="numbers",
+        needs=("sfr",),
+        reference=("sfr",),
+        vary=refinements,
     ),
-)  # fmt: skip
+)
 """In the order in which they are shown."""
 
 

@@ -26,9 +26,18 @@ __all__ = ["LabelMapFile", "read_matrix"]
 _HEADER = 128  # Bytes: text, then version (0x0100) and "MI" in the writer's byte order.
 _VERSION = 0x0100
 _MATRIX, _COMPRESSED = 14, 15
-_NUMBERS = dict(
-    zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "i1 u1 i2 u2 i4 u4 f4 f8 i8 u8".split(" "), strict=True)
-)
+_NUMBERS = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}
 """The element types that hold numbers, as NumPy calls them."""
 _LARGEST = 8 * MAX_PIXELS  # Bytes that a compressed element may hold: a picture's worth of doubles.
 

@@ -1,0 +1,219 @@
+"""Plots: which files come out, what is in them, and that matplotlib's own state stays as it was."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from report_support import evaluation, row
+
+from resclip.evaluation import plots
+from resclip.evaluation.metrics import Scores
+from resclip.evaluation.plots import FORMATS, check_matplotlib, plot_classes, plot_curves
+from resclip.evaluation.record import Cost, Evaluation, Row
+
+BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
+TWO = evaluation("voc21", {"naclip": row(50.0), "naclip+rcs": row(52.0)})
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, and nothing is written."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def axes_of(drawn: list[Figure]) -> Axes:
+    """Those of the one figure."""
+    assert len(drawn) == 1
+    return drawn[0].axes[0]
+
+
+def legend_of(drawn: list[Figure]) -> list[str]:
+    return [text.get_text() for text in drawn[0].legends[0].get_texts()]
+
+
+def many(classes: int, rows: int, seed: int) -> Evaluation:
+    """Rows with an IoU for every class."""
+    generator = np.random.default_rng(seed)
+    names = tuple(f"class {number}" for number in range(classes))
+    filled = {}
+    for number in range(rows):
+        iou = tuple(float(value) for value in generator.uniform(0, 100, classes))
+        scores = Scores(float(np.mean(iou)), 1.0, 1.0, 1.0, iou, iou)
+        filled[f"row {number}"] = Row(scores, 1, (), Cost(1.0, 1, 1, "a CPU", 1), {})
+    return Evaluation("set", "made up", {}, names, filled)
+
+
+@pytest.mark.parametrize("ending", [*FORMATS, ".PNG"])
+def test_the_ending_decides_the_format(ending: str, tmp_path: Path) -> None:
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    path = tmp_path / "new" / f"plot{ending}"
+    plot_classes(TWO, path)
+    assert path.read_bytes().startswith(starts[ending.lower()])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_picture_shows_a_bar_a_row_in_its_colour(tmp_path: Path) -> None:
+    path = tmp_path / "plot.png"
+    plot_classes(TWO, path)
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+
+    def longest(colour: tuple[int, int, int]) -> int:
+        return int((pixels == colour).all(axis=2).sum(axis=1).max())
+
+    # 60 and 62 per cent of the axis: the longest bars.
+    assert longest(BLUE) > 500
+    assert longest(ORANGE) / longest(BLUE) == pytest.approx(62 / 60, abs=0.01)
+
+
+def test_classes_are_sorted_and_those_without_a_figure_come_last(drawn: list[Figure]) -> None:
+    plot_classes(TWO, Path("plot.png"))
+    axes = axes_of(drawn)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["sky", "car", "night sky"]
+    first, last = axes.get_ylim()
+    assert first > last  # The first class is on top.
+    lengths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert lengths == [[60.0, 40.0, 0.0], [62.0, 42.0, 0.0]]
+    assert legend_of(drawn) == ["naclip: mIoU 50.0", "naclip+rcs: mIoU 52.0"]
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["60.0", "40.0", "–", "62.0", "42.0", "–"]
+    assert [line.get_xdata()[0] for line in axes.lines] == [50.0, 52.0]
+
+
+def test_bars_of_one_class_do_not_overlap(drawn: list[Figure], seed: int) -> None:
+    plot_classes(many(3, 26, seed), Path("plot.png"))
+    spans = sorted(
+        (bar.get_y(), bar.get_y() + bar.get_height())
+        for bars in axes_of(drawn).containers
+        for bar in bars
+    )
+    assert len(spans) == 78
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(spans))
+    looks = {(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in axes_of(drawn).containers}
+    assert len(looks) == 26
+
+
+# 171 × 1: COCO-Stuff; 90 × 26: every row, where the height comes to its limit.
+@pytest.mark.parametrize(("classes", "rows", "inches"), [(171, 1, 30), (90, 26, 239)])
+def test_many_classes_make_a_tall_plot(
+    classes: int, rows: int, inches: float, drawn: list[Figure], seed: int
+) -> None:
+    plot_classes(many(classes, rows, seed), Path("plot.png"))
+    width, height = drawn[0].get_size_inches()
+    assert width == 9
+    assert inches < height < 300
+    assert height * drawn[0].dpi < 65536
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    """What stands between dollar signs goes to matplotlib's own parser, which raises where it is no formula."""
+    one = row(50.0)
+    names = ("$\\frac$", "a_b", "$")
+    odd = Evaluation("$\\frac$", "$\\frac$", {}, names, {"$\\frac$": one, "$_$": one})
+    plot_classes(odd, tmp_path / "a.png")
+    plot_curves("$\\frac$", "$\\frac$", "$\\frac$", {"$\\frac$": [("$\\frac$", 1.0)]}, tmp_path / "b.png")  # fmt: skip
+    assert (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_numbers_lie_on_a_scale_in_order(drawn: list[Figure]) -> None:
+    plot_curves("t", "λ", "mIoU", {"a": [(0.5, 1.0), (0.1, 2.0), (2, 3.0)]}, Path("x.png"))
+    axes = axes_of(drawn)
+    assert axes.lines[0].get_xdata().tolist() == [0.1, 0.5, 2.0]
+    assert axes.lines[0].get_ydata().tolist() == [2.0, 1.0, 3.0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.5", "0.1", "2"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("λ", "mIoU")
+    assert drawn[0].legends[0].get_title().get_text() == "t"
+
+
+def test_words_are_places_in_the_order_in_which_they_come(drawn: list[Figure]) -> None:
+    series = {"sliding": [("6-9", 1.0), ("1-4", 2.0)], "cumulative": [("1-9", 3.0), ("1-4", 4.0)]}
+    plot_curves("t", "layers", "mIoU", series, Path("x.png"))
+    axes = axes_of(drawn)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["6-9", "1-4", "1-9"]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0, 1], [1, 2]]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[1, 2], [4, 3]]
+    assert legend_of(drawn) == ["sliding", "cumulative"]
+
+
+def test_numbers_and_words_together_are_words(drawn: list[Figure]) -> None:
+    plot_curves("t", "x", "y", {"a": [(7, 1.0), ("none", 2.0), (3, 5.0)]}, Path("x.png"))
+    assert [label.get_text() for label in axes_of(drawn).get_xticklabels()] == ["7", "none", "3"]
+    assert axes_of(drawn).lines[0].get_ydata().tolist() == [1.0, 2.0, 5.0]
+
+
+def test_every_curve_looks_different(drawn: list[Figure]) -> None:
+    series = {f"curve {number}": [(0, number), (1, number)] for number in range(20)}
+    plot_curves("t", "x", "y", series, Path("x.png"))
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes_of(drawn).lines}
+    assert len(looks) == 20
+
+
+def test_curves_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "study.png"
+    plot_curves("t", "x", "y", {"a": [(0, 1.0), (1, 2.0)], "b": [(0, 2.0), (1, 1.0)]}, path)
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    for colour in (BLUE, ORANGE):
+        assert (pixels == colour).all(axis=2).sum() > 500
+
+
+@pytest.mark.parametrize("name", ["plot.jpg", "plot", "png"])
+def test_another_ending_is_refused_before_anything_is_drawn(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a plot's file to end in \.png, \.svg, \.pdf"):
+        plot_classes(TWO, tmp_path / name)
+    with pytest.raises(ValueError, match="expected a plot's file"):
+        plot_curves("t", "x", "y", {"a": [(0, 1.0)]}, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one method on mine"):
+        plot_classes(evaluation("mine", {}), tmp_path / "a.png")
+    for series in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="at least one point to draw for 'study'"):
+            plot_curves("study", "x", "y", series, tmp_path / "a.png")
+
+
+def test_without_matplotlib_the_error_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check_matplotlib()
+    original = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'resclip\[eval\]'"):
+        check_matplotlib()
+    with pytest.raises(ImportError, match=r"pip install 'resclip\[eval\]'"):
+        plot_classes(TWO, tmp_path / "a.png")
+
+
+def test_pyplot_is_never_loaded(tmp_path: Path) -> None:
+    """It picks a window system, and keeps every figure until it is closed."""
+    code = """
+import sys
+from pathlib import Path
+from resclip.evaluation.plots import plot_curves
+assert "matplotlib" not in sys.modules, "loaded before it is needed"
+plot_curves("t", "x", "y", {"a": [(0, 1.0)]}, Path(sys.argv[1]))
+assert "matplotlib.figure" in sys.modules
+assert "matplotlib.pyplot" not in sys.modules, "pyplot"
+"""
+    path = tmp_path / "a.png"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
+    assert path.is_file()
