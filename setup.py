@@ -40,7 +40,7 @@ setup(
         'triton; platform_system == "Linux"',
     ],
     extras_require={
-        "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8", "scipy>=1.11"],
+        "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8"],
         "hf": ["transformers>=4.49"],
         "dev": [
             "build>=1.2",

@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+from resclip.cli_ablate import DESCRIPTION as ABLATE_DESCRIPTION
+from resclip.cli_ablate import add_arguments as add_ablate_arguments
 from resclip.cli_errors import describe
 from resclip.cli_evaluate import add_arguments as add_evaluate_arguments
 from resclip.cli_options import CLASSES_HELP, add_model_options, add_window_options
@@ -98,6 +100,11 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add_evaluate_arguments(evaluate)
     evaluate.set_defaults(command=_run_evaluate)
+    ablate = commands.add_parser(
+        "ablate", help="measure what each knob does", description=ABLATE_DESCRIPTION
+    )
+    add_ablate_arguments(ablate)
+    ablate.set_defaults(command=_run_ablate)
     models = commands.add_parser(
         "models",
         help="list the models",
@@ -209,6 +216,12 @@ def _run_attention(arguments: argparse.Namespace) -> int:
 
 def _run_evaluate(arguments: argparse.Namespace) -> int:
     from resclip.cli_evaluate import run
+
+    return run(arguments)
+
+
+def _run_ablate(arguments: argparse.Namespace) -> int:
+    from resclip.cli_ablate import run
 
     return run(arguments)
 

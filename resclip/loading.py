@@ -66,8 +66,8 @@ def load(
         rcs, sfr: the modules' knobs in place of the method's; a method without the module gets it.
         device: None: a GPU where there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
-        window, stride, short_side, probability_threshold: see `Segmenter`; None: the preset's, else the base's, else
-            its defaults.
+        window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has windows of
+            its own), else the preset's, else its defaults; the built-in model's preset stands above the base.
         batch_size: windows a batch.
         implementation: of the ops.
         templates: prompts with "{}" for the name, or the name of a set of `resclip.templates.TEMPLATE_SETS`; None:
@@ -89,7 +89,9 @@ def load(
     values = dict(BASES[chosen.base].segmenter)
     if preset is not None:
         chosen = find_preset(preset).apply(chosen)
-        values |= find_preset(preset).segmenter
+        settings = find_preset(preset).segmenter
+        # A base's own windows, as ProxyCLIP has, stand above those of a data set, and a model's above both.
+        values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
     place = choose_device(device)
     dtype = choose_precision(precision, place)
     loaded = load_model(model, pretrained, device=place, dtype=dtype)

@@ -16,9 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from resclip.evaluation.datasets.samples import IGNORED, Dataset, Sample
+from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes
+from resclip.evaluation.datasets.samples import (
+    IGNORED,
+    Dataset,
+    LabelFile,
+    PictureFile,
+    Sample,
+    Values,
+)
 from resclip.evaluation.world import World, join
 from resclip.images import ImageError
 from resclip.segmenter import CLIP_MEAN, CLIP_STD, Preparation
@@ -99,6 +108,20 @@ class Stub:
             labels = (large.long() + whole) % len(CLASSES)
             results.append((labels, labels.float()))
         return results
+
+
+def on_disk(folder: Path, count: int) -> Dataset:
+    """Drawn scenes as PNG files, smaller and smaller; a strip of each does not count."""
+    every = Values({label: label for label in range(len(CLASS_NAMES))})
+    samples = []
+    for index, scene in enumerate(held_out_scenes(count, 40)):
+        picture, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
+        truth = scene.mask[: 40 - index].copy()
+        truth[:3] = IGNORED
+        Image.fromarray(scene.image[: 40 - index]).save(picture)
+        Image.fromarray(truth).save(mask)
+        samples.append(Sample(f"scene {index}", PictureFile(picture), LabelFile(mask, every)))
+    return Dataset("scenes", "drawn scenes on disk", CLASS_NAMES, tuple(samples))
 
 
 def free_port() -> int:

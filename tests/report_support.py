@@ -42,9 +42,9 @@ def evaluation(dataset: str, rows: Mapping[str, Row], **settings: Any) -> Evalua
     return Evaluation(dataset, f"200 of {dataset}", {**SETTINGS, **settings}, CLASSES, dict(rows))
 
 
-def figures(**means: float) -> Evaluation:
-    """A row a mean on the drawn scenes: "naclip_rcs" for naclip+rcs."""
-    rows = {name.replace("_", "+"): row(mean) for name, mean in means.items()}
+def figures(seconds: float = 20.0, /, **means: float) -> Evaluation:
+    """A row a mean on the drawn scenes, each of these seconds: "naclip_rcs" for naclip+rcs."""
+    rows = {name.replace("_", "+"): row(mean, seconds=seconds) for name, mean in means.items()}
     return Evaluation("scenes", "200 scenes", SETTINGS, CLASSES, rows)
 
 

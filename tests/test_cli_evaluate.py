@@ -179,6 +179,18 @@ def test_every_row_has_the_same_windows() -> None:
         assert (settings["window"], settings["stride"]) == (112, 56)
 
 
+def test_a_base_with_windows_of_its_own_keeps_them_on_a_benchmark() -> None:
+    """VOC21's preset has the picture whole and a threshold; ProxyCLIP has windows of 336 pixels."""
+    (dataset,) = open_datasets(arguments())
+    given = arguments(preset="voc21")
+    naclip, proxyclip = (
+        segmenter_for(given, method, dataset, "cpu").settings for method in ("naclip", "proxyclip")
+    )
+    assert (naclip["window"], naclip["probability_threshold"]) == (0, 0.1)
+    assert (proxyclip["window"], proxyclip["stride"], proxyclip["pad_multiple"]) == (336, 112, 56)
+    assert proxyclip["probability_threshold"] == 0.1
+
+
 def test_a_benchmark_has_its_preset() -> None:
     assert preset_of("voc21", "ViT-B-16") == "voc21"
     assert preset_of("voc21", "builtin") is None

@@ -187,6 +187,14 @@ def test_a_damaged_matlab_mask_is_named(kit: Path) -> None:
         open_dataset("context59", kit).samples[0].truth.read()
 
 
+def test_a_number_that_is_none_of_the_official_59(kit: Path) -> None:
+    write_59(kit)
+    save_mask(kit / f"59_context_labels/{NAMES[1]}.png", np.array([[59, 60, 61]]))
+    for name in ("context59", "context60"):
+        with pytest.raises(ImageError, match="among 0 to 59, 255, got 60, 61 in 2 pixels"):
+            open_dataset(name, kit).samples[1].truth.read()
+
+
 def test_a_number_that_is_none_of_the_59(prepared: Path) -> None:
     save_mask(prepared / f"SegmentationClassContext/{NAMES[0]}.png", np.array([[59, 60]]))
     for name in ("context59", "context60"):

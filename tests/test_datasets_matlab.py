@@ -69,7 +69,7 @@ def test_labels_are_those_of_the_values(tmp_path: Path) -> None:
     [
         (
             {"LabelMap": np.array([[1, 2, 3, 460]])},
-            "among 0 to 1, 459, got 2 to 3, 460; check that",
+            "among 0 to 1, 459, got 2, 3, 460 in 3 pixels; check that",
         ),
         ({"LabelMap": np.array([[1, -1]])}, "whole numbers from 0 to 65535; check"),
         ({"LabelMap": np.array([[1, 65537]])}, "whole numbers from 0 to 65535"),
@@ -107,11 +107,22 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, compressed: bool) -> Non
     path = tmp_path / "mask.mat"
     savemat(path, {"LabelMap": np.ones((5, 7), np.uint16)}, do_compression=compressed)
     data = path.read_bytes()
-    # The last bytes of an uncompressed file are padding.
-    for length in range(len(data) - 8):
+    padding = 0 if compressed else 8  # At the end, after the numbers: nothing is lost with it.
+    for length in range(len(data) - padding):
         path.write_bytes(data[:length])
-        with pytest.raises(ImageError, match="get the file again"):
+        message = "it is cut short" if length > 128 else "no MATLAB file|it has no LabelMap"
+        with pytest.raises(ImageError, match=f"({message}).*; get the file again"):
             LabelMapFile(path, VALUES).read()
+
+
+def test_a_file_made_to_exhaust_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mask.mat"
+    savemat(path, {"LabelMap": np.ones((100, 100), np.uint16)}, do_compression=True)
+    assert path.stat().st_size < 1000
+    read_matrix(path, "LabelMap")
+    monkeypatch.setattr("resclip.evaluation.datasets.matlab._LARGEST", 20_000)
+    with pytest.raises(ValueError, match="it is cut short or too large"):
+        read_matrix(path, "LabelMap")
 
 
 @pytest.mark.parametrize("compressed", [True, False])

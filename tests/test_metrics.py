@@ -1,86 +1,160 @@
-"""Intersection over union against a count by hand, pixel by pixel."""
+"""Figures of labelled pixels, against scikit-learn's and against counts by hand, pixel by pixel."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 
-from resclip.evaluation.metrics import confusion, intersection_over_union, mean_iou
+from resclip.evaluation.datasets.samples import IGNORED
+from resclip.evaluation.metrics import confusion, scores_of
 
 CLASSES = 5
+LABELS = list(range(CLASSES))
+Pictures = list[tuple[np.ndarray, np.ndarray]]
 
 
-def by_hand(pictures: list[tuple[np.ndarray, np.ndarray]]) -> list[float | None]:
-    """Areas of both and of either, summed over the pictures, then divided; sets of pixels in place of counts."""
-    values: list[float | None] = []
-    for label in range(CLASSES):
-        both = either = 0
-        for truth, labels in pictures:
-            there = {(y, x) for y, x in np.ndindex(truth.shape) if truth[y, x] == label}
-            said = {(y, x) for y, x in np.ndindex(truth.shape) if labels[y, x] == label}
-            both += len(there & said)
-            either += len(there | said)
-        values.append(100 * both / either if either else None)
-    return values
-
-
-def drawn(
-    seed: int, sizes: list[tuple[int, int]], used: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def drawn(seed: int, sizes: list[tuple[int, int]], used: int, ignored: float) -> Pictures:
+    """Truth as masks are read, and labels as segmenters answer, right at about half of the pixels."""
     generator = np.random.default_rng(seed)
-    return [
-        (
-            generator.integers(used, size=size).astype(np.uint8),  # as scenes are drawn
-            generator.integers(used, size=size),  # as segmenters answer
-        )
-        for size in sizes
-    ]
+    pictures = []
+    for size in sizes:
+        truth = generator.integers(used, size=size).astype(np.uint8)
+        guesses = generator.integers(used, size=size)
+        labels = np.where(generator.random(size) < 0.5, truth, guesses).astype(np.int64)
+        truth[generator.random(size) < ignored] = IGNORED
+        pictures.append((truth, labels))
+    return pictures
 
 
-@pytest.mark.parametrize(
-    ("sizes", "used"),
+def counted(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and labels of all pixels that count, in one row."""
+    truth = np.concatenate([truth.ravel() for truth, _ in pictures])
+    labels = np.concatenate([labels.ravel() for _, labels in pictures])
+    return truth[truth != IGNORED], labels[truth != IGNORED]
+
+
+SETS = pytest.mark.parametrize(
+    ("sizes", "used", "ignored"),
     [
-        ([(7, 9)], CLASSES),  # one oblong picture, every class
-        ([(4, 4), (11, 3), (1, 1)], CLASSES),  # areas are summed over a set, whatever the sizes
-        ([(6, 5), (5, 6)], 3),  # two classes neither there nor predicted
-        ([(0, 4), (2, 2)], CLASSES),  # a picture without pixels counts nothing
+        ([(7, 9)], CLASSES, 0.0),  # one oblong picture, every class, every pixel
+        ([(40, 40), (11, 30), (1, 1)], CLASSES, 0.3),  # areas are summed, whatever the sizes
+        ([(6, 5), (5, 6)], 3, 0.1),  # two classes neither there nor predicted
+        ([(0, 4), (20, 20)], CLASSES, 0.2),  # a picture without pixels counts nothing
+        ([(3, 3), (20, 20)], CLASSES, 0.95),  # a picture, or nearly, of which nothing counts
     ],
 )
-def test_as_counted_by_hand(seed: int, sizes: list[tuple[int, int]], used: int) -> None:
-    pictures = drawn(seed, sizes, used)
-    counts = sum(confusion(truth, labels, CLASSES) for truth, labels in pictures)
-    iou = intersection_over_union(counts)
-    wanted = by_hand(pictures)
-    assert [None if np.isnan(value) else value for value in iou] == pytest.approx(wanted)
-    known = [value for value in wanted if value is not None]
-    assert mean_iou(iou) == pytest.approx(sum(known) / len(known))
+
+
+@SETS
+def test_counts_are_scikit_learns(
+    seed: int, sizes: list[tuple[int, int]], used: int, ignored: float
+) -> None:
+    pictures = drawn(seed, sizes, used, ignored)
+    counts = sum(confusion(truth, labels, CLASSES, IGNORED) for truth, labels in pictures)
+    assert counts.dtype == np.int64
+    assert np.array_equal(counts, confusion_matrix(*counted(pictures), labels=LABELS))
+
+
+@SETS
+def test_figures_are_scikit_learns(
+    seed: int, sizes: list[tuple[int, int]], used: int, ignored: float
+) -> None:
+    pictures = drawn(seed, sizes, used, ignored)
+    truth, labels = counted(pictures)
+    scores = scores_of(confusion(truth, labels, CLASSES))
+    options = {"labels": LABELS, "average": None, "zero_division": np.nan}
+    iou, accuracy = jaccard_of(truth, labels), recall_score(truth, labels, **options)
+    there = np.bincount(truth, minlength=CLASSES) / truth.size
+    assert as_floats(scores.iou) == pytest.approx(100 * iou, nan_ok=True)
+    assert as_floats(scores.accuracy) == pytest.approx(100 * accuracy, nan_ok=True)
+    assert scores.miou == pytest.approx(100 * np.nanmean(iou))
+    assert scores.mean_accuracy == pytest.approx(100 * np.nanmean(accuracy))
+    assert scores.pixel_accuracy == pytest.approx(100 * accuracy_score(truth, labels))
+    assert scores.frequency_weighted_iou == pytest.approx(100 * np.nansum(there * iou))
+
+
+def jaccard_of(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """scikit-learn's IoU; NaN, which it cannot say, where a class is neither there nor predicted."""
+    iou = jaccard_score(truth, labels, labels=LABELS, average=None, zero_division=0)
+    seen = np.isin(LABELS, np.concatenate([truth, labels]))
+    return np.where(seen, iou, np.nan)
+
+
+def as_floats(values: tuple[float | None, ...]) -> list[float]:
+    return [np.nan if value is None else value for value in values]
+
+
+@SETS
+def test_areas_are_those_of_sets_of_pixels(
+    seed: int, sizes: list[tuple[int, int]], used: int, ignored: float
+) -> None:
+    """Without a count: the pixels of both, of either, and of the truth, summed over the pictures, then divided."""
+    pictures = drawn(seed, sizes, used, ignored)
+    counts = sum(confusion(truth, labels, CLASSES, IGNORED) for truth, labels in pictures)
+    scores = scores_of(counts)
+    for label in LABELS:
+        both = either = alone = 0
+        for truth, labels in pictures:
+            pixels = {place for place in np.ndindex(truth.shape) if truth[place] != IGNORED}
+            there = {place for place in pixels if truth[place] == label}
+            said = {place for place in pixels if labels[place] == label}
+            both, either = both + len(there & said), either + len(there | said)
+            alone += len(there)
+        assert scores.iou[label] == (pytest.approx(100 * both / either) if either else None)
+        assert scores.accuracy[label] == (pytest.approx(100 * both / alone) if alone else None)
 
 
 def test_rows_are_the_truth_and_columns_what_was_said() -> None:
     counts = confusion(np.array([[0, 0], [1, 1]]), np.array([[0, 1], [1, 1]]), 3)
     assert counts.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
-    iou = intersection_over_union(counts)
-    np.testing.assert_allclose(iou[:2], [50.0, 200 / 3])
-    assert np.isnan(iou[2])
-    assert mean_iou(iou) == pytest.approx((50 + 200 / 3) / 2)
+    scores = scores_of(counts)
+    assert scores.iou == pytest.approx((50.0, 200 / 3, None))
+    assert scores.accuracy == (50.0, 100.0, None)
+    assert scores.miou == pytest.approx((50 + 200 / 3) / 2)
+    assert scores.mean_accuracy == 75.0
+    assert scores.pixel_accuracy == 75.0
+    assert scores.frequency_weighted_iou == pytest.approx((50 + 200 / 3) / 2)
 
 
-def test_a_class_that_is_only_predicted_counts_as_nought() -> None:
-    counts = confusion(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]), 3)
-    iou = intersection_over_union(counts)
-    assert iou[:2].tolist() == [75.0, 0.0]
-    assert mean_iou(iou) == 37.5
+def test_what_is_ignored_counts_nowhere_whatever_was_said_of_it() -> None:
+    truth = np.array([0, IGNORED, 1, IGNORED], np.uint8)
+    assert confusion(truth, np.array([0, 0, 1, 1]), 2, IGNORED).tolist() == [[1, 0], [0, 1]]
+    assert confusion(truth, np.array([0, 1, 1, 0]), 2, IGNORED).tolist() == [[1, 0], [0, 1]]
+    # Also where it is a class's number: the caller's word counts.
+    assert confusion(np.array([0, 1]), np.array([0, 1]), 2, 0).tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_class_that_is_only_predicted_counts_as_nought_in_the_iou_alone() -> None:
+    scores = scores_of(confusion(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]), 3))
+    assert scores.iou == (75.0, 0.0, None)
+    assert scores.miou == 37.5
+    assert scores.accuracy == (75.0, None, None)
+    assert scores.mean_accuracy == 75.0
+    assert scores.frequency_weighted_iou == 75.0  # Its weight is nought.
 
 
 def test_a_set_is_not_the_mean_of_its_pictures() -> None:
     """A large right picture and a small wrong one: 8 of 10 pixels in all, 50 % in the mean."""
     large = confusion(np.zeros(8, int), np.zeros(8, int), 2)
     small = confusion(np.zeros(2, int), np.ones(2, int), 2)
-    assert intersection_over_union(large + small)[0] == 80.0
+    assert scores_of(large + small).iou[0] == 80.0
 
 
-def test_nothing_seen_has_no_mean() -> None:
-    assert np.isnan(mean_iou(intersection_over_union(np.zeros((3, 3), np.int64))))
+def test_nothing_seen_has_no_figures() -> None:
+    nothing = confusion(np.full((3, 4), IGNORED, np.uint8), np.zeros((3, 4), int), 3, IGNORED)
+    scores = scores_of(nothing)
+    assert scores.iou == scores.accuracy == (None, None, None)
+    means = (scores.miou, scores.mean_accuracy, scores.pixel_accuracy)
+    assert (*means, scores.frequency_weighted_iou) == (None,) * 4
+
+
+def test_counts_of_large_sets_do_not_overflow() -> None:
+    """5,000 pictures of 2048 × 1024 are 10^10 pixels, beyond 32 bits."""
+    scores = scores_of(np.array([[3 * 10**10, 10**10], [0, 10**10]]))
+    assert scores.iou == (75.0, 50.0)
+    assert scores.pixel_accuracy == 80.0
+    assert scores.frequency_weighted_iou == pytest.approx((4 * 75 + 50) / 5)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +163,7 @@ def test_nothing_seen_has_no_mean() -> None:
         ([0, 1], [0, 1, 1], r"one shape; got \(2,\) and \(3,\)"),
         ([0, 3], [0, 1], "truth must hold classes 0 to 2; got 0 to 3"),
         ([0, 1], [-1, 1], "labels must hold classes 0 to 2; got -1 to 1"),
+        ([0, 255], [0, 1], "truth must hold classes 0 to 2; got 0 to 255"),  # unless told
     ],
 )
 def test_what_is_no_class_is_refused(truth: list[int], labels: list[int], said: str) -> None:

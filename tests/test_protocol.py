@@ -251,7 +251,8 @@ def test_a_row_with_other_knobs_is_measured_again(tmp_path: Path, measured: list
     ("other", "said"),
     [
         (scene_dataset(count=3, size=48), "pictures: 2 there, 3 here"),
-        (scene_dataset("validation", 2, 48), "names: .* there, .* here"),
+        (scene_dataset("validation", 2, 48), "split: None there, validation here"),
+        (replace(scene_dataset("validation", 2, 48), split=None), "names: .* there, .* here"),
         (replace(TWO, entries=("sky, air", *CLASS_NAMES[1:])), "entries: .* there, .* here"),
     ],
 )

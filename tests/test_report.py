@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from made_up import figures
+from report_support import figures
 
 from resclip.evaluation.protocol import row_names
 from resclip.evaluation.record import Report

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from measure_support import gathered, together, values
+from measure_support import free_port, gathered, together, values
 
 from resclip.evaluation import world as module
 from resclip.evaluation.world import ALONE, World, join, local_device
 
+ROOT = Path(__file__).parents[1]
 AT_ONCE = 20.0
 """Seconds; gloo's own patience is 30 minutes, and what a test takes on a busy machine about 2 s."""
 
@@ -154,6 +158,32 @@ def test_who_does_not_come_is_not_waited_for_forever(
     assert "not all came to meet rank 0" in first.error
     assert other is not None
     assert other.error.startswith("FileNotFoundError")
+
+
+SCRIPT = """
+    import sys
+    from pathlib import Path
+
+    from resclip.evaluation.world import join
+
+    with join() as world:
+        ranks = world.gather((world.rank, world.advance(1) > 0))
+        Path(sys.argv[1], f"rank-{world.rank}").write_text(str(ranks))
+"""
+
+
+def test_torchrun_is_understood(tmp_path: Path) -> None:
+    """The real one: its agent holds the store, and names the environment's variables."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         "--master-addr=127.0.0.1", f"--master-port={free_port()}", script, tmp_path],
+        check=True, timeout=170, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    for rank in (0, 1):
+        assert (tmp_path / f"rank-{rank}").read_text() == "[(0, True), (1, True)]"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def scene_dataset(split: str | None = None, count: int = 200, size: int = 168) -
     Raises:
         DatasetError: no such split, or numbers below those.
     """
-    split = split or "held-out"
+    asked, split = split, split or "held-out"
     if split not in SPLITS:
         raise DatasetError(
             f"unknown split {split!r} of the scenes; use one of: {', '.join(SPLITS)}"
@@ -64,6 +64,7 @@ def scene_dataset(split: str | None = None, count: int = 200, size: int = 168) -
         description=f"{count:,} {split} scene{'' if count == 1 else 's'} of {size} × {size}",
         entries=CLASS_NAMES,
         samples=tuple(samples),
+        split=asked,
         palette=class_colours(),
         settings={"short_side": 0},
     )

@@ -9,7 +9,7 @@ normalised pixels would be.
 from __future__ import annotations
 
 import os
-import signal
+import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -149,23 +149,19 @@ def read_ahead(
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
         pin_memory=pin,
-        worker_init_fn=leave_interrupts_to_the_parent,
         generator=torch.Generator(),  # Else it draws a seed for the workers from everybody's.
     )
     try:
         yield from loader
-    except RuntimeError as error:
+    except Exception as error:
+        # Its traceback keeps the workers, in a circle: the garbage collector would then wait 5 s for each.
+        traceback.clear_frames(error.__traceback__)
         if not str(error).startswith("DataLoader worker"):
             raise
         raise RuntimeError(
             f"a process that reads pictures was ended from outside ({str(error).splitlines()[0]}), for want of "
             "memory or of shared memory (/dev/shm) most likely: use fewer workers, or 0"
         ) from error
-
-
-def leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent ends its workers, which have nothing to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def sensible_workers(device: torch.device) -> int:

@@ -124,15 +124,8 @@ def evaluate(
                 row = figures.rows.get(candidate.name)
                 took = "stored"
                 if watch is not None or row is None or row.knobs != knobs:
-                    key = {
-                        **wanted.settings,
-                        "dataset": dataset.name,
-                        "row": candidate.name,
-                        **knobs,
-                    }
-                    key |= {"watch": None if watch is None else dict(watch.key)}
-                    journal = None if path is None else Journal(parts_of(path), as_json(key))
-                    if journal is not None and fresh and world.is_first:
+                    journal = journal_of(path, figures, candidate.name, knobs, watch)
+                    if fresh and journal is not None and world.is_first:
                         journal.clear()
                     tally = measure(
                         segmenter,
@@ -143,9 +136,8 @@ def evaluate(
                         tell=partial(show, bar),
                         watch=() if watch is None else watch.make(candidate.name, dataset),
                     )
-                    row = Row(
-                        scores_of(tally.counts), tally.pictures, tally.problems, tally.cost, knobs
-                    )
+                    scores = scores_of(tally.counts)
+                    row = Row(scores, tally.pictures, tally.problems, tally.cost, knobs)
                     figures.rows = in_order({**figures.rows, candidate.name: row})
                     took = f"{row.cost.seconds:.0f} s"
                     if path is not None and journal is not None and world.is_first:
@@ -191,6 +183,22 @@ def stored_in(path: Path, fresh: bool) -> Report:
         return Report()
 
 
+def journal_of(
+    path: Path | None, figures: Evaluation, row: str, knobs: Mapping[str, Any], watch: Watch | None
+) -> Journal | None:
+    """Where a row's progress is kept, beside the report; None where there is no file."""
+    if path is None:
+        return None
+    key = {
+        "dataset": figures.dataset,
+        "settings": figures.settings,
+        "row": row,
+        "knobs": knobs,
+        "watch": None if watch is None else watch.key,
+    }
+    return Journal(parts_of(path), key)
+
+
 def parts_of(path: Path) -> Path:
     """The folder beside a report that keeps rows which are not complete yet."""
     return path.with_name(f"{path.name}.parts")
@@ -211,6 +219,7 @@ def conditions(dataset: Dataset, segmenter: Segmenter) -> tuple[Evaluation, dict
     settings = segmenter.settings
     names = "\n".join(sample.name for sample in dataset.samples)
     shared = {
+        "split": dataset.split,
         "pictures": len(dataset),
         "names": hashlib.sha256(names.encode()).hexdigest()[:16],
         "entries": dataset.entries,

@@ -130,7 +130,7 @@ def is_standard(row: str, dataset: str, knobs: Mapping[str, Any]) -> bool:
     return (
         knobs.get("templates") in TEMPLATES
         and all(knobs.get(knob, value) == value for knob, value in protocol.items())
-        and knobs.get("refine_iterations", 0) in (0, REFINE_ITERATIONS if row in REFINED else 0)
+        and knobs.get("refine_iterations", 0) in (0, REFINE_ITERATIONS)
         and any(has_windows(knobs, *pair) for pair in allowed)
         and has_proxy(knobs, as_dict(base.proxy))
         and any(has_modules(knobs, modules, values) for values in (preset, PRESETS["paper"]))

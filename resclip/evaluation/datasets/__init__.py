@@ -19,7 +19,6 @@ from resclip.evaluation.datasets import (
     folder,
     voc,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
 from resclip.evaluation.datasets.samples import (
     IGNORED,
     Dataset,
@@ -84,7 +83,4 @@ def open_dataset(
         raise DatasetError(f"unknown data set {name!r}; use one of: {', '.join(DATASETS)}")
     if root is None:
         raise DatasetError(f"{name}: expected the folder that holds the data set, got none")
-    dataset = _READERS[name](Path(root).expanduser(), split)
-    if name == "folder":
-        return dataset
-    return replace(dataset, palette=benchmark_palette(name))
+    return replace(_READERS[name](Path(root).expanduser(), split), split=split)

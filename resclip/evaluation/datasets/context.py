@@ -33,6 +33,7 @@ from resclip.evaluation.datasets.layout import (
     split_names,
 )
 from resclip.evaluation.datasets.matlab import LabelMapFile
+from resclip.evaluation.datasets.palettes import benchmark_palette
 from resclip.evaluation.datasets.samples import (
     IGNORED,
     Dataset,
@@ -105,6 +106,7 @@ def _context(name: str, root: Path, split: str | None) -> Dataset:
         entries=tuple(dataset_classes(name)),
         samples=samples,
         problems=problems,
+        palette=benchmark_palette(name),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resclip.evaluation.datasets.samples import Values, shorten
+from resclip.evaluation.datasets.samples import Values
 from resclip.images import MAX_PIXELS, ImageError, PixelArray
 
 __all__ = ["LabelMapFile", "read_matrix"]
@@ -70,16 +70,7 @@ class LabelMapFile:
             raise ImageError(
                 f"{self.path}: expected whole numbers from 0 to 65535; check that it is a mask"
             )
-        labels = self.values.table()[raw]
-        if labels.min() < 0:
-            valid = sorted({*self.values.classes, *self.values.ignored})
-            strange = np.unique(raw[labels < 0]).tolist()
-            raise ImageError(
-                f"{self.path}: expected values among {shorten(valid)}, got {shorten(strange)}; "
-                "check that the mask belongs to this data set"
-            )
-        found: PixelArray = labels.astype(np.uint8)
-        return found
+        return self.values.labels(raw, self.path)
 
 
 def read_matrix(path: Path, name: str) -> NDArray[Any]:
@@ -103,7 +94,7 @@ def read_matrix(path: Path, name: str) -> NDArray[Any]:
 
 def _matrix(parts: list[tuple[int, bytes]], order: str) -> NDArray[Any]:
     """A matrix of its elements: flags, sizes, name and numbers, which are stored column by column."""
-    if len(parts) != 4 or parts[1][0] != 5 or parts[3][0] not in _NUMBERS:
+    if len(parts) != 4 or parts[3][0] not in _NUMBERS:
         raise ValueError("it is no plain matrix of numbers")
     sizes = np.frombuffer(parts[1][1], f"{order}i4")
     kind = np.dtype(f"{order}{_NUMBERS[parts[3][0]]}")
@@ -127,7 +118,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         ):  # A small element: its size is in the type's upper half, its content in the place of the size.
             kind, size = kind & 0xFFFF, kind >> 16
             start, end, padding = place + 4, place + 4 + size, 4 - size
-        if end > len(data) or padding < 0:
+        if end > len(data):
             raise ValueError("it is cut short")
         yield kind, data[start:end]
         place = end + padding

@@ -92,6 +92,23 @@ class Values:
             table[value] = label
         return table
 
+    def labels(self, raw: NDArray[np.uint16], path: Path) -> PixelArray:
+        """The classes of a mask's values, uint8, in their shape.
+
+        Raises:
+            ImageError: a value that stands for nothing; it names `path`.
+        """
+        found = self.table()[raw]
+        if found.min() < 0:
+            strange = np.unique(raw[found < 0])
+            shown = ", ".join(map(str, strange[:8])) + (", …" if len(strange) > 8 else "")
+            raise ImageError(
+                f"{path}: expected values among {shorten(sorted({*self.classes, *self.ignored}))}, got {shown} in "
+                f"{int((found < 0).sum()):,} pixels; check that the mask belongs to this data set"
+            )
+        labels: PixelArray = found.astype(np.uint8)
+        return labels
+
 
 @dataclass(frozen=True)
 class LabelFile:
@@ -106,18 +123,7 @@ class LabelFile:
         Raises:
             ImageError: the file is missing, damaged, of three channels, or holds a value that stands for nothing.
         """
-        raw = read_values(self.path)
-        labels = self.values.table()[raw]
-        if labels.min() < 0:
-            strange = np.unique(raw[labels < 0])
-            shown = ", ".join(map(str, strange[:8])) + (", …" if len(strange) > 8 else "")
-            valid = sorted({*self.values.classes, *self.values.ignored})
-            raise ImageError(
-                f"{self.path}: expected values among {shorten(valid)}, got {shown} in {int((labels < 0).sum()):,} "
-                "pixels; check that the mask belongs to this data set"
-            )
-        found: PixelArray = labels.astype(np.uint8)
-        return found
+        return self.values.labels(read_values(self.path), self.path)
 
 
 def shorten(values: Sequence[int]) -> str:
@@ -131,7 +137,7 @@ def shorten(values: Sequence[int]) -> str:
     return ", ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in runs)
 
 
-def read_values(path: Path) -> NDArray[np.integer[Any]]:
+def read_values(path: Path) -> NDArray[np.uint16]:
     """(H, W), the numbers that a mask's pixels hold: a palette's indices, or grey levels of 8 or 16 bits.
 
     Raises:
@@ -184,6 +190,8 @@ class Dataset:
     entries: tuple[str, ...]
     """A class each in label order, with its synonyms, as `resclip.class_names` reads them."""
     samples: tuple[Sample, ...]
+    split: str | None = None
+    """As it was asked for; None for the standard one, which published figures are of."""
     problems: tuple[Problem, ...] = ()
     """Of pictures that could not be listed: they are in no figure and in every report."""
     palette: PixelArray | None = None

@@ -23,6 +23,7 @@ from resclip.evaluation.datasets.layout import (
     samples_of,
     split_names,
 )
+from resclip.evaluation.datasets.palettes import benchmark_palette
 from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
 
 __all__ = ["voc20", "voc21"]
@@ -70,4 +71,5 @@ def _voc(name: str, values: Values, root: Path, split: str | None) -> Dataset:
         entries=tuple(dataset_classes(name)),
         samples=samples_of(pairs, values),
         problems=problems,
+        palette=benchmark_palette(name),
     )
