@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what RCS and SFR are put on; see `resclip methods` (default: naclip)",
     )
-    add_dataset_options(parser)
+    add_dataset_options(parser, scenes=SCENE_COUNT)
     add_model_options(parser, method=False, background=False)
     add_window_options(parser)
     output = parser.add_argument_group("output")

@@ -31,8 +31,12 @@ own (default: {SCENES})
 """
 
 
-def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Which sets, where they lie, and by which names their classes are asked for."""
+def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -> None:
+    """Which sets, where they lie, and by which names their classes are asked for.
+
+    Args:
+        scenes: how many of the drawn ones the command takes where it is not told.
+    """
     group = parser.add_argument_group("data sets")
     group.add_argument("--dataset", default=SCENES, metavar="NAMES", help=_DATASETS_HELP)
     group.add_argument(
@@ -49,7 +53,7 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         help="names to ask for in place of the set's own, one class a line in the order of its labels",
     )
     group.add_argument(
-        "--scenes", type=int, metavar="N", help=f"how many scenes of {SCENES} (default: 200)"
+        "--scenes", type=int, metavar="N", help=f"how many scenes of {SCENES} (default: {scenes})"
     )
     group.add_argument(
         "--size", type=int, metavar="PIXELS", help=f"side of the scenes of {SCENES} (default: 168)"

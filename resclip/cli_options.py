@@ -113,7 +113,7 @@ def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: 
         WeightsUnavailable: the model cannot be fetched.
     """
     from resclip.class_names import with_background
-    from resclip.knobs import parse_knobs
+    from resclip.knobs import parse_knobs, split_knobs
     from resclip.loading import load
     from resclip.methods import RCS, SFR, ProxyAttention
     from resclip.text_cache import TextCache
@@ -127,8 +127,8 @@ def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: 
         "method": getattr(arguments, "method", None),
         "preset": arguments.preset,
         "correlation": arguments.correlation,
-        "rcs": None if arguments.rcs is None else parse_knobs(RCS, arguments.rcs),
-        "sfr": None if arguments.sfr is None else parse_knobs(SFR, arguments.sfr),
+        "rcs": None if arguments.rcs is None else split_knobs(RCS, arguments.rcs),
+        "sfr": None if arguments.sfr is None else split_knobs(SFR, arguments.sfr),
         "proxy": proxy,
         "device": arguments.device,
         "precision": arguments.precision,

@@ -6,9 +6,9 @@ Knows which parts a name stands for and in what order settings win. Knows no ten
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from resclip.segmenter import Segmenter
 from resclip.text_cache import TextCache
 from resclip.vocabulary import Vocabulary
 
+Module = TypeVar("Module", RCS, SFR)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -36,8 +37,8 @@ def load(
     preset: str | None = None,
     correlation: Correlation | str | None = None,
     proxy: str | ProxyAttention | None = None,
-    rcs: RCS | None = None,
-    sfr: SFR | None = None,
+    rcs: RCS | Mapping[str, Any] | None = None,
+    sfr: SFR | Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     window: int | None = None,
@@ -63,7 +64,8 @@ def load(
         correlation: what the final block compares, in place of the base's choice; see `Correlation`.
         proxy: ProxyCLIP's vision model, by name or with β, γ and input size; None: "colour" for the built-in model,
             else the base's own.
-        rcs, sfr: the modules' knobs in place of the method's; a method without the module gets it.
+        rcs, sfr: a module's knobs, all in place of the method's and the preset's, or some of them by name above those;
+            a method without the module gets it.
         device: None: a GPU where there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has windows of
@@ -85,13 +87,17 @@ def load(
     if preset is None and model == BUILTIN:
         preset = BUILTIN
     chosen = find_method(method) if isinstance(method, str) else method
-    chosen = replace(chosen, rcs=rcs or chosen.rcs, sfr=sfr or chosen.sfr)
+    if rcs is not None and chosen.rcs is None:
+        chosen = replace(chosen, rcs=RCS())
+    if sfr is not None and chosen.sfr is None:
+        chosen = replace(chosen, sfr=SFR())
     values = dict(BASES[chosen.base].segmenter)
     if preset is not None:
         chosen = find_preset(preset).apply(chosen)
         settings = find_preset(preset).segmenter
         # A base's own windows, as ProxyCLIP has, stand above those of a data set, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
+    chosen = replace(chosen, rcs=with_knobs(chosen.rcs, rcs), sfr=with_knobs(chosen.sfr, sfr))
     place = choose_device(device)
     dtype = choose_precision(precision, place)
     loaded = load_model(model, pretrained, device=place, dtype=dtype)
@@ -156,6 +162,13 @@ def load(
         source=source,
         **values,
     )
+
+
+def with_knobs(module: Module | None, given: Module | Mapping[str, Any] | None) -> Module | None:
+    """The knobs given in place of the module's, or those by name above them."""
+    if isinstance(given, Mapping):
+        return module and replace(module, **given)
+    return module if given is None else given
 
 
 def choose_proxy(

@@ -15,7 +15,6 @@ from cli_support import StandIn, names_in, one_line, run
 from PIL import Image
 
 import resclip
-from resclip import RCS, SFR
 from resclip.errors import WeightsUnavailable
 from resclip.methods import ProxyAttention
 
@@ -45,8 +44,8 @@ def test_options_reach_the_segmenter(stand_in: StandIn, picture: Path, tmp_path:
     assert run(*where, *options.split()) == 0
     progress = stand_in.asked.pop("progress")
     assert progress is False
-    assert stand_in.asked.pop("rcs") == RCS(layers=(3, 6, 7, 8, 9))
-    assert stand_in.asked.pop("sfr") == SFR(rounds=2)
+    assert stand_in.asked.pop("rcs") == {"layers": "3,6-9"}
+    assert stand_in.asked.pop("sfr") == {"rounds": 2}
     assert stand_in.asked == {
         "model": "ViT-B-16",
         "pretrained": "openai",

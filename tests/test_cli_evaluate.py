@@ -15,6 +15,7 @@ import pytest
 from cli_support import names_in, one_line, run
 from PIL import Image
 
+from resclip import RCS, load
 from resclip.builtin.dataset import scene_dataset
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.cli_datasets import open_datasets, preset_of, segmenter_for
@@ -159,6 +160,24 @@ def test_knobs_are_for_the_methods_that_have_them() -> None:
     both = segmenter_for(given, "naclip+rcs+sfr", dataset, "cpu").settings
     assert (both["rcs"]["weight"], both["sfr"]["weight"]) == (0.3, 0.2)
     assert segmenter_for(given, "proxyclip", dataset, "cpu").settings["proxy"]["model"] == "colour"
+
+
+def test_knobs_that_are_named_stand_above_the_sets_preset() -> None:
+    """VOC21's preset: λ_r 0.3, τ_r 2.0, λ_s 0.7, θ 0.5."""
+    (dataset,) = open_datasets(arguments())
+    given = arguments(preset="voc21", rcs="weight=0.9", sfr="rounds=2")
+    settings = segmenter_for(given, "resclip", dataset, "cpu").settings
+    assert (settings["rcs"]["weight"], settings["rcs"]["temperature"]) == (0.9, 2.0)
+    assert (settings["sfr"]["rounds"], settings["sfr"]["label_threshold"]) == (2, 0.5)
+    whole = load(
+        classes=["sky"], preset="voc21", rcs=RCS(weight=0.9, temperature=1.5), device="cpu"
+    )
+    assert whole.settings["rcs"] == {"layers": None, "weight": 0.9, "temperature": 1.5}
+    added = load(
+        classes=["sky"], method="naclip", preset="voc21", rcs={"weight": 0.9}, device="cpu"
+    )
+    assert added.settings["rcs"] == settings["rcs"]
+    assert added.settings["sfr"] is None
 
 
 def test_the_settings_of_a_set_hold_unless_options_say_otherwise() -> None:

@@ -80,22 +80,27 @@ def test_three_processes_hear_one_another(tmp_path: Path) -> None:
     assert [each["first"] for each in came] == [True, False, False]
 
 
-def again(world: World) -> list[Any]:
-    """A second world within the first's process, after it has ended."""
-    world.gather(world.advance(100))
-    return []
-
-
 def test_a_program_may_join_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = join
 
     def twice():
         with original() as first:
-            again(first)
+            first.gather(first.advance(100))
         return original()
 
     monkeypatch.setattr("measure_support.join", twice)
     assert [each["news"] for each in values(together(tmp_path, everything))] == [3, 3]
+
+
+def linger(world: World) -> int:
+    """The first has nothing left to do, and the store with it."""
+    if world.rank == 1:
+        time.sleep(0.5)
+    return world.advance(1)
+
+
+def test_nobody_leaves_before_the_last_is_done(tmp_path: Path) -> None:
+    assert values(together(tmp_path, linger)) == [1, 2]
 
 
 def fail(world: World, rank: int, how: str) -> float:
@@ -166,14 +171,17 @@ SCRIPT = """
 
     from resclip.evaluation.world import join
 
-    with join() as world:
-        ranks = world.gather((world.rank, world.advance(1) > 0))
-        Path(sys.argv[1], f"rank-{world.rank}").write_text(str(ranks))
+    for number in range(2):
+        with join() as world:
+            news = world.advance(1)
+            world.gather(None)
+            ranks = world.gather((world.rank, news + world.advance(0)))
+            Path(sys.argv[1], f"{number}-{world.rank}").write_text(str(ranks))
 """
 
 
 def test_torchrun_is_understood(tmp_path: Path) -> None:
-    """The real one: its agent holds the store, and names the environment's variables."""
+    """The real one, which keeps one store for two worlds after one another, as long as its agent lives."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     subprocess.run(
@@ -182,8 +190,8 @@ def test_torchrun_is_understood(tmp_path: Path) -> None:
         check=True, timeout=170, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    for rank in (0, 1):
-        assert (tmp_path / f"rank-{rank}").read_text() == "[(0, True), (1, True)]"
+    for name in ("0-0", "0-1", "1-0", "1-1"):
+        assert (tmp_path / name).read_text() == "[(0, 2), (1, 2)]"
 
 
 @pytest.mark.parametrize(

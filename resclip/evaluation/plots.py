@@ -1,4 +1,4 @@
-"""Figures as plots: the IoU of each class as bars, and studies as curves.
+"""Figures as plots: the IoU of each class as bars, and what all plots share.
 
 Knows matplotlib, which is imported when a plot is made, but not its global state. Knows no method and no data set.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "check_matplotlib", "plot_classes", "plot_curves"]
+__all__ = ["FORMATS", "check_matplotlib", "plot_classes"]
 
 FORMATS = (".png", ".svg", ".pdf")
 """Endings of the files that can be written."""
-
-Points = Sequence[tuple[float | str, float]]
 
 # Okabe and Ito's colours, told apart in all common kinds of colour blindness; yellow, too faint for lines, comes last.
 _COLOURS = (
@@ -38,8 +36,6 @@ _COLOURS = (
 )
 # After the last colour they come again, by other patterns.
 _HATCHES = ("", "////", "....", "xxxx")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_LINES = ("-", "--", ":", "-.")
 _INK = "#18181B"
 _FAINT_INK = "#71717A"
 _GRID = "#E4E4E7"
@@ -48,8 +44,6 @@ _DPI = 150
 _WIDTH = 9.0  # Inches, of bars.
 # Inches. A picture of Agg's has at most 65,536 pixels a side: 436 inches.
 _TALLEST = 240.0
-_TICKS = 16  # More numbers than that get a plain scale.
-_LETTERS = 64  # That stand side by side under a plot of the usual width; longer lines of names are slanted.
 _LABELLED_ROWS = 3  # With more, the figures at the ends of the bars are in each other's way.
 
 
@@ -134,55 +128,6 @@ def rank(evaluation: Evaluation, index: int) -> tuple[bool, float]:
     every = [row.scores.iou[index] for row in evaluation.rows.values()]
     known = [value for value in every if value is not None]
     return not known, -sum(known) / len(known) if known else 0.0
-
-
-def plot_curves(
-    title: str, x_label: str, y_label: str, series: Mapping[str, Points], path: Path
-) -> None:
-    """Curves over a setting, a colour and a marker each.
-
-    Args:
-        title, x_label, y_label: words round the plot.
-        series: the (x, y) of each curve, by its name. Where every x is a number they are put in order along a scale;
-            else each x is a place of its own, in the order in which they come.
-        path: of the file; its ending, one of `FORMATS`, decides the format.
-
-    Raises:
-        ValueError: no point, or another ending.
-        ImportError: matplotlib is not installed.
-        OSError: the file cannot be written.
-    """
-    check_format(path)
-    every = list(dict.fromkeys(x for points in series.values() for x, _ in points))
-    if not every:
-        raise ValueError(f"expected at least one point to draw for {title!r}, got none")
-    numeric = all(isinstance(x, (int, float)) for x in every)
-    places = {x: float(x if numeric else place) for place, x in enumerate(every)}
-    figure, axes = new_figure(max(6.4, min(16.0, 0.55 * len(every))), 4.6)
-    for number, (name, points) in enumerate(series.items()):
-        placed = sorted((places[x], y) for x, y in points)
-        axes.plot(
-            [x for x, _ in placed],
-            [y for _, y in placed],
-            label=name,
-            color=colour(number),
-            linestyle=again(_LINES, number),
-            marker=_MARKERS[number % len(_MARKERS)],
-            markersize=6,
-            markeredgecolor="white",
-            linewidth=1.8,
-        )
-    if not numeric or len(every) <= _TICKS:
-        texts = [x if isinstance(x, str) else f"{x:g}" for x in every]
-        axes.set_xticks(list(places.values()), texts, parse_math=False)
-        if len("".join(texts)) > _LETTERS:
-            axes.tick_params(axis="x", rotation=35)
-    axes.set_xlabel(x_label, color=_INK, parse_math=False)
-    axes.set_ylabel(y_label, color=_INK, parse_math=False)
-    axes.margins(x=0.04, y=0.12)
-    axes.grid(axis="y", color=_GRID)
-    add_legend(figure, title, list(series))
-    save(figure, path)
 
 
 def check_format(path: Path) -> None:

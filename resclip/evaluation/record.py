@@ -92,8 +92,8 @@ class Report:
             return cls({name: evaluation_from(figures) for name, figures in stored["sets"].items()})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{path}: expected figures that `resclip evaluate --json` wrote; got something else: name another "
-                "file, or pass --fresh to replace it"
+                f"{path}: expected figures that `resclip evaluate` or `resclip ablate` wrote; got something else: "
+                "name another file, or pass --fresh to replace it"
             ) from error
 
 

@@ -177,7 +177,7 @@ def join() -> Iterator[World]:
     try:
         yield world
         with world.together():
-            dist.barrier()  # The first may hold the store: it leaves last.
+            dist.barrier()  # The first may hold the store, which others still use.
     except WorldError:
         raise
     except BaseException as error:
