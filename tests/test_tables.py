@@ -18,7 +18,6 @@ from resclip.evaluation.tables import (
     conditions,
     csv_table,
     markdown_table,
-    mean_table,
     problem_lines,
     report_table,
 )
@@ -122,7 +121,6 @@ def test_no_difference_has_no_minus(change: float) -> None:
         report_table(report(one)),
         report_table(report(one, evaluation("b", one.rows))),
         markdown_table(report(one)),
-        mean_table(one),
         class_tables(one),
     ):
         assert "+0.0" in text
@@ -159,6 +157,9 @@ def test_the_notes_say_what_was_measured_how_and_where_figures_come_from() -> No
     )
     assert "Pictures per second: a CPU, 1 process of 2 threads." in text
     assert "Published: NACLIP: ResCLIP paper tables 1 and 2 (without PAMR)." in text
+    assert "is resclip" not in text
+    both = report_table(report(figures(naclip=50.0, naclip_rcs_sfr=51.0)))
+    assert "naclip+rcs+sfr is resclip." in both
     several = report_table(two_sets())
     for name in ("voc21", "context59"):
         assert sum(line.startswith(f"{name}: 200 of {name}, ") for line in several.splitlines()) == 1  # fmt: skip
@@ -175,19 +176,6 @@ def test_conditions_are_what_all_rows_have_alike() -> None:
     assert conditions(one) == "2 pictures, short side 336, windows by method; builtin, cuda."
     one.rows["clip"] = one.rows["proxyclip"]
     assert "windows of 336 every 112 pixels, 10 iterations of PAMR" in conditions(one)
-
-
-def test_a_line_a_base_and_a_column_a_combination() -> None:
-    made_up = figures(
-        clip=34.0, clip_rcs=35.26, clip_sfr=33.98, clip_rcs_sfr=33.0, naclip_sfr=100.0
-    )
-    lines = mean_table(made_up).splitlines()
-    assert cells(lines[0]) == ["base", "none", "RCS", "SFR", "RCS + SFR"]
-    assert cells(lines[1]) == ["clip", "34.0", "35.3 (+1.3)", "34.0 (+0.0)", "33.0 (-1.0)"]
-    assert cells(lines[2]) == ["naclip", "-", "-", "100.0", "-"]
-    assert lines[-1] == (
-        "200 scenes, windows of 112 every 56 pixels; cpu, float32, resclip 0.1, torch 2.9."
-    )
 
 
 def test_classes_have_a_table_a_base_and_no_row_is_left_out() -> None:

@@ -14,6 +14,8 @@ from resclip.evaluation.record import Evaluation, Report
 
 __all__ = ["conditions", "left_out", "notes", "problem_lines", "published_of"]
 
+RESCLIP = "naclip+rcs+sfr"
+"""The row of the method "resclip"."""
 _PROBLEMS_SHOWN = 5  # Of a set, under a table; `problem_lines` has them all.
 
 
@@ -29,6 +31,8 @@ def notes(report: Report) -> list[str]:
         lines = [
             "mIoU in per cent, in brackets its change from the base alone; mean: of rows that have every set."
         ]
+    if RESCLIP in report.rows:
+        lines.append(f"{RESCLIP} is resclip.")
     lines += [f"{figures.dataset}: {conditions(figures)}" for figures in sets]
     methods: dict[str, list[str]] = {}
     for figures in sets:

@@ -22,7 +22,6 @@ __all__ = [
     "conditions",
     "csv_table",
     "markdown_table",
-    "mean_table",
     "problem_lines",
     "report_table",
     "row_of",
@@ -220,17 +219,6 @@ def row_of(
 ) -> list[float | None]:
     """A base's figures in the order of `columns`; None for a row that is not there."""
     return [values.get(base + column) for column in columns]
-
-
-def mean_table(evaluation: Evaluation) -> str:
-    """The mIoU of every row, a line a base and a column a combination of modules, and the conditions under it."""
-    means = {name: row.scores.miou for name, row in evaluation.rows.items()}
-    columns = columns_of(means)
-    rows = {base: row_of(base, means, columns) for base in bases_of(means)}
-    note = (
-        f"mIoU in per cent, in brackets its change from the base alone.\n{conditions(evaluation)}"
-    )
-    return f"{grid('base', columns, rows)}\n\n{note}"
 
 
 def class_tables(evaluation: Evaluation) -> str:
