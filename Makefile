@@ -36,7 +36,7 @@ kernels-report: $(VENV)/.dev  ## Compile every kernel, without a GPU: registers,
 
 scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes (ARGS=--fresh: all anew); JSON goes to benchmarks/results/
 	@mkdir -p benchmarks/results
-	$(BIN)/resclip evaluate --json benchmarks/results/builtin.json $(ARGS)
+	$(BIN)/resclip evaluate --method all --json benchmarks/results/builtin.json $(ARGS)
 
 readme: $(VENV)/.dev  ## Make the README's pictures and tables again, from the stored results
 	$(BIN)/resclip demo --out docs

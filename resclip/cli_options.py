@@ -89,7 +89,9 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
         "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
     )
     windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
-    windows.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once")
+    windows.add_argument(
+        "--batch-size", type=int, metavar="N", help="windows at once (default: 16 on a GPU, else 8)"
+    )
     windows.add_argument(
         "--threshold",
         type=probability,

@@ -24,6 +24,9 @@ from resclip.segmenter import Segmenter
 from resclip.text_cache import TextCache
 from resclip.vocabulary import Vocabulary
 
+BATCH_SIZE = 8
+"""Windows. On a CPU the activations of 16 are mapped into memory anew for every layer: a fifth more time."""
+BATCH_SIZES = {"cuda": 16}
 Module = TypeVar("Module", RCS, SFR)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -45,7 +48,7 @@ def load(
     stride: int | None = None,
     short_side: int | None = None,
     probability_threshold: float | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     implementation: str = "auto",
     templates: str | Sequence[str] | None = None,
     cache: TextCache | None = None,
@@ -70,7 +73,7 @@ def load(
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has windows of
             its own), else the preset's, else its defaults; the built-in model's preset stands above the base.
-        batch_size: windows a batch.
+        batch_size: windows a batch; None: 16 on a GPU, 8 elsewhere.
         implementation: of the ops.
         templates: prompts with "{}" for the name, or the name of a set of `resclip.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
@@ -156,7 +159,7 @@ def load(
     return Segmenter(
         encoder,
         classes,
-        batch_size=batch_size,
+        batch_size=BATCH_SIZES.get(place.type, BATCH_SIZE) if batch_size is None else batch_size,
         mean=loaded.mean,
         std=loaded.std,
         source=source,
