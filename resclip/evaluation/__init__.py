@@ -1,4 +1,5 @@
-"""How well methods segment: metrics, stored figures and their tables.
+"""How well methods segment: data sets as they lie on disk → confusion counts → figures → tables, plots and files.
 
-Knows no picture and no model. What is measured is elsewhere: the drawn scenes in `resclip.builtin.evaluate`.
+`protocol.py` has the order of the work; read it first. `ablation.py` stands on it. Knows no method's inside: segmenters
+come from outside.
 """
