@@ -1,13 +1,15 @@
 """The figures of a benchmark run, and the README's generated tables.
 
 `report.py` prints the figures of results/benchmark.json and of the methods in results/builtin.json beside what they
-must reach, and writes both as tables, the figures of every results/gpu_*.json and the quick start's output between the
-README's markers. `report.py --figures` only prints the first two, and fails where one falls short.
+must reach, and writes between the README's markers: both as tables, the figures of every results/gpu_*.json, and what
+the quick start and `resclip evaluate` print; into docs/evaluation.md the published figures. `report.py --figures` only
+prints, and fails where a figure falls short.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -158,6 +160,14 @@ def evaluation_output(evaluation: Evaluation) -> str:
     return f"prints\n\n```text\n{table}\n```"
 
 
+def published_table() -> str:
+    """Markdown: the figures of the packaged table, as their sources state them."""
+    with (ROOT / "resclip/data/published_miou.csv").open(encoding="utf-8", newline="") as stream:
+        heads, *lines = csv.reader(stream)
+    rows = [heads, ["---"] * len(heads), *([cell or "–" for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
 def gpu_table(folder: Path) -> str:
     """The figures of each GPU that was measured, with their conditions; a sentence where none was."""
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu_*.json"))]
@@ -195,7 +205,7 @@ def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between `<!-- name -->` and `<!-- end name -->`."""
     start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"README.md must hold {start} and {end} once each")
+        raise ValueError(f"expected {start} and {end} once each in the text to fill")
     before, rest = text.split(start)
     return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
 
@@ -224,6 +234,10 @@ def main() -> int:
     ):
         text = fill(text, name, content)
     readme.write_text(text, encoding="utf-8")
+    manual = ROOT / "docs/evaluation.md"
+    manual.write_text(
+        fill(manual.read_text(encoding="utf-8"), "published", published_table()), encoding="utf-8"
+    )
     return 0
 
 

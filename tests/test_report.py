@@ -131,6 +131,14 @@ def test_filling_needs_its_markers_once(report: ModuleType) -> None:
         report.fill("nothing", "x", "new")
 
 
+def test_the_published_figures_are_the_packaged_ones(report: ModuleType) -> None:
+    lines = report.published_table().splitlines()
+    assert lines[0].startswith("| method | backbone | voc21 |")
+    assert "| CLIP | ViT-L/14 | – | – | – | 15.8 |" in report.published_table()
+    manual = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    assert report.fill(manual, "published", report.published_table()) == manual
+
+
 def test_the_readme_has_every_marker() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("figures", "gpu", "methods", "evaluate", "quick start"):
