@@ -11,9 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resclip.cli_datasets import SCENES, add_dataset_options, open_datasets, segmenter_for
+from resclip.cli_datasets import (
+    SCENES,
+    add_dataset_options,
+    open_datasets,
+    segmenter_for,
+    write_tables,
+)
 from resclip.cli_options import add_model_options, add_window_options
-from resclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -155,9 +160,7 @@ def write(ablation: Ablation, arguments: argparse.Namespace) -> None:
         print(f"resclip: left out: {line}", file=sys.stderr)
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out / "ablation.csv", study_csv(ablation).encode())
-    write_atomically(arguments.out / "ablation.md", (study_markdown(ablation) + "\n").encode())
+    write_tables(arguments.out, "ablation", study_csv(ablation), study_markdown(ablation))
     if arguments.plot:
         from resclip.evaluation.study_plots import plot_study
 

@@ -1,4 +1,4 @@
-"""Options of the commands that measure: which data sets, and the segmenter of a method for one of them.
+"""What the commands that measure share: data sets by options, a method's segmenter for one of them, tables as files.
 
 Knows option names and which settings go with which set. Knows no metric and no table.
 """
@@ -11,23 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resclip.class_names import parse_classes
+from resclip.class_names import DATASETS, parse_classes
 from resclip.cli_options import load_from
+from resclip.files import write_atomically
 
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
     from resclip.methods import Method
     from resclip.segmenter import Segmenter
 
-__all__ = ["SCENES", "add_dataset_options", "open_datasets", "segmenter_for"]
+__all__ = ["SCENES", "add_dataset_options", "open_datasets", "segmenter_for", "write_tables"]
 
 SCENES = "builtin"
 """The name of the drawn scenes as a data set."""
 
 _DATASETS_HELP = f"""\
-sets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download), voc21, voc20,
-context60, context59, coco-object, coco-stuff, cityscapes, ade20k, or folder: images/, masks/ and classes.txt of your
-own (default: {SCENES})
+sets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
+{", ".join(DATASETS)}, or folder: images/, masks/ and classes.txt of your own
+(default: {SCENES})
 """
 
 
@@ -165,7 +166,12 @@ def segmenter_for(
 def preset_of(dataset: str, model: str) -> str | None:
     """A benchmark's own preset; None where the model's or the method's defaults hold."""
     from resclip.backbones import BUILTIN
-    from resclip.presets import PRESETS
 
-    is_own = dataset in PRESETS and dataset != SCENES and model != BUILTIN
-    return dataset if is_own else None
+    return dataset if dataset in DATASETS and model != BUILTIN else None
+
+
+def write_tables(folder: Path, stem: str, csv: str, markdown: str) -> None:
+    """Write a report's tables into a folder that is made if need be: stem.csv and stem.md; OSError if that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{stem}.csv", csv.encode())
+    write_atomically(folder / f"{stem}.md", (markdown + "\n").encode())

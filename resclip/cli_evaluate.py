@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resclip.cli_datasets import add_dataset_options, open_datasets, segmenter_for
+from resclip.cli_datasets import add_dataset_options, open_datasets, segmenter_for, write_tables
 from resclip.cli_options import add_model_options, add_window_options
-from resclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,9 +172,7 @@ def write(report: Report, arguments: argparse.Namespace) -> None:
         print(f"resclip: left out: {line}", file=sys.stderr)
     if arguments.out is None:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out / "report.csv", csv_table(report).encode())
-    write_atomically(arguments.out / "report.md", (markdown_table(report) + "\n").encode())
+    write_tables(arguments.out, "report", csv_table(report), markdown_table(report))
     if arguments.plot:
         from resclip.evaluation.plots import plot_classes
 

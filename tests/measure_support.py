@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes
+from resclip.evaluation import protocol
 from resclip.evaluation.datasets.samples import (
     IGNORED,
     Dataset,
@@ -30,7 +31,7 @@ from resclip.evaluation.datasets.samples import (
 )
 from resclip.evaluation.world import World, join
 from resclip.images import ImageError
-from resclip.segmenter import CLIP_MEAN, CLIP_STD, Preparation
+from resclip.segmenter import CLIP_MEAN, CLIP_STD, Preparation, Segmenter
 
 CLASSES = ("sky", "grass", "water", "road")
 
@@ -188,3 +189,16 @@ def values(outcomes: Sequence[Outcome | None]) -> list[Any]:
 def gathered(world: World) -> list[int]:
     """The ranks of all, as each hears them."""
     return world.gather(world.rank)
+
+
+def spy_on_measure(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods that `protocol` has measured, and not read from a file, as they come."""
+    methods: list[str] = []
+    original = protocol.measure
+
+    def spy(segmenter: Segmenter, *arguments: Any, **options: Any) -> Any:
+        methods.append(segmenter.settings["method"])
+        return original(segmenter, *arguments, **options)
+
+    monkeypatch.setattr(protocol, "measure", spy)
+    return methods

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from measure_support import together, values
+from measure_support import spy_on_measure, together, values
 from study_support import study
 
 from resclip import RCS, SFR, Segmenter, Vocabulary, load
@@ -40,15 +40,7 @@ def base_segmenter(dataset: Dataset, base: str = "naclip", **options: Any) -> Se
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The rows that were measured, and not read from a file, as they come."""
-    rows: list[str] = []
-    original = protocol.measure
-
-    def spy(segmenter: Segmenter, *arguments: Any, **options: Any) -> Any:
-        rows.append(segmenter.settings["method"])
-        return original(segmenter, *arguments, **options)
-
-    monkeypatch.setattr(protocol, "measure", spy)
-    return rows
+    return spy_on_measure(monkeypatch)
 
 
 # Where a study starts

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measure_support import spy_on_measure
 from numpy.typing import NDArray
 
 from resclip import Segmenter, load
@@ -50,15 +51,7 @@ def ious(report: Report) -> dict[str, Any]:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The methods that were measured, and not read from a file, as they come."""
-    methods: list[str] = []
-    original = module.measure
-
-    def spy(segmenter: Segmenter, *arguments: Any, **options: Any) -> Any:
-        methods.append(segmenter.settings["method"])
-        return original(segmenter, *arguments, **options)
-
-    monkeypatch.setattr(module, "measure", spy)
-    return methods
+    return spy_on_measure(monkeypatch)
 
 
 # Rows

@@ -5,7 +5,6 @@ Knows the order of the work. Measuring a row is measure.py's, reading data sets 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -217,11 +216,10 @@ def conditions(dataset: Dataset, segmenter: Segmenter) -> tuple[Evaluation, dict
             "the set's entries"
         )
     settings = segmenter.settings
-    names = "\n".join(sample.name for sample in dataset.samples)
     shared = {
         "split": dataset.split,
         "pictures": len(dataset),
-        "names": hashlib.sha256(names.encode()).hexdigest()[:16],
+        "names": dataset.digest[:16],
         "entries": dataset.entries,
         "device": segmenter.device.type,
         **{name: settings[name] for name in SHARED},

@@ -5,6 +5,7 @@ Knows arrays and picture files. Knows no benchmark, no folder layout and no mode
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +222,12 @@ class Dataset:
     def classes(self) -> tuple[str, ...]:
         """One name a class."""
         return tuple(entry.name for entry in parse_entries(self.entries))
+
+    @property
+    def digest(self) -> str:
+        """Of the samples' names in their order: two sets of one digest have the same pictures."""
+        names = "\n".join(sample.name for sample in self.samples)
+        return hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
 
     def __len__(self) -> int:
         """Number of pictures that can be measured on."""
