@@ -19,9 +19,16 @@ from typing import NoReturn
 
 from resclip.cli_ablate import DESCRIPTION as ABLATE_DESCRIPTION
 from resclip.cli_ablate import add_arguments as add_ablate_arguments
+from resclip.cli_batch import DESCRIPTION as BATCH_DESCRIPTION
+from resclip.cli_batch import add_arguments as add_batch_arguments
 from resclip.cli_errors import describe
 from resclip.cli_evaluate import add_arguments as add_evaluate_arguments
-from resclip.cli_options import CLASSES_HELP, add_model_options, add_window_options
+from resclip.cli_options import (
+    CLASSES_HELP,
+    add_model_options,
+    add_window_options,
+    whole_number,
+)
 from resclip.errors import UnknownWordsWarning
 from resclip.version import __version__
 
@@ -84,6 +91,13 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resclip {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_segment(commands)
+    batch = commands.add_parser(
+        "batch",
+        help="segment a folder, a list, shards, or a gigapixel picture",
+        description=BATCH_DESCRIPTION,
+    )
+    add_batch_arguments(batch)
+    batch.set_defaults(command=_run_batch)
     demo = commands.add_parser(
         "demo",
         help="segment the packaged scene",
@@ -142,7 +156,7 @@ def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     segment.add_argument(
         "--max-pixels",
-        type=_positive,
+        type=whole_number,
         metavar="N",
         help="largest picture to decode (default: 178,956,970 pixels)",
     )
@@ -196,6 +210,12 @@ def _run_segment(arguments: argparse.Namespace) -> int:
     return segment(arguments)
 
 
+def _run_batch(arguments: argparse.Namespace) -> int:
+    from resclip.cli_batch import run
+
+    return run(arguments)
+
+
 def _run_demo(arguments: argparse.Namespace) -> int:
     from resclip.cli_show import show_demo
 
@@ -236,13 +256,6 @@ def _run_methods(_: argparse.Namespace) -> int:
     from resclip.cli_show import show_methods
 
     return show_methods()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return value
 
 
 def _tolerate_any_script() -> None:

@@ -6,6 +6,7 @@ Knows the errors of this library, of the system and of torch. Knows no command.
 from __future__ import annotations
 
 from resclip.errors import WeightsUnavailable
+from resclip.memory import is_out_of_memory
 
 __all__ = ["describe"]
 
@@ -13,7 +14,7 @@ __all__ = ["describe"]
 def describe(error: Exception) -> str:
     """One line that says what `error` says."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+    if is_out_of_memory(error):
         return "out of memory; try a smaller --batch-size, --window or --short-side"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,6 +89,13 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
     windows.add_argument(
         "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
     )
+    windows.add_argument(
+        "--overview",
+        metavar="KNOBS",
+        nargs="?",
+        const="",
+        help='windows also see the whole picture, coarsely; knobs such as "weight=0.3,side=448"',
+    )
     windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
     windows.add_argument(
         "--batch-size", type=int, metavar="N", help="windows at once (default: 16 on a GPU, else 8)"
@@ -107,6 +115,22 @@ def probability(text: str) -> float:
     return value
 
 
+def whole_number(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return value
+
+
+def memory_size(text: str) -> int:
+    from resclip.memory import parse_memory
+
+    try:
+        return parse_memory(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: Any) -> Segmenter:
     """The segmenter that the shared options describe; `changes` are further arguments of `resclip.load`.
 
@@ -114,10 +138,21 @@ def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: 
         ValueError, TypeError: options that cannot be carried out.
         WeightsUnavailable: the model cannot be fetched.
     """
+    return request_from(arguments, classes, **changes)()
+
+
+def request_from(
+    arguments: argparse.Namespace, classes: Sequence[str], **changes: Any
+) -> partial[Segmenter]:
+    """The call of `resclip.load` that `load_from` makes; other processes can make it too.
+
+    Raises:
+        ValueError, TypeError: options that cannot be carried out.
+    """
     from resclip.class_names import with_background
     from resclip.knobs import parse_knobs, split_knobs
     from resclip.loading import load
-    from resclip.methods import RCS, SFR, ProxyAttention
+    from resclip.methods import RCS, SFR, Overview, ProxyAttention
     from resclip.text_cache import TextCache
 
     if getattr(arguments, "background", None) is not None:
@@ -125,6 +160,9 @@ def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: 
     proxy = arguments.proxy
     if proxy is not None and "=" in proxy:
         proxy = parse_knobs(ProxyAttention, proxy)
+    overview = getattr(arguments, "overview", None)
+    if overview is not None:
+        overview = parse_knobs(Overview, overview) if overview else Overview()
     given = {
         "method": getattr(arguments, "method", None),
         "preset": arguments.preset,
@@ -132,6 +170,7 @@ def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: 
         "rcs": None if arguments.rcs is None else split_knobs(RCS, arguments.rcs),
         "sfr": None if arguments.sfr is None else split_knobs(SFR, arguments.sfr),
         "proxy": proxy,
+        "overview": overview,
         "device": arguments.device,
         "precision": arguments.precision,
         "implementation": arguments.implementation,
@@ -139,4 +178,5 @@ def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: 
         "templates": arguments.templates,
         "cache": TextCache() if arguments.cache else None,
     }
-    return load(arguments.model, arguments.pretrained, classes=classes, **{**given, **changes})
+    options = {**given, **changes}
+    return partial(load, arguments.model, arguments.pretrained, classes=classes, **options)

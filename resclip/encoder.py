@@ -17,8 +17,24 @@ from torch import Tensor, nn
 from resclip.attention import AttentionMaps, proxy_maps, tower_maps
 from resclip.backbones import adapt
 from resclip.correlation import Correlation
+from resclip.encoder_checks import (
+    check_coarse,
+    check_overview,
+    check_pixels,
+    check_proxy,
+    check_text,
+)
 from resclip.final_block import FinalBlock, FinalInputs, Pass
-from resclip.methods import BASES, FINAL_BLOCKS, RCS, SFR, FinalBlockKind, ProxyAttention
+from resclip.methods import (
+    BASES,
+    FINAL_BLOCKS,
+    RCS,
+    SFR,
+    FinalBlockKind,
+    Overview,
+    ProxyAttention,
+)
+from resclip.overview import Coarse
 from resclip_kernels import (
     Implementation,
     patch_labels,
@@ -56,11 +72,13 @@ class DenseEncoder(nn.Module):
         proxy: for base "proxyclip" the vision model: a function of normalised pixels (B, 3, H, W) that returns
             features (B, C, H_v, W_v), such as `resclip.proxies.find_proxy` makes.
         proxy_attention: ProxyCLIP's β and γ; None for the base's own.
+        overview: the final block also attends to a coarse pass over the whole picture, of which the pixels given to
+            `forward` are a window; None: it sees those alone.
 
     Raises:
         TypeError: `visual` is no vision transformer that can be rebuilt.
-        ValueError: an unknown name, a layer outside the tower, SFR on a base without a score, a proxy missing or
-            without use.
+        ValueError: an unknown name, a layer outside the tower, SFR or an overview on a base without a score, a proxy
+            missing or without use.
     """
 
     random_projections: Tensor | None
@@ -79,6 +97,7 @@ class DenseEncoder(nn.Module):
         correlation: Correlation | str | None = None,
         proxy: Callable[[Tensor], Tensor] | None = None,
         proxy_attention: ProxyAttention | None = None,
+        overview: Overview | None = None,
     ) -> None:
         super().__init__()
         if base not in BASES:
@@ -91,13 +110,16 @@ class DenseEncoder(nn.Module):
         self.base = BASES[base]
         if isinstance(correlation, str):
             correlation = Correlation.parse(correlation)
-        self.check_proxy(proxy, correlation, final_block)
+        check_proxy(self.base, proxy, correlation, final_block)
         self.correlation = correlation or self.base.correlation
         if sfr is not None and self.base.proxy is None and not self.correlation.has_score:
             raise ValueError(
                 f"SFR changes the score of the attention, and base {base!r} has none: "
                 "use sfr=None or another base"
             )
+        if overview is not None:
+            check_overview(self.base, self.correlation)
+        self.overview = overview
         self.tower = adapt(visual)
         self.rcs = rcs
         self.sfr = sfr
@@ -122,38 +144,10 @@ class DenseEncoder(nn.Module):
             proxy_attention or self.base.proxy,
             rcs,
             sfr,
+            overview,
             self.implementation,
         )
         self.register_buffer("random_projections", self.draw_projections(), persistent=False)
-
-    def check_proxy(
-        self,
-        proxy: Callable[[Tensor], Tensor] | None,
-        correlation: Correlation | None,
-        final_block: FinalBlockKind | None,
-    ) -> None:
-        """ValueError unless there is a proxy just where the base attends by one."""
-        if self.base.proxy is None:
-            if proxy is not None:
-                raise ValueError(
-                    f"base {self.base.name!r} has no use for a proxy; use base 'proxyclip', or proxy=None"
-                )
-            return
-        if proxy is None:
-            raise ValueError(
-                f"base {self.base.name!r} takes its attention from another vision model: pass proxy=, such as "
-                "resclip.proxies.find_proxy('colour') or find_proxy('vit_base_patch8_224.dino')"
-            )
-        if correlation is not None:
-            raise ValueError(
-                f"base {self.base.name!r} compares the proxy's features, so correlation must be None; "
-                f"got {correlation.scores!r}"
-            )
-        if final_block not in (None, self.base.final_block):
-            raise ValueError(
-                f"base {self.base.name!r} works on the proxy's grid, where the final block has no residual: "
-                f"final_block must be None or {self.base.final_block!r}; got {final_block!r}"
-            )
 
     def draw_projections(self) -> Tensor | None:
         """(N, D, D) of correlation "random": normal with variance 1 / D, drawn on the CPU whatever the device."""
@@ -166,13 +160,16 @@ class DenseEncoder(nn.Module):
         return scaled.to(self.tower.device, self.tower.dtype)
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor, text: Tensor | None = None) -> DenseFeatures:
-        """Dense features of a batch of pictures of one size.
+    def forward(
+        self, pixels: Tensor, text: Tensor | None = None, coarse: Coarse | None = None
+    ) -> DenseFeatures:
+        """Dense features of a batch of pictures, or windows of pictures, of one size.
 
         Args:
             pixels: (B, 3, H, W), normalised with the model's mean and standard deviation; any size of at least one
                 patch, and a remainder past the last whole patch is not seen.
             text: (Q, E) unit rows, one a query; needed when `sfr` is on, and read only then.
+            coarse: for an encoder with an overview, of the picture that each of `pixels` is cut from: B of them.
 
         Returns:
             Features of each picture, which do not depend on the other pictures of the batch.
@@ -181,9 +178,30 @@ class DenseEncoder(nn.Module):
             TypeError, ValueError: a shape or dtype that does not fit.
         """
         self.check(pixels, text)
-        final = self.run_passes(self.run_blocks(pixels), pixels, text)
+        check_coarse(coarse, self.overview, len(pixels))
+        inputs = self.run_blocks(pixels)
+        if coarse is not None:
+            inputs = self.final.look(inputs, coarse)
+        final = self.run_passes(inputs, pixels, text)
         labels = None if final.feedback is None else final.feedback.labels
         return DenseFeatures(final.patches, final.cls, labels)
+
+    @torch.no_grad()
+    def coarse(self, pixels: Tensor) -> Coarse:
+        """What the windows of whole pictures will attend to, for an encoder with an overview.
+
+        Args:
+            pixels: (B, 3, H, W), normalised: whole pictures, resized to `Overview.size`.
+
+        Raises:
+            TypeError, ValueError: a shape or dtype that does not fit, or an encoder without an overview.
+        """
+        if self.overview is None:
+            raise ValueError(
+                "this encoder has no overview to make a coarse pass for: give DenseEncoder an Overview"
+            )
+        check_pixels(pixels, self.tower)
+        return self.final.keep(self.run_blocks(pixels))
 
     @torch.no_grad()
     def attention(
@@ -203,8 +221,14 @@ class DenseEncoder(nn.Module):
             Base, cross-layer, feedback and final maps (figures 1 and 3 of arXiv 2411.15851).
 
         Raises:
-            TypeError, ValueError: as `forward`, and a patch outside the grid.
+            TypeError, ValueError: as `forward`, a patch outside the grid, and an encoder with an overview, whose maps
+                reach beyond these pixels.
         """
+        if self.overview is not None:
+            raise ValueError(
+                "attention maps lie on one picture, and with an overview a patch attends to a second one: "
+                "use an encoder with overview=None"
+            )
         self.check(pixels, text)
         inputs = self.run_blocks(pixels)
         height, width = inputs.output_grid
@@ -311,30 +335,9 @@ class DenseEncoder(nn.Module):
 
     def check(self, pixels: Tensor, text: Tensor | None) -> None:
         """Raise for inputs that do not fit, saying what would."""
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[1] != 3:
-            came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {came}")
-        if not pixels.is_floating_point():
-            raise TypeError(
-                f"pixels must be normalised floats; got {pixels.dtype}. "
-                "Divide by 255 and normalise, or pass pictures to Segmenter.segment"
-            )
-        height, width = pixels.shape[2:]
-        if 0 in self.tower.grid(height, width):
-            patch_height, patch_width = self.tower.patch_size
-            raise ValueError(
-                f"a picture of {height} × {width} pixels is smaller than one patch of "
-                f"{patch_height} × {patch_width}: enlarge it first"
-            )
-        if self.sfr is None:
-            return
-        if text is None:
-            raise ValueError("SFR segments once before it refines, so it needs text: pass (Q, E)")
-        if text.ndim != 2 or text.shape[1] != self.tower.output_dim or not len(text):
-            raise ValueError(
-                f"text must be (Q, {self.tower.output_dim}), the image tower's output width; "
-                f"got {tuple(text.shape)}"
-            )
+        check_pixels(pixels, self.tower)
+        if self.sfr is not None:
+            check_text(text, self.tower.output_dim)
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,13 +1,13 @@
-"""The rebuilt final block: one pass of a base's attention with SFR and RCS, then the tower's head.
+"""The rebuilt final block: one pass of a base's attention with SFR, RCS and overview, then the tower's head.
 
-Knows how RCS and SFR join each base, ProxyCLIP's other grid included. Knows no blocks before the final one, no order
-of the passes, and no text.
+Knows how these join each base, ProxyCLIP's other grid included. Knows no blocks before the final one, no order of the
+passes, and no text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from resclip.backbones import Tower
 from resclip.correlation import Correlation
-from resclip.methods import RCS, SFR, FinalBlockKind, ProxyAttention
+from resclip.methods import RCS, SFR, FinalBlockKind, Overview, ProxyAttention
+from resclip.overview import Coarse, attend_coarse
 from resclip_kernels import Implementation, SemanticFeedback, residual_attention
 from resclip_kernels.proxy_attention import proxy_attention
+from resclip_kernels.residual_attention import Correlation as OpCorrelation
+from resclip_kernels.residual_attention.terms import score_operands
 
 
 class FinalInputs(NamedTuple):
@@ -38,6 +41,8 @@ class FinalInputs(NamedTuple):
     """(h, w) of the tower."""
     features: Tensor | None
     """(B, C, H_v, W_v) of the proxy."""
+    overview: Tensor | None = None
+    """(B, A, L, d): A_o·v_o, what the tokens gather from the whole picture's coarse pass."""
 
     @property
     def output_grid(self) -> tuple[int, int]:
@@ -71,7 +76,33 @@ class FinalBlock:
     proxy_attention: ProxyAttention | None
     rcs: RCS | None
     sfr: SFR | None
+    overview: Overview | None
     implementation: Implementation
+
+    def keep(self, inputs: FinalInputs) -> Coarse:
+        """What the windows of these pictures will compare themselves with and gather."""
+        return Coarse(tuple(right for _, right in self.operands(inputs)), inputs.value)
+
+    def look(self, inputs: FinalInputs, coarse: Coarse) -> FinalInputs:
+        """The inputs with what their tokens gather from a coarse pass, which is the same in every pass."""
+        gathered = attend_coarse(
+            [left for left, _ in self.operands(inputs)],
+            coarse,
+            self.correlation.temperature,
+            plain=self.implementation is Implementation.REFERENCE,
+        )
+        # The base's map is the mean over random projections, and the sum of all its other scores.
+        return inputs._replace(overview=gathered / max(1, len(inputs.projections)))
+
+    def operands(self, inputs: FinalInputs) -> list[tuple[Tensor, Tensor]]:
+        """(x, y) of every score x yᵀ that the base compares tokens by."""
+        return score_operands(
+            self.op_correlation(inputs), inputs.query, inputs.key, inputs.projections
+        )
+
+    def op_correlation(self, inputs: FinalInputs) -> OpCorrelation:
+        """The correlation under the ops' names: those that project anew are all "pp" there."""
+        return "pp" if inputs.projections else cast(OpCorrelation, self.correlation.scores)
 
     def run(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
@@ -101,7 +132,20 @@ class FinalBlock:
             cross_layer=cross_layer,
             implementation=self.implementation,
         )
+        if self.overview is not None and inputs.overview is not None:
+            attended = torch.lerp(
+                attended, self.with_rcs(inputs.overview, cross_layer), self.overview.weight
+            )
         return attended, cross_layer
+
+    def with_rcs(self, attended: Tensor, cross_layer: Tensor | None) -> Tensor:
+        """τ_r · ((1 − λ_r) · attended + λ_r · A_c·v): what `residual_attention` makes of the base's attention.
+
+        RCS's sum is linear, so that mixing two of its results is mixing what came into it.
+        """
+        if self.rcs is None or cross_layer is None:
+            return attended
+        return self.rcs.temperature * torch.lerp(attended, cross_layer, self.rcs.weight)
 
     def attention_knobs(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None
@@ -110,7 +154,7 @@ class FinalBlock:
         sfr, rcs = self.sfr or SFR(), self.rcs or RCS()
         return {
             "grid": inputs.grid,
-            "correlation": "pp" if inputs.projections else self.correlation.scores,
+            "correlation": self.op_correlation(inputs),
             "projections": inputs.projections,
             "score_temperature": self.correlation.temperature,
             "window": self.correlation.window,
@@ -156,8 +200,7 @@ class FinalBlock:
             if averaged is None:
                 raise ValueError("RCS needs at least one layer")
             cross_layer = resize_heads(averaged[:, :, skip:], inputs.grid, inputs.output_grid)
-        mixed = torch.lerp(attended, cross_layer, self.rcs.weight)
-        return self.rcs.temperature * mixed, cross_layer
+        return self.with_rcs(attended, cross_layer), cross_layer
 
     def proxy_knobs(self, feedback: SemanticFeedback | None) -> dict[str, Any]:
         """Arguments of `proxy_attention` that decide the map."""

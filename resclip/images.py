@@ -9,31 +9,50 @@ from __future__ import annotations
 import io
 import os
 import struct
-import threading
-import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    TiffImageFile,
+)
 
 from resclip.files import write_atomically
+from resclip.image_errors import (
+    ImageError,
+    check_file,
+    check_size,
+    damaged,
+    too_large,
+    unknown_format,
+    unreachable,
+    without_warnings,
+)
+from resclip.resizing import PixelArray, resize, resize_rows, resize_shape, source_rows
 
 __all__ = [
     "MAX_PIXELS",
     "ImageError",
     "ImageSource",
     "PixelArray",
+    "over_white",
     "read_image",
     "resize",
+    "resize_rows",
     "resize_shape",
     "save_png",
+    "source_rows",
+    "to_8_bits",
 ]
 
-PixelArray: TypeAlias = NDArray[np.uint8]
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused: Pillow's own limit, about 0.5 GB of pixels."""
@@ -49,26 +68,25 @@ _DECODE_ERRORS = (
     ArithmeticError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,  # A frame or a tile far larger than its header says.
 )
 
-# Image.MAX_IMAGE_PIXELS and the warning filters belong to the whole process.
-_PILLOW_SETTINGS = threading.Lock()
 
-
-class ImageError(ValueError):
-    """A picture that cannot be read, with what was expected, what came and what to do."""
-
-
-def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PixelArray:
+def read_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> PixelArray:
     """Read a picture as sRGB-like bytes, (H, W, 3) uint8, C-contiguous.
 
     Args:
-        source: a path, a PIL image, or an (H, W, 3) uint8 array.
+        source: a path, an encoded picture's bytes, a PIL image, or an (H, W, 3) uint8 array.
         max_pixels: the largest H * W to decode. Raise it for a large picture you trust.
+        name: what errors call the picture; by default its path.
 
     An EXIF orientation is applied. Animated pictures give their first frame. Transparent pixels
-    are composited over white. 16-bit greyscale is scaled to 8 bits; greyscale, palette and CMYK
-    pictures are converted. An array is returned as it is (not copied) where it is contiguous.
+    are composited over white. 16-bit greyscale is scaled to the nearest of 8 bits, 16-bit colour
+    keeps each channel's high byte; greyscale, palette and CMYK pictures are converted. A CMYK JPEG
+    is taken as inverted, as Adobe and browsers do, whether it says so or not. An array is returned
+    as it is (not copied) where it is contiguous.
 
     Raises:
         ImageError: the file is missing, empty, damaged, no picture or over `max_pixels`; the array
@@ -76,62 +94,34 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PixelArr
         TypeError: `source` is something else altogether.
     """
     if isinstance(source, np.ndarray):
-        return _check_array(source)
+        return _check_array(source, name)
     if isinstance(source, Image.Image):
-        _check_size(source, "the picture", max_pixels)
-        return _decode(source, "the picture")
+        name = name or "the picture"
+        check_size(source.width, source.height, name, max_pixels)
+        return _decode(source, name)
+    if isinstance(source, bytes):
+        name = name or "the picture"
+        if not source:
+            raise ImageError(f"{name}: expected a picture, got no bytes; get the file again")
+        return _read_encoded(io.BytesIO(source), name, max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(Path(source), max_pixels)
+        return _read_file(Path(source), name or str(source), max_pixels)
     raise TypeError(
-        "expected a path, a PIL image or an (H, W, 3) uint8 array, "
+        "expected a path, bytes, a PIL image or an (H, W, 3) uint8 array, "
         f"got {type(source).__module__}.{type(source).__qualname__}; convert the picture first"
     )
 
 
-def resize_shape(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """The (height, width) that keeps the ratio and fits `short_side` and `long_side`, in pixels.
-
-    scale = min(long_side / longer side, short_side / shorter side); each side becomes
-    int(side * scale + 0.5), and at least 1.
-
-    Raises:
-        ValueError: any argument is below 1.
-    """
-    if min(height, width, short_side, long_side) < 1:
-        raise ValueError(
-            "expected sizes of at least 1 pixel, got "
-            f"{height} x {width} to fit short side {short_side}, long side {long_side}"
-        )
-    scale = min(long_side / max(height, width), short_side / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+def to_8_bits(values: NDArray[np.uint16]) -> PixelArray:
+    """16 bits to the nearest of 8, as 65535 / 255 = 257 exactly: (v + 128) // 257, any shape."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def resize(image: PixelArray, size: tuple[int, int]) -> PixelArray:
-    """Bilinear, without antialiasing, on bytes, as OpenCV's INTER_LINEAR: within one grey level.
-
-    The interpolation weights are OpenCV's 11-bit integers and so are the shifts: most sizes agree
-    with it exactly.
-
-    Args:
-        image: (H, W, 3) uint8.
-        size: (height, width) wanted, in pixels.
-
-    Returns:
-        (height, width, 3) uint8; `image` itself where the size is already right.
-    """
-    height, width = size
-    if height < 1 or width < 1:
-        raise ValueError(f"expected a size of at least 1 x 1 pixels, got {height} x {width}")
-    if image.shape[:2] == (height, width):
-        return image
-    top, bottom, top_weight, bottom_weight = _bilinear_taps(image.shape[0], height)
-    left, right, left_weight, right_weight = _bilinear_taps(image.shape[1], width)
-    rows = image[:, left] * left_weight[:, None]  # [H, width, 3], at most 255 * 2^11
-    rows += image[:, right] * right_weight[:, None]
-    rows >>= 4
-    upper = (rows[top] * top_weight[:, None, None]) >> 16  # [height, width, 3]
-    lower = (rows[bottom] * bottom_weight[:, None, None]) >> 16
-    return ((upper + lower + 2) >> 2).astype(np.uint8)
+def over_white(layer: Image.Image) -> Image.Image:
+    """A picture of mode RGBA composited over white: mode RGBA, opaque."""
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    white.alpha_composite(layer)
+    return white
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -145,102 +135,89 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _bilinear_taps(
-    length: int, new_length: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
-    """For each new position along one side: two old positions, and their weights out of 2048."""
-    step = 1.0 / (new_length / length)  # OpenCV's own detour: the last bit decides some weights.
-    position = ((np.arange(new_length) + 0.5) * step - 0.5).astype(np.float32)
-    first = np.floor(position).astype(np.intp)
-    fraction = position - first.astype(np.float32)
-    fraction[(first < 0) | (first >= length - 1)] = 0.0
-    first = first.clip(0, length - 1)
-    second = np.minimum(first + 1, length - 1)
-    first_weight = np.rint((1 - fraction) * 2048).astype(np.int32)
-    second_weight = np.rint(fraction * 2048).astype(np.int32)
-    return first, second, first_weight, second_weight
-
-
-def _check_array(array: NDArray[np.uint8]) -> PixelArray:
+def _check_array(array: NDArray[np.uint8], name: str | None) -> PixelArray:
+    prefix = f"{name}: " if name else ""
     if array.dtype != np.uint8:
         raise ImageError(
-            f"expected a picture of dtype uint8 (0 to 255), got {array.dtype}; "
+            f"{prefix}expected a picture of dtype uint8 (0 to 255), got {array.dtype}; "
             "scale it to 0..255 and convert it with .astype(numpy.uint8)"
         )
     if array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
-            f"expected a picture of shape (height, width, 3), got {array.shape}; "
+            f"{prefix}expected a picture of shape (height, width, 3), got {array.shape}; "
             "put the three colour channels last"
         )
     if array.size == 0:
-        raise ImageError(f"expected at least one pixel, got a picture of shape {array.shape}")
+        raise ImageError(
+            f"{prefix}expected at least one pixel, got a picture of shape {array.shape}"
+        )
     return np.ascontiguousarray(array)
 
 
-def _read_file(path: Path, max_pixels: int) -> PixelArray:
+def _read_file(path: Path, name: str, max_pixels: int) -> PixelArray:
+    check_file(path, name)
     try:
-        is_directory, size = path.is_dir(), path.stat().st_size
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be opened ({_reason(error)}); check the path") from error
-    if is_directory:
-        raise ImageError(f"{path}: expected a picture file, got a directory; name its pictures")
-    if size == 0:
-        raise ImageError(f"{path}: expected a picture, got an empty file; get the file again")
+        stream = path.open("rb")
+    except OSError as error:
+        raise ImageError(unreachable(name, error)) from error
+    with stream:
+        return _read_encoded(stream, name, max_pixels)
+
+
+def _read_encoded(stream: BinaryIO, name: str, max_pixels: int) -> PixelArray:
     try:
-        image = _open(path)
+        image = _open(stream, max_pixels)
+    except Image.DecompressionBombError as error:
+        raise ImageError(too_large(name, "more than twice as many", max_pixels)) from error
     except UnidentifiedImageError:
-        raise ImageError(_not_a_picture(path)) from None
+        stream.seek(0)
+        raise ImageError(unknown_format(name, stream.read(16))) from None
     except _DECODE_ERRORS as error:
-        raise ImageError(_damaged(str(path), error)) from error
+        raise ImageError(damaged(name, error)) from error
     with image:
-        _check_size(image, str(path), max_pixels)
-        return _decode(image, str(path))
+        check_size(image.width, image.height, name, max_pixels)
+        return _decode(image, name)
 
 
-def _open(path: Path) -> Image.Image:
-    """Image.open, which reads the header alone, without its limit: `max_pixels` takes its place.
+def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:
+    """Image.open, with `max_pixels` in place of its own limit; it stops at twice that many.
 
-    Silent: what matters is raised, not warned of.
+    It reads the header alone, but for WebP, whose canvas it makes, and ICO, which it decodes.
     """
-    with _PILLOW_SETTINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         former = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
+        Image.MAX_IMAGE_PIXELS = max_pixels
         try:
-            return Image.open(path)
+            return Image.open(stream)
         finally:
             Image.MAX_IMAGE_PIXELS = former
-
-
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels == 0:
-        raise ImageError(f"{name}: expected at least one pixel, got {image.width} x {image.height}")
-    if pixels > max_pixels:
-        raise ImageError(
-            f"{name}: expected at most {max_pixels:,} pixels, got {pixels:,}, which may be a file "
-            "made to exhaust memory; scale it down, or raise max_pixels if you trust it"
-        )
 
 
 def _decode(image: Image.Image, name: str) -> PixelArray:
     """The first frame of `image`, upright, opaque, 8 bits a channel: (H, W, 3) uint8."""
     try:
         image.load()
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+        if _are_planes_misread(image, tags):
+            raise ImageError(
+                f"{name}: expected 16-bit channels pixel by pixel, got one plane after the other, "
+                "which Pillow misreads where they are not compressed; convert it to 8 bits"
+            )
         image = _upright(image)
         if image.mode.startswith(("I", "F")):
-            image = _to_8_bits(image, name)
+            image = _narrow(image, name, white_is_zero=tags.get(PHOTOMETRIC_INTERPRETATION) == 0)
         if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            image.alpha_composite(layer)
+            image = over_white(image.convert("RGBA"))
         return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
     except ImageError:
         raise
     except _DECODE_ERRORS as error:
-        raise ImageError(_damaged(name, error)) from error
+        raise ImageError(damaged(name, error)) from error
+
+
+def _are_planes_misread(image: Image.Image, tags: Mapping[int, Any]) -> bool:
+    planes = tags.get(PLANAR_CONFIGURATION) == 2 and image.info.get("compression") == "raw"
+    return planes and max(tags.get(BITSPERSAMPLE, (1,))) > 8
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -251,34 +228,16 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
+def _narrow(image: Image.Image, name: str, *, white_is_zero: bool) -> Image.Image:
+    """Deep greyscale in 8 bits, with the one value that a PNG calls transparent as white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(
             f"{name}: expected 8 or 16 bits a channel, got 32 ({image.mode}, from {values.min():g} "
             f"to {values.max():g}); convert the picture to 8 bits first"
         )
-    # 65535 / 255 = 257 exactly; adding half of it rounds to nearest.
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _reason(error: Exception) -> str:
-    """The error's own words, in one line without a file name."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _damaged(name: str, error: Exception) -> str:
-    return (
-        f"{name}: expected a whole picture, got one that is cut short or damaged "
-        f"({_reason(error)}); get the file again or convert it to PNG"
-    )
-
-
-def _not_a_picture(path: Path) -> str:
-    with path.open("rb") as stream:
-        start = stream.read(16)
-    return (
-        f"{path}: expected a picture (PNG, JPEG, WebP, TIFF, GIF, ...), got a file that starts "
-        f"with {start!r}; convert it to PNG or leave it out"
-    )
+    grey = to_8_bits(values.astype(np.uint16))
+    if white_is_zero:  # Pillow inverts shallower pictures itself, and these not.
+        grey = 255 - grey
+    grey[values == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(grey)

@@ -17,7 +17,7 @@ from resclip.class_names import parse_entries
 from resclip.correlation import Correlation
 from resclip.encoder import DenseEncoder
 from resclip.errors import UnknownWordsWarning
-from resclip.methods import BASES, RCS, SFR, Method, ProxyAttention, find_method
+from resclip.methods import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.presets import find_preset
 from resclip.proxies import find_proxy
 from resclip.segmenter import Segmenter
@@ -42,6 +42,7 @@ def load(
     proxy: str | ProxyAttention | None = None,
     rcs: RCS | Mapping[str, Any] | None = None,
     sfr: SFR | Mapping[str, Any] | None = None,
+    overview: Overview | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     window: int | None = None,
@@ -49,6 +50,8 @@ def load(
     short_side: int | None = None,
     probability_threshold: float | None = None,
     batch_size: int | None = None,
+    pad_batches: bool = False,
+    max_memory: int | None = None,
     implementation: str = "auto",
     templates: str | Sequence[str] | None = None,
     cache: TextCache | None = None,
@@ -69,11 +72,13 @@ def load(
             else the base's own.
         rcs, sfr: a module's knobs, all in place of the method's and the preset's, or some of them by name above those;
             a method without the module gets it.
+        overview: windows also see the whole picture, coarsely; None: they see themselves alone.
         device: None: a GPU where there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has windows of
             its own), else the preset's, else its defaults; the built-in model's preset stands above the base.
-        batch_size: windows a batch; None: 16 on a GPU, 8 elsewhere.
+        batch_size: most windows a batch; None: 16 on a GPU, 8 elsewhere.
+        pad_batches, max_memory: see `Segmenter`.
         implementation: of the ops.
         templates: prompts with "{}" for the name, or the name of a set of `resclip.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
@@ -138,6 +143,7 @@ def load(
             input_size=attention.input_size,
         ),
         proxy_attention=attention,
+        overview=overview,
     )
     asked = {
         "window": window,
@@ -160,6 +166,8 @@ def load(
         encoder,
         classes,
         batch_size=BATCH_SIZES.get(place.type, BATCH_SIZE) if batch_size is None else batch_size,
+        pad_batches=pad_batches,
+        max_memory=max_memory,
         mean=loaded.mean,
         std=loaded.std,
         source=source,

@@ -6,6 +6,7 @@ Knows the papers' settings. Knows no tensor and no model; `DenseEncoder` carries
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -233,6 +234,59 @@ class SFR:
             raise ValueError(
                 f"SFR connectivity must be one of {valid}, or None; got {self.connectivity!r}"
             )
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Mixed mode: a window's final block also attends to the whole picture, seen once at a small size.
+
+    With o for the tokens of that coarse pass, and A_o as the base compares tokens (no prior, no local window, no
+    feedback):
+
+        out = τ_r · ((1 − λ_r) · ((1 − w) · A_base·v + w · A_o·v_o) + λ_r · A_c·v)
+
+    It stands within RCS's sum since A_o has the mass of A_base, 2 for SCLIP's sum of maps and 1 for the others, and
+    A_c has 1: so the rows keep the mass that they have without it.
+    """
+
+    weight: float = 0.2
+    """w in [0, 1]; 0 is the plain method."""
+    side: int = 0
+    """The coarse picture has as many pixels as a square of this side; 0: the window's."""
+
+    def __post_init__(self) -> None:
+        check_fraction("overview weight", self.weight)
+        check_count("overview side", self.side, 0)
+
+    def size(
+        self, height: int, width: int, window: int, patch_size: tuple[int, int]
+    ) -> tuple[int, int]:
+        """(height, width) of a picture's coarse pass, in pixels: multiples of a patch, in the picture's ratio.
+
+        A picture is never enlarged by more than the rest of a patch, and one that is thinner than a patch at this size
+        loses its ratio rather than take more patches than a square of `side` has.
+
+        Args:
+            height, width: of the picture.
+            window: side of the segmenter's windows, the default of `side`.
+            patch_size: of the tower.
+
+        Raises:
+            ValueError: neither `side` nor `window` names a size.
+        """
+        side = self.side or window
+        if side == 0:
+            raise ValueError(
+                "the overview takes its size from the windows, and window 0 is the whole picture: "
+                "give the overview a side, or segment by windows"
+            )
+        scale = min(1.0, side / math.sqrt(height * width))
+        most = max(1, side * side // math.prod(patch_size))
+        rows, columns = (
+            min(max(1, round(scale * length / patch)), most)
+            for length, patch in zip((height, width), patch_size, strict=True)
+        )
+        return rows * patch_size[0], columns * patch_size[1]
 
 
 @dataclass(frozen=True)

@@ -5,62 +5,51 @@ Knows the order of the stages; each stage is a function elsewhere that knows not
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import resclip
+from resclip.ahead import map_ahead
 from resclip.encoder import DenseEncoder, similarity
-from resclip.images import ImageSource, PixelArray, read_image, resize, resize_shape
+from resclip.footprint import plan_batch_size
+from resclip.images import MAX_PIXELS, ImageError, ImageSource, PixelArray, read_image
 from resclip.knobs import as_dict
+from resclip.overview import Coarse
+from resclip.picture import ArrayPicture, Picture
+from resclip.preparation import Preparation, normalise
 from resclip.result import Segmentation
+from resclip.stream import Crop, Failure, Frame, Job, Strip, stream, whole_results
 from resclip.vocabulary import Vocabulary
-from resclip.windows import Window, check_window, pad, padding, plan_windows, stitch
+from resclip.windows import (
+    check_window,
+    pad,
+    padding,
+    plan_windows,
+    resized_rows,
+    shrunk,
+    source_span,
+)
 from resclip_kernels import upsample_argmax
 from resclip_kernels.checks import check_count
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+STRIP_BYTES = 1 << 28
+"""A result comes out in strips of rows where its stitched logits and labels would take more memory than this."""
 
-@dataclass(frozen=True)
-class Preparation:
-    """What is done to a picture before it is cut into windows; small and picklable, for worker processes.
+READERS = 4
+"""Threads that read pictures ahead; Pillow decodes without Python's lock."""
 
-    Args:
-        short_side, long_side: see `Segmenter`.
-        smallest: (height, width) that a picture has at least: a patch.
-        mean, std: per channel, of pixels in [0, 1].
-    """
-
-    short_side: int
-    long_side: int
-    smallest: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def resize(self, picture: PixelArray) -> PixelArray:
-        """(H, W, 3) uint8 → (H', W', 3) uint8."""
-        height, width = picture.shape[:2]
-        if self.short_side:
-            height, width = resize_shape(height, width, self.short_side, self.long_side)
-        return resize(picture, (max(height, self.smallest[0]), max(width, self.smallest[1])))
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(H', W', 3) uint8 → (3, H', W') float32, on the same device."""
-        return normalise(pixels, self.mean, self.std)
-
-
-class Crop(NamedTuple):
-    """One window of one picture of a batch."""
-
-    picture: int
-    window: Window
+PAMR_DILATIONS = (8, 16)
 
 
 class Segmenter:
@@ -76,7 +65,12 @@ class Segmenter:
         logit_scale: factor of the logits before the softmax over queries.
         short_side: pictures given to `segment` are resized to it, ratio kept; 0: their own size.
         long_side: cap of the resized long side.
-        batch_size: windows that run through the encoder together.
+        batch_size: most windows that run through the encoder together, of whatever pictures; fewer where memory is
+            short.
+        pad_batches: whether a batch that is not full is filled up with empty windows. A product of other shape rounds
+            its last bit differently; so filled, a picture's result is the same bit for bit whatever is segmented beside
+            it.
+        max_memory: most bytes that the process, or its part of a GPU, should come to hold; None: what is free.
         pad_multiple: windows are zero-padded evenly on both sides to a multiple of it, and their logits cut back
             (ProxyCLIP's protocol: 56); 0 for none.
         mean, std: per channel, of pixels in [0, 1].
@@ -99,6 +93,8 @@ class Segmenter:
         short_side: int = 336,
         long_side: int = 2048,
         batch_size: int = 16,
+        pad_batches: bool = False,
+        max_memory: int | None = None,
         pad_multiple: int = 0,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
@@ -109,6 +105,11 @@ class Segmenter:
             raise ValueError(
                 f"the vocabulary's embeddings are {vocabulary.embeddings.shape[1]} wide, the image tower's "
                 f"output {encoder.tower.output_dim}: encode the names with the same CLIP model"
+            )
+        if window == 0 and encoder.overview is not None:
+            raise ValueError(
+                "an overview is what windows see of the whole picture, and window 0 is the whole picture: "
+                "leave one of them out"
             )
         check_count("batch_size", batch_size, 1)
         check_count("pad_multiple", pad_multiple, 0)
@@ -127,6 +128,8 @@ class Segmenter:
         self.short_side = short_side
         self.long_side = long_side
         self.batch_size = batch_size
+        self.pad_batches = pad_batches
+        self.max_memory = max_memory
         self.pad_multiple = pad_multiple
         self.mean = tuple(mean)
         self.std = tuple(std)
@@ -143,6 +146,7 @@ class Segmenter:
             "rcs": as_dict(self.encoder.rcs),
             "rcs_layers": list(self.encoder.layers),
             "sfr": as_dict(self.encoder.sfr),
+            "overview": as_dict(self.encoder.overview),
             "final_block": self.encoder.final_block,
             "neighbourhood_std": self.encoder.neighbourhood_std,
             "implementation": self.encoder.implementation.value,
@@ -178,23 +182,68 @@ class Segmenter:
         Raises:
             ImageError: a file that is no picture.
         """
-        if not isinstance(image, list):
-            return self.segment([image])[0]
-        pictures = [read_image(source) for source in image]
-        pixels = [self.prepare(picture) for picture in pictures]
-        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
-        return [
-            Segmentation(
-                image=picture,
-                labels=labels.cpu().numpy(),
-                probabilities=probabilities.float().cpu().numpy(),
-                names=self.vocabulary.names,
-                settings=self.settings,
-            )
-            for picture, (labels, probabilities) in zip(
-                pictures, self.classify(pixels, sizes), strict=True
-            )
-        ]
+        if isinstance(image, list):
+            return list(self.segment_many(image))
+        return next(self.segment_many([image]))
+
+    @overload
+    def segment_many(
+        self, images: Iterable[ImageSource], *, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[Segmentation]: ...
+    @overload
+    def segment_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        return_errors: Literal[True],
+    ) -> Iterator[Segmentation | ImageError]: ...
+
+    def segment_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        return_errors: bool = False,
+    ) -> Iterator[Segmentation | ImageError]:
+        """Segment any number of pictures as they come, their windows in shared batches.
+
+        Pictures are read in threads, a few ahead of the one that is asked for: memory does not grow with their number.
+
+        Args:
+            images: what `segment` takes; read as results are asked for.
+            max_pixels: larger pictures are refused; see `resclip.images.read_image`.
+            return_errors: a picture that cannot be read yields its error in its place, which is else raised.
+
+        Yields:
+            One `Segmentation` a picture, in the order of `images`.
+
+        Raises:
+            ImageError: a picture cannot be read.
+        """
+
+        def read(source: ImageSource) -> Frame | Failure:
+            try:
+                picture = read_image(source, max_pixels=max_pixels)
+            except ImageError as error:
+                return Failure(source, error)
+            return self.frame(ArrayPicture(picture), picture)
+
+        readings = map_ahead(read, images, workers=READERS, ahead=READERS)
+        with contextlib.closing(readings):
+            for result in whole_results(self.stream(readings)):
+                if not isinstance(result, Failure):
+                    yield Segmentation(
+                        result.tag,
+                        result.labels,
+                        result.probabilities,
+                        self.vocabulary.names,
+                        self.settings,
+                    )
+                elif return_errors and isinstance(result.error, ImageError):
+                    yield result.error
+                else:
+                    raise result.error
 
     def predict(self, pixels: Tensor) -> Tensor:
         """Class of every pixel of a batch of normalised pictures: (B, 3, H, W) float → (B, H, W) int64."""
@@ -202,13 +251,41 @@ class Segmenter:
             came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {came}")
         size = (pixels.shape[2], pixels.shape[3])
-        results = self.classify(list(pixels), [size] * len(pixels))
-        labels = [labels for labels, _ in results]
+        labels = [labels for labels, _ in self.classify(list(pixels), [size] * len(pixels))]
         return torch.stack(labels) if labels else pixels.new_empty(0, *size, dtype=torch.int64)
+
+    def classify(
+        self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Labels and probabilities of pictures of any sizes, on the model's device.
+
+        Args:
+            pixels: (3, H, W) normalised, one a picture.
+            sizes: (height, width) of each picture's result.
+
+        Returns:
+            For each picture (height, width) int64 classes and float32 probabilities.
+        """
+        frames = (
+            Frame(picture.to(self.device), (picture.shape[1], picture.shape[2]), size, number)
+            for number, (picture, size) in enumerate(zip(pixels, sizes, strict=True))
+        )
+        strips: list[list[Strip]] = [[] for _ in pixels]
+        for event in self.stream(frames):
+            if isinstance(event, Failure):
+                raise event.error
+            strips[event.frame.tag].append(event)
+        return [
+            (
+                torch.cat([strip.labels for strip in own]),
+                torch.cat([strip.probabilities for strip in own]),
+            )
+            for own in strips
+        ]
 
     @property
     def preparation(self) -> Preparation:
-        """What `prepare` does, without the model."""
+        """What is done to pictures before they are cut into windows."""
         return Preparation(
             self.short_side,
             self.long_side,
@@ -222,89 +299,131 @@ class Segmenter:
         preparation = self.preparation
         return preparation.normalise(torch.tensor(preparation.resize(picture)))
 
-    @torch.no_grad()
-    def classify(
-        self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Labels and probabilities of pictures of any sizes.
+    def frame(self, picture: Picture, tag: Any = None) -> Frame:
+        """A picture, resized, for `stream`; its result is of its own size."""
+        pixels = self.preparation.resized(picture)
+        return Frame(pixels, (pixels.height, pixels.width), (picture.height, picture.width), tag)
+
+    def stream(self, frames: Iterable[Frame | Failure]) -> Iterator[Strip | Failure]:
+        """Segment pictures of any number and size as strips of rows; see `resclip.stream.stream`.
 
         Args:
-            pixels: (3, H, W) normalised, one a picture.
-            sizes: (height, width) of each picture's result.
+            frames: as `frame` makes them; or `Frame`s of normalised pixels, (3, H, W) on the model's device.
 
-        Returns:
-            For each picture (height, width) int64 classes and float32 probabilities.
+        Yields:
+            Strips on the model's device; a `Failure` in place of what cannot be done, or was none already.
+
+        Raises:
+            MemoryError: there is not enough for a single window.
         """
-        pixels = [picture.to(self.device) for picture in pixels]
-        crops = [
-            Crop(number, window)
-            for number, picture in enumerate(pixels)
-            for window in plan_windows(picture.shape[1], picture.shape[2], self.window, self.stride)
-        ]
-        logits = self.crop_logits(pixels, crops)
-        results = []
-        for number, (picture, size) in enumerate(zip(pixels, sizes, strict=True)):
-            own = [position for position, crop in enumerate(crops) if crop.picture == number]
-            grids = [logits[position] for position in own]
-            windows = [crops[position].window for position in own]
-            results.append(self.combine(picture, grids, windows, size))
-        return results
+        return stream(self, frames)
 
-    def crop_logits(self, pixels: Sequence[Tensor], crops: Sequence[Crop]) -> dict[int, Tensor]:
-        """(Q, h, w) logits of every crop, by position: crops of one size run in batches, whatever their picture."""
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for position, (_, window) in enumerate(crops):
-            by_size.setdefault((window.height, window.width), []).append(position)
-        logits: dict[int, Tensor] = {}
+    # The stages, in the order in which a picture goes through them; see `resclip.stream.Stages`.
+
+    def begin(self, frame: Frame) -> Job:
+        """Where a picture's windows are, and its coarse pass where there is one."""
+        job = Job(frame, plan_windows(*frame.shape, self.window, self.stride), self.pad_multiple)
+        overview = self.encoder.overview
+        if overview is not None:
+            size = overview.size(*frame.shape, self.window, self.encoder.tower.patch_size)
+            pixels = shrunk(partial(self.rows, frame), frame.shape, size)
+            job.coarse = self.encoder.coarse(pixels.unsqueeze(0))
+        return job
+
+    def cut(self, job: Job) -> Iterator[Crop]:
+        """Each window's normalised pixels; rows are read when their windows' turn comes, and at no other time."""
+        for _, row in itertools.groupby(job.windows, key=lambda window: window.top):
+            windows = list(row)
+            pixels = self.rows(job.frame, windows[0].rows.start, windows[0].rows.stop)
+            for window in windows:
+                yield Crop(job, window, pixels[:, :, window.columns])
+
+    def rows(self, frame: Frame, first: int, last: int) -> Tensor:
+        """(3, last − first, W') normalised pixels, on the model's device."""
+        if isinstance(frame.pixels, Tensor):
+            return frame.pixels[:, first:last]
+        pixels = torch.tensor(frame.pixels.rows(first, last))
+        return normalise(pixels.to(self.device), self.mean, self.std)
+
+    def limit(self, crop: Crop) -> int:
+        """Windows a batch: as many as were asked for, or fewer where memory is short."""
+        around = padding(crop.window, self.pad_multiple)
+        return plan_batch_size(
+            self.encoder,
+            (
+                around.top + crop.window.height + around.bottom,
+                around.left + crop.window.width + around.right,
+            ),
+            len(self.vocabulary.embeddings),
+            device=self.device,
+            most=self.batch_size,
+            max_memory=self.max_memory,
+        )
+
+    @torch.no_grad()
+    def run(self, crops: Sequence[Crop], limit: int) -> Iterable[Tensor]:
+        """A batch of windows → their (Q, h, w) logits."""
         text = self.vocabulary.embeddings
-        for positions in by_size.values():
-            for first in range(0, len(positions), self.batch_size):
-                batch = positions[first : first + self.batch_size]
-                views = [self.view(pixels, crops[position]) for position in batch]
-                features = self.encoder(torch.stack(views), text)
-                logits.update(zip(batch, similarity(features.patches, text), strict=True))
-        return logits
+        empty = limit - len(crops) if self.pad_batches else 0
+        views = [pad(crop.pixels, padding(crop.window, self.pad_multiple)) for crop in crops]
+        views += [torch.zeros_like(views[0])] * empty
+        coarse = None
+        if self.encoder.overview is not None:
+            seen = [crop.job.coarse for crop in crops]
+            coarse = Coarse.stack(seen + seen[:1] * empty)
+        features = self.encoder(torch.stack(views), text, coarse)
+        return similarity(features.patches, text)[: len(crops)]
 
-    def view(self, pixels: Sequence[Tensor], crop: Crop) -> Tensor:
-        """A crop's pixels, padded as asked for: (3, height, width)."""
-        window = crop.window
-        cut = pixels[crop.picture][:, window.rows, window.columns]
-        return pad(cut, padding(window, self.pad_multiple))
-
-    def combine(
-        self,
-        picture: Tensor,
-        grids: Sequence[Tensor],
-        windows: Sequence[Window],
-        size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor]:
-        """One picture's window logits → its (height, width) labels and probabilities."""
-        height, width = picture.shape[1:]
-        # A single window is the whole picture: its small grid goes to the op, which never holds it at full size.
-        single = len(windows) == 1 and not any(padding(windows[0], self.pad_multiple))
-        logits = grids[0] if single else stitch(grids, windows, height, width, self.pad_multiple)
-        guide = None
-        if self.refine_iterations:
-            guide = F.interpolate(
-                picture.unsqueeze(0), size=size, mode="bilinear", align_corners=False
-            )
+    @torch.no_grad()
+    def next_strip(self, job: Job) -> tuple[Tensor, Tensor] | None:
+        """Labels and probabilities of a picture's next rows, once all windows that they hang on are done."""
+        height, width = job.frame.size
+        first = job.rows_out
+        last = min(height, first + self.strip_rows(job))
+        # Refinement moves logits by up to the largest dilation an iteration, and its weights look as far once more.
+        margin = (self.refine_iterations + 1) * max(PAMR_DILATIONS) if self.refine_iterations else 0
+        top, bottom = max(0, first - margin), min(height, last + margin)
+        needed = source_span(job.frame.shape[0], height, top, bottom)[1]
+        if job.final_rows < needed:
+            return None
+        whole = (top, bottom) == (0, height)
+        single = whole and job.is_single
+        if single:
+            # The whole picture's small grid goes to the op, which never holds it at full size.
+            logits = job.mosaic.grids[job.windows[0]]
+        elif whole:
+            logits = job.mosaic.rows(0, job.frame.shape[0])
+        else:
+            logits = resized_rows(job.mosaic.rows, job.frame.shape[0], height, top, bottom)
         labels, probabilities = upsample_argmax(
             logits.unsqueeze(0),
-            size,
+            (bottom - top, width),
             query_to_class=self.vocabulary.query_to_class,
             logit_scale=self.logit_scale,
             threshold=self.probability_threshold,
-            through=(height, width) if single else None,
-            guide=guide,
+            through=job.frame.shape if single else None,
+            guide=self.guide(job.frame, top, bottom) if self.refine_iterations else None,
             refine_iterations=self.refine_iterations,
+            dilations=PAMR_DILATIONS,
             implementation=self.encoder.implementation,
         )
-        return labels[0], probabilities[0]
+        job.mosaic.forget(source_span(job.frame.shape[0], height, max(0, last - margin), height)[0])
+        inner = slice(first - top, last - top)
+        return labels[0, inner], probabilities[0, inner]
 
+    def strip_rows(self, job: Job) -> int:
+        """Rows of a result that come out together: all of them, or as many as `STRIP_BYTES` hold."""
+        (height, width), (rows, columns) = job.frame.size, job.frame.shape
+        queries = len(self.vocabulary.embeddings)
+        # The op holds its result and, on a CPU, planes of a group of 8 queries.
+        result = 64 * width
+        stitched = 0 if job.is_single else 4 * queries * rows * columns
+        if job.is_single or stitched + result * height <= STRIP_BYTES:
+            return height
+        return max(1, STRIP_BYTES // (4 * queries * columns + result))
 
-def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(H, W, 3) uint8 → (3, H, W) float32: (x / 255 − mean) / std per channel, the same bits on every device."""
-    pixels = image.permute(2, 0, 1).float()
-    # By a tensor: a GPU multiplies by a number's reciprocal instead, which may end in another bit.
-    pixels = pixels / pixels.new_tensor(255.0)
-    return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
+    def guide(self, frame: Frame, first: int, last: int) -> Tensor:
+        """(1, 3, last − first, W): the picture at its result's size, these rows of it."""
+        rows = resized_rows(partial(self.rows, frame), frame.shape[0], frame.size[0], first, last)
+        size = (last - first, frame.size[1])
+        return F.interpolate(rows.unsqueeze(0), size=size, mode="bilinear", align_corners=False)

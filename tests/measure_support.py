@@ -31,7 +31,8 @@ from resclip.evaluation.datasets.samples import (
 )
 from resclip.evaluation.world import World, join
 from resclip.images import ImageError
-from resclip.segmenter import CLIP_MEAN, CLIP_STD, Preparation, Segmenter
+from resclip.preparation import Preparation
+from resclip.segmenter import CLIP_MEAN, CLIP_STD, Segmenter
 
 CLASSES = ("sky", "grass", "water", "road")
 

@@ -1,21 +1,26 @@
-"""Reading, resizing and writing pictures: values where they can be known, one sentence where not."""
+"""Reading and writing pictures: values where they can be known, one sentence where not."""
 
 from __future__ import annotations
 
+import io
 import os
+import resource
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from resclip.files import write_atomically
-from resclip.images import ImageError, read_image, resize, resize_shape, save_png
+from resclip.images import ImageError, read_image, save_png
 
-RED, WHITE = (255, 0, 0), (255, 255, 255)
+RED, WHITE, GREY, BLACK = (255, 0, 0), (255, 255, 255), (127, 127, 127), (0, 0, 0)
 
 
 def gradient(height: int = 20, width: int = 30) -> np.ndarray:
@@ -30,11 +35,11 @@ def assert_plain(pixels: np.ndarray, shape: tuple[int, int]) -> None:
     assert pixels.flags.c_contiguous
 
 
-def test_path_string_image_and_array_give_the_same_pixels(tmp_path: Path) -> None:
+def test_path_string_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) -> None:
     pixels = gradient()
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
-    for source in (path, str(path), Image.open(path), pixels):
+    for source in (path, str(path), path.read_bytes(), Image.open(path), pixels):
         came = read_image(source)
         assert_plain(came, (20, 30))
         np.testing.assert_array_equal(came, pixels)
@@ -76,59 +81,116 @@ def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:
     assert_plain(read_image(path), (20, 30))
 
 
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    path = tmp_path / "print.tif"
-    Image.new("CMYK", (5, 4), (0, 255, 255, 0)).save(path)
-    np.testing.assert_array_equal(read_image(path), np.broadcast_to(RED, (4, 5, 3)))
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
 
 
-def test_16_bit_grey_is_scaled_to_the_nearest_level(tmp_path: Path) -> None:
-    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    for name in ("deep.png", "deep.tif"):
-        Image.fromarray(values).save(tmp_path / name)
-        came = read_image(tmp_path / name)
-        assert_plain(came, (1, 6))
-        np.testing.assert_array_equal(came[0, :, 0], np.rint(values[0] / 257))
-        assert (came == came[:, :, :1]).all()
+def of_mode(mode: str, *pixels: Any) -> Image.Image:
+    """One row of pixels."""
+    image = Image.new(mode, (len(pixels), 1))
+    image.putdata(pixels)
+    return image
 
 
-def test_16_bit_colour_keeps_its_high_byte(tmp_path: Path) -> None:
-    path = tmp_path / "deep.png"
-    deep = np.full((2, 3, 3), (0x12FF, 0x34FF, 0x5600), np.uint16)
-    cv2.imwrite(str(path), deep[:, :, ::-1])
-    came = read_image(path).astype(int)
-    assert np.abs(came - deep / 257).max() <= 1
+def paletted(*pixels: int) -> Image.Image:
+    image = of_mode("P", *pixels)
+    image.putpalette([*BLACK, *RED])
+    return image
 
 
-@pytest.mark.parametrize("mode", ["1", "L"])
-def test_grey_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "grey.png"
-    Image.new(mode, (3, 2), 255).save(path)
-    np.testing.assert_array_equal(read_image(path), np.full((2, 3, 3), 255))
+def png(
+    size: tuple[int, int], depth: int, colour: int, row: bytes, transparent: bytes = b""
+) -> bytes:
+    """A PNG by its chunks, with one row of pixels, for what Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + (chunk(b"tRNS", transparent) if transparent else b"")
+        + chunk(b"IDAT", zlib.compress(b"\0" + row))
+        + chunk(b"IEND", b"")
+    )
 
 
-def test_palette_becomes_rgb(tmp_path: Path) -> None:
-    path = tmp_path / "palette.png"
-    picture = Image.new("P", (3, 2), 1)
-    picture.putpalette([0, 0, 0, *RED])
-    picture.save(path)
-    np.testing.assert_array_equal(read_image(path), np.broadcast_to(RED, (2, 3, 3)))
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    """(bands, H, W) as GDAL writes it, with a place on the earth, without which rasterio warns."""
+    bands, height, width = values.shape
+    shape = {"count": bands, "height": height, "width": width, "dtype": values.dtype}
+    options["transform"] = rasterio.Affine(2.0, 0.0, 0.0, 0.0, -2.0, 0.0)
+    with rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", **shape, **options) as dataset:
+            dataset.write(values)
+        return bytes(memory.getbuffer())
 
 
-def test_transparent_palette_shows_white(tmp_path: Path) -> None:
-    path = tmp_path / "palette.png"
-    picture = Image.fromarray(np.array([[0, 1]], np.uint8))
-    picture.putpalette([0, 0, 0, *RED])
-    picture.save(path, transparency=0)
-    np.testing.assert_array_equal(read_image(path)[0], [WHITE, RED])
+def without_adobe(jpeg: bytes) -> bytes:
+    start = jpeg.index(b"\xff\xee")
+    return jpeg[:start] + jpeg[start + 2 + struct.unpack(">H", jpeg[start + 2 : start + 4])[0] :]
 
 
-@pytest.mark.parametrize("name", ["alpha.png", "alpha.webp"])
-def test_alpha_is_composited_over_white(tmp_path: Path, name: str) -> None:
-    pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 128], [0, 0, 0, 0]]], np.uint8)
-    Image.fromarray(pixels).save(tmp_path / name, lossless=True)
-    came = read_image(tmp_path / name).astype(int)
-    assert np.abs(came[0] - [RED, (255, 127, 127), WHITE]).max() <= 1
+CMYK = Image.new("CMYK", (16, 1), (0, 255, 255, 0))
+HALF = (255, 127, 127)  # Red at an opacity of 128 of 255.
+DEEP = np.array([[[0, 128, 129, 257, 32768, 65535]]], np.uint16)
+DEEP_AS_8 = [(v, v, v) for v in (0, 0, 1, 1, 128, 255)]  # Nearest: 128 / 257 is 0.498.
+COLOUR_16 = np.array([[[0x12FF]], [[0x34FF]], [[0x5600]]], np.uint16)
+KINDS: dict[str, tuple[bytes, list[tuple[int, int, int]], int]] = {  # file, pixels, tolerance
+    "1 bit": (encoded(of_mode("1", 0, 255), "PNG"), [BLACK, WHITE], 0),
+    "grey": (encoded(of_mode("L", 0, 127, 255), "PNG"), [BLACK, GREY, WHITE], 0),
+    "grey, one value transparent": (
+        encoded(of_mode("L", 5, 0), "PNG", transparency=5), [WHITE, BLACK], 0,
+    ),
+    "grey with alpha": (
+        encoded(of_mode("LA", (0, 255), (0, 128), (0, 0)), "PNG"), [BLACK, GREY, WHITE], 0,
+    ),
+    "palette": (encoded(paletted(0, 1), "PNG"), [BLACK, RED], 0),
+    "palette, one colour transparent": (
+        encoded(paletted(0, 1), "PNG", transparency=0), [WHITE, RED], 0,
+    ),
+    "palette, opacities": (
+        encoded(paletted(0, 1), "PNG", transparency=b"\xff\x80"), [BLACK, HALF], 0,
+    ),
+    "GIF, transparent": (encoded(paletted(0, 1), "GIF", transparency=0), [WHITE, RED], 0),
+    "RGBA": (
+        encoded(of_mode("RGBA", (*RED, 255), (*RED, 128), (0, 0, 0, 0)), "PNG"), [RED, HALF, WHITE], 0,
+    ),
+    "RGBA, WebP": (
+        encoded(of_mode("RGBA", (*RED, 255), (*RED, 128), (0, 0, 0, 0)), "WEBP", lossless=True),
+        [RED, HALF, WHITE], 0,
+    ),
+    "YCbCr": (encoded(Image.new("YCbCr", (16, 1), (76, 85, 255)), "JPEG"), [(254, 0, 0)] * 16, 1),
+    "CMYK": (encoded(CMYK, "TIFF"), [RED] * 16, 0),
+    "CMYK, inverted": (encoded(CMYK, "JPEG", quality=100), [RED] * 16, 1),
+    "CMYK, inverted, nameless": (without_adobe(encoded(CMYK, "JPEG", quality=100)), [RED] * 16, 1),
+    "16-bit grey": (encoded(Image.fromarray(DEEP[0]), "PNG"), DEEP_AS_8, 0),
+    "16-bit grey, TIFF": (encoded(Image.fromarray(DEEP[0]), "TIFF"), DEEP_AS_8, 0),
+    "16-bit grey, white is 0": (tiff(65535 - DEEP, photometric="miniswhite"), DEEP_AS_8, 0),
+    "16-bit grey, one value transparent": (
+        png((2, 1), 16, 0, b"\x12\x34\x12\x35", b"\x12\x34"), [WHITE, (18, 18, 18)], 0,
+    ),
+    "16-bit grey with alpha": (png((1, 1), 16, 4, b"\0\0\x80\0"), [GREY], 0),
+    "16-bit colour": (png((1, 1), 16, 2, b"\x12\xff\x34\xff\x56\0"), [(0x12, 0x34, 0x56)], 0),
+    "16-bit colour, TIFF": (tiff(COLOUR_16, photometric="RGB"), [(0x12, 0x34, 0x56)], 0),
+    "16-bit colour, TIFF, planes": (
+        tiff(COLOUR_16, photometric="RGB", interleave="band", compress="deflate"),
+        [(0x12, 0x34, 0x56)], 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_pixel(kind: str) -> None:
+    data, pixels, tolerance = KINDS[kind]
+    came = read_image(data)
+    assert_plain(came, (1, len(pixels)))
+    assert np.abs(came[0].astype(int) - pixels).max() <= tolerance
 
 
 @pytest.mark.parametrize("name", ["moving.gif", "moving.png", "moving.webp"])
@@ -147,7 +209,7 @@ def test_one_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path), [[RED]])
 
 
-def message_of(source: object, **options: int) -> str:
+def message_of(source: object, **options: Any) -> str:
     with pytest.raises(ImageError) as caught:
         read_image(source, **options)  # type: ignore[arg-type]
     text = str(caught.value)
@@ -177,6 +239,7 @@ def test_cut_short(tmp_path: Path, name: str, kept: float) -> None:
 def test_damage_anywhere_is_an_image_error_or_a_picture(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """The same one from the file and from its bytes."""
     folder = tmp_path_factory.mktemp("damaged")
     path = folder / f"picture.{data.draw(st.sampled_from(['png', 'jpg', 'gif', 'webp', 'tif']))}"
     Image.fromarray(gradient(9, 12)).save(path)
@@ -184,19 +247,44 @@ def test_damage_anywhere_is_an_image_error_or_a_picture(
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(bytes(content))
-    message = str(path)
-    try:
-        pixels = read_image(path, max_pixels=10**6)
-        assert_plain(pixels, pixels.shape[:2])
-    except ImageError as error:
-        message = str(error)
-    assert str(path) in message
+    came: list[Any] = []
+    for source in (path, bytes(content)):
+        try:
+            pixels = read_image(source, max_pixels=10**6, name=str(path))
+            assert_plain(pixels, pixels.shape[:2])
+            came.append(pixels.tolist())
+        except ImageError as error:
+            came.append(str(error))
+    assert came[0] == came[1]
+    assert isinstance(came[0], list) or came[0].startswith(f"{path}: ")
 
 
 def test_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "nothing.png"
     path.touch()
     assert "empty file" in message_of(path)
+
+
+def test_no_bytes_and_other_bytes() -> None:
+    assert "got no bytes" in message_of(b"")
+    assert "starts with b'dear diary'" in message_of(b"dear diary")
+
+
+def test_errors_go_by_the_name_that_is_given(tmp_path: Path) -> None:
+    missing = tmp_path / "absent.png"
+    for source in (missing, b"", b"dear diary", Image.new("F", (2, 2)), np.zeros((2, 2), np.uint8)):
+        text = message_of(source, name="shard-000/cat.jpg")
+        assert text.startswith("shard-000/cat.jpg: ")
+        assert str(missing) not in text
+
+
+def test_a_header_that_says_no_row(tmp_path: Path) -> None:
+    assert "whose header is damaged" in message_of(png((5, 0), 8, 2, b""))
+
+
+def test_planes_that_pillow_misreads_are_refused() -> None:
+    data = tiff(COLOUR_16, photometric="RGB", interleave="band")
+    assert "one plane after the other" in message_of(data)
 
 
 def test_text_named_jpg(tmp_path: Path) -> None:
@@ -229,6 +317,27 @@ def test_pixel_limit_can_be_raised(tmp_path: Path) -> None:
     assert read_image(path, max_pixels=120_000).shape == (300, 400, 3)
 
 
+def bomb(kind: str) -> bytes:
+    """A small file whose header says 60,000 x 60,000 pixels, which are 10.8 GB."""
+    if kind == "PNG":
+        return png((60000, 60000), 8, 2, b"")
+    if kind == "ICO":  # Its directory says 16 x 16, and the picture in it what it wants.
+        inner = bomb("PNG")
+        return struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    data = bytearray(encoded(Image.new("RGB", (16, 16)), kind))
+    side = struct.pack({"JPEG": ">H", "GIF": "<H", "BMP": "<i"}[kind], 60000)
+    at = {"JPEG": data.find(b"\xff\xc0") + 5, "GIF": 6, "BMP": 18}[kind]
+    data[at : at + 2 * len(side)] = 2 * side
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "ICO"])
+def test_a_decompression_bomb_is_refused_before_it_takes_memory(kind: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "expected at most 178,956,970 pixels" in message_of(bomb(kind))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
 def test_pillow_s_own_limit_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.png"
     Image.new("L", (400, 300)).save(path)
@@ -258,61 +367,10 @@ def test_wrong_images() -> None:
     assert "8 or 16 bits" in message_of(Image.new("I", (2, 2), 70000))
 
 
-@pytest.mark.parametrize("source", [None, 3, b"bytes", [[0]]])
+@pytest.mark.parametrize("source", [None, 3, bytearray(b"bytes"), [[0]]])
 def test_wrong_kind(source: object) -> None:
-    with pytest.raises(TypeError, match="expected a path, a PIL image or an"):
+    with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or an"):
         read_image(source)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("size", "short", "wanted"),
-    [
-        ((375, 500), 336, (336, 448)),
-        ((500, 375), 336, (448, 336)),
-        ((1024, 2048), 560, (560, 1120)),
-        ((100, 1000), 336, (205, 2048)),  # The long side decides: 100 * 2.048 = 204.8.
-        ((1, 5000), 336, (1, 2048)),  # 0.4 rounds to nothing; a picture has at least one row.
-        ((1, 1), 336, (336, 336)),
-    ],
-)
-def test_resize_shape(size: tuple[int, int], short: int, wanted: tuple[int, int]) -> None:
-    assert resize_shape(*size, short, 2048) == wanted
-
-
-def test_resize_shape_refuses_nothing() -> None:
-    with pytest.raises(ValueError, match="at least 1 pixel"):
-        resize_shape(0, 5, 336, 2048)
-
-
-@given(
-    old=st.tuples(st.integers(1, 70), st.integers(1, 70)),
-    new=st.tuples(st.integers(1, 90), st.integers(1, 90)),
-    seed=st.integers(0, 2**32 - 1),
-)
-@settings(max_examples=150, deadline=None)
-def test_resize_is_opencv_s_within_one_level(
-    old: tuple[int, int], new: tuple[int, int], seed: int
-) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (*old, 3), dtype=np.uint8)
-    wanted = cv2.resize(pixels, new[::-1], interpolation=cv2.INTER_LINEAR).astype(int)
-    came = resize(pixels, new)
-    assert_plain(came, new)
-    assert np.abs(came - wanted).max() <= 1
-
-
-@pytest.mark.parametrize("old", [(375, 500), (512, 683), (1080, 1920)])
-def test_resize_is_opencv_s_but_for_one_value_in_a_thousand(old: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(7).integers(0, 256, (*old, 3), dtype=np.uint8)
-    new = resize_shape(*old, 336, 2048)
-    wanted = cv2.resize(pixels, new[::-1], interpolation=cv2.INTER_LINEAR)
-    assert (resize(pixels, new) != wanted).mean() < 1e-3
-
-
-def test_resize_to_the_same_size_and_to_nothing() -> None:
-    pixels = gradient()
-    assert resize(pixels, (20, 30)) is pixels
-    with pytest.raises(ValueError, match="at least 1 x 1"):
-        resize(pixels, (0, 3))
 
 
 def test_save_png_round_trip_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

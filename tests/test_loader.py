@@ -145,10 +145,3 @@ def test_as_many_workers_as_there_are_cores_to_spare(
     monkeypatch.setattr(loader, "available_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert sensible_workers(torch.device(device)) == wanted
-
-
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loader.available_cores() == len(os.sched_getaffinity(0))
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert loader.available_cores() == 1

@@ -84,9 +84,9 @@ def test_windows_run_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     forward = DenseEncoder.forward
 
-    def spy(self, pixels, text=None):
+    def spy(self, pixels, *others):
         sizes.append(len(pixels))
-        return forward(self, pixels, text)
+        return forward(self, pixels, *others)
 
     monkeypatch.setattr(DenseEncoder, "forward", spy)
     segmenter.segment(picture(48, 80))

@@ -1,11 +1,23 @@
-"""Cutting and stitching."""
+"""Cutting, stitching, and resizing by rows."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from resclip.windows import Window, check_window, pad, padding, plan_windows, stitch, window_starts
+from resclip.windows import (
+    Mosaic,
+    Window,
+    bilinear_weights,
+    check_window,
+    pad,
+    padding,
+    plan_windows,
+    resized_rows,
+    source_span,
+    window_starts,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +50,94 @@ def test_window_zero_is_the_whole_picture() -> None:
     assert plan_windows(300, 500, 0, 1) == [Window(0, 0, 300, 500)]
 
 
+def mosaic(
+    windows: list[Window], height: int, width: int, queries: int, seed: int, multiple: int = 0
+) -> Mosaic:
+    """Random logits on grids of 3 × 5."""
+    generator = torch.Generator().manual_seed(seed)
+    tiles = Mosaic(height, width, multiple)
+    for window in windows:
+        tiles.put(window, torch.randn(queries, 3, 5, generator=generator))
+    return tiles
+
+
 def test_stitching_takes_the_mean_where_windows_overlap() -> None:
-    windows = plan_windows(4, 6, 4, 2)
-    grids = [torch.full((2, 1, 1), float(number)) for number in range(len(windows))]
-    stitched = stitch(grids, windows, 4, 6)
+    tiles = Mosaic(4, 6)
+    for number, window in enumerate(plan_windows(4, 6, 4, 2)):
+        tiles.put(window, torch.full((2, 1, 1), float(number)))
+    stitched = tiles.rows(0, 4)
     assert stitched.shape == (2, 4, 6)
     assert stitched[0, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1]
 
 
+@pytest.mark.parametrize("multiple", (0, 7))
+def test_stitching_is_the_mean_of_whole_planes(seed: int, multiple: int) -> None:
+    windows = plan_windows(41, 60, 24, 16)
+    tiles = mosaic(windows, 41, 60, 4, seed, multiple)
+    total = torch.zeros(4, 41, 60, dtype=torch.float64)
+    count = torch.zeros(41, 60)
+    for window in windows:
+        around = padding(window, multiple)
+        size = (
+            window.height + around.top + around.bottom,
+            window.width + around.left + around.right,
+        )
+        plane = F.interpolate(tiles.grids[window].double()[None], size=size, mode="bilinear")[0]
+        inner = plane[:, around.top :, around.left :][:, : window.height, : window.width]
+        total[:, window.rows, window.columns] += inner
+        count[window.rows, window.columns] += 1
+    torch.testing.assert_close(tiles.rows(0, 41), (total / count).float(), atol=1e-6, rtol=0)
+
+
 def test_the_order_of_windows_does_not_matter(seed: int) -> None:
     windows = plan_windows(40, 60, 24, 16)
-    generator = torch.Generator().manual_seed(seed)
-    grids = [torch.randn(3, 3, 3, generator=generator) for _ in windows]
-    forward = stitch(grids, windows, 40, 60)
-    backward = stitch(grids[::-1], windows[::-1], 40, 60)
-    torch.testing.assert_close(forward, backward)
+    forward = mosaic(windows, 40, 60, 3, seed)
+    backward = Mosaic(40, 60)
+    for window in windows[::-1]:
+        backward.put(window, forward.grids[window])
+    assert torch.equal(forward.rows(0, 40), backward.rows(0, 40))
+
+
+def test_rows_alone_are_the_rows_of_the_whole(seed: int) -> None:
+    windows = plan_windows(70, 33, 24, 16)
+    tiles = mosaic(windows, 70, 33, 3, seed)
+    whole = tiles.rows(0, 70)
+    for first, last in ((0, 1), (13, 57), (69, 70)):
+        torch.testing.assert_close(tiles.rows(first, last), whole[:, first:last], atol=1e-6, rtol=0)
+    tiles.forget(40)
+    assert min(window.top + window.height for window in tiles.grids) == 56
+    assert len(tiles.grids) < len(windows)
+    torch.testing.assert_close(tiles.rows(46, 70), whole[:, 46:], atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="no window covers the rows 0 to 16"):
+        tiles.rows(0, 16)
+
+
+@pytest.mark.parametrize(("cells", "length"), [(14, 224), (7, 112), (5, 5), (9, 4), (1, 6), (6, 1)])
+def test_weights_are_those_of_a_bilinear_resize(seed: int, cells: int, length: int) -> None:
+    grid = torch.randn(2, cells, generator=torch.Generator().manual_seed(seed)).double()
+    weights = bilinear_weights(cells, length, grid.device, grid.dtype)
+    resized = F.interpolate(grid[:, None], size=length, mode="linear")[:, 0]
+    torch.testing.assert_close(grid @ weights.T, resized)
+
+
+@pytest.mark.parametrize(("length", "new"), [(40, 97), (97, 40), (30, 30), (1, 9), (9, 1)])
+def test_rows_of_a_resized_plane_need_only_their_own_source(
+    seed: int, length: int, new: int
+) -> None:
+    plane = torch.randn(2, length, 5, generator=torch.Generator().manual_seed(seed))
+    resized = F.interpolate(plane[None].double(), size=(new, 5), mode="bilinear")[0].float()
+    asked = []
+
+    def read(first: int, last: int) -> torch.Tensor:
+        asked.append((first, last))
+        return plane[:, first:last]
+
+    for first in range(0, new, 7):
+        last = min(first + 7, new)
+        rows = resized_rows(read, length, new, first, last)
+        torch.testing.assert_close(rows, resized[:, first:last], atol=1e-6, rtol=0)
+        assert asked[-1] == source_span(length, new, first, last)
+        assert asked[-1][1] - asked[-1][0] <= 8 * max(1, length / new) + 1
 
 
 @pytest.mark.parametrize(
@@ -92,5 +177,6 @@ def test_what_lies_over_the_padding_is_cut_off() -> None:
     planes = torch.randn(3, 10, 13)
     window = Window(0, 0, 10, 13)
     around = padding(window, 8)
-    grid = pad(planes, around) + 7.0 * pad(torch.ones(1, 10, 13), around).logical_not()
-    assert torch.equal(stitch([grid], [window], 10, 13, 8), planes)
+    tiles = Mosaic(10, 13, 8)
+    tiles.put(window, pad(planes, around) + 7.0 * pad(torch.ones(1, 10, 13), around).logical_not())
+    assert torch.equal(tiles.rows(0, 10), planes)

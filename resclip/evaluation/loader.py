@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from resclip.ahead import available_cores
 from resclip.evaluation.datasets.samples import IGNORED, Problem, Sample
 from resclip.images import ImageError
-from resclip.segmenter import Preparation
+from resclip.preparation import Preparation
 
 __all__ = ["Group", "Loaded", "Reader", "read_ahead", "sensible_workers"]
 
@@ -174,10 +175,3 @@ def sensible_workers(device: torch.device) -> int:
         return 0
     share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return max(0, min(share - 1, MOST_WORKERS))
-
-
-def available_cores() -> int:
-    """Those that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,0 +1,257 @@
+"""The files of one segmented picture: gathered strip by strip, in memory or by block on disk.
+
+Knows label maps, scores, overlays and their file formats. Knows no model and no source; where files go is store.py's.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resclip.batch.manifest import ClassArea
+from resclip.batch.store import Store
+from resclip.batch.task import Task
+from resclip.drawing import draw_overlay, palette
+from resclip.images import PixelArray
+
+if TYPE_CHECKING:
+    from resclip.rasters import Raster
+
+__all__ = ["BlockSink", "MapSink", "Result", "encode"]
+
+MOST_SCORE = 65535
+"""Stands for a probability of 1."""
+
+PREVIEW_SIDE = 2048
+"""Pixels of the longer side, at most, of the overlay of a picture that is written by block."""
+
+PALETTE_COLOURS = 256
+OPACITY = 0.55
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A segmented picture whose files are not written yet, or by block already."""
+
+    height: int
+    width: int
+    counts: NDArray[np.int64]
+    """(N,): pixels of each class."""
+    labels: NDArray[Any] | None
+    """(H, W) uint8 or uint16; None where they are written."""
+    scores: NDArray[np.uint16] | None
+    """(H, W), where they are asked for and not written."""
+    picture: PixelArray | None
+    """(H, W, 3), for the overlay; of a large picture, and its labels, every so many pixels."""
+    place: tuple[Any, Any] = (None, None)
+    """Coordinate reference system and transform of the input."""
+    written: tuple[str, ...] = ()
+    """Names of files that are in the store already."""
+
+    def areas(self, names: tuple[str, ...]) -> tuple[ClassArea, ...]:
+        """The classes that are there, largest first."""
+        total = self.height * self.width
+        order = np.argsort(-self.counts, kind="stable")
+        return tuple(
+            ClassArea(int(index), names[index], int(pixels), int(pixels) / total)
+            for index in order
+            if (pixels := self.counts[index])
+        )
+
+
+class MapSink:
+    """Gathers a result in memory."""
+
+    def __init__(
+        self,
+        task: Task,
+        size: tuple[int, int],
+        picture: PixelArray | None,
+        place: tuple[Any, Any] = (None, None),
+    ) -> None:
+        self.size = size
+        self.picture = picture if task.overlay else None
+        self.place = place
+        self.labels = np.empty(size, task.label_type)
+        self.scores = np.empty(size, np.uint16) if task.scores else None
+        self.counts = np.zeros(len(task.names), np.int64)
+
+    def add(
+        self, first: int, labels: NDArray[np.int64], probabilities: NDArray[np.float32]
+    ) -> None:
+        """The rows from `first` on."""
+        rows = slice(first, first + len(labels))
+        self.labels[rows] = labels
+        self.counts += np.bincount(labels.ravel(), minlength=len(self.counts))
+        if self.scores is not None:
+            self.scores[rows] = as_scores(probabilities)
+
+    def finish(self) -> Result:
+        """The result, once its last rows have come."""
+        return Result(*self.size, self.counts, self.labels, self.scores, self.picture, self.place)
+
+    def abort(self) -> None:
+        """Nothing is on disk yet."""
+
+
+class BlockSink:
+    """Writes a result by block while it comes, so that it is never whole in memory.
+
+    Args:
+        task: what is written.
+        stem: of the files.
+        picture: the input, which is closed in the end; its rows are read again for a reduced overlay.
+        place: coordinate reference system and transform of the input.
+        store: where the files go, once they are whole.
+
+    Raises:
+        OSError: there is no place for temporary files.
+    """
+
+    def __init__(
+        self, task: Task, stem: str, picture: Raster, place: tuple[Any, Any], store: Store
+    ) -> None:
+        from resclip.raster_writer import RasterWriter
+
+        self.task = task
+        self.stem = stem
+        self.picture = picture
+        self.store = store
+        self.folder = store.scratch()
+        self.counts = np.zeros(len(task.names), np.int64)
+        size = (picture.height, picture.width)
+        self.step = -(-max(size) // PREVIEW_SIDE)
+        self.preview: list[tuple[PixelArray, NDArray[Any]]] = []
+        few = len(task.names) <= PALETTE_COLOURS
+        self.labels = RasterWriter(
+            self.folder / "labels.tif",
+            *size,
+            classes=len(task.names),
+            palette=palette(len(task.names)) if few else None,
+            crs=place[0],
+            transform=place[1],
+            dtype=task.label_type.name,
+        )
+        self.scores = None
+        if task.scores:
+            self.scores = RasterWriter(
+                self.folder / "scores.tif",
+                *size,
+                classes=MOST_SCORE + 1,
+                palette=None,
+                crs=place[0],
+                transform=place[1],
+                dtype="uint16",
+            )
+
+    def add(
+        self, first: int, labels: NDArray[np.int64], probabilities: NDArray[np.float32]
+    ) -> None:
+        """The rows from `first` on.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self.labels.write(first, labels.astype(self.task.label_type))
+        self.counts += np.bincount(labels.ravel(), minlength=len(self.counts))
+        if self.scores is not None:
+            self.scores.write(first, as_scores(probabilities))
+        if self.task.overlay:
+            for row in range(-first % self.step, len(labels), self.step):
+                pixels = self.picture.rows(first + row, first + row + 1)
+                self.preview.append((pixels[:, :: self.step], labels[row : row + 1, :: self.step]))
+
+    def finish(self) -> Result:
+        """The result, once its last rows have come; its files but the overlay are in the store then.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        from resclip.raster_writer import raster_to_png
+
+        written = []
+        for kind, writer in (("scores", self.scores), ("labels", self.labels)):
+            if writer is None:
+                continue
+            writer.commit()
+            path = self.folder / f"{kind}.tif"
+            if self.task.form == "png":
+                raster_to_png(path, path.with_suffix(".png"))
+                path = path.with_suffix(".png")
+            name = f"{self.stem}_{kind}.{self.task.form}"
+            self.store.put_file(path, name)
+            written.append(name)
+        self.close()
+        picture = labels = None
+        if self.preview:
+            picture, labels = (np.concatenate(rows) for rows in zip(*self.preview, strict=True))
+        size = (self.picture.height, self.picture.width)
+        return Result(*size, self.counts, labels, None, picture, written=tuple(written))
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        self.labels.abort()
+        if self.scores is not None:
+            self.scores.abort()
+        self.close()
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self.picture.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def encode(task: Task, stem: str, result: Result) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files that are still to be written; the label map, on which the others hang, last."""
+    if task.overlay and result.picture is not None and result.labels is not None:
+        labels = result.labels.astype(np.int64)
+        overlay = draw_overlay(result.picture, labels, palette(len(task.names)), OPACITY)
+        yield f"{stem}_overlay.png", as_png(overlay)
+    if result.written or result.labels is None:
+        return
+    if result.scores is not None:
+        yield f"{stem}_scores.{task.form}", encode_plane(task, result.scores, None, result.place)
+    colours = palette(len(task.names)) if len(task.names) <= PALETTE_COLOURS else None
+    yield f"{stem}_labels.{task.form}", encode_plane(task, result.labels, colours, result.place)
+
+
+def encode_plane(
+    task: Task, plane: NDArray[Any], colours: PixelArray | None, place: tuple[Any, Any]
+) -> bytes:
+    """A label map, with a palette, or scores, without one, as a file."""
+    if task.form == "tif":
+        from resclip.raster_writer import encode_geotiff
+
+        count = MOST_SCORE + 1 if colours is None else len(colours)
+        return encode_geotiff(
+            plane,
+            classes=count,
+            palette=colours,
+            crs=place[0],
+            transform=place[1],
+            dtype=plane.dtype.name,
+        )
+    image = Image.fromarray(plane)
+    if colours is not None:
+        image.putpalette(colours.tobytes())
+    return as_png(image)
+
+
+def as_png(image: Image.Image) -> bytes:
+    """An encoded PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def as_scores(probabilities: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Probabilities as whole numbers: 65,535 is 1."""
+    scores: NDArray[np.uint16] = np.rint(probabilities.clip(0, 1) * MOST_SCORE).astype(np.uint16)
+    return scores

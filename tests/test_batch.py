@@ -1,0 +1,258 @@
+"""The batch job on one machine: files, rows, formats, large pictures by block, and what happens to bad pictures."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
+
+from batch_support import files_in, make_pictures, toy_segmenter
+from PIL import Image
+
+from resclip.batch import local
+from resclip.batch.manifest import Row
+from resclip.batch.sources import open_source
+from resclip.batch.store import LocalStore, open_store
+from resclip.batch.task import Task
+from resclip.drawing import palette
+from resclip.images import read_image
+
+NAMES = ("cat", "dog", "grass")
+
+
+def job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[Row]:
+    segmenter = toy_segmenter()
+    task = Task(segmenter.vocabulary.names, segmenter.preparation, **options)
+    items = open_source(str(source))
+    return list(local.run(task, segmenter, items, open_store(str(out)), workers=workers))
+
+
+def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
+    names = make_pictures(tmp_path / "in", 9)
+    rows = job(tmp_path / "in", tmp_path / "out", overlay=True, scores=True)
+    segmenter = toy_segmenter()
+    assert [row.name for row in rows] == names
+    for row in rows:
+        picture = read_image(tmp_path / "in" / row.name)
+        (wanted,) = segmenter.segment_many([picture])
+        stem = Path(row.name).stem
+        assert row.status == "done"
+        assert row.error is None
+        assert row.outputs == (f"{stem}_labels.png", f"{stem}_overlay.png", f"{stem}_scores.png")
+        assert (row.height, row.width) == picture.shape[:2]
+        with Image.open(tmp_path / "out" / f"{stem}_labels.png") as labels:
+            assert labels.mode == "P"
+            assert labels.getpalette()[:9] == palette(3).ravel().tolist()
+            assert np.array_equal(np.asarray(labels), wanted.labels)
+        with Image.open(tmp_path / "out" / f"{stem}_scores.png") as scores:
+            assert np.asarray(scores).dtype == np.uint16
+            np.testing.assert_allclose(
+                np.asarray(scores) / 65535, wanted.probabilities, atol=0.6 / 65535
+            )
+        with Image.open(tmp_path / "out" / f"{stem}_overlay.png") as overlay:
+            assert np.array_equal(np.asarray(overlay), np.asarray(wanted.overlay()))
+        assert {area.name: area.area for area in row.classes} == wanted.areas()
+        assert sum(area.pixels for area in row.classes) == picture.shape[0] * picture.shape[1]
+        assert row.seconds > 0
+
+
+def test_files_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "in", 12)
+    job(tmp_path / "in", tmp_path / "many", workers=4, scores=True)
+    job(tmp_path / "in", tmp_path / "one", workers=1, scores=True)
+    whole = files_in(tmp_path / "many")
+    assert len(whole) == 24
+    assert whole == files_in(tmp_path / "one")
+    for name in ("003.jpg", "010.png"):
+        job(tmp_path / "in" / name, tmp_path / "alone", scores=True)
+    assert files_in(tmp_path / "alone").items() < whole.items()
+
+
+def test_bad_pictures_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
+    names = make_pictures(tmp_path / "in", 20, broken=6)
+    rows = job(tmp_path / "in", tmp_path / "out")
+    failed = {row.name: row.error for row in rows if row.status == "failed"}
+    assert [row.name for row in rows] == names
+    assert len(failed) == 6
+    for name, error in failed.items():
+        assert name in error
+        assert "expected" in error
+        assert "\n" not in error
+    good = make_pictures(tmp_path / "good", 20)
+    job(tmp_path / "good", tmp_path / "all")
+    done = {f"{Path(name).stem}_labels.png" for name in good if name not in failed}
+    everything = files_in(tmp_path / "all")
+    assert files_in(tmp_path / "out") == {name: everything[name] for name in done}
+
+
+def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "in", 1)
+    segmenter = toy_segmenter()
+    names = tuple(f"class {number}" for number in range(300))
+    task = Task(names, segmenter.preparation)
+    items = open_source(str(tmp_path / "in"))
+    (row,) = local.run(task, segmenter, items, open_store(str(tmp_path / "out")), workers=1)
+    assert row.status == "done"
+    with Image.open(tmp_path / "out/000_labels.png") as labels:
+        assert np.asarray(labels).dtype == np.uint16
+
+
+@pytest.mark.parametrize("count", (1, 65537))
+def test_how_many_classes_a_label_map_can_hold(count: int) -> None:
+    preparation = toy_segmenter().preparation
+    with pytest.raises(ValueError, match=r"expected 2 to 65,536 classes, got .*name another"):
+        Task(tuple(map(str, range(count))), preparation)
+
+
+def test_an_output_that_cannot_be_written_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(tmp_path / "in", 6)
+    write = LocalStore.write
+
+    def full(self: LocalStore, name: str, data: bytes) -> None:
+        if name.startswith("003"):
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        write(self, name, data)
+
+    monkeypatch.setattr(LocalStore, "write", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        job(tmp_path / "in", tmp_path / "out")
+    written = files_in(tmp_path / "out")
+    assert "000_labels.png" in written
+    assert "003_labels.png" not in written
+    assert not [name for name in written if ".tmp" in name]
+
+
+def make_tiff(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A tiled TIFF with a place on the earth, of random blocks of 16 × 16 pixels."""
+    rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
+    blocks = (-(-height // 16), -(-width // 16), 3)
+    small = np.random.default_rng(seed).integers(0, 256, blocks, dtype=np.uint8)
+    pixels = small.repeat(16, axis=0).repeat(16, axis=1)[:height, :width]
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=3, dtype="uint8", tiled=True,
+        blockxsize=256, blockysize=256, crs="EPSG:3857", photometric="rgb", compress="deflate",
+        transform=rasterio.transform.from_origin(1000, 2000, 2, 2),
+    ) as file:  # fmt: skip
+        file.write(pixels.transpose(2, 0, 1))
+    return pixels
+
+
+@pytest.mark.parametrize("form", ("png", "tif"))
+@pytest.mark.parametrize("short_side", (0, 48))
+def test_a_large_tiff_by_block_gives_the_same_labels(
+    tmp_path: Path, form: str, short_side: int
+) -> None:
+    pixels = make_tiff(tmp_path / "map.tif", 300, 200)
+    segmenter = toy_segmenter(short_side=short_side)
+    options = {"form": form, "overlay": True, "scores": True}
+    outputs = {}
+    for kind, block_pixels in (("block", 300 * 200 - 1), ("memory", 300 * 200)):
+        task = Task(
+            segmenter.vocabulary.names, segmenter.preparation, block_pixels=block_pixels, **options
+        )
+        out = tmp_path / kind
+        items = open_source(str(tmp_path / "map.tif"))
+        (row,) = local.run(task, segmenter, items, open_store(str(out)), workers=1)
+        assert row.status == "done", row.error
+        assert (row.height, row.width) == (300, 200)
+        assert sum(area.pixels for area in row.classes) == 300 * 200
+        outputs[kind] = row
+        assert sorted(files_in(out)) == list(row.outputs)
+        with Image.open(out / f"map_labels.{form}") as labels:
+            assert labels.size == (200, 300)
+            assert labels.mode == "P"
+    assert outputs["block"].outputs == outputs["memory"].outputs
+    for name in outputs["block"].outputs:
+        with Image.open(tmp_path / "block" / name) as one, Image.open(tmp_path / "memory" / name) as two:  # fmt: skip
+            assert np.array_equal(np.asarray(one), np.asarray(two)), name
+    (wanted,) = segmenter.segment_many([pixels])
+    with Image.open(tmp_path / "block" / f"map_labels.{form}") as labels:
+        assert np.array_equal(np.asarray(labels), wanted.labels)
+
+
+def test_a_geotiff_carries_the_inputs_place(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
+    make_tiff(tmp_path / "in.tif", 60, 50)
+    make_pictures(tmp_path / "plain", 1)
+    for block_pixels in (1, 1 << 25):
+        segmenter = toy_segmenter()
+        task = Task(
+            segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=block_pixels
+        )
+        items = open_source(str(tmp_path / "in.tif"))
+        list(local.run(task, segmenter, items, open_store(str(tmp_path / "out")), workers=1))
+        with rasterio.open(tmp_path / "out/in_labels.tif") as file:
+            assert file.crs.to_epsg() == 3857
+            assert file.transform == rasterio.transform.from_origin(1000, 2000, 2, 2)
+            assert file.dtypes == ("uint8",)
+    job(tmp_path / "plain", tmp_path / "out", form="tif")
+    with rasterio.open(tmp_path / "out/000_labels.tif") as file:
+        assert file.crs is None
+
+
+def test_a_tiff_that_is_damaged_further_down_leaves_no_file(tmp_path: Path) -> None:
+    make_tiff(tmp_path / "map.tif", 900, 600, seed=1)
+    data = bytearray((tmp_path / "map.tif").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = b"\xff" * 400
+    (tmp_path / "map.tif").write_bytes(bytes(data))
+    (row,) = job(tmp_path / "map.tif", tmp_path / "out", block_pixels=1)
+    assert row.status == "failed"
+    assert "map.tif" in (row.error or "")
+    assert files_in(tmp_path / "out") == {}
+
+
+PEAK = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from batch_support import coarse_segmenter
+from resclip.batch import local
+from resclip.batch.sources import open_source
+from resclip.batch.store import open_store
+from resclip.batch.task import Task
+segmenter = coarse_segmenter()
+task = Task(segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=1)
+for path in sys.argv[2:]:
+    (row,) = local.run(task, segmenter, open_source(path), open_store(sys.argv[1]), workers=1)
+    assert row.status == "done", row.error
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_peak_memory_does_not_grow_with_a_pictures_height(tmp_path: Path) -> None:
+    """8,000 × 8,000 pixels, 192 MB as bytes and 770 MB as logits, after a quarter of these rows."""
+    rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
+    block = np.random.default_rng(0).integers(0, 256, (3, 8, 125), dtype=np.uint8)
+    row = block.repeat(64, axis=1).repeat(64, axis=2)
+    for name, height in (("low", 2048), ("high", 8000)):
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", driver="GTiff", height=height, width=8000, count=3,
+            dtype="uint8", tiled=True, blockxsize=512, blockysize=512, compress="deflate",
+            transform=rasterio.transform.from_origin(0, 0, 1, 1),
+        ) as file:  # fmt: skip
+            for top in range(0, height, 512):
+                count = min(512, height - top)
+                file.write(row[:, :count], window=rasterio.windows.Window(0, top, 8000, count))
+    code = PEAK.format(tests=str(Path(__file__).parent))
+    arguments = [tmp_path / "out", tmp_path / "low.tif", tmp_path / "high.tif"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    low, high = map(int, ran.stdout.split())
+    # Beside Python, torch and the model: one strip and what makes it, and GDAL's cache.
+    assert high < 1500
+    assert high - low < 60
+    with rasterio.open(tmp_path / "out/high_labels.tif") as file:
+        assert (file.height, file.width) == (8000, 8000)

@@ -1,0 +1,200 @@
+"""What a batch takes: estimates against what is measured, and batches that fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memory_support import encode, encoder, live_bytes, tower
+from toys import toy_clip
+
+from resclip import RCS, SFR, DenseEncoder
+from resclip.correlation import Correlation
+from resclip.footprint import HOLES, SHARE, WORKSPACES, plan_batch_size, weights_bytes, window_bytes
+from resclip.memory import is_out_of_memory
+from resclip.methods import Overview
+from resclip.proxies import find_proxy
+from resclip.segmenter import CLIP_MEAN, CLIP_STD
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts pages by /proc")
+def test_a_process_grows_by_at_most_the_estimate() -> None:
+    """Pages of a fresh process; those of a workspace that is not used up say nothing against the estimate."""
+    run = subprocess.run(
+        [sys.executable, "memory_support.py", "quick"],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    print(run.stdout)
+    assert len(rows) == 6
+    for *_, growth, estimate in rows:
+        assert estimate / 4 - WORKSPACES["cpu"] <= growth <= estimate, rows
+
+
+BOTH: dict[str, Any] = {"rcs": RCS(), "sfr": SFR(label_threshold=0.0)}
+STAGES = {
+    "blocks": {},
+    "full residual": {"base": "sclip"},
+    "kept maps": {"rcs": RCS(layers="1-3")},
+    "feedback": BOTH,
+    "paths along lines": {**BOTH, "sfr": SFR(label_threshold=0.0, connectivity="line")},
+    "no paths": {**BOTH, "sfr": SFR(connectivity=None)},
+    "no refinement": {**BOTH, "sfr": SFR(refine_iterations=0)},
+    "projections": {**BOTH, "correlation": Correlation("random", projections=3)},
+    "proxy": {**BOTH, "base": "proxyclip", "proxy": "colour"},
+    "proxy's own blocks": {"base": "proxyclip", "proxy": "vit_tiny_patch16_224"},
+    "proxy's pyramid": {"base": "proxyclip", "proxy": "resnet18"},
+    "overview": {"overview": Overview(), "correlation": "qq+kk"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("side", "queries", "windows"),
+    [
+        (112, 20, 2),  # Groups of planes are the largest part.
+        (150, 3, 3),  # No multiple of a patch, and fewer queries than a group.
+    ],
+)
+def test_tensors_take_at_most_the_estimate(
+    stage: str, side: int, queries: int, windows: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    knobs = dict(STAGES[stage])
+    if "proxy" in knobs:
+        knobs["proxy"] = find_proxy(knobs["proxy"], mean=CLIP_MEAN, std=CLIP_STD, pretrained=False)
+    dense = DenseEncoder(toy_clip(), **knobs)
+    estimate = window_bytes(dense, (side, side), queries, windows)
+    tensors = (estimate - WORKSPACES["cpu"]) / HOLES
+    live = live_bytes(dense, side, queries, windows)
+    print(f"{stage}: {live / tensors:.2f} of the estimate")
+    assert tensors / 4 <= live <= tensors
+
+
+def test_the_estimate_is_of_the_towers_dtype() -> None:
+    """Half precision halves tokens; labels are found in float32 all the same."""
+    single = [DenseEncoder(tower("toy"), **knobs) for knobs in ({}, BOTH)]
+    wide = [window_bytes(dense, (224, 224), 4, 8) for dense in single]
+    half = [
+        DenseEncoder(type(dense.tower.visual)(**SMALL).bfloat16(), **knobs)
+        for dense, knobs in zip(single, ({}, BOTH), strict=True)
+    ]
+    narrow = [window_bytes(dense, (224, 224), 4, 8) for dense in half]
+    assert narrow[0] < 0.8 * wide[0]
+    assert 0.8 * wide[1] < narrow[1] < wide[1]
+
+
+SMALL: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 64,
+    "layers": 4,
+    "heads": 2,
+    "mlp_ratio": 4.0,
+    "output_dim": 32,
+}
+
+
+def test_weights_are_counted_once() -> None:
+    """Every parameter and buffer, those of correlation "random" too."""
+    dense = DenseEncoder(toy_clip(), correlation=Correlation("random", projections=3))
+    own = sum(parameter.numel() * 4 for parameter in toy_clip().visual.parameters())
+    assert weights_bytes(dense) == own + 3 * 64 * 64 * 4
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A machine of which the test says what is free and held."""
+    memory = {"free": 1 << 30, "held": 1 << 28}
+    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: memory["free"])
+    monkeypatch.setattr("resclip.footprint.held_memory", lambda device: memory["held"])
+    return memory
+
+
+def plan(dense: DenseEncoder, most: int, max_memory: int | None = None) -> int:
+    return plan_batch_size(dense, (224, 224), 20, device="cpu", most=most, max_memory=max_memory)
+
+
+def needed(dense: DenseEncoder, windows: int) -> int:
+    """What must be free for a batch."""
+    return math.ceil(window_bytes(dense, (224, 224), 20, windows) / SHARE)
+
+
+def test_a_batch_is_the_largest_that_fits(machine: dict[str, int]) -> None:
+    dense = encoder(toy_clip(), "resclip")
+    for windows in (1, 2, 5, 8):
+        machine["free"] = needed(dense, windows) + 1
+        assert plan(dense, 8) == windows
+    assert plan(dense, 3) == 3, "never more than asked for"
+    machine["free"] = needed(dense, 2) - 2
+    assert plan(dense, 8) == 1
+
+
+def test_a_limit_counts_what_is_held(machine: dict[str, int]) -> None:
+    dense = encoder(toy_clip(), "naclip")
+    machine["held"] = 10 * weights_bytes(dense)
+    assert plan(dense, 8, machine["held"] + needed(dense, 2) + 1) == 2
+    machine["held"] = 0  # Not loaded yet: the weights will be.
+    assert plan(dense, 8, weights_bytes(dense) + needed(dense, 2) + 1) == 2
+    machine["free"] = needed(dense, 1) + 1
+    assert plan(dense, 8, 1 << 40) == 1, "a limit above what is free frees nothing"
+
+
+def test_no_window_fits(machine: dict[str, int]) -> None:
+    dense = encoder(toy_clip(), "naclip")
+    machine["free"] = 3 << 20
+    with pytest.raises(
+        ValueError, match=r"224 × 224 .* 20 queries needs about .* 3.0 MiB are left"
+    ) as caught:
+        plan(dense, 8)
+    assert all(
+        word in str(caught.value) for word in ("--window", "--short-side", "fp16", "fewer classes")
+    )
+    with pytest.raises(ValueError, match="0 B of the 1.0 MiB allowed are left"):
+        plan(dense, 8, 1 << 20)
+
+
+def test_a_batch_takes_no_more_than_its_windows() -> None:
+    """What a plan relies on: the estimate grows with the batch, and by no more than a window each."""
+    dense = encoder(toy_clip(), "resclip")
+    sizes = [window_bytes(dense, (224, 224), 150, windows) for windows in range(1, 20)]
+    assert sizes == sorted(set(sizes))
+    assert all(size <= windows * sizes[0] for windows, size in enumerate(sizes, start=1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["naclip", "resclip"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_gpu_takes_at_most_the_estimate(method: str, dtype: torch.dtype) -> None:
+    dense = encoder(tower("ViT-B/16").to("cuda", dtype), method)
+    for side, queries, windows in ((224, 20, 16), (448, 150, 4)):
+        encode(dense, 32, queries, 1)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        encode(dense, side, queries, windows)
+        growth = torch.cuda.max_memory_allocated() - before
+        estimate = window_bytes(dense, (side, side), queries, windows)
+        print(f"{method} {dtype} {side}: {growth / estimate:.2f} of {estimate / 1e6:.0f} MB")
+        assert (estimate - WORKSPACES["cuda"]) / 4 <= growth <= estimate
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_that_is_full_says_so() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+    assert is_out_of_memory(caught.value)

@@ -1,0 +1,345 @@
+"""Mixed mode: a window's final block with a coarse pass over the whole picture, its values and what must hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from method_support import colours, small_tower, text
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from resclip import RCS, SFR, DenseEncoder
+from resclip.knobs import parse_knobs
+from resclip.methods import BASES, Overview
+from resclip.overview import Coarse, attend_coarse
+from resclip_kernels import attention_maps
+from resclip_kernels.testing import check_budget, kernel_device
+
+SCORED = [
+    name
+    for name, base in BASES.items()
+    if base.correlation.scores not in ("identity", "none") and base.proxy is None
+]
+CORRELATIONS = ("qk", "qq", "qq+kk", "xx", "random,projections=3", "kk,layer=2,temperature=0.5")
+QUERIES = 4
+
+
+def encoder(weight: float | None, base: str = "naclip", **changes: Any) -> DenseEncoder:
+    overview = None if weight is None else Overview(weight)
+    return DenseEncoder(small_tower(), base=base, overview=overview, **changes)
+
+
+def pictures(count: int, *size: int) -> Tensor:
+    return torch.randn(count, 3, *size)
+
+
+def coarse_tokens(batch: int, tokens: int, scores: int, dtype: torch.dtype) -> Coarse:
+    """As a tower of 2 heads of 16 would make them."""
+    *keys, value = torch.randn(scores + 1, batch, 2, tokens, 16).to(dtype)
+    return Coarse(tuple(keys), value)
+
+
+def by_hand(queries: Sequence[Tensor], coarse: Coarse, temperature: float) -> Tensor:
+    """The formula of one token after the other, in float64."""
+    result = torch.zeros(queries[0].shape, dtype=torch.float64)
+    for query, key in zip(queries, coarse.keys, strict=True):
+        for index in torch.cartesian_prod(*(torch.arange(size) for size in query.shape[:3])):
+            batch, head, row = index.tolist()
+            score = key[batch, head].double() @ query[batch, head, row].double()
+            weights = (score / (math.sqrt(query.shape[3]) * temperature)).softmax(0)
+            result[batch, head, row] += weights @ coarse.value[batch, head].double()
+    return result
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "scores"),
+    [
+        pytest.param(1, 1, id="one-coarse-token"),
+        pytest.param(37, 1, id="no-multiple-of-a-block"),
+        pytest.param(37, 2, id="sum-of-two-maps"),
+    ],
+)
+def test_the_attention_to_coarse_tokens_keeps_its_budget(
+    tokens: int, scores: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    coarse = coarse_tokens(2, tokens, scores, dtype)
+    queries = [torch.randn(2, 2, 11, 16).to(dtype) for _ in range(scores)]
+    oracle = by_hand(queries, coarse, 0.7)
+    reference = attend_coarse(queries, coarse, 0.7, plain=True)
+    check_budget(attend_coarse(queries, coarse, 0.7), reference, oracle)
+    # The reference itself: 8 times the rounding of its sums' largest term.
+    bound = 8 * torch.finfo(dtype).eps * coarse.value.double().abs().max() * scores
+    assert (reference.double() - oracle).abs().max() < bound
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operator returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_its_memory_is_linear_but_for_the_plain_formula() -> None:
+    coarse, query = coarse_tokens(1, 300, 1, torch.float32), torch.randn(1, 2, 200, 16)
+    with Largest() as lean:
+        attend_coarse([query], coarse, 1.0)
+    with Largest() as plain:
+        attend_coarse([query], coarse, 1.0, plain=True)
+    assert lean.elements < 200 * 300
+    assert plain.elements == 2 * 200 * 300
+
+
+@pytest.mark.parametrize("implementation", ("torch", "reference"))
+@pytest.mark.parametrize("base", SCORED)
+def test_a_weight_of_0_is_the_plain_method_bit_for_bit(
+    base: str, implementation: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    pixels, whole, queries = pictures(2, 64, 96), pictures(2, 48, 48), text(QUERIES, 32)
+    knobs = {"rcs": RCS(), "sfr": SFR(refine_iterations=1), "implementation": implementation}
+    plain = encoder(None, base, **knobs)(pixels, queries)
+    mixed = encoder(0.0, base, **knobs)
+    got = mixed(pixels, queries, mixed.coarse(whole))
+    assert torch.equal(got.patches, plain.patches)
+    assert torch.equal(got.feedback_labels, plain.feedback_labels)
+
+
+@pytest.mark.parametrize("base", SCORED)
+def test_its_own_tokens_at_weight_1_are_the_base_without_prior(base: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    pixels = pictures(2, 64, 96)
+    mixed = encoder(1.0, base, rcs=RCS())
+    got = mixed(pixels, coarse=mixed.coarse(pixels)).patches
+    plain = DenseEncoder(
+        small_tower(),
+        base="clip",  # The base that adds nothing to its correlation.
+        correlation=BASES[base].correlation,
+        final_block=BASES[base].final_block,
+        rcs=RCS(),
+    )
+    torch.testing.assert_close(got, plain(pixels).patches, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("correlation", CORRELATIONS)
+def test_its_own_tokens_change_nothing_at_any_weight_without_prior(
+    correlation: str, seed: int
+) -> None:
+    """The rows keep their mass whatever the number of scores, with RCS's temperature on top."""
+    torch.manual_seed(seed)
+    pixels = pictures(1, 64, 96)
+    knobs = {"correlation": correlation, "rcs": RCS(weight=0.3, temperature=1.7)}
+    mixed = encoder(0.37, "clip", **knobs)
+    got = mixed(pixels, coarse=mixed.coarse(pixels)).patches
+    plain = encoder(None, "clip", **knobs)(pixels).patches
+    torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", ("naclip", "sclip"))
+def test_the_whole_equation_within_rcs(base: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    rcs = RCS(weight=0.3, temperature=1.7)
+    dense = encoder(0.37, base, rcs=rcs).double()
+    pixels, whole = pictures(2, 64, 96).double(), pictures(2, 48, 32).double()
+    coarse = dense.coarse(whole)
+    got = dense(pixels, coarse=coarse).patches
+
+    window, tower = dense.run_blocks(pixels), dense.tower
+    rows = torch.arange(window.value.shape[2])
+    knobs = {
+        "grid": window.grid,
+        "correlation": dense.correlation.scores,
+        "neighbourhood_std": dense.neighbourhood_std,
+        "cross_layers": window.cross_layers,
+    }
+    maps = attention_maps(window.query, window.key, rows, **knobs)
+    operands = [window.key] if base == "naclip" else [window.query, window.key]
+    gathered = by_hand(operands, coarse, 1.0)
+    attended = (1 - 0.37) * (maps.base @ window.value) + 0.37 * gathered
+    attended = 1.7 * ((1 - 0.3) * attended + 0.3 * (maps.cross_layer @ window.value))
+    tokens = tower.project_out(tower.blocks[-1], attended)
+    if base == "sclip":
+        tokens = tower.feed_forward(tower.blocks[-1], window.tokens + tokens)
+    expected = tower.head(tokens)[:, 1:].unflatten(1, (4, 6))
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("correlation", CORRELATIONS)
+def test_every_correlation_agrees_with_the_reference(correlation: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    pixels, whole, queries = pictures(2, 64, 96), pictures(2, 32, 48), text(QUERIES, 32)
+    results = []
+    for implementation in ("torch", "reference"):
+        knobs = {"correlation": correlation, "rcs": RCS(), "sfr": SFR(refine_iterations=1)}
+        dense = encoder(0.4, "naclip", implementation=implementation, **knobs)
+        results.append(dense(pixels, queries, dense.coarse(whole)))
+    first, second = results
+    assert torch.equal(first.feedback_labels, second.feedback_labels)
+    torch.testing.assert_close(first.patches, second.patches, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernels_take_it(seed: int) -> None:
+    torch.manual_seed(seed)
+    device = kernel_device()
+    pixels, whole = pictures(2, 32, 48).to(device), pictures(2, 32, 32).to(device)
+    first, second = (
+        dense(pixels, coarse=dense.coarse(whole)).patches
+        for dense in (
+            encoder(0.4, rcs=RCS(), implementation=name).to(device) for name in ("torch", "triton")
+        )
+    )
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
+def test_another_picture_around_the_window_changes_its_features(seed: int) -> None:
+    torch.manual_seed(seed)
+    dense, pixels = encoder(0.2), pictures(1, 64, 64)
+    one, other = (dense(pixels, coarse=dense.coarse(pictures(1, 48, 48))) for _ in range(2))
+    assert not torch.allclose(one.patches, other.patches, rtol=1e-3)
+
+
+def test_windows_of_several_pictures_in_one_batch_give_what_each_gives_alone(seed: int) -> None:
+    torch.manual_seed(seed)
+    dense = encoder(0.4, rcs=RCS(), sfr=SFR(refine_iterations=1))
+    windows, queries = pictures(4, 64, 64), text(QUERIES, 32)
+    # Two grids of as many patches: their coarse passes fit into one batch.
+    coarse = Coarse.stack([dense.coarse(pictures(1, *size)) for size in ((32, 96), (48, 64))])
+    owners = [0, 1, 1, 0]
+    together = dense(windows, queries, coarse[owners])
+    for number, owner in enumerate(owners):
+        alone = dense(windows[number : number + 1], queries, coarse[owner])
+        assert torch.equal(alone.feedback_labels[0], together.feedback_labels[number])
+        torch.testing.assert_close(alone.patches[0], together.patches[number], rtol=1e-4, atol=1e-5)
+    permuted = dense(windows.flip(0), queries, coarse[owners[::-1]])
+    torch.testing.assert_close(permuted.patches.flip(0), together.patches, rtol=1e-4, atol=1e-5)
+
+
+def test_the_coarse_pass_of_a_batch_is_that_of_each_picture(seed: int) -> None:
+    torch.manual_seed(seed)
+    dense, whole = encoder(0.4, "sclip"), pictures(3, 48, 64)
+    together = dense.coarse(whole)
+    assert len(together) == 3
+    for picture, one in zip(whole, together, strict=True):
+        alone = dense.coarse(picture[None])
+        assert alone.key == one.key == 1 + 3 * 4
+        for got, expected in zip((*one.keys, one.value), (*alone.keys, alone.value), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_coarse_passes_are_picked_and_stacked() -> None:
+    coarse = coarse_tokens(4, 5, 2, torch.float32)
+    picked = coarse[[2, 0, 2]]
+    assert torch.equal(picked.value, coarse.value[[2, 0, 2]])
+    assert torch.equal(picked.keys[1], coarse.keys[1][[2, 0, 2]])
+    assert torch.equal(coarse[1:3].value, coarse.value[1:3])
+    assert torch.equal(coarse[-1].keys[0], coarse.keys[0][3:])
+    stacked = Coarse.stack(list(coarse))
+    assert torch.equal(stacked.value, coarse.value)
+    assert all(map(torch.equal, stacked.keys, coarse.keys))
+    with pytest.raises(ValueError, match=r"as many tokens each, at least one; got \[5, 6\]"):
+        Coarse.stack([coarse, coarse_tokens(1, 6, 2, torch.float32)])
+    with pytest.raises(ValueError, match="at least one; got none"):
+        Coarse.stack([])
+
+
+def test_the_coarse_tokens_are_gathered_once_for_all_passes(monkeypatch, seed: int) -> None:
+    torch.manual_seed(seed)
+    calls = []
+
+    def spy(*arguments: Any, **knobs: Any) -> Tensor:
+        calls.append(len(calls))
+        return attend_coarse(*arguments, **knobs)
+
+    monkeypatch.setattr("resclip.final_block.attend_coarse", spy)
+    dense = encoder(0.4, sfr=SFR(refine_iterations=1, rounds=2))
+    coarse = dense.coarse(pictures(1, 48, 48))
+    dense(pictures(1, 64, 64), text(QUERIES, 32), coarse)
+    assert calls == [0]
+
+
+def test_a_compiled_encoder_is_one_graph() -> None:
+    dense = encoder(0.4, rcs=RCS())
+    pixels, coarse = pictures(1, 64, 64), dense.coarse(pictures(1, 48, 48))
+    torch._dynamo.reset()
+    compiled = torch.compile(dense, fullgraph=True, backend="aot_eager", dynamic=False)
+    got = compiled(pixels, None, coarse).patches
+    torch.testing.assert_close(got, dense(pixels, None, coarse).patches, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("picture", "knobs", "expected"),
+    [
+        pytest.param((1024, 1024), {}, (224, 224), id="square"),
+        pytest.param((1024, 2048), {}, (160, 320), id="ratio-kept"),
+        pytest.param((1024, 1024), {"side": 448}, (448, 448), id="its-own-side"),
+        pytest.param((100, 60), {}, (96, 64), id="small-pictures-stay"),
+        pytest.param((5, 5), {}, (16, 16), id="at-least-a-patch"),
+        pytest.param((2, 40_000), {}, (16, 196 * 16), id="a-thread-takes-no-more-patches"),
+        pytest.param((40_000, 2), {}, (196 * 16, 16), id="upright-too"),
+        pytest.param((512, 512), {"side": 7}, (16, 16), id="a-side-under-a-patch"),
+    ],
+)
+def test_the_size_of_the_coarse_pass(
+    picture: tuple[int, int], knobs: dict[str, int], expected: tuple[int, int]
+) -> None:
+    assert Overview(**knobs).size(*picture, window=224, patch_size=(16, 16)) == expected
+
+
+def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for height, width in torch.randint(300, 4000, (50, 2), generator=generator).tolist():
+        rows, columns = Overview().size(height, width, 336, (14, 16))
+        assert rows % 14 == columns % 16 == 0
+        # Half a patch either way of at least 90 pixels.
+        assert rows * columns == pytest.approx(336**2, rel=0.2)
+        assert rows / columns == pytest.approx(height / width, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Overview(1.2), ValueError, "overview weight must lie between 0 and 1; got 1.2"),
+        (lambda: Overview(side=-1), ValueError, "overview side must be at least 0; got -1"),
+        (lambda: parse_knobs(Overview, "side=9.5"), TypeError, "side must be an integer; got 9.5"),
+        (lambda: Overview().size(9, 9, 0, (16, 16)), ValueError, "give the overview a side"),
+        (lambda: encoder(0.2, "maskclip"), ValueError, "'identity' of base 'maskclip' compares no"),
+        (lambda: encoder(0.2, correlation="none"), ValueError, "'none' of base 'naclip' compares"),
+        (
+            lambda: encoder(0.2, "proxyclip", proxy=colours),
+            ValueError,
+            "'proxyclip' attends by another model's features",
+        ),
+        (lambda: encoder(None).coarse(pictures(1, 64, 64)), ValueError, "no overview to make a"),
+        (lambda: encoder(0.2).coarse(pictures(1, 9, 64)), ValueError, "smaller than one patch"),
+        (lambda: encoder(0.2)(pictures(1, 64, 64)), ValueError, "needs the coarse pass of each"),
+        (
+            lambda: encoder(None)(pictures(1, 64, 64), None, coarse_tokens(1, 5, 1, torch.float32)),
+            ValueError,
+            "has no overview, so it cannot use a coarse pass",
+        ),
+        (
+            lambda: encoder(0.2)(pictures(3, 64, 64), None, coarse_tokens(2, 5, 1, torch.float32)),
+            ValueError,
+            "each of 3 windows; got 2",
+        ),
+        (lambda: encoder(0.2).attention(pictures(1, 64, 64)), ValueError, "overview=None"),
+    ],
+)
+def test_what_does_not_fit_says_what_would(make, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_knobs_come_from_text() -> None:
+    assert parse_knobs(Overview, "weight=0.4, side=336") == Overview(0.4, 336)

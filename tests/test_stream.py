@@ -1,0 +1,248 @@
+"""Windows of many pictures as one stream: order, batches, look-ahead, strips, failures and too little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toys import toy_clip, toy_tokenizer
+
+from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary, segmenter
+from resclip import stream as streaming
+from resclip.images import ImageError
+from resclip.picture import ArrayPicture
+from resclip.stream import Failure, Frame, Strip, whole_results
+
+CLASSES = ["cat, kitten", "dog", "grass"]
+
+
+def make(**arguments: Any) -> Segmenter:
+    dense = DenseEncoder(toy_clip().visual, rcs=RCS(), sfr=SFR(refine_iterations=1))
+    vocabulary = Vocabulary.from_names(CLASSES, toy_clip(), toy_tokenizer, templates=["{}"])
+    return Segmenter(
+        dense, vocabulary, **{"window": 32, "stride": 16, "short_side": 0, **arguments}
+    )
+
+
+def picture(seed: int, height: int, width: int) -> ArrayPicture:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return ArrayPicture(noise)
+
+
+def pictures(seed: int, *sizes: tuple[int, int]) -> list[ArrayPicture]:
+    return [picture(seed + number, *size) for number, size in enumerate(sizes)]
+
+
+class Spy:
+    """A segmenter's stages, that note the size of every batch and can run out of memory."""
+
+    def __init__(self, inner: Segmenter, room: int = 1000) -> None:
+        self.inner = inner
+        self.room = room
+        self.batches: list[int] = []
+        self.live = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def run(self, crops: Sequence[Any], limit: int) -> Iterable[torch.Tensor]:
+        if len(crops) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.batches.append(len(crops))
+        return self.inner.run(crops, limit)
+
+
+def results(stages: Any, frames: Iterable[Frame | Failure]) -> list[Any]:
+    return list(whole_results(streaming.stream(stages, frames)))
+
+
+def test_windows_of_many_pictures_fill_batches(seed: int) -> None:
+    sizes = [(40, 50), (32, 32), (64, 40), (33, 90)]
+    spy = Spy(make(batch_size=5))
+    frames = [spy.frame(one, number) for number, one in enumerate(pictures(seed, *sizes))]
+    came = results(spy, frames)
+    assert [one.tag for one in came] == [0, 1, 2, 3]
+    assert [one.labels.shape for one in came] == sizes
+    # 6, 1, 6 and 10 windows of one size.
+    assert spy.batches == [5, 5, 5, 5, 3]
+
+
+@pytest.mark.parametrize("pad_batches", (False, True))
+def test_a_picture_does_not_depend_on_its_neighbours(seed: int, pad_batches: bool) -> None:
+    stages = make(batch_size=6, pad_batches=pad_batches)
+    sizes = [(40, 50), (20, 20), (64, 40), (33, 90), (17, 32)]
+    many = pictures(seed, *sizes)
+    together = results(stages, (stages.frame(one) for one in many))
+    backward = results(stages, (stages.frame(one) for one in many[::-1]))[::-1]
+    alone = [results(stages, [stages.frame(one)])[0] for one in many]
+    for one, two, three in zip(together, backward, alone, strict=True):
+        assert (one.labels == two.labels).mean() > 0.999
+        assert (one.labels == three.labels).mean() > 0.999
+        np.testing.assert_allclose(one.probabilities, three.probabilities, atol=1e-5)
+        if pad_batches:
+            assert np.array_equal(one.probabilities, two.probabilities)
+            assert np.array_equal(one.probabilities, three.probabilities)
+            assert np.array_equal(one.labels, two.labels)
+            assert np.array_equal(one.labels, three.labels)
+
+
+@pytest.mark.parametrize("refine", (0, 2))
+@pytest.mark.parametrize("short_side", (0, 40, 150))
+def test_strips_are_the_rows_of_the_whole(
+    seed: int, monkeypatch: pytest.MonkeyPatch, refine: int, short_side: int
+) -> None:
+    stages = make(refine_iterations=refine, short_side=short_side)
+    one = picture(seed, 90, 60)
+    (whole,) = list(stages.stream([stages.frame(one)]))
+    # Some rows at a time: 3 classes of float32 and 64 bytes a pixel.
+    monkeypatch.setattr(segmenter, "STRIP_BYTES", 11 * 60 * 80)
+    strips = list(stages.stream([stages.frame(one, "tag")]))
+    assert len(strips) > 5
+    assert isinstance(whole, Strip)
+    rows = 0
+    for strip in strips:
+        assert isinstance(strip, Strip)
+        assert strip.frame.tag == "tag"
+        assert strip.first == rows
+        rows += len(strip.labels)
+        inner = slice(strip.first, rows)
+        torch.testing.assert_close(
+            strip.probabilities, whole.probabilities[inner], atol=1e-5, rtol=0
+        )
+        assert (strip.labels == whole.labels[inner]).float().mean() > 0.99
+    assert rows == 90
+
+
+def test_a_tall_pictures_strips_come_while_it_is_read(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are asked for window by window, finished rows leave, and grids above them are dropped."""
+    stages = make(batch_size=3)
+    monkeypatch.setattr(segmenter, "STRIP_BYTES", 16 * 40 * 80)
+    tall = picture(seed, 800, 40)
+    asked: list[tuple[int, int]] = []
+
+    class Watched:
+        """Not in memory, as far as the stream can tell."""
+
+        height, width = 800, 40
+
+        def rows(self, first: int, last: int) -> Any:
+            asked.append((first, last))
+            return tall.pixels[first:last]
+
+    jobs: list[streaming.Job] = []
+    begin = Segmenter.begin
+
+    def remember(self: Segmenter, frame: Frame) -> streaming.Job:
+        jobs.append(begin(self, frame))
+        return jobs[-1]
+
+    monkeypatch.setattr(Segmenter, "begin", remember)
+    kept = []
+    for strip in stages.stream([stages.frame(Watched())]):
+        assert isinstance(strip, Strip)
+        # No further than the batch that finished this strip, and the strip's own rows of windows.
+        assert asked[-1][1] <= strip.first + len(strip.labels) + 5 * 32
+        kept.append(len(jobs[0].mosaic.grids))
+    assert asked == [(top, top + 32) for top in range(0, 769, 16)]
+    assert max(kept) <= 12
+    assert len(jobs[0].windows) == 98
+
+
+def test_how_far_it_runs_ahead_is_bounded(seed: int) -> None:
+    """A picture whose windows no other picture shares waits for a batch, but not for ever."""
+    stages = make(batch_size=4)
+    taken = []
+
+    def frames() -> Iterator[Frame]:
+        yield stages.frame(picture(seed, 20, 20), 0)  # Its window is smaller than all others.
+        for number in range(1, 40):
+            taken.append(number)
+            yield stages.frame(picture(seed, 40, 40), number)
+
+    first = next(iter(stages.stream(frames())))
+    assert isinstance(first, Strip)
+    assert first.frame.tag == 0
+    # 16 windows are ahead of it: 4 pictures of 4, and the one that was too many.
+    assert len(taken) == 5
+
+
+def test_how_many_pixels_wait_is_bounded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "PIXELS_AHEAD", 40 * 40 + 1)
+    stages = make(batch_size=400)
+    taken = []
+
+    def frames() -> Iterator[Frame]:
+        for number in range(10):
+            taken.append(number)
+            yield stages.frame(picture(seed, 40, 40), number)
+
+    for event in stages.stream(frames()):
+        assert isinstance(event, Strip)
+        assert taken[-1] <= event.frame.tag + 2
+
+
+def test_failures_keep_their_place(seed: int) -> None:
+    stages = make()
+    one = stages.frame(picture(seed, 40, 40), 0)
+    two = stages.frame(picture(seed, 33, 33), 1)
+    error = ImageError("cut short")
+
+    class Torn(ArrayPicture):
+        def rows(self, first: int, last: int) -> Any:
+            if first > 0:
+                raise error
+            return super().rows(first, last)
+
+    torn = stages.frame(picture(seed, 90, 40), "torn")
+    torn = torn._replace(pixels=Torn(picture(seed, 90, 40).pixels))
+    frames = [Failure("gone", OSError("no such file")), one, torn, two, Failure("bad", error)]
+    came = results(stages, frames)
+    assert [event.tag for event in came] == ["gone", 0, "torn", 1, "bad"]
+    assert [isinstance(event, Failure) for event in came] == [True, False, True, False, True]
+    assert came[2].error is error
+    assert np.array_equal(came[3].labels, results(stages, [two])[0].labels)
+
+
+def test_logits_that_are_no_numbers_fail_their_picture_alone(seed: int) -> None:
+    stages = make()
+    size = (3, 40, 40)
+    broken = torch.full(size, torch.nan)
+    whole = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    frames = [
+        Frame(pixels, (40, 40), (40, 40), name)
+        for name, pixels in (("whole", whole), ("broken", broken), ("after", whole))
+    ]
+    came = results(stages, frames)
+    assert [isinstance(event, Failure) for event in came] == [False, True, False]
+    assert "must not hold NaN" in str(came[1].error)
+    assert np.array_equal(came[0].labels, came[2].labels)
+
+
+def test_with_too_little_memory_batches_are_halved_and_nothing_is_lost(seed: int) -> None:
+    many = pictures(seed, (64, 64), (40, 40), (33, 90))
+    plain = make(batch_size=16)
+    spy = Spy(make(batch_size=16), room=3)
+    came = results(spy, (spy.frame(one) for one in many))
+    wanted = results(plain, (plain.frame(one) for one in many))
+    # 9 + 4 + 10 windows: 16 do not fit, nor do 8 or 4, and from then on two run together.
+    assert spy.batches == [2] * 11 + [1]
+    for one, two in zip(came, wanted, strict=True):
+        np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-5)
+
+
+def test_too_little_memory_for_one_window_says_so(seed: int) -> None:
+    spy = Spy(make(batch_size=4), room=0)
+    with pytest.raises(MemoryError, match="not enough memory for one window of 32 × 32.*smaller"):
+        results(spy, [spy.frame(picture(seed, 64, 64))])
+
+
+def test_other_errors_of_a_batch_are_not_hidden(seed: int) -> None:
+    spy = Spy(make())
+    spy.inner.vocabulary = None
+    with pytest.raises(AttributeError):
+        results(spy, [spy.frame(picture(seed, 64, 64))])
