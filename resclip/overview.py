@@ -86,7 +86,7 @@ def attend_coarse(
         )
         return functools.reduce(torch.add, maps) @ coarse.value
     branches = (
-        (scale*query@key.mT).softmax(-1)@coarse.value
+        F.scaled_dot_product_attention(query, key, coarse.value, scale=scale)
         for query, key in zip(queries, coarse.keys, strict=True)
     )
     return functools.reduce(torch.add, branches)

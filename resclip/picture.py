@@ -8,10 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from resclip.images import PixelArray
 from resclip.resizing import resize_rows, source_rows
 
 __all__ = ["ArrayPicture", "Picture", "ResizedPicture"]
+
+
+SOURCE_BYTES = 1 << 26
+"""Pixels of a large picture that are in memory while it is resized: 64 MiB."""
 
 
 class Picture(Protocol):
@@ -73,8 +79,15 @@ class ResizedPicture:
         return self.size[1]
 
     def rows(self, first: int, last: int) -> PixelArray:
-        """The same pixels as those of the whole picture after `resclip.images.resize`."""
+        """The same pixels as those of the whole picture after `resclip.resizing.resize`."""
         height = self.picture.height
-        start, end = source_rows(height, self.height, first, last)
-        rows = self.picture.rows(start, end)
-        return resize_rows(rows, start, height, self.size, first, last)
+        # A picture made much smaller takes many of its rows for each new one: some new rows at a time.
+        source = 3 * self.picture.width * max(1, height // self.height)
+        step = max(1, SOURCE_BYTES // source)
+        runs = []
+        for top in range(first, last, step):
+            bottom = min(top + step, last)
+            start, end = source_rows(height, self.height, top, bottom)
+            rows = self.picture.rows(start, end)
+            runs.append(resize_rows(rows, start, height, self.size, top, bottom))
+        return np.concatenate(runs)

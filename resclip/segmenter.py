@@ -43,7 +43,7 @@ from resclip_kernels.checks import check_count
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-STRIP_BYTES = 1 << 28
+STRIP_BYTES = 1 << 27
 """A result comes out in strips of rows where its stitched logits and labels would take more memory than this."""
 
 READERS = 4

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 ROWS_AT_A_TIME = 512
 """Rows of a large picture that are shrunk together: 184 MB of normalised pixels at a width of 30,000."""
 

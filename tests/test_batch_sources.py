@@ -161,9 +161,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_unicode_is_read_and_made_safe(tmp_path: Path) -> None:
-    path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
-    with open(path, "wb") as stream:  # noqa: PTH123: a Path cannot be made of bytes.
-        stream.write(b"coffee")
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"coffee")
     assert contents(open_source(str(tmp_path))) == {"caf_.jpg": b"coffee"}
 
 

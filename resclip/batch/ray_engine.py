@@ -54,8 +54,8 @@ ITEMS = 1 << 18
 THREADS = 4
 """That read, or write, in one task: they mostly wait for a disk or server."""
 
-RETRIES = 10
-"""Times that a portion is tried again after its process died, so that one that always kills it ends the run."""
+MOST_SECONDS = 86_400
+"""Without any picture done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows, on a core six hours."""
 
 SECONDS_TO_CONNECT = 5.0
 
@@ -159,7 +159,7 @@ def connection(address: str | None) -> Iterator[Any]:
             )
     except RuntimeError as error:
         raise ConnectionError(
-            f"{target or 'this machine'}: expected a Ray cluster to join, got: {first_line(error)}"
+            f"{target or 'this machine'}: expected a Ray cluster to join, got: {summary(error)}"
         ) from error
     try:
         yield ray
@@ -233,8 +233,8 @@ class Crew:
 
     @property
     def task_cores(self) -> float:
-        """For a task that reads or writes: beside a model on one core there is always room for two."""
-        return 1.0 if self.gpus else 0.25
+        """For a task that reads or writes: beside a model on its cores there is always room for one."""
+        return 1.0 if self.gpus else 0.5
 
 
 def plan_crew(
@@ -300,11 +300,11 @@ def pipeline(
 ) -> Any:
     """The Ray data set whose rows are portions of the job's rows."""
     portions = [items[start : start + PORTION] for start in range(0, len(items), PORTION)]
-    # A job of few portions is dealt out to all models several times over.
-    per_call = min(PORTIONS_PER_CALL, max(1, len(portions) // (4 * crew.models)))
+    # A job of few portions is dealt out to all models, twice over.
+    per_call = min(PORTIONS_PER_CALL, max(1, len(portions) // (2 * crew.models)))
     table = packed(*portions)
     options = {"batch_format": "pyarrow"}
-    tasks = {**options, "num_cpus": crew.task_cores, "max_retries": RETRIES}
+    tasks = {**options, "num_cpus": crew.task_cores}
     with quiet_context(ray):
         dataset = ray.data.from_arrow(table, override_num_blocks=min(len(portions), BLOCKS))
         return (
@@ -316,8 +316,6 @@ def pipeline(
                 compute=ray.data.ActorPoolStrategy(size=crew.models),
                 num_cpus=crew.model_cores,
                 num_gpus=crew.gpus,
-                max_restarts=-1,
-                max_task_retries=RETRIES,
                 **options,
             )
             .map_batches(write_portions, batch_size=None, fn_args=(task, store), **tasks)
@@ -331,6 +329,7 @@ def quiet_context(ray: Any) -> Iterator[None]:
     # Blocks are rows: see the module's beginning.
     context.target_max_block_size = 1
     context.raise_original_map_exception = True
+    context.execution_no_progress_timeout_s = MOST_SECONDS
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -352,7 +351,7 @@ def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from error
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"Ray cannot go on: {first_line(error)}") from error
+        raise RuntimeError(f"Ray cannot go on: {summary(error)}") from error
 
 
 def read_portions(table: Any, task: Task) -> Iterator[Any]:
@@ -417,6 +416,7 @@ def unpacked(table: Any) -> Iterator[Any]:
     return (pickle.loads(cell.as_buffer()) for cell in table[COLUMN])
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without the traceback that Ray appends."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def summary(error: BaseException) -> str:
+    """What an error of Ray says in one line: of a traceback that it quotes the last, else the first."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[-1 if "Traceback" in str(error) else 0].strip()

@@ -193,6 +193,8 @@ def merged(store: Store, names: Sequence[str]) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if not names:
+        return
     with ExitStack() as stack:
         files = [stack.enter_context(RowFile(store, name)) for name in names]
         firsts = np.cumsum([0, *(len(file) for file in files)])

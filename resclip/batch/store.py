@@ -156,7 +156,8 @@ class LocalStore(Store):
     def sync(self, names: Iterable[str]) -> None:
         """See `Store`."""
         for folder in sorted({Path(self.location(name)).parent for name in names}):
-            sync_folder(folder)
+            with contextlib.suppress(FileNotFoundError):  # Somebody has removed it since.
+                sync_folder(folder)
 
     def open(self, name: str) -> BinaryIO:
         """See `Store`."""

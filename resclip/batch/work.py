@@ -21,7 +21,7 @@ from resclip.batch.sources import Item
 from resclip.batch.store import Store
 from resclip.batch.task import Task
 from resclip.cli_errors import describe
-from resclip.images import PixelArray, read_image
+from resclip.images import ImageError, PixelArray, read_image
 from resclip.picture import ArrayPicture
 from resclip.segmenter import Segmenter
 from resclip.stream import Failure, Frame
@@ -112,7 +112,11 @@ def read_raster(task: Task, item: Item, started: float) -> Reading | None:
         from resclip.rasters import open_raster
     except ImportError:
         return None
-    with open_raster(path, max_pixels=task.max_pixels) as raster:
+    try:
+        raster = open_raster(path, max_pixels=task.max_pixels)
+    except ImageError:
+        return None  # Pillow reads some that GDAL's rows cannot give, and says what is wrong with the others.
+    with raster:
         size = (raster.height, raster.width)
         place = (raster.crs, raster.transform)
         if size[0] * size[1] > task.block_pixels:

@@ -1,0 +1,409 @@
+"""The manifest: whatever happens to a run, it says what a plain dictionary would."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import hypothesis.strategies as st
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+
+from resclip.batch import manifest as module
+from resclip.batch.manifest import ClassArea, Manifest, Row
+from resclip.batch.rows import merged, schema, table_of
+from resclip.batch.store import Store, open_store
+from resclip.files import write_atomically
+
+SETTINGS = {"method": "resclip", "window": 224, "knobs": {"rcs": {"weight": 0.4}, "layers": [6, 7]}}
+
+
+def row(index: int, name: str | None = None, *, failed: bool = False, mark: float = 1.0) -> Row:
+    """Of a picture; `mark` tells versions of it apart."""
+    name = name or f"sub/{index:04d}.jpg"
+    if failed:
+        return Row(index, name, "failed", f"{name}: damaged", mark, None, None, (), ())
+    areas = (ClassArea(3, "cat, Katze, 猫", 700, 0.7), ClassArea(0, "dog", 300, 0.3))
+    return Row(index, name, "done", None, mark, 20, 50, areas, (f"{name}_labels.png",))
+
+
+def rows_in(store: Store, name: str = "manifest.parquet") -> list[Row]:
+    """The rows of a file, read back by Parquet's own reader."""
+    with store.open(name) as stream:
+        values = pq.read_table(stream).to_pylist()
+    for value in values:
+        value["classes"] = tuple(ClassArea(**area) for area in value["classes"])
+        value["outputs"] = tuple(value["outputs"])
+    return [Row(**value) for value in values]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "out"))
+
+
+@pytest.fixture(params=["local", "remote"])
+def any_store(request: pytest.FixtureRequest, store: Store) -> Iterator[Store]:
+    if request.param == "local":
+        yield store
+        return
+    yield open_store("memory://jobs/out")
+    files = fsspec.filesystem("memory")
+    files.rm("/jobs", recursive=True)
+
+
+def test_rows_come_back_as_they_were_sorted(any_store: Store) -> None:
+    rows = [row(2), row(0), row(1, failed=True), row(3, "é\n'\"猫.jpg")]
+    with Manifest(any_store, SETTINGS) as manifest:
+        assert manifest.done == set()
+        for one in rows:
+            manifest.add(one)
+        assert manifest.done == {row(0).name, row(2).name, "é\n'\"猫.jpg"}
+    assert rows_in(any_store) == sorted(rows, key=lambda one: one.index)
+    assert any_store.list("") == ("manifest.parquet",)
+    with any_store.open("manifest.parquet") as stream:
+        file = pq.ParquetFile(stream)
+        assert file.schema_arrow.equals(schema())
+        assert json.loads(file.schema_arrow.metadata[b"resclip"]) == SETTINGS
+        assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_a_run_without_rows_leaves_an_empty_manifest(any_store: Store) -> None:
+    Manifest(any_store, SETTINGS).close()
+    assert rows_in(any_store) == []
+    Manifest(any_store, SETTINGS).close()
+
+
+def test_a_killed_run_is_taken_up_again(any_store: Store) -> None:
+    """Kill: the object is dropped, with rows in its buffer."""
+    manifest = Manifest(any_store, SETTINGS)
+    manifest.add(row(0))
+    manifest.add(row(1, failed=True))
+    manifest.flush()
+    manifest.add(row(2))
+    del manifest
+    assert any_store.list("manifest.parts/") == ("manifest.parts/000000.parquet",)
+    with Manifest(any_store, SETTINGS) as again:
+        assert again.done == {row(0).name}
+        again.add(row(1, mark=2))
+    assert rows_in(any_store) == [row(0), row(1, mark=2)]
+
+
+def test_rows_of_pictures_that_are_gone_are_kept(store: Store) -> None:
+    with Manifest(store, SETTINGS) as manifest:
+        manifest.add(row(0, "gone.jpg"))
+        manifest.add(row(1, "stays.jpg"))
+    with Manifest(store, SETTINGS) as manifest:
+        assert manifest.done == {"gone.jpg", "stays.jpg"}
+        manifest.add(row(0, "stays.jpg", mark=2))
+    assert rows_in(store) == [row(0, "gone.jpg"), row(0, "stays.jpg", mark=2)]
+
+
+def test_nothing_new_leaves_the_file_alone(store: Store) -> None:
+    with Manifest(store, SETTINGS) as manifest:
+        manifest.add(row(0))
+    path = store.local_path("manifest.parquet")
+    assert path is not None
+    before = path.stat()
+    Manifest(store, SETTINGS).close()
+    assert path.stat().st_ino == before.st_ino
+
+
+operations = st.one_of(
+    st.tuples(st.just("add"), st.integers(0, 9), st.integers(0, 12), st.booleans()),
+    st.sampled_from([("flush",), ("kill",), ("close",)]),
+)
+
+
+@given(st.lists(operations, max_size=30), st.integers(1, 5), st.integers(2, 4))
+@settings(max_examples=25, deadline=None)
+def test_any_history_gives_what_a_dictionary_gives(
+    history: list[Any], most_rows: int, most_parts: int
+) -> None:
+    """Small limits, so that parts are written and compacted often; indexes change between runs."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MOST_ROWS", most_rows)
+        patch.setattr(module, "MOST_PARTS", most_parts)
+        patch.setattr("resclip.batch.rows.ROWS_AT_ONCE", 3)
+        patch.setattr("resclip.batch.rows.ROWS_READ", 2)
+        patch.setattr("os.fsync", lambda _: None)
+        store = open_store(folder)
+        manifest: Manifest | None = Manifest(store, SETTINGS)
+        kept: dict[str, Row] = {}
+        buffered: dict[str, Row] = {}
+        mark = 0.0
+        for operation, *arguments in history:
+            if manifest is None:
+                manifest = Manifest(store, SETTINGS)
+                assert manifest.done == {one.name for one in kept.values() if one.status == "done"}
+            if operation == "add":
+                name, index, failed = arguments
+                mark += 1
+                one = row(index, f"{name}.jpg", failed=failed, mark=mark)
+                manifest.add(one)
+                buffered[one.name] = one
+                if len(buffered) >= most_rows:
+                    kept |= buffered
+                    buffered = {}
+                now = kept | buffered
+                assert manifest.done == {one.name for one in now.values() if one.status == "done"}
+                assert len(store.list("manifest.parts/")) <= most_parts
+                continue
+            if operation == "flush":
+                manifest.flush()
+            elif operation == "close":
+                manifest.close()
+            if operation != "kill":
+                kept |= buffered
+            buffered = {}
+            if operation != "flush":
+                manifest = None
+        if manifest is None:
+            manifest = Manifest(store, SETTINGS)
+        manifest.close()
+        kept |= buffered
+        expected = sorted(kept.values(), key=lambda one: (one.index, one.name))
+        assert rows_in(store) == expected
+        assert store.list("") == ("manifest.parquet",)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("steps", range(14))
+def test_killed_at_any_step_of_merging_nothing_is_lost_or_twice(
+    steps: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write and removal of a file counts as a step; a merge of 5 parts, compacted to 1 and 2 more, has 11."""
+    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MOST_PARTS", 4)
+    with Manifest(store, SETTINGS) as manifest:
+        for index in range(4):
+            manifest.add(row(index, failed=index < 3))
+    left = steps
+    recorded = {row(index).name: row(index, failed=index < 3) for index in range(4)}
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+
+    create, remove = type(store).create, type(store).remove
+
+    def created(self: Any, name: str) -> Any:
+        step()
+        return create(self, name)
+
+    def removed(self: Any, name: str) -> None:
+        step()
+        remove(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "create", created)
+        patch.setattr(type(store), "remove", removed)
+        try:
+            manifest = Manifest(store, SETTINGS)
+            for index in (0, 1, 2, 0, 1):
+                new = row(index, mark=7 - left)
+                pending = {new.name: new}
+                manifest.add(new)
+                recorded |= pending
+            manifest.close()
+        except Killed:
+            pass
+        del manifest
+    # A row counts as recorded once `add` came back; the one in between may be there or not.
+    with Manifest(store, SETTINGS) as again:
+        done = {one.name for one in recorded.values() if one.status == "done"}
+        assert done <= again.done <= done | set(pending)
+    assert rows_in(store) in (
+        sorted(recorded.values(), key=lambda one: one.index),
+        sorted((recorded | pending).values(), key=lambda one: one.index),
+    )
+
+
+def test_a_late_row_takes_all_to_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    manifest = Manifest(store, SETTINGS)
+    manifest.add(row(0))
+    now += 1.9
+    manifest.add(row(1))
+    assert store.list("manifest.parts/") == ()
+    now += 0.1
+    manifest.add(row(2))
+    assert rows_in(store, "manifest.parts/000000.parquet") == [row(0), row(1), row(2)]
+    manifest.add(row(3))
+    assert len(store.list("manifest.parts/")) == 1
+    manifest.close()
+
+
+def test_files_are_on_the_disk_before_their_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    sync, create = type(store).sync, type(store).create
+
+    def synced(self: Any, names: Any) -> None:
+        names = list(names)
+        events.extend(f"sync {name.rpartition('/')[0]}" for name in names)
+        sync(self, names)
+
+    def created(self: Any, name: str) -> Any:
+        events.append(f"create {name}")
+        return create(self, name)
+
+    store.write(f"{row(0).name}_labels.png", b"")
+    monkeypatch.setattr(type(store), "sync", synced)
+    monkeypatch.setattr(type(store), "create", created)
+    manifest = Manifest(store, SETTINGS)
+    manifest.add(row(0))
+    manifest.add(row(1))
+    manifest.flush()
+    assert events == ["sync sub", "create manifest.parts/000000.parquet", "sync manifest.parts"]
+    manifest.close()
+
+
+def test_a_full_disk_loses_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest(store, SETTINGS)
+    manifest.add(row(0))
+    manifest.flush()
+    manifest.add(row(1))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match=r"No space left.*manifest\.parts"):
+            manifest.flush()
+    assert store.list("manifest.parts/") == ("manifest.parts/000000.parquet",)
+    manifest.close()
+    assert rows_in(store) == [row(0), row(1)]
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({**SETTINGS, "method": "naclip"}, r"method: 'resclip' there, 'naclip' now\)"),
+        (
+            {**SETTINGS, "knobs": {"rcs": {"weight": 0.5}, "layers": [6, 7]}},
+            r"knobs\.rcs\.weight: 0\.4 there, 0\.5 now",
+        ),
+        ({**SETTINGS, "new": None}, "new: nothing there, None now"),
+        ({"method": "resclip"}, r"knobs: .* there, nothing now; window: 224 there, nothing now"),
+        ({str(number): number for number in range(9)}, "; 9 more"),
+    ],
+)
+@pytest.mark.parametrize("killed", [False, True])
+def test_other_settings_are_refused(
+    now: dict[str, Any], message: str, killed: bool, store: Store
+) -> None:
+    first = Manifest(store, SETTINGS)
+    first.add(row(0))
+    first.flush() if killed else first.close()
+    del first
+    with pytest.raises(ValueError, match=message) as caught:
+        Manifest(store, now)
+    assert "another --out, or --overwrite" in str(caught.value)
+    with Manifest(store, SETTINGS) as again:  # and the lock is free, the rows are there
+        assert again.done == {row(0).name}
+    with Manifest(store, now, overwrite=True) as new:
+        assert new.done == set()
+        new.add(row(5))
+    assert rows_in(store) == [row(5)]
+
+
+def test_settings_that_are_equal_as_json_are_the_same(store: Store) -> None:
+    Manifest(store, {"layers": (6, 7), "a": 1, "b": 2}).close()
+    Manifest(store, {"b": 2, "a": 1, "layers": [6, 7]}).close()
+    with pytest.raises(TypeError, match="JSON"):
+        Manifest(store, {"when": dt.date(2025, 1, 1)})
+
+
+@pytest.mark.parametrize("name", ["manifest.parquet", "manifest.parts/000003.parquet"])
+def test_a_file_that_is_no_manifest(name: str, store: Store) -> None:
+    path = store.local_path(name)
+    assert path is not None
+    other = pa.table({"a": [1]})
+    ours = table_of([row(0)]).drop_columns(["seconds"])
+    contents: list[tuple[Any, str]] = [
+        (b"nothing", "got another or a damaged file"),
+        (b"", "got another or a damaged file"),
+        (other, "got another or a damaged file"),
+        (ours.replace_schema_metadata({"resclip": "no json"}), "got another or a damaged file"),
+        (ours.replace_schema_metadata({"resclip": "{}"}), "another version"),
+    ]
+    for content, message in contents:
+        if isinstance(content, bytes):
+            write_atomically(path, content)
+        else:
+            pq.write_table(content, path)
+        with pytest.raises(ValueError, match=message) as caught:
+            Manifest(store, {})
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with Manifest(store, {}, overwrite=True) as manifest:
+        assert manifest.done == set()
+    assert rows_in(store) == []
+
+
+def test_two_runs_on_one_folder(store: Store) -> None:
+    first = Manifest(store, SETTINGS)
+    first.add(row(0))
+    for overwrite in (False, True):
+        with pytest.raises(OSError, match="expected a folder that no run is writing to"):
+            Manifest(store, SETTINGS, overwrite=overwrite)
+    first.close()
+    Manifest(store, SETTINGS).close()
+    assert rows_in(store) == [row(0)]
+
+
+def test_parts_stay_few_and_rows_are_not_written_too_often(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 parts of one row; all of them merged at every 10th would be 4,800 rows written."""
+    monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(module, "MOST_PARTS", 10)
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    written = 0
+    writing = module.write_table
+
+    def count(*arguments: Any) -> int:
+        nonlocal written
+        rows = writing(*arguments)
+        written += rows
+        return rows
+
+    monkeypatch.setattr(module, "write_table", count)
+    manifest = Manifest(store, SETTINGS)
+    for index in range(300):
+        manifest.add(row(index, failed=True))
+        assert len(store.list("manifest.parts/")) <= 10
+    assert written < 300 * 8
+    manifest.close()
+    assert [one.index for one in rows_in(store)] == list(range(300))
+
+
+def test_a_merge_holds_little_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of at most 100 rows, in order, of parts that came in any."""
+    monkeypatch.setattr("resclip.batch.rows.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(module, "MOST_ROWS", 37)
+    manifest = Manifest(store, SETTINGS)
+    for index in range(1000):
+        manifest.add(row(index * 379 % 1000))
+    manifest.flush()
+    tables = list(merged(store, store.list("manifest.parts/")))
+    assert [len(table) for table in tables] == [100] * 10
+    assert pa.concat_tables(tables)["index"].to_pylist() == list(range(1000))
+    manifest.close()

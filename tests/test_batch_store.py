@@ -1,0 +1,249 @@
+"""The output folder: here or at a URL, every file is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from resclip.batch.lock import FolderLock
+from resclip.batch.store import LocalStore, RemoteStore, Store, open_store
+from resclip.files import temporary_name
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A folder that is not there yet, two levels down."""
+    if request.param == "local":
+        yield open_store(str(tmp_path / "jobs" / "out"))
+        return
+    yield open_store("memory://jobs/out/")
+    files = fsspec.filesystem("memory")
+    if files.exists("/jobs"):
+        files.rm("/jobs", recursive=True)
+
+
+def test_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_store("out/") == LocalStore(str(tmp_path / "out"))
+    assert open_store(f"file://{tmp_path}/out") == LocalStore(str(tmp_path / "out"))
+    assert open_store("memory://b/out/") == RemoteStore("memory://b/out")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="nobody://x"):
+        open_store("nobody://x")
+
+
+def test_files_are_written_read_listed_and_removed(store: Store) -> None:
+    names = ["a.png", "sub/c.json", "sub/deep/b é.png", "subway.txt"]
+    assert store.list("") == ()
+    assert store.list("sub/") == ()
+    for name in names:
+        assert store.read(name) is None
+        assert not store.exists(name)
+        store.write(name, name.encode())
+        store.write(name, name.encode() + b"!")
+    store.sync(names)
+    other = pickle.loads(pickle.dumps(store))
+    assert other == store
+    assert [other.read(name) for name in names] == [name.encode() + b"!" for name in names]
+    assert all(store.exists(name) for name in names)
+    assert not store.exists("sub")
+    assert store.list("") == tuple(names)
+    assert store.list("sub/") == ("sub/c.json", "sub/deep/b é.png")
+    assert store.list("sub") == ("sub/c.json", "sub/deep/b é.png", "subway.txt")
+    store.remove("a.png")
+    store.remove("a.png")
+    assert store.list("")[0] == "sub/c.json"
+
+
+def test_large_files_are_made_elsewhere_and_moved(store: Store) -> None:
+    with store.create("stream.bin") as stream:
+        stream.write(b"first")
+        assert not store.exists("stream.bin")
+        stream.write(b" last")
+    assert store.read("stream.bin") == b"first last"
+    with store.open("stream.bin") as reading:
+        reading.seek(6)
+        assert reading.read() == b"last"
+    with contextlib.suppress(KeyError), store.create("stream.bin") as stream:
+        stream.write(b"half")
+        raise KeyError
+    assert store.read("stream.bin") == b"first last"
+    folder = store.scratch()
+    (folder / "made.tif").write_bytes(b"raster")
+    store.put_file(folder / "made.tif", "sub/put.tif")
+    assert store.read("sub/put.tif") == b"raster"
+
+
+def test_names_stay_in_the_folder(store: Store) -> None:
+    for name in ("", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", "./a", "a\\..\\b"):
+        with pytest.raises(ValueError, match="relative name"):
+            store.write(name, b"")
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(store: Store) -> None:
+    kept = ["a.png", ".hidden", "sub/.resclip-notes.txt", "sub/x.tmp"]
+    for name in kept:
+        store.write(name, b"kept")
+    left = [temporary_name(), f"sub/{temporary_name()}"]
+    for name in left:
+        store.write(name, b"half")
+    if isinstance(store, LocalStore):
+        (store.scratch() / "labels.tif").touch()
+    store.clean()
+    assert store.list("") == tuple(sorted(kept))
+    assert not any(store.exists(name) for name in left)
+    if isinstance(store, LocalStore):
+        assert len(list(Path(store.root).iterdir())) == 3
+
+
+def test_a_folder_that_can_be_written_to_is_left_empty(store: Store) -> None:
+    store.check_writable()
+    assert store.list("") == ()
+    if isinstance(store, LocalStore):
+        assert list(Path(store.root).iterdir()) == []
+
+
+def test_local_paths(store: Store) -> None:
+    path = store.local_path("sub/a.tif")
+    if isinstance(store, RemoteStore):
+        assert path is None
+    else:
+        assert path == Path(store.root, "sub/a.tif")
+        assert path.parent.is_dir()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/out", "/dev/null/out"])
+def test_a_folder_that_cannot_be_made(place: str, tmp_path: Path) -> None:
+    """Root may write anywhere, but not below a file, nor into /proc."""
+    (tmp_path / "file").touch()
+    out = place if place.startswith("/") else str(tmp_path / place)
+    with pytest.raises(OSError, match=out.split("/")[1]) as caught:
+        open_store(out).check_writable()
+    assert caught.value.strerror
+    assert caught.value.filename
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_refuses_files(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        open_store(str(tmp_path)).check_writable()
+    assert caught.value.filename.startswith(str(tmp_path))
+
+
+def test_a_server_that_refuses_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("memory://jobs/out")
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("AccessDenied: no PutObject for you")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
+    with pytest.raises(OSError, match="AccessDenied.*memory://jobs/out/a"):
+        store.write("a", b"")
+
+
+def test_a_full_disk_leaves_neither_the_file_nor_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space.*a.png"):
+        store.write("a.png", b"data")
+    with pytest.raises(OSError, match="No space.*a.png"), store.create("a.png") as stream:
+        stream.write(b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_from_another_disk_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "out"))
+    made = tmp_path / "made.tif"
+    made.write_bytes(b"raster")
+    replace = Path.replace
+
+    def across(self: Path, target: Any) -> Path:
+        if self == made:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", across)
+    store.put_file(made, "a.tif")
+    assert store.list("") == ("a.tif",)
+    assert store.read("a.tif") == b"raster"
+
+
+def test_many_files_need_one_sync_of_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    names = [f"{folder}/{number}.png" for folder in "ab" for number in range(20)]
+    for name in names:
+        store.write(name, b"")
+    synced: list[str] = []
+    monkeypatch.setattr("resclip.batch.store.sync_folder", lambda path: synced.append(path.name))
+    store.sync(names)
+    assert synced == ["a", "b"]
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.lock"
+    first = FolderLock(path)
+    with pytest.raises(OSError, match=f"process {os.getpid()} on .*wait for it") as caught:
+        FolderLock(path)
+    assert caught.value.errno == errno.EBUSY
+    assert path.exists()
+    first.release()
+    first.release()
+    assert not path.exists()
+    second = FolderLock(path)
+    del second  # as a process that is killed lets go of it, without removing it
+    assert path.exists()
+    FolderLock(path).release()
+
+
+def test_a_lock_of_a_process_that_was_killed_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.lock"
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held = FolderLock(path)
+        os.write(told, b"!" if held else b"")
+        os.read(os.pipe()[0], 1)  # until it is killed
+    os.read(ready, 1)
+    with pytest.raises(OSError, match=f"process {child} "):
+        FolderLock(path)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    FolderLock(path).release()
+    os.close(ready)
+    os.close(told)
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    locks = [FolderLock(tmp_path / "lock") for _ in range(2)]
+    for lock in locks:
+        lock.release()
