@@ -2,8 +2,9 @@
 
 `report.py` prints the figures of results/benchmark.json and of the methods in results/builtin.json beside what they
 must reach, and writes between the README's markers: both as tables, the figures of every results/gpu_*.json, and what
-the quick start and `resclip evaluate` print; into docs/evaluation.md the published figures. `report.py --figures` only
-prints, and fails where a figure falls short.
+the quick start and `resclip evaluate` print; into docs/evaluation.md the published figures, into docs/scale.md and
+docs/high-resolution.md what was measured for them. `report.py --figures` only prints, and fails where a figure falls
+short.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import high_resolution_table
+import scale_tables
 
 from resclip.cli_evaluate import METHODS
 from resclip.evaluation.protocol import row_names, selection
@@ -210,12 +214,25 @@ def fill(text: str, name: str, content: str) -> str:
     return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
 
 
+def fill_file(path: Path, contents: dict[str, str]) -> None:
+    """Replace what stands between a file's markers."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in contents.items():
+        text = fill(text, name, content)
+    path.write_text(text, encoding="utf-8")
+
+
+def stored(name: str) -> Any:
+    """What a benchmark has written into results/."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
 def main() -> int:
     """Print the figures; write or check the README."""
     parser = argparse.ArgumentParser(description="Figures and the README's tables.")
     parser.add_argument("--figures", action="store_true", help="print the figures, no more")
     only_figures = parser.parse_args().figures
-    run = json.loads((RESULTS / "benchmark.json").read_text())
+    run = stored("benchmark")
     methods = Report.read(RESULTS / "builtin.json").sets["builtin"]
     rows = [*figures(run), *method_figures(methods)]
     for row in rows:
@@ -224,19 +241,26 @@ def main() -> int:
     if only_figures:
         return int(not all(row.reached for row in rows))
     readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, content in (
-        ("figures", figure_table(run)),
-        ("gpu", gpu_table(RESULTS)),
-        ("methods", method_table(methods)),
-        ("evaluate", evaluation_output(methods)),
-        ("quick start", quick_start(text)),
-    ):
-        text = fill(text, name, content)
-    readme.write_text(text, encoding="utf-8")
-    manual = ROOT / "docs/evaluation.md"
-    manual.write_text(
-        fill(manual.read_text(encoding="utf-8"), "published", published_table()), encoding="utf-8"
+    fill_file(
+        readme,
+        {
+            "figures": figure_table(run),
+            "gpu": gpu_table(RESULTS),
+            "methods": method_table(methods),
+            "evaluate": evaluation_output(methods),
+            "quick start": quick_start(readme.read_text(encoding="utf-8")),
+        },
+    )
+    fill_file(ROOT / "docs/evaluation.md", {"published": published_table()})
+    fill_file(
+        ROOT / "docs/scale.md",
+        {
+            "batch": scale_tables.batch_tables(stored("batch")),
+            "gigapixel": scale_tables.gigapixel_table(stored("gigapixel")),
+        },
+    )
+    fill_file(
+        ROOT / "docs/high-resolution.md", high_resolution_table.tables(stored("high_resolution"))
     )
     return 0
 

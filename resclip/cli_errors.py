@@ -15,6 +15,8 @@ def describe(error: Exception) -> str:
     """One line that says what `error` says."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
+        if isinstance(error, MemoryError) and text.startswith("there is not enough"):
+            return text
         return "out of memory; try a smaller --batch-size, --window or --short-side"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -17,6 +17,7 @@ from resclip.class_names import parse_entries
 from resclip.correlation import Correlation
 from resclip.encoder import DenseEncoder
 from resclip.errors import UnknownWordsWarning
+from resclip.memory import cap_memory
 from resclip.methods import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.presets import find_preset
 from resclip.proxies import find_proxy
@@ -108,6 +109,8 @@ def load(
     chosen = replace(chosen, rcs=with_knobs(chosen.rcs, rcs), sfr=with_knobs(chosen.sfr, sfr))
     place = choose_device(device)
     dtype = choose_precision(precision, place)
+    if max_memory is not None:
+        cap_memory(place, max_memory)
     loaded = load_model(model, pretrained, device=place, dtype=dtype)
     if not isinstance(classes, Vocabulary):
         if model == BUILTIN:

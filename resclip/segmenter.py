@@ -138,15 +138,16 @@ class Segmenter:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides a result, as JSON-able values."""
+        overview = as_dict(self.encoder.overview)
         return {
             **self.source,
+            **({} if overview is None else {"overview": overview}),
             "base": self.encoder.base.name,
             "correlation": as_dict(self.encoder.correlation),
             "proxy": as_dict(self.encoder.final.proxy_attention),
             "rcs": as_dict(self.encoder.rcs),
             "rcs_layers": list(self.encoder.layers),
             "sfr": as_dict(self.encoder.sfr),
-            "overview": as_dict(self.encoder.overview),
             "final_block": self.encoder.final_block,
             "neighbourhood_std": self.encoder.neighbourhood_std,
             "implementation": self.encoder.implementation.value,

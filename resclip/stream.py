@@ -272,7 +272,7 @@ class _Stream:
                     height, width = key[:2]
                     raise MemoryError(
                         f"there is not enough memory for one window of {height} × {width} pixels: take a smaller "
-                        "window or short side, fewer classes, or half precision on a GPU"
+                        "--window or --short-side, fewer classes, or --precision fp16 on a GPU"
                     ) from error
                 crops.extendleft(reversed(batch))
                 self.limits[key] = len(batch) // 2

@@ -1,24 +1,28 @@
-"""Parts of a batch job whose processes die once, as by `kill -9`, at a given place: other processes import this too."""
+"""Models, pictures and folders of a batch job on Ray whose processes die once, as by `kill -9`, at a given place.
+
+Other processes import this too, so it imports little.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batch_support import toy_segmenter
+import torch
 
-from resclip import Segmenter, Vocabulary
 from resclip.batch.items import Item
 from resclip.batch.store import LocalStore
-from resclip.stream import Frame, Job
+from resclip.stream import Failure, Frame, Job, Strip
 
 
 def die_once(notes: str, what: str) -> None:
-    """End this process the first time that anybody asks for it; the note says that it did."""
+    """End this process the first time that anybody comes here; a note says that it did."""
     try:
         Path(notes, f"killed-{what}").touch(exist_ok=False)
     except FileExistsError:
@@ -36,38 +40,22 @@ def models(notes: Path) -> set[int]:
     return {int(path.name.removeprefix("model-")) for path in notes.glob("model-*")}
 
 
-def alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     try:
-        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
+    return state != "Z"
 
 
-def load(
-    notes: str,
-    *,
-    classes: Vocabulary,
-    dies_at: int = 0,
-    seconds: float = 0.0,
-    error: Exception | None = None,
-    **settings: Any,
-) -> Segmenter:
-    """The toy segmenter, in the place of `resclip.load`.
+def load_fragile(notes: str, *, dies_at: int, **settings: Any) -> Any:
+    """The toy segmenter; its process dies once, as it begins the picture of this number."""
+    from batch_support import toy_segmenter
 
-    Args:
-        notes: a folder; this process's number is noted there.
-        classes: the driver's.
-        dies_at: which picture it does not survive, once.
-        seconds: that each picture takes.
-        error: that is raised instead.
-    """
-    if error is not None:
-        raise error
-    assert settings["device"] == "cpu"
-    assert settings["precision"] == "fp32"
-    assert settings["cache"] is None
+    assert (settings["device"], settings["precision"]) == ("cpu", "fp32")
+    assert torch.get_num_threads() == 1  # A share of a machine with one core.
     segmenter = toy_segmenter(batch_size=settings["batch_size"])
-    segmenter.vocabulary = classes
+    segmenter.vocabulary = settings["classes"]
     Path(notes, f"model-{os.getpid()}").touch()
     begin = segmenter.begin
     begun = 0
@@ -75,13 +63,41 @@ def load(
     def fragile(frame: Frame) -> Job:
         nonlocal begun
         begun += 1
-        time.sleep(seconds)
         if begun == dies_at:
             die_once(notes, "model")
         return begin(frame)
 
     segmenter.begin = fragile
     return segmenter
+
+
+def load_slow(notes: str, *, seconds: float, **settings: Any) -> Any:
+    """A model whose classes are shades of grey, that takes so long for each picture."""
+    Path(notes, f"model-{os.getpid()}").touch()
+    return Shades(seconds)
+
+
+def load_nothing(error: Exception, **settings: Any) -> Any:
+    """A model that cannot be loaded."""
+    raise error
+
+
+class Shades:
+    """What a batch job needs of a segmenter."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def stream(self, frames: Iterable[Frame | Failure]) -> Iterator[Strip | Failure]:
+        for frame in frames:
+            if isinstance(frame, Failure):
+                yield frame
+                continue
+            time.sleep(self.seconds)
+            pixels = torch.tensor(frame.pixels.rows(0, frame.shape[0])).float()
+            shades = pixels.mean(2)[None, None]
+            labels = torch.nn.functional.interpolate(shades, frame.size)[0, 0].long() * 3 // 256
+            yield Strip(frame, 0, labels, labels / 3)
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ class FragileItem(Item):
 
 @dataclass(frozen=True)
 class FragileStore(LocalStore):
-    """A folder in which the first writer of a file dies: behind the write, before anybody knows of it."""
+    """A folder in which the first writer of a file dies, before anybody knows that it is written."""
 
     notes: str = ""
     victim: str = ""
@@ -106,3 +122,10 @@ class FragileStore(LocalStore):
         super().write(name, data)
         if name == self.victim:
             die_once(self.notes, "writer")
+
+
+class FullStore(LocalStore):
+    """A folder on a disk that is full."""
+
+    def write(self, name: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.location(name))

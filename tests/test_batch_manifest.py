@@ -179,13 +179,14 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
+@pytest.mark.parametrize("most_parts", [4, 9])
 @pytest.mark.parametrize("steps", range(14))
 def test_killed_at_any_step_of_merging_nothing_is_lost_or_twice(
-    steps: int, store: Store, monkeypatch: pytest.MonkeyPatch
+    steps: int, most_parts: int, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every write and removal of a file counts as a step; a merge of 5 parts, compacted to 1 and 2 more, has 11."""
+    """Every write and removal of a file is a step: 11 for 5 parts that are merged, 13 if they are compacted before."""
     monkeypatch.setattr(module, "MOST_ROWS", 1)
-    monkeypatch.setattr(module, "MOST_PARTS", 4)
+    monkeypatch.setattr(module, "MOST_PARTS", most_parts)
     with Manifest(store, SETTINGS) as manifest:
         for index in range(4):
             manifest.add(row(index, failed=index < 3))

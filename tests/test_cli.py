@@ -16,7 +16,7 @@ from PIL import Image
 
 import resclip
 from resclip.errors import WeightsUnavailable
-from resclip.methods import ProxyAttention
+from resclip.methods import Overview, ProxyAttention
 
 ROOT = Path(resclip.__file__).parents[1]
 
@@ -40,12 +40,14 @@ def test_options_reach_the_segmenter(stand_in: StandIn, picture: Path, tmp_path:
     options += " --precision bf16 --window 336 --stride 56 --batch-size 3 --short-side 448"
     options += " --threshold 0.25 --implementation torch --no-overlay --no-cache"
     options += " --correlation qq,window=7 --rcs layers=3,6-9 --sfr rounds=2 --templates short"
+    options += " --overview weight=0.3,side=448"
     where = ["segment", picture, "--classes", "a", "--out", tmp_path / "out"]
     assert run(*where, *options.split()) == 0
     progress = stand_in.asked.pop("progress")
     assert progress is False
     assert stand_in.asked.pop("rcs") == {"layers": "3,6-9"}
     assert stand_in.asked.pop("sfr") == {"rounds": 2}
+    assert stand_in.asked.pop("overview") == Overview(weight=0.3, side=448)
     assert stand_in.asked == {
         "model": "ViT-B-16",
         "pretrained": "openai",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
 from resclip.errors import UnknownWordsWarning
+from resclip.images import ImageError
 from resclip.loading import choose_device, choose_precision
-from resclip.segmenter import normalise
+from resclip.methods import Overview
+from resclip.segmenter import READERS, normalise
 
 CLASSES = ["cat, kitten", "dog", "grass"]
 
@@ -179,3 +183,84 @@ def test_the_model_in_the_box_says_which_words_it_has_never_read() -> None:
         result = load(classes=["sky", "night sky", "house, tree"]).segment(picture(40, 60))
     assert result.settings["preset"] == "builtin"
     assert result.settings["model"] == "builtin"
+
+
+def test_many_pictures_come_in_order_and_bad_ones_in_their_place(tmp_path: Path) -> None:
+    images: list[Any] = [picture(40 + number, 60, number) for number in range(7)]
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    images.insert(3, tmp_path / "bad.png")
+    segmenter = make(batch_size=5)
+    results = list(segmenter.segment_many(iter(images), return_errors=True))
+    assert isinstance(results[3], ImageError)
+    for image, result in zip(images[:3] + images[4:], results[:3] + results[4:], strict=True):
+        assert isinstance(result, Segmentation)
+        assert np.array_equal(result.image, image)
+        assert np.array_equal(result.labels, segmenter.segment(image).labels)
+    stream = segmenter.segment_many(images)
+    assert [next(stream).labels.shape[0] for _ in range(3)] == [40, 41, 42]
+    with pytest.raises(ImageError, match="bad.png"):
+        next(stream)
+
+
+def test_many_pictures_are_read_as_they_are_needed() -> None:
+    """And no more of them than threads and batches need, of a source without an end."""
+    taken = []
+
+    def endless() -> Iterator[np.ndarray]:
+        for number in itertools.count():
+            taken.append(number)
+            yield picture(40, 60, number)
+
+    stream = make(batch_size=4).segment_many(endless())
+    for number in range(12):
+        next(stream)
+        assert len(taken) <= number + 2 * READERS + 4
+    stream.close()
+
+
+def test_large_pictures_can_be_refused() -> None:
+    image = Image.fromarray(picture(40, 60))
+    with pytest.raises(ImageError, match="at most 2,399 pixels, got 2,400"):
+        list(make().segment_many([image], max_pixels=2399))
+
+
+def mixed(**arguments: Any) -> Segmenter:
+    dense = DenseEncoder(toy_clip().visual, rcs=RCS(), overview=Overview(weight=0.5))
+    vocabulary = Vocabulary.from_names(CLASSES, toy_clip(), toy_tokenizer, templates=["{}"])
+    return Segmenter(
+        dense, vocabulary, **{"window": 32, "stride": 16, "short_side": 0, **arguments}
+    )
+
+
+def test_windows_with_an_overview_see_the_whole_picture() -> None:
+    """What lies outside a window changes its labels' probabilities; without an overview it does not."""
+    image = picture(64, 64, 1)
+    other = image.copy()
+    other[:, 32:] = 255 - other[:, 32:]
+    for make_one, same in ((mixed, False), (make, True)):
+        segmenter = make_one(window=32, stride=32, short_side=0)
+        left = [segmenter.segment(one).probabilities[:, :32] for one in (image, other)]
+        assert np.array_equal(*left) is same
+    assert mixed().settings["overview"] == {"weight": 0.5, "side": 0}
+    assert "overview" not in make().settings
+
+
+def test_an_overview_does_not_depend_on_the_batch() -> None:
+    images = [picture(*size, number) for number, size in enumerate([(64, 40), (40, 64), (50, 50)])]
+    together = mixed(pad_batches=True, batch_size=7).segment(images)
+    for image, shared in zip(images, together, strict=True):
+        alone = mixed(pad_batches=True, batch_size=7).segment(image)
+        assert np.array_equal(alone.probabilities, shared.probabilities)
+
+
+def test_an_overview_of_the_whole_picture_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match="window 0 is the whole picture"):
+        mixed(window=0)
+
+
+def test_batches_are_as_large_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: 1 << 20)
+    with pytest.raises(ValueError, match="one window of 32 × 32 pixels with 4 queries needs about"):
+        make().segment(picture(48, 48))
+    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: 1 << 34)
+    make(max_memory=1 << 34).segment(picture(48, 48))

@@ -133,7 +133,15 @@ class Files:
         text = self.texts[index]
         name = self.names[index] if self.names is not None else ""
         name = name or name_of(inside(self.base, plain(text))) or f"{index:09d}"
-        return Entry(name, join(self.base, text) if text else "")
+        return Entry(name, self.location(text))
 
     def __iter__(self) -> Iterator[Entry]:
         return (self[index] for index in range(len(self)))
+
+    def locations(self) -> Iterator[str]:
+        """Where they are, one after the other."""
+        return map(self.location, self.texts)
+
+    def location(self, text: str) -> str:
+        """Where one of `texts` is; "" for ""."""
+        return join(self.base, text) if text else ""

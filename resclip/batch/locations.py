@@ -45,6 +45,7 @@ PACKAGES = {
 }
 """Which package opens what; fsspec itself names the rest."""
 
+_UNTIDY = re.compile(r"(^|/)\.?(/|$)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
@@ -87,7 +88,9 @@ def join(folder: str, location: str) -> str:
     if is_url(location):
         return plain(location)
     if not is_url(folder):
-        return str(Path(folder, location))
+        if os.sep == "/" and not location.startswith("/") and not _UNTIDY.search(location):
+            return location if folder == "." else f"{folder.rstrip('/')}/{location}"
+        return str(Path(folder, location))  # The same, and 10 microseconds slower.
     if folder.lower().startswith(("http://", "https://")):
         return urljoin(f"{folder}/", location)
     scheme, _, path = folder.partition("://")
@@ -96,7 +99,7 @@ def join(folder: str, location: str) -> str:
 
 def inside(folder: str, location: str) -> str:
     """`location` relative to `folder` with "/" between names, where it lies below it; else `location` as it is."""
-    if not is_url(location):
+    if os.sep != "/" and not is_url(location):
         folder, location = (text.replace(os.sep, "/") for text in (folder, location))
     beginning = "" if folder == "." else folder.rstrip("/") + "/"
     return location.removeprefix(beginning)

@@ -191,7 +191,7 @@ class Manifest:
         So each row is written again only as often as the rows double: 6 times for a million.
         """
         first, later = 0, sum(rows for _, rows in self._parts[1:])
-        while self._parts[first][1] > later:
+        while first < len(self._parts) - 2 and self._parts[first][1] > later:
             first += 1
             later -= self._parts[first][1]
         older = self._parts[first:]

@@ -229,11 +229,14 @@ class Crew:
     @property
     def model_cores(self) -> float:
         """What Ray sets aside for a model: a part of its last core is left to reading and writing."""
-        return 0.0 if self.gpus else self.cores - 0.5
+        return 0.0 if self.gpus else self.cores - 0.6
 
     @property
     def task_cores(self) -> float:
-        """For a task that reads or writes: beside a model on its cores there is always room for one."""
+        """For a task that reads or writes: beside a model on its cores there is always room for one.
+
+        It is never what a model has: Ray Data does steps that ask for the same in the same process, one by one.
+        """
         return 1.0 if self.gpus else 0.5
 
 
@@ -325,7 +328,7 @@ def pipeline(
 @contextlib.contextmanager
 def quiet_context(ray: Any) -> Iterator[None]:
     """Ray Data's settings for data sets that are made in the block."""
-    context = ray.data.DataContext.get_current().copy()
+    context = ray.data.DataContext()
     # Blocks are rows: see the module's beginning.
     context.target_max_block_size = 1
     context.raise_original_map_exception = True

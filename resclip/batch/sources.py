@@ -290,9 +290,7 @@ class _Opening:
 
     def check_once(self, entries: Files, where: str) -> None:
         """Raise ValueError if two entries are of the same file."""
-        locations = np.fromiter(
-            (digest(entry.location) for entry in entries), np.uint64, len(entries)
-        )
+        locations = np.fromiter(map(digest, entries.locations()), np.uint64, len(entries))
         twice = set(repeated(locations).tolist())
         seen: dict[str, int] = {}
         for index in np.flatnonzero(np.isin(locations, list(twice))).tolist() if twice else ():

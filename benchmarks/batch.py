@@ -1,0 +1,152 @@
+"""Many pictures on a CPU: one by one with one window at a time, against windows in shared batches; `make bench-batch`.
+
+Writes results/batch.json: pictures a second both ways, for small and large windows and two methods, and of the whole of
+`resclip batch` from JPEG files to PNG files. Both ways must give the same labels.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from resclip import Segmenter, load
+from resclip.ahead import available_cores
+from resclip.batch import local
+from resclip.batch.sources import open_source
+from resclip.batch.store import open_store
+from resclip.batch.task import Task
+from resclip.builtin.dataset import scene_dataset
+from resclip.evaluation.machine import machine_name
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES = ["sky", "grass", "house", "tree", "sun", "car", "flower", "balloon", "cloud"]
+PICTURES = 24
+ROUNDS = 3
+THREADS = 2
+BATCH_SIZE = 16
+CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
+"""Methods, and sides of windows in pixels: 49 and 196 patches of the model in the box."""
+
+
+def pictures(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Drawn scenes, cut and repeated to sizes between 60 and 250 pixels."""
+    samples = scene_dataset().samples
+    generator = np.random.default_rng(0)
+    cut = []
+    for number in range(count):
+        height, width = generator.integers(60, 250, 2)
+        scene = samples[number].picture.read()
+        cut.append(np.ascontiguousarray(np.tile(scene, (2, 2, 1))[:height, :width]))
+    return cut
+
+
+def segmenter(method: str, window: int, batch_size: int) -> Segmenter:
+    """The model in the box at the pictures' own size."""
+    return load(classes=CLASSES, method=method, window=window, short_side=0, batch_size=batch_size)
+
+
+def labels_one_by_one(model: Segmenter, images: list[Any]) -> list[Any]:
+    """A picture at a time; the model's batches hold one window."""
+    return [model.segment(image).labels for image in images]
+
+
+def labels_together(model: Segmenter, images: list[Any]) -> list[Any]:
+    """All in one stream."""
+    return [result.labels for result in model.segment_many(images)]
+
+
+def best_time(function: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
+    """Seconds of the fastest round, after one to warm up; and the last one's result."""
+    result = function()
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+def compare(method: str, window: int) -> dict[str, Any]:
+    """Both ways on the same pictures."""
+    images = pictures(PICTURES)
+    alone, many = segmenter(method, window, 1), segmenter(method, window, BATCH_SIZE)
+    slow, expected = best_time(lambda: labels_one_by_one(alone, images))
+    fast, came = best_time(lambda: labels_together(many, images))
+    equal = [float((one == two).mean()) for one, two in zip(came, expected, strict=True)]
+    if min(equal) < 0.999:
+        raise ValueError(f"the labels differ in {1 - min(equal):.2%} of a picture's pixels")
+    return {
+        "method": method,
+        "window": window,
+        "one_by_one": PICTURES / slow,
+        "together": PICTURES / fast,
+        "ratio": slow / fast,
+        "equal": float(np.mean(equal)),
+    }
+
+
+def whole_job(method: str, window: int) -> dict[str, Any]:
+    """From JPEG files to label maps."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "in").mkdir()
+        total = 0
+        for number, image in enumerate(pictures(PICTURES * 2)):
+            Image.fromarray(image).save(root / "in" / f"{number:03}.jpg", quality=95)
+            total += image.shape[0] * image.shape[1]
+        model = segmenter(method, window, BATCH_SIZE)
+        model.pad_batches = True
+        task = Task(model.vocabulary.names, model.preparation)
+        store = open_store(str(root / "out"))
+        start = time.perf_counter()
+        rows = list(local.run(task, model, open_source(str(root / "in")), store, workers=THREADS))
+        seconds = time.perf_counter() - start
+        written = sum(path.stat().st_size for path in (root / "out").glob("*.png"))
+    if any(row.status != "done" for row in rows):
+        raise ValueError("a picture failed")
+    return {
+        "method": method,
+        "window": window,
+        "pictures": len(rows),
+        "pictures_per_second": len(rows) / seconds,
+        "megapixels_per_second": total / 1e6 / seconds,
+        "bytes_per_picture": written / len(rows),
+        "pixels_per_picture": total / len(rows),
+    }
+
+
+def main() -> None:
+    """Measure, print and store."""
+    torch.set_num_threads(THREADS)
+    rows = []
+    for method, window in CASES:
+        rows.append(compare(method, window))
+        print(json.dumps(rows[-1]), flush=True)
+    jobs = [whole_job("naclip", 56), whole_job("naclip", 112)]
+    for job in jobs:
+        print(json.dumps(job), flush=True)
+    run = {
+        "machine": machine_name(),
+        "cores": available_cores(),
+        "threads": THREADS,
+        "batch_size": BATCH_SIZE,
+        "pictures": PICTURES,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "rows": rows,
+        "jobs": jobs,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "batch.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

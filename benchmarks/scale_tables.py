@@ -1,0 +1,76 @@
+"""The tables of docs/scale.md, from results/batch.json and results/gigapixel.json.
+
+Knows the stored figures and Markdown. Knows no model; `batch.py` and `gigapixel.py` measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def batch_tables(run: dict[str, Any]) -> str:
+    """One by one against together, and whole jobs."""
+    ways = table(
+        ["method", "window", "one by one, pictures/s", "together, pictures/s", "faster"],
+        [
+            [
+                row["method"],
+                row["window"],
+                f"{row['one_by_one']:.2f}",
+                f"{row['together']:.2f}",
+                f"{row['ratio']:.1f} ×",
+            ]
+            for row in run["rows"]
+        ],
+    )
+    note = (
+        f"{run['pictures']} pictures of 60 to 250 pixels a side, model in the box, at their own size. One by one: a "
+        "picture and a window at a time. Together: `segment_many`, batches of "
+        f"{run['batch_size']}. The labels are the same. {conditions(run)}"
+    )
+    jobs = table(
+        ["JPEG to PNG", "window", "pictures/s", "megapixels/s", "bytes a label map"],
+        [
+            [
+                job["method"],
+                job["window"],
+                f"{job['pictures_per_second']:.2f}",
+                f"{job['megapixels_per_second']:.3f}",
+                f"{job['bytes_per_picture']:,.0f}",
+            ]
+            for job in run["jobs"]
+        ],
+    )
+    return f"{ways}\n\n{note}\n\n{jobs}"
+
+
+def gigapixel_table(run: dict[str, Any]) -> str:
+    """One very large picture."""
+    megapixels = run["side"] ** 2 / 1e6
+    rows = [
+        ["peak resident memory", f"{run['peak_gb']:.2f} GB"],
+        ["the same for a picture of 112 × 112", f"{run['floor_gb']:.2f} GB"],
+        ["its pixels alone", f"{3 * megapixels / 1e3:.1f} GB"],
+        ["its logits alone", f"{4 * run['classes'] * megapixels / 1e3:.1f} GB"],
+        [
+            "time",
+            f"{run['seconds'] / 60:.1f} min, {megapixels / run['seconds']:.2f} megapixels/s",
+        ],
+        ["input", f"{run['input_bytes'] / 1e6:.0f} MB"],
+        ["label map", f"{run['output_bytes'] / 1e6:.0f} MB"],
+    ]
+    head = [f"{run['side']:,} × {run['side']:,} pixels, {run['classes']} classes", "measured"]
+    return f"{table(head, rows)}\n\n`{run['options']}`; {conditions(run)}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def conditions(run: dict[str, Any]) -> str:
+    """Machine and versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"{run['machine']}, {run['cores']} cores, {versions}."

@@ -1,0 +1,44 @@
+"""What tests of sources share: folders, tables and archives whose contents are known."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resclip.batch.sources import Source
+
+
+def folder_of(root: Path, *names: str) -> Path:
+    """Files whose bytes are their names."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def names(source: Source) -> list[str]:
+    return [item.name for item in source]
+
+
+def contents(source: Source) -> dict[str, bytes]:
+    return {item.name: item.read() for item in source}
+
+
+def table(path: Path, columns: dict[str, Any], **options: Any) -> str:
+    pq.write_table(pa.table(columns), path, **options)
+    return str(path)
+
+
+def archive(path: Path, members: dict[str, bytes], **options: Any) -> str:
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    return str(path)

@@ -1,0 +1,166 @@
+"""Sources at URLs: fsspec's memory stands for object stores, a server on this machine for the web."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from source_support import archive, contents, folder_of, table
+
+from resclip.batch.sources import open_source
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A folder in fsspec's memory, which stands for any object store."""
+    files = fsspec.filesystem("memory")
+    yield "memory://bucket"
+    files.rm("/bucket", recursive=True) if files.exists("/bucket") else None
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Lists folders unless told not to, and serves ranges, as stores on the web do; http.server has none."""
+
+    lists = True
+    ranges = True
+
+    def list_directory(self, path: Any) -> Any:
+        if self.lists:
+            return super().list_directory(path)
+        self.send_error(403)
+        return None
+
+    def send_head(self) -> Any:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not self.ranges or not wanted or not path.is_file():
+            return super().send_head()
+        data = path.read_bytes()
+        part = data[int(wanted[1]) : int(wanted[2]) + 1 if wanted[2] else None]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {wanted[1]}-{wanted[2]}/{len(data)}")
+        self.end_headers()
+        return io.BytesIO(part)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Path, type[Server]]]:
+    """The address of a server, the folder that it serves, and its settings."""
+    root = tmp_path / "web"
+    root.mkdir()
+    handler = type("Handler", (Server,), {})
+
+    def serve(*arguments: Any) -> Server:
+        return handler(*arguments, directory=str(root))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", root, handler
+        server.shutdown()
+        thread.join()
+
+
+def test_every_kind_at_a_url(tmp_path: Path, memory: str) -> None:
+    files = ("pics/a.jpg", "pics/sub/b.png", "pics/.h/c.jpg", "pics/notes.md")
+    folder_of(tmp_path, *files)
+    archive(tmp_path / "s-0.tar", {"k.jpg": b"tar"})
+    table(tmp_path / "t.parquet", {"image": [b"P", b"Q"]})
+    table(tmp_path / "paths.parquet", {"path": ["pics/a.jpg"]})
+    (tmp_path / "list.txt").write_text(f"pics/a.jpg\n{tmp_path.as_uri()}/pics/sub/b.png\n")
+    fsspec.filesystem("memory").put(f"{tmp_path}/", "/bucket/", recursive=True)
+    folder = open_source(f"{memory}/pics")
+    assert contents(folder) == {"a.jpg": b"pics/a.jpg", "sub/b.png": b"pics/sub/b.png"}
+    assert folder.skipped == 1
+    assert folder[0].location == "memory://bucket/pics/a.jpg"
+    assert folder[0].local_path is None
+    assert folder[0].read(limit=10) == b"pics/a.jpg"
+    with pytest.raises(ValueError, match="at most 9"):
+        folder[0].read(limit=9)
+    assert contents(open_source(f"{memory}/pics/a.jpg")) == {"a.jpg": b"pics/a.jpg"}
+    assert contents(open_source(f"{memory}/s-{{0..0}}.tar")) == {"s-0/k.jpg": b"tar"}
+    assert contents(open_source(f"{memory}/t.parquet")) == {
+        "t/000000000": b"P", "t/000000001": b"Q",
+    }  # fmt: skip
+    assert contents(open_source(f"{memory}/paths.parquet")) == {"pics/a.jpg": b"pics/a.jpg"}
+    listed = open_source(f"{memory}/list.txt")
+    assert [item.read() for item in listed] == [b"pics/a.jpg", b"pics/sub/b.png"]
+    for missing in ("absent", "absent.jpg", "absent.txt", "absent.tar", "absent.parquet"):
+        with pytest.raises(FileNotFoundError, match="absent"):
+            open_source(f"{memory}/{missing}")
+    with pytest.raises(FileNotFoundError, match="got none"):
+        open_source(f"{memory}/*.jpg")
+    assert contents(open_source(f"{tmp_path.as_uri()}/pics")) == contents(folder)
+
+
+def test_the_web(web: tuple[str, Path, type[Server]]) -> None:
+    address, root, server = web
+    folder_of(root, "pics/a b.jpg", "pics/sub/c.png", "lone.jpg")
+    archive(root / "s.tar", {"k.jpg": b"K" * 3000, "l.jpg": b"L"})
+    table(root / "t.parquet", {"image": [b"P"]})
+    (root / "list.txt").write_text(f"pics/sub/c.png\n/lone.jpg\n{address}/lone.jpg?size=2\n")
+    assert contents(open_source(f"{address}/lone.jpg")) == {"lone.jpg": b"lone.jpg"}
+    listed = open_source(f"{address}/list.txt")
+    assert [item.read() for item in listed] == [b"pics/sub/c.png", b"lone.jpg", b"lone.jpg"]
+    assert listed[0].name == "pics/sub/c.png"
+    assert {item.stem.rpartition("/")[2][:4] for item in list(listed)[1:]} == {"lone"}
+    assert sorted(contents(open_source(f"{address}/pics/")).values()) == [
+        b"pics/a b.jpg", b"pics/sub/c.png",
+    ]  # fmt: skip
+    assert contents(open_source(f"{address}/s.tar")) == {"s/k.jpg": b"K" * 3000, "s/l.jpg": b"L"}
+    assert contents(open_source(f"{address}/t.parquet")) == {"t/000000000": b"P"}
+    item = open_source(f"{address}/s.tar")[1]
+    server.ranges = False
+    with pytest.raises(OSError, match="sends no parts of files"):
+        item.read()
+    with pytest.raises(FileNotFoundError, match="check the URL"):
+        open_source(f"{address}/absent.jpg")
+    server.lists = False
+    with pytest.raises(ValueError, match="name a list file"):
+        open_source(f"{address}/other")
+
+
+def test_a_server_that_does_not_answer_is_an_error_of_the_item(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("http://127.0.0.1:9/a.jpg\n")  # The port of the discard service: closed.
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:9/a\.jpg"):
+        open_source(str(listed))[0].read()
+
+
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [("s3://bucket/a.jpg", "s3fs"), ("gs://bucket", "gcsfs"), ("box://x", "boxfs")],
+)
+def test_a_package_that_is_missing_is_named(
+    url: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{url}.*{package}"):
+        open_source(url)
+
+
+def test_a_scheme_that_nobody_knows(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nobody://x/a\.jpg: expected a path or a URL"):
+        open_source("nobody://x/a.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_pyarrow_a_table_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(tmp_path / "t.parquet", {"image": [b"A"]})
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r'pip install "resclip\[batch\]"'):
+        open_source(path)
