@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv and is safe, and quick, to repeat.
 # Needs python3 (3.10 to 3.13) and a package index; PYTHON=python3.12 picks another interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-batch bench-gigapixel bench-gpu kernels-report scenes readme clean
+.PHONY: help demo test lint bench bench-gpu bench-scale kernels-report scenes readme clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:  ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime  ## Segment the packaged scene: writes demo/demo.png
 	@$(BIN)/resclip demo --out demo
@@ -28,14 +28,13 @@ bench: $(VENV)/.dev  ## Time the ops; JSON goes to benchmarks/results/
 		--benchmark-json=benchmarks/results/benchmark.json
 	$(BIN)/python benchmarks/report.py --figures
 
-bench-batch: $(VENV)/.dev  ## Time batch jobs on this machine's CPU
-	$(BIN)/python benchmarks/batch.py
-
-bench-gigapixel: $(VENV)/.dev  ## Segment one picture of 30,000 × 30,000 pixels: time and peak memory
-	$(BIN)/python benchmarks/gigapixel.py $(ARGS)
-
 bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU; tables and plots go to benchmarks/results/
 	$(BIN)/python -m benchmarks.gpu
+
+bench-scale: $(VENV)/.dev  ## Time batch jobs, ways to see large pictures, and one of 30,000 × 30,000 pixels
+	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/high_resolution.py
+	$(BIN)/python benchmarks/gigapixel.py
 
 kernels-report: $(VENV)/.dev  ## Compile every kernel, without a GPU: registers, spills, matrix instructions
 	$(BIN)/python benchmarks/kernels_report.py $(ARGS)

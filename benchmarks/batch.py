@@ -1,4 +1,4 @@
-"""Many pictures on a CPU: one by one with one window at a time, against windows in shared batches; `make bench-batch`.
+"""Many pictures on a CPU: one by one with one window at a time, against batches of windows; see `make bench-scale`.
 
 Writes results/batch.json: pictures a second both ways, for small and large windows and two methods, and of the whole of
 `resclip batch` from JPEG files to PNG files. Both ways must give the same labels.

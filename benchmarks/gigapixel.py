@@ -1,4 +1,4 @@
-"""One very large picture through `resclip batch`, in a process whose memory is watched; `make bench-gigapixel`.
+"""One very large picture through `resclip batch`, in a process whose memory is watched; see `make bench-scale`.
 
 Draws a quilt of scenes as a tiled TIFF unless it is there, segments it by block with the model in the box, and writes
 results/gigapixel.json: seconds, peak resident memory, and what of it is there before the first pixel.

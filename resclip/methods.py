@@ -249,7 +249,7 @@ class Overview:
     A_c has 1: so the rows keep the mass that they have without it.
     """
 
-    weight: float = 0.2
+    weight: float = 0.1
     """w in [0, 1]; 0 is the plain method."""
     side: int = 0
     """The coarse picture has as many pixels as a square of this side; 0: the window's."""

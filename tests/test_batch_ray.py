@@ -102,9 +102,7 @@ def cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         logging.getLogger("ray").setLevel(logging.CRITICAL)
-        made = Cluster(
-            initialize_head=True, head_node_args={**NODE, "include_dashboard": False}
-        )
+        made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
         try:
             made.add_node(**NODE)
             yield made

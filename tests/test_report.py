@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,13 +19,16 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def report() -> ModuleType:
+def report() -> Iterator[ModuleType]:
+    """As `python benchmarks/report.py` finds it, its neighbours beside it."""
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks/report.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        spec.loader.exec_module(module)
+        yield module
 
 
 def run(**times: float) -> dict[str, Any]:
@@ -143,3 +147,22 @@ def test_the_readme_has_every_marker() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("figures", "gpu", "methods", "evaluate", "quick start"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end {name} -->") == 1
+
+
+def test_tables_of_batch_jobs(report: ModuleType) -> None:
+    conditions = {"machine": "a machine", "cores": 2, "versions": {"python": "3", "torch": "2"}}
+    row = {"method": "naclip", "window": 56, "one_by_one": 2.0, "together": 7.0, "ratio": 3.5}
+    job = {"method": "naclip", "window": 56, "pictures_per_second": 6.25}
+    job |= {"megapixels_per_second": 0.5, "bytes_per_picture": 1234.0}
+    run = {"rows": [row], "jobs": [job], "pictures": 24, "batch_size": 16, **conditions}
+    text = report.scale_tables.batch_tables(run)
+    assert "| naclip | 56 | 2.00 | 7.00 | 3.5 × |" in text
+    assert "| naclip | 56 | 6.25 | 0.500 | 1,234 |" in text
+    assert "a machine, 2 cores, python 3, torch 2." in text
+    large = {"side": 30_000, "classes": 9, "options": "--window 112", "seconds": 1800.0}
+    large |= {"peak_gb": 1.25, "floor_gb": 0.75, "input_bytes": 1e8, "output_bytes": 2e7}
+    text = report.scale_tables.gigapixel_table(large | conditions)
+    assert "| 30,000 × 30,000 pixels, 9 classes | measured |" in text
+    assert "| peak resident memory | 1.25 GB |" in text
+    assert "| its logits alone | 32.4 GB |" in text
+    assert "| time | 30.0 min, 0.50 megapixels/s |" in text

@@ -32,6 +32,7 @@ from resclip.batch.sources import Item
 from resclip.batch.store import Store
 from resclip.batch.task import Task
 from resclip.batch.work import Outcome, Problem, Reading, read, segment, write
+from resclip.errors import WeightsUnavailable
 from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
 
@@ -64,6 +65,9 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0
 SETTINGS = 4
 
 COLUMN = "pictures"
+
+ERRORS = (OSError, MemoryError, ValueError, TypeError, ImportError, WeightsUnavailable)
+"""Of a step, that end the job. They travel as portions do: Ray Data would put a paragraph of its own behind their text."""
 
 
 def run(
@@ -341,27 +345,24 @@ def quiet_context(ray: Any) -> Iterator[None]:
 
 
 def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
-    """A data set's rows as they come; its own errors in place of Ray's.
+    """A data set's rows as they come.
 
     Raises:
-        RuntimeError: processes die again and again.
-        Exception: what a step raised.
+        Exception: one of `ERRORS`, from a step.
+        RuntimeError: anything else.
     """
+    from ray.data.exceptions import ExecutionTimeoutError
+
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for rows in unpacked(table):
-                yield from rows
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause or error) from error
-    except ray.exceptions.RayError as error:
+            yield from unpacked(table)
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         raise RuntimeError(f"Ray cannot go on: {summary(error)}") from error
 
 
 def read_portions(table: Any, task: Task) -> Iterator[Any]:
     """Items → readings."""
-    items = itertools.chain.from_iterable(unpacked(table))
-    readings = map_ahead(partial(read, task), items, workers=THREADS, ahead=THREADS)
-    return repacked(readings)
+    return repacked(map_ahead(partial(read, task), unpacked(table), workers=THREADS, ahead=THREADS))
 
 
 class Model:
@@ -369,9 +370,8 @@ class Model:
 
     Args:
         task, store: see `run`.
-        call: makes the segmenter, once it is needed: what goes wrong then is an error of a task, which is raised where
-            the job was started.
-        cores: threads of its own, or 0.
+        call: makes the segmenter, once it is needed: an error in it is then one of a step.
+        cores: threads of its own; 0 for torch's default.
     """
 
     def __init__(self, task: Task, call: partial[Segmenter], store: Store, cores: int) -> None:
@@ -388,25 +388,30 @@ class Model:
 
     def __call__(self, table: Any) -> Iterator[Any]:
         """Label the pictures of some portions, their windows in shared batches."""
-        readings: Iterator[Reading | Problem] = itertools.chain.from_iterable(unpacked(table))
-        return repacked(segment(self.task, self.segmenter, self.store, readings))
+        return repacked(self.outcomes(unpacked(table)))
+
+    def outcomes(self, readings: Iterator[Reading | Problem]) -> Iterator[Outcome]:
+        """The same of pictures, one by one."""
+        yield from segment(self.task, self.segmenter, self.store, readings)
 
 
 def write_portions(table: Any, task: Task, store: Store) -> Iterator[Any]:
     """Outcomes → rows, once their files are written."""
-    outcomes: Iterator[Outcome] = itertools.chain.from_iterable(unpacked(table))
     return repacked(
-        map_ahead(partial(write, task, store), outcomes, workers=THREADS, ahead=THREADS)
+        map_ahead(partial(write, task, store), unpacked(table), workers=THREADS, ahead=THREADS)
     )
 
 
 def repacked(values: Iterator[Any]) -> Iterator[Any]:
-    """A table a portion, as soon as it is full."""
-    while portion := list(itertools.islice(values, PORTION)):
-        yield packed(portion)
+    """A table a portion, as soon as it is full; an error takes the place of what is missing."""
+    try:
+        while portion := list(itertools.islice(values, PORTION)):
+            yield packed(portion)
+    except ERRORS as error:
+        yield packed(error)
 
 
-def packed(*portions: Sequence[Any]) -> Any:
+def packed(*portions: Sequence[Any] | Exception) -> Any:
     """A table with a row a portion."""
     import pyarrow as pa
 
@@ -415,8 +420,16 @@ def packed(*portions: Sequence[Any]) -> Any:
 
 
 def unpacked(table: Any) -> Iterator[Any]:
-    """The portions of a table."""
-    return (pickle.loads(cell.as_buffer()) for cell in table[COLUMN])
+    """What the portions of a table hold.
+
+    Raises:
+        Exception: one of `ERRORS`, from the step before.
+    """
+    for cell in table[COLUMN]:
+        portion = pickle.loads(cell.as_buffer())
+        if isinstance(portion, Exception):
+            raise portion
+        yield from portion
 
 
 def summary(error: BaseException) -> str:
