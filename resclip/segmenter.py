@@ -381,9 +381,7 @@ class Segmenter:
         height, width = job.frame.size
         first = job.rows_out
         last = min(height, first + self.strip_rows(job))
-        # Refinement moves logits by up to the largest dilation an iteration, and its weights look as far once more.
-        margin = (self.refine_iterations + 1) * max(PAMR_DILATIONS) if self.refine_iterations else 0
-        top, bottom = max(0, first - margin), min(height, last + margin)
+        top, bottom = max(0, first - self.margin), min(height, last + self.margin)
         needed = source_span(job.frame.shape[0], height, top, bottom)[1]
         if job.final_rows < needed:
             return None
@@ -408,7 +406,8 @@ class Segmenter:
             dilations=PAMR_DILATIONS,
             implementation=self.encoder.implementation,
         )
-        job.mosaic.forget(source_span(job.frame.shape[0], height, max(0, last - margin), height)[0])
+        next_top = max(0, last - self.margin)
+        job.mosaic.forget(source_span(job.frame.shape[0], height, next_top, height)[0])
         inner = slice(first - top, last - top)
         return labels[0, inner], probabilities[0, inner]
 
@@ -421,7 +420,16 @@ class Segmenter:
         stitched = 0 if job.is_single else 4 * queries * rows * columns
         if job.is_single or stitched + result * height <= STRIP_BYTES:
             return height
-        return max(1, STRIP_BYTES // (4 * queries * columns + result))
+        # Twice the margin at least, or most rows would be refined for their neighbours' sake.
+        return max(1, STRIP_BYTES // (4 * queries * columns + result), 2 * self.margin)
+
+    @property
+    def margin(self) -> int:
+        """Rows above and below a strip that its refinement reads.
+
+        An iteration moves logits by up to the largest dilation, and the weights look as far once more.
+        """
+        return (self.refine_iterations + 1) * max(PAMR_DILATIONS) if self.refine_iterations else 0
 
     def guide(self, frame: Frame, first: int, last: int) -> Tensor:
         """(1, 3, last − first, W): the picture at its result's size, these rows of it."""

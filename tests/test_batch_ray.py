@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import errno
 import itertools
 import logging
@@ -11,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -182,46 +181,38 @@ def test_a_lost_machine_loses_no_picture(
 
 
 @pytest.mark.parametrize(
-    ("request_", "store", "error", "message"),
+    "error",
     (
-        (partial(load_slow, seconds=0.0), FullStore, OSError, "No space left on device"),
-        (
-            partial(load_nothing, MemoryError("there is not enough memory for one window")),
-            LocalStore,
-            MemoryError,
-            "for one window",
-        ),
-        (
-            partial(load_nothing, ValueError("no such checkpoint")),
-            LocalStore,
-            ValueError,
-            "no such checkpoint",
-        ),
+        MemoryError("there is not enough memory for one window"),
+        ValueError("expected a checkpoint, got a picture"),
     ),
-    ids=("full disk", "too little memory", "no model"),
+    ids=lambda error: type(error).__name__,
 )
-def test_errors_are_those_of_the_step(
+def test_a_model_that_cannot_be_loaded_ends_the_job(
     setting: Setting,
     joined: Any,
-    notes: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    request_: partial[Any],
-    store: type[LocalStore],
-    error: type[Exception],
-    message: str,
+    error: Exception,
 ) -> None:
-    arguments = (str(notes),) if request_.func is load_slow else ()
-    request_ = partial(request_.func, *request_.args, *arguments, **request_.keywords)
-    with pytest.raises(error, match=message) as raised:
-        list(setting.on_ray(request_, store(str(tmp_path / "ray"))))
-    assert type(raised.value) is error
-    assert "\n" not in str(raised.value)
-    if isinstance(raised.value, OSError):
-        assert raised.value.errno == errno.ENOSPC
-        assert raised.value.filename.endswith(".png")
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
+    store = LocalStore(str(tmp_path / "ray"))
+    with pytest.raises(type(error)) as raised:
+        list(setting.on_ray(partial(load_nothing, error), store))
+    assert type(raised.value) is type(error)
+    assert str(raised.value) == str(error)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_full_disk_ends_the_job(
+    setting: Setting, joined: Any, notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = FullStore(str(tmp_path / "ray"))
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        list(setting.on_ray(partial(load_slow, str(notes), seconds=0.0), store))
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename.startswith(str(tmp_path))
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
 
 
 def test_an_interrupt_ends_the_models(
@@ -240,3 +231,117 @@ def test_an_interrupt_ends_the_models(
         list(rows)
     thread.join()
     assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
+
+
+def test_what_is_no_address_is_refused(setting: Setting, tmp_path: Path) -> None:
+    request = partial(load_nothing, ValueError())
+    for address in ("nonsense", "ray://127.0.0.1:10001", "http://127.0.0.1:8265", "head:port"):
+        rows = setting.on_ray(request, LocalStore(str(tmp_path)), address=address)
+        with pytest.raises(ValueError, match=r"HOST:PORT.*got '" + re.escape(address)):
+            next(rows)
+
+
+def test_an_address_where_nobody_is(setting: Setting, tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # Bound, but not listening.
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        start = time.monotonic()
+        rows = setting.on_ray(
+            partial(load_nothing, ValueError()), LocalStore(str(tmp_path)), address=address
+        )
+        with pytest.raises(ConnectionError, match=rf"^{address}: expected .*cannot be reached"):
+            next(rows)
+        assert time.monotonic() - start < 15
+
+
+def test_an_address_of_another_service() -> None:
+    """A web server, such as Ray's own dashboard; and one that says nothing."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(ConnectionError, match="another service.*dashboard"):
+            check_address(f"127.0.0.1:{server.server_port}")
+        thread.join()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(ConnectionError, match="cannot be reached"):
+            check_address(f"127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - start < 15
+
+
+def test_the_address_of_a_cluster(cluster: Any) -> None:
+    check_address(cluster.address)
+
+
+def test_without_pictures_ray_is_not_started(setting: Setting, tmp_path: Path) -> None:
+    request = partial(load_nothing, ValueError())
+    assert not list(setting.on_ray(request, LocalStore(str(tmp_path)), [], address="nonsense"))
+
+
+def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "resclip\[scale\]"'):
+        ray_engine.import_ray()
+
+
+@pytest.mark.parametrize(
+    ("machines", "actors", "device", "crew"),
+    (
+        pytest.param([(8, 0)], None, None, Crew(1, 0, 8), id="one machine: all its cores"),
+        pytest.param([(8, 0)], 3, None, Crew(3, 0, 2), id="a share of its cores"),
+        pytest.param([(1, 0), (1, 0)], None, None, Crew(2, 0, 1), id="a model a machine"),
+        pytest.param([(8, 0), (2, 0)], None, None, Crew(2, 0, 4), id="both on the larger one"),
+        pytest.param([(8, 0), (0, 0)], None, None, Crew(1, 0, 8), id="a head without cores"),
+        pytest.param([(4, 0), (4, 0)], 1, None, Crew(1, 0, 4), id="no model is on two machines"),
+        pytest.param([(16, 2), (64, 8)], None, None, Crew(10, 1, 0), id="a model a GPU"),
+        pytest.param([(16, 2)], 1, "cuda:1", Crew(1, 1, 0), id="fewer than GPUs"),
+        pytest.param([(16, 2)], None, "cpu", Crew(1, 0, 16), id="GPUs left alone"),
+    ),
+)
+def test_what_each_model_has(
+    machines: list[tuple[int, int]], actors: int | None, device: str | None, crew: Crew
+) -> None:
+    """All of them fit, and a task that reads or writes beside each."""
+    places = [{"CPU": float(cores), "GPU": float(gpus)} for cores, gpus in machines]
+    assert plan_crew(places, actors, device) == crew
+    assert crew.task_cores != crew.model_cores
+    if not crew.gpus:
+        room = sum(cores // crew.cores for cores, _ in machines)
+        assert room >= crew.models
+        assert crew.task_cores + crew.model_cores <= crew.cores
+
+
+@pytest.mark.parametrize(
+    ("machines", "actors", "device", "message"),
+    (
+        pytest.param([(4, 0), (2, 0)], 7, None, "1 to 6 actors, one a core, got 7", id="cores"),
+        pytest.param([(4, 2)], 3, None, "1 to 2 actors, one a GPU, got 3", id="GPUs"),
+        pytest.param([(4, 0)], None, "cuda", "got 'cuda' of 0 GPUs and 4 cores", id="no GPU"),
+        pytest.param([(4, 0)], None, "mps", "got 'mps'", id="a GPU that Ray does not know"),
+        pytest.param([(0, 0)], None, None, "1 to 0 actors", id="nothing at all"),
+    ),
+)
+def test_no_room_for_the_models(
+    machines: list[tuple[int, int]], actors: int | None, device: str | None, message: str
+) -> None:
+    places = [{"CPU": float(cores), "GPU": float(gpus)} for cores, gpus in machines]
+    with pytest.raises(ValueError, match=message):
+        plan_crew(places, actors, device)
+
+
+def test_every_model_gives_what_the_first_one_gives(setting: Setting) -> None:
+    """Settings that a machine would choose for itself are those of the job's manifest."""
+    request = partial(dict, "builtin", None, device=None, precision=None, cache=object(), window=32)
+    for crew, device in ((Crew(1, 1, 0), "cuda"), (Crew(1, 0, 4), "cpu")):
+        call = ray_engine.model_call(request, setting.segmenter, crew)
+        assert call.args == request.args
+        vocabulary = call.keywords.pop("classes")
+        assert torch.equal(vocabulary.embeddings, setting.segmenter.vocabulary.embeddings)
+        assert call.keywords == {
+            "device": device,
+            "precision": "fp32",
+            "batch_size": setting.segmenter.batch_size,
+            "cache": None,
+            "progress": False,
+            "window": 32,
+        }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from benchmarks.gpu.inputs import FUSED, Device
 from benchmarks.gpu.timing import FAILURES, Variant
 
 # Rows of the tables, in this order.
-VARIANTS = (FUSED, "torch", "reference", "compiled", "sdpa", "flex")
+VARIANTS = (FUSED, "files", "torch", "reference", "compiled", "sdpa", "flex")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Bench:
 
     device: Device
     dry_run: bool
+    scratch: Path
+    """A folder for files, which is removed after the run."""
 
     def dtype(self, wanted: torch.dtype) -> torch.dtype:
         """As wanted on a GPU; float32 where the interpreter stands in, whose half precision is slow."""

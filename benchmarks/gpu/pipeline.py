@@ -1,7 +1,6 @@
-"""End-to-end cases: pictures on the device in, label maps on the device out.
+"""End-to-end cases: pictures on the device in, label maps on the device out; and the protocol's from file to file.
 
-Knows the released protocol. Reading, decoding and resizing of picture files are not part of it, nor is the text tower:
-weights, text rows and pictures are random.
+Knows the released protocol. The text tower is no part of it: weights, text rows and pictures are random.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.gpu.case import Bench, Case, missing, tried
 from benchmarks.gpu.counts import Attention, Tower
+from benchmarks.gpu.files import file_job
 from benchmarks.gpu.inputs import FUSED, text
 from benchmarks.gpu.timing import Variant
 
@@ -25,10 +25,14 @@ PROTOCOL = "150 names, 336 × 448, windows"
 FEW = "20 names, 336 × 448, windows"
 MANY = "847 names, 336 × 448, windows"
 LARGE = "20 names, 4096 × 4096, whole"
+FILES = "files"
 PICTURES = 16
+FILE_PICTURES = 256
+"""So many that the first picture's reading and the last one's writing are a percent of the time."""
 WINDOWS_A_BATCH = 48
 SIZE, ORIGINAL = (336, 448), (512, 683)
 TINY_SIZE, TINY_ORIGINAL = (8, 12), (10, 13)
+TINY_FILE_PICTURES = 2
 WINDOWS_A_PICTURE = 6
 LARGE_SIDE = 4096
 NO_PLAIN = "it replaces one op; see residual_attention"
@@ -53,9 +57,7 @@ def tower(dry_run: bool) -> Any:
     return VisionTransformer(mlp_ratio=4.0, output_dim=64 if dry_run else 512, **sizes).eval()
 
 
-def segmenter(
-    bench: Bench, names: int, implementation: str, *, window: int, batch_size: int
-) -> Any:
+def segmenter(bench: Bench, names: int, implementation: str, *, window: int, **options: Any) -> Any:
     """ResCLIP with ADE20K's released settings, in float16 (which `load` takes on a GPU)."""
     from resclip import DenseEncoder, Segmenter, Vocabulary
     from resclip.methods import find_method
@@ -73,7 +75,7 @@ def segmenter(
     rows = text(bench.device, names, encoder.tower.output_dim)
     vocabulary = Vocabulary(rows, torch.arange(names), tuple(map(str, range(names))))
     stride = window // 2 or 1
-    return Segmenter(encoder, vocabulary, window=window, stride=stride, batch_size=batch_size)
+    return Segmenter(encoder, vocabulary, window=window, stride=stride, **options)
 
 
 def pipeline_cases(*, tiny: bool) -> list[Case]:
@@ -86,7 +88,7 @@ def pipeline_cases(*, tiny: bool) -> list[Case]:
             name,
             work.flops,
             0,
-            partial(window_variants, names=names),
+            partial(window_variants, names=names, files=name == PROTOCOL),
             {**asdict(work), "names": names, "size": SIZE, "original": ORIGINAL},
             items=pictures,
             whole=True,
@@ -104,8 +106,14 @@ def pipeline_cases(*, tiny: bool) -> list[Case]:
     return cases
 
 
-def window_variants(bench: Bench, names: int) -> Sequence[Variant]:
-    """Ours on all pictures at once, their windows sharing batches; the reference a picture at a time."""
+def window_variants(bench: Bench, names: int, *, files: bool) -> Sequence[Variant]:
+    """Ours on all pictures at once, their windows sharing batches; the reference a picture at a time.
+
+    Args:
+        bench: where they run.
+        names: of classes.
+        files: whether ours is also run on the same pictures as files.
+    """
     count = 1 if bench.dry_run else PICTURES
     size, original = (TINY_SIZE, TINY_ORIGINAL) if bench.dry_run else (SIZE, ORIGINAL)
     pixels = list(bench.device.pictures(count, size, torch.float32))
@@ -129,14 +137,37 @@ def window_variants(bench: Bench, names: int) -> Sequence[Variant]:
 
         return tried(implementation, make)
 
+    from_files = [tried(FILES, lambda: file_variant(bench, names, pixels))] if files else []
     return [
         variant(FUSED, pixels, essential=True),
+        *from_files,
         variant("torch", pixels, essential=False),
         one_picture(variant("reference", pixels[:1], essential=names == 150), count),
         missing("compiled", NO_GRAPH),
         missing("sdpa", NO_PLAIN),
         missing("flex", NO_PLAIN),
     ]
+
+
+def file_variant(bench: Bench, names: int, pixels: list[Tensor]) -> Variant:
+    """Ours from JPEG files to PNG files, with batches as `resclip batch` makes them."""
+    size, original, count = (
+        (TINY_SIZE, TINY_ORIGINAL, TINY_FILE_PICTURES)
+        if bench.dry_run
+        else (SIZE, ORIGINAL, FILE_PICTURES)
+    )
+    model = segmenter(
+        bench,
+        names,
+        FUSED,
+        window=8 if bench.dry_run else 224,
+        batch_size=TINY_FILE_PICTURES if bench.dry_run else WINDOWS_A_BATCH,
+        pad_batches=True,
+        short_side=min(size),
+    )
+    run = file_job(model, pixels, original, count, bench.scratch)
+    share = count / len(pixels)
+    return Variant(FILES, run, held=weights(model), essential=True, share=share)
 
 
 def one_picture(variant: Variant, count: int) -> Variant:

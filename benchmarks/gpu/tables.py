@@ -12,6 +12,7 @@ from benchmarks.gpu.case import VARIANTS
 Document = dict[str, Any]
 HEADINGS = {
     "triton": "fused",
+    "files": "fused, JPEG to PNG files",
     "torch": "portable torch",
     "reference": "reference",
     "compiled": "torch.compile of the reference",

@@ -67,7 +67,7 @@ SETTINGS = 4
 COLUMN = "pictures"
 
 ERRORS = (OSError, MemoryError, ValueError, TypeError, ImportError, WeightsUnavailable)
-"""Of a step, that end the job. They travel as portions do: Ray Data would put a paragraph of its own behind their text."""
+"""Of a step, that end the job. They travel as portions do: Ray Data would put a paragraph behind their text."""
 
 
 def run(
@@ -232,16 +232,16 @@ class Crew:
 
     @property
     def model_cores(self) -> float:
-        """What Ray sets aside for a model: a part of its last core is left to reading and writing."""
-        return 0.0 if self.gpus else self.cores - 0.6
+        """What Ray sets aside for a model: more than half of a core, so that no two of them share one."""
+        return 0.0 if self.gpus else self.cores - 0.4
 
     @property
     def task_cores(self) -> float:
-        """For a task that reads or writes: beside a model on its cores there is always room for one.
+        """For a task that reads or writes: beside a model on all of its cores there is room for one.
 
-        It is never what a model has: Ray Data does steps that ask for the same in the same process, one by one.
+        Never what a model has: Ray Data does steps that ask for the same in one process, one by one.
         """
-        return 1.0 if self.gpus else 0.5
+        return 1.0 if self.gpus else 0.4
 
 
 def plan_crew(
