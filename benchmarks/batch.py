@@ -24,6 +24,7 @@ from resclip.batch import local
 from resclip.batch.sources import open_source
 from resclip.batch.store import open_store
 from resclip.batch.task import Task
+from resclip.batch.work import read, segment, write
 from resclip.builtin.dataset import scene_dataset
 from resclip.evaluation.machine import machine_name
 
@@ -33,6 +34,8 @@ PICTURES = 24
 ROUNDS = 3
 THREADS = 2
 BATCH_SIZE = 16
+PHOTOGRAPH = (500, 375)
+"""Width and height of what data sets of photographs hold."""
 CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
 """Methods, and sides of windows in pixels: 49 and 196 patches of the model in the box."""
 
@@ -124,6 +127,39 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
     }
 
 
+def file_steps() -> dict[str, Any]:
+    """What reading and writing a photograph-sized picture takes on one core, without a model."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "in").mkdir()
+        for number, image in enumerate(pictures(PICTURES)):
+            photograph = Image.fromarray(image).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
+            photograph.save(root / "in" / f"{number:03}.jpg", quality=90)
+        model = segmenter("naclip", 112, BATCH_SIZE)
+        model.short_side = 336
+        task = Task(model.vocabulary.names, model.preparation)
+        store = open_store(str(root / "out"))
+        items = list(open_source(str(root / "in")))
+        outcomes = list(segment(task, model, store, (read(task, item) for item in items)))
+        start = time.perf_counter()
+        for item in items:
+            read(task, item)
+        reading = time.perf_counter() - start
+        start = time.perf_counter()
+        rows = [write(task, store, outcome) for outcome in outcomes]
+        writing = time.perf_counter() - start
+        read_bytes = sum(path.stat().st_size for path in (root / "in").iterdir())
+        written_bytes = sum((root / "out" / name).stat().st_size for row in rows for name in row.outputs)  # fmt: skip
+    return {
+        "size": PHOTOGRAPH,
+        "read_seconds": reading / len(items),
+        "write_seconds": writing / len(items),
+        "read_bytes": read_bytes / len(items),
+        "written_bytes": written_bytes / len(items),
+    }
+
+
 def main() -> None:
     """Measure, print and store."""
     torch.set_num_threads(THREADS)
@@ -134,8 +170,10 @@ def main() -> None:
     jobs = [whole_job("naclip", 56), whole_job("naclip", 112)]
     for job in jobs:
         print(json.dumps(job), flush=True)
+    steps = file_steps()
+    print(json.dumps(steps), flush=True)
     run = {
-        "machine": machine_name(),
+        "machine": machine_name(torch.device("cpu")),
         "cores": available_cores(),
         "threads": THREADS,
         "batch_size": BATCH_SIZE,
@@ -143,6 +181,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
         "jobs": jobs,
+        "steps": steps,
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "batch.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ def main() -> None:
             "floor_gb": floor,
             "input_bytes": large.stat().st_size,
             "output_bytes": result.stat().st_size,
-            "machine": machine_name(),
+            "machine": machine_name(torch.device("cpu")),
             "cores": available_cores(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }

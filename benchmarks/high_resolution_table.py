@@ -12,7 +12,7 @@ MODES = {
     "shrunk": "shrunk",
     "windows": "windows",
     "whole": "whole picture",
-    "mixed": "windows and overview",
+    "mixed": "mixed",
 }
 
 

@@ -256,6 +256,7 @@ def main() -> int:
         ROOT / "docs/scale.md",
         {
             "batch": scale_tables.batch_tables(stored("batch")),
+            "million": scale_tables.million_table(stored("batch")),
             "gigapixel": scale_tables.gigapixel_table(stored("gigapixel")),
         },
     )

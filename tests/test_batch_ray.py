@@ -46,6 +46,7 @@ from resclip.batch.ray_engine import Crew, check_address, plan_crew
 from resclip.batch.sources import Item, open_source
 from resclip.batch.store import LocalStore, Store
 from resclip.batch.task import Task
+from resclip.errors import WeightsUnavailable
 
 COUNT = 40
 BROKEN = 5
@@ -137,102 +138,6 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-def test_every_byte_is_that_of_one_machine_whatever_process_dies(
-    setting: Setting, cluster: Any, notes: Path, tmp_path: Path
-) -> None:
-    """A reader, a model between two portions of a call, and a writer between a file and its row."""
-    wanted = setting.here(setting.segmenter, tmp_path / "here")
-    assert sum(row.status == "failed" for row in wanted) == BROKEN
-    ray = ray_engine.import_ray()
-    items = list(setting.items)
-    items[30] = FragileItem(**vars(items[30]), notes=str(notes))
-    store = FragileStore(str(tmp_path / "ray"), notes=str(notes), victim="010_labels.png")
-    # Calls are of two portions: eight pictures, of which the first four are on their way.
-    request = partial(load_fragile, str(notes), dies_at=8)
-    rows = list(setting.on_ray(request, store, items, address=cluster.address))
-    assert killed(notes) == {"reader", "model", "writer"}
-    assert timeless(rows) == wanted
-    store.clean()  # As the next job does: the writer may have left a temporary file.
-    assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
-    assert not ray.is_initialized()
-    assert not any(map(is_alive, models(notes)))
-
-
-def test_a_lost_machine_loses_no_picture(
-    setting: Setting, joined: Any, notes: Path, tmp_path: Path
-) -> None:
-    wanted = setting.here(Shades(0.0), tmp_path / "here")
-    store = LocalStore(str(tmp_path / "ray"))
-    rows = setting.on_ray(partial(load_slow, str(notes), seconds=0.1), store)
-    first = list(itertools.islice(rows, 1))
-    assert until(lambda: len(models(notes)) == 2, seconds=60)
-    before = models(notes)
-    (lost,) = joined.worker_nodes
-    joined.remove_node(lost, allow_graceful=False)
-    try:
-        rest = list(rows)
-    finally:
-        joined.add_node(**NODE)
-    store.clean()
-    assert len(rest) > COUNT // 2
-    assert models(notes) > before  # One of them was on the lost machine.
-    assert timeless(first + rest) == wanted
-    assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
-
-
-@pytest.mark.parametrize(
-    "error",
-    (
-        MemoryError("there is not enough memory for one window"),
-        ValueError("expected a checkpoint, got a picture"),
-    ),
-    ids=lambda error: type(error).__name__,
-)
-def test_a_model_that_cannot_be_loaded_ends_the_job(
-    setting: Setting,
-    joined: Any,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    error: Exception,
-) -> None:
-    store = LocalStore(str(tmp_path / "ray"))
-    with pytest.raises(type(error)) as raised:
-        list(setting.on_ray(partial(load_nothing, error), store))
-    assert type(raised.value) is type(error)
-    assert str(raised.value) == str(error)
-    assert "Traceback" not in "".join(capfd.readouterr())
-
-
-def test_a_full_disk_ends_the_job(
-    setting: Setting, joined: Any, notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    store = FullStore(str(tmp_path / "ray"))
-    with pytest.raises(OSError, match="No space left on device") as raised:
-        list(setting.on_ray(partial(load_slow, str(notes), seconds=0.0), store))
-    assert raised.value.errno == errno.ENOSPC
-    assert raised.value.filename.startswith(str(tmp_path))
-    assert "Traceback" not in "".join(capfd.readouterr())
-    assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
-
-
-def test_an_interrupt_ends_the_models(
-    setting: Setting, joined: Any, notes: Path, tmp_path: Path
-) -> None:
-    store = LocalStore(str(tmp_path / "ray"))
-    rows = setting.on_ray(partial(load_slow, str(notes), seconds=5.0), store)
-
-    def interrupt() -> None:
-        until(lambda: bool(models(notes)), seconds=60)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        list(rows)
-    thread.join()
-    assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
-
-
 def test_what_is_no_address_is_refused(setting: Setting, tmp_path: Path) -> None:
     request = partial(load_nothing, ValueError())
     for address in ("nonsense", "ray://127.0.0.1:10001", "http://127.0.0.1:8265", "head:port"):
@@ -267,10 +172,6 @@ def test_an_address_of_another_service() -> None:
         with pytest.raises(ConnectionError, match="cannot be reached"):
             check_address(f"127.0.0.1:{silent.getsockname()[1]}")
         assert time.monotonic() - start < 15
-
-
-def test_the_address_of_a_cluster(cluster: Any) -> None:
-    check_address(cluster.address)
 
 
 def test_without_pictures_ray_is_not_started(setting: Setting, tmp_path: Path) -> None:
@@ -345,3 +246,120 @@ def test_every_model_gives_what_the_first_one_gives(setting: Setting) -> None:
             "progress": False,
             "window": 32,
         }
+
+
+def test_the_steps_hand_on_portions_of_four(setting: Setting, tmp_path: Path) -> None:
+    """A table has as many rows, whatever became of the pictures in it: Ray counts them when it repeats a step."""
+    store = LocalStore(str(tmp_path / "steps"))
+    model = ray_engine.Model(setting.task, partial(toy_segmenter), store, 0)
+    readings = list(ray_engine.read_portions(ray_engine.packed(setting.items[:10]), setting.task))
+    outcomes = [table for reading in readings for table in model(reading)]
+    rows = [
+        table
+        for outcome in outcomes
+        for table in ray_engine.write_portions(outcome, setting.task, store)
+    ]
+    for tables in (readings, outcomes, rows):
+        assert [len(table) for table in tables] == [1, 1, 1]
+        assert [len(list(ray_engine.unpacked(table))) for table in tables] == [4, 4, 2]
+    came = timeless(row for table in rows for row in ray_engine.unpacked(table))
+    assert came == setting.here(setting.segmenter, tmp_path / "here")[:10]
+
+
+@pytest.mark.parametrize(
+    "error",
+    (
+        MemoryError("there is not enough memory for one window"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "model.safetensors"),
+        WeightsUnavailable("expected a checkpoint, got a picture"),
+    ),
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_goes_through_the_steps_behind_it(
+    setting: Setting, tmp_path: Path, error: Exception
+) -> None:
+    store = LocalStore(str(tmp_path))
+    model = ray_engine.Model(setting.task, partial(load_nothing, error), store, 0)
+    (reading,) = ray_engine.read_portions(ray_engine.packed(setting.items[:2]), setting.task)
+    (outcome,) = model(reading)
+    (last,) = ray_engine.write_portions(outcome, setting.task, store)
+    with pytest.raises(type(error)) as raised:
+        list(ray_engine.unpacked(last))
+    assert str(raised.value) == str(error)
+
+
+def test_the_address_of_a_cluster(cluster: Any) -> None:
+    check_address(cluster.address)
+
+
+def test_every_byte_is_that_of_one_machine_whatever_process_dies(
+    setting: Setting, cluster: Any, notes: Path, tmp_path: Path
+) -> None:
+    """A reader, a model between two portions of a call, and a writer between a file and its row."""
+    wanted = setting.here(setting.segmenter, tmp_path / "here")
+    assert sum(row.status == "failed" for row in wanted) == BROKEN
+    ray = ray_engine.import_ray()
+    items = list(setting.items)
+    items[30] = FragileItem(**vars(items[30]), notes=str(notes))
+    store = FragileStore(str(tmp_path / "ray"), notes=str(notes), victim="010_labels.png")
+    # Calls are of two portions: eight pictures, of which the first four are on their way.
+    request = partial(load_fragile, str(notes), dies_at=8)
+    rows = list(setting.on_ray(request, store, items, address=cluster.address))
+    assert killed(notes) == {"reader", "model", "writer"}
+    assert timeless(rows) == wanted
+    store.clean()  # As the next job does: the writer may have left a temporary file.
+    assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
+    assert not ray.is_initialized()
+    assert not any(map(is_alive, models(notes)))
+
+
+def test_a_full_disk_ends_the_job(
+    setting: Setting, joined: Any, notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = FullStore(str(tmp_path / "ray"))
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        list(setting.on_ray(partial(load_slow, str(notes), seconds=0.0), store))
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename.startswith(str(tmp_path))
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
+
+
+def test_an_interrupt_ends_the_models(
+    setting: Setting, joined: Any, notes: Path, tmp_path: Path
+) -> None:
+    store = LocalStore(str(tmp_path / "ray"))
+    rows = setting.on_ray(partial(load_slow, str(notes), seconds=5.0), store)
+
+    def interrupt() -> None:
+        until(lambda: bool(models(notes)), seconds=60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(rows)
+    thread.join()
+    assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
+
+
+def test_a_lost_machine_loses_no_picture(
+    setting: Setting, joined: Any, notes: Path, tmp_path: Path
+) -> None:
+    wanted = setting.here(Shades(0.0), tmp_path / "here")
+    store = LocalStore(str(tmp_path / "ray"))
+    (lost,) = joined.worker_nodes
+    # The model there has pictures that it will never finish, in calls that Ray has to give to another.
+    request = partial(load_slow, str(notes), stuck_on=lost.node_id)
+    rows = setting.on_ray(request, store)
+    first = list(itertools.islice(rows, 1))
+    assert until(lambda: len(models(notes)) == 2, seconds=60)
+    joined.remove_node(lost, allow_graceful=False)
+    try:
+        rest = list(rows)
+    finally:
+        joined.add_node(**NODE)
+    assert len(models(notes)) == 3
+    store.clean()
+    assert timeless(first + rest) == wanted
+    assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")

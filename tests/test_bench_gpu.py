@@ -13,9 +13,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from resclip import load
 from resclip_kernels import pamr
 
 ROOT = Path(__file__).parents[1]
@@ -75,9 +78,14 @@ def test_the_dry_run_reaches_every_case_and_writes_everything(tmp_path: Path) ->
         for name, outcome in case["variants"].items():
             assert outcome["status"] in ("ok", "skipped"), (case["op"], name, outcome["reason"])
             assert outcome["status"] == "ok" or outcome["reason"], (case["op"], name)
-    assert {figure["number"] for figure in document["figures"]} == set(range(1, 8))
+    assert {figure["number"] for figure in document["figures"]} == set(range(1, 9))
+    from_files = [case["variants"].get("files") for case in document["cases"]]
+    assert [outcome["status"] for outcome in from_files if outcome] == ["ok"]
+    assert document["figures"][-1]["value"] > 0
     text = (tmp_path / "gpu_interpreter.md").read_text()
     assert "A dry run: no number below means anything" in text
+    assert "| fused, from JPEG to PNG files |" in text
+    assert "| 8. JPEG in, PNG out: images/s against the same without files |" in text
     assert not any(path.suffix == ".tmp" for path in tmp_path.iterdir())
     (tmp_path / "gpu_interpreter.md").unlink()
     assert command("--redraw", str(tmp_path / "gpu_interpreter.json")).returncode == 0
@@ -166,7 +174,7 @@ def canned(module: Callable[[str], ModuleType]) -> dict[str, Any]:
             case(
                 "pipeline",
                 pipeline.PROTOCOL,
-                {"triton": outcome(80.0), "reference": outcome(2400.0)},
+                {"triton": outcome(80.0), "reference": outcome(2400.0), "files": outcome(98.0)},
                 items=16,
             ),
             case("pipeline", pipeline.FEW, {"triton": outcome(60.0)}, items=16),
@@ -181,13 +189,15 @@ def canned(module: Callable[[str], ModuleType]) -> dict[str, Any]:
 
 def test_every_figure_reached(module: Callable[[str], ModuleType], canned: dict[str, Any]) -> None:
     rows = module("figures").figures(canned)
-    assert [row.number for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7]
+    assert [row.number for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 8]
     assert all(row.reached for row in rows), [row for row in rows if not row.reached]
     values = [row.value for row in rows]
     assert values[0] == pytest.approx(1.1)
     assert values[3] == pytest.approx(30.0)
     assert values[5] == pytest.approx(0.625)  # 2.5 GB in 1 ms of 4,000 GB/s.
     assert values[7] == pytest.approx(200.0)  # 16 pictures in 80 ms.
+    assert values[12] == pytest.approx(80 / 98)
+    assert rows[12].measured == "82% (163 a second against 200)"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +210,7 @@ def test_every_figure_reached(module: Callable[[str], ModuleType], canned: dict[
         (3, "reference", 19.0, [3]),
         (4, "triton", 97.0, [4]),
         (4, "triton", 161.0, [4, 4]),
+        (4, "files", 100.1, [8]),
         (5, "triton", 49.0, [5]),
         (7, "triton", 1000.0, [6]),
     ],
@@ -223,7 +234,7 @@ def test_figures_without_their_measurement_say_what_is_missing(
     for document in (broken, {**canned, "cases": [], "checks": []}):
         rows = module("figures").figures(document)
         assert not any(row.reached for row in rows)
-        assert {row.number for row in rows} == set(range(1, 8))
+        assert {row.number for row in rows} == set(range(1, 9))
     first = module("figures").figures(broken)[0]
     assert first.measured == "not measured: L = 4,097: triton failed no luck"
 
@@ -350,7 +361,7 @@ def test_the_clock_of_a_gpu(
         1000,
         "9.0",
     )
-    bench = module("case").Bench(module("inputs").Device("cpu"), False)
+    bench = module("case").Bench(module("inputs").Device("cpu"), False, Path())
     assert module("attention").total_memory(bench) == 1000
     assert bench.dtype(torch.float16) is torch.float16
 
@@ -371,6 +382,36 @@ def test_samples_of_a_share_and_held_tensors(module: Callable[[str], ModuleType]
         "median_ms": 3.0,
         "q3_ms": 4.0,
     }
+
+
+def test_a_job_from_file_to_file(
+    module: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, case = module("files"), module("case")
+    segmenter = load(classes=["sky", "grass"], method="naclip", window=28, short_side=28)
+    picture = np.random.default_rng(0).integers(0, 256, (28, 35, 3), dtype=np.uint8)
+    pixels = segmenter.prepare(picture)
+    assert np.array_equal(files.as_image(pixels, (28, 35), segmenter), picture)
+
+    run = files.file_job(segmenter, [pixels, -pixels], (40, 50), 3, tmp_path)
+    inputs = sorted(tmp_path.glob("jpeg-*/*"))
+    assert [path.name for path in inputs] == ["0000.jpg", "0001.jpg", "0002.jpg"]
+    assert inputs[0].read_bytes() == inputs[2].read_bytes() != inputs[1].read_bytes()
+    for times in (1, 2):
+        run()
+        outputs = list(tmp_path.glob("png-*/*_labels.png"))
+        assert len(outputs) == 3 * times
+        assert {Image.open(path).size for path in outputs} == {(50, 40)}
+    inputs[1].write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"expected 3 pictures to be done, got 2: 0001\.jpg: "):
+        run()
+
+    monkeypatch.setitem(sys.modules, "resclip.batch.sources", None)
+    variant = case.tried(
+        "files", lambda: files.file_job(segmenter, [pixels], (40, 50), 1, tmp_path)
+    )
+    assert variant.run is None
+    assert "could not be set up: ModuleNotFoundError" in variant.reason
 
 
 def test_a_wrong_op_stops_the_run(

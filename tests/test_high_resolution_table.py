@@ -57,7 +57,7 @@ def test_modes_stand_beside_windows(table: ModuleType) -> None:
         "| method | mode | large | small | CPU seconds a picture |",
         "|---|---|---|---|---|",
         "| naclip | windows | 70.0 | 70.0 | 1.5 |",
-        "| naclip | windows and overview | 66.8 (−3.2 ± 0.7) | 66.8 (−3.2 ± 0.7) | 1.5 |",
+        "| naclip | mixed | 66.8 (−3.2 ± 0.7) | 66.8 (−3.2 ± 0.7) | 1.5 |",
     ]
     assert "24 held-out scenes of 448 × 448 a kind" in lines[-1]
     assert "with weight 0.2; a computer, one thread" in lines[-1]

@@ -78,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def folder_of(options: argparse.Namespace) -> Path:
     """Where results go: never among the published ones where they mean nothing."""
-    default = Path(tempfile.mkdtemp(prefix="bench-gpu-")) if options.dry_run else RESULTS
-    folder: Path = options.out or default
+    folder: Path = options.out or (
+        Path(tempfile.mkdtemp(prefix="bench-gpu-")) if options.dry_run else RESULTS
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

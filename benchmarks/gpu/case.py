@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.files import FILES
 from benchmarks.gpu.inputs import FUSED, Device
 from benchmarks.gpu.timing import FAILURES, Variant
 
 # Rows of the tables, in this order.
-VARIANTS = (FUSED, "files", "torch", "reference", "compiled", "sdpa", "flex")
+VARIANTS = (FUSED, "torch", "reference", "compiled", "sdpa", "flex", FILES)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.gpu.attention import FIGURE_TOKENS
+from benchmarks.gpu.files import FILES
 from benchmarks.gpu.inputs import FUSED
 from benchmarks.gpu.pipeline import FEW, LARGE, MANY, OP, PROTOCOL
 from benchmarks.gpu.planes import FIGURE_PAMR
@@ -49,6 +50,7 @@ def figures(document: Document) -> list[Figure]:
         vocabulary(document),
         *large_picture(document),
         accuracy(document),
+        files(document),
     ]
 
 
@@ -209,6 +211,20 @@ def accuracy(document: Document) -> Figure:
     good = sum(check["status"] == "ok" for check in checks)
     text = f"{good} of {len(checks)} within budget"
     return Figure(7, what, text, wanted, bool(checks) and good == len(checks), good)
+
+
+def files(document: Document) -> Figure:
+    """Figure 8: the released protocol from file to file."""
+    what = "JPEG in, PNG out: images/s against the same without files"
+    wanted = "≥ 80 %"
+    try:
+        case = find(document, OP, PROTOCOL)
+        plain, whole = (1e3 * case["items"] / median(case, name) for name in (FUSED, FILES))
+    except Unmeasured as reason:
+        return absent(8, what, wanted, reason)
+    share = whole / plain
+    text = f"{share:.0%} ({whole:.0f} a second against {plain:.0f})"
+    return Figure(8, what, text, wanted, share >= 0.8, share)
 
 
 def line(figure: Figure) -> str:

@@ -23,6 +23,7 @@ from resclip.ahead import available_cores
 if TYPE_CHECKING:
     from resclip import Segmenter
 
+FILES = "files"  # The variant.
 QUALITY = 90
 """Of the JPEG files: 80 kB each at 512 × 683."""
 

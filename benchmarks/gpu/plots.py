@@ -15,7 +15,7 @@ from benchmarks.gpu.tables import HEADINGS
 from resclip.files import write_atomically
 
 Document = dict[str, Any]
-COLOURS = ("#1f6f8b", "#8d99ae", "#c1440e", "#e09f3e", "#2b2d42", "#6a994e")
+COLOURS = ("#1f6f8b", "#8d99ae", "#c1440e", "#e09f3e", "#2b2d42", "#6a994e", "#7b2d8b")
 
 
 def draw(document: Document, folder: Path, stem: str) -> list[Path]:

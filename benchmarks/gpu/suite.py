@@ -4,7 +4,7 @@ Knows the stages of a run. Each stage is a module that knows nothing of the othe
 
     checks.py     the fused ops against float64, in every dtype; nothing is timed unless all hold
     ceilings.py   what this device can do at best
-    attention.py, planes.py, pipeline.py    the cases: op, shape, and each way to compute it
+    attention.py, planes.py, pipeline.py, files.py    the cases: op, shape, and each way to compute it
     counts.py     their operations, bytes and predicted memory
     timing.py     samples
     figures.py    what must be reached
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,10 +106,11 @@ def run(
     Returns:
         The whole document.
     """
-    bench = Bench(Device("cpu" if settings.dry_run else "cuda"), settings.dry_run)
-    clock = Clock(bench.device.name)
+    device = Device("cpu" if settings.dry_run else "cuda")
+    clock = Clock(device.name)
     pace = Pace(60 * settings.minutes - (time.monotonic() - start), settings.limits)
-    with torch.no_grad():
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
+        bench = Bench(device, settings.dry_run, Path(scratch))
         sizes = {"side": 32, "copy_bytes": 1 << 12} if settings.dry_run else {}
         ceilings = measure_ceilings(clock, **sizes)
         document: Document = {

@@ -12,12 +12,12 @@ from benchmarks.gpu.case import VARIANTS
 Document = dict[str, Any]
 HEADINGS = {
     "triton": "fused",
-    "files": "fused, JPEG to PNG files",
     "torch": "portable torch",
     "reference": "reference",
     "compiled": "torch.compile of the reference",
     "sdpa": "plain SDPA, a call a branch",
     "flex": "FlexAttention",
+    "files": "fused, from JPEG to PNG files",
 }
 
 
