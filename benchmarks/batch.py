@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from resclip import Segmenter, load
-from resclip.ahead import available_cores
 from resclip.batch import local
 from resclip.batch.sources import open_source
 from resclip.batch.store import open_store
@@ -174,7 +173,6 @@ def main() -> None:
     print(json.dumps(steps), flush=True)
     run = {
         "machine": machine_name(torch.device("cpu")),
-        "cores": available_cores(),
         "threads": THREADS,
         "batch_size": BATCH_SIZE,
         "pictures": PICTURES,

@@ -97,6 +97,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def conditions(run: dict[str, Any]) -> str:
-    """Machine and versions."""
+    """Machine, threads of the model, versions."""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    return f"{run['machine']}, {run['cores']} cores, {versions}."
+    threads = "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
+    return f"{run['machine']}, {threads}, {versions}."

@@ -106,14 +106,17 @@ def resize_rows(
     left, right, left_weight, right_weight = _bilinear_taps(rows.shape[1], width)
     # A picture made ten times smaller looks at one row in five.
     used, position = np.unique(np.concatenate((top, bottom)), return_inverse=True)
-    rows = rows[used - source_first]
-    across = rows[:, left] * left_weight[:, None]  # [rows used, width, 3], at most 255 * 2^11
-    across += rows[:, right] * right_weight[:, None]
+    # `take` lets other threads go on meanwhile, as arithmetic does; an index in brackets holds Python's lock.
+    rows = rows.take(used - source_first, axis=0)
+    across = (
+        rows.take(left, axis=1) * left_weight[:, None]
+    )  # [rows used, width, 3], at most 255 * 2^11
+    across += rows.take(right, axis=1) * right_weight[:, None]
     across >>= 4
-    upper = across[position[: len(top)]]  # [last − first, width, 3]
+    upper = across.take(position[: len(top)], axis=0)  # [last − first, width, 3]
     upper *= top_weight[:, None, None]
     upper >>= 16
-    lower = across[position[len(top) :]]
+    lower = across.take(position[len(top) :], axis=0)
     lower *= bottom_weight[:, None, None]
     lower >>= 16
     upper += lower

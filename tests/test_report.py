@@ -150,7 +150,7 @@ def test_the_readme_has_every_marker() -> None:
 
 
 def test_tables_of_batch_jobs(report: ModuleType) -> None:
-    conditions = {"machine": "a machine", "cores": 2, "versions": {"python": "3", "torch": "2"}}
+    conditions = {"machine": "a machine", "threads": 2, "versions": {"python": "3", "torch": "2"}}
     row = {"method": "naclip", "window": 56, "one_by_one": 2.0, "together": 7.0, "ratio": 3.5}
     job = {"method": "naclip", "window": 56, "pictures_per_second": 6.25}
     job |= {"megapixels_per_second": 0.5, "bytes_per_picture": 1234.0}
@@ -158,7 +158,7 @@ def test_tables_of_batch_jobs(report: ModuleType) -> None:
     text = report.scale_tables.batch_tables(run)
     assert "| naclip | 56 | 2.00 | 7.00 | 3.5 × |" in text
     assert "| naclip | 56 | 6.25 | 0.500 | 1,234 |" in text
-    assert "a machine, 2 cores, python 3, torch 2." in text
+    assert "a machine, 2 threads, python 3, torch 2." in text
     large = {"side": 30_000, "classes": 9, "options": "--window 112", "seconds": 1800.0}
     large |= {"peak_gb": 1.25, "floor_gb": 0.75, "input_bytes": 1e8, "output_bytes": 2e7}
     text = report.scale_tables.gigapixel_table(large | conditions)

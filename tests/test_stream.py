@@ -98,7 +98,7 @@ def test_strips_are_the_rows_of_the_whole(
     one = picture(seed, 90 if refine == 0 else 600, 60)
     (whole,) = list(stages.stream([stages.frame(one)]))
     # Some rows at a time: 3 classes of float32 and 64 bytes a pixel.
-    monkeypatch.setattr(segmenter, "STRIP_BYTES", 11 * 60 * 80)
+    monkeypatch.setitem(segmenter.STRIP_BYTES, "cpu", 11 * 60 * 80)
     strips = list(stages.stream([stages.frame(one, "tag")]))
     assert len(strips) > 4
     assert isinstance(whole, Strip)
@@ -122,7 +122,7 @@ def test_a_tall_pictures_strips_come_while_it_is_read(
 ) -> None:
     """Rows are asked for window by window, finished rows leave, and grids above them are dropped."""
     stages = make(batch_size=3)
-    monkeypatch.setattr(segmenter, "STRIP_BYTES", 16 * 40 * 80)
+    monkeypatch.setitem(segmenter.STRIP_BYTES, "cpu", 16 * 40 * 80)
     tall = picture(seed, 800, 40)
     asked: list[tuple[int, int]] = []
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from resclip.batch.manifest import ClassArea
 from resclip.batch.store import Store
@@ -24,7 +25,7 @@ from resclip.images import PixelArray
 if TYPE_CHECKING:
     from resclip.rasters import Raster
 
-__all__ = ["BlockSink", "MapSink", "Result", "encode"]
+__all__ = ["BlockSink", "MapSink", "Result", "as_scores", "encode"]
 
 MOST_SCORE = 65535
 """Stands for a probability of 1."""
@@ -42,8 +43,8 @@ class Result:
 
     height: int
     width: int
-    counts: NDArray[np.int64]
-    """(N,): pixels of each class."""
+    counts: NDArray[np.int64] | None
+    """(N,): pixels of each class; None where they are still to be counted."""
     labels: NDArray[Any] | None
     """(H, W) uint8 or uint16; None where they are written."""
     scores: NDArray[np.uint16] | None
@@ -57,12 +58,15 @@ class Result:
 
     def areas(self, names: tuple[str, ...]) -> tuple[ClassArea, ...]:
         """The classes that are there, largest first."""
+        counts = self.counts
+        if counts is None:
+            counts = np.bincount(np.ravel(self.labels), minlength=len(names))
         total = self.height * self.width
-        order = np.argsort(-self.counts, kind="stable")
+        order = np.argsort(-counts, kind="stable")
         return tuple(
             ClassArea(int(index), names[index], int(pixels), int(pixels) / total)
             for index in order
-            if (pixels := self.counts[index])
+            if (pixels := counts[index])
         )
 
 
@@ -81,21 +85,17 @@ class MapSink:
         self.place = place
         self.labels = np.empty(size, task.label_type)
         self.scores = np.empty(size, np.uint16) if task.scores else None
-        self.counts = np.zeros(len(task.names), np.int64)
 
-    def add(
-        self, first: int, labels: NDArray[np.int64], probabilities: NDArray[np.float32]
-    ) -> None:
+    def add(self, first: int, labels: NDArray[Any], scores: NDArray[Any] | None) -> None:
         """The rows from `first` on."""
         rows = slice(first, first + len(labels))
         self.labels[rows] = labels
-        self.counts += np.bincount(labels.ravel(), minlength=len(self.counts))
         if self.scores is not None:
-            self.scores[rows] = as_scores(probabilities)
+            self.scores[rows] = scores
 
     def finish(self) -> Result:
-        """The result, once its last rows have come."""
-        return Result(*self.size, self.counts, self.labels, self.scores, self.picture, self.place)
+        """The result, once its last rows have come; who writes it counts, since this thread has a GPU to feed."""
+        return Result(*self.size, None, self.labels, self.scores, self.picture, self.place)
 
     def abort(self) -> None:
         """Nothing is on disk yet."""
@@ -151,9 +151,7 @@ class BlockSink:
                 dtype="uint16",
             )
 
-    def add(
-        self, first: int, labels: NDArray[np.int64], probabilities: NDArray[np.float32]
-    ) -> None:
+    def add(self, first: int, labels: NDArray[Any], scores: NDArray[Any] | None) -> None:
         """The rows from `first` on.
 
         Raises:
@@ -161,8 +159,8 @@ class BlockSink:
         """
         self.labels.write(first, labels.astype(self.task.label_type))
         self.counts += np.bincount(labels.ravel(), minlength=len(self.counts))
-        if self.scores is not None:
-            self.scores.write(first, as_scores(probabilities))
+        if self.scores is not None and scores is not None:
+            self.scores.write(first, scores.astype(np.uint16))
         if self.task.overlay:
             for row in range(-first % self.step, len(labels), self.step):
                 pixels = self.picture.rows(first + row, first + row + 1)
@@ -251,7 +249,6 @@ def as_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def as_scores(probabilities: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Probabilities as whole numbers: 65,535 is 1."""
-    scores: NDArray[np.uint16] = np.rint(probabilities.clip(0, 1) * MOST_SCORE).astype(np.uint16)
-    return scores
+def as_scores(probabilities: Tensor) -> Tensor:
+    """Probabilities as whole numbers, on their device: 65,535 is 1."""
+    return (probabilities.float().clamp(0, 1) * MOST_SCORE).round().int()

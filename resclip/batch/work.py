@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from resclip.batch.manifest import Row
-from resclip.batch.outputs import BlockSink, MapSink, Result, encode
+from resclip.batch.outputs import BlockSink, MapSink, Result, as_scores, encode
 from resclip.batch.sources import Item
 from resclip.batch.store import Store
 from resclip.batch.task import Task
@@ -136,6 +137,7 @@ def segment(
         MemoryError: there is not enough for a single window.
     """
     unfinished: set[BlockSink] = set()
+    narrow = torch.uint8 if task.label_type == np.uint8 else torch.int32
 
     def frame(reading: Reading) -> Frame | Failure:
         if reading.path is None:
@@ -164,8 +166,10 @@ def segment(
                 yield problem_of(event)
                 continue
             reading, sink = event.frame.tag
-            probabilities = event.probabilities.float().cpu().numpy()
-            sink.add(event.first, event.labels.cpu().numpy(), probabilities)
+            # As small as they will be in the files, before they leave a GPU.
+            labels = event.labels.to(narrow).cpu().numpy()
+            scores = as_scores(event.probabilities).cpu().numpy() if task.scores else None
+            sink.add(event.first, labels, scores)
             if event.first + len(event.labels) == reading.size[0]:
                 result = sink.finish()
                 unfinished.discard(sink)
