@@ -6,9 +6,10 @@ Knows the options and what it prints. The work is that of `resclip.batch`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -192,12 +193,14 @@ class Tally:
     seconds: float = 0.0
 
 
-def follow(rows: Iterator[Row], manifest: Manifest, total: int) -> Tally:
+def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> Tally:
     """Enter rows as they come, name what failed, and draw a bar with the time that remains."""
     tally = Tally()
     start = time.monotonic()
     # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=total, unit="picture", disable=None, leave=False) as bar:
+    bar = tqdm(total=total, unit="picture", disable=None, leave=False)
+    # Closed: else an interrupt would leave the engine at work until this function's traceback is gone.
+    with bar, contextlib.closing(rows):
         for row in rows:
             manifest.add(row)
             if row.status == "done":

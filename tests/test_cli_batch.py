@@ -42,10 +42,10 @@ def batch(source: object, out: object, *options: object) -> int:
     return run("batch", source, "--out", out, "--classes", CLASSES, *options)
 
 
-def command(source: Path, out: Path) -> list[str]:
-    """The same in a process of its own, with the model in the box."""
+def arguments(source: Path, out: Path) -> list[str]:
+    """A job for the model in the box."""
     words = ["batch", source, "--out", out, "--classes", CLASSES, "--no-cache", *SMALL]
-    return [sys.executable, "-m", "resclip", *map(str, words)]
+    return list(map(str, words))
 
 
 def test_two_hundred_pictures_ten_of_them_broken(
@@ -86,11 +86,14 @@ def test_two_hundred_pictures_ten_of_them_broken(
     assert {row["status"] for row in rows_of(tmp_path / "out")} == {"done"}
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """kill -9 in the middle of 200 pictures: nothing half-written, nothing lost, nothing done twice."""
     make_pictures(tmp_path / "in", 200, broken=10)
     out = tmp_path / "out"
-    killed = subprocess.Popen(command(tmp_path / "in", out), stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "resclip", *arguments(tmp_path / "in", out)]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (parts := list(out.glob("manifest.parts/*.parquet"))):
         assert killed.poll() is None, "it ended before it could be killed"
@@ -107,18 +110,15 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
             labels.load()
     stamps = {name: (out / name).stat().st_mtime_ns for name in half}
 
-    resumed = subprocess.run(
-        command(tmp_path / "in", out), capture_output=True, text=True, check=False
-    )
-    assert resumed.returncode == 1, resumed.stderr
-    assert "10 failed" in resumed.stderr
-    earlier = int(resumed.stderr.split(" earlier")[0].split(", ")[-1])
+    assert run(*arguments(tmp_path / "in", out)) == 1
+    said = capsys.readouterr().err
+    assert "10 failed" in said
+    earlier = int(said.split(" earlier")[0].split(", ")[-1])
     assert 0 < earlier <= len(half) + 10
     assert sum((out / name).stat().st_mtime_ns == stamps[name] for name in half) >= earlier
 
     whole = tmp_path / "whole"
-    straight = subprocess.run(command(tmp_path / "in", whole), capture_output=True, check=False)
-    assert straight.returncode == 1
+    assert run(*arguments(tmp_path / "in", whole)) == 1
     assert files_in(out) == files_in(whole)
     assert rows_of(out) == rows_of(whole)
     assert len(files_in(out)) == 190
@@ -153,8 +153,8 @@ def test_classes_that_cannot_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: str, words: Any
 ) -> None:
     make_pictures(tmp_path / "in", 1)
-    arguments = ("--out", tmp_path / "out", "--classes", classes, "--no-cache", *SMALL)
-    assert run("batch", tmp_path / "in", *arguments) == 2
+    options = ("--out", tmp_path / "out", "--classes", classes, "--no-cache", *SMALL)
+    assert run("batch", tmp_path / "in", *options) == 2
     came = capsys.readouterr().err.splitlines()[-1]
     for word in words:
         assert word in came

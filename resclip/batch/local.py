@@ -5,7 +5,7 @@ Knows the order of the steps. Knows nothing of what they do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from functools import partial
 
 from resclip.ahead import map_ahead
@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 def run(
     task: Task, segmenter: Segmenter, items: Iterable[Item], store: Store, *, workers: int
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Do a job's pictures on the segmenter's device.
 
     Args:

@@ -60,7 +60,7 @@ class Result:
         """The classes that are there, largest first."""
         counts = self.counts
         if counts is None:
-            counts = np.bincount(np.ravel(self.labels), minlength=len(names))
+            counts = np.bincount(np.asarray(self.labels).ravel(), minlength=len(names))
         total = self.height * self.width
         order = np.argsort(-counts, kind="stable")
         return tuple(
@@ -90,7 +90,7 @@ class MapSink:
         """The rows from `first` on."""
         rows = slice(first, first + len(labels))
         self.labels[rows] = labels
-        if self.scores is not None:
+        if self.scores is not None and scores is not None:
             self.scores[rows] = scores
 
     def finish(self) -> Result:

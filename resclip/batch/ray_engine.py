@@ -17,7 +17,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -79,11 +79,13 @@ def run(
     *,
     address: str | None,
     actors: int | None,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Do a job's pictures on a cluster's GPUs, or on its cores where it has none.
 
     Every machine needs this library, the model's weights (or a way to fetch them), and the same view of the pictures
-    and the store: a local folder is one that all of them mount.
+    and the store: a local folder is one that all of them mount. Ray repeats the work of a process or machine that died
+    as often as it takes; a lost machine's models wait for one with room for them. After a day in which no picture was
+    done the job ends.
 
     Args:
         task: what is done to each.
@@ -104,7 +106,7 @@ def run(
         MemoryError: there is not enough for a single window.
         ValueError: the address is none; the cluster has no room for so many models, or no GPU for `device`.
         ImportError: Ray is not installed.
-        RuntimeError: processes die again and again.
+        RuntimeError: an error of Ray's, or one that no step should have.
     """
     remaining = iter(items)
     chunks = iter(lambda: list(itertools.islice(remaining, ITEMS)), [])
