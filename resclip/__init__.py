@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resclip.loading import load as load
     from resclip.methods import RCS as RCS
     from resclip.methods import SFR as SFR
+    from resclip.methods import Overview as Overview
     from resclip.patching import patch as patch
     from resclip.result import Segmentation as Segmentation
     from resclip.segmenter import Segmenter as Segmenter
@@ -27,6 +28,7 @@ HOMES = {
     "Correlation": "correlation",
     "DenseEncoder": "encoder",
     "DenseFeatures": "encoder",
+    "Overview": "methods",
     "RCS": "methods",
     "SFR": "methods",
     "Segmentation": "result",
@@ -42,6 +44,7 @@ __all__ = [
     "Correlation",
     "DenseEncoder",
     "DenseFeatures",
+    "Overview",
     "Segmentation",
     "Segmenter",
     "TextCache",

@@ -204,5 +204,6 @@ def with_method(segmenter: Segmenter, method: Method) -> Segmenter:
         correlation=None if encoder.base.proxy is not None else encoder.correlation,
         proxy=encoder.proxy,
         proxy_attention=encoder.final.proxy_attention,
+        overview=encoder.overview,
     )
     return other
