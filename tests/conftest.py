@@ -18,6 +18,12 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Some tests start several processes that load torch, over and over: they are left to those who ask for them."""
+    if item.get_closest_marker("slow") and not os.environ.get("RESCLIP_SLOW_TESTS"):
+        pytest.skip("takes most of a minute; RESCLIP_SLOW_TESTS=1 runs it")
+
+
 @pytest.fixture
 def seed() -> int:
     """Printed, so that a failure can be replayed with RESCLIP_TEST_SEED."""

@@ -313,6 +313,7 @@ def test_every_byte_is_that_of_one_machine_whatever_process_dies(
     assert not any(map(is_alive, models(notes)))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_job(
     setting: Setting, joined: Any, notes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,6 +326,7 @@ def test_a_full_disk_ends_the_job(
     assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_models(
     setting: Setting, joined: Any, notes: Path, tmp_path: Path
 ) -> None:
@@ -343,6 +345,7 @@ def test_an_interrupt_ends_the_models(
     assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
 
 
+@pytest.mark.slow
 def test_a_lost_machine_loses_no_picture(
     setting: Setting, joined: Any, notes: Path, tmp_path: Path
 ) -> None:
