@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import re
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -164,3 +165,11 @@ def test_without_pyarrow_a_table_says_what_to_install(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r'pip install "resclip\[batch\]"'):
         open_source(path)
+
+
+def test_a_server_that_cannot_be_reached_is_told() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # Bound, but not listening.
+        location = f"http://127.0.0.1:{bound.getsockname()[1]}/list.txt"
+        with pytest.raises(FileNotFoundError, match="found nothing .*127.0.0.1.*check the URL"):
+            open_source(location)

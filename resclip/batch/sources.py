@@ -36,6 +36,7 @@ from resclip.batch.locations import (
     parent,
     plain,
     read_range,
+    reason,
     suffix,
 )
 from resclip.batch.names import Naming, PackedTexts, digest, repeated
@@ -165,8 +166,13 @@ class _Opening:
             )
         opened, inner = file_system(location)
         with naming(location):
-            if not opened.exists(inner):
-                raise FileNotFoundError(errno.ENOENT, "found nothing; check the URL", location)
+            try:
+                opened.info(inner)
+            except FileNotFoundError as error:
+                # A server that cannot be reached looks to fsspec like a missing file, with the reason behind it.
+                why = "" if error.__cause__ is None else f" ({reason(error.__cause__)})"
+                text = f"found nothing{why}; check the URL"
+                raise FileNotFoundError(errno.ENOENT, text, location) from None
         return self.file(location)
 
     def file(self, location: str) -> Source:
