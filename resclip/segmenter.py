@@ -71,7 +71,7 @@ class Segmenter:
             short.
         pad_batches: whether a batch that is not full is filled up with empty windows. A product of other shape rounds
             its last bit differently; so filled, a picture's result is the same bit for bit whatever is segmented beside
-            it.
+            it. Windows of another size, as small pictures and whole ones have, then run one by one.
         max_memory: most bytes that the process, or its part of a GPU, should come to hold; None: what is free.
         pad_multiple: windows are zero-padded evenly on both sides to a multiple of it, and their logits cut back
             (ProxyCLIP's protocol: 56); 0 for none.
@@ -350,16 +350,19 @@ class Segmenter:
 
     def limit(self, crop: Crop) -> int:
         """Windows a batch: as many as were asked for, or fewer where memory is short."""
-        around = padding(crop.window, self.pad_multiple)
+        window = crop.window
+        around = padding(window, self.pad_multiple)
+        # A batch of an odd size might have one window, and be filled up with fifteen empty ones.
+        is_odd = (window.height, window.width) != (self.window, self.window)
         return plan_batch_size(
             self.encoder,
             (
-                around.top + crop.window.height + around.bottom,
-                around.left + crop.window.width + around.right,
+                around.top + window.height + around.bottom,
+                around.left + window.width + around.right,
             ),
             len(self.vocabulary.embeddings),
             device=self.device,
-            most=self.batch_size,
+            most=1 if self.pad_batches and is_odd else self.batch_size,
             max_memory=self.max_memory,
         )
 

@@ -117,6 +117,22 @@ def test_strips_are_the_rows_of_the_whole(
     assert rows == one.height
 
 
+def test_batches_are_filled_up_but_for_odd_sizes(seed: int) -> None:
+    """Eight windows of 32 × 32 are two batches of five with two empty windows; what is smaller runs alone."""
+    stages = make(batch_size=5, pad_batches=True)
+    sizes = []
+    forward = stages.encoder.forward
+
+    def spy(pixels: torch.Tensor, *others: Any) -> Any:
+        sizes.append((len(pixels), *pixels.shape[2:]))
+        return forward(pixels, *others)
+
+    stages.encoder.forward = spy
+    many = pictures(seed, (40, 40), (20, 32), (40, 40), (20, 32))
+    assert len(results(stages, (stages.frame(one) for one in many))) == 4
+    assert sorted(sizes) == [(1, 20, 32), (1, 20, 32), (5, 32, 32), (5, 32, 32)]
+
+
 def test_a_tall_pictures_strips_come_while_it_is_read(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
