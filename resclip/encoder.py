@@ -41,6 +41,7 @@ from resclip_kernels import (
     residual_attention,
     semantic_feedback,
 )
+from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.implementation import parse_implementation, resolve
 from resclip_kernels.residual_attention import IMPLEMENTATIONS
 
@@ -322,7 +323,7 @@ class DenseEncoder(nn.Module):
             )
             size = (cell[0] * patches.shape[1], cell[1] * patches.shape[2])
             if size != tuple(pixels.shape[2:]):
-                guide = F.interpolate(guide, size=size, mode="bilinear", align_corners=False)
+                guide = resize_planes(guide, size)
         return patch_labels(
             similarity(patches, text),
             guide,

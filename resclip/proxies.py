@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable
+from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.checks import check_count, check_float
 
 COLOUR = "colour"
@@ -258,7 +259,7 @@ def fit(pictures: Tensor, patch: int, input_size: InputSize | None) -> Tensor:
     size = whole_patches(pictures.shape[2], pictures.shape[3], patch, input_size)
     if size == tuple(pictures.shape[2:]):
         return pictures
-    return F.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
+    return resize_planes(pictures, size)
 
 
 def take_back(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import resclip
@@ -38,6 +37,7 @@ from resclip.windows import (
     source_span,
 )
 from resclip_kernels import upsample_argmax
+from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.checks import check_count
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -440,5 +440,4 @@ class Segmenter:
     def guide(self, frame: Frame, first: int, last: int) -> Tensor:
         """(1, 3, last − first, W): the picture at its result's size, these rows of it."""
         rows = resized_rows(partial(self.rows, frame), frame.shape[0], frame.size[0], first, last)
-        size = (last - first, frame.size[1])
-        return F.interpolate(rows.unsqueeze(0), size=size, mode="bilinear", align_corners=False)
+        return resize_planes(rows.unsqueeze(0), (last - first, frame.size[1]))

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.pamr import portable as pamr
 
 # Upsampled planes held at a time (bytes of float32): small enough for a core's cache at 224 × 224.
@@ -101,7 +101,7 @@ def upsample(planes: Tensor, size: tuple[int, int], through: tuple[int, int] | N
     """Bilinear to `through` where given, then to `size`; a step that changes nothing is left out."""
     for step in (through, size):
         if step is not None and tuple(planes.shape[2:]) != tuple(step):
-            planes = F.interpolate(planes, size=step, mode="bilinear", align_corners=False)
+            planes = resize_planes(planes, (step[0], step[1]))
     return planes
 
 
