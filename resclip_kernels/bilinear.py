@@ -19,4 +19,5 @@ def resize_planes(planes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     alone = planes.flatten(0, 1).unsqueeze(1)
     resized = F.interpolate(alone, size=size, mode="bilinear", align_corners=False)
-    return resized.squeeze(1).unflatten(0, planes.shape[:2])
+    together: Tensor = resized.squeeze(1).unflatten(0, planes.shape[:2])
+    return together
