@@ -41,9 +41,9 @@ from resclip_kernels import (
     residual_attention,
     semantic_feedback,
 )
-from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.implementation import parse_implementation, resolve
 from resclip_kernels.residual_attention import IMPLEMENTATIONS
+from resclip_kernels.steady import attention, resize_planes
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class DenseEncoder(nn.Module):
         pixels = pixels.to(tower.dtype)
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
         # Nothing to fuse before the final block: plain attention is torch's own, but for the reference's sake.
-        attend = F.scaled_dot_product_attention
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
         if self.implementation is Implementation.REFERENCE:
             attend = partial(plain_attention, grid=grid)
         tokens = tower.embed(pixels)

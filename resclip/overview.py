@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from resclip_kernels.steady import attention
 
 __all__ = ["Coarse", "attend_coarse"]
 
@@ -86,7 +87,7 @@ def attend_coarse(
         )
         return functools.reduce(torch.add, maps) @ coarse.value
     branches = (
-        F.scaled_dot_product_attention(query, key, coarse.value, scale=scale)
+        attention(query, key, coarse.value, scale=scale)
         for query, key in zip(queries, coarse.keys, strict=True)
     )
     return functools.reduce(torch.add, branches)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable
-from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.checks import check_count, check_float
+from resclip_kernels.steady import resize_planes
 
 COLOUR = "colour"
 PREFIX = "timm:"

@@ -37,8 +37,8 @@ from resclip.windows import (
     source_span,
 )
 from resclip_kernels import upsample_argmax
-from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.checks import check_count
+from resclip_kernels.steady import resize_planes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resclip_kernels.bilinear import resize_planes
 from resclip_kernels.pamr import portable as pamr
+from resclip_kernels.steady import resize_planes
 
 # Upsampled planes held at a time (bytes of float32): small enough for a core's cache at 224 × 224.
 GROUP_BYTES = 1 << 23

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resclip_kernels.residual_attention.terms import Terms, score_operands
 from resclip_kernels.semantic_feedback.portable import feedback_rows, row_blocks
+from resclip_kernels.steady import attention
 
 
 def residual_attention(
@@ -29,11 +30,9 @@ def residual_attention(
     """The formula of `resclip_kernels.residual_attention`, branch by branch."""
     output = base_attention(query, key, value, terms, projections)
     if cross_layer is None and cross_layers:
-        cross_layer = F.scaled_dot_product_attention(*cross_layers[0], value)
+        cross_layer = attention(*cross_layers[0], value)
         for layer_query, layer_key in cross_layers[1:]:
-            cross_layer = cross_layer + F.scaled_dot_product_attention(
-                layer_query, layer_key, value
-            )
+            cross_layer = cross_layer + attention(layer_query, layer_key, value)
         cross_layer = cross_layer / len(cross_layers)
     if cross_layer is not None:
         mixed = torch.lerp(output, cross_layer, terms.cross_weight)
@@ -93,9 +92,7 @@ def sum_attention(
         return bias.softmax(dim=-1).to(value.dtype) @ value
     bias = None if bias is None else bias.to(value.dtype)
     branches = (
-        F.scaled_dot_product_attention(
-            left[:, :, rows], right[:, :, columns], value, attn_mask=bias, scale=scale
-        )
+        attention(left[:, :, rows], right[:, :, columns], value, attn_mask=bias, scale=scale)
         for left, right in scores
     )
     return functools.reduce(torch.add, branches)
