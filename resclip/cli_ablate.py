@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resclip.cli_datasets import (
     SCENES,
     add_dataset_options,
+    check_out,
     open_datasets,
     segmenter_for,
     write_tables,
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from resclip.evaluation.notes import problem_lines
     from resclip.evaluation.world import join, local_device
 
-    check_output(arguments)
+    check_out(arguments, "plot")
     studies = studies_of(arguments.study)
     base = base_of(arguments.base)
     knobs = knobs_of(arguments)
@@ -108,17 +109,6 @@ def run(arguments: argparse.Namespace) -> int:
         if world.is_first:
             write(ablation, arguments)
     return int(bool(problem_lines(ablation.report)))
-
-
-def check_output(arguments: argparse.Namespace) -> None:
-    """ValueError where plots are asked for and no folder named; ImportError where nothing can draw them."""
-    if not arguments.plot:
-        return
-    if arguments.out is None:
-        raise ValueError("expected --out DIR for what --plot draws, got none; name a folder")
-    from resclip.evaluation.plots import check_matplotlib
-
-    check_matplotlib()
 
 
 def studies_of(names: str) -> Sequence[Study]:

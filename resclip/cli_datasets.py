@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from resclip.methods import Method
     from resclip.segmenter import Segmenter
 
-__all__ = ["SCENES", "add_dataset_options", "open_datasets", "segmenter_for", "write_tables"]
+__all__ = [
+    "SCENES",
+    "add_dataset_options",
+    "check_out",
+    "open_datasets",
+    "segmenter_for",
+    "write_tables",
+]
 
 SCENES = "builtin"
 """The name of the drawn scenes as a data set."""
@@ -168,6 +175,18 @@ def preset_of(dataset: str, model: str) -> str | None:
     from resclip.backbones import BUILTIN
 
     return dataset if dataset in DATASETS and model != BUILTIN else None
+
+
+def check_out(arguments: argparse.Namespace, *options: str) -> None:
+    """ValueError where one of `options` writes files and --out names no folder; ImportError where nothing can plot."""
+    asked = [option for option in options if getattr(arguments, option)]
+    if asked and arguments.out is None:
+        option = f"--{asked[0].replace('_', '-')}"
+        raise ValueError(f"expected --out DIR for what {option} writes, got none; name a folder")
+    if arguments.plot:
+        from resclip.evaluation.plots import check_matplotlib
+
+        check_matplotlib()
 
 
 def write_tables(folder: Path, stem: str, csv: str, markdown: str) -> None:

@@ -12,7 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resclip.cli_datasets import add_dataset_options, open_datasets, segmenter_for, write_tables
+from resclip.cli_datasets import (
+    add_dataset_options,
+    check_out,
+    open_datasets,
+    segmenter_for,
+    write_tables,
+)
 from resclip.cli_options import add_model_options, add_window_options
 
 if TYPE_CHECKING:
@@ -86,7 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
     from resclip.evaluation.protocol import evaluate
     from resclip.evaluation.world import join, local_device
 
-    check_output(arguments)
+    check_out(arguments, "plot", "save_predictions", "qualitative")
+    if arguments.qualitative < 0:
+        raise ValueError(
+            f"expected --qualitative of at least 0 pictures, got {arguments.qualitative}"
+        )
     path = arguments.json or (arguments.out and arguments.out / "report.json")
     datasets = open_datasets(arguments)
     with join() as world:
@@ -104,26 +114,6 @@ def run(arguments: argparse.Namespace) -> int:
             write(report, arguments)
     rows = [row for figures in report.sets.values() for row in figures.rows.values()]
     return int(any(row.problems for row in rows))
-
-
-def check_output(arguments: argparse.Namespace) -> None:
-    """ValueError where a file is asked for and no folder named; ImportError for a plot that nothing can draw."""
-    asked = [
-        option
-        for option in ("plot", "save_predictions", "qualitative")
-        if getattr(arguments, option)
-    ]
-    if asked and arguments.out is None:
-        option = f"--{asked[0].replace('_', '-')}"
-        raise ValueError(f"expected --out DIR for what {option} writes, got none; name a folder")
-    if arguments.qualitative < 0:
-        raise ValueError(
-            f"expected --qualitative of at least 0 pictures, got {arguments.qualitative}"
-        )
-    if arguments.plot:
-        from resclip.evaluation.plots import check_matplotlib
-
-        check_matplotlib()
 
 
 def candidates(arguments: argparse.Namespace, device: str | None) -> list[Candidate]:

@@ -42,6 +42,7 @@ __all__ = [
     "ImageError",
     "ImageSource",
     "PixelArray",
+    "encode_png",
     "over_white",
     "read_image",
     "resize",
@@ -124,15 +125,20 @@ def over_white(layer: Image.Image) -> Image.Image:
     return white
 
 
+def encode_png(image: Image.Image) -> bytes:
+    """`image` as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write `image` as a PNG file, whole or not at all.
 
     Raises:
         OSError: the directory is missing, is not writable or is full.
     """
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, encode_png(image))
 
 
 def _check_array(array: NDArray[np.uint8], name: str | None) -> PixelArray:

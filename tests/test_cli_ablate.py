@@ -145,7 +145,7 @@ def few_of(name: str) -> Study:
         (["--rcs", "wait=1"], ["expected name=value for some of layers", "'wait=1'"]),
         (["--sfr", "weight=2"], ["SFR weight", "2"]),
         (["--rcs", "layers=12", "--study", "rcs-weight"], ["between 1 and 11", "got 12"]),
-        (["--plot"], ["expected --out DIR for what --plot draws"]),
+        (["--plot"], ["expected --out DIR for what --plot writes"]),
         (["--dataset", "voc21"], ["--scenes is for builtin"]),
     ],
 )

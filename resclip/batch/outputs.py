@@ -5,7 +5,6 @@ Knows label maps, scores, overlays and their file formats. Knows no model and no
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from resclip.batch.manifest import ClassArea
 from resclip.batch.store import Store
 from resclip.batch.task import Task
 from resclip.drawing import draw_overlay, palette
-from resclip.images import PixelArray
+from resclip.images import PixelArray, encode_png
 
 if TYPE_CHECKING:
     from resclip.rasters import Raster
@@ -211,7 +210,7 @@ def encode(task: Task, stem: str, result: Result) -> Iterator[tuple[str, bytes]]
     if task.overlay and result.picture is not None and result.labels is not None:
         labels = result.labels.astype(np.int64)
         overlay = draw_overlay(result.picture, labels, palette(len(task.names)), OPACITY)
-        yield f"{stem}_overlay.png", as_png(overlay)
+        yield f"{stem}_overlay.png", encode_png(overlay)
     if result.written or result.labels is None:
         return
     if result.scores is not None:
@@ -239,14 +238,7 @@ def encode_plane(
     image = Image.fromarray(plane)
     if colours is not None:
         image.putpalette(colours.tobytes())
-    return as_png(image)
-
-
-def as_png(image: Image.Image) -> bytes:
-    """An encoded PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png(image)
 
 
 def as_scores(probabilities: Tensor) -> Tensor:
