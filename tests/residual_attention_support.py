@@ -33,14 +33,15 @@ RELEASED = {
 def products_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted products sum in one order, as on a GPU, whatever the tile's shape: BLAS's order depends on it.
 
-    Else two tiles that hold the same entry of Ŝ may round it to float16 differently: 3 of 120 runs on 80 patches.
+    Else two tiles that hold the same entry of Ŝ may round it to float16 differently: 3 of 120 runs on 80 patches. And
+    as on a GPU a factor's product is added before it is rounded; float64 holds it whole.
     """
 
     def product(left: np.ndarray, right: np.ndarray, dtype: Any) -> np.ndarray:
-        left, right = left.astype(dtype), right.astype(dtype)
+        left, right = left.astype(np.float64), right.astype(np.float64)
         total = np.zeros((len(left), right.shape[1]), dtype)
         for k in range(len(right)):
-            total += left[:, k, None] * right[k]
+            total = (total + left[:, k, None] * right[k]).astype(dtype)
         return total
 
     monkeypatch.setattr(np, "matmul", product)
