@@ -95,6 +95,17 @@ def test_sizes(seed: int, grid, size, through) -> None:
     judge(grid_logits(seed, grid=grid), size, through=through)
 
 
+@pytest.mark.parametrize("through", (None, (1, 35_000)))
+def test_far_along_a_row_positions_are_exact(seed: int, through) -> None:
+    """Of whole numbers past 2³¹ the remainder is kept; a position rounded to float32 is off by 1e-3 of a cell there."""
+    logits = grid_logits(seed, queries=2, grid=(1, 30_000), batch=1)
+    expected = upsample_argmax(
+        logits.double(), (1, 40_000), through=through, implementation="reference"
+    )
+    _, probability = upsample_argmax(logits, (1, 40_000), through=through, implementation="triton")
+    torch.testing.assert_close(probability.double(), expected[1], atol=3e-6, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("threshold", (0.0, 0.3))
 @pytest.mark.parametrize("queries", (1, 2, 150))

@@ -105,14 +105,13 @@ def resize_values(
             "column_stride": value.stride(3),
             "height": grid[0],
             "width": grid[1],
+            "new_height": size[0],
             "new_width": size[1],
             "positions": positions,
             "padded_positions": padded,
             "columns": columns,
             "padded_columns": padded_columns,
             "head_width": head_width,
-            "vertical_scale": grid[0] / size[0],
-            "horizontal_scale": grid[1] / size[1],
         },
         {"RESIZE": tuple(grid) != tuple(size), "BLOCK_N": block, "BLOCK_D": PAD},
         Options(num_warps=4, num_stages=1),
@@ -201,14 +200,13 @@ def proxy_values_kernel(
     column_stride,
     height,
     width,
+    new_height,
     new_width,
     positions,
     padded_positions,
     columns,
     padded_columns,
     head_width,
-    vertical_scale,
-    horizontal_scale,
     RESIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -225,8 +223,8 @@ def proxy_values_kernel(
     head, within = (column // head_width).to(tl.int64), (column % head_width).to(tl.int64)
     source = value + image * image_stride + (head * head_stride + within * column_stride)[None, :]
     if RESIZE:
-        top, bottom, down = bilinear(position // new_width, vertical_scale, height)
-        left, right, across = bilinear(position % new_width, horizontal_scale, width)
+        top, bottom, down = bilinear(position // new_width, height, new_height)
+        left, right, across = bilinear(position % new_width, width, new_width)
         tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for corner in tl.static_range(4):
             y, along_y = (bottom, down) if corner >= 2 else (top, 1.0 - down)
