@@ -22,7 +22,7 @@ class Sampling:
 
     taps: int
     wide: bool
-    arguments: dict[str, int]
+    arguments: dict[str, int | float]
 
 
 def sampling(logits: Tensor, size: tuple[int, int], through: tuple[int, int] | None) -> Sampling:
@@ -56,28 +56,33 @@ def sampling(logits: Tensor, size: tuple[int, int], through: tuple[int, int] | N
             "columns": grid[1],
             "middle_rows": middle[0],
             "middle_columns": middle[1],
+            "row_unit": 0.5 / middle[0],
+            "column_unit": 0.5 / middle[1],
+            "output_row_unit": 0.5 / size[0],
+            "output_column_unit": 0.5 / size[1],
         },
     )
 
 
 @triton.jit
-def bilinear(position, size, output):
+def bilinear(position, size, output, unit):
     """Neighbours of an output position and the second one's weight, as F.interpolate(align_corners=False).
 
-    Position p lies at ((2p + 1) · size − output) / (2 · output): the whole part is guessed in float32 and put right by
-    the remainder, which is small, so that its bits hold where the products overflow. Rounded to float32, a position
-    from 4 on is off by up to 2.4e-7, and at 40 times the logits a probability by 2e-6.
+    Position p lies at ((2p + 1) · size − output) / (2 · output), and `unit` is 1 / (2 · output). The whole part is
+    guessed in float32, never too high, and put right by the remainder, which is small, so that its bits hold where the
+    products overflow. Rounded to float32, a position from 4 on is off by up to 2.4e-7, and at 40 times the logits a
+    probability by 2e-6.
 
     A second neighbour of weight 0 is replaced by the first one: 0 · −inf would be no number.
     """
-    guess = (position.to(tl.float32) + 0.5) * (size / output) - 0.5
-    before = tl.minimum(tl.maximum(guess, 0.0).to(tl.int32), size - 1)
+    guess = (position.to(tl.float32) + 0.5) * (2.0 * size * unit) - 0.75
+    before = tl.maximum(guess, 0.0).to(tl.int32)
     rest = (2 * position + 1) * size - output - 2 * output * before
-    step = tl.where(rest >= 2 * output, 1, tl.where((rest < 0) & (before > 0), -1, 0))
-    before += step
-    rest -= 2 * output * step
+    low = rest >= 2 * output
+    before = tl.where(low, before + 1, before)
+    rest = tl.where(low, rest - 2 * output, rest)
     after = tl.where(rest > 0, tl.minimum(before + 1, size - 1), before)
-    return before, after, tl.where(rest > 0, rest.to(tl.float32) / (2 * output), 0.5)
+    return before, after, tl.where(rest > 0, rest.to(tl.float32) * unit, 0.5)
 
 
 @triton.jit
@@ -89,7 +94,7 @@ def split(first, other):
 
 
 @triton.jit
-def taps(position, size, middle, output, TAPS: tl.constexpr):
+def taps(position, size, middle, output, unit, output_unit, TAPS: tl.constexpr):
     """Indices and weights on the coarse axis for output positions; all weights are above 0.
 
     1 tap: the axis is kept. 2: bilinear. 4: bilinear of bilinear, through an axis of `middle`. 3: the same where
@@ -99,13 +104,13 @@ def taps(position, size, middle, output, TAPS: tl.constexpr):
         indices = (position,)
         weights = (tl.full(position.shape, 1.0, tl.float32),)
     elif TAPS == 2:
-        before, after, weight = bilinear(position, size, output)
+        before, after, weight = bilinear(position, size, middle, unit)
         indices = (before, after)
         weights = (1.0 - weight, weight)
     else:
-        middle_before, middle_after, weight = bilinear(position, middle, output)
-        before_0, after_0, weight_0 = bilinear(middle_before, size, middle)
-        before_1, after_1, weight_1 = bilinear(middle_after, size, middle)
+        middle_before, middle_after, weight = bilinear(position, middle, output, output_unit)
+        before_0, after_0, weight_0 = bilinear(middle_before, size, middle, unit)
+        before_1, after_1, weight_1 = bilinear(middle_after, size, middle, unit)
         share_0 = (1.0 - weight) * (1.0 - weight_0)
         share_1 = (1.0 - weight) * weight_0
         share_2 = weight * (1.0 - weight_1)
@@ -144,12 +149,20 @@ def grid_taps(
     columns,
     middle_rows,
     middle_columns,
+    row_unit,
+    column_unit,
+    output_row_unit,
+    output_column_unit,
     TAPS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Offsets into a coarse plane and weights for pixels: TAPS² of each."""
-    row_index, row_weight = taps(pixel // width, rows, middle_rows, height, TAPS)
-    column_index, column_weight = taps(pixel % width, columns, middle_columns, width, TAPS)
+    row_index, row_weight = taps(
+        pixel // width, rows, middle_rows, height, row_unit, output_row_unit, TAPS
+    )
+    column_index, column_weight = taps(
+        pixel % width, columns, middle_columns, width, column_unit, output_column_unit, TAPS
+    )
     offsets = ()
     weights = ()
     for row in tl.static_range(TAPS):

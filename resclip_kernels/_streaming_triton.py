@@ -50,7 +50,7 @@ FOLD = PixelLaunch(block=128, options=Options(num_warps=4))
 # The interpreter's time goes by instructions, whatever their width.
 INTERPRETED = PixelLaunch(block=1024, options=Options())
 
-# Queries that share one computation of coordinates (about 60 instructions) when planes are written.
+# Queries that share one computation of coordinates (about 80 instructions) when planes are written.
 QUERIES_A_PROGRAM = 8
 
 
@@ -110,6 +110,10 @@ def upsample_best_kernel(
     columns,
     middle_rows,
     middle_columns,
+    row_unit,
+    column_unit,
+    output_row_unit,
+    output_column_unit,
     exponent_scale,
     threshold,
     TAPS: tl.constexpr,
@@ -134,6 +138,10 @@ def upsample_best_kernel(
         columns,
         middle_rows,
         middle_columns,
+        row_unit,
+        column_unit,
+        output_row_unit,
+        output_column_unit,
         TAPS,
         WIDE,
     )
@@ -178,6 +186,10 @@ def upsample_planes_kernel(
     columns,
     middle_rows,
     middle_columns,
+    row_unit,
+    column_unit,
+    output_row_unit,
+    output_column_unit,
     TAPS: tl.constexpr,
     WIDE: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -201,6 +213,10 @@ def upsample_planes_kernel(
         columns,
         middle_rows,
         middle_columns,
+        row_unit,
+        column_unit,
+        output_row_unit,
+        output_column_unit,
         TAPS,
         WIDE,
     )

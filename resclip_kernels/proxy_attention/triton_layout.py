@@ -107,6 +107,8 @@ def resize_values(
             "width": grid[1],
             "new_height": size[0],
             "new_width": size[1],
+            "row_unit": 0.5 / size[0],
+            "column_unit": 0.5 / size[1],
             "positions": positions,
             "padded_positions": padded,
             "columns": columns,
@@ -202,6 +204,8 @@ def proxy_values_kernel(
     width,
     new_height,
     new_width,
+    row_unit,
+    column_unit,
     positions,
     padded_positions,
     columns,
@@ -223,8 +227,8 @@ def proxy_values_kernel(
     head, within = (column // head_width).to(tl.int64), (column % head_width).to(tl.int64)
     source = value + image * image_stride + (head * head_stride + within * column_stride)[None, :]
     if RESIZE:
-        top, bottom, down = bilinear(position // new_width, height, new_height)
-        left, right, across = bilinear(position % new_width, width, new_width)
+        top, bottom, down = bilinear(position // new_width, height, new_height, row_unit)
+        left, right, across = bilinear(position % new_width, width, new_width, column_unit)
         tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for corner in tl.static_range(4):
             y, along_y = (bottom, down) if corner >= 2 else (top, 1.0 - down)
