@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from thread_support import with_threads
 
 from resclip_kernels.steady import attention, resize_planes, softmax_over_first
+
+THREADS = (1, 2, 3, 5)
 
 
 @pytest.mark.parametrize("channels", (1, 3, 4))
@@ -23,21 +23,9 @@ def test_planes_are_those_of_torch(seed: int, batch: int, channels: int) -> None
         torch.testing.assert_close(resized, expected, atol=1e-5, rtol=0)
 
 
-def on_several_numbers_of_threads(step: Callable[[], Tensor]) -> list[Tensor]:
-    before = torch.get_num_threads()
-    came = []
-    try:
-        for threads in (1, 2, 3, 5):
-            torch.set_num_threads(threads)
-            came.append(step())
-    finally:
-        torch.set_num_threads(before)
-    return came
-
-
 def test_three_planes_do_not_depend_on_the_number_of_threads(seed: int) -> None:
     planes = torch.randn(2, 3, 69, 56, generator=torch.Generator().manual_seed(seed))
-    first, *others = on_several_numbers_of_threads(lambda: resize_planes(planes, (79, 64)))
+    first, *others = with_threads(THREADS, lambda: resize_planes(planes, (79, 64)))
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -50,7 +38,7 @@ def test_attention_does_not_depend_on_the_number_of_threads(
     query, key, value = torch.randn(3, 5, 3, 197, 32, generator=generator)
     query = query[:, :, :queries]
     mask = torch.randn(5, 1, queries, 197, generator=generator) if masked else None
-    first, *others = on_several_numbers_of_threads(lambda: attention(query, key, value, mask, 0.2))
+    first, *others = with_threads(THREADS, lambda: attention(query, key, value, mask, 0.2))
     assert all(torch.equal(first, other) for other in others)
     bias = 0 if mask is None else mask.double()
     weights = (0.2 * query.double() @ key.double().mT + bias).softmax(-1)
@@ -70,7 +58,7 @@ def test_attention_scales_by_the_width_of_a_head(seed: int) -> None:
 def test_softmax_does_not_depend_on_the_number_of_threads(seed: int) -> None:
     """Odd planes, so that a thread's run of positions ends anywhere."""
     scores = torch.randn(16, 3, 1, 231, 173, generator=torch.Generator().manual_seed(seed))
-    first, *others = on_several_numbers_of_threads(lambda: softmax_over_first(scores.clone()))
+    first, *others = with_threads(THREADS, lambda: softmax_over_first(scores.clone()))
     assert all(torch.equal(first, other) for other in others)
     expected = scores.double().softmax(dim=0)
     torch.testing.assert_close(first.double(), expected, atol=1e-6, rtol=0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from thread_support import with_threads
 from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary, segmenter
@@ -270,15 +271,10 @@ def test_no_bit_depends_on_the_number_of_threads(seed: int, refine: int) -> None
     """Three classes, since torch resizes three planes together in another way where it has one thread."""
     stages = make(pad_batches=True, short_side=40, refine_iterations=refine)
     many = pictures(seed, (40, 50), (79, 64), (120, 43))
-    before = torch.get_num_threads()
-    came = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            came.append(results(stages, (stages.frame(one) for one in many)))
-    finally:
-        torch.set_num_threads(before)
-    for others in came[1:]:
-        for one, two in zip(came[0], others, strict=True):
+    first, *rest = with_threads(
+        (1, 2, 3), lambda: results(stages, (stages.frame(one) for one in many))
+    )
+    for others in rest:
+        for one, two in zip(first, others, strict=True):
             assert np.array_equal(one.probabilities, two.probabilities)
             assert np.array_equal(one.labels, two.labels)
