@@ -29,7 +29,7 @@ setup(
         "resclip_kernels": ["py.typed"],
     },
     install_requires=[
-        "torch>=2.5",
+        "torch>=2.9",
         "open_clip_torch>=3.0,<4",
         "numpy>=1.26",
         "pillow>=10.1",
@@ -37,7 +37,7 @@ setup(
         "safetensors>=0.4",
         "timm>=1.0.17",
         "tqdm>=4.60",
-        'triton; platform_system == "Linux"',
+        'triton>=3.5; platform_system == "Linux"',
     ],
     extras_require={
         "batch": ["aiohttp>=3.9", "pyarrow>=16.0"],

@@ -6,6 +6,7 @@ no op: each op hands in the table of what it has.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -21,13 +22,17 @@ Function = TypeVar("Function")
 
 # What the kernels compute with; float64 is the reference's business.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Triton 3.4 and earlier do not compile the kernels: tuples of constants, `disable_licm`.
+MIN_TRITON = (3, 5)
+# Before Ampere Triton compiles the kernels' products without matrix units, and they spill 1 to 3 kB a thread.
+MIN_COMPUTE_CAPABILITY = (8, 0)
 
 
 class Implementation(str, Enum):
     """The values of every op's `implementation` argument."""
 
     AUTO = "auto"
-    """Triton on a GPU where it can run; PyTorch everywhere else."""
+    """Triton on an AMD GPU, or an NVIDIA GPU of compute capability 8.0 or higher; PyTorch everywhere else."""
     TRITON = "triton"
     """Fused GPU kernels; inference only."""
     TORCH = "torch"
@@ -109,7 +114,20 @@ def kernel_obstacle(*tensors: Tensor | None) -> str | None:
     """Why Triton kernels cannot run on these tensors, and what to do; None where they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install triton (Linux), or use 'torch'"
+    version = triton_version()
+    if version < MIN_TRITON:
+        return (
+            f"the kernels need triton {dotted(MIN_TRITON)} or later, which comes with torch 2.9; got {dotted(version)}. "
+            "Upgrade torch, or use 'torch'"
+        )
     given = [tensor for tensor in tensors if tensor is not None]
+    for device in {tensor.device for tensor in given if tensor.is_cuda}:
+        capability = compute_capability(device)
+        if capability is not None and capability < MIN_COMPUTE_CAPABILITY:
+            return (
+                f"the kernels need a GPU of compute capability {dotted(MIN_COMPUTE_CAPABILITY)} or higher "
+                f"(NVIDIA Ampere or later); {device} has {dotted(capability)}. Use 'torch'"
+            )
     if needs_gradient(*given):
         return "the kernels are for inference and a tensor requires grad; use 'torch', or torch.no_grad()"
     for tensor in given:
@@ -122,6 +140,23 @@ def kernel_obstacle(*tensors: Tensor | None) -> str | None:
                 "or set TRITON_INTERPRET=1 before the first kernel runs to have them interpreted, slowly"
             )
     return None
+
+
+@functools.cache
+def triton_version() -> tuple[int, int]:
+    """Major and minor version of the installed Triton."""
+    major, minor = importlib.import_module("triton").__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """An NVIDIA GPU's compute capability; None for AMD's GPUs, which have none."""
+    return None if torch.version.hip is not None else torch.cuda.get_device_capability(device)
+
+
+def dotted(version: tuple[int, int]) -> str:
+    """(3, 5) as "3.5"."""
+    return ".".join(map(str, version))
 
 
 def interpreting() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -73,3 +75,40 @@ def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_ops_own_limit_is_the_reason() -> None:
     with pytest.raises(ValueError, match="'triton' cannot run: too wide"):
         resolve("triton", WITH_KERNELS, torch.zeros(1), limit="too wide")
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on a GPU: what a rule sees of one where there is none."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "chosen", "reason"),
+    [
+        ((3, 5), (8, 0), "triton", "on a GPU"),
+        ((3, 10), (12, 0), "triton", "on a GPU"),
+        ((3, 5), None, "triton", "on a GPU"),  # AMD
+        ((3, 4), (9, 0), "torch", "need triton 3.5 or later, which comes with torch 2.9; got 3.4"),
+        ((3, 8), (7, 5), "torch", "compute capability 8.0 or higher.*cuda:0 has 7.5. Use 'torch'"),
+    ],
+)
+def test_auto_takes_kernels_only_where_they_compile_and_are_fast(
+    monkeypatch: pytest.MonkeyPatch,
+    triton: tuple[int, int],
+    capability: tuple[int, int] | None,
+    chosen: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr("resclip_kernels.implementation.triton_version", lambda: triton)
+    monkeypatch.setattr(
+        "resclip_kernels.implementation.compute_capability", lambda _device: capability
+    )
+    tensor = torch.zeros(1).as_subclass(OnDevice)
+    choice = resolve("auto", WITH_KERNELS, tensor)
+    assert choice.implementation.value == chosen
+    assert re.search(reason, choice.reason)
+    if chosen == "torch":
+        with pytest.raises(ValueError, match=f"'triton' cannot run: .*{reason}"):
+            resolve("triton", WITH_KERNELS, tensor)

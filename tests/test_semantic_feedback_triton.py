@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resclip_kernels import SemanticFeedback, feedback_matrix, residual_attention, semantic_feedback
 from resclip_kernels._launch import Options, Target, launch, watch
+from resclip_kernels.implementation import interpreting
 from resclip_kernels.semantic_feedback import reference
 from resclip_kernels.semantic_feedback.state import ROW_SUM_EPSILON, gaussian_kernel
 from resclip_kernels.testing import kernel_device, label_map, nan_padded
@@ -317,3 +319,37 @@ def test_memory_is_one_bit_a_pair(rule) -> None:
     with watch(execute=False, target=target), Allocations() as allocations:
         feedback_matrix(feedback, implementation="triton")
     assert allocations.largest == 4 * patches**2
+
+
+@pytest.mark.skipif(not interpreting(), reason="reads the interpreter's addresses")
+@pytest.mark.parametrize("smoothing_std", [5.0, 5.7, 8.0, 20.0])
+def test_nothing_outside_the_tensors_is_read(
+    seed: int, monkeypatch: pytest.MonkeyPatch, smoothing_std: float
+) -> None:
+    """A wide Gaussian's tiles begin and end words outside a row of bits: the first and last rows have nothing there."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    read = []
+    load_lanes = InterpreterBuilder.create_masked_load
+
+    def load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        lanes = np.broadcast_to(mask.data, pointers.data.shape).astype(bool)
+        read.append(pointers.data[lanes].astype(np.uint64))
+        return load_lanes(self, pointers, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", load)
+    with watch() as watcher:
+        feedback = state(maps(seed, (9, 8)), smoothing_std=smoothing_std)
+        feedback_matrix(feedback, implementation="triton")
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for launched in watcher.launches
+        for value in launched.arguments.values()
+        if isinstance(value, Tensor)
+    }
+    starts = np.array(sorted(storages), dtype=np.uint64)
+    ends = starts + np.array([storages[int(start)] for start in starts], dtype=np.uint64)
+    addresses = np.concatenate(read)
+    owner = np.searchsorted(starts, addresses, side="right") - 1
+    assert addresses.size
+    assert ((owner >= 0) & (addresses < ends[owner])).all()

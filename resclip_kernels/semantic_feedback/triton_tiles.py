@@ -26,9 +26,11 @@ def patch_positions(patch, grid_width, inverse_width):
 def label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR: tl.constexpr):
     """What `raw_tile` needs of its rows: (labels, −2 for none; where their bits begin). `labels` is the image's."""
     row_label = tl.load(labels + row, mask=inside, other=-2)
-    row_far = far
     if HAS_FAR:
         row_far = far + image * patches * far_stride + row.to(tl.int64) * far_stride
+    else:
+        # `far` is None then, which a compiled function cannot return; nobody reads what stands in for it.
+        row_far = row_label
     return row_label, row_far
 
 
@@ -57,11 +59,13 @@ def raw_tile(
     label = tl.load(labels + column, mask=(column >= 0) & (column < patches), other=-1)
     same = label[:, None] == row_label[None, :]  # [32, BLOCK_M]
     if HAS_FAR:
-        # 32 bits of a row in two loads: rows start on a word, columns of tiles on half a word.
+        # 32 bits of a row in two loads: rows start on a word, columns of tiles on half a word. With a wide Gaussian
+        # the tiles begin and end more than a word outside the row, where the neighbouring rows' bits are, or nothing.
         half = tl.zeros(row_label.shape, tl.int32) + (first >> 4)
-        low = tl.load(row_far + half, mask=(row_label >= 0) & (half >= 0), other=0)
+        labelled = row_label >= 0
+        low = tl.load(row_far + half, mask=labelled & (half >= 0) & (half * 16 < patches), other=0)
         high = tl.load(
-            row_far + half + 1, mask=(row_label >= 0) & ((half + 1) * 16 < patches), other=0
+            row_far + half + 1, mask=labelled & (half >= -1) & ((half + 1) * 16 < patches), other=0
         )
         word = (low.to(tl.int32) & 0xFFFF) | (high.to(tl.int32) << 16)
         is_far = ((word[None, :] >> place[:, None]) & 1) != 0
