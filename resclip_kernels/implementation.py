@@ -117,7 +117,7 @@ def kernel_obstacle(*tensors: Tensor | None) -> str | None:
     version = triton_version()
     if version < MIN_TRITON:
         return (
-            f"the kernels need triton {dotted(MIN_TRITON)} or later, which comes with torch 2.9; got {dotted(version)}. "
+            f"the kernels need triton {dotted(MIN_TRITON)} or later, that of torch 2.9; got {dotted(version)}. "
             "Upgrade torch, or use 'torch'"
         )
     given = [tensor for tensor in tensors if tensor is not None]

@@ -90,7 +90,7 @@ class OnDevice(torch.Tensor):
         ((3, 5), (8, 0), "triton", "on a GPU"),
         ((3, 10), (12, 0), "triton", "on a GPU"),
         ((3, 5), None, "triton", "on a GPU"),  # AMD
-        ((3, 4), (9, 0), "torch", "need triton 3.5 or later, which comes with torch 2.9; got 3.4"),
+        ((3, 4), (9, 0), "torch", "need triton 3.5 or later, that of torch 2.9; got 3.4"),
         ((3, 8), (7, 5), "torch", "compute capability 8.0 or higher.*cuda:0 has 7.5. Use 'torch'"),
     ],
 )

@@ -26,7 +26,7 @@ def patch_positions(patch, grid_width, inverse_width):
 def label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR: tl.constexpr):
     """What `raw_tile` needs of its rows: (labels, −2 for none; where their bits begin). `labels` is the image's."""
     row_label = tl.load(labels + row, mask=inside, other=-2)
-    if HAS_FAR:
+    if HAS_FAR:  # noqa: SIM108 (only the branch taken is compiled)
         row_far = far + image * patches * far_stride + row.to(tl.int64) * far_stride
     else:
         # `far` is None then, which a compiled function cannot return; nobody reads what stands in for it.
