@@ -30,19 +30,6 @@ from pathlib import Path
 from resclip.documents import Pairs, kind_of, load_json, load_yaml
 from resclip.files import is_file, read_text
 
-__all__ = [
-    "BACKGROUND_LISTS",
-    "DATASETS",
-    "ClassEntry",
-    "background_names",
-    "check_classes",
-    "dataset_classes",
-    "parse_classes",
-    "parse_entries",
-    "parse_entry",
-    "read_classes",
-    "with_background",
-]
 
 DATASETS = (
     "voc20",

@@ -32,7 +32,6 @@ from resclip.cli_options import (
 from resclip.errors import UnknownWordsWarning
 from resclip.version import __version__
 
-__all__ = ["main"]
 
 _FAILURES = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from resclip.evaluation.ablation import Ablation
     from resclip.evaluation.studies import Study
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
 
 ALL = "all"
 SCENE_COUNT = 40

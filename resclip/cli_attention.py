@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from resclip.encoder import DenseEncoder
     from resclip.segmenter import Segmenter
 
-__all__ = ["parse_point", "show_attention"]
 
 CAPTIONS = {"cross-layer": "Cross-layer (RCS)", "feedback": "Feedback (SFR)", "final": "Final"}
 STRONGEST = 0.1  # of the patches: the share of a map's mass that lies on them is printed

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from resclip.batch.manifest import Manifest, Row
     from resclip.batch.sources import Item, Source
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
 
 MOST_WORKERS = 16
 

@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from resclip.methods import Method
     from resclip.segmenter import Segmenter
 
-__all__ = [
-    "SCENES",
-    "add_dataset_options",
-    "check_out",
-    "open_datasets",
-    "segmenter_for",
-    "write_tables",
-]
 
 SCENES = "builtin"
 """The name of the drawn scenes as a data set."""

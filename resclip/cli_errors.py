@@ -8,7 +8,6 @@ from __future__ import annotations
 from resclip.errors import WeightsUnavailable
 from resclip.memory import is_out_of_memory
 
-__all__ = ["describe"]
 
 
 def describe(error: Exception) -> str:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from resclip.evaluation.protocol import Candidate, Watch
     from resclip.evaluation.record import Report
 
-__all__ = ["add_arguments", "run"]
 
 METHODS = "clip,sclip,clearclip,naclip,resclip"
 ALL = "all"

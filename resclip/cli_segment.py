@@ -24,7 +24,6 @@ from resclip.result import Segmentation
 if TYPE_CHECKING:
     from resclip.segmenter import Segmenter
 
-__all__ = ["output_stems", "segment"]
 
 _PICTURE_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 

@@ -19,7 +19,6 @@ from resclip.images import read_image, save_png
 from resclip.methods import find_method
 from resclip.result import comparison_sheet
 
-__all__ = ["show_comparison", "show_demo", "show_methods", "show_models"]
 
 
 def show_demo(directory: str) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["Pairs", "kind_of", "load_json", "load_yaml"]
 
 YAML_DEPTH = 3
 """Lists and objects within one another that are read: deeper ones come out empty, as an alias may hold itself."""

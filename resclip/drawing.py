@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 from resclip.images import PixelArray
 from resclip.lettering import Font, built_in_font, find_font, shorten, text_width, without_marks
 
-__all__ = ["draw_key", "draw_legend", "draw_overlay", "draw_sheet", "palette"]
 
 LegendEntry: TypeAlias = "tuple[int, str, float]"  # class index, name, fraction of the picture
 

@@ -14,7 +14,6 @@ from resclip.correlation import Correlation
 from resclip.methods import Base, FinalBlockKind, Overview
 from resclip.overview import Coarse
 
-__all__ = ["check_coarse", "check_overview", "check_pixels", "check_proxy", "check_text"]
 
 
 def check_proxy(

@@ -13,16 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = [
-    "atomic_file",
-    "is_file",
-    "is_temporary",
-    "make_folder",
-    "read_text",
-    "sync_folder",
-    "temporary_name",
-    "write_atomically",
-]
 
 
 def is_file(text: str) -> bool:

@@ -17,7 +17,6 @@ from resclip.methods import SFR
 from resclip.proxies import ColourProxy, TimmProxy, whole_patches
 from resclip_kernels import Implementation
 
-__all__ = ["plan_batch_size", "weights_bytes", "window_bytes"]
 
 SHARE = 0.7
 """Of what is free, the most that a batch may take; the rest is for pictures, results and holes between tensors."""

@@ -22,7 +22,6 @@ except ImportError as error:
         f'imported ({error}); pip install "resclip[geo]"'
     ) from error
 
-__all__ = ["CACHE_BYTES", "cache_for", "gdal"]
 
 CACHE_BYTES = 64 << 20
 """GDAL's cache of decoded blocks; of its own accord it takes 5% of the machine's memory."""

@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 from resclip.images import PixelArray
 from resclip.lettering import built_in_font, shorten
 
-__all__ = ["HeatMap", "PointMaps", "draw_heat_maps", "heat_colours", "strongest_share"]
 
 # Black through purple and orange to a pale yellow, at equal distances in OKLab, lightness rising in equal steps.
 _ANCHORS = np.array(

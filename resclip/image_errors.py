@@ -11,16 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = [
-    "ImageError",
-    "check_file",
-    "check_size",
-    "damaged",
-    "too_large",
-    "unknown_format",
-    "unreachable",
-    "without_warnings",
-]
 
 # How files of the commonest formats begin: one of these that cannot be read is damaged or rare.
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from PIL import ImageFont
 
-__all__ = ["Font", "built_in_font", "find_font", "shorten", "text_width", "without_marks"]
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 

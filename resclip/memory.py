@@ -18,15 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "cap_memory",
-    "format_bytes",
-    "free_memory",
-    "held_memory",
-    "is_out_of_memory",
-    "parse_memory",
-    "release",
-]
 
 UNKNOWN = 4 << 30
 """Bytes taken as free where neither /proc/meminfo nor psutil tells: what the smallest machines of today have."""

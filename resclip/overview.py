@@ -16,7 +16,6 @@ from torch import Tensor
 
 from resclip_kernels.steady import attention
 
-__all__ = ["Coarse", "attend_coarse"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ import numpy as np
 from resclip.images import PixelArray
 from resclip.resizing import resize_rows, source_rows
 
-__all__ = ["ArrayPicture", "Picture", "ResizedPicture"]
 
 
 SOURCE_BYTES = 1 << 26

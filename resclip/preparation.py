@@ -13,7 +13,6 @@ from torch import Tensor
 from resclip.images import PixelArray, resize, resize_shape
 from resclip.picture import ArrayPicture, Picture, ResizedPicture
 
-__all__ = ["Preparation", "normalise"]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from resclip.image_errors import without_warnings
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["NewFile", "RasterWriter", "encode_geotiff", "raster_to_png"]
 
 TILE = 512
 """Rows and columns of a tile: one row of tiles is held back, which is 15 MB at 30,000 pixels."""

@@ -10,7 +10,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PixelArray", "resize", "resize_rows", "resize_shape", "source_rows"]
 
 PixelArray: TypeAlias = NDArray[np.uint8]
 

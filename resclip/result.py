@@ -20,7 +20,6 @@ from resclip.drawing import LegendEntry, draw_legend, draw_overlay, draw_sheet, 
 from resclip.files import write_atomically
 from resclip.images import PixelArray, save_png
 
-__all__ = ["Segmentation", "comparison_sheet"]
 
 _PALETTE_LIMIT = 256  # Colours a paletted PNG can hold.
 _LABEL_LIMIT = 65536  # Values a 16-bit PNG can hold.

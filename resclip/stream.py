@@ -20,9 +20,6 @@ from torch import Tensor
 from resclip.memory import is_out_of_memory, release
 from resclip.windows import Mosaic, Window, padding
 
-__all__ = [
-    "Crop", "Failure", "Frame", "Job", "Stages", "Strip", "WholeResult", "stream", "whole_results",
-]  # fmt: skip
 
 LOOK_AHEAD = 4
 """Batches of windows that are cut from pictures behind the first unfinished one, to fill its batches."""

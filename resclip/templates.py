@@ -11,7 +11,6 @@ from pathlib import Path
 
 from resclip.files import is_file, read_text
 
-__all__ = ["TEMPLATE_SETS", "find_templates", "imagenet_templates"]
 
 SHORT_TEMPLATES = (
     "itap of a {}.",

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from resclip.files import write_atomically
 
-__all__ = ["TextCache", "default_directory", "tower_fingerprint"]
 
 FORMAT = "resclip text embedding, version 1"
 

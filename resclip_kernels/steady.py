@@ -10,7 +10,6 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["attention", "resize_planes", "softmax_over_first"]
 
 FEW_QUERIES = 4
 """torch's fused attention rounds 1 to 3 queries by the number of threads; of 4 to 139, and of 1,025, no bit moved."""

@@ -14,7 +14,6 @@ from typing import NamedTuple, Protocol
 from resclip.batch.locations import inside, join, local_path, naming, plain, read_range, reason
 from resclip.batch.names import PackedTexts, name_of
 
-__all__ = ["Cell", "Entries", "Entry", "Files", "Item"]
 
 
 class Cell(NamedTuple):

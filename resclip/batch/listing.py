@@ -14,7 +14,6 @@ from pathlib import Path
 
 from resclip.batch.locations import file_system, inside, is_url, local_path, naming, plain
 
-__all__ = ["expand_braces", "files_below", "is_folder", "is_pattern", "matching", "pattern_root"]
 
 MOST_NAMES = 1_000_000
 """That braces may stand for: beyond it a range has a digit too many."""

@@ -16,7 +16,6 @@ from resclip.batch.task import Task
 from resclip.batch.work import read, segment, write
 from resclip.segmenter import Segmenter
 
-__all__ = ["run"]
 
 
 def run(

@@ -15,20 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urljoin, urlsplit
 
-__all__ = [
-    "file_system",
-    "inside",
-    "is_url",
-    "join",
-    "local_path",
-    "naming",
-    "open_binary",
-    "parent",
-    "plain",
-    "read_range",
-    "reason",
-    "suffix",
-]
 
 PACKAGES = {
     "s3": "s3fs",

@@ -14,7 +14,6 @@ import socket
 import sys
 from pathlib import Path
 
-__all__ = ["FolderLock"]
 
 
 class FolderLock:

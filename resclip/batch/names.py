@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Naming", "PackedTexts", "digest", "name_of", "repeated", "safe_name", "without_suffix"]
 
 LONGEST_PART = 180
 """Bytes of a part of a name: file systems take 255, and outputs add an ending such as "_labels.png"."""

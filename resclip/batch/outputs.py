@@ -24,7 +24,6 @@ from resclip.images import PixelArray, encode_png
 if TYPE_CHECKING:
     from resclip.rasters import Raster
 
-__all__ = ["BlockSink", "MapSink", "Result", "as_scores", "encode"]
 
 MOST_SCORE = 65535
 """Stands for a probability of 1."""

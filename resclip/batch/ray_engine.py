@@ -36,7 +36,6 @@ from resclip.errors import WeightsUnavailable
 from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
 
-__all__ = ["run"]
 
 PORTION = 4
 """Pictures that travel together: of 12 megapixels 48 MB of labels, 144 MB more with an overlay."""

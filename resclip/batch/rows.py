@@ -22,7 +22,6 @@ from resclip.batch.tables import parquet
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ClassArea", "Row", "RowFile", "merged", "table_of", "write_table"]
 
 KEY = b"resclip"
 """Under which a file's metadata hold the settings, as JSON."""

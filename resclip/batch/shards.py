@@ -16,7 +16,6 @@ from resclip.batch.items import Entry
 from resclip.batch.locations import join, naming, open_binary, reason
 from resclip.batch.names import PackedTexts, safe_name, without_suffix
 
-__all__ = ["COMPRESSED", "Members", "check_compression"]
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 

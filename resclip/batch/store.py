@@ -26,7 +26,6 @@ from resclip.files import (
     write_atomically,
 )
 
-__all__ = ["LocalStore", "RemoteStore", "Store", "open_store"]
 
 
 def open_store(out: str) -> Store:

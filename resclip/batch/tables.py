@@ -18,7 +18,6 @@ from resclip.batch.items import Cell, Entry, Files
 from resclip.batch.locations import is_url, join, local_path, naming, open_binary, parent, reason
 from resclip.batch.names import PackedTexts, name_of, safe_name, without_suffix
 
-__all__ = ["Cells", "open_tables", "parquet", "read_cell"]
 
 BYTES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "picture", "img")
 LOCATIONS = ("path", "url", "file_name", "filename", "image_path", "image_url", "file", "image")

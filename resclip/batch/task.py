@@ -15,7 +15,6 @@ from resclip.images import MAX_PIXELS
 from resclip.preparation import Preparation
 from resclip.segmenter import Segmenter
 
-__all__ = ["BLOCK_PIXELS", "Form", "Task"]
 
 Form: TypeAlias = Literal["png", "tif"]
 

@@ -27,7 +27,6 @@ from resclip.picture import ArrayPicture
 from resclip.segmenter import Segmenter
 from resclip.stream import Failure, Frame
 
-__all__ = ["Outcome", "Problem", "Reading", "Segmented", "read", "segment", "write"]
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)

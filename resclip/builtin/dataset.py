@@ -13,7 +13,6 @@ from resclip.images import PixelArray
 
 from .scenes import CLASS_NAMES, held_out_scenes, validation_scenes
 
-__all__ = ["SPLITS", "class_colours", "scene_dataset"]
 
 SPLITS = {"held-out": held_out_scenes, "validation": validation_scenes}
 

@@ -25,7 +25,6 @@ from .captions import visible_names
 from .dataset import class_colours
 from .scenes import CLASS_NAMES, Scene, draw, held_out_scenes
 
-__all__ = ["METHODS", "GalleryRow", "draw_gallery", "main", "varied_scenes"]
 
 METHODS = (*BASES, "naclip+rcs", "naclip+sfr", "resclip")
 

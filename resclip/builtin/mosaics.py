@@ -28,7 +28,6 @@ MEAN = (
 STD = (0.26862954, 0.26130258, 0.27577711)
 SMALLEST_CELL = 3  # patches; a cell with fewer is left out of the losses
 OWN_SHARE = 0.7  # of a patch's pixels must be of one cell, or the patch belongs to none
-__all__ = ["MEAN", "STD", "Batch", "Pool", "draw_batch", "normalised"]
 
 
 @dataclass(frozen=True)

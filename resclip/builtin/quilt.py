@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from .scenes import render_scene
 
-__all__ = ["main", "sew"]
 
 PATCH = 512
 """Pixels of a scene's side, and of a tile's."""

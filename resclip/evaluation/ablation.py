@@ -28,7 +28,6 @@ from resclip.methods import METHODS, RCS, SFR, Method
 from resclip.presets import find_preset
 from resclip.segmenter import Segmenter
 
-__all__ = ["Ablation", "Findings", "Line", "ablate"]
 
 
 @dataclass(frozen=True)

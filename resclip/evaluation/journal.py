@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from resclip.evaluation.datasets.samples import Problem
 from resclip.files import read_text, write_atomically
 
-__all__ = ["Journal", "Progress"]
 
 FORMAT = "resclip progress, version 1"
 MERGED = "earlier"

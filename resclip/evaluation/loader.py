@@ -24,7 +24,6 @@ from resclip.evaluation.datasets.samples import IGNORED, Problem, Sample
 from resclip.images import ImageError
 from resclip.preparation import Preparation
 
-__all__ = ["Group", "Loaded", "Reader", "read_ahead", "sensible_workers"]
 
 AHEAD = 2
 """Groups that each worker reads ahead."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["forget_peak_memory", "machine_name", "peak_memory"]
 
 CPU_FACTS = Path("/proc/cpuinfo")
 """Linux's own description of the CPU."""

@@ -31,7 +31,6 @@ from resclip.evaluation.world import ALONE, World
 from resclip.segmenter import Segmenter
 from resclip_kernels.checks import check_count
 
-__all__ = ["GROUP_SIZE", "Tally", "Tell", "Watcher", "measure"]
 
 GROUP_SIZE = 8
 """Pictures a group: 50 to 100 windows of photographs, several full batches."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scores", "confusion", "scores_of"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from resclip.evaluation.datasets.samples import Problem
 from resclip.evaluation.published import Published, published
 from resclip.evaluation.record import Evaluation, Report
 
-__all__ = ["conditions", "left_out", "notes", "problem_lines", "published_of"]
 
 RESCLIP = "naclip+rcs+sfr"
 """The row of the method "resclip"."""

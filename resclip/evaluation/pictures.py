@@ -18,7 +18,6 @@ from resclip.evaluation.metrics import confusion, scores_of
 from resclip.images import PixelArray, save_png
 from resclip_kernels.checks import check_count
 
-__all__ = ["SavePredictions", "Sheets", "evenly_spaced", "safe_name"]
 
 OPACITY = 0.7
 """Of the colours on a sheet's overlays: they matter more than the picture, which stands beside them."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "check_matplotlib", "plot_classes"]
 
 FORMATS = (".png", ".svg", ".pdf")
 """Endings of the files that can be written."""

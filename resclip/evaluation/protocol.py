@@ -26,7 +26,6 @@ from resclip.evaluation.world import ALONE, World
 from resclip.methods import BASES, METHODS, MODULES, combinations, find_method
 from resclip.segmenter import Segmenter
 
-__all__ = ["Candidate", "Watch", "evaluate", "row_names"]
 
 SHARED = (
     "model", "pretrained", "templates", "precision", "implementation", "resclip", "torch", "python",

@@ -17,7 +17,6 @@ from resclip.knobs import as_dict
 from resclip.methods import BASES, MODULES, RCS, SFR
 from resclip.presets import PRESETS, Preset
 
-__all__ = ["Published", "published"]
 
 TABLE = Path(__file__).parents[1] / "data" / "published_miou.csv"
 

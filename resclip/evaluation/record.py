@@ -15,7 +15,6 @@ from resclip.evaluation.datasets.samples import Problem
 from resclip.evaluation.metrics import Scores
 from resclip.files import read_text, write_atomically
 
-__all__ = ["Cost", "Evaluation", "Report", "Row", "resume"]
 
 FORMAT = "resclip evaluation, version 2"
 

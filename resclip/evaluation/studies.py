@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from resclip.methods import MODULES, Connectivity, Method
 
-__all__ = ["STUDIES", "Study", "Variation", "find_studies", "row_name", "with_modules"]
 
 WINDOW = 4
 """Neighbouring blocks that RCS averages: as many as the paper's 6-9."""

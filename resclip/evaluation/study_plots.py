@@ -16,7 +16,6 @@ from resclip.evaluation.record import Evaluation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_study"]
 
 _AXIS = "mIoU in per cent"
 _SETTINGS = "each setting"  # In the legend.

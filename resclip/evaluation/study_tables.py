@@ -15,7 +15,6 @@ from resclip.evaluation.notes import conditions, left_out, problem_lines, publis
 from resclip.evaluation.record import Evaluation, Report
 from resclip.evaluation.tables import Table, aligned, cell, mean_of_all, plain_markdown
 
-__all__ = ["study_csv", "study_markdown", "study_text"]
 
 CSV_COLUMNS = (
     "study", "set", "setting", "x", "row", "miou", "difference", "reference", "best", "published_miou",

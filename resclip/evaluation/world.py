@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = ["ALONE", "World", "WorldError", "join", "local_device"]
 
 T = TypeVar("T")
 

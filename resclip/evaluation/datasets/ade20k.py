@@ -23,7 +23,6 @@ from resclip.evaluation.datasets.layout import (
 from resclip.evaluation.datasets.palettes import benchmark_palette
 from resclip.evaluation.datasets.samples import Dataset, DatasetError, Values
 
-__all__ = ["ade20k"]
 
 _NAME = "ade20k"
 _PLACES = ("", "ADEChallengeData2016/", "ade/ADEChallengeData2016/")

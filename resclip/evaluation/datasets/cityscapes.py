@@ -26,7 +26,6 @@ from resclip.evaluation.datasets.layout import (
 from resclip.evaluation.datasets.palettes import benchmark_palette
 from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
 
-__all__ = ["cityscapes"]
 
 _NAME = "cityscapes"
 _OFFICIAL = {"train": 2_975, "val": 500}

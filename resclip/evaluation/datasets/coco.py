@@ -16,7 +16,6 @@ from pathlib import Path
 
 from resclip.evaluation.datasets.layout import files_under, first_that_exists
 
-__all__ = ["IDS", "OFFICIAL", "THINGS", "find_pictures", "instance_files", "mask_folders"]
 
 OFFICIAL = {"train2017": 118_287, "val2017": 5_000}
 """The number of pictures of each split."""

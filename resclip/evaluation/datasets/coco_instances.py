@@ -25,7 +25,6 @@ from resclip.evaluation.datasets.samples import DatasetError
 from resclip.files import read_text
 from resclip.images import MAX_PIXELS, PixelArray
 
-__all__ = ["Instances", "read_instances"]
 
 
 @dataclass(frozen=True)

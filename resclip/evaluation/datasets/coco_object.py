@@ -42,7 +42,6 @@ from resclip.evaluation.datasets.samples import (
     Values,
 )
 
-__all__ = ["coco_object"]
 
 _NAME = "coco-object"
 

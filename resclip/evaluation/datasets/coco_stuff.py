@@ -19,7 +19,6 @@ from resclip.evaluation.datasets.layout import describe, first_that_exists, pair
 from resclip.evaluation.datasets.palettes import benchmark_palette
 from resclip.evaluation.datasets.samples import Dataset, Values
 
-__all__ = ["coco_stuff"]
 
 _NAME = "coco-stuff"
 

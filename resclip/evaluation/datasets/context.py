@@ -44,7 +44,6 @@ from resclip.evaluation.datasets.samples import (
     Values,
 )
 
-__all__ = ["context59", "context60"]
 
 _PLACES = ("VOCdevkit/VOC2010", "VOC2010", "VOCdevkit", ".")
 _MASKS = _PREPARED, _OFFICIAL_59, _OFFICIAL_459 = (

@@ -12,7 +12,6 @@ from pathlib import Path
 from resclip.evaluation.datasets.layout import files_under, names_in_words
 from resclip.evaluation.datasets.samples import DatasetError, Values
 
-__all__ = ["Encoding", "best_masks"]
 
 _CONVERTED = "TrainIds"
 """In the name of every mask that mmsegmentation's and GroupViT's converters write, beside the archive's own masks."""

@@ -23,7 +23,6 @@ from resclip.evaluation.datasets.layout import (
 )
 from resclip.evaluation.datasets.samples import Dataset, DatasetError, Values
 
-__all__ = ["folder"]
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _CLASSES = ("classes.txt", "classes.json", "classes.yaml", "classes.yml")

@@ -19,16 +19,6 @@ from resclip.evaluation.datasets.samples import (
 )
 from resclip.files import read_text
 
-__all__ = [
-    "describe",
-    "files_under",
-    "first_that_exists",
-    "lines_of",
-    "names_in_words",
-    "pair_up",
-    "samples_of",
-    "split_names",
-]
 
 _SHOWN = 8  # Names that an error lists: two lines of a terminal.
 

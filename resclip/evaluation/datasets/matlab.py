@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from resclip.evaluation.datasets.samples import Values
 from resclip.images import MAX_PIXELS, ImageError, PixelArray
 
-__all__ = ["LabelMapFile", "read_matrix"]
 
 _HEADER = 128  # Bytes: text, then version (0x0100) and "MI" in the writer's byte order.
 _VERSION = 0x0100

@@ -13,7 +13,6 @@ import numpy as np
 from resclip.files import read_text
 from resclip.images import PixelArray
 
-__all__ = ["benchmark_palette"]
 
 _FILE = Path(__file__).parents[2] / "data" / "palettes.json"
 

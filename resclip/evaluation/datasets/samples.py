@@ -19,18 +19,6 @@ from PIL import Image
 from resclip.class_names import parse_entries
 from resclip.images import ImageError, PixelArray, read_image
 
-__all__ = [
-    "IGNORED",
-    "Dataset",
-    "DatasetError",
-    "LabelFile",
-    "Picture",
-    "PictureFile",
-    "Problem",
-    "Sample",
-    "Truth",
-    "Values",
-]
 
 IGNORED = 255
 """The value of pixels that do not count."""

@@ -26,7 +26,6 @@ from resclip.evaluation.datasets.layout import (
 from resclip.evaluation.datasets.palettes import benchmark_palette
 from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
 
-__all__ = ["voc20", "voc21"]
 
 _PLACES = ("VOCdevkit/VOC2012/", "VOC2012/", "")
 _OFFICIAL = {"train": 1_464, "val": 1_449, "trainval": 2_913}
