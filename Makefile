@@ -48,7 +48,7 @@ readme: $(VENV)/.dev  ## Make the README's pictures and tables again, from the s
 	$(BIN)/resclip compare docs/scene.png --classes "sky, grass, house, tree, sun, car, flower, balloon, cloud" \
 		--out docs/comparison.png
 	$(BIN)/resclip attention docs/scene.png --at 60,120 --method naclip+rcs --out docs/attention.png
-	$(BIN)/python -m resclip.builtin.gallery --out docs/gallery.png
+	$(BIN)/python -m benchmarks.gallery --out docs/gallery.png
 	$(BIN)/python benchmarks/report.py
 
 clean:  ## Remove .venv, builds and caches

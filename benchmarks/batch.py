@@ -20,12 +20,12 @@ from PIL import Image
 
 from resclip import Segmenter, load
 from resclip.batch import local
+from resclip.batch.job import Task
 from resclip.batch.sources import open_source
-from resclip.batch.store import open_store
-from resclip.batch.task import Task
-from resclip.batch.work import read, segment, write
-from resclip.builtin.dataset import scene_dataset
-from resclip.evaluation.machine import machine_name
+from resclip.batch.steps import read, segment, write
+from resclip.batch.storage import open_store
+from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.distributed import machine_name
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = ["sky", "grass", "house", "tree", "sun", "car", "flower", "balloon", "cloud"]

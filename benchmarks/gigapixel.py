@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from resclip.builtin.quilt import sew
-from resclip.evaluation.machine import machine_name
+from benchmarks.synthetic_raster import sew
+from resclip.evaluation.distributed import machine_name
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = "sky; grass; house; tree; sun; car; flower; balloon; cloud"

@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import resclip
+from benchmarks.gallery import GalleryRow, draw_gallery
 from resclip import load
-from resclip.builtin.dataset import class_colours
-from resclip.builtin.gallery import GalleryRow, draw_gallery
 from resclip.builtin.scenes import (
     CLASS_NAMES,
     HELD_OUT,
@@ -39,13 +38,14 @@ from resclip.builtin.scenes import (
     plan_scene,
 )
 from resclip.builtin.things import COLOURS, DRAWN, THINGS
-from resclip.drawing import draw_overlay
-from resclip.evaluation.machine import machine_name
+from resclip.evaluation.datasets.builtin import class_colours
+from resclip.evaluation.distributed import machine_name
 from resclip.evaluation.metrics import confusion, scores_of
-from resclip.files import write_atomically
-from resclip.images import save_png
-from resclip.methods import Overview
+from resclip.io.files import write_atomically
+from resclip.io.images import save_png
+from resclip.methods.catalogue import Overview
 from resclip.segmenter import Segmenter
+from resclip.visualization.overlay import draw_overlay
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/high_resolution.json"

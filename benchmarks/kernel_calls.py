@@ -23,7 +23,7 @@ from resclip_kernels import (
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.proxy_attention import proxy_attention
+from resclip_kernels.ops.proxy_attention import proxy_attention
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 # Quick: every model and every dtype for an op's first case, and for the others H/14 alone, whose heads are the widest
@@ -184,7 +184,7 @@ def component(model: Model, dtype: torch.dtype) -> None:
 
 def matrix(model: Model, dtype: torch.dtype) -> None:
     """The kernels' own function: q, k, v of a dtype have the matrix smoothed in it."""
-    from resclip_kernels.semantic_feedback.triton import feedback_matrix
+    from resclip_kernels.ops.semantic_feedback.triton import feedback_matrix
 
     feedback_matrix(semantic_feedback(label_map(model), implementation="triton"), dtype)
 

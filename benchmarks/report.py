@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import high_resolution_table
 import scale_tables
 
-from resclip.cli_evaluate import METHODS
-from resclip.evaluation.protocol import row_names, selection
-from resclip.evaluation.record import Evaluation, Report
+from resclip.cli.evaluate import METHODS
+from resclip.evaluation.report import Evaluation, Report
+from resclip.evaluation.runner import row_names, selection
 from resclip.evaluation.tables import COLUMNS, bases_of, conditions, report_table, row_of
 
 ROOT = Path(__file__).parent.parent

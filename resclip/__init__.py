@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from resclip.version import __version__
 
 if TYPE_CHECKING:
-    from resclip.correlation import Correlation as Correlation
-    from resclip.encoder import DenseEncoder as DenseEncoder
-    from resclip.encoder import DenseFeatures as DenseFeatures
+    from resclip.encoder.dense_encoder import DenseEncoder as DenseEncoder
+    from resclip.encoder.dense_encoder import DenseFeatures as DenseFeatures
     from resclip.loading import load as load
-    from resclip.methods import RCS as RCS
-    from resclip.methods import SFR as SFR
-    from resclip.methods import Overview as Overview
+    from resclip.methods.catalogue import RCS as RCS
+    from resclip.methods.catalogue import SFR as SFR
+    from resclip.methods.catalogue import Overview as Overview
+    from resclip.methods.correlation import Correlation as Correlation
     from resclip.patching import patch as patch
     from resclip.result import Segmentation as Segmentation
     from resclip.segmenter import Segmenter as Segmenter
-    from resclip.text_cache import TextCache as TextCache
-    from resclip.vocabulary import Vocabulary as Vocabulary
+    from resclip.text.embedding_cache import TextCache as TextCache
+    from resclip.text.vocabulary import Vocabulary as Vocabulary
 
 HOMES = {
     "Correlation": "correlation",

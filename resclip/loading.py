@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from resclip.backbones import BUILTIN, load_model
-from resclip.class_names import parse_entries
-from resclip.correlation import Correlation
-from resclip.encoder import DenseEncoder
+from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.errors import UnknownWordsWarning
-from resclip.memory import cap_memory
-from resclip.methods import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
-from resclip.presets import find_preset
-from resclip.proxies import find_proxy
+from resclip.inference.memory import cap_memory
+from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
+from resclip.methods.correlation import Correlation
+from resclip.methods.presets import find_preset
+from resclip.models import BUILTIN, load_model
+from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
-from resclip.text_cache import TextCache
-from resclip.vocabulary import Vocabulary
+from resclip.text.class_names import parse_entries
+from resclip.text.embedding_cache import TextCache
+from resclip.text.vocabulary import Vocabulary
 
 BATCH_SIZE = 8
 """Windows. On a CPU the activations of 16 are mapped into memory anew for every layer: a fifth more time."""
@@ -65,9 +65,11 @@ def load(
             "transformers:NAME" for Hugging Face's; `resclip models` lists them.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
         classes: one entry a class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name and then
-            its queries), as `resclip.class_names` reads them from files and data sets; or a ready `Vocabulary`.
-        method: a base of `resclip.methods.BASES`, with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
-        preset: a name of `resclip.presets.PRESETS`; None: the method's defaults (the built-in model has its own).
+            its queries), as `resclip.text.class_names` reads them from files and data sets; or a ready `Vocabulary`.
+        method: a base of `resclip.methods.catalogue.BASES`,
+            with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
+        preset: a name of `resclip.methods.presets.PRESETS`; None:
+            the method's defaults (the built-in model has its own).
         correlation: what the final block compares, in place of the base's choice; see `Correlation`.
         proxy: ProxyCLIP's vision model, by name or with β, γ and input size; None: "colour" for the built-in model,
             else the base's own.
@@ -81,7 +83,7 @@ def load(
         batch_size: most windows a batch; None: 16 on a GPU, 8 elsewhere.
         pad_batches, max_memory: see `Segmenter`.
         implementation: of the ops.
-        templates: prompts with "{}" for the name, or the name of a set of `resclip.templates.TEMPLATE_SETS`; None:
+        templates: prompts with "{}" for the name, or the name of a set of `resclip.text.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
         cache: keeps text features on disk; None for none.
         progress: draw a progress bar while names are encoded.

@@ -16,10 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.drawing import LegendEntry, draw_legend, draw_overlay, draw_sheet, palette
-from resclip.files import write_atomically
-from resclip.images import PixelArray, save_png
-
+from resclip.io.files import write_atomically
+from resclip.io.images import PixelArray, save_png
+from resclip.visualization.overlay import (
+    LegendEntry,
+    draw_legend,
+    draw_overlay,
+    draw_sheet,
+    palette,
+)
 
 _PALETTE_LIMIT = 256  # Colours a paletted PNG can hold.
 _LABEL_LIMIT = 65536  # Values a 16-bit PNG can hold.

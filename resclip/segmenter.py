@@ -15,19 +15,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-import resclip
-from resclip.ahead import map_ahead
-from resclip.encoder import DenseEncoder, similarity
-from resclip.footprint import plan_batch_size
-from resclip.images import MAX_PIXELS, ImageError, ImageSource, PixelArray, read_image
-from resclip.knobs import as_dict
-from resclip.overview import Coarse
-from resclip.picture import ArrayPicture, Picture
-from resclip.preparation import Preparation, normalise
-from resclip.result import Segmentation
-from resclip.stream import Crop, Failure, Frame, Job, Strip, stream, whole_results
-from resclip.vocabulary import Vocabulary
-from resclip.windows import (
+from resclip.encoder.dense_encoder import DenseEncoder, similarity
+from resclip.encoder.final_block import Coarse
+from resclip.inference.batch_size import plan_batch_size
+from resclip.inference.prefetch import map_ahead
+from resclip.inference.preprocessing import ArrayPicture, Picture, Preparation, normalise
+from resclip.inference.scheduler import Crop, Failure, Frame, Job, Strip, stream, whole_results
+from resclip.inference.windows import (
     check_window,
     pad,
     padding,
@@ -36,9 +30,14 @@ from resclip.windows import (
     shrunk,
     source_span,
 )
+from resclip.io.images import MAX_PIXELS, ImageError, ImageSource, PixelArray, read_image
+from resclip.methods.options_text import as_dict
+from resclip.result import Segmentation
+from resclip.text.vocabulary import Vocabulary
+from resclip.version import __version__
 from resclip_kernels import upsample_argmax
 from resclip_kernels.checks import check_count
-from resclip_kernels.steady import resize_planes
+from resclip_kernels.deterministic import resize_planes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -163,7 +162,7 @@ class Segmenter:
             "refine_iterations": self.refine_iterations,
             "device": str(self.device),
             "precision": str(self.encoder.tower.dtype).removeprefix("torch."),
-            "resclip": resclip.__version__,
+            "resclip": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
@@ -215,7 +214,7 @@ class Segmenter:
 
         Args:
             images: what `segment` takes; read as results are asked for.
-            max_pixels: larger pictures are refused; see `resclip.images.read_image`.
+            max_pixels: larger pictures are refused; see `resclip.io.images.read_image`.
             return_errors: a picture that cannot be read yields its error in its place, which is else raised.
 
         Yields:
@@ -308,7 +307,7 @@ class Segmenter:
         return Frame(pixels, (pixels.height, pixels.width), (picture.height, picture.width), tag)
 
     def stream(self, frames: Iterable[Frame | Failure]) -> Iterator[Strip | Failure]:
-        """Segment pictures of any number and size as strips of rows; see `resclip.stream.stream`.
+        """Segment pictures of any number and size as strips of rows; see `resclip.inference.scheduler.stream`.
 
         Args:
             frames: as `frame` makes them; or `Frame`s of normalised pixels, (3, H, W) on the model's device.
@@ -321,7 +320,7 @@ class Segmenter:
         """
         return stream(self, frames)
 
-    # The stages, in the order in which a picture goes through them; see `resclip.stream.Stages`.
+    # The stages, in the order in which a picture goes through them; see `resclip.inference.scheduler.Stages`.
 
     def begin(self, frame: Frame) -> Job:
         """Where a picture's windows are, and its coarse pass where there is one."""

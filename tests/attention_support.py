@@ -8,7 +8,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.testing import kernel_device
 
 WIDTH, HEADS = 64, 2

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resclip.cli import main
-from resclip.images import read_image
+from resclip.cli.main import main
+from resclip.io.images import read_image
 from resclip.result import Segmentation
 
 

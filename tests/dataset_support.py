@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resclip.evaluation.datasets.samples import Dataset
+from resclip.evaluation.datasets.base import Dataset
 
 
 def save_picture(path: Path, height: int, width: int) -> np.ndarray:

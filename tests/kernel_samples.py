@@ -18,7 +18,7 @@ import triton.language as tl
 from cubin import Facts, specialise
 from kernel_calls import Call
 
-from resclip_kernels._launch import Launch, Options, Target, launch
+from resclip_kernels.launch import Launch, Options, Target, launch
 
 
 @triton.jit

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes
-from resclip.evaluation import protocol
-from resclip.evaluation.datasets.samples import (
+from resclip.evaluation import runner as protocol
+from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
     LabelFile,
@@ -29,9 +29,9 @@ from resclip.evaluation.datasets.samples import (
     Sample,
     Values,
 )
-from resclip.evaluation.world import World, join
-from resclip.images import ImageError
-from resclip.preparation import Preparation
+from resclip.evaluation.distributed import World, join
+from resclip.inference.preprocessing import Preparation
+from resclip.io.images import ImageError
 from resclip.segmenter import CLIP_MEAN, CLIP_STD, Segmenter
 
 CLASSES = ("sky", "grass", "water", "road")

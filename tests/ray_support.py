@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from resclip.batch.items import Item
-from resclip.batch.store import LocalStore
-from resclip.stream import Failure, Frame, Job, Strip
+from resclip.batch.storage import LocalStore
+from resclip.inference.scheduler import Failure, Frame, Job, Strip
 
 
 def die_once(notes: str, what: str) -> None:

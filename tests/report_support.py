@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resclip.evaluation.datasets.samples import Problem
+from resclip.evaluation.datasets.base import Problem
 from resclip.evaluation.metrics import Scores
-from resclip.evaluation.record import Cost, Evaluation, Report, Row
+from resclip.evaluation.report import Cost, Evaluation, Report, Row
 
 CLASSES = ("sky", "night sky", "car")
 SETTINGS = {

@@ -13,16 +13,15 @@ from measure_support import spy_on_measure, together, values
 from study_support import study
 
 from resclip import RCS, SFR, Segmenter, Vocabulary, load
-from resclip.builtin.dataset import scene_dataset
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import protocol
-from resclip.evaluation.ablation import ablate, starting_point, with_method
+from resclip.evaluation import runner as protocol
+from resclip.evaluation.ablation import STUDIES, ablate, find_studies, starting_point, with_method
 from resclip.evaluation.datasets import Dataset
-from resclip.evaluation.protocol import Candidate, evaluate
-from resclip.evaluation.record import Report
-from resclip.evaluation.studies import STUDIES, find_studies
-from resclip.evaluation.world import World
-from resclip.methods import BASES, METHODS
+from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.distributed import World
+from resclip.evaluation.report import Report
+from resclip.evaluation.runner import Candidate, evaluate
+from resclip.methods.catalogue import BASES, METHODS
 
 TWO = scene_dataset(count=2, size=48)  # two small scenes: rows and files, no quality
 

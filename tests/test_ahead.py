@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from resclip.ahead import available_cores, map_ahead
+from resclip.inference.prefetch import available_cores, map_ahead
 
 
 def test_results_come_in_order_however_long_each_takes() -> None:

@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.encoder import similarity
+from resclip.encoder.dense_encoder import similarity
 from resclip_kernels import (
     patch_labels,
     residual_attention,
     semantic_feedback,
 )
-from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.testing import check_budget, kernel_device, label_map
 
 
@@ -220,7 +220,7 @@ class Calls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.handed: list[Tensor | None] = []
-        monkeypatch.setattr("resclip_kernels.attention_module.residual_attention", self)
+        monkeypatch.setattr("resclip_kernels.modules.residual_attention", self)
 
     def __call__(self, *arguments: Any, **knobs: Any) -> Any:
         self.handed.append(knobs["cross_layer"])

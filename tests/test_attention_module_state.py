@@ -29,7 +29,7 @@ from resclip_kernels import (
     SemanticFeedback,
     semantic_feedback,
 )
-from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.testing import check_budget, label_map
 
 

@@ -29,8 +29,8 @@ from open_clip.timm_model import TimmModel
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
-from resclip.backbones import Tower, adapt, list_models
-from resclip.backbones.tower import resize_position_embedding
+from resclip.models import Tower, adapt, list_models
+from resclip.models.tower import resize_position_embedding
 
 KINDS = (*OPEN_CLIP, *TIMM)
 

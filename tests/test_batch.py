@@ -17,12 +17,12 @@ from batch_support import files_in, make_pictures, toy_segmenter
 from PIL import Image
 
 from resclip.batch import local
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.sources import open_source
-from resclip.batch.store import LocalStore, open_store
-from resclip.batch.task import Task
-from resclip.drawing import palette
-from resclip.images import read_image
+from resclip.batch.storage import LocalStore, open_store
+from resclip.io.images import read_image
+from resclip.visualization.overlay import palette
 
 NAMES = ("cat", "dog", "grass")
 

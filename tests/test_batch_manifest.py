@@ -18,10 +18,9 @@ import pytest
 from hypothesis import given, settings
 
 from resclip.batch import manifest as module
-from resclip.batch.manifest import ClassArea, Manifest, Row
-from resclip.batch.rows import merged, schema, table_of
-from resclip.batch.store import Store, open_store
-from resclip.files import write_atomically
+from resclip.batch.manifest import ClassArea, Manifest, Row, merged, schema, table_of
+from resclip.batch.storage import Store, open_store
+from resclip.io.files import write_atomically
 
 SETTINGS = {"method": "resclip", "window": 224, "knobs": {"rcs": {"weight": 0.4}, "layers": [6, 7]}}
 
@@ -132,8 +131,8 @@ def test_any_history_gives_what_a_dictionary_gives(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MOST_ROWS", most_rows)
         patch.setattr(module, "MOST_PARTS", most_parts)
-        patch.setattr("resclip.batch.rows.ROWS_AT_ONCE", 3)
-        patch.setattr("resclip.batch.rows.ROWS_READ", 2)
+        patch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 3)
+        patch.setattr("resclip.batch.manifest.ROWS_READ", 2)
         patch.setattr("os.fsync", lambda _: None)
         store = open_store(folder)
         manifest: Manifest | None = Manifest(store, SETTINGS)
@@ -398,7 +397,7 @@ def test_parts_stay_few_and_rows_are_not_written_too_often(
 
 def test_a_merge_holds_little_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of at most 100 rows, in order, of parts that came in any."""
-    monkeypatch.setattr("resclip.batch.rows.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 100)
     monkeypatch.setattr(module, "MOST_ROWS", 37)
     manifest = Manifest(store, SETTINGS)
     for index in range(1000):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resclip.batch.names import Naming, PackedTexts, safe_name
+from resclip.batch.output_names import Naming, PackedTexts, safe_name
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,11 @@ from ray_support import (
 
 from resclip import Segmenter
 from resclip.batch import local, ray_engine
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.ray_engine import Crew, check_address, plan_crew
 from resclip.batch.sources import Item, open_source
-from resclip.batch.store import LocalStore, Store
-from resclip.batch.task import Task
+from resclip.batch.storage import LocalStore, Store
 from resclip.errors import WeightsUnavailable
 
 COUNT = 40

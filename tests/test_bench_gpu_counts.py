@@ -22,7 +22,7 @@ from resclip_kernels import (
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.proxy_attention import proxy_attention
+from resclip_kernels.ops.proxy_attention import proxy_attention
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,16 +14,7 @@ import torch
 
 from resclip import DenseEncoder
 from resclip.builtin import PRESET, TEMPLATES, directory, load_builtin
-from resclip.builtin.captions import (
-    caption,
-    describes,
-    every_word,
-    phrases_of,
-    sentence,
-    visible_names,
-)
-from resclip.builtin.losses import any_true, each_true, share_loss, truth_table
-from resclip.builtin.mosaics import Pool, cells_of_patches, draw_batch, straight_cuts, wavy_cells
+from resclip.builtin.model import build, configuration, image_views, text_embeddings
 from resclip.builtin.scenes import (
     CLASS_NAMES,
     demo_scene,
@@ -33,9 +24,24 @@ from resclip.builtin.scenes import (
     validation_scenes,
 )
 from resclip.builtin.things import CLASS_ID, DRAWN, GROUNDS, SKIES
-from resclip.builtin.towers import build, configuration, image_views, text_embeddings
-from resclip.builtin.train import Settings, Trainer, main, run
-from resclip.builtin.words import UNKNOWN, WordTokenizer
+from resclip.builtin.tokenizer import UNKNOWN, WordTokenizer
+from resclip.builtin.training.captions import (
+    caption,
+    describes,
+    every_word,
+    phrases_of,
+    sentence,
+    visible_names,
+)
+from resclip.builtin.training.losses import any_true, each_true, share_loss, truth_table
+from resclip.builtin.training.mosaics import (
+    Pool,
+    cells_of_patches,
+    draw_batch,
+    straight_cuts,
+    wavy_cells,
+)
+from resclip.builtin.training.train import Settings, Trainer, main, run
 
 TINY = Settings(
     scenes=6, whole=2, mosaics=2, layers=2, width=64, size=32, warm_up=2, cells_to=4, things_from=3

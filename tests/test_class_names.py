@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resclip.class_names import (
+from resclip.text.class_names import (
     BACKGROUND_LISTS,
     DATASETS,
     ClassEntry,

@@ -15,8 +15,8 @@ from cli_support import names_in, one_line, run
 from dataset_support import save_mask, save_picture, truncate
 
 from resclip.evaluation import ablation as module
-from resclip.evaluation.record import Report
-from resclip.evaluation.studies import STUDIES, Study
+from resclip.evaluation.ablation import STUDIES, Study
+from resclip.evaluation.report import Report
 
 SMALL = ("ablate", "--scenes", 2, "--size", 48, "--device", "cpu", "--workers", 0)
 
@@ -99,7 +99,7 @@ def test_all_studies_and_forty_scenes_are_the_default(
 def test_the_help_names_every_study_and_waits_for_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "resclip.evaluation.studies", None)
+    monkeypatch.setitem(sys.modules, "resclip.evaluation.ablation", None)
     assert run("ablate", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     for study in STUDIES:
@@ -119,7 +119,7 @@ def test_pictures_that_cannot_be_read_are_named_and_the_status_says_so(
     truncate(root / "masks" / "b.png")
     (root / "classes.txt").write_text("sky\ngrass\n")
     few = few_of("pamr")
-    monkeypatch.setattr("resclip.evaluation.studies.STUDIES", [few])
+    monkeypatch.setattr("resclip.evaluation.ablation.STUDIES", [few])
     assert run("ablate", "--dataset", "folder", "--root", root, "--workers", 0, "--out", out) == 1
     came = capsys.readouterr()
     assert came.err.count("resclip: left out: folder, b: ") == 1
@@ -159,7 +159,7 @@ def test_a_wrong_request_is_one_line(
 def test_figures_under_other_conditions_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("resclip.evaluation.studies.STUDIES", [few_of("pamr")])
+    monkeypatch.setattr("resclip.evaluation.ablation.STUDIES", [few_of("pamr")])
     assert run(*SMALL, "--out", tmp_path) == 0
     capsys.readouterr()
     before = (tmp_path / "ablation.json").read_bytes()

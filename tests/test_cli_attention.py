@@ -14,13 +14,13 @@ from cli_support import one_line, run
 from PIL import Image
 from toys import toy_clip
 
-from resclip import cli_attention
-from resclip.cli_attention import Grid, grids, maps_of, parse_point
-from resclip.encoder import DenseEncoder
-from resclip.heatmaps import strongest_share
-from resclip.methods import RCS, SFR
+from resclip.cli import attention as cli_attention
+from resclip.cli.attention import Grid, grids, maps_of, parse_point
+from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.methods.catalogue import RCS, SFR
 from resclip.segmenter import Segmenter
-from resclip.vocabulary import Vocabulary
+from resclip.text.vocabulary import Vocabulary
+from resclip.visualization.sheets import strongest_share
 
 SIZE = (45, 70)  # pixels: 5 x 8 whole patches of 8, and a rest on both sides
 

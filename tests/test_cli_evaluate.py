@@ -16,10 +16,10 @@ from cli_support import names_in, one_line, run
 from PIL import Image
 
 from resclip import RCS, load
-from resclip.builtin.dataset import scene_dataset
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.cli_datasets import open_datasets, preset_of, segmenter_for
-from resclip.evaluation.record import Report
+from resclip.cli.options import open_datasets, preset_of, segmenter_for
+from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.report import Report
 from resclip.evaluation.tables import report_table
 
 SMALL = ["evaluate", "--scenes", 2, "--size", 48, "--device", "cpu", "--workers", 0]

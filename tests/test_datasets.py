@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.class_names import DATASETS as BENCHMARKS
-from resclip.class_names import dataset_classes
 from resclip.evaluation.datasets import (
     DATASETS,
     IGNORED,
@@ -27,7 +25,8 @@ from resclip.evaluation.datasets import (
     Values,
     open_dataset,
 )
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    benchmark_palette,
     describe,
     files_under,
     first_that_exists,
@@ -35,11 +34,12 @@ from resclip.evaluation.datasets.layout import (
     names_in_words,
     pair_up,
     samples_of,
+    shorten,
     split_names,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import shorten
-from resclip.images import ImageError
+from resclip.io.images import ImageError
+from resclip.text.class_names import DATASETS as BENCHMARKS
+from resclip.text.class_names import dataset_classes
 
 NAMES = st.text("abc", min_size=1, max_size=2)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
 
-from resclip.class_names import dataset_classes
 from resclip.evaluation.datasets import DatasetError, open_dataset
-from resclip.evaluation.datasets.samples import IGNORED, Dataset
-from resclip.images import ImageError
+from resclip.evaluation.datasets.base import IGNORED, Dataset
+from resclip.io.images import ImageError
+from resclip.text.class_names import dataset_classes
 
 # cityscapesScripts, helpers/labels.py: the id of each label from 0 on, and which have a train id.
 OFFICIAL = [

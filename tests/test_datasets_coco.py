@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
 
-from resclip.class_names import dataset_classes, parse_entries
 from resclip.evaluation.datasets import DatasetError, open_dataset
+from resclip.evaluation.datasets.base import IGNORED
 from resclip.evaluation.datasets.coco import IDS
-from resclip.evaluation.datasets.samples import IGNORED
-from resclip.images import ImageError
+from resclip.io.images import ImageError
+from resclip.text.class_names import dataset_classes, parse_entries
 
 # COCO-Stuff's labels.txt counts from 1, its masks from 0. These 11 were never segmented.
 NO_MASKS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)

@@ -15,7 +15,7 @@ from dataset_support import labels_of, save_mask, save_picture
 from pycocotools import mask as coco_mask
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
-from resclip.evaluation.datasets.samples import Dataset
+from resclip.evaluation.datasets.base import Dataset
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -9,9 +9,9 @@ import pytest
 from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
 from scipy.io import savemat
 
-from resclip.class_names import dataset_classes
 from resclip.evaluation.datasets import IGNORED, DatasetError, open_dataset
-from resclip.images import ImageError
+from resclip.io.images import ImageError
+from resclip.text.class_names import dataset_classes
 
 CLASSES = dataset_classes("context59")
 NAMES = ("2008_000002", "2008_000003")

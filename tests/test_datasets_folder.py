@@ -11,7 +11,7 @@ from dataset_support import labels_of, laid_out, save_mask, save_picture
 from PIL import Image
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
-from resclip.images import ImageError
+from resclip.io.images import ImageError
 
 CLASSES = "background: sky, wall\ncat, kitten\ndog\n"
 SHAPES = {"a": (5, 7), "street/night/b": (9, 2), "street/c": (1, 4)}

@@ -15,8 +15,8 @@ from resclip.evaluation.datasets import (
     DatasetError,
     open_dataset,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.images import ImageError
+from resclip.evaluation.datasets.base import benchmark_palette
+from resclip.io.images import ImageError
 
 SIZES = {"2007_000033": (6, 9), "2007_000042": (21, 4), "2007_000061": (1, 33)}
 """Oblong both ways, odd; 33 pixels hold every class, the background and borders."""

@@ -12,8 +12,8 @@ from open_clip.transformer import VisionTransformer
 from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.methods import BASES
-from resclip_kernels._launch import watch
+from resclip.methods.catalogue import BASES
+from resclip_kernels.launch import watch
 from resclip_kernels.testing import kernel_device
 
 MODULES = {

@@ -12,8 +12,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from resclip import RCS, SFR, Correlation, DenseEncoder
-from resclip.methods import BASES, METHODS, Method, find_method
-from resclip_kernels._launch import watch
+from resclip.methods.catalogue import BASES, METHODS, Method, find_method
+from resclip_kernels.launch import watch
 from resclip_kernels.testing import kernel_device
 
 # Width, blocks, heads, patch and output width of the released towers; 20 to 35 patches keep 88 to 304 million weights

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resclip.builtin import gallery
-from resclip.builtin.captions import visible_names
-from resclip.builtin.gallery import (
-    METHODS,
-    GalleryRow,
-    agreement,
-    draw_gallery,
-    main,
-    varied_scenes,
-)
+from benchmarks import gallery
+from benchmarks.gallery import METHODS, GalleryRow, agreement, draw_gallery, main, varied_scenes
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.drawing import draw_key, palette
-from resclip.lettering import built_in_font, text_width
-from resclip.methods import BASES, find_method
+from resclip.builtin.training.captions import visible_names
+from resclip.methods.catalogue import BASES, find_method
+from resclip.visualization.fonts import built_in_font, text_width
+from resclip.visualization.overlay import draw_key, palette
 
 GREY = (120, 120, 120)
 

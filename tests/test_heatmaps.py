@@ -7,7 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.heatmaps import HeatMap, PointMaps, draw_heat_maps, heat_colours, strongest_share
+from resclip.visualization.sheets import (
+    HeatMap,
+    PointMaps,
+    draw_heat_maps,
+    heat_colours,
+    strongest_share,
+)
 
 TOP = 28 + 20 + 8  # of the first row's panels: margin, captions, gap
 

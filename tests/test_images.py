@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.files import write_atomically
-from resclip.images import ImageError, read_image, save_png
+from resclip.io.files import write_atomically
+from resclip.io.images import ImageError, read_image, save_png
 
 RED, WHITE, GREY, BLACK = (255, 0, 0), (255, 255, 255), (127, 127, 127), (0, 0, 0)
 

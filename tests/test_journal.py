@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resclip.evaluation.datasets.samples import Problem
-from resclip.evaluation.journal import Journal, Progress
+from resclip.evaluation.checkpoint import Journal, Progress
+from resclip.evaluation.datasets.base import Problem
 
 KEY = {"dataset": "voc21", "window": 224, "knobs": {"rcs": {"weight": 0.4}, "layers": (6, 7)}}
 TERMS = {"group_size": 8, "pictures": 96}

@@ -21,9 +21,9 @@ from measure_support import CLASSES, Broken, Stub, made_up, on_disk
 from resclip import load
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.evaluation import loader
-from resclip.evaluation.datasets.samples import Dataset
+from resclip.evaluation.datasets.base import Dataset
 from resclip.evaluation.loader import Reader, read_ahead, sensible_workers
-from resclip.evaluation.measure import measure
+from resclip.evaluation.runner import measure
 
 
 def test_what_prepares_pictures_goes_to_workers_without_the_model() -> None:

@@ -18,16 +18,12 @@ from PIL import Image
 
 from resclip import load
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import measure as module
-from resclip.evaluation.datasets.samples import (
-    IGNORED,
-    Dataset,
-    Problem,
-)
-from resclip.evaluation.journal import Journal
-from resclip.evaluation.measure import Tally, measure
+from resclip.evaluation import runner as module
+from resclip.evaluation.checkpoint import Journal
+from resclip.evaluation.datasets.base import IGNORED, Dataset, Problem
+from resclip.evaluation.distributed import ALONE, World
 from resclip.evaluation.metrics import confusion
-from resclip.evaluation.world import ALONE, World
+from resclip.evaluation.runner import Tally, measure
 
 
 def same(came: Tally, wanted: Tally) -> bool:

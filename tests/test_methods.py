@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from resclip import RCS, SFR, Correlation
-from resclip.knobs import parse_knobs
-from resclip.methods import BASES, METHODS, ProxyAttention, find_method
-from resclip.presets import PRESETS, find_preset
+from resclip.methods.catalogue import BASES, METHODS, ProxyAttention, find_method
+from resclip.methods.options_text import parse_knobs
+from resclip.methods.presets import PRESETS, find_preset
 
 # Section "released settings" of the papers' programs: θ, (τ_s, λ_s), (τ_r, λ_r), window, probability threshold.
 RELEASED = {

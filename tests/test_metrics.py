@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 
-from resclip.evaluation.datasets.samples import IGNORED
+from resclip.evaluation.datasets.base import IGNORED
 from resclip.evaluation.metrics import confusion, scores_of
 
 CLASSES = 5

@@ -11,10 +11,10 @@ from torch import Tensor, fx
 from torch._dynamo.backends.registry import lookup_backend
 
 from resclip_kernels import residual_attention, semantic_feedback
-from resclip_kernels._launch import watch
-from resclip_kernels.residual_attention import dispatch as attention_dispatch
-from resclip_kernels.residual_attention.terms import Terms
-from resclip_kernels.semantic_feedback import dispatch as feedback_dispatch
+from resclip_kernels.launch import watch
+from resclip_kernels.ops.residual_attention import dispatch as attention_dispatch
+from resclip_kernels.ops.residual_attention.terms import Terms
+from resclip_kernels.ops.semantic_feedback import dispatch as feedback_dispatch
 from resclip_kernels.testing import AttentionInputs, attention_inputs, kernel_device, label_map
 
 pytest.importorskip("triton", reason="the kernels need triton")
@@ -175,8 +175,8 @@ def test_two_passes_compile_into_three_operators(
     # The first call compiles; the second only runs, and the operators' own functions are counted.
     assert torch.equal(compiled(*inputs[:3], inputs.labels), expected)
     ours = [name for name in compiler.called if "resclip_kernels" in name]
-    attention = "resclip_kernels.residual_attention.default"
-    assert ours == [attention, "resclip_kernels.semantic_feedback.default", attention]
+    attention = "resclip_kernels.ops.residual_attention.default"
+    assert ours == [attention, "resclip_kernels.ops.semantic_feedback.default", attention]
     count = {"attention": 0, "feedback": 0}
 
     def counted(name: str, function: Any) -> Any:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.knobs import parse_knobs
-from resclip.methods import BASES, Overview
-from resclip.overview import Coarse, attend_coarse
+from resclip.encoder.final_block import Coarse, attend_coarse
+from resclip.methods.catalogue import BASES, Overview
+from resclip.methods.options_text import parse_knobs
 from resclip_kernels import attention_maps
 from resclip_kernels.testing import check_budget, kernel_device
 
@@ -261,7 +261,7 @@ def test_the_coarse_tokens_are_gathered_once_for_all_passes(monkeypatch, seed: i
         calls.append(len(calls))
         return attend_coarse(*arguments, **knobs)
 
-    monkeypatch.setattr("resclip.final_block.attend_coarse", spy)
+    monkeypatch.setattr("resclip.encoder.final_block.attend_coarse", spy)
     dense = encoder(0.4, sfr=SFR(refine_iterations=1, rounds=2))
     coarse = dense.coarse(pictures(1, 48, 48))
     dense(pictures(1, 64, 64), text(QUERIES, 32), coarse)

@@ -9,8 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.drawing import draw_legend, draw_overlay, palette
-from resclip.evaluation.datasets.samples import (
+from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
     LabelFile,
@@ -18,7 +17,8 @@ from resclip.evaluation.datasets.samples import (
     Sample,
     Values,
 )
-from resclip.evaluation.pictures import SavePredictions, Sheets, evenly_spaced, safe_name
+from resclip.evaluation.predictions import SavePredictions, Sheets, evenly_spaced, safe_name
+from resclip.visualization.overlay import draw_legend, draw_overlay, palette
 
 ENTRIES = ("background: sky, wall", "cat, kitten", "dog")
 COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
@@ -235,7 +235,7 @@ def test_the_legend_names_what_is_there(tmp_path: Path, monkeypatch: pytest.Monk
         came.update(options, views=[caption for caption, _ in arguments[1]], entries=arguments[3])
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr("resclip.evaluation.pictures.draw_sheet", spy)
+    monkeypatch.setattr("resclip.evaluation.predictions.draw_sheet", spy)
     own = dataset("a/b")
     see(Sheets(tmp_path, own, "naclip+rcs", 1), own.samples[0])
     assert came["views"] == ["Truth", "Prediction", "Difference"]

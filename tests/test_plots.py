@@ -20,7 +20,7 @@ from report_support import evaluation, row
 from resclip.evaluation import plots
 from resclip.evaluation.metrics import Scores
 from resclip.evaluation.plots import FORMATS, check_matplotlib, plot_classes
-from resclip.evaluation.record import Cost, Evaluation, Row
+from resclip.evaluation.report import Cost, Evaluation, Row
 
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
 TWO = evaluation("voc21", {"naclip": row(50.0), "naclip+rcs": row(52.0)})

@@ -15,14 +15,14 @@ from measure_support import spy_on_measure
 from numpy.typing import NDArray
 
 from resclip import Segmenter, load
-from resclip.builtin.dataset import scene_dataset
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import protocol as module
+from resclip.evaluation import runner as module
 from resclip.evaluation.datasets import IGNORED, Dataset, DatasetError, Sample
+from resclip.evaluation.datasets.builtin import scene_dataset
 from resclip.evaluation.metrics import confusion, scores_of
-from resclip.evaluation.protocol import Candidate, Watch, evaluate, parts_of, row_names
-from resclip.evaluation.record import Report
-from resclip.methods import BASES, METHODS
+from resclip.evaluation.report import Report
+from resclip.evaluation.runner import Candidate, Watch, evaluate, parts_of, row_names
+from resclip.methods.catalogue import BASES, METHODS
 
 TWO = scene_dataset(count=2, size=48)  # two small scenes: rows and files, no quality
 

@@ -14,8 +14,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable
-from resclip.proxies import ColourProxy, Proxy, TimmProxy, find_proxy, whole_patches
-from resclip_kernels.proxy_attention import proxy_rows
+from resclip.models.proxy_models import ColourProxy, Proxy, TimmProxy, find_proxy, whole_patches
+from resclip_kernels.ops.proxy_attention import proxy_rows
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 STATISTICS = {"mean": MEAN, "std": STD}

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from resclip_kernels import SemanticFeedback, semantic_feedback
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.proxy_attention import (
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.proxy_attention import (
     dispatch,
     portable,
     proxy_attention,
     proxy_rows,
     reference,
 )
-from resclip_kernels.proxy_attention.terms import FeedbackTerm
-from resclip_kernels.semantic_feedback.pieces import single_images, take_apart
-from resclip_kernels.semantic_feedback.portable import feedback_rows
+from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
+from resclip_kernels.ops.semantic_feedback.pieces import single_images, take_apart
+from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
 from resclip_kernels.testing import check_budget, kernel_device, label_map
 
 feedback_kernels = pytest.importorskip(
-    "resclip_kernels.semantic_feedback.triton", reason="the kernels need triton"
+    "resclip_kernels.ops.semantic_feedback.triton", reason="the kernels need triton"
 )
 
 DEVICE = kernel_device()

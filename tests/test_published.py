@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from resclip import Vocabulary, load
-from resclip.class_names import DATASETS, dataset_classes
 from resclip.evaluation.published import BACKBONES, METHODS, PROXY, REFINED, TABLE, published
-from resclip.methods import ProxyAttention, find_method
+from resclip.methods.catalogue import ProxyAttention, find_method
+from resclip.text.class_names import DATASETS, dataset_classes
 
 OPENAI = ("ViT-B-16", "openai")
 HUGE = ("ViT-H-14", "laion2b_s32b_b79k")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resclip.builtin import quilt
+from benchmarks import synthetic_raster as quilt
 from resclip.builtin.scenes import render_scene
-from resclip.rasters import open_raster
+from resclip.io.geotiff import open_raster
 
 
 @pytest.fixture(autouse=True)

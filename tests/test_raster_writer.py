@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.rasters import RasterWriter, encode_geotiff, raster_to_png
+from resclip.io.geotiff import RasterWriter, encode_geotiff, raster_to_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.images import ImageError, read_image
-from resclip.rasters import open_raster
+from resclip.io.geotiff import open_raster
+from resclip.io.images import ImageError, read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -252,7 +252,7 @@ def test_damage_anywhere_is_an_image_error_or_a_picture(
 def test_without_rasterio_it_is_said_what_to_install() -> None:
     code = (
         "import sys; sys.modules['rasterio'] = None\n"
-        "try:\n    import resclip.rasters\nexcept ImportError as error:\n    print(error)"
+        "try:\n    import resclip.io.geotiff\nexcept ImportError as error:\n    print(error)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "resclip[geo]"' in out.stdout

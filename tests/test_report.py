@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from report_support import figures
 
-from resclip.evaluation.protocol import row_names
-from resclip.evaluation.record import Report
+from resclip.evaluation.report import Report
+from resclip.evaluation.runner import row_names
 
 ROOT = Path(__file__).parents[1]
 

@@ -23,13 +23,13 @@ from residual_attention_support import (
 from torch import Tensor
 
 from resclip_kernels import residual_attention
-from resclip_kernels._launch import watch
-from resclip_kernels.residual_attention import dispatch, portable, reference
-from resclip_kernels.residual_attention.terms import Terms
-from resclip_kernels.semantic_feedback import portable as feedback_portable
+from resclip_kernels.launch import watch
+from resclip_kernels.ops.residual_attention import dispatch, portable, reference
+from resclip_kernels.ops.residual_attention.terms import Terms
+from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
 from resclip_kernels.testing import AttentionInputs, kernel_device, nan_padded
 
-pytest.importorskip("resclip_kernels.residual_attention.triton", reason="needs triton")
+pytest.importorskip("resclip_kernels.ops.residual_attention.triton", reason="needs triton")
 
 # Not square; 36 patches are one whole tile of 32 columns and a masked one, with and without [CLS].
 GRID = (4, 9)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resclip.resizing import resize, resize_rows, resize_shape, source_rows
+from resclip.io.resize import resize, resize_rows, resize_shape, source_rows
 
 SIDES = st.integers(1, 90)
 

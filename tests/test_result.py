@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resclip import lettering
-from resclip.drawing import draw_legend, draw_overlay, palette
-from resclip.lettering import built_in_font, find_font, shorten, text_width
 from resclip.result import Segmentation, comparison_sheet
+from resclip.visualization import fonts as lettering
+from resclip.visualization.fonts import built_in_font, find_font, shorten, text_width
+from resclip.visualization.overlay import draw_legend, draw_overlay, palette
 
 NAMES = ("sky", "tree", "house", "unused")
 

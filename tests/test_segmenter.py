@@ -17,9 +17,9 @@ from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
 from resclip.errors import UnknownWordsWarning
-from resclip.images import ImageError
+from resclip.io.images import ImageError
 from resclip.loading import choose_device, choose_precision
-from resclip.methods import Overview
+from resclip.methods.catalogue import Overview
 from resclip.segmenter import READERS, normalise
 
 CLASSES = ["cat, kitten", "dog", "grass"]
@@ -259,8 +259,8 @@ def test_an_overview_of_the_whole_picture_at_once_is_refused() -> None:
 
 
 def test_batches_are_as_large_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("resclip.inference.batch_size.free_memory", lambda device: 1 << 20)
     with pytest.raises(ValueError, match="one window of 32 × 32 pixels with 4 queries needs about"):
         make().segment(picture(48, 48))
-    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: 1 << 34)
+    monkeypatch.setattr("resclip.inference.batch_size.free_memory", lambda device: 1 << 34)
     make(max_memory=1 << 34).segment(picture(48, 48))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from thread_support import with_threads
 
-from resclip_kernels.steady import attention, resize_planes, softmax_over_first
+from resclip_kernels.deterministic import attention, resize_planes, softmax_over_first
 
 THREADS = (1, 2, 3, 5)
 

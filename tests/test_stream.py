@@ -12,10 +12,10 @@ from thread_support import with_threads
 from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary, segmenter
-from resclip import stream as streaming
-from resclip.images import ImageError
-from resclip.picture import ArrayPicture
-from resclip.stream import Failure, Frame, Strip, whole_results
+from resclip.inference import scheduler as streaming
+from resclip.inference.preprocessing import ArrayPicture
+from resclip.inference.scheduler import Failure, Frame, Strip, whole_results
+from resclip.io.images import ImageError
 
 CLASSES = ["cat, kitten", "dog", "grass"]
 

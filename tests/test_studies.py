@@ -10,8 +10,8 @@ import pytest
 from study_support import study
 
 from resclip import RCS, SFR
-from resclip.evaluation.studies import STUDIES, find_studies, row_name
-from resclip.methods import METHODS, Method
+from resclip.evaluation.ablation import STUDIES, find_studies, row_name
+from resclip.methods.catalogue import METHODS, Method
 
 START = replace(
     METHODS["resclip"],

@@ -10,9 +10,8 @@ import re
 import pytest
 from report_support import CLASSES, evaluation, figures, report, row
 
-from resclip.class_names import DATASETS
-from resclip.evaluation.datasets.samples import Problem
-from resclip.evaluation.record import Evaluation, Report
+from resclip.evaluation.datasets.base import Problem
+from resclip.evaluation.report import Evaluation, Report
 from resclip.evaluation.tables import (
     class_tables,
     conditions,
@@ -21,6 +20,7 @@ from resclip.evaluation.tables import (
     problem_lines,
     report_table,
 )
+from resclip.text.class_names import DATASETS
 
 VIT = {"model": "ViT-B-16", "pretrained": "openai"}
 """Settings with which rows have published figures."""

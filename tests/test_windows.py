@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resclip.windows import (
+from resclip.inference.windows import (
     Mosaic,
     Window,
     bilinear_weights,

@@ -25,9 +25,9 @@ from resclip_kernels import (
     residual_attention,
     semantic_feedback,
 )
-from resclip_kernels.residual_attention import portable, reference
-from resclip_kernels.residual_attention.terms import Terms
-from resclip_kernels.semantic_feedback.portable import row_blocks
+from resclip_kernels.ops.residual_attention import portable, reference
+from resclip_kernels.ops.residual_attention.terms import Terms
+from resclip_kernels.ops.semantic_feedback.portable import row_blocks
 
 # (batch, grid): windows of 224, whole pictures of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels.
 GRIDS = (

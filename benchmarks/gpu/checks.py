@@ -23,10 +23,10 @@ from resclip_kernels import (
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.implementation import interpreting
-from resclip_kernels.proxy_attention import proxy_attention
-from resclip_kernels.semantic_feedback import portable as feedback_portable
-from resclip_kernels.semantic_feedback import reference as feedback_reference
+from resclip_kernels.dispatch import interpreting
+from resclip_kernels.ops.proxy_attention import proxy_attention
+from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
+from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
 from resclip_kernels.testing import check_budget
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from resclip.ahead import available_cores
+from resclip.inference.prefetch import available_cores
 
 if TYPE_CHECKING:
     from resclip import Segmenter
@@ -48,10 +48,10 @@ def file_job(
     """
     # Not at the top: what files alone need is no reason to measure nothing else.
     from resclip.batch import local
+    from resclip.batch.job import Task
     from resclip.batch.sources import open_source
-    from resclip.batch.store import open_store
-    from resclip.batch.task import Task
-    from resclip.cli_batch import MOST_WORKERS
+    from resclip.batch.storage import open_store
+    from resclip.cli.batch import MOST_WORKERS
 
     inputs = Path(tempfile.mkdtemp(prefix="jpeg-", dir=folder))
     images = [as_image(picture, size, segmenter) for picture in pixels]

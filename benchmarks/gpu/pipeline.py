@@ -59,8 +59,8 @@ def tower(dry_run: bool) -> Any:
 def segmenter(bench: Bench, names: int, implementation: str, *, window: int, **options: Any) -> Any:
     """ResCLIP with ADE20K's released settings, in float16 (which `load` takes on a GPU)."""
     from resclip import DenseEncoder, Segmenter, Vocabulary
-    from resclip.methods import find_method
-    from resclip.presets import find_preset
+    from resclip.methods.catalogue import find_method
+    from resclip.methods.presets import find_preset
 
     method = find_method("resclip")
     if not bench.dry_run:

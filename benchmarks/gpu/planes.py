@@ -18,9 +18,9 @@ from benchmarks.gpu.counts import Pamr, PatchLabels, Proxy, Upsample
 from benchmarks.gpu.inputs import FUSED
 from benchmarks.gpu.timing import Variant
 from resclip_kernels import pamr, patch_labels, upsample_argmax
-from resclip_kernels.pamr import reference as pamr_reference
-from resclip_kernels.proxy_attention import proxy_attention
-from resclip_kernels.proxy_attention import reference as proxy_reference
+from resclip_kernels.ops.pamr import reference as pamr_reference
+from resclip_kernels.ops.proxy_attention import proxy_attention
+from resclip_kernels.ops.proxy_attention import reference as proxy_reference
 
 FIGURE_PAMR = "150 planes of 336 × 448, fp32"
 READS_VALUES = (

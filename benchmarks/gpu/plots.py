@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.case import VARIANTS
 from benchmarks.gpu.tables import HEADINGS
-from resclip.files import write_atomically
+from resclip.io.files import write_atomically
 
 Document = dict[str, Any]
 COLOURS = ("#1f6f8b", "#8d99ae", "#c1440e", "#e09f3e", "#2b2d42", "#6a994e", "#7b2d8b")

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from resclip.batch.locations import inside, join, local_path, naming, plain, read_range, reason
-from resclip.batch.names import PackedTexts, name_of
-
+from resclip.batch.output_names import PackedTexts, name_of
+from resclip.batch.paths import inside, join, local_path, naming, plain, read_range, reason
 
 
 class Cell(NamedTuple):
@@ -63,7 +62,7 @@ class Item:
             with naming(self.location):
                 if self.cell is None:
                     return read_range(self.location, self.start, self.length, limit)
-                from resclip.batch.tables import read_cell
+                from resclip.batch.parquet import read_cell
 
                 return read_cell(self.location, self.cell.column, self.cell.row, limit)
         except OSError as error:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from functools import partial
 
-from resclip.ahead import map_ahead
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.sources import Item
-from resclip.batch.store import Store
-from resclip.batch.task import Task
-from resclip.batch.work import read, segment, write
+from resclip.batch.steps import read, segment, write
+from resclip.batch.storage import Store
+from resclip.inference.prefetch import map_ahead
 from resclip.segmenter import Segmenter
-
 
 
 def run(

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from resclip.batch.job import Task
 from resclip.batch.manifest import ClassArea
-from resclip.batch.store import Store
-from resclip.batch.task import Task
-from resclip.drawing import draw_overlay, palette
-from resclip.images import PixelArray, encode_png
+from resclip.batch.storage import Store
+from resclip.io.images import PixelArray, encode_png
+from resclip.visualization.overlay import draw_overlay, palette
 
 if TYPE_CHECKING:
-    from resclip.rasters import Raster
+    from resclip.io.geotiff import Raster
 
 
 MOST_SCORE = 65535
@@ -116,7 +116,7 @@ class BlockSink:
     def __init__(
         self, task: Task, stem: str, picture: Raster, place: tuple[Any, Any], store: Store
     ) -> None:
-        from resclip.raster_writer import RasterWriter
+        from resclip.io.geotiff import RasterWriter
 
         self.task = task
         self.stem = stem
@@ -170,7 +170,7 @@ class BlockSink:
         Raises:
             OSError: they cannot be written.
         """
-        from resclip.raster_writer import raster_to_png
+        from resclip.io.geotiff import raster_to_png
 
         written = []
         for kind, writer in (("scores", self.scores), ("labels", self.labels)):
@@ -223,7 +223,7 @@ def encode_plane(
 ) -> bytes:
     """A label map, with a palette, or scores, without one, as a file."""
     if task.form == "tif":
-        from resclip.raster_writer import encode_geotiff
+        from resclip.io.geotiff import encode_geotiff
 
         count = MOST_SCORE + 1 if colours is None else len(colours)
         return encode_geotiff(

@@ -26,16 +26,15 @@ from urllib.parse import urlsplit
 
 import torch
 
-from resclip.ahead import map_ahead
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.sources import Item
-from resclip.batch.store import Store
-from resclip.batch.task import Task
-from resclip.batch.work import Outcome, Problem, Reading, read, segment, write
+from resclip.batch.steps import Outcome, Problem, Reading, read, segment, write
+from resclip.batch.storage import Store
 from resclip.errors import WeightsUnavailable
+from resclip.inference.prefetch import map_ahead
 from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
-
 
 PORTION = 4
 """Pictures that travel together: of 12 megapixels 48 MB of labels, 144 MB more with an overlay."""

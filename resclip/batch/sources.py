@@ -18,30 +18,28 @@ from typing import TypeAlias
 import numpy as np
 
 from resclip.batch.items import Entries, Files, Item
-from resclip.batch.listing import (
+from resclip.batch.output_names import Naming, PackedTexts, digest, repeated
+from resclip.batch.parquet import open_tables
+from resclip.batch.paths import (
     expand_braces,
+    file_system,
     files_below,
+    inside,
     is_folder,
     is_pattern,
-    matching,
-    pattern_root,
-)
-from resclip.batch.locations import (
-    file_system,
-    inside,
     join,
     local_path,
+    matching,
     naming,
     open_binary,
     parent,
+    pattern_root,
     plain,
     read_range,
     reason,
     suffix,
 )
-from resclip.batch.names import Naming, PackedTexts, digest, repeated
-from resclip.batch.shards import Members, check_compression
-from resclip.batch.tables import open_tables
+from resclip.batch.webdataset import Members, check_compression
 
 __all__ = ["OUTPUT_ENDINGS", "PICTURE_SUFFIXES", "Item", "Source", "open_source"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from open_clip.model import CLIP
 
-    from .words import WordTokenizer
+    from resclip.builtin.tokenizer import WordTokenizer
 
 __all__ = ["PRESET", "TEMPLATES", "directory", "load_builtin"]
 
@@ -54,22 +54,22 @@ def load_builtin(
     Args:
         device: where the weights go.
         precision: a floating dtype; None for float32 (the file holds float16).
-        folder: another export of `resclip.builtin.train`; None for the packaged one.
+        folder: another export of `resclip.builtin.training.train`; None for the packaged one.
 
     Raises:
         FileNotFoundError: the folder lacks the configuration, the weights or the words.
     """
     import open_clip
 
-    from .towers import CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME
-    from .words import WordTokenizer
+    from resclip.builtin.model import CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME
+    from resclip.builtin.tokenizer import WordTokenizer
 
     place = directory() if folder is None else folder
     for name in (CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME):
         if not (place / name).is_file():
             raise FileNotFoundError(
                 f"{place / name} is missing: reinstall resclip, or train it again with "
-                "`python -m resclip.builtin.train`"
+                "`python -m resclip.builtin.training.train`"
             )
     model = open_clip.create_model(f"local-dir:{place}", load_weights=True)
     tokenizer = WordTokenizer.from_file(place / WORDS_NAME)

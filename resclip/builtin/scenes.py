@@ -15,8 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import Array, Canvas, Colour, lighter
-from .things import CLASS_ID, CLASS_NAMES, COLOURS, DRAWN, GROUNDS, SKIES, THINGS, paint_thing
+from resclip.builtin.things import (
+    CLASS_ID,
+    CLASS_NAMES,
+    COLOURS,
+    DRAWN,
+    GROUNDS,
+    SKIES,
+    THINGS,
+    Array,
+    Canvas,
+    Colour,
+    lighter,
+    paint_thing,
+)
 
 __all__ = [
     "CLASS_NAMES", "Placement", "Scene", "ScenePlan", "demo_scene", "draw", "held_out_scenes",

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from resclip.ahead import available_cores
-from resclip.evaluation.datasets.samples import IGNORED, Problem, Sample
-from resclip.images import ImageError
-from resclip.preparation import Preparation
-
+from resclip.evaluation.datasets.base import IGNORED, Problem, Sample
+from resclip.inference.prefetch import available_cores
+from resclip.inference.preprocessing import Preparation
+from resclip.io.images import ImageError
 
 AHEAD = 2
 """Groups that each worker reads ahead."""

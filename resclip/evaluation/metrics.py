@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-
 @dataclass(frozen=True)
 class Scores:
     """Figures of a whole set, in per cent: areas are summed over the set, then divided, as in mmsegmentation.

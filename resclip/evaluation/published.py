@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resclip.class_names import DATASETS, dataset_classes
-from resclip.knobs import as_dict
-from resclip.methods import BASES, MODULES, RCS, SFR
-from resclip.presets import PRESETS, Preset
-
+from resclip.methods.catalogue import BASES, MODULES, RCS, SFR
+from resclip.methods.options_text import as_dict
+from resclip.methods.presets import PRESETS, Preset
+from resclip.text.class_names import DATASETS, dataset_classes
 
 TABLE = Path(__file__).parents[1] / "data" / "published_miou.csv"
 
@@ -76,7 +75,7 @@ def published(
 
     Args:
         row: a base and its modules: "naclip+rcs+sfr".
-        dataset: one of `resclip.class_names.DATASETS`; others have no figures.
+        dataset: one of `resclip.text.class_names.DATASETS`; others have no figures.
         model, pretrained: as `resclip.load` takes them.
         knobs: settings of the segmenter, as `Segmenter.settings` has them or as JSON gives them back. They must be
             those that the figure is of; one that is not named counts as such.

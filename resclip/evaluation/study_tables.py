@@ -11,10 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from resclip.evaluation.ablation import Ablation, Findings, Line
-from resclip.evaluation.notes import conditions, left_out, problem_lines, published_of
-from resclip.evaluation.record import Evaluation, Report
-from resclip.evaluation.tables import Table, aligned, cell, mean_of_all, plain_markdown
-
+from resclip.evaluation.report import Evaluation, Report
+from resclip.evaluation.tables import (
+    Table,
+    aligned,
+    cell,
+    conditions,
+    left_out,
+    mean_of_all,
+    plain_markdown,
+    problem_lines,
+    published_of,
+)
 
 CSV_COLUMNS = (
     "study", "set", "setting", "x", "row", "miou", "difference", "reference", "best", "published_miou",

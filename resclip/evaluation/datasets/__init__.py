@@ -10,16 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from resclip.evaluation.datasets import (
-    ade20k,
-    cityscapes,
-    coco_object,
-    coco_stuff,
-    context,
-    folder,
-    voc,
-)
-from resclip.evaluation.datasets.samples import (
+from resclip.evaluation.datasets import ade20k, cityscapes, coco, context, folder, voc
+from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
     DatasetError,
@@ -50,10 +42,10 @@ __all__ = [
 _READERS: Mapping[str, Callable[[Path, str | None], Dataset]] = {
     "voc21": voc.voc21,
     "context60": context.context60,
-    "coco-object": coco_object.coco_object,
+    "coco-object": coco.coco_object,
     "voc20": voc.voc20,
     "context59": context.context59,
-    "coco-stuff": coco_stuff.coco_stuff,
+    "coco-stuff": coco.coco_stuff,
     "cityscapes": cityscapes.cityscapes,
     "ade20k": ade20k.ade20k,
     "folder": folder.folder,

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import dataset_classes
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    Dataset,
+    DatasetError,
+    Values,
+    benchmark_palette,
     describe,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import Dataset, DatasetError, Values
-
+from resclip.text.class_names import dataset_classes
 
 _NAME = "ade20k"
 _PLACES = ("", "ADEChallengeData2016/", "ade/ADEChallengeData2016/")

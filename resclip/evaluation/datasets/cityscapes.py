@@ -14,18 +14,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import dataset_classes
-from resclip.evaluation.datasets.encodings import Encoding, best_masks
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    IGNORED,
+    Dataset,
+    Encoding,
+    Values,
+    benchmark_palette,
+    best_masks,
     describe,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
-
+from resclip.text.class_names import dataset_classes
 
 _NAME = "cityscapes"
 _OFFICIAL = {"train": 2_975, "val": 500}

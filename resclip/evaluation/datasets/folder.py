@@ -4,7 +4,7 @@ Knows this layout, in which folders may be nested:
 
     images/street/0001.jpg      any usual picture format
     masks/street/0001.png       of the same name: value i is class i of the list, 255 does not count
-    classes.txt                 one class a line, or classes.json or classes.yaml: see `resclip.class_names`
+    classes.txt                 one class a line, or classes.json or classes.yaml: see `resclip.text.class_names`
 
 Knows no splits: each has a folder of its own.
 """
@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import read_classes
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    Dataset,
+    DatasetError,
+    Values,
     describe,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.evaluation.datasets.samples import Dataset, DatasetError, Values
-
+from resclip.text.class_names import read_classes
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _CLASSES = ("classes.txt", "classes.json", "classes.yaml", "classes.yml")

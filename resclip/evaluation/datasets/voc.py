@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import dataset_classes
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    IGNORED,
+    Dataset,
+    Values,
+    benchmark_palette,
     describe,
     files_under,
     first_that_exists,
@@ -23,9 +26,7 @@ from resclip.evaluation.datasets.layout import (
     samples_of,
     split_names,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
-
+from resclip.text.class_names import dataset_classes
 
 _PLACES = ("VOCdevkit/VOC2012/", "VOC2012/", "")
 _OFFICIAL = {"train": 1_464, "val": 1_449, "trainval": 2_913}
