@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-SIGNS = (
+import errno
+
+# A RuntimeError of torch's CPU allocator ("can't allocate memory"; "not enough memory" on Windows), of C++, of CUDA or
+# HIP, and of cuBLAS and cuDNN (…_STATUS_ALLOC_FAILED, …_DEVICE_ALLOCATION_FAILED).
+OUT_OF_MEMORY_SIGNS = (
     "out of memory",
     "can't allocate memory",
     "not enough memory",
@@ -19,7 +23,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def first_line(error: Exception) -> str:

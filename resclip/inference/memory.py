@@ -24,9 +24,6 @@ UNKNOWN = 4 << 30
 AMOUNT = r"([0-9]{1,15}(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?)(i?)(b?)"
 UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
-# A RuntimeError of torch's CPU allocator ("can't allocate memory"; "not enough memory" on Windows), of C++, of CUDA or
-# HIP, and of cuBLAS and cuDNN (…_STATUS_ALLOC_FAILED, …_DEVICE_ALLOCATION_FAILED).
-
 
 def free_memory(device: torch.device | str) -> int:
     """Bytes that this process may still take on a device.
