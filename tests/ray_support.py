@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from resclip.batch.items import Item
+from resclip.batch.sources import Item
 from resclip.batch.storage import LocalStore
 from resclip.inference.scheduler import Failure, Frame, Job, Strip
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resclip import DenseEncoder
-from resclip.builtin import PRESET, TEMPLATES, directory, load_builtin
+from resclip.builtin import TEMPLATES, directory, load_builtin
 from resclip.builtin.model import build, configuration, image_views, text_embeddings
 from resclip.builtin.scenes import (
     CLASS_NAMES,
@@ -42,6 +42,7 @@ from resclip.builtin.training.mosaics import (
     wavy_cells,
 )
 from resclip.builtin.training.train import Settings, Trainer, main, run
+from resclip.methods.presets import PRESETS
 
 TINY = Settings(
     scenes=6, whole=2, mosaics=2, layers=2, width=64, size=32, warm_up=2, cells_to=4, things_from=3
@@ -338,4 +339,4 @@ def test_it_knows_every_class_and_template(builtin):
 
 
 def test_its_windows_are_of_the_size_that_it_was_trained_on(builtin):
-    assert PRESET["segmenter"]["window"] == builtin[0].visual.image_size[0]
+    assert PRESETS["builtin"].segmenter["window"] == builtin[0].visual.image_size[0]

@@ -13,9 +13,8 @@ Importing this module imports neither torch nor open_clip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -23,20 +22,13 @@ if TYPE_CHECKING:
 
     from resclip.builtin.tokenizer import WordTokenizer
 
-__all__ = ["PRESET", "TEMPLATES", "directory", "load_builtin"]
+__all__ = ["TEMPLATES", "directory", "load_builtin"]
 
 TEMPLATES = (
     "a picture of {}.", "a photo of {}.", "a drawing of {}.", "a painting of {}.", "{}.", "this is {}.",
     "a picture of a {}.", "a picture of the {}.",
 )  # fmt: skip
 """Prompts that the model has been trained with."""
-
-PRESET: Mapping[str, Mapping[str, Any]] = {
-    "rcs": {},
-    "sfr": {},
-    "segmenter": {"window": 112, "stride": 56, "short_side": 224},
-}
-"""Values of RCS, SFR and the segmenter chosen on the validation scenes; what is not named keeps its default."""
 
 
 def directory() -> Path:

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from resclip.builtin.tokenizer import WordTokenizer
-from resclip.builtin.training.mosaics import MEAN, STD
 from resclip.io.files import write_atomically
 
 CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME = (
@@ -26,12 +26,10 @@ CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME = (
     "open_clip_model.safetensors",
     "words.json",
 )
-MIDDLE_BLOCKS = (
-    6,
-    7,
-    8,
-    9,
-)  # 1-based, of 12; a shallower tower uses the same fractions of its depth
+# CLIP's own, so that every caller normalises images as for CLIP.
+MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+# 1-based, of 12; a shallower tower uses the same fractions of its depth.
+MIDDLE_BLOCKS = (6, 7, 8, 9)
 
 
 def configuration(

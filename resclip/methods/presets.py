@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from resclip.builtin import PRESET as BUILTIN_PRESET
 from resclip.methods.catalogue import Method
 
 
@@ -77,7 +76,11 @@ PRESETS: Mapping[str, Preset] = {
         released("coco-stuff", 0.11, (1.8, 0.7), (2.0, 0.4)),
         released("cityscapes", 0.10, (2.1, 0.6), (2.0, 0.2), short_side=560),
         released("ade20k", 0.25, (2.1, 0.7), (2.0, 0.3)),
-        Preset("builtin", "chosen for the built-in model on validation scenes", **BUILTIN_PRESET),
+        Preset(
+            "builtin",
+            "chosen for the built-in model on validation scenes",
+            segmenter={"window": 112, "stride": 56, "short_side": 224},
+        ),
     )
 }
 

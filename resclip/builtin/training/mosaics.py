@@ -17,15 +17,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from resclip.builtin.model import MEAN, STD
 from resclip.builtin.scenes import training_scene
 from resclip.builtin.training.captions import Phrase, caption
 
-MEAN = (
-    0.48145466,
-    0.4578275,
-    0.40821073,
-)  # CLIP's own, so that every caller normalises as for CLIP
-STD = (0.26862954, 0.26130258, 0.27577711)
 SMALLEST_CELL = 3  # patches; a cell with fewer is left out of the losses
 OWN_SHARE = 0.7  # of a patch's pixels must be of one cell, or the patch belongs to none
 
