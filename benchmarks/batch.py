@@ -39,7 +39,7 @@ CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
 """Methods, and sides of windows in pixels: 49 and 196 patches of the model in the box."""
 
 
-def pictures(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Drawn scenes, cut and repeated to sizes between 60 and 250 pixels."""
     samples = scene_dataset().samples
     generator = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def best_time(function: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
 
 def compare(method: str, window: int) -> dict[str, Any]:
     """Both ways on the same pictures."""
-    images = pictures(PICTURES)
+    images = drawn_images(PICTURES)
     alone, many = segmenter(method, window, 1), segmenter(method, window, BATCH_SIZE)
     slow, expected = best_time(lambda: labels_one_by_one(alone, images))
     fast, came = best_time(lambda: labels_together(many, images))
@@ -102,7 +102,7 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
         root = Path(folder)
         (root / "in").mkdir()
         total = 0
-        for number, image in enumerate(pictures(PICTURES * 2)):
+        for number, image in enumerate(drawn_images(PICTURES * 2)):
             Image.fromarray(image).save(root / "in" / f"{number:03}.jpg", quality=95)
             total += image.shape[0] * image.shape[1]
         model = segmenter(method, window, BATCH_SIZE)
@@ -132,7 +132,7 @@ def file_steps() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
-        for number, image in enumerate(pictures(PICTURES)):
+        for number, image in enumerate(drawn_images(PICTURES)):
             photograph = Image.fromarray(image).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
             photograph.save(root / "in" / f"{number:03}.jpg", quality=90)
         model = segmenter("naclip", 112, BATCH_SIZE)

@@ -126,7 +126,7 @@ class Segmentation:
         return draw_legend(self.present(), palette(len(self.names)), height)
 
     def sheet(self, opacity: float = 0.55) -> Image.Image:
-        """Picture, overlay and legend side by side, small pictures enlarged; mode RGB."""
+        """Image, overlay and legend side by side, small pictures enlarged; mode RGB."""
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
         colours = palette(len(self.names))
         footer = " + ".join(parts)

@@ -19,7 +19,7 @@ from resclip.encoder.dense_encoder import DenseEncoder, similarity
 from resclip.encoder.final_block import Coarse
 from resclip.inference.batch_size import plan_batch_size
 from resclip.inference.prefetch import map_ahead
-from resclip.inference.preprocessing import ArrayPicture, Picture, Preparation, normalise
+from resclip.inference.preprocessing import ArrayPicture, ImageSource, Preparation, normalise
 from resclip.inference.scheduler import Crop, Failure, Frame, Job, Strip, stream, whole_results
 from resclip.inference.windows import (
     check_window,
@@ -301,7 +301,7 @@ class Segmenter:
         preparation = self.preparation
         return preparation.normalise(torch.tensor(preparation.resize(picture)))
 
-    def frame(self, picture: Picture, tag: Any = None) -> Frame:
+    def frame(self, picture: ImageSource, tag: Any = None) -> Frame:
         """A picture, resized, for `stream`; its result is of its own size."""
         pixels = self.preparation.resized(picture)
         return Frame(pixels, (pixels.height, pixels.width), (picture.height, picture.width), tag)

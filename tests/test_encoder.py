@@ -143,8 +143,8 @@ def test_a_batch_gives_what_single_pictures_give() -> None:
     image = recorded["image"]
     batch = torch.stack([image, image.flip(-1), -image, image.flip(-2)])
     together = dense(batch, recorded["text"])
-    for number, picture in enumerate(batch):
-        alone = dense(picture[None], recorded["text"])
+    for number, single in enumerate(batch):
+        alone = dense(single[None], recorded["text"])
         assert torch.equal(alone.feedback_labels[0], together.feedback_labels[number])
         error = (alone.patches[0] - together.patches[number]).norm() / alone.patches.norm()
         assert error < 1e-5

@@ -41,7 +41,7 @@ def show_demo(directory: str) -> int:
         print(f"{name:{width}}{fraction:>8.1%}{scores[name]:>14.2f}")
     agreement = float(np.mean(present[result.labels] == scene.mask))
     print(f"\n{agreement:.1%} of the pixels agree with what was drawn.")
-    print(f"Picture, classes and legend: open {path}")
+    print(f"Image, classes and legend: open {path}")
     return 0
 
 

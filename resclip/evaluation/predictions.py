@@ -57,9 +57,9 @@ class SavePredictions:
         labels: NDArray[np.int64],
     ) -> None:
         """Write one prediction. Raises OSError where that cannot be done."""
-        image = Image.fromarray(labels.astype(np.uint8))  # A data set has at most 255 classes.
-        image.putpalette(self.colours)
-        write(image, self.folder / f"{safe_name(sample.name)}.png")
+        label_map = Image.fromarray(labels.astype(np.uint8))  # A data set has at most 255 classes.
+        label_map.putpalette(self.colours)
+        write(label_map, self.folder / f"{safe_name(sample.name)}.png")
 
 
 class Sheets:

@@ -19,7 +19,7 @@ SOURCE_BYTES = 1 << 26
 """Pixels of a large picture that are in memory while it is resized: 64 MiB."""
 
 
-class Picture(Protocol):
+class ImageSource(Protocol):
     """Rows of pixels, on demand."""
 
     @property
@@ -42,12 +42,12 @@ class ArrayPicture:
 
     @property
     def height(self) -> int:
-        """See `Picture`."""
+        """See `ImageSource`."""
         return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
-        """See `Picture`."""
+        """See `ImageSource`."""
         return int(self.pixels.shape[1])
 
     def rows(self, first: int, last: int) -> PixelArray:
@@ -64,17 +64,17 @@ class ResizedPicture:
         size: (height, width) wanted.
     """
 
-    picture: Picture
+    picture: ImageSource
     size: tuple[int, int]
 
     @property
     def height(self) -> int:
-        """See `Picture`."""
+        """See `ImageSource`."""
         return self.size[0]
 
     @property
     def width(self) -> int:
-        """See `Picture`."""
+        """See `ImageSource`."""
         return self.size[1]
 
     def rows(self, first: int, last: int) -> PixelArray:
@@ -118,7 +118,7 @@ class Preparation:
         """(H, W, 3) uint8 → (H', W', 3) uint8."""
         return resize(picture, self.size(picture.shape[0], picture.shape[1]))
 
-    def resized(self, picture: Picture) -> Picture:
+    def resized(self, picture: ImageSource) -> ImageSource:
         """The same of a picture of which rows are read: at once where it is in memory, else row by row."""
         if isinstance(picture, ArrayPicture):
             return ArrayPicture(self.resize(picture.pixels))

@@ -130,7 +130,7 @@ def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) 
 
 
 class Raster:
-    """A `Picture` on disk, and a context manager; made by `open_raster`.
+    """A `ImageSource` on disk, and a context manager; made by `open_raster`.
 
     One thread at a time may read it, any thread.
 

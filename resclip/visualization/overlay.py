@@ -179,7 +179,7 @@ def draw_sheet(
     legend_caption: str = "Share",
     hatched: int | None = None,
 ) -> Image.Image:
-    """Picture, overlays and legend side by side on white, with a line of small print below.
+    """Image, overlays and legend side by side on white, with a line of small print below.
 
     Small pictures are enlarged by a whole factor, large ones are reduced; the overlays' borders
     are drawn at the new size. Shapes and dtypes as in `draw_overlay` and `draw_legend`.
@@ -195,7 +195,7 @@ def draw_sheet(
     pixels = np.asarray(Image.fromarray(image).resize((width, height), _filter(shape[0], height)))
     nearest_row = (np.arange(height) * shape[0]) // height
     nearest_column = (np.arange(width) * shape[1]) // width
-    columns = [("Picture", Image.fromarray(pixels))]
+    columns = [("Image", Image.fromarray(pixels))]
     for caption, labels in segmentations:
         panel_labels = labels[nearest_row[:, None], nearest_column]
         columns.append((caption, draw_overlay(pixels, panel_labels, colours, opacity, hatched)))

@@ -98,9 +98,9 @@ def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "
     height, width = panel_shape(image.shape[0], image.shape[1])
     enlarged = height > 4 * image.shape[0]
     resampling = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
-    picture = Image.fromarray(image).resize((width, height), resampling)
+    panel = Image.fromarray(image).resize((width, height), resampling)
     column = max(width, _NARROWEST)
-    captions = ["Picture", *(heat_map.caption for heat_map in rows[0].maps)]
+    captions = ["Image", *(heat_map.caption for heat_map in rows[0].maps)]
     row_height = height + _GAP + 2 * _LINE + _MARGIN
     top = _MARGIN + _LINE + _GAP
     sheet_width = _MARGIN + len(captions) * (column + _MARGIN)
@@ -115,7 +115,7 @@ def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "
     for row in rows:
         point = row.point[0] * scale[0], top + row.point[1] * scale[1]
         left = _MARGIN
-        sheet.paste(picture, (left, top))
+        sheet.paste(panel, (left, top))
         mark(sheet, (left + point[0], point[1]), dotted=True)
         under = top + height + _GAP
         for number, line in enumerate(row.caption):
@@ -123,7 +123,7 @@ def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "
             draw.text(place, shorten(line, font, column), fill=_FAINT_INK, font=font, anchor="lm")
         for heat_map in row.maps:
             left += column + _MARGIN
-            sheet.paste(draw_heat(picture, heat_map), (left, top))
+            sheet.paste(draw_heat(panel, heat_map), (left, top))
             mark(sheet, (left + point[0], point[1]), dotted=False)
             draw_scale(sheet, (left, under), column, float(heat_map.values.max()))
         top += row_height

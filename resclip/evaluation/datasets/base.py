@@ -60,7 +60,7 @@ class Problem:
     reason: str
 
 
-class Picture(Protocol):
+class SampleImage(Protocol):
     """Where a picture comes from; picklable, as worker processes read it."""
 
     def read(self) -> PixelArray:
@@ -184,7 +184,7 @@ class Sample:
 
     name: str
     """Unique in the set, such as "2007_000033" or "frankfurt/frankfurt_000000_000294"."""
-    picture: Picture
+    picture: SampleImage
     truth: Truth
 
 
