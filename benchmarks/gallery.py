@@ -1,4 +1,4 @@
-"""What each method makes of a few scenes, as one picture: `python -m benchmarks.gallery`.
+"""What each method makes of a few scenes, as one image: `python -m benchmarks.gallery`.
 
 Knows which scenes and methods are worth a look, and how they are laid out. Does not know how a method works, nor how
 well each does over many scenes: that is for `evaluate` to say.
@@ -40,7 +40,7 @@ _PAPER = (255, 255, 255)
 
 
 class GalleryRow(NamedTuple):
-    """A row of pictures with its caption at the left."""
+    """A row of images with its caption at the left."""
 
     name: str
     note: str
@@ -128,7 +128,7 @@ def gallery(count: int) -> Image.Image:
         ]
 
     rows = [
-        GalleryRow("picture", "", [shrink(Image.fromarray(scene.image)) for scene in scenes]),
+        GalleryRow("image", "", [shrink(Image.fromarray(scene.image)) for scene in scenes]),
         GalleryRow("as drawn", "", show(truth)),
     ]
     rows += [
@@ -139,9 +139,9 @@ def gallery(count: int) -> Image.Image:
     return draw_gallery(rows, [(int(label), CLASS_NAMES[label]) for label in shown], colours)
 
 
-def shrink(picture: Image.Image) -> Image.Image:
-    """The picture as large as a cell. The mean of the pixels adds fewest colours: 0.2 MB in place of 0.5."""
-    return picture.resize((_CELL, _CELL), Image.Resampling.BOX)
+def shrink(image: Image.Image) -> Image.Image:
+    """The image as large as a cell. The mean of the pixels adds fewest colours: 0.2 MB in place of 0.5."""
+    return image.resize((_CELL, _CELL), Image.Resampling.BOX)
 
 
 def agreement(labels: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.int64]]) -> float:
@@ -163,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--scenes must be at least 1, got {options.scenes}")
     if options.out.suffix.lower() != ".png":
         parser.error(f"--out must name a .png file, got {options.out}")
-    picture = gallery(options.scenes)
+    image = gallery(options.scenes)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(picture, options.out)
+    save_png(image, options.out)
     print(f"{len(METHODS)} methods on {options.scenes} scenes: open {options.out}")
     return 0
 

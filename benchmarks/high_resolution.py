@@ -1,9 +1,9 @@
-"""Large pictures: shrunk, by windows, whole, or by windows with an overview; which is good for what.
+"""Large images: shrunk, by windows, whole, or by windows with an overview; which is good for what.
 
     high_resolution.py            measures all of them: results/high_resolution.json
-    high_resolution.py --picture  draws one scene by each of them: docs/high-resolution.png
+    high_resolution.py --image  draws one scene by each of them: docs/high-resolution.png
 
-The scenes are the built-in model's, drawn four times as large as the pictures that it was trained on. The overview's
+The scenes are the built-in model's, drawn four times as large as the images that it was trained on. The overview's
 weight is chosen on validation scenes, and everything is reported on held-out ones. Times are CPU seconds of one thread,
 on which the machine's other work has little influence; the modes take turns scene by scene.
 """
@@ -49,7 +49,7 @@ from resclip.visualization.overlay import draw_overlay
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/high_resolution.json"
-PICTURE = ROOT / "docs/high-resolution.png"
+IMAGE = ROOT / "docs/high-resolution.png"
 
 SIDE = 448
 """Of a scene, in pixels: four times the model's 112."""
@@ -71,7 +71,7 @@ Counts: TypeAlias = NDArray[np.int64]
 
 
 def large_things(generator: np.random.Generator) -> ScenePlan:
-    """One to four things, as the model was trained on; a window sees a sixteenth of the picture."""
+    """One to four things, as the model was trained on; a window sees a sixteenth of the image."""
     return plan_scene(generator)
 
 
@@ -209,7 +209,7 @@ def measure() -> list[dict[str, Any]]:
     return rows
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """The first held-out scene of each kind: as drawn, and as each mode of ResCLIP sees it."""
     drawn = [next(scenes(kind, HELD_OUT)) for kind in KINDS]
     colours = class_colours()
@@ -222,7 +222,7 @@ def picture() -> Image.Image:
     def cell(panel: Image.Image) -> Image.Image:
         return panel.resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX)
 
-    rows = [GalleryRow("picture", "", [cell(Image.fromarray(scene.image)) for scene in drawn])]
+    rows = [GalleryRow("image", "", [cell(Image.fromarray(scene.image)) for scene in drawn])]
     for name, found in labels.items():
         share = float(np.mean(np.stack(found) == np.stack(truth)))
         note = "" if name == "as drawn" else f"{share:.0%} as drawn"
@@ -237,11 +237,11 @@ def picture() -> Image.Image:
 
 def main() -> None:
     """Measure, or draw."""
-    parser = argparse.ArgumentParser(description="Ways to segment a large picture.")
-    parser.add_argument("--picture", action="store_true", help=f"draw {PICTURE.name}, no more")
+    parser = argparse.ArgumentParser(description="Ways to segment a large image.")
+    parser.add_argument("--image", action="store_true", help=f"draw {IMAGE.name}, no more")
     torch.set_num_threads(1)
-    if parser.parse_args().picture:
-        save_png(picture(), PICTURE)
+    if parser.parse_args().image:
+        save_png(image(), IMAGE)
         return
     windows = load(classes=CLASS_NAMES, **MODES["windows"])
     result = {

@@ -30,7 +30,7 @@ DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 # and need the most registers. Half of the compilations.
 QUICK_OTHERS = {("H/14", "fp16"), ("H/14", "fp32")}
 QUICK_FIRST = {("B/16", "fp16"), ("L/14", "bf16"), *QUICK_OTHERS}
-# Two pictures or windows: a batch of 1 would let Triton fold the number in.
+# Two images or windows: a batch of 1 would let Triton fold the number in.
 BATCH = 2
 QUERIES = 150
 OUTPUT = (336, 448)
@@ -218,7 +218,7 @@ def from_encoder(model: Model, dtype: torch.dtype) -> None:
     )
 
 
-def whole_picture(model: Model, dtype: torch.dtype) -> None:
+def whole_image(model: Model, dtype: torch.dtype) -> None:
     upsample_argmax(
         empty(1, QUERIES, *model.grid, dtype=dtype),
         OUTPUT,
@@ -292,7 +292,7 @@ OPS: dict[str, tuple[Callable[[Model, torch.dtype], None], ...]] = {
     ),
     "pamr": (refinement,),
     "patch_labels": (from_logits, from_encoder),
-    "upsample_argmax": (whole_picture, stitched_windows, merged_names, refined),
+    "upsample_argmax": (whole_image, stitched_windows, merged_names, refined),
     "proxy_attention": (features_768, features_1024, features_fed_back),
 }
 

@@ -1,4 +1,4 @@
-"""Segment one large picture whole, and print seconds and peak memory as JSON: `large_picture.py SIDE NAMES`."""
+"""Segment one large image whole, and print seconds and peak memory as JSON: `large_image.py SIDE NAMES`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Run once; peak memory is the process's, model and torch included."""
     side, names = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(2)
-    pixels = shapes.pictures(1, side)
+    pixels = shapes.images(1, side)
     segmenter = shapes.segmenter(names, window=0)
     start = time.perf_counter()
     labels = segmenter.predict(pixels)

@@ -1,4 +1,4 @@
-"""One very large picture, sewn from drawn scenes: `python -m benchmarks.synthetic_raster --side 30000 --out quilt.tif`.
+"""One very large image, sewn from drawn scenes: `python -m benchmarks.synthetic_raster --side 30000 --out quilt.tif`.
 
 Knows how scenes are laid out in tiles of a georeferenced TIFF, in bounded memory. Does not know how a scene is drawn,
 and nothing of segmentation: it is something large to try it on.

@@ -1,6 +1,6 @@
 """From names to a segmenter: the model, the method with its knobs, the classes, the device.
 
-Knows which parts a name stands for and in what order settings win. Knows no tensor and no picture.
+Knows which parts a name stands for and in what order settings win. Knows no tensor and no image.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def load(
             else the base's own.
         rcs, sfr: a module's knobs, all in place of the method's and the preset's, or some of them by name above those;
             a method without the module gets it.
-        overview: windows also see the whole picture, coarsely; None: they see themselves alone.
+        overview: windows also see the whole image, coarsely; None: they see themselves alone.
         device: None: a GPU where there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has windows of

@@ -1,7 +1,7 @@
 """Rows of the maps that `residual_attention` never holds: for looking at what a token attends to.
 
 Knows which maps there are to look at and forms them a row at a time, with the reference's formulas; never more than the
-rows asked for are in memory. Knows no picture: whoever draws them lays the patches out.
+rows asked for are in memory. Knows no image: whoever draws them lays the patches out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`residual_attention` as a module that stands where an open_clip final block has its `nn.MultiheadAttention`.
 
 Knows the op's knobs, the grid, the recorders of the blocks before, and the scope of ResCLIP's two passes. Knows no
-tower, no picture and no text: whoever assigns the module runs the model.
+tower, no image and no text: whoever assigns the module runs the model.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class SelfAttention(nn.MultiheadAttention, ABC):
         attn_mask: Tensor | None,
         is_causal: bool,
     ) -> None:
-        """ValueError or TypeError for a call that is no self-attention over whole pictures."""
+        """ValueError or TypeError for a call that is no self-attention over whole images."""
         name = type(self).__name__
         if not isinstance(query, Tensor):
             raise TypeError(f"query must be a torch.Tensor; got {type(query).__name__}")
@@ -124,7 +124,7 @@ class SelfAttention(nn.MultiheadAttention, ABC):
             )
         if key_padding_mask is not None or attn_mask is not None or is_causal:
             raise ValueError(
-                f"{name} takes no mask: every token of a picture attends to every other. Expected "
+                f"{name} takes no mask: every token of an image attends to every other. Expected "
                 "key_padding_mask=None, attn_mask=None and is_causal=False; leave them out"
             )
         if need_weights:
@@ -425,7 +425,7 @@ class ResidualAttention(SelfAttention):
 
         It starts without `feedback`. Its first pass keeps A_c·v, which the later ones take over, so that RCS is
         computed once; it is computed anew whenever a recorder has run in between. When the scope ends, A_c·v is
-        dropped and `feedback` is what it was before, so that nothing of these pictures reaches the next ones:
+        dropped and `feedback` is what it was before, so that nothing of these images reaches the next ones:
 
             with attention.two_passes():
                 first = block(tokens)
@@ -487,7 +487,7 @@ class ResidualAttention(SelfAttention):
             if height * width != patches:
                 raise ValueError(
                     f"a grid of {height} × {width} patches has {1 + height * width} tokens with [CLS]; got {tokens}: "
-                    "set .grid = (h, w) of these pictures, or None for a square"
+                    "set .grid = (h, w) of these images, or None for a square"
                 )
             return height, width
         if patches < 1:

@@ -37,7 +37,7 @@ def check_no_nan(logits: Tensor) -> None:
         images = ", ".join(str(image) for image, bad in enumerate(broken) if bad)
         raise ValueError(
             f"logits must not hold NaN; they do in image {images} of the batch: "
-            "check the picture and the features they were computed from, or leave it out"
+            "check the image and the features they were computed from, or leave it out"
         )
 
 

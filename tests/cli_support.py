@@ -16,7 +16,7 @@ from resclip.result import Segmentation
 
 
 class StandIn:
-    """In place of a model: the picture's left half is class 0, its right half the last class."""
+    """In place of a model: the image's left half is class 0, its right half the last class."""
 
     def __init__(self) -> None:
         self.asked: dict[str, Any] = {}

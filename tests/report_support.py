@@ -38,7 +38,7 @@ def row(
 
 
 def evaluation(dataset: str, rows: Mapping[str, Row], **settings: Any) -> Evaluation:
-    """Rows on 200 pictures, under `SETTINGS` and these."""
+    """Rows on 200 images, under `SETTINGS` and these."""
     return Evaluation(dataset, f"200 of {dataset}", {**SETTINGS, **settings}, CLASSES, dict(rows))
 
 

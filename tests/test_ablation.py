@@ -101,7 +101,7 @@ def test_a_correlation_of_its_own_is_kept() -> None:
 
 
 def test_the_knob_under_study_wins_and_the_presets_windows_stay() -> None:
-    """voc21: the whole picture, λ_r 0.3, θ 0.5 and a threshold for background."""
+    """voc21: the whole image, λ_r 0.3, θ 0.5 and a threshold for background."""
     some = [study("rcs-weight"), study("pamr")]
     few = [
         replace(one, vary=lambda method, depth, one=one: one.vary(method, depth)[3:5])

@@ -248,7 +248,7 @@ def test_cross_layer_is_computed_once_in_the_scope_and_kept_nowhere_else(
 
 
 @torch.no_grad()
-def test_other_pictures_in_the_scope_get_their_own_cross_layer(seed: int) -> None:
+def test_other_images_in_the_scope_get_their_own_cross_layer(seed: int) -> None:
     x, other = tokens(seed), tokens(seed + 7)
     module, recorder = with_recorder(seed, x)
     recorder(other, other, other)

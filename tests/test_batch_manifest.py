@@ -26,7 +26,7 @@ SETTINGS = {"method": "resclip", "window": 224, "knobs": {"rcs": {"weight": 0.4}
 
 
 def row(index: int, name: str | None = None, *, failed: bool = False, mark: float = 1.0) -> Row:
-    """Of a picture; `mark` tells versions of it apart."""
+    """Of an image; `mark` tells versions of it apart."""
     name = name or f"sub/{index:04d}.jpg"
     if failed:
         return Row(index, name, "failed", f"{name}: damaged", mark, None, None, (), ())
@@ -96,7 +96,7 @@ def test_a_killed_run_is_taken_up_again(any_store: Store) -> None:
     assert rows_in(any_store) == [row(0), row(1, mark=2)]
 
 
-def test_rows_of_pictures_that_are_gone_are_kept(store: Store) -> None:
+def test_rows_of_images_that_are_gone_are_kept(store: Store) -> None:
     with Manifest(store, SETTINGS) as manifest:
         manifest.add(row(0, "gone.jpg"))
         manifest.add(row(1, "stays.jpg"))

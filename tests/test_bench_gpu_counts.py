@@ -132,7 +132,7 @@ def test_the_other_references_stay_within_their_predictions(
     """At most what is predicted, and more than half of it: a case is not left out that would have fitted twice."""
     counts, device = module("counts"), module("inputs").Device("cpu")
     labels = device.labels(1, (14, 14))
-    image = device.pictures(1, (48, 48), torch.float32)
+    image = device.images(1, (48, 48), torch.float32)
     masks = device.normal(1, 12, 48, 48)
     logits = device.logits(1, 12, (3, 3), torch.float32)
     features = device.features(1, 32, (20, 20), torch.float32)

@@ -79,7 +79,7 @@ def test_the_same_scene_at_twice_the_size(seed):
     assert agreement > 0.97  # edges and thin stalks may fall on either side of a pixel's centre
 
 
-def test_scenes_are_pictures_with_a_class_for_every_pixel():
+def test_scenes_are_images_with_a_class_for_every_pixel():
     seen = set()
     for scene in validation_scenes(60, 48):
         assert scene.image.shape == (48, 48, 3)
@@ -196,7 +196,7 @@ def test_patches_belong_to_the_cell_that_holds_them():
     assert cells[:, 2].tolist() == [-1] * 4
     assert cells[:, 3].tolist() == [1] * 4
     owner[:] = 0
-    owner[:8, :8] = 1  # one patch is too small a picture
+    owner[:8, :8] = 1  # one patch is too small an image
     assert cells_of_patches(owner, 8)[0] == -1
 
 
@@ -209,7 +209,7 @@ def test_a_batch_keeps_its_books(pool):
     assert numbers - {-1} == set(range(len(batch.captions)))
     for index in batch.whole:
         assert (batch.cell_of_patch[index] == index).all()
-    for number in range(len(batch.captions)):  # no picture is on two canvases
+    for number in range(len(batch.captions)):  # no image is on two canvases
         assert (batch.cell_of_patch == number).any(1).sum() == 1
 
 
@@ -246,8 +246,8 @@ def test_views_are_those_of_the_library(pool):
     model = build(configuration(40, layers=4)).eval()
     batch = draw_batch(pool, np.random.default_rng(0), 1, 1)
     with torch.no_grad():
-        pictures, views = image_views(model, batch.pixels)
-        torch.testing.assert_close(pictures, model.encode_image(batch.pixels))
+        images, views = image_views(model, batch.pixels)
+        torch.testing.assert_close(images, model.encode_image(batch.pixels))
         own = DenseEncoder(model.visual, base="maskclip")(batch.pixels).patches.flatten(1, 2)
         torch.testing.assert_close(views["value"], own, rtol=1e-4, atol=1e-5)
         tokens = torch.tensor([[38, 3, 4, 39, 0, 0], [38, 5, 39, 0, 0, 0]])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_support import names_in, one_line, run
-from dataset_support import save_mask, save_picture, truncate
+from dataset_support import save_image, save_mask, truncate
 
 from resclip.evaluation import ablation as module
 from resclip.evaluation.ablation import STUDIES, Study
@@ -107,13 +107,13 @@ def test_the_help_names_every_study_and_waits_for_nothing(
     assert "it takes 40 of them unless --scenes" in text
 
 
-def test_pictures_that_cannot_be_read_are_named_and_the_status_says_so(
+def test_images_that_cannot_be_read_are_named_and_the_status_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of three masks is cut off; two settings of one study."""
     root, out = tmp_path / "set", tmp_path / "out"
     for name in ("a", "b", "c"):
-        save_picture(root / "images" / f"{name}.png", 24, 24)
+        save_image(root / "images" / f"{name}.png", 24, 24)
         mask = root / "masks" / f"{name}.png"
         save_mask(mask, np.random.default_rng(0).integers(0, 2, (24, 24)))
     truncate(root / "masks" / "b.png")
@@ -123,9 +123,9 @@ def test_pictures_that_cannot_be_read_are_named_and_the_status_says_so(
     assert run("ablate", "--dataset", "folder", "--root", root, "--workers", 0, "--out", out) == 1
     came = capsys.readouterr()
     assert came.err.count("resclip: left out: folder, b: ") == 1
-    assert "1 picture is left out of the figures; " in came.out
+    assert "1 image is left out of the figures; " in came.out
     stored = json.loads((out / "ablation.json").read_text())["sets"]["folder"]["rows"]
-    assert {row["pictures"] for row in stored.values()} == {2}
+    assert {row["images"] for row in stored.values()} == {2}
 
 
 def few_of(name: str) -> Study:
@@ -165,6 +165,6 @@ def test_figures_under_other_conditions_are_left_alone(
     before = (tmp_path / "ablation.json").read_bytes()
     other = [*SMALL, "--scenes", 3, "--out", tmp_path]
     assert run(*other) == 2
-    one_line(capsys, "pictures: 2 there, 3 here", "pass --fresh to replace it")
+    one_line(capsys, "images: 2 there, 3 here", "pass --fresh to replace it")
     assert (tmp_path / "ablation.json").read_bytes() == before
     assert run(*other, "--fresh") == 0

@@ -137,7 +137,7 @@ def test_pixels_past_the_last_whole_patch_are_not_seen_by_the_tower() -> None:
     assert torch.equal(dense(pixels).patches, dense(pixels[..., :64]).patches)
 
 
-def test_a_batch_gives_what_single_pictures_give() -> None:
+def test_a_batch_gives_what_single_images_give() -> None:
     recorded = arrays("naclip_resclip")
     dense = encoder(cases()["naclip_resclip"], "torch")
     image = recorded["image"]

@@ -32,7 +32,7 @@ def python(*arguments: str, path: Path = ROOT, cwd: Path | None = None) -> str:
     ).stdout
 
 
-def test_the_kernels_import_nothing_of_resclip_and_no_model_or_picture_library() -> None:
+def test_the_kernels_import_nothing_of_resclip_and_no_model_or_image_library() -> None:
     code = (
         "import importlib, pkgutil, sys, resclip_kernels\n"
         "for module in pkgutil.walk_packages(resclip_kernels.__path__, 'resclip_kernels.'):\n"

@@ -65,7 +65,7 @@ def test_the_ending_decides_the_format(ending: str, tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_picture_shows_a_bar_a_row_in_its_colour(tmp_path: Path) -> None:
+def test_the_image_shows_a_bar_a_row_in_its_colour(tmp_path: Path) -> None:
     path = tmp_path / "plot.png"
     plot_classes(TWO, path)
     pixels = np.asarray(Image.open(path).convert("RGB"))

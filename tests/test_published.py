@@ -35,7 +35,7 @@ def measured(row: str, preset: str) -> Mapping[str, Any]:
         settings |= {
             "window": 336,
             "stride": 112,
-        }  # A preset for the whole picture is not its papers'.
+        }  # A preset for the whole image is not its papers'.
     return settings
 
 
@@ -148,7 +148,7 @@ def test_other_settings_have_no_figure(row: str, change: dict[str, Any]) -> None
     ("row", "change"),
     [
         ("naclip", {"window": 224, "stride": 112}),
-        ("naclip", {"stride": 7}),  # The whole picture has no stride.
+        ("naclip", {"stride": 7}),  # The whole image has no stride.
         ("naclip", {"templates": "imagenet", "device": "cuda", "precision": "float16"}),
         ("naclip", {"entries": dataset_classes("voc21"), "split": None}),
         ("naclip+rcs+sfr", {"rcs": {"layers": [6, 7, 8, 9], "weight": 0.3, "temperature": 2.0}}),

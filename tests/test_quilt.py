@@ -1,4 +1,4 @@
-"""The very large picture: every pixel a scene's, georeferenced, the same for the same seed."""
+"""The very large image: every pixel a scene's, georeferenced, the same for the same seed."""
 
 from __future__ import annotations
 

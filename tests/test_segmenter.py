@@ -40,7 +40,7 @@ def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(60, 90), (1, 1), (7, 60), (90, 33)])
 @pytest.mark.parametrize("window", (0, 32))
-def test_a_result_has_the_pictures_size(size: tuple[int, int], window: int) -> None:
+def test_a_result_has_the_images_size(size: tuple[int, int], window: int) -> None:
     result = make(window=window).segment(random_image(*size))
     assert isinstance(result, Segmentation)
     assert result.labels.shape == result.probabilities.shape == size
@@ -51,16 +51,21 @@ def test_a_result_has_the_pictures_size(size: tuple[int, int], window: int) -> N
     assert result.settings["window"] == window
 
 
-def test_pictures_of_many_sizes_share_batches_and_nothing_else() -> None:
-    pictures = [random_image(60, 90, 1), random_image(90, 60, 2), random_image(48, 48, 3), random_image(60, 90, 4)]
+def test_images_of_many_sizes_share_batches_and_nothing_else() -> None:
+    images = [
+        random_image(60, 90, 1),
+        random_image(90, 60, 2),
+        random_image(48, 48, 3),
+        random_image(60, 90, 4),
+    ]
     segmenter = make(batch_size=7)
-    together = segmenter.segment(pictures)
-    for alone, shared in zip((make().segment(one) for one in pictures), together, strict=True):
+    together = segmenter.segment(images)
+    for alone, shared in zip((make().segment(one) for one in images), together, strict=True):
         assert np.array_equal(alone.labels, shared.labels)
         np.testing.assert_allclose(alone.probabilities, shared.probabilities, atol=1e-5)
 
 
-def test_sources_are_paths_pictures_and_arrays(tmp_path: Path) -> None:
+def test_sources_are_paths_images_and_arrays(tmp_path: Path) -> None:
     array = random_image(50, 70)
     Image.fromarray(array).save(tmp_path / "one.png")
     results = make().segment([tmp_path / "one.png", Image.fromarray(array), array])
@@ -97,14 +102,14 @@ def test_windows_run_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [4, 4]
 
 
-def test_a_single_window_equals_the_whole_picture() -> None:
+def test_a_single_window_equals_the_whole_image() -> None:
     image = random_image(40, 40)
     windowed = make(window=64, stride=32, short_side=40).segment(image)
     whole = make(window=0, short_side=40).segment(image)
     assert np.array_equal(windowed.labels, whole.labels)
 
 
-def test_final_refinement_follows_the_picture() -> None:
+def test_final_refinement_follows_the_image() -> None:
     image = random_image(64, 64)
     plain, refined = (make(refine_iterations=count).segment(image) for count in (0, 10))
     assert not np.allclose(plain.probabilities, refined.probabilities, atol=1e-4)
@@ -185,9 +190,9 @@ def test_the_model_in_the_box_says_which_words_it_has_never_read() -> None:
     assert result.settings["model"] == "builtin"
 
 
-def test_many_pictures_come_in_order_and_bad_ones_in_their_place(tmp_path: Path) -> None:
+def test_many_images_come_in_order_and_bad_ones_in_their_place(tmp_path: Path) -> None:
     images: list[Any] = [random_image(40 + number, 60, number) for number in range(7)]
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     images.insert(3, tmp_path / "bad.png")
     segmenter = make(batch_size=5)
     results = list(segmenter.segment_many(iter(images), return_errors=True))
@@ -202,7 +207,7 @@ def test_many_pictures_come_in_order_and_bad_ones_in_their_place(tmp_path: Path)
         next(stream)
 
 
-def test_many_pictures_are_read_as_they_are_needed() -> None:
+def test_many_images_are_read_as_they_are_needed() -> None:
     """And no more of them than threads and batches need, of a source without an end."""
     taken = []
 
@@ -218,7 +223,7 @@ def test_many_pictures_are_read_as_they_are_needed() -> None:
     stream.close()
 
 
-def test_large_pictures_can_be_refused() -> None:
+def test_large_images_can_be_refused() -> None:
     image = Image.fromarray(random_image(40, 60))
     with pytest.raises(ImageError, match="at most 2,399 pixels, got 2,400"):
         list(make().segment_many([image], max_pixels=2399))
@@ -232,7 +237,7 @@ def mixed(**arguments: Any) -> Segmenter:
     )
 
 
-def test_windows_with_an_overview_see_the_whole_picture() -> None:
+def test_windows_with_an_overview_see_the_whole_image() -> None:
     """What lies outside a window changes its labels' probabilities; without an overview it does not."""
     image = random_image(64, 64, 1)
     other = image.copy()
@@ -246,15 +251,17 @@ def test_windows_with_an_overview_see_the_whole_picture() -> None:
 
 
 def test_an_overview_does_not_depend_on_the_batch() -> None:
-    images = [random_image(*size, number) for number, size in enumerate([(64, 40), (40, 64), (50, 50)])]
+    images = [
+        random_image(*size, number) for number, size in enumerate([(64, 40), (40, 64), (50, 50)])
+    ]
     together = mixed(pad_batches=True, batch_size=7).segment(images)
     for image, shared in zip(images, together, strict=True):
         alone = mixed(pad_batches=True, batch_size=7).segment(image)
         assert np.array_equal(alone.probabilities, shared.probabilities)
 
 
-def test_an_overview_of_the_whole_picture_at_once_is_refused() -> None:
-    with pytest.raises(ValueError, match="window 0 is the whole picture"):
+def test_an_overview_of_the_whole_image_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match="window 0 is the whole image"):
         mixed(window=0)
 
 

@@ -29,7 +29,7 @@ from resclip_kernels.ops.residual_attention import portable, reference
 from resclip_kernels.ops.residual_attention.terms import Terms
 from resclip_kernels.ops.semantic_feedback.portable import row_blocks
 
-# (batch, grid): windows of 224, whole pictures of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels.
+# (batch, grid): windows of 224, whole images of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels.
 GRIDS = (
     (64, (14, 14)),
     (16, (21, 28)),
@@ -158,7 +158,7 @@ def flex_variant(
     """FlexAttention for the branch with terms, plain attention for the others.
 
     A score_mod may read a captured tensor, but it cannot form Ŝ: an entry is a sum of 31 neighbours' equal labels and
-    path tests over its row's sum and the picture's maximum. So Ŝ must lie in memory, (B, L, L) in the tensors' dtype,
+    path tests over its row's sum and the image's maximum. So Ŝ must lie in memory, (B, L, L) in the tensors' dtype,
     and ω with it, which is one load in place of an exponential. Making that matrix is not timed; its memory counts.
     """
     entries = shape.batch * shape.tokens**2
@@ -239,7 +239,7 @@ def feedback_variants(bench: Bench, shape: Feedback) -> Sequence[Variant]:
             )
             for name in (FUSED, "torch", "reference")
         ),
-        missing("compiled", "the reference loops over pictures in Python, one graph each"),
+        missing("compiled", "the reference loops over images in Python, one graph each"),
         missing("sdpa", "no attention"),
         missing("flex", "no attention"),
     ]

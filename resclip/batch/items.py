@@ -1,6 +1,6 @@
-"""One picture of a source: its name, and where its bytes are.
+"""One image of a source: its name, and where its bytes are.
 
-Knows names, and files, parts of files and cells of tables to read from. Knows no pixels; which pictures there are is
+Knows names, and files, parts of files and cells of tables to read from. Knows no pixels; which images there are is
 `sources.py`'s to find.
 """
 

@@ -1,4 +1,4 @@
-"""What a batch job does to every picture: a value that any process can be given.
+"""What a batch job does to every image: a value that any process can be given.
 
 Knows which files are asked for and what decides their bytes. Knows no engine, no source and no pixels.
 """
@@ -29,15 +29,15 @@ ELSEWHERE = ("device", "torch", "python", "implementation")
 
 @dataclass(frozen=True)
 class Task:
-    """What is made of a picture.
+    """What is made of an image.
 
     Args:
         names: of the classes, one to 65,536.
-        preparation: what is done to pictures before they are segmented.
+        preparation: what is done to images before they are segmented.
         form: of label maps and scores: "png", or "tif" for GeoTIFFs that carry the input's place.
-        overlay: whether the picture is written with its classes' colours.
+        overlay: whether the image is written with its classes' colours.
         scores: whether each pixel's probability is written, as 16-bit grey: 65,535 is 1.
-        max_pixels: larger pictures are refused, but for those that are read by block unless it is given.
+        max_pixels: larger images are refused, but for those that are read by block unless it is given.
         block_pixels: TIFFs of more pixels are read and written by block.
 
     Raises:
@@ -67,8 +67,8 @@ class Task:
         return np.dtype(np.uint8 if len(self.names) <= 256 else np.uint16)
 
     @property
-    def largest_picture(self) -> int:
-        """Pixels of the largest picture that is read into memory."""
+    def largest_image(self) -> int:
+        """Pixels of the largest image that is read into memory."""
         return self.max_pixels or MAX_PIXELS
 
     def settings(self, segmenter: Segmenter) -> Mapping[str, Any]:

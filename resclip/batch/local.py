@@ -20,17 +20,17 @@ from resclip.segmenter import Segmenter
 def run(
     task: Task, segmenter: Segmenter, items: Iterable[Item], store: Store, *, workers: int
 ) -> Generator[Row, None, None]:
-    """Do a job's pictures on the segmenter's device.
+    """Do a job's images on the segmenter's device.
 
     Args:
         task: what is done to each.
         segmenter: labels them.
-        items: the pictures, taken as they are needed.
+        items: the images, taken as they are needed.
         store: where files go.
         workers: threads that read, and as many that write.
 
     Yields:
-        A row a picture once its files are written, in the order of `items`.
+        A row an image once its files are written, in the order of `items`.
 
     Raises:
         OSError: a file cannot be written.

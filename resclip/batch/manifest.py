@@ -1,8 +1,8 @@
 """What has been done, on disk: one Parquet file, and small ones beside it while a run is at work.
 
-Knows rows, the files that they are in, and settings. Knows no pictures.
+Knows rows, the files that they are in, and settings. Knows no images.
 
-    manifest.parquet               what earlier runs did, one row a picture
+    manifest.parquet               what earlier runs did, one row an image
     manifest.parts/000000.parquet  what this one has done since, or a run that was killed
     manifest.lock                  whose turn it is, on this machine's disks
 
@@ -51,30 +51,30 @@ ROWS_READ = 2_048
 
 @dataclass(frozen=True)
 class ClassArea:
-    """How much of a picture a class has."""
+    """How much of an image a class has."""
 
     index: int
     name: str
     pixels: int
     area: float
-    """Fraction of the picture's pixels."""
+    """Fraction of the image's pixels."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a picture."""
+    """What became of an image."""
 
     index: int
     """In the source's order."""
     name: str
-    """No other picture's: see `resclip.batch.sources`."""
+    """No other image's: see `resclip.batch.sources`."""
     status: Literal["done", "failed"]
     error: str | None
     """One line; None for one that is done."""
     seconds: float
     width: int | None
     height: int | None
-    """In pixels; None for a picture that could not be read."""
+    """In pixels; None for an image that could not be read."""
     classes: tuple[ClassArea, ...]
     outputs: tuple[str, ...]
     """Names of the files, relative to the output folder."""
@@ -199,7 +199,7 @@ class RowFile:
 
 
 def merged(store: Store, names: Sequence[str]) -> Iterator[Any]:
-    """The rows of several files, one a picture, sorted by index and name, in tables of 16,384 rows.
+    """The rows of several files, one an image, sorted by index and name, in tables of 16,384 rows.
 
     Indexes and names are in memory at once; of everything else, 2,048 rows of each file.
 
@@ -323,7 +323,7 @@ LOCK = "manifest.lock"
 
 MOST_ROWS = 512
 MOST_SECONDS = 2.0
-"""Rows that are lost at most when a run is killed, and their age: their pictures are done again."""
+"""Rows that are lost at most when a run is killed, and their age: their images are done again."""
 MOST_PARTS = 100
 MOST_DIFFERENCES = 3
 """That are shown."""
@@ -337,7 +337,7 @@ class Manifest:
     Args:
         store: the folder, which can be written to.
         settings: everything that decides the files, as JSON-able values.
-        overwrite: forget what earlier runs did; their pictures' files stay until they are replaced.
+        overwrite: forget what earlier runs did; their images' files stay until they are replaced.
 
     Raises:
         ValueError: earlier runs had other settings, or their manifest cannot be read.
@@ -379,11 +379,11 @@ class Manifest:
 
     @property
     def done(self) -> AbstractSet[str]:
-        """Names of the pictures that need not be done again."""
+        """Names of the images that need not be done again."""
         return self._done
 
     def add(self, row: Row) -> None:
-        """Record what became of a picture. It is on disk after at most 512 rows, or with the first row after 2 s.
+        """Record what became of an image. It is on disk after at most 512 rows, or with the first row after 2 s.
 
         Raises:
             OSError: it cannot be written.

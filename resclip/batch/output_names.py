@@ -1,4 +1,4 @@
-"""Names of pictures and of their output files: they stay in their folder, no two are the same, in any order of listing.
+"""Names of images and of their output files: they stay in their folder, no two are the same, in any order of listing.
 
 Knows texts. Knows no file and no folder. Made for ten million names: texts are packed into one run of bytes, and what
 must be unique is compared by 64-bit digests; should two digests ever agree by chance, a stem is longer than it need be.
@@ -54,7 +54,7 @@ class PackedTexts:
 
 
 def name_of(location: str) -> str:
-    """A picture's name from where it lies: of a path the path, of a URL host or bucket and path."""
+    """An image's name from where it lies: of a path the path, of a URL host or bucket and path."""
     scheme, found, rest = location.partition("://")
     if not found:
         return safe_name(location)
@@ -122,7 +122,7 @@ def repeated(digests: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class Naming:
     """Gives every item of a source a name and a stem of its own.
 
-    A picture's stem is its name without suffix: "cat.jpg" → "cat". All of those that would share it, or whose it is to
+    An image's stem is its name without suffix: "cat.jpg" → "cat". All of those that would share it, or whose it is to
     be called as another's whole name, have their whole name for a stem; letters' case and Unicode's forms do not count
     as differences there. Where whole names differ by no more than that, the stem is marked with the name's digest;
     where names are the very same, name and stem with that of the item's origin. What is decided depends on the set of

@@ -1,4 +1,4 @@
-"""Pictures in Parquet tables: bytes in a column, or paths and URLs of files.
+"""Images in Parquet tables: bytes in a column, or paths and URLs of files.
 
 Knows Parquet, by pyarrow. Reads columns piece by piece: a row group may be larger than memory.
 """
@@ -23,7 +23,7 @@ LOCATIONS = ("path", "url", "file_name", "filename", "image_path", "image_url", 
 NAMES = ("name", "key", "__key__", "id")
 
 TEXTS_AT_ONCE = 65_536
-PICTURES_AT_ONCE = 16
+IMAGES_AT_ONCE = 16
 """Rows that are decoded together: 16 photographs are some megabytes."""
 KEPT = 4
 """Of these, so that threads which ask for neighbours out of order are served."""
@@ -45,22 +45,22 @@ def parquet() -> ModuleType:
 class Choice:
     """What of a table is read."""
 
-    pictures: str
+    images: str
     """Path of a column: "image.bytes"."""
     are_bytes: bool
     names: str | None
-    """Path of the column that names the pictures, if there is one."""
+    """Path of the column that names the images, if there is one."""
 
 
 class Cells:
-    """Pictures that are cells of tables.
+    """Images that are cells of tables.
 
     Args:
         base: the folder of the tables, or its URL.
         tables: their names relative to it.
         rows: of each.
         column: path of the column that holds the bytes.
-        names: the pictures' names; without it, and where one is "", table and row.
+        names: the images' names; without it, and where one is "", table and row.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Cells:
 
 
 def open_tables(base: str, tables: list[str], column: str | None) -> tuple[Cells | Files, str]:
-    """The pictures of tables with the same columns, and the column that they are in.
+    """The images of tables with the same columns, and the column that they are in.
 
     Args:
         base: the folder of the tables, or its URL.
         tables: their names relative to it.
-        column: the one with the pictures; None to find it by its name and type.
+        column: the one with the images; None to find it by its name and type.
 
     Raises:
         ValueError: a table is damaged, has no usable column, or not those of the first.
@@ -114,10 +114,10 @@ def open_tables(base: str, tables: list[str], column: str | None) -> tuple[Cells
             with naming(location), _open(location) as file:
                 found = _choose(file.schema_arrow, location, column)
                 choice = choice or found
-                if (found.pictures, found.are_bytes) != (choice.pictures, choice.are_bytes):
+                if (found.images, found.are_bytes) != (choice.images, choice.are_bytes):
                     raise ValueError(
-                        f"{location}: expected pictures in column {choice.pictures}, as in "
-                        f"{join(base, tables[0])}, got them in {found.pictures}; name one kind of table"
+                        f"{location}: expected images in column {choice.images}, as in "
+                        f"{join(base, tables[0])}, got them in {found.images}; name one kind of table"
                     )
                 rows.append(file.metadata.num_rows)
                 _gather(file, found, parent(table), texts, names)
@@ -127,15 +127,15 @@ def open_tables(base: str, tables: list[str], column: str | None) -> tuple[Cells
         raise ValueError(f"{base}: expected Parquet tables, got none; check the path")
     used = names if any(names) else None
     if choice.are_bytes:
-        return Cells(base, tables, rows, choice.pictures, used), choice.pictures
-    return Files(base, texts, used), choice.pictures
+        return Cells(base, tables, rows, choice.images, used), choice.images
+    return Files(base, texts, used), choice.images
 
 
 def _gather(file: Any, choice: Choice, folder: str, texts: PackedTexts, names: PackedTexts) -> None:
     """Add a table's names, and the locations in it."""
     wanted = [choice.names] if choice.names else []
     if not choice.are_bytes:
-        wanted.append(choice.pictures)
+        wanted.append(choice.images)
     if not choice.names:
         for _ in range(file.metadata.num_rows):
             names.append("")
@@ -146,7 +146,7 @@ def _gather(file: Any, choice: Choice, folder: str, texts: PackedTexts, names: P
             for name in _texts(batch, choice.names):
                 names.append(name_of(name))
         if not choice.are_bytes:
-            for text in _texts(batch, choice.pictures):
+            for text in _texts(batch, choice.images):
                 beside = text and not is_url(text) and not text.startswith("/")
                 texts.append(join(folder, text) if beside else text)
 
@@ -169,9 +169,9 @@ def _leaf(batch: Any, path: str) -> Any:
 
 
 def _choose(schema: Any, location: str, column: str | None) -> Choice:
-    """Which columns hold pictures and names."""
+    """Which columns hold images and names."""
     fields = {field.name: field.type for field in schema}
-    leaves = {name: _picture_leaf(name, kind) for name, kind in fields.items()}
+    leaves = {name: _image_leaf(name, kind) for name, kind in fields.items()}
     if column is not None:
         if leaves.get(column) is None:
             raise ValueError(
@@ -202,12 +202,12 @@ def _choose(schema: Any, location: str, column: str | None) -> Choice:
     return Choice(path, are_bytes, names[0] if names else None)
 
 
-def _picture_leaf(name: str, kind: Any) -> tuple[str, bool] | None:
-    """Where a column has pictures, and whether as bytes; None for a column that cannot have any."""
+def _image_leaf(name: str, kind: Any) -> tuple[str, bool] | None:
+    """Where a column has images, and whether as bytes; None for a column that cannot have any."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        inner = _picture_leaf(f"{name}.bytes", kind.field("bytes").type)
+        inner = _image_leaf(f"{name}.bytes", kind.field("bytes").type)
         return inner if inner is not None and inner[1] else None
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return name, True
@@ -292,7 +292,7 @@ class _Reader:
         if group != self.group or row < self.next:
             self.group, self.next = group, self.firsts[group]
             self.batches = self.file.iter_batches(
-                PICTURES_AT_ONCE, row_groups=[group], columns=[self.column], use_threads=False
+                IMAGES_AT_ONCE, row_groups=[group], columns=[self.column], use_threads=False
             )
         while True:
             values = _leaf(next(self.batches), self.column)

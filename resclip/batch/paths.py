@@ -1,6 +1,6 @@
 """Where bytes lie: paths of this machine and URLs of any file system that fsspec knows, by the same few calls.
 
-Knows paths, URLs and ranges of bytes. Knows no picture, table or archive.
+Knows paths, URLs and ranges of bytes. Knows no image, table or archive.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Knows the order of the steps, which of a cluster's processors each of them takes, and how Ray's failures look from
 outside. Knows nothing of what the steps do. Scheduling, back-pressure and restarts are Ray Data's.
 
-A picture comes out once, whatever dies on the way. Every step hands on portions of `PORTION` pictures, a portion is a
+An image comes out once, whatever dies on the way. Every step hands on portions of `PORTION` images, a portion is a
 row of Ray's tables, and a row is a block. A task that Ray runs again therefore gives the blocks it gave before, one for
-one, even where a file can no longer be read: Ray knows a block by its number among those of its task. What a picture's
+one, even where a file can no longer be read: Ray knows a block by its number among those of its task. What an image's
 files hold does not depend on its portion (`Segmenter.pad_batches`), and writing them twice leaves the same files.
 """
 
@@ -37,24 +37,24 @@ from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
 
 PORTION = 4
-"""Pictures that travel together: of 12 megapixels 48 MB of labels, 144 MB more with an overlay."""
+"""Images that travel together: of 12 megapixels 48 MB of labels, 144 MB more with an overlay."""
 
 PORTIONS_PER_CALL = 8
-"""Most portions that a model is given at once. A call fills up the last batch of windows: of 32 pictures with six each,
+"""Most portions that a model is given at once. A call fills up the last batch of windows: of 32 images with six each,
 half a batch of 16 in twelve."""
 
 BLOCKS = 1024
 """Most blocks that items are put into, each of them read by one task."""
 
 ITEMS = 1 << 18
-"""Pictures of one Ray data set: their names take 40 MB here and in Ray's store. Models are loaded anew for the next
+"""Images of one Ray data set: their names take 40 MB here and in Ray's store. Models are loaded anew for the next
 262,144, which is half a minute in hours."""
 
 THREADS = 4
 """That read, or write, in one task: they mostly wait for a disk or server."""
 
 MOST_SECONDS = 86_400
-"""Without any picture done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows, on a core six hours."""
+"""Without any image done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows, on a core six hours."""
 
 SECONDS_TO_CONNECT = 5.0
 
@@ -62,7 +62,7 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0
 """What a client of HTTP/2 says first, with empty settings (RFC 9113, section 3.4)."""
 SETTINGS = 4
 
-COLUMN = "pictures"
+COLUMN = "images"
 
 ERRORS = (OSError, MemoryError, ValueError, TypeError, ImportError, WeightsUnavailable)
 """Of a step, that end the job. They travel as portions do: Ray Data would put a paragraph behind their text."""
@@ -78,25 +78,25 @@ def run(
     address: str | None,
     actors: int | None,
 ) -> Generator[Row, None, None]:
-    """Do a job's pictures on a cluster's GPUs, or on its cores where it has none.
+    """Do a job's images on a cluster's GPUs, or on its cores where it has none.
 
-    Every machine needs this library, the model's weights (or a way to fetch them), and the same view of the pictures
+    Every machine needs this library, the model's weights (or a way to fetch them), and the same view of the images
     and the store: a local folder is one that all of them mount. Ray repeats the work of a process or machine that died
-    as often as it takes; a lost machine's models wait for one with room for them. After a day in which no picture was
+    as often as it takes; a lost machine's models wait for one with room for them. After a day in which no image was
     done the job ends.
 
     Args:
         task: what is done to each.
         request: the call of `resclip.load` that made `segmenter`; "cpu" as its `device` leaves GPUs alone.
         segmenter: whose text features, precision and batch size all models take, so that their results are the same.
-        items: the pictures; 262,144 are taken at a time.
+        items: the images; 262,144 are taken at a time.
         store: where files go.
         address: HOST:PORT of a cluster's head; None for $RAY_ADDRESS, else the cluster that runs on this machine, else
             one that is started here for this job.
         actors: models; None for one a GPU, or one a machine where there is none.
 
     Yields:
-        A row a picture once its files are written, in no particular order.
+        A row an image once its files are written, in no particular order.
 
     Raises:
         OSError: a file cannot be written.
@@ -387,11 +387,11 @@ class Model:
         return self.call()
 
     def __call__(self, table: Any) -> Iterator[Any]:
-        """Label the pictures of some portions, their windows in shared batches."""
+        """Label the images of some portions, their windows in shared batches."""
         return repacked(self.outcomes(unpacked(table)))
 
     def outcomes(self, readings: Iterator[Reading | Problem]) -> Iterator[Outcome]:
-        """The same of pictures, one by one."""
+        """The same of images, one by one."""
         yield from segment(self.task, self.segmenter, self.store, readings)
 
 

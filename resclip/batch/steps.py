@@ -1,7 +1,7 @@
-"""One picture of a batch job, step by step: read, segment, write.
+"""One image of a batch job, step by step: read, segment, write.
 
 Each step is a function of what the step before gave, so that an engine only has to chain them; what is handed on can be
-sent to another process. Whatever is wrong with one picture becomes a `Problem`, which goes through the other steps;
+sent to another process. Whatever is wrong with one image becomes a `Problem`, which goes through the other steps;
 only what is wrong with the output, such as a full disk, ends the job.
 """
 
@@ -22,7 +22,7 @@ from resclip.batch.outputs import BlockSink, MapSink, Result, as_scores, encode
 from resclip.batch.sources import Item
 from resclip.batch.storage import Store
 from resclip.errors import describe
-from resclip.inference.preprocessing import ArrayPicture
+from resclip.inference.preprocessing import ArrayImage
 from resclip.inference.scheduler import Failure, Frame
 from resclip.io.images import ImageError, PixelArray, read_image
 from resclip.segmenter import Segmenter
@@ -33,7 +33,7 @@ NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 @dataclass(frozen=True)
 class Problem:
-    """A picture that cannot be done."""
+    """An image that cannot be done."""
 
     item: Item
     started: float
@@ -42,26 +42,26 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A picture that could be read, or can be read by block."""
+    """An image that could be read, or can be read by block."""
 
     item: Item
     started: float
     """Seconds since the epoch."""
     size: tuple[int, int]
-    """(H, W) of the picture."""
+    """(H, W) of the image."""
     pixels: PixelArray
     """(H', W', 3) uint8: resized for the model; without rows for one that is read by block."""
-    picture: PixelArray | None = None
+    image: PixelArray | None = None
     """(H, W, 3) uint8: as it is, where an overlay is wanted."""
     path: Path | None = None
-    """Of a picture that is read by block."""
+    """Of an image that is read by block."""
     place: tuple[Any, Any] = (None, None)
     """Coordinate reference system and transform."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """A picture whose labels are known."""
+    """An image whose labels are known."""
 
     item: Item
     started: float
@@ -72,32 +72,32 @@ Outcome: TypeAlias = Segmented | Problem
 
 
 def read(task: Task, item: Item) -> Reading | Problem:
-    """Read and resize a picture; or only its header, where it will be read by block."""
+    """Read and resize an image; or only its header, where it will be read by block."""
     started = time.time()
     try:
         raster = read_raster(task, item, started)
         if raster is not None:
             return raster
-        picture = read_image(item.read(), name=item.name, max_pixels=task.largest_picture)
+        image = read_image(item.read(), name=item.name, max_pixels=task.largest_image)
     except (ValueError, OSError, MemoryError) as error:
         return Problem(item, started, describe(error))
-    return in_memory(task, item, started, picture)
+    return in_memory(task, item, started, image)
 
 
 def in_memory(
     task: Task,
     item: Item,
     started: float,
-    picture: PixelArray,
+    image: PixelArray,
     place: tuple[Any, Any] = (None, None),
 ) -> Reading:
-    """A picture that is held whole."""
+    """An image that is held whole."""
     return Reading(
         item,
         started,
-        (picture.shape[0], picture.shape[1]),
-        task.preparation.resize(picture),
-        picture if task.overlay else None,
+        (image.shape[0], image.shape[1]),
+        task.preparation.resize(image),
+        image if task.overlay else None,
         place=place,
     )
 
@@ -128,7 +128,7 @@ def read_raster(task: Task, item: Item, started: float) -> Reading | None:
 def segment(
     task: Task, segmenter: Segmenter, store: Store, readings: Iterable[Reading | Problem]
 ) -> Iterator[Outcome]:
-    """Label pictures, in their order, their windows in shared batches.
+    """Label images, in their order, their windows in shared batches.
 
     Raises:
         OSError: what is written by block cannot be written.
@@ -139,8 +139,8 @@ def segment(
 
     def frame(reading: Reading) -> Frame | Failure:
         if reading.path is None:
-            tag = reading, MapSink(task, reading.size, reading.picture, reading.place)
-            pixels = ArrayPicture(reading.pixels)
+            tag = reading, MapSink(task, reading.size, reading.image, reading.place)
+            pixels = ArrayImage(reading.pixels)
             return Frame(pixels, (pixels.height, pixels.width), reading.size, tag)
         from resclip.io.geotiff import open_raster
 
@@ -178,7 +178,7 @@ def segment(
 
 
 def problem_of(failure: Failure) -> Problem:
-    """What became of a picture that failed on its way."""
+    """What became of an image that failed on its way."""
     if isinstance(failure.tag, Problem):
         return failure.tag
     reading, sink = failure.tag
@@ -187,7 +187,7 @@ def problem_of(failure: Failure) -> Problem:
 
 
 def write(task: Task, store: Store, outcome: Outcome) -> Row:
-    """Write a picture's files, each whole or not at all; what the manifest says of it.
+    """Write an image's files, each whole or not at all; what the manifest says of it.
 
     Raises:
         OSError: they cannot be written.

@@ -1,6 +1,6 @@
 """The output folder of a batch job, on this machine or at any URL that fsspec can write to: files whole or not at all.
 
-Knows names and bytes. Knows no picture and no manifest.
+Knows names and bytes. Knows no image and no manifest.
 """
 
 from __future__ import annotations

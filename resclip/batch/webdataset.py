@@ -1,4 +1,4 @@
-"""Pictures in tar archives, as WebDataset makes them: where in its archive each begins, so that it is read in place.
+"""Images in tar archives, as WebDataset makes them: where in its archive each begins, so that it is read in place.
 
 Knows tar. Reads the headers of members, and none of their bytes.
 """
@@ -28,18 +28,18 @@ def check_compression(location: str) -> None:
 
 
 class Members:
-    """The pictures of archives, in the order in which they lie there.
+    """The images of archives, in the order in which they lie there.
 
-    Of a key's members, which share their names up to the first dot, those are pictures whose whole rest is a picture's
+    Of a key's members, which share their names up to the first dot, those are images whose whole rest is an image's
     suffix: `a.jpg`, but not `a.seg.png` beside it. Where a key has none, its last suffixes count: `photo.v2.jpg`.
 
     Args:
         base: the folder of the archives, or its URL.
         archives: their names relative to it.
-        suffixes: of pictures, with their dots, in small letters.
+        suffixes: of images, with their dots, in small letters.
 
     Raises:
-        ValueError: an archive is damaged, cut short or compressed, or holds no picture.
+        ValueError: an archive is damaged, cut short or compressed, or holds no image.
         OSError: an archive cannot be read.
     """
 
@@ -72,18 +72,18 @@ class Members:
         with naming(location), open_binary(location) as stream:
             for _, members in groupby(_members(stream, location), lambda member: _split(member)[0]):
                 group = list(members)
-                pictures = [member for member in group if _split(member)[1] in suffixes]
-                if not pictures:
+                images = [member for member in group if _split(member)[1] in suffixes]
+                if not images:
                     endings = tuple(suffixes)
-                    pictures = [member for member in group if member.name.lower().endswith(endings)]
-                self.skipped += len(group) - len(pictures)
-                for picture in pictures:
-                    self._names.append(picture.name)
-                    self._starts.append(picture.offset_data)
-                    self._lengths.append(picture.size)
+                    images = [member for member in group if member.name.lower().endswith(endings)]
+                self.skipped += len(group) - len(images)
+                for image in images:
+                    self._names.append(image.name)
+                    self._starts.append(image.offset_data)
+                    self._lengths.append(image.size)
         if len(self) == before:
             raise ValueError(
-                f"{location}: expected members with the suffix of a picture "
+                f"{location}: expected members with the suffix of an image "
                 f"({', '.join(suffixes)}), got an archive without any; check what it was made of"
             )
 

@@ -1,10 +1,10 @@
 """A small CLIP in the box, so that everything can be tried without a download.
 
-It is an open_clip model (12 blocks, patches of 8 pixels, 112 x 112 pictures) trained on pictures and captions alone,
+It is an open_clip model (12 blocks, patches of 8 pixels, 112 x 112 images) trained on images and captions alone,
 on scenes that this package draws itself: see `train.py`. It knows seventeen classes of picture-book things, colours
 and a few dozen words, and nothing of photographs.
 
-Its losses see captions and the layout of mosaics, never where a thing is inside its picture. Two things do look: the
+Its losses see captions and the layout of mosaics, never where a thing is inside its image. Two things do look: the
 caption writer, who must know what is visible, and the camera, which likes to point at things. The losses also ask for
 sense in the values that key-key attention and the middle blocks gather, so NACLIP and RCS suit this model by design.
 

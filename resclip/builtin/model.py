@@ -65,7 +65,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def image_views(model: CLIP, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Run the image tower.
 
-    Returns the picture embeddings (B, E), as `model.encode_image` gives them, and, for each patch, three embeddings
+    Returns the image embeddings (B, E), as `model.encode_image` gives them, and, for each patch, three embeddings
     (B, n, E) of the final block's values (no residual, no MLP, then LN_post and projection):
     `value` its own; `key` gathered by the final block's key-key attention; `middle` gathered by the mean query-key
     attention of the middle blocks.
@@ -101,10 +101,10 @@ def image_views(model: CLIP, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]
 
     first = x[:, 0] + attention.out_proj(mixed[:, :, 0].flatten(1))
     first = first + block.mlp(block.ln_2(first))
-    pictures = visual.ln_post(first) @ visual.proj
+    images = visual.ln_post(first) @ visual.proj
 
     views = {"value": v, "key": _softmax(k, k) @ v, "middle": middle @ v}
-    return pictures, {
+    return images, {
         name: visual.ln_post(attention.out_proj(view[:, :, 1:].transpose(1, 2).flatten(2)))
         @ visual.proj
         for name, view in views.items()

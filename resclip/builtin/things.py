@@ -71,7 +71,7 @@ def lighter(colour: Colour, amount: float) -> Colour:
 
 @dataclass
 class Canvas:
-    """A picture being painted: `image` (H, W, 3) float32 in 0..1, `mask` (H, W) uint8 class ids."""
+    """An image being painted: `image` (H, W, 3) float32 in 0..1, `mask` (H, W) uint8 class ids."""
 
     image: Array
     mask: NDArray[np.uint8]
@@ -137,7 +137,7 @@ class Frame:
         label: int | None,
         opacity: float = 1.0,
     ) -> None:
-        """Cover where `distance` is negative; `label` None changes the picture and not the mask."""
+        """Cover where `distance` is negative; `label` None changes the image and not the mask."""
         cover = np.clip(0.5 - distance * self.unit, 0, 1)
         share = (cover * opacity)[..., None]
         self.image += share * (np.asarray(colour, np.float32) - self.image)

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print and store; the exit status: 0, or 1 where pictures had to be left out.
+    """Measure, print and store; the exit status: 0, or 1 where images had to be left out.
 
     Raises:
         ValueError: an option that cannot be carried out, or an ablation.json with figures under other conditions.

@@ -1,4 +1,4 @@
-"""`resclip attention`: what points of a picture attend to, drawn beside it.
+"""`resclip attention`: what points of an image attend to, drawn beside it.
 
 Knows the options, which patch a pixel belongs to and what is printed. The maps are DenseEncoder's, the drawing is
 heatmaps.py's.
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 CAPTIONS = {"cross-layer": "Cross-layer (RCS)", "feedback": "Feedback (SFR)", "final": "Final"}
 STRONGEST = 0.1  # of the patches: the share of a map's mass that lies on them is printed
 # A segmenter has classes; without SFR the attention reads none of them. The model in the box knows this word.
-NO_CLASSES = ["picture"]
+NO_CLASSES = ["image"]
 
 
 class Grid(NamedTuple):
-    """Patches over the picture as the model sees it, which may leave out a rest at its right and lower edges."""
+    """Patches over the image as the model sees it, which may leave out a rest at its right and lower edges."""
 
     rows: int
     columns: int
     cover: tuple[float, float]
-    """The parts of the picture's height and width under the patches."""
+    """The parts of the image's height and width under the patches."""
 
     def patch_at(self, point: tuple[int, int], height: int, width: int) -> tuple[int, int]:
         """(row, column) of the patch that holds the centre of pixel (x, y); in the rest, of the nearest one.
 
         Args:
-            height, width: of the picture that the pixel belongs to.
+            height, width: of the image that the pixel belongs to.
         """
         row = (point[1] + 0.5) / height / self.cover[0] * self.rows
         column = (point[0] + 0.5) / width / self.cover[1] * self.columns
@@ -52,11 +52,11 @@ class Grid(NamedTuple):
 def show_attention(arguments: argparse.Namespace) -> int:
     """Draw the maps of the points `arguments.at` into `arguments.out`; prints where they lie.
 
-    The picture is resized as for a segmentation and run whole: without windows, and without the zeros that ProxyCLIP
+    The image is resized as for a segmentation and run whole: without windows, and without the zeros that ProxyCLIP
     puts around them.
 
     Raises:
-        ValueError: the options or the picture cannot be used.
+        ValueError: the options or the image cannot be used.
         OSError: the file cannot be written.
         WeightsUnavailable: the model cannot be fetched.
     """
@@ -70,11 +70,11 @@ def show_attention(arguments: argparse.Namespace) -> int:
             "as --method naclip+rcs does"
         )
     classes = NO_CLASSES if arguments.classes is None else parse_classes(arguments.classes)
-    picture = read_image(arguments.image)
-    height, width = picture.shape[:2]
+    image = read_image(arguments.image)
+    height, width = image.shape[:2]
     points = [parse_point(text, height, width) for text in arguments.at]
     segmenter = load_from(arguments, classes, window=0)
-    pixels = segmenter.prepare(picture).unsqueeze(0).to(segmenter.device)
+    pixels = segmenter.prepare(image).unsqueeze(0).to(segmenter.device)
     tower, result = grids(segmenter.encoder, pixels)
     patches = [result.patch_at(point, height, width) for point in points]
     rows = [
@@ -82,16 +82,16 @@ def show_attention(arguments: argparse.Namespace) -> int:
         for point, patch in zip(points, patches, strict=True)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(draw_heat_maps(picture, rows, footer(segmenter, picture, pixels, result)), path)
+    save_png(draw_heat_maps(image, rows, footer(segmenter, image, pixels, result)), path)
     print(f"{path}: {'; '.join(map(summary, points, patches, rows))}")
     return 0
 
 
 def parse_point(text: str, height: int, width: int) -> tuple[int, int]:
-    """(x, y) from "x,y": a pixel of a picture of this size.
+    """(x, y) from "x,y": a pixel of an image of this size.
 
     Raises:
-        ValueError: other text, or a pixel outside the picture.
+        ValueError: other text, or a pixel outside the image.
     """
     numbers = re.fullmatch(r"\s*([+-]?\d+)\s*,\s*([+-]?\d+)\s*", text)
     if numbers is None:
@@ -99,7 +99,7 @@ def parse_point(text: str, height: int, width: int) -> tuple[int, int]:
     x, y = int(numbers[1]), int(numbers[2])
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(
-            f"expected --at X,Y inside the picture of {width} x {height} pixels: x from 0 to {width - 1}, "
+            f"expected --at X,Y inside the image of {width} x {height} pixels: x from 0 to {width - 1}, "
             f"y from 0 to {height - 1}; got {x},{y}"
         )
     return x, y
@@ -140,12 +140,12 @@ def maps_of(
     return PointMaps((x + 0.5, y + 0.5), lines, maps)
 
 
-def footer(segmenter: Segmenter, picture: PixelArray, pixels: Tensor, grid: Grid) -> str:
+def footer(segmenter: Segmenter, image: PixelArray, pixels: Tensor, grid: Grid) -> str:
     """What was run on what."""
     names = [segmenter.source.get(key) for key in ("model", "pretrained", "method")]
     height, width = pixels.shape[2:]
     return (
-        f"{' + '.join(name for name in names if name)}: picture of {picture.shape[1]} x {picture.shape[0]} pixels, "
+        f"{' + '.join(name for name in names if name)}: image of {image.shape[1]} x {image.shape[0]} pixels, "
         f"seen as {width} x {height}, {grid.columns} x {grid.rows} patches"
     )
 

@@ -1,4 +1,4 @@
-"""`resclip batch`: a source of pictures → label maps and a manifest, by one machine or a cluster.
+"""`resclip batch`: a source of images → label maps and a manifest, by one machine or a cluster.
 
 Knows the options and what it prints. The work is that of `resclip.batch`.
 """
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 MOST_WORKERS = 16
 
 DESCRIPTION = """\
-Segments any number of pictures: DIR gets NAME_labels.png for each (pixel values are class indices), and a row in
-DIR/manifest.parquet with its state, classes and their areas. Pictures that cannot be read are named, the others done. A
+Segments any number of images: DIR gets NAME_labels.png for each (pixel values are class indices), and a row in
+DIR/manifest.parquet with its state, classes and their areas. Images that cannot be read are named, the others done. A
 run that was ended goes on where it stopped when the command is given again.
 """
 
@@ -67,14 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--overwrite", action="store_true", help="do everything anew, whatever DIR holds"
     )
-    files.add_argument(
-        "--column", metavar="NAME", help="of a Parquet table: where its pictures are"
-    )
+    files.add_argument("--column", metavar="NAME", help="of a Parquet table: where its images are")
     files.add_argument(
         "--max-pixels",
         type=whole_number,
         metavar="N",
-        help="largest picture to decode (default: 178,956,970 pixels; TIFFs that are read by block: any)",
+        help="largest image to decode (default: 178,956,970 pixels; TIFFs that are read by block: any)",
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
@@ -101,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do the job; the exit status: 0 every picture is done, 1 some are not.
+    """Do the job; the exit status: 0 every image is done, 1 some are not.
 
     Raises:
         ValueError, TypeError: the options cannot be carried out.
@@ -168,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Missing:
-    """The pictures of a source that a manifest does not call done."""
+    """The images of a source that a manifest does not call done."""
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
         self.source = source
@@ -197,7 +195,7 @@ def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> 
     tally = Tally()
     start = time.monotonic()
     # disable=None: no bar where stderr is no terminal.
-    bar = tqdm(total=total, unit="picture", disable=None, leave=False)
+    bar = tqdm(total=total, unit="image", disable=None, leave=False)
     # Closed: else an interrupt would leave the engine at work until this function's traceback is gone.
     with bar, contextlib.closing(rows):
         for row in rows:
@@ -215,13 +213,13 @@ def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> 
 
 
 def named(row: Row) -> str:
-    """A failure, with the picture's name in it."""
+    """A failure, with the image's name in it."""
     error = row.error or "failed"
     return error if row.name in error else f"{row.name}: {error}"
 
 
 def left_out(source: Source) -> str:
-    """How many files a folder holds that are no pictures by their names."""
+    """How many files a folder holds that are no images by their names."""
     return f" ({source.skipped:,} other files left out)" if source.skipped else ""
 
 
@@ -234,9 +232,9 @@ def report(tally: Tally, total: int, out: str) -> int:
         per_second = tally.done / tally.seconds
         megapixels = tally.pixels / 1e6 / tally.seconds
         rate = (
-            f" in {tally.seconds:.1f} s: {per_second:.2f} pictures/s, {megapixels:.2f} megapixels/s"
+            f" in {tally.seconds:.1f} s: {per_second:.2f} images/s, {megapixels:.2f} megapixels/s"
         )
-    say(f"{tally.done:,} of {total:,} pictures done{before}{rate}")
+    say(f"{tally.done:,} of {total:,} images done{before}{rate}")
     if tally.failed:
         say(f"{tally.failed:,} failed; {out.rstrip('/')}/manifest.parquet says why")
     return 1 if tally.failed else 0

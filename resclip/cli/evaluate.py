@@ -68,19 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--save-predictions",
         action="store_true",
-        help="write every label map: DIR/predictions/SET/METHOD/PICTURE.png",
+        help="write every label map: DIR/predictions/SET/METHOD/IMAGE.png",
     )
     output.add_argument(
         "--qualitative",
         type=int,
         default=0,
         metavar="N",
-        help="draw picture, truth and prediction of N pictures: DIR/sheets/SET/METHOD/PICTURE.png",
+        help="draw image, truth and prediction of N images: DIR/sheets/SET/METHOD/IMAGE.png",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print and store; the exit status: 0, or 1 where pictures had to be left out.
+    """Measure, print and store; the exit status: 0, or 1 where images had to be left out.
 
     Raises:
         ValueError: an option that cannot be carried out, or a JSON file with figures under other conditions.
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_out(arguments, "plot", "save_predictions", "qualitative")
     if arguments.qualitative < 0:
         raise ValueError(
-            f"expected --qualitative of at least 0 pictures, got {arguments.qualitative}"
+            f"expected --qualitative of at least 0 images, got {arguments.qualitative}"
         )
     path = arguments.json or (arguments.out and arguments.out / "report.json")
     datasets = open_datasets(arguments)

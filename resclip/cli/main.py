@@ -29,9 +29,9 @@ from resclip.version import __version__
 _FAILURES = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
 
 _SEGMENT_HELP = """\
-Segments pictures by the classes you name. For each picture NAME.EXT, DIR gets NAME_labels.png
-(pixel values are class indices), NAME_overlay.png and NAME.json; a second picture of the same
-NAME gets NAME-2, and so on. A picture that cannot be read is reported, the others are done.
+Segments images by the classes you name. For each image NAME.EXT, DIR gets NAME_labels.png
+(pixel values are class indices), NAME_overlay.png and NAME.json; a second image of the same
+NAME gets NAME-2, and so on. An image that cannot be read is reported, the others are done.
 """
 
 
@@ -85,7 +85,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_segment(commands)
     batch = commands.add_parser(
         "batch",
-        help="segment a folder, a list, shards, or a gigapixel picture",
+        help="segment a folder, a list, shards, or a gigapixel image",
         description=BATCH_DESCRIPTION,
     )
     add_batch_arguments(batch)
@@ -131,14 +131,14 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
     segment = commands.add_parser(
         "segment",
-        help="segment pictures by the classes you name",
+        help="segment images by the classes you name",
         description=_SEGMENT_HELP,
     )
-    segment.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     segment.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     segment.add_argument("--out", metavar="DIR", help="directory to write to, made if missing")
     segment.add_argument(
-        "--json", action="store_true", help="print one JSON object a picture; --out may be left out"
+        "--json", action="store_true", help="print one JSON object an image; --out may be left out"
     )
     segment.add_argument(
         "--overlay",
@@ -150,7 +150,7 @@ def _add_segment(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--max-pixels",
         type=whole_number,
         metavar="N",
-        help="largest picture to decode (default: 178,956,970 pixels)",
+        help="largest image to decode (default: 178,956,970 pixels)",
     )
     add_model_options(segment)
     add_window_options(segment)
@@ -161,9 +161,9 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     compare = commands.add_parser(
         "compare",
         help="draw several methods side by side",
-        description="Segments a picture by several methods and draws them side by side.",
+        description="Segments an image by several methods and draws them side by side.",
     )
-    compare.add_argument("image", metavar="IMAGE", help="picture file")
+    compare.add_argument("image", metavar="IMAGE", help="image file")
     compare.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     compare.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
     compare.add_argument(
@@ -180,15 +180,15 @@ def _add_attention(commands: argparse._SubParsersAction[_Parser]) -> None:
     attention = commands.add_parser(
         "attention",
         help="draw what a patch attends to",
-        description="Draws the attention maps of patches beside the picture: base, cross-layer, feedback, final.",
+        description="Draws the attention maps of patches beside the image: base, cross-layer, feedback, final.",
     )
-    attention.add_argument("image", metavar="IMAGE", help="picture file")
+    attention.add_argument("image", metavar="IMAGE", help="image file")
     attention.add_argument(
         "--at",
         action="append",
         required=True,
         metavar="X,Y",
-        help="a point of the picture, in pixels from its top left; may be given again",
+        help="a point of the image, in pixels from its top left; may be given again",
     )
     attention.add_argument("--classes", metavar="NAMES", help=f"for SFR: {CLASSES_HELP}")
     attention.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")

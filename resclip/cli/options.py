@@ -91,12 +91,12 @@ def add_model_options(
         "--implementation", default="auto", help="of the ops: auto, triton, torch or reference"
     )
     run.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="size the picture's short side is given"
+        "--short-side", type=int, metavar="PIXELS", help="size the image's short side is given"
     )
 
 
 def add_window_options(parser: argparse.ArgumentParser) -> None:
-    """How a picture is cut, and when a pixel counts as background."""
+    """How an image is cut, and when a pixel counts as background."""
     windows = parser.add_argument_group("windows")
     windows.add_argument(
         "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
@@ -106,7 +106,7 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
         metavar="KNOBS",
         nargs="?",
         const="",
-        help='windows also see the whole picture, coarsely; knobs such as "weight=0.3,side=448"',
+        help='windows also see the whole image, coarsely; knobs such as "weight=0.3,side=448"',
     )
     windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
     windows.add_argument(
@@ -235,7 +235,7 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
         "--workers",
         type=int,
         metavar="N",
-        help="processes that decode pictures (default: by the machine)",
+        help="processes that decode images (default: by the machine)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`resclip segment`: many pictures, one after another, each done or named as failed.
+"""`resclip segment`: many images, one after another, each done or named as failed.
 
 Knows the options, the names of the files it writes and what it prints. The work is Segmenter's.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resclip.segmenter import Segmenter
 
 
-_PICTURE_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
+_IMAGE_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 
 
 def segment(arguments: argparse.Namespace) -> int:
@@ -54,11 +54,11 @@ def segment(arguments: argparse.Namespace) -> int:
     )
     done = 0
     # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=len(images), unit="picture", disable=None, leave=False) as bar:
+    with tqdm(total=len(images), unit="image", disable=None, leave=False) as bar:
         for image, stem in zip(images, output_stems(images, arguments.out), strict=True):
             try:
                 line = _segment_one(segmenter, image, stem, arguments)
-            except _PICTURE_FAILURES as error:
+            except _IMAGE_FAILURES as error:
                 if arguments.debug:
                     raise
                 bar.write(_failure(image, error), file=sys.stderr)
@@ -68,17 +68,17 @@ def segment(arguments: argparse.Namespace) -> int:
             bar.update()
     if done < len(images) > 1:
         print(
-            f"resclip: {done} of {len(images)} pictures segmented; {len(images) - done} failed",
+            f"resclip: {done} of {len(images)} images segmented; {len(images) - done} failed",
             file=sys.stderr,
         )
     return 0 if done == len(images) else 1
 
 
 def output_stems(images: Sequence[Path], directory: str | None) -> list[str]:
-    """For each picture the stem of its output names: its own, or with -2, -3, ... where it is taken.
+    """For each image the stem of its output names: its own, or with -2, -3, ... where it is taken.
 
-    Taken means: by an earlier picture, whatever the case of its letters, or because an output of
-    that name would replace one of the pictures themselves.
+    Taken means: by an earlier image, whatever the case of its letters, or because an output of
+    that name would replace one of the images themselves.
     """
     inputs = {image.resolve() for image in images}
     folder = Path(directory or ".").resolve()
@@ -100,7 +100,7 @@ def output_stems(images: Sequence[Path], directory: str | None) -> list[str]:
 def _segment_one(
     segmenter: Segmenter, image: Path, stem: str, arguments: argparse.Namespace
 ) -> str:
-    """Segment and save one picture; the line to print about it."""
+    """Segment and save one image; the line to print about it."""
     pixels = read_image(image, max_pixels=arguments.max_pixels or MAX_PIXELS)
     result = segmenter.segment(pixels)
     paths: list[Path] = []

@@ -46,10 +46,10 @@ def show_demo(directory: str) -> int:
 
 
 def show_comparison(arguments: argparse.Namespace) -> int:
-    """Segment one picture by several methods; writes them side by side to `arguments.out`.
+    """Segment one image by several methods; writes them side by side to `arguments.out`.
 
     Raises:
-        ValueError: the options or the picture cannot be used.
+        ValueError: the options or the image cannot be used.
         OSError: the file cannot be written.
     """
     methods = [name.strip() for name in arguments.methods.split(",")]
@@ -57,15 +57,13 @@ def show_comparison(arguments: argparse.Namespace) -> int:
     if repeated:
         raise ValueError(f"expected each method once, got {min(repeated)!r} more than once")
     classes = parse_classes(arguments.classes)
-    picture = read_image(arguments.image)
+    image = read_image(arguments.image)
     path = Path(arguments.out)
     if path.suffix.lower() != ".png":
         raise ValueError(f"expected --out to name a .png file, got {arguments.out!r}")
     for name in methods:
         find_method(name)
-    results = {
-        name: load_from(arguments, classes, method=name).segment(picture) for name in methods
-    }
+    results = {name: load_from(arguments, classes, method=name).segment(image) for name in methods}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(comparison_sheet(results), path)
     print(f"{', '.join(methods)} side by side: open {path}")

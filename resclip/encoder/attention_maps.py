@@ -1,6 +1,6 @@
 """Attention maps on request: what the final block attends with, patch by patch.
 
-Knows how the maps of a tower and of a proxy become planes over a picture. Knows no picture file and no drawing.
+Knows how the maps of a tower and of a proxy become planes over an image. Knows no image file and no drawing.
 """
 
 from __future__ import annotations

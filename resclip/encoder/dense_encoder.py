@@ -84,20 +84,20 @@ def check_overview(base: Base, correlation: Correlation) -> None:
 
 
 def check_pixels(pixels: Tensor, tower: Tower) -> None:
-    """TypeError or ValueError unless these are normalised pictures of at least one patch."""
+    """TypeError or ValueError unless these are normalised images of at least one patch."""
     if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[1] != 3:
         came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
         raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {came}")
     if not pixels.is_floating_point():
         raise TypeError(
             f"pixels must be normalised floats; got {pixels.dtype}. "
-            "Divide by 255 and normalise, or pass pictures to Segmenter.segment"
+            "Divide by 255 and normalise, or pass images to Segmenter.segment"
         )
     height, width = pixels.shape[2:]
     if 0 in tower.grid(height, width):
         patch_height, patch_width = tower.patch_size
         raise ValueError(
-            f"a picture of {height} × {width} pixels is smaller than one patch of "
+            f"an image of {height} × {width} pixels is smaller than one patch of "
             f"{patch_height} × {patch_width}: enlarge it first"
         )
 
@@ -123,13 +123,13 @@ def check_coarse(coarse: Coarse | None, overview: Overview | None, windows: int)
         return
     if coarse is None:
         raise ValueError(
-            "an encoder with an overview needs the coarse pass of each window's picture: "
-            "pass coarse=encoder.coarse(pictures)"
+            "an encoder with an overview needs the coarse pass of each window's image: "
+            "pass coarse=encoder.coarse(images)"
         )
     if len(coarse) != windows:
         raise ValueError(
             f"expected one coarse pass for each of {windows} windows; got {len(coarse)}: pick each window's "
-            "picture, such as coarse[[0, 0, 1]]"
+            "image, such as coarse[[0, 0, 1]]"
         )
 
 
@@ -160,7 +160,7 @@ class DenseEncoder(nn.Module):
         proxy: for base "proxyclip" the vision model: a function of normalised pixels (B, 3, H, W) that returns
             features (B, C, H_v, W_v), such as `resclip.models.proxy_models.find_proxy` makes.
         proxy_attention: ProxyCLIP's β and γ; None for the base's own.
-        overview: the final block also attends to a coarse pass over the whole picture, of which the pixels given to
+        overview: the final block also attends to a coarse pass over the whole image, of which the pixels given to
             `forward` are a window; None: it sees those alone.
 
     Raises:
@@ -251,16 +251,16 @@ class DenseEncoder(nn.Module):
     def forward(
         self, pixels: Tensor, text: Tensor | None = None, coarse: Coarse | None = None
     ) -> DenseFeatures:
-        """Dense features of a batch of pictures, or windows of pictures, of one size.
+        """Dense features of a batch of images, or windows of images, of one size.
 
         Args:
             pixels: (B, 3, H, W), normalised with the model's mean and standard deviation; any size of at least one
                 patch, and a remainder past the last whole patch is not seen.
             text: (Q, E) unit rows, one a query; needed when `sfr` is on, and read only then.
-            coarse: for an encoder with an overview, of the picture that each of `pixels` is cut from: B of them.
+            coarse: for an encoder with an overview, of the image that each of `pixels` is cut from: B of them.
 
         Returns:
-            Features of each picture, which do not depend on the other pictures of the batch.
+            Features of each image, which do not depend on the other images of the batch.
 
         Raises:
             TypeError, ValueError: a shape or dtype that does not fit.
@@ -276,10 +276,10 @@ class DenseEncoder(nn.Module):
 
     @torch.no_grad()
     def coarse(self, pixels: Tensor) -> Coarse:
-        """What the windows of whole pictures will attend to, for an encoder with an overview.
+        """What the windows of whole images will attend to, for an encoder with an overview.
 
         Args:
-            pixels: (B, 3, H, W), normalised: whole pictures, resized to `Overview.size`.
+            pixels: (B, 3, H, W), normalised: whole images, resized to `Overview.size`.
 
         Raises:
             TypeError, ValueError: a shape or dtype that does not fit, or an encoder without an overview.
@@ -314,7 +314,7 @@ class DenseEncoder(nn.Module):
         """
         if self.overview is not None:
             raise ValueError(
-                "attention maps lie on one picture, and with an overview a patch attends to a second one: "
+                "attention maps lie on one image, and with an overview a patch attends to a second one: "
                 "use an encoder with overview=None"
             )
         self.check(pixels, text)

@@ -28,10 +28,10 @@ from resclip_kernels.ops.residual_attention.terms import score_operands
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
-    """The final block's tokens of whole pictures, resized small, one row of each tensor a picture.
+    """The final block's tokens of whole images, resized small, one row of each tensor an image.
 
-    `coarse[2]` is one picture's, `coarse[[2, 0, 2]]` and `coarse[1:3]` are several pictures', and a loop over it goes
-    picture by picture.
+    `coarse[2]` is one image's, `coarse[[2, 0, 2]]` and `coarse[1:3]` are several images', and a loop over it goes
+    image by image.
     """
 
     keys: tuple[Tensor, ...]
@@ -48,29 +48,29 @@ class Coarse:
 
     @property
     def key(self) -> int:
-        """m: pictures with as many tokens fit into one batch, whatever their grids."""
+        """m: images with as many tokens fit into one batch, whatever their grids."""
         return self.value.shape[2]
 
     @classmethod
-    def stack(cls, pictures: Sequence[Coarse]) -> Coarse:
+    def stack(cls, images: Sequence[Coarse]) -> Coarse:
         """One batch of several, in their order; ValueError unless there is one and all have the same `key`."""
-        counts = sorted({picture.key for picture in pictures})
+        counts = sorted({image.key for image in images})
         if len(counts) != 1:
             raise ValueError(
                 f"expected coarse passes of as many tokens each, at least one; got {counts or 'none'}: "
                 "stack those that have the same key"
             )
-        keys = zip(*(picture.keys for picture in pictures), strict=True)
+        keys = zip(*(image.keys for image in images), strict=True)
         return cls(
             tuple(torch.cat(key) for key in keys),
-            torch.cat([picture.value for picture in pictures]),
+            torch.cat([image.value for image in images]),
         )
 
 
 def attend_coarse(
     queries: Sequence[Tensor], coarse: Coarse, temperature: float, *, plain: bool = False
 ) -> Tensor:
-    """What every token of a window gathers from the whole picture.
+    """What every token of a window gathers from the whole image.
 
         A_o·v_o = Σ softmax(x y_oᵀ / (√d·τ)) v_o
 
@@ -79,7 +79,7 @@ def attend_coarse(
 
     Args:
         queries: x of each score, (B, A, L, d), in the order of `coarse.keys`.
-        coarse: of the B windows' pictures.
+        coarse: of the B windows' images.
         temperature: τ > 0.
         plain: the formula with its (B, A, L, m) maps in memory; else torch's attention, whose memory is linear in L.
 
@@ -119,7 +119,7 @@ class FinalInputs(NamedTuple):
     features: Tensor | None
     """(B, C, H_v, W_v) of the proxy."""
     overview: Tensor | None = None
-    """(B, A, L, d): A_o·v_o, what the tokens gather from the whole picture's coarse pass."""
+    """(B, A, L, d): A_o·v_o, what the tokens gather from the whole image's coarse pass."""
 
     @property
     def output_grid(self) -> tuple[int, int]:
@@ -157,7 +157,7 @@ class FinalBlock:
     implementation: Implementation
 
     def keep(self, inputs: FinalInputs) -> Coarse:
-        """What the windows of these pictures will compare themselves with and gather."""
+        """What the windows of these images will compare themselves with and gather."""
         return Coarse(tuple(right for _, right in self.operands(inputs)), inputs.value)
 
     def look(self, inputs: FinalInputs, coarse: Coarse) -> FinalInputs:

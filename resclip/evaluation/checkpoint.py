@@ -1,9 +1,9 @@
 """How far a measurement has come, on disk, so that one that was interrupted goes on and gives the same figures.
 
-Knows counts and files. Knows no picture, model or process group.
+Knows counts and files. Knows no image, model or process group.
 
 A journal is one file a process, and one that holds what earlier runs did. A file has the sums over the groups of
-pictures that it lists, so files may be added up exactly where no group is in two of them. That holds at any instant:
+images that it lists, so files may be added up exactly where no group is in two of them. That holds at any instant:
 a process writes only of groups that nobody had done when it started, no two processes do the same group, and files
 that are being merged stay until the file that has all of them is there; from then on they are subsets of it.
 """
@@ -36,10 +36,10 @@ class Progress:
     """Those that are done."""
     counts: NDArray[np.int64]
     """(C, C): `confusion`'s, over these groups."""
-    pictures: int = 0
+    images: int = 0
     """That the counts are of."""
     problems: tuple[Problem, ...] = ()
-    """Pictures of these groups that are not in the counts."""
+    """Images of these groups that are not in the counts."""
     seconds: float = 0.0
     peak_memory: int = 0
     """Bytes."""
@@ -51,8 +51,8 @@ class Progress:
 
     @property
     def dealt_with(self) -> int:
-        """Pictures of these groups, counted or not."""
-        return self.pictures + len(self.problems)
+        """Images of these groups, counted or not."""
+        return self.images + len(self.problems)
 
     def and_then(self, later: Progress) -> Progress:
         """Both, one after the other; their groups differ."""
@@ -67,7 +67,7 @@ class Progress:
         return Progress(
             self.groups | other.groups,
             self.counts + other.counts,
-            self.pictures + other.pictures,
+            self.images + other.images,
             self.problems + other.problems,
             seconds,
             max(self.peak_memory, other.peak_memory),
@@ -103,7 +103,7 @@ class Journal:
         """What was done before, merged into one file. To be called by one process, before any writes.
 
         Args:
-            terms: what must agree for progress to be of use, beside the key: how pictures are grouped.
+            terms: what must agree for progress to be of use, beside the key: how images are grouped.
 
         Returns:
             None where there is nothing of use.
@@ -142,7 +142,7 @@ class Journal:
             "terms": dict(terms),
             "groups": sorted(progress.groups),
             "counts": progress.counts.tolist(),
-            "pictures": progress.pictures,
+            "images": progress.images,
             "problems": [[problem.name, problem.reason] for problem in progress.problems],
             "seconds": progress.seconds,
             "peak_memory": progress.peak_memory,
@@ -164,7 +164,7 @@ class Journal:
         return Progress(
             frozenset(body["groups"]),
             np.array(body["counts"], np.int64),
-            body["pictures"],
+            body["images"],
             tuple(Problem(*problem) for problem in body["problems"]),
             body["seconds"],
             body["peak_memory"],

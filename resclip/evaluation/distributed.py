@@ -1,6 +1,6 @@
 """The processes that share an evaluation: who this one is, and how they put their numbers together.
 
-Knows torchrun's environment and torch.distributed. Knows no picture, model or data set.
+Knows torchrun's environment and torch.distributed. Knows no image, model or data set.
 
 Numbers meet on the CPU, by gloo: each process computes on a device of its own, and what they exchange is small.
 """
@@ -75,8 +75,8 @@ WAITING = timedelta(days=1)
 FAILURE = "failure"
 """Under which key a process that fails says why."""
 
-PICTURES = "pictures"
-"""Under which key the processes count their pictures."""
+IMAGES = "images"
+"""Under which key the processes count their images."""
 
 JOINED = itertools.count()
 """Tells a program's worlds apart: torchrun keeps one store for all of them."""
@@ -109,15 +109,15 @@ class World:
         """Everybody's `value`, by rank; they must be picklable."""
         return [value]
 
-    def advance(self, pictures: int) -> int:
-        """Count pictures of this process; how many all have counted since this one last asked, its own included.
+    def advance(self, images: int) -> int:
+        """Count images of this process; how many all have counted since this one last asked, its own included.
 
         Waits for nobody.
 
         Raises:
             WorldError: a process has failed.
         """
-        return pictures
+        return images
 
 
 ALONE = World()
@@ -135,7 +135,7 @@ class SharedWorld(World):
     store: Store = field(kw_only=True)
     """What all can write to and read from without waiting."""
     seen: int = 0
-    """Pictures of all that `advance` has returned so far."""
+    """Images of all that `advance` has returned so far."""
 
     def broadcast(self, value: T) -> T:
         """The first process's `value`, which must be picklable."""
@@ -155,10 +155,10 @@ class SharedWorld(World):
             dist.all_gather_object(values, value)
         return values
 
-    def advance(self, pictures: int) -> int:
-        """Count pictures of this process; how many all have counted since this one last asked."""
+    def advance(self, images: int) -> int:
+        """Count images of this process; how many all have counted since this one last asked."""
         with self.together():
-            total = self.store.add(PICTURES, pictures)
+            total = self.store.add(IMAGES, images)
             failed = self.store.check([FAILURE])
         if failed:
             raise WorldError(self.reason())

@@ -48,7 +48,7 @@ _GRID = "#E4E4E7"
 
 _DPI = 150
 _WIDTH = 9.0  # Inches, of bars.
-# Inches. A picture of Agg's has at most 65,536 pixels a side: 436 inches.
+# Inches. An image of Agg's has at most 65,536 pixels a side: 436 inches.
 _TALLEST = 240.0
 _LABELLED_ROWS = 3  # With more, the figures at the ends of the bars are in each other's way.
 

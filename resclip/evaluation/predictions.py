@@ -1,6 +1,6 @@
-"""What is written while a set is measured: predictions as label pictures, and sheets that show truth and prediction.
+"""What is written while a set is measured: predictions as label images, and sheets that show truth and prediction.
 
-Knows data sets, label maps and files. Knows no model, and computes no figure but a picture's own.
+Knows data sets, label maps and files. Knows no model, and computes no figure but an image's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from resclip.visualization.overlay import LegendEntry, draw_sheet, palette
 from resclip_kernels.checks import check_count
 
 OPACITY = 0.7
-"""Of the colours on a sheet's overlays: they matter more than the picture, which stands beside them."""
+"""Of the colours on a sheet's overlays: they matter more than the image, which stands beside them."""
 
 _RIGHT = (228, 228, 231)
 _WRONG = (
@@ -35,13 +35,13 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?",
 
 
 class SavePredictions:
-    """Writes each picture's predicted classes as FOLDER/SET/ROW/NAME.png; a name's "/" are folders.
+    """Writes each image's predicted classes as FOLDER/SET/ROW/NAME.png; a name's "/" are folders.
 
     The files are paletted PNGs whose values are class indices, in the set's own colours where it has some.
 
     Args:
         folder: made where it is missing; files that it has are replaced.
-        dataset: whose pictures come.
+        dataset: whose images come.
         row: the method's name in the table.
     """
 
@@ -52,7 +52,7 @@ class SavePredictions:
     def __call__(
         self,
         sample: Sample,
-        picture: NDArray[np.uint8],
+        image: NDArray[np.uint8],
         truth: NDArray[np.uint8],
         labels: NDArray[np.int64],
     ) -> None:
@@ -63,16 +63,16 @@ class SavePredictions:
 
 
 class Sheets:
-    """Writes FOLDER/SET/ROW/NAME.png for a few pictures: picture, truth, prediction and difference, side by side.
+    """Writes FOLDER/SET/ROW/NAME.png for a few images: image, truth, prediction and difference, side by side.
 
     Pixels that do not count are striped. The legend names the classes that truth or prediction have, with their share
-    of the truth. The pictures are the same for every row, and however many processes share the set.
+    of the truth. The images are the same for every row, and however many processes share the set.
 
     Args:
         folder: made where it is missing; files that it has are replaced.
-        dataset: whose pictures come.
+        dataset: whose images come.
         row: the method's name in the table.
-        count: of pictures, spread evenly over the set; all of it where it has no more.
+        count: of images, spread evenly over the set; all of it where it has no more.
 
     Raises:
         ValueError, TypeError: a `count` that is none.
@@ -90,23 +90,23 @@ class Sheets:
     def __call__(
         self,
         sample: Sample,
-        picture: NDArray[np.uint8],
+        image: NDArray[np.uint8],
         truth: NDArray[np.uint8],
         labels: NDArray[np.int64],
     ) -> None:
-        """Write the picture's sheet if it is among the chosen. Raises OSError where that cannot be done."""
+        """Write the image's sheet if it is among the chosen. Raises OSError where that cannot be done."""
         if sample.name in self.chosen:
-            sheet = self.draw(sample.name, picture, truth, labels)
+            sheet = self.draw(sample.name, image, truth, labels)
             write(sheet, self.folder / f"{safe_name(sample.name)}.png")
 
     def draw(
         self,
         name: str,
-        picture: NDArray[np.uint8],
+        image: NDArray[np.uint8],
         truth: NDArray[np.uint8],
         labels: NDArray[np.int64],
     ) -> Image.Image:
-        """The sheet of one picture; mode RGB."""
+        """The sheet of one image; mode RGB."""
         ignored, right, wrong = range(len(self.classes), len(self.classes) + 3)
         counted = truth != IGNORED
         known = np.where(counted, truth, ignored).astype(np.int64)
@@ -116,7 +116,7 @@ class Sheets:
         shares = np.bincount(judged.ravel(), minlength=wrong + 1) / judged.size
         entries = [(index, text, float(shares[index])) for index, text in special.items()]
         return draw_sheet(
-            picture,
+            image,
             views,
             self.colours,
             [*(entry for entry in entries if entry[2]), *self.present(known, labels)],
@@ -139,11 +139,11 @@ class Sheets:
         return [(index, self.classes[index], float(true[index])) for index in there]
 
     def figures(self, truth: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-        """The picture's own mIoU and pixel accuracy in words; nothing where no pixel counts."""
+        """The image's own mIoU and pixel accuracy in words; nothing where no pixel counts."""
         scores = scores_of(confusion(truth, labels, len(self.classes), IGNORED))
         if scores.miou is None:
             return ""
-        return f": mIoU {scores.miou:.1f} in this picture, {scores.pixel_accuracy:.1f} % of its pixels right"
+        return f": mIoU {scores.miou:.1f} in this image, {scores.pixel_accuracy:.1f} % of its pixels right"
 
 
 def evenly_spaced(count: int, length: int) -> list[int]:

@@ -103,7 +103,7 @@ def is_standard(row: str, dataset: str, knobs: Mapping[str, Any]) -> bool:
     """Whether a row was measured as its method is published: its base's own attention, and the protocol of the set.
 
     RCS and SFR may have the set's released values or those of the paper's equations. A base alone may be measured by
-    the usual windows even where the released program takes the whole picture.
+    the usual windows even where the released program takes the whole image.
     """
     name, *modules = row.split("+")
     if name not in BASES or not set(modules) <= set(MODULES):
@@ -136,7 +136,7 @@ def is_standard(row: str, dataset: str, knobs: Mapping[str, Any]) -> bool:
 
 
 def has_windows(knobs: Mapping[str, Any], window: int, stride: int) -> bool:
-    """Whether the knobs name these windows; a whole picture (0) has no stride."""
+    """Whether the knobs name these windows; a whole image (0) has no stride."""
     if knobs.get("window", window) != window:
         return False
     return window == 0 or knobs.get("stride", stride) == stride

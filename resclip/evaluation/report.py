@@ -23,9 +23,9 @@ class Cost:
     """What measuring took. No figure depends on it."""
 
     seconds: float
-    """For all pictures, without loading the model; of an interrupted run, of all its parts."""
+    """For all images, without loading the model; of an interrupted run, of all its parts."""
     processes: int
-    """That shared the pictures."""
+    """That shared the images."""
     threads: int
     """Of the CPU, a process."""
     machine: str
@@ -39,10 +39,10 @@ class Row:
     """One method's figures on one set."""
 
     scores: Scores
-    pictures: int
+    images: int
     """That the figures are of."""
     problems: tuple[Problem, ...]
-    """Pictures that are not in them, and why."""
+    """Images that are not in them, and why."""
     cost: Cost
     knobs: Mapping[str, Any]
     """What sets the method apart, as JSON-able values."""

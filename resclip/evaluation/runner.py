@@ -37,28 +37,28 @@ from resclip.segmenter import Segmenter
 from resclip_kernels.checks import check_count
 
 GROUP_SIZE = 8
-"""Pictures a group: 50 to 100 windows of photographs, several full batches."""
+"""Images a group: 50 to 100 windows of photographs, several full batches."""
 
 WRITTEN_EVERY = 10.0
 """Seconds between two writings of the journal, which take 13 ms for 171 classes."""
 
 
 class Watcher(Protocol):
-    """Sees every picture that this process measures, in order."""
+    """Sees every image that this process measures, in order."""
 
     def __call__(
         self,
         sample: Sample,
-        picture: NDArray[np.uint8],
+        image: NDArray[np.uint8],
         truth: NDArray[np.uint8],
         labels: NDArray[np.int64],
     ) -> None:
-        """See the (H, W, 3) picture, its (H, W) true classes and its (H, W) predicted ones."""
+        """See the (H, W, 3) image, its (H, W) true classes and its (H, W) predicted ones."""
 
 
 Tell: TypeAlias = Callable[[int, NDArray[np.int64]], object]
-"""Hears how many pictures more are done, by all processes and broken ones too: they sum to the size of the set. And the
-counts of earlier runs and of this process so far; at the last call, which may tell of no picture more, everybody's."""
+"""Hears how many images more are done, by all processes and broken ones too: they sum to the size of the set. And the
+counts of earlier runs and of this process so far; at the last call, which may tell of no image more, everybody's."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Tally:
 
     counts: NDArray[np.int64]
     """(C, C): `confusion`'s, over the whole set."""
-    pictures: int
+    images: int
     """That the counts are of."""
     problems: tuple[Problem, ...]
-    """Pictures that are not: the set's own first, then in the order of its samples."""
+    """Images that are not: the set's own first, then in the order of its samples."""
     cost: Cost
 
 
@@ -85,18 +85,18 @@ def measure(
     tell: Tell | None = None,
     watch: Sequence[Watcher] = (),
 ) -> Tally:
-    """Segment every picture of a data set and count which class was taken for which.
+    """Segment every image of a data set and count which class was taken for which.
 
     Args:
         segmenter: its classes are the set's, in the same order.
         dataset: what to segment.
-        group_size: pictures that are segmented together.
-        workers: processes that read pictures, for each process that segments; 0: itself; None: as many as keep its
+        group_size: images that are segmented together.
+        workers: processes that read images, for each process that segments; 0: itself; None: as many as keep its
             device busy.
         journal: keeps what has been done, and says what had been; it is left in place. None: for no resuming.
         world: the processes that share the groups. All of them call this, with equal arguments.
         tell: is told of progress, after what the journal had and after each group.
-        watch: see each picture after it was segmented. What the journal had is not shown again.
+        watch: see each image after it was segmented. What the journal had is not shown again.
 
     Returns:
         The same in every process.
@@ -105,7 +105,7 @@ def measure(
         ValueError: the segmenter has another number of classes than the set, or a group size below 1.
         OSError: the journal cannot be written.
         WorldError: another process failed.
-        Exception: whatever the segmenter and the watchers raise. Pictures that cannot be read raise nothing: they are
+        Exception: whatever the segmenter and the watchers raise. Images that cannot be read raise nothing: they are
             in `Tally.problems`.
     """
     check_count("group_size", group_size, 1)
@@ -151,7 +151,7 @@ def measure(
         machine=world.broadcast(machine_name(segmenter.device)),
         peak_memory=everything.peak_memory,
     )
-    return Tally(everything.counts, everything.pictures, (*dataset.problems, *problems), cost)
+    return Tally(everything.counts, everything.images, (*dataset.problems, *problems), cost)
 
 
 def measured(
@@ -173,7 +173,7 @@ def measured(
             yield Progress(
                 groups=frozenset({group.number}),
                 counts=counts,
-                pictures=len(group.loaded),
+                images=len(group.loaded),
                 problems=group.problems,
                 seconds=now - before,
                 peak_memory=peak_memory(device),
@@ -195,9 +195,9 @@ def counts_of(
     for sample, (found, _) in zip(group.loaded, results, strict=True):
         truth, labels = sample.truth.numpy(), found.cpu().numpy()
         counts += confusion(truth, labels, reader.classes, ignored=IGNORED)
-        if sample.picture is not None:
+        if sample.image is not None:
             for watcher in watch:
-                watcher(reader.samples[sample.index], sample.picture.numpy(), truth, labels)
+                watcher(reader.samples[sample.index], sample.image.numpy(), truth, labels)
     return counts
 
 
@@ -225,18 +225,18 @@ class Diary:
 
 
 def terms_of(dataset: Dataset, group_size: int) -> dict[str, Any]:
-    """What decides which pictures are in which group."""
-    return {"group_size": group_size, "pictures": len(dataset), "names": dataset.digest}
+    """What decides which images are in which group."""
+    return {"group_size": group_size, "images": len(dataset), "names": dataset.digest}
 
 
 def check_alike(dataset: Dataset, terms: Mapping[str, Any], world: World) -> None:
-    """ValueError, in every process, where one has other pictures on its disk than the first."""
+    """ValueError, in every process, where one has other images on its disk than the first."""
     first, *others = world.gather(terms)
     for rank, other in enumerate(others, 1):
         if other != first:
             raise ValueError(
-                f"expected the same pictures of {dataset.name} in every process, got {first['pictures']:,} in the "
-                f"first and {other['pictures']:,}, or others, in that of rank {rank}: copy the set anew, or put it on "
+                f"expected the same images of {dataset.name} in every process, got {first['images']:,} in the "
+                f"first and {other['images']:,}, or others, in that of rank {rank}: copy the set anew, or put it on "
                 "a disk that the machines share"
             )
 
@@ -305,9 +305,9 @@ def evaluate(
         path: JSON file that gets the figures after each row. Rows that it has under the same conditions are not
             measured again, and a row that was interrupted goes on where it stopped; what else it has is kept.
         fresh: measure everything anew; the file keeps only sets that are not asked for.
-        workers: processes that decode pictures; None: as many as are of use.
-        world: the processes that share the pictures; all get the same report, the first alone writes.
-        watch: sees every picture. Rows are measured then, whether the file has them or not.
+        workers: processes that decode images; None: as many as are of use.
+        world: the processes that share the images; all get the same report, the first alone writes.
+        watch: sees every image. Rows are measured then, whether the file has them or not.
         progress: draw a bar, and write a line a row, on stderr, by the first process.
 
     Returns:
@@ -324,7 +324,7 @@ def evaluate(
     shown = progress and world.is_first
     total = len(candidates) * sum(map(len, datasets))
     # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=total, unit="picture", disable=None if shown else True, leave=False) as bar:
+    with tqdm(total=total, unit="image", disable=None if shown else True, leave=False) as bar:
         for dataset in datasets:
             for candidate in candidates:
                 bar.set_description(f"{dataset.name}, {candidate.name}")
@@ -349,7 +349,7 @@ def evaluate(
                         watch=() if watch is None else watch.make(candidate.name, dataset),
                     )
                     scores = scores_of(tally.counts)
-                    row = Row(scores, tally.pictures, tally.problems, tally.cost, knobs)
+                    row = Row(scores, tally.images, tally.problems, tally.cost, knobs)
                     figures.rows = in_order({**figures.rows, candidate.name: row})
                     took = f"{row.cost.seconds:.0f} s"
                     if path is not None and journal is not None and world.is_first:
@@ -431,7 +431,7 @@ def conditions(dataset: Dataset, segmenter: Segmenter) -> tuple[Evaluation, dict
     settings = segmenter.settings
     shared = {
         "split": dataset.split,
-        "pictures": len(dataset),
+        "images": len(dataset),
         "names": dataset.digest[:16],
         "entries": dataset.entries,
         "device": segmenter.device.type,
@@ -448,11 +448,11 @@ def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return restored
 
 
-def show(bar: tqdm[Any], pictures: int, counts: NDArray[np.int64]) -> None:
-    """Some more pictures, and the mIoU so far."""
+def show(bar: tqdm[Any], images: int, counts: NDArray[np.int64]) -> None:
+    """Some more images, and the mIoU so far."""
     miou = scores_of(counts).miou
     bar.set_postfix_str("" if miou is None else f"mIoU {miou:.1f}", refresh=False)
-    bar.update(pictures)
+    bar.update(images)
 
 
 def in_order(rows: Mapping[str, Row]) -> dict[str, Row]:

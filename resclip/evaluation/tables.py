@@ -22,13 +22,13 @@ _PROBLEMS_SHOWN = 5  # Of a set, under a table; `problem_lines` has them all.
 
 
 def notes(report: Report) -> list[str]:
-    """What stands under a table: how to read it, conditions, sources, and pictures that are left out."""
+    """What stands under a table: how to read it, conditions, sources, and images that are left out."""
     sets = list(report.sets.values())
     if len(sets) == 1:
         lines = [
             "Per cent; change: of the mIoU, from the base alone; weighted IoU: by the classes' shares of the pixels."
         ]
-        lines += [f"Pictures per second: {text}." for text in machines(sets[0])]
+        lines += [f"Images per second: {text}." for text in machines(sets[0])]
     else:
         lines = [
             "mIoU in per cent, in brackets its change from the base alone; mean: of rows that have every set."
@@ -62,12 +62,12 @@ def conditions(evaluation: Evaluation) -> str:
             for knob, value in first
             if all(row.knobs.get(knob) == value for row in rows)
         }
-    pictures = [evaluation.description, *windows_in_words(settings)]
-    return f"{', '.join(pictures)}; {', '.join(model_in_words(settings))}."
+    images = [evaluation.description, *windows_in_words(settings)]
+    return f"{', '.join(images)}; {', '.join(model_in_words(settings))}."
 
 
 def windows_in_words(settings: Mapping[str, Any]) -> Iterator[str]:
-    """How pictures are prepared and cut."""
+    """How images are prepared and cut."""
     if settings.get("short_side"):
         yield f"short side {settings['short_side']}"
     if "window" not in settings:
@@ -113,18 +113,18 @@ def published_of(figures: Evaluation, name: str) -> Published | None:
 
 
 def problem_lines(report: Report) -> list[str]:
-    """Every picture that is left out, a line each: the set, its name, why, and the rows unless it is all of them."""
+    """Every image that is left out, a line each: the set, its name, why, and the rows unless it is all of them."""
     sets = report.sets.values()
     return [f"{figures.dataset}, {line}" for figures in sets for line in problems_of(figures)]
 
 
 def problem_notes(figures: Evaluation) -> Iterator[str]:
-    """How many pictures of a set are left out, and the first of the reasons."""
+    """How many images of a set are left out, and the first of the reasons."""
     count = left_out(figures)
     if not count:
         return
-    pictures = "1 picture is" if count == 1 else f"{count:,} pictures are"
-    yield f"* {figures.dataset}: {pictures} left out of the figures:"
+    images = "1 image is" if count == 1 else f"{count:,} images are"
+    yield f"* {figures.dataset}: {images} left out of the figures:"
     lines = list(problems_of(figures))
     yield from (f"  {line}" for line in lines[:_PROBLEMS_SHOWN])
     if len(lines) > _PROBLEMS_SHOWN:
@@ -143,7 +143,7 @@ def problems_of(figures: Evaluation) -> Iterator[str]:
 
 
 def left_out(figures: Evaluation) -> int:
-    """Number of pictures that a row of the set is without."""
+    """Number of images that a row of the set is without."""
     return len({problem.name for row in figures.rows.values() for problem in row.problems})
 
 
@@ -163,8 +163,8 @@ COLUMNS = {"": "none", "+rcs": "RCS", "+sfr": "SFR", "+rcs+sfr": "RCS + SFR"}
 """Heads of the columns by what stands behind the base's name."""
 
 CSV_COLUMNS = (
-    "set", "method", "miou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "pictures", "problems",
-    "seconds", "pictures_per_second", "peak_memory", "published_miou", "published_method", "published_source",
+    "set", "method", "miou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "images", "problems",
+    "seconds", "images_per_second", "peak_memory", "published_miou", "published_method", "published_source",
     "iou", "accuracy",
 )  # fmt: skip
 
@@ -238,10 +238,10 @@ def csv_line(figures: Evaluation, name: str, row: Row) -> dict[str, Any]:
         "mean_accuracy": scores.mean_accuracy,
         "pixel_accuracy": scores.pixel_accuracy,
         "frequency_weighted_iou": scores.frequency_weighted_iou,
-        "pictures": row.pictures,
+        "images": row.images,
         "problems": len(row.problems),
         "seconds": row.cost.seconds,
-        "pictures_per_second": rate(row),
+        "images_per_second": rate(row),
         "peak_memory": row.cost.peak_memory,
         "published_miou": known and known.miou,
         "published_method": known and known.method,
@@ -287,7 +287,7 @@ def mean_of_all(values: Sequence[float | None]) -> float | None:
 def figures_of_one(figures: Evaluation) -> Table:
     """A line a method, a column a figure."""
     heads = ["method", f"mIoU{'*' if left_out(figures) else ''}", "change", "published"]
-    heads += ["mean accuracy", "pixel accuracy", "weighted IoU", "pictures/s"]
+    heads += ["mean accuracy", "pixel accuracy", "weighted IoU", "images/s"]
     lines = []
     for name, row in figures.rows.items():
         scores, speed = row.scores, rate(row)
@@ -307,13 +307,13 @@ def figures_of_one(figures: Evaluation) -> Table:
 
 
 def marked(figures: Evaluation) -> str:
-    """The set's name, with a star where pictures are left out."""
+    """The set's name, with a star where images are left out."""
     return f"{figures.dataset}*" if left_out(figures) else figures.dataset
 
 
 def rate(row: Row) -> float | None:
-    """Pictures per second, as far as both are known."""
-    return row.pictures / row.cost.seconds if row.pictures and row.cost.seconds else None
+    """Images per second, as far as both are known."""
+    return row.images / row.cost.seconds if row.images and row.cost.seconds else None
 
 
 def change_base(

@@ -1,6 +1,6 @@
 """What a batch of windows takes of memory while it is encoded, and how large a batch may therefore be.
 
-Knows the encoder's stages and what each of them holds at its worst. Knows no picture and no stream.
+Knows the encoder's stages and what each of them holds at its worst. Knows no image and no stream.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from resclip.models.proxy_models import ColourProxy, TimmProxy, whole_patches
 from resclip_kernels import Implementation
 
 SHARE = 0.7
-"""Of what is free, the most that a batch may take; the rest is for pictures, results and holes between tensors."""
+"""Of what is free, the most that a batch may take; the rest is for images, results and holes between tensors."""
 
 HOLES = 1.5
 """Resident pages of a CPU process a byte of its tensors: malloc keeps what was freed between them. Measured: up to 1.6
@@ -170,15 +170,15 @@ def proxy_bytes(
     grid = seen[0] // proxy.patch, seen[1] // proxy.patch
     pixels = count * math.prod(seen)
     # Colours taken back, resized, normalised, and two steps between.
-    pictures = 5 * 3 * pixels * FLOAT
+    images = 5 * 3 * pixels * FLOAT
     if isinstance(proxy, ColourProxy):
-        return grid, pictures
+        return grid, images
     element = proxy.dtype.itemsize
     if proxy.patch >= 32:
         # A pyramid's first stage: 58 numbers a pixel in ResNet-50, 94 in ConvNeXt-B.
-        return grid, pictures + 96 * pixels * element
+        return grid, images + 96 * pixels * element
     # A transformer's block: 14 numbers a pixel in a ViT-Ti/16, where 7 widths of its MLP make 21; 75 and 84 in SAM's.
-    return grid, pictures + 7 * count * math.prod(grid) * widest_layer(proxy) * element
+    return grid, images + 7 * count * math.prod(grid) * widest_layer(proxy) * element
 
 
 def map_bytes(encoder: DenseEncoder, patches: int, count: int, kernels: bool) -> int:

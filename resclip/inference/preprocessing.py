@@ -1,4 +1,4 @@
-"""What is done to a picture before it is cut into windows: its size, and its pixels' scale.
+"""What is done to an image before it is cut into windows: its size, and its pixels' scale.
 
 Knows pixels. Knows no model, no window and no class; small and picklable, for other processes.
 """
@@ -16,10 +16,10 @@ from resclip.io.images import PixelArray, resize, resize_shape
 from resclip.io.resize import resize_rows, source_rows
 
 SOURCE_BYTES = 1 << 26
-"""Pixels of a large picture that are in memory while it is resized: 64 MiB."""
+"""Pixels of a large image that are in memory while it is resized: 64 MiB."""
 
 
-class ImageSource(Protocol):
+class ImageRows(Protocol):
     """Rows of pixels, on demand."""
 
     @property
@@ -35,19 +35,19 @@ class ImageSource(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayPicture:
-    """A picture in memory: (H, W, 3) uint8."""
+class ArrayImage:
+    """An image in memory: (H, W, 3) uint8."""
 
     pixels: PixelArray
 
     @property
     def height(self) -> int:
-        """See `ImageSource`."""
+        """See `ImageRows`."""
         return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
-        """See `ImageSource`."""
+        """See `ImageRows`."""
         return int(self.pixels.shape[1])
 
     def rows(self, first: int, last: int) -> PixelArray:
@@ -56,49 +56,49 @@ class ArrayPicture:
 
 
 @dataclass(frozen=True, eq=False)
-class ResizedPicture:
-    """Another picture at another size; its rows are made when they are asked for.
+class ResizedImage:
+    """Another image at another size; its rows are made when they are asked for.
 
     Args:
-        picture: the picture.
+        image: the image.
         size: (height, width) wanted.
     """
 
-    picture: ImageSource
+    image: ImageRows
     size: tuple[int, int]
 
     @property
     def height(self) -> int:
-        """See `ImageSource`."""
+        """See `ImageRows`."""
         return self.size[0]
 
     @property
     def width(self) -> int:
-        """See `ImageSource`."""
+        """See `ImageRows`."""
         return self.size[1]
 
     def rows(self, first: int, last: int) -> PixelArray:
-        """The same pixels as those of the whole picture after `resclip.io.resize.resize`."""
-        height = self.picture.height
-        # A picture made much smaller takes many of its rows for each new one: some new rows at a time.
-        source = 3 * self.picture.width * max(1, height // self.height)
+        """The same pixels as those of the whole image after `resclip.io.resize.resize`."""
+        height = self.image.height
+        # An image made much smaller takes many of its rows for each new one: some new rows at a time.
+        source = 3 * self.image.width * max(1, height // self.height)
         step = max(1, SOURCE_BYTES // source)
         runs = []
         for top in range(first, last, step):
             bottom = min(top + step, last)
             start, end = source_rows(height, self.height, top, bottom)
-            rows = self.picture.rows(start, end)
+            rows = self.image.rows(start, end)
             runs.append(resize_rows(rows, start, height, self.size, top, bottom))
         return np.concatenate(runs)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Size and scale of a model's pictures.
+    """Size and scale of a model's images.
 
     Args:
         short_side, long_side: see `Segmenter`.
-        smallest: (height, width) that a picture has at least: a patch.
+        smallest: (height, width) that an image has at least: a patch.
         mean, std: per channel, of pixels in [0, 1].
     """
 
@@ -109,21 +109,21 @@ class Preparation:
     std: tuple[float, ...]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that a picture of this size is given."""
+        """(height, width) that an image of this size is given."""
         if self.short_side:
             height, width = resize_shape(height, width, self.short_side, self.long_side)
         return max(height, self.smallest[0]), max(width, self.smallest[1])
 
-    def resize(self, picture: PixelArray) -> PixelArray:
+    def resize(self, image: PixelArray) -> PixelArray:
         """(H, W, 3) uint8 → (H', W', 3) uint8."""
-        return resize(picture, self.size(picture.shape[0], picture.shape[1]))
+        return resize(image, self.size(image.shape[0], image.shape[1]))
 
-    def resized(self, picture: ImageSource) -> ImageSource:
-        """The same of a picture of which rows are read: at once where it is in memory, else row by row."""
-        if isinstance(picture, ArrayPicture):
-            return ArrayPicture(self.resize(picture.pixels))
-        size = self.size(picture.height, picture.width)
-        return picture if size == (picture.height, picture.width) else ResizedPicture(picture, size)
+    def resized(self, image: ImageRows) -> ImageRows:
+        """The same of an image of which rows are read: at once where it is in memory, else row by row."""
+        if isinstance(image, ArrayImage):
+            return ArrayImage(self.resize(image.pixels))
+        size = self.size(image.height, image.width)
+        return image if size == (image.height, image.width) else ResizedImage(image, size)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(…, H', W', 3) uint8 → (…, 3, H', W') float32, on the same device."""

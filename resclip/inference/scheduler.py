@@ -1,9 +1,9 @@
-"""Windows of many pictures as one stream: they fill batches, and every picture's finished strips come out in order.
+"""Windows of many images as one stream: they fill batches, and every image's finished strips come out in order.
 
 Knows batches, how far to run ahead, and what to do when memory runs out. Knows no model and no class: what a window, a
 batch and a strip are made of is its `Stages`' business.
 
-Memory is that of `LOOK_AHEAD` batches and of one strip, whatever the number of pictures or their height.
+Memory is that of `LOOK_AHEAD` batches and of one strip, whatever the number of images or their height.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from resclip.inference.memory import release
 from resclip.inference.windows import Mosaic, Window, padding
 
 LOOK_AHEAD = 4
-"""Batches of windows that are cut from pictures behind the first unfinished one, to fill its batches."""
+"""Batches of windows that are cut from images behind the first unfinished one, to fill its batches."""
 
 PIXELS_AHEAD = 1 << 26
-"""Pixels of results behind the first unfinished picture: 67 million, 0.8 GB of labels and probabilities."""
+"""Pixels of results behind the first unfinished image: 67 million, 0.8 GB of labels and probabilities."""
 
 
 class Frame(NamedTuple):
-    """A picture that is to be segmented."""
+    """An image that is to be segmented."""
 
     pixels: Any
     """As they go through the tower: for `Stages` to read."""
@@ -53,7 +53,7 @@ class Strip(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A picture that cannot be done, in place of its remaining strips."""
+    """An image that cannot be done, in place of its remaining strips."""
 
     tag: Any
     """The caller's own."""
@@ -61,7 +61,7 @@ class Failure(NamedTuple):
 
 
 class WholeResult(NamedTuple):
-    """A picture's strips put together, on the CPU."""
+    """An image's strips put together, on the CPU."""
 
     tag: Any
     labels: NDArray[np.int64]
@@ -71,7 +71,7 @@ class WholeResult(NamedTuple):
 
 
 class Job:
-    """One picture on its way: its windows, which of them are done, and which of its rows have come out."""
+    """One image on its way: its windows, which of them are done, and which of its rows have come out."""
 
     def __init__(self, frame: Frame, windows: Sequence[Window], pad_multiple: int) -> None:
         self.frame = frame
@@ -103,14 +103,14 @@ class Job:
 
     @property
     def is_single(self) -> bool:
-        """Whether one window, without padding, is the whole picture."""
+        """Whether one window, without padding, is the whole image."""
         return len(self.windows) == 1 and not any(
             padding(self.windows[0], self.mosaic.pad_multiple)
         )
 
     @property
     def final_rows(self) -> int:
-        """Rows of the picture, from the top, that no window will change any more."""
+        """Rows of the image, from the top, that no window will change any more."""
         if self.oldest < len(self.windows):
             return self.windows[self.oldest].top
         return self.frame.shape[0]
@@ -136,10 +136,10 @@ class Crop(NamedTuple):
 
 
 class Stages(Protocol):
-    """What is done to a picture; see `Segmenter`."""
+    """What is done to an image; see `Segmenter`."""
 
     def begin(self, frame: Frame) -> Job:
-        """A picture's windows, from top left to bottom right."""
+        """An image's windows, from top left to bottom right."""
 
     def cut(self, job: Job) -> Iterator[Crop]:
         """The pixels of each window, in the windows' order; ValueError or OSError where they cannot be read."""
@@ -155,14 +155,14 @@ class Stages(Protocol):
 
 
 def stream(stages: Stages, frames: Iterable[Frame | Failure]) -> Iterator[Strip | Failure]:
-    """Segment pictures as they come.
+    """Segment images as they come.
 
     Args:
         stages: what is done to them.
-        frames: pictures of any sizes, taken as batches need them; failures go through.
+        frames: images of any sizes, taken as batches need them; failures go through.
 
     Yields:
-        Every picture's strips, picture by picture in the order of `frames`; a `Failure` where a picture's pixels cannot
+        Every image's strips, image by image in the order of `frames`; a `Failure` where an image's pixels cannot
         be read or its logits are no numbers.
 
     Raises:
@@ -172,7 +172,7 @@ def stream(stages: Stages, frames: Iterable[Frame | Failure]) -> Iterator[Strip 
 
 
 def whole_results(events: Iterable[Strip | Failure]) -> Iterator[WholeResult | Failure]:
-    """Put each picture's strips together; failures go through."""
+    """Put each image's strips together; failures go through."""
     labels = probabilities = None
     for event in events:
         if isinstance(event, Failure):
@@ -232,14 +232,14 @@ class _Stream:
         return True
 
     def is_too_far_ahead(self) -> bool:
-        """Whether pictures behind the first unfinished one hold more than they may."""
+        """Whether images behind the first unfinished one hold more than they may."""
         behind = list(islice(self.jobs, 1, None))
         windows = sum(job.cut for job in behind)
         pixels = sum(job.frame.size[0] * job.frame.size[1] for job in behind)
         return windows > LOOK_AHEAD * max(self.limits.values(), default=1) or pixels > PIXELS_AHEAD
 
     def finish_first(self) -> None:
-        """Run the batches, full or not, that the first picture waits for."""
+        """Run the batches, full or not, that the first image waits for."""
         first = self.jobs[0]
         for key in list(self.waiting):
             if any(crop.job is first for crop in self.waiting[key]):
@@ -281,7 +281,7 @@ class _Stream:
             release()
 
     def strips(self) -> Iterator[Strip | Failure]:
-        """What can come out now: strips of the first picture, and of the next ones where it has ended."""
+        """What can come out now: strips of the first image, and of the next ones where it has ended."""
         while self.jobs:
             job = self.jobs[0]
             while not job.ended:
@@ -300,7 +300,7 @@ class _Stream:
                 yield Failure(job.frame.tag, job.error)
 
     def fail(self, job: Job, error: ValueError | OSError) -> None:
-        """Nothing more is done for this picture."""
+        """Nothing more is done for this image."""
         job.error = error
         for key in list(self.waiting):
             self.waiting[key] = [crop for crop in self.waiting[key] if crop.job is not job]

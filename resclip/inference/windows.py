@@ -1,4 +1,4 @@
-"""Cut a picture into windows, and put their logits together again.
+"""Cut an image into windows, and put their logits together again.
 
 Knows geometry only: no model, no class.
 """
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_AT_A_TIME = 512
-"""Rows of a large picture that are shrunk together: 184 MB of normalised pixels at a width of 30,000."""
+"""Rows of a large image that are shrunk together: 184 MB of normalised pixels at a width of 30,000."""
 
 
 class Window(NamedTuple):
-    """A rectangle of a picture, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -27,12 +27,12 @@ class Window(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """Rows of the picture that the window covers."""
+        """Rows of the image that the window covers."""
         return slice(self.top, self.top + self.height)
 
     @property
     def columns(self) -> slice:
-        """Columns of the picture that the window covers."""
+        """Columns of the image that the window covers."""
         return slice(self.left, self.left + self.width)
 
 
@@ -45,11 +45,11 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def plan_windows(height: int, width: int, window: int, stride: int) -> list[Window]:
-    """Windows of a picture, row by row.
+    """Windows of an image, row by row.
 
     Args:
-        height, width: of the picture, in pixels.
-        window: side of a window; a shorter side of the picture gives one shorter window; 0: the whole picture.
+        height, width: of the image, in pixels.
+        window: side of a window; a shorter side of the image gives one shorter window; 0: the whole image.
         stride: step between windows, at most `window`.
     """
     if window == 0:
@@ -97,12 +97,12 @@ def bilinear_weights(cells: int, length: int, device: torch.device, dtype: torch
 
 
 class Mosaic:
-    """The logits of one picture's windows: small grids, resized and averaged when rows of the picture are asked for.
+    """The logits of one image's windows: small grids, resized and averaged when rows of the image are asked for.
 
     Memory is that of the grids, (Q, h, w) a window, and of the rows asked for; not (Q, height, width).
 
     Args:
-        height, width: of the picture, in pixels.
+        height, width: of the image, in pixels.
         pad_multiple: to which windows were padded; what lies over the padding is cut off.
     """
 
@@ -228,7 +228,7 @@ def triangle_weights(length: int, cells: int, device: torch.device, dtype: torch
 
 
 def check_window(window: int, stride: int, patch_size: tuple[int, int]) -> None:
-    """ValueError unless the windows cover a picture and hold at least a patch."""
+    """ValueError unless the windows cover an image and hold at least a patch."""
     for name, value in (("window", window), ("stride", stride)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer number of pixels; got {value!r}")
@@ -236,10 +236,10 @@ def check_window(window: int, stride: int, patch_size: tuple[int, int]) -> None:
         return
     if window < max(patch_size):
         raise ValueError(
-            f"window must be 0 (the whole picture) or at least a patch of {max(patch_size)} pixels; got {window}"
+            f"window must be 0 (the whole image) or at least a patch of {max(patch_size)} pixels; got {window}"
         )
     if not 1 <= stride <= window:
         raise ValueError(
-            f"stride must lie between 1 and the window's {window} pixels, or parts of the picture are never seen; "
+            f"stride must lie between 1 and the window's {window} pixels, or parts of the image are never seen; "
             f"got {stride}"
         )

@@ -1,6 +1,6 @@
 """Reading text from files, and writing files so that nothing is ever left half-written.
 
-Knows the file system; knows nothing of pictures, classes or models.
+Knows the file system; knows nothing of images, classes or models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Label maps as GeoTIFF, written strip by strip, and turned into PNG: whole or not at all, and always the same bytes.
 
-Knows tiles, palettes and files. Knows no picture and no model.
+Knows tiles, palettes and files. Knows no image and no model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ try:
     from rasterio.errors import RasterioError
 except ImportError as error:
     raise ImportError(
-        "expected rasterio, for pictures that are read or written by block, got none that can be "
+        "expected rasterio, for images that are read or written by block, got none that can be "
         f'imported ({error}); pip install "resclip[geo]"'
     ) from error
 
@@ -91,7 +91,7 @@ LARGEST_ROW_OF_BLOCKS = 512 << 20
 
 
 def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Raster:
-    """Open a picture of which rows are read on demand; nothing but its header is read now.
+    """Open an image of which rows are read on demand; nothing but its header is read now.
 
     Args:
         path: of a local file that GDAL reads: GeoTIFF best, with tiles or strips.
@@ -101,7 +101,7 @@ def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) 
     converted, an alpha band is composited over white. Of several bands those marked red, green and blue are taken,
     else the first three. 16 bits become the nearest of 8, in colour too (where `read_image` keeps the high byte: one
     level of difference at most). Unlike there, what a nodata value or a mask band hides becomes white, an EXIF
-    orientation is not applied, and all 32-bit pictures are refused.
+    orientation is not applied, and all 32-bit images are refused.
 
     Raises:
         ImageError: the file is missing, empty, damaged, no raster or over `max_pixels`; its bands are neither grey,
@@ -117,7 +117,7 @@ def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) 
     except OSError as error:
         raise ImageError(unreachable(name, error)) from error
     try:
-        with gdal() as rasterio, without_warnings():  # Most pictures have no georeference.
+        with gdal() as rasterio, without_warnings():  # Most images have no georeference.
             dataset = rasterio.open(path)
     except OSError:
         raise ImageError(unknown_format(name, start)) from None
@@ -130,7 +130,7 @@ def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) 
 
 
 class Raster:
-    """A `ImageSource` on disk, and a context manager; made by `open_raster`.
+    """A `ImageRows` on disk, and a context manager; made by `open_raster`.
 
     One thread at a time may read it, any thread.
 
@@ -260,7 +260,7 @@ def _choose_bands(dataset: Any, name: str) -> _Bands:
     if kinds:
         raise ImageError(
             f"{name}: expected 8 or 16 bits a channel (uint8, uint16), got {', '.join(kinds)}; "
-            "convert the picture to 8 bits first (gdal_translate -ot Byte -scale)"
+            "convert the image to 8 bits first (gdal_translate -ot Byte -scale)"
         )
     valid = all("all_valid" in [f.name for f in dataset.mask_flag_enums[i - 1]] for i in colours)
     return _Bands(indexes, model, palette, bool(alpha), not alpha and not valid)
@@ -291,13 +291,13 @@ def _palette(dataset: Any) -> PixelArray | None:
 def _row_of_blocks(dataset: Any, name: str) -> int:
     """Bytes that one row of blocks takes, decoded; all bands of a pixel may share a block."""
     if dataset.count == 0:
-        raise ImageError(f"{name}: expected a picture, got a file without bands; name its parts")
+        raise ImageError(f"{name}: expected an image, got a file without bands; name its parts")
     height, width = dataset.block_shapes[0]
     pixel = sum(np.dtype(kind).itemsize for kind in dataset.dtypes)
     size = -(-dataset.width // width) * width * height * pixel
     if size > LARGEST_ROW_OF_BLOCKS:
         raise ImageError(
-            f"{name}: expected a picture in tiles or strips, got blocks of {height:,} rows that take "
+            f"{name}: expected an image in tiles or strips, got blocks of {height:,} rows that take "
             f"{size / 2**30:.1f} GiB at once; store it in tiles (gdal_translate -co TILED=YES)"
         )
     return int(size)

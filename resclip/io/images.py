@@ -1,7 +1,7 @@
-"""Pictures in and out: any source becomes one plain array, and a PIL image becomes a file.
+"""Images in and out: any source becomes one plain array, and a PIL image becomes a file.
 
-Knows Pillow and NumPy. Knows no model, no tensor and no class. Everything that can be wrong with a
-picture file ends here, as one sentence.
+Knows Pillow and NumPy. Knows no model, no tensor and no class. Everything that can be wrong with an
+image file ends here, as one sentence.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WARNING_FILTERS = threading.Lock()
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read, with what was expected, what came and what to do."""
+    """An image that cannot be read, with what was expected, what came and what to do."""
 
 
 def check_file(path: Path, name: str) -> None:
@@ -54,9 +54,9 @@ def check_file(path: Path, name: str) -> None:
     except (OSError, ValueError) as error:
         raise ImageError(unreachable(name, error)) from error
     if is_directory:
-        raise ImageError(f"{name}: expected a picture file, got a directory; name its pictures")
+        raise ImageError(f"{name}: expected an image file, got a directory; name its images")
     if size == 0:
-        raise ImageError(f"{name}: expected a picture, got an empty file; get the file again")
+        raise ImageError(f"{name}: expected an image, got an empty file; get the file again")
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int | None) -> None:
@@ -73,7 +73,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int | None) -> No
 
 
 def too_large(name: str, came: str, max_pixels: int) -> str:
-    """The sentence for a picture with more than `max_pixels`; `came` says how many."""
+    """The sentence for an image with more than `max_pixels`; `came` says how many."""
     return (
         f"{name}: expected at most {max_pixels:,} pixels, got {came}, which may be a file "
         "made to exhaust memory; scale it down, or raise max_pixels if you trust it"
@@ -86,9 +86,9 @@ def unreachable(name: str, error: Exception) -> str:
 
 
 def damaged(name: str, error: BaseException) -> str:
-    """The sentence for a picture that a decoder gave up on, with its reason."""
+    """The sentence for an image that a decoder gave up on, with its reason."""
     return (
-        f"{name}: expected a whole picture, got one that is cut short or damaged "
+        f"{name}: expected a whole image, got one that is cut short or damaged "
         f"({_reason(error)}); get the file again or convert it to PNG"
     )
 
@@ -97,11 +97,11 @@ def unknown_format(name: str, start: bytes) -> str:
     """The sentence for a file that no decoder knows, from its first 16 bytes."""
     if start.startswith(_SIGNATURES):
         return (
-            f"{name}: expected a picture of a common kind, got one whose header is damaged or names "
+            f"{name}: expected an image of a common kind, got one whose header is damaged or names "
             "a rare kind; get the file again or convert it to 8-bit PNG"
         )
     return (
-        f"{name}: expected a picture (PNG, JPEG, WebP, TIFF, GIF, ...), got a file that starts "
+        f"{name}: expected an image (PNG, JPEG, WebP, TIFF, GIF, ...), got a file that starts "
         f"with {start!r}; convert it to PNG or leave it out"
     )
 
@@ -139,7 +139,7 @@ __all__ = [
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
 MAX_PIXELS = 178_956_970
-"""Pictures with more pixels are refused: Pillow's own limit, about 0.5 GB of pixels."""
+"""Images with more pixels are refused: Pillow's own limit, about 0.5 GB of pixels."""
 
 # What Pillow's decoders are seen to raise on damaged files, beside their own OSError.
 _DECODE_ERRORS = (
@@ -159,40 +159,40 @@ _DECODE_ERRORS = (
 def read_image(
     source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> PixelArray:
-    """Read a picture as sRGB-like bytes, (H, W, 3) uint8, C-contiguous.
+    """Read an image as sRGB-like bytes, (H, W, 3) uint8, C-contiguous.
 
     Args:
-        source: a path, an encoded picture's bytes, a PIL image, or an (H, W, 3) uint8 array.
-        max_pixels: the largest H * W to decode. Raise it for a large picture you trust.
-        name: what errors call the picture; by default its path.
+        source: a path, an encoded image's bytes, a PIL image, or an (H, W, 3) uint8 array.
+        max_pixels: the largest H * W to decode. Raise it for a large image you trust.
+        name: what errors call the image; by default its path.
 
-    An EXIF orientation is applied. Animated pictures give their first frame. Transparent pixels
+    An EXIF orientation is applied. Animated images give their first frame. Transparent pixels
     are composited over white. 16-bit greyscale is scaled to the nearest of 8 bits, 16-bit colour
-    keeps each channel's high byte; greyscale, palette and CMYK pictures are converted. A CMYK JPEG
+    keeps each channel's high byte; greyscale, palette and CMYK images are converted. A CMYK JPEG
     is taken as inverted, as Adobe and browsers do, whether it says so or not. An array is returned
     as it is (not copied) where it is contiguous.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, no picture or over `max_pixels`; the array
+        ImageError: the file is missing, empty, damaged, no image or over `max_pixels`; the array
             has another shape or dtype.
         TypeError: `source` is something else altogether.
     """
     if isinstance(source, np.ndarray):
         return _check_array(source, name)
     if isinstance(source, Image.Image):
-        name = name or "the picture"
+        name = name or "the image"
         check_size(source.width, source.height, name, max_pixels)
         return _decode(source, name)
     if isinstance(source, bytes):
-        name = name or "the picture"
+        name = name or "the image"
         if not source:
-            raise ImageError(f"{name}: expected a picture, got no bytes; get the file again")
+            raise ImageError(f"{name}: expected an image, got no bytes; get the file again")
         return _read_encoded(io.BytesIO(source), name, max_pixels)
     if isinstance(source, (str, os.PathLike)):
         return _read_file(Path(source), name or str(source), max_pixels)
     raise TypeError(
         "expected a path, bytes, a PIL image or an (H, W, 3) uint8 array, "
-        f"got {type(source).__module__}.{type(source).__qualname__}; convert the picture first"
+        f"got {type(source).__module__}.{type(source).__qualname__}; convert the image first"
     )
 
 
@@ -202,7 +202,7 @@ def to_8_bits(values: NDArray[np.uint16]) -> PixelArray:
 
 
 def over_white(layer: Image.Image) -> Image.Image:
-    """A picture of mode RGBA composited over white: mode RGBA, opaque."""
+    """An image of mode RGBA composited over white: mode RGBA, opaque."""
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     white.alpha_composite(layer)
     return white
@@ -228,17 +228,17 @@ def _check_array(array: NDArray[np.uint8], name: str | None) -> PixelArray:
     prefix = f"{name}: " if name else ""
     if array.dtype != np.uint8:
         raise ImageError(
-            f"{prefix}expected a picture of dtype uint8 (0 to 255), got {array.dtype}; "
+            f"{prefix}expected an image of dtype uint8 (0 to 255), got {array.dtype}; "
             "scale it to 0..255 and convert it with .astype(numpy.uint8)"
         )
     if array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
-            f"{prefix}expected a picture of shape (height, width, 3), got {array.shape}; "
+            f"{prefix}expected an image of shape (height, width, 3), got {array.shape}; "
             "put the three colour channels last"
         )
     if array.size == 0:
         raise ImageError(
-            f"{prefix}expected at least one pixel, got a picture of shape {array.shape}"
+            f"{prefix}expected at least one pixel, got an image of shape {array.shape}"
         )
     return np.ascontiguousarray(array)
 
@@ -323,10 +323,10 @@ def _narrow(image: Image.Image, name: str, *, white_is_zero: bool) -> Image.Imag
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(
             f"{name}: expected 8 or 16 bits a channel, got 32 ({image.mode}, from {values.min():g} "
-            f"to {values.max():g}); convert the picture to 8 bits first"
+            f"to {values.max():g}); convert the image to 8 bits first"
         )
     grey = to_8_bits(values.astype(np.uint16))
-    if white_is_zero:  # Pillow inverts shallower pictures itself, and these not.
+    if white_is_zero:  # Pillow inverts shallower images itself, and these not.
         grey = 255 - grey
     grey[values == image.info.get("transparency", -1)] = 255
     return Image.fromarray(grey)

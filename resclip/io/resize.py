@@ -1,4 +1,4 @@
-"""Bilinear resizing of bytes as OpenCV does it, of a whole picture or of a few of its rows.
+"""Bilinear resizing of bytes as OpenCV does it, of a whole image or of a few of its rows.
 
 Knows pixels in memory. Knows no file, no window and no model.
 """
@@ -76,7 +76,7 @@ def source_rows(height: int, new_height: int, first: int, last: int) -> tuple[in
 def resize_rows(
     rows: PixelArray, source_first: int, height: int, size: tuple[int, int], first: int, last: int
 ) -> PixelArray:
-    """The rows from `first` up to `last` of a resized picture: the same bits as `resize(picture, size)[first:last]`.
+    """The rows from `first` up to `last` of a resized image: the same bits as `resize(image, size)[first:last]`.
 
     Args:
         rows: (n, W, 3) uint8: the source's rows from `source_first` on, those of `source_rows` at least.
@@ -102,7 +102,7 @@ def resize_rows(
         )
     top, bottom, top_weight, bottom_weight = _bilinear_taps(height, new_height, first, last)
     left, right, left_weight, right_weight = _bilinear_taps(rows.shape[1], width)
-    # A picture made ten times smaller looks at one row in five.
+    # An image made ten times smaller looks at one row in five.
     used, position = np.unique(np.concatenate((top, bottom)), return_inverse=True)
     # `take` lets other threads go on meanwhile, as arithmetic does; an index in brackets holds Python's lock.
     rows = rows.take(used - source_first, axis=0)

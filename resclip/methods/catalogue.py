@@ -28,11 +28,11 @@ class ProxyAttention:
     model: str = "vit_base_patch8_224.dino"
     """"colour" (in the box, no weights), or a timm model that gives patch features."""
     beta: float = 1.2
-    """β: how far above the picture's mean likeness an entry must lie, as a multiple of the mean."""
+    """β: how far above the image's mean likeness an entry must lie, as a multiple of the mean."""
     gamma: float = 3.0
     """γ > 0: sharpness of the softmax."""
     input_size: int | tuple[int, int] | None = None
-    """What the picture is resized to for the proxy: short side, or (height, width), in pixels; None: its own size."""
+    """What the image is resized to for the proxy: short side, or (height, width), in pixels; None: its own size."""
 
     def __post_init__(self) -> None:
         check_positive("proxy gamma", self.gamma)
@@ -238,7 +238,7 @@ class SFR:
 
 @dataclass(frozen=True)
 class Overview:
-    """Mixed mode: a window's final block also attends to the whole picture, seen once at a small size.
+    """Mixed mode: a window's final block also attends to the whole image, seen once at a small size.
 
     With o for the tokens of that coarse pass, and A_o as the base compares tokens (no prior, no local window, no
     feedback):
@@ -252,7 +252,7 @@ class Overview:
     weight: float = 0.1
     """w in [0, 1]; 0 is the plain method."""
     side: int = 0
-    """The coarse picture has as many pixels as a square of this side; 0: the window's."""
+    """The coarse image has as many pixels as a square of this side; 0: the window's."""
 
     def __post_init__(self) -> None:
         check_fraction("overview weight", self.weight)
@@ -261,13 +261,13 @@ class Overview:
     def size(
         self, height: int, width: int, window: int, patch_size: tuple[int, int]
     ) -> tuple[int, int]:
-        """(height, width) of a picture's coarse pass, in pixels: multiples of a patch, in the picture's ratio.
+        """(height, width) of an image's coarse pass, in pixels: multiples of a patch, in the image's ratio.
 
-        A picture is never enlarged by more than the rest of a patch, and one that is thinner than a patch at this size
+        An image is never enlarged by more than the rest of a patch, and one that is thinner than a patch at this size
         loses its ratio rather than take more patches than a square of `side` has.
 
         Args:
-            height, width: of the picture.
+            height, width: of the image.
             window: side of the segmenter's windows, the default of `side`.
             patch_size: of the tower.
 
@@ -277,7 +277,7 @@ class Overview:
         side = self.side or window
         if side == 0:
             raise ValueError(
-                "the overview takes its size from the windows, and window 0 is the whole picture: "
+                "the overview takes its size from the windows, and window 0 is the whole image: "
                 "give the overview a side, or segment by windows"
             )
         scale = min(1.0, side / math.sqrt(height * width))

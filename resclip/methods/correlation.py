@@ -40,7 +40,7 @@ class Correlation:
     """τ > 0 beside √d: below 1 sharpens the attention."""
     window: int | None = None
     """Odd side w of a local window in patches: a patch attends to the w × w patches around it alone, and [CLS] to all.
-    1 is the unit matrix. None: every patch sees the whole picture."""
+    1 is the unit matrix. None: every patch sees the whole image."""
     layer: int | None = None
     """Block, counted from 1, whose x, q and k are compared; the values stay the final block's. None: the final one."""
     projections: int = 1

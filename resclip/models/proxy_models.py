@@ -26,7 +26,7 @@ InputSize = int | tuple[int, int]
 
 
 class Proxy(Protocol):
-    """What ProxyCLIP needs of a vision model: a function of a batch of pictures."""
+    """What ProxyCLIP needs of a vision model: a function of a batch of images."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), normalised with CLIP's statistics → features (B, C, H_v, W_v), of any length."""
@@ -76,7 +76,7 @@ def find_proxy(
 class TimmProxy(nn.Module):
     """The last layer's features of a timm model, after its final norm, without [CLS] and registers.
 
-    The picture is taken back from CLIP's normalisation, resized to whole patches (see `whole_patches`) and normalised
+    The image is taken back from CLIP's normalisation, resized to whole patches (see `whole_patches`) and normalised
     as the model was trained. Vision transformers give a feature a patch (DINO and its successors, MAE; SAM's encoder
     after its neck); ResNet, ConvNeXt and other pyramids their last stage, 32 pixels a feature: coarse for this purpose.
     Always in eval mode, without gradients, in the model's own dtype.
@@ -149,30 +149,30 @@ class TimmProxy(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) → (B, C, H_v, W_v), each feature a patch of the resized picture."""
+        """Pixels (B, 3, H, W) → (B, C, H_v, W_v), each feature a patch of the resized image."""
         colours = take_back(pixels, self.mean, self.std)
         colours = fit(colours, self.patch, self.input_size)
         normalised = (colours - column(self.own_mean, colours)) / column(self.own_std, colours)
         return self.last_map(normalised.to(self.dtype))
 
-    def last_map(self, pictures: Tensor) -> Tensor:
-        """What the model makes of pictures in its own normalisation."""
+    def last_map(self, images: Tensor) -> Tensor:
+        """What the model makes of images in its own normalisation."""
         maps = self.model.forward_intermediates(
-            pictures, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         features: Tensor = maps[0]
         return features
 
     @torch.no_grad()
     def check_maps(self) -> None:
-        """TypeError unless the model gives a feature a patch of a picture of 2 × 3 patches."""
+        """TypeError unless the model gives a feature a patch of an image of 2 × 3 patches."""
         weights = next(self.model.parameters())
-        picture = weights.new_zeros((1, 3, 2 * self.patch, 3 * self.patch))
+        image = weights.new_zeros((1, 3, 2 * self.patch, 3 * self.patch))
         try:
-            size = tuple(self.last_map(picture).shape[2:])
+            size = tuple(self.last_map(image).shape[2:])
         except Exception as error:
             raise TypeError(
-                f"{type(self.model).__name__} gives no map of features of a picture of {2 * self.patch} × "
+                f"{type(self.model).__name__} gives no map of features of an image of {2 * self.patch} × "
                 f"{3 * self.patch} pixels ({first_line(error)}): {ADVICE}"
             ) from error
         if size != (2, 3):
@@ -226,7 +226,7 @@ class ColourProxy(nn.Module):
         """Pixels (B, 3, H, W) → (B, 36, H_v, W_v) in their dtype."""
         colours = fit(take_back(pixels, self.mean, self.std), self.patch, self.input_size)
         last = self.LEVELS - 1
-        # A level at a time: 3 planes of the picture are held, not 36.
+        # A level at a time: 3 planes of the image are held, not 36.
         counts = [
             F.avg_pool2d(torch.exp(-0.5 * (colours * last - level).square()), self.patch)
             for level in range(self.LEVELS)
@@ -237,12 +237,12 @@ class ColourProxy(nn.Module):
 def whole_patches(
     height: int, width: int, patch: int, input_size: InputSize | None = None
 ) -> tuple[int, int]:
-    """The size at which a proxy sees a picture of height × width pixels: (H, W), whole patches, at least one.
+    """The size at which a proxy sees an image of height × width pixels: (H, W), whole patches, at least one.
 
     Args:
-        height, width: of the picture.
+        height, width: of the image.
         patch: side of the proxy's patches in pixels.
-        input_size: None for the picture's own size, so that a patch covers as many pixels as the model was made for; a
+        input_size: None for the image's own size, so that a patch covers as many pixels as the model was made for; a
             short side, the ratio kept; or (H, W). Each side is rounded to the nearest number of patches.
     """
     if isinstance(input_size, int):
@@ -254,12 +254,12 @@ def whole_patches(
     return rows * patch, columns * patch
 
 
-def fit(pictures: Tensor, patch: int, input_size: InputSize | None) -> Tensor:
-    """Pictures (B, 3, H, W) at the size of `whole_patches`, bilinearly; as they are where that is their size."""
-    size = whole_patches(pictures.shape[2], pictures.shape[3], patch, input_size)
-    if size == tuple(pictures.shape[2:]):
-        return pictures
-    return resize_planes(pictures, size)
+def fit(images: Tensor, patch: int, input_size: InputSize | None) -> Tensor:
+    """Images (B, 3, H, W) at the size of `whole_patches`, bilinearly; as they are where that is their size."""
+    size = whole_patches(images.shape[2], images.shape[3], patch, input_size)
+    if size == tuple(images.shape[2:]):
+        return images
+    return resize_planes(images, size)
 
 
 def take_back(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -323,7 +323,7 @@ def import_timm() -> Any:
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
-    """`timm.create_model` without a classifier, for pictures of any size where the model has to be told."""
+    """`timm.create_model` without a classifier, for images of any size where the model has to be told."""
     timm = import_timm()
     model: nn.Module
     try:

@@ -97,7 +97,7 @@ class TimmTower(Tower):
 
         At another grid than the trained one they are timm's own for that grid: EVA02 and PE-Core lay any grid over the
         square they were trained on, so patches half as wide turn by steps half as large. The last such table is kept,
-        since every block of a picture asks for the same.
+        since every block of an image asks for the same.
         """
         rope = getattr(self.trunk, "rope", None)
         if rope is None:

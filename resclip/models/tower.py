@@ -30,7 +30,7 @@ class Tower(nn.Module, ABC):
             tokens = tower.feed_forward(block, tokens + tower.project_out(block, heads))
         features = tower.head(tokens)
 
-    B pictures, L tokens of width D, A heads of width d, h × w patches, outputs of width E. The wrapped modules are used
+    B images, L tokens of width D, A heads of width d, h × w patches, outputs of width E. The wrapped modules are used
     as they are, in eval mode: nothing is copied or changed.
     """
 
@@ -84,7 +84,7 @@ class Tower(nn.Module, ABC):
     def head(self, tokens: Tensor) -> Tensor:
         """(B, L', D) → (B, L', E): the final norm and projection of every token.
 
-        Where the model pools its tokens first, each token is pooled alone, as if the picture were that token.
+        Where the model pools its tokens first, each token is pooled alone, as if the image were that token.
         """
 
     @property
@@ -108,7 +108,7 @@ class Tower(nn.Module, ABC):
         return self.patch_embedding.weight.dtype
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) in patches of a picture of height × width pixels; a remainder is dropped by the convolution."""
+        """(h, w) in patches of an image of height × width pixels; a remainder is dropped by the convolution."""
         return height // self.patch_size[0], width // self.patch_size[1]
 
     def embed_patches(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:

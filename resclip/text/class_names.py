@@ -297,7 +297,7 @@ def background_names(name: str = "voc21") -> list[str]:
 def with_background(classes: Sequence[str], background: str = "voc21") -> list[str]:
     """`classes` with one more in front: "background", asked for by the names of a background list.
 
-    The word "background" itself is a poor query: captions seldom say it, so it resembles little in a picture, while the
+    The word "background" itself is a poor query: captions seldom say it, so it resembles little in an image, while the
     names of what tends to stand behind things do. What `classes` ask for themselves is left out of the background:
     of two equal queries the first class would always win.
 

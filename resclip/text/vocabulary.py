@@ -1,6 +1,6 @@
 """Class names become text features: templates, queries, and which query stands for which class.
 
-Knows prompts and text encoders. Knows no picture, and neither how names are written nor where embeddings are kept.
+Knows prompts and text encoders. Knows no image, and neither how names are written nor where embeddings are kept.
 """
 
 from __future__ import annotations

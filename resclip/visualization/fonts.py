@@ -1,4 +1,4 @@
-"""Text in pictures: which font has which letters, how wide a line is, how to shorten it.
+"""Text in images: which font has which letters, how wide a line is, how to shorten it.
 
 Knows Pillow's fonts and Unicode. Knows no class, no label map and no layout.
 """

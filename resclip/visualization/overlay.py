@@ -24,7 +24,7 @@ from resclip.visualization.fonts import (
     without_marks,
 )
 
-LegendEntry: TypeAlias = "tuple[int, str, float]"  # class index, name, fraction of the picture
+LegendEntry: TypeAlias = "tuple[int, str, float]"  # class index, name, fraction of the image
 
 # Neighbours in this list are far apart in hue or in lightness: few classes look best.
 _FIRST_COLOURS = (
@@ -33,7 +33,7 @@ _FIRST_COLOURS = (
 )
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
-_FADING = 1.4  # of the picture's colour per unit of opacity: at 0.55, three quarters are gone
+_FADING = 1.4  # of the image's colour per unit of opacity: at 0.55, three quarters are gone
 # Rec. 601 luma of an RGB row, three times over.
 _LUMINANCE = np.array([[0.299], [0.587], [0.114]], dtype=np.float32).repeat(3, axis=1)
 
@@ -90,7 +90,7 @@ def draw_overlay(
     """
     if not 0.0 <= opacity <= 1.0:
         raise ValueError(f"expected an opacity from 0 to 1, got {opacity}")
-    # Towards grey as the colours come in: mixed with a vivid picture they would no longer be those
+    # Towards grey as the colours come in: mixed with a vivid image they would no longer be those
     # of the legend.
     faded = np.float32(1.0 - opacity) * image
     faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _LUMINANCE - faded)
@@ -106,7 +106,7 @@ def draw_overlay(
 def draw_legend(
     entries: Sequence[LegendEntry], colours: PixelArray, height: int, hatched: int | None = None
 ) -> Image.Image:
-    """Colour, name, share of the picture: one row a class, in one or two columns.
+    """Colour, name, share of the image: one row a class, in one or two columns.
 
     Args:
         entries: (class index, name, fraction) of the classes to show, most important first.
@@ -139,7 +139,7 @@ def draw_legend(
 
 
 def draw_key(entries: Sequence[tuple[int, str]], colours: PixelArray, width: int) -> Image.Image:
-    """Colour and name, in as many lines as a picture of this width takes.
+    """Colour and name, in as many lines as an image of this width takes.
 
     Args:
         entries: (class index, name) of the classes to show.
@@ -181,7 +181,7 @@ def draw_sheet(
 ) -> Image.Image:
     """Image, overlays and legend side by side on white, with a line of small print below.
 
-    Small pictures are enlarged by a whole factor, large ones are reduced; the overlays' borders
+    Small images are enlarged by a whole factor, large ones are reduced; the overlays' borders
     are drawn at the new size. Shapes and dtypes as in `draw_overlay` and `draw_legend`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Heat maps over a picture: what points of it attend to, a row a point, a column a map.
+"""Heat maps over an image: what points of it attend to, a row a point, a column a map.
 
 Knows arrays, colours and Pillow. Knows no model, no tensor, no patch size and no file.
 """
@@ -24,7 +24,7 @@ _ANCHORS = np.array(
     ]
 )  # fmt: skip
 
-_OPACITIES = (0.6, 0.9)  # of the smallest and the largest value, over the picture, grey and dimmed
+_OPACITIES = (0.6, 0.9)  # of the smallest and the largest value, over the image, grey and dimmed
 _DIMMING = 0.62
 # Rec. 601 luma.
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -51,16 +51,16 @@ class HeatMap(NamedTuple):
     values: NDArray[np.floating]
     """(h, w), at least 0, finite."""
     cover: tuple[float, float] = (1.0, 1.0)
-    """The parts of the picture's height and width that the map lies over, from the top left."""
+    """The parts of the image's height and width that the map lies over, from the top left."""
 
 
 class PointMaps(NamedTuple):
     """A row of the sheet."""
 
     point: tuple[float, float]
-    """(x, y) in pixels of the picture, from its top left."""
+    """(x, y) in pixels of the image, from its top left."""
     caption: tuple[str, str]
-    """Two lines under the picture."""
+    """Two lines under the image."""
     maps: Sequence[HeatMap]
 
 
@@ -82,7 +82,7 @@ def strongest_share(values: NDArray[np.floating], part: float = 0.1) -> float:
 
 
 def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "") -> Image.Image:
-    """The picture with a point marked, and that point's maps beside it, on white.
+    """The image with a point marked, and that point's maps beside it, on white.
 
     A map's colours run from 0 to its own largest value, which is written under it.
 
@@ -158,13 +158,13 @@ def panel_shape(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def draw_heat(picture: Image.Image, heat_map: HeatMap) -> Image.Image:
-    """The map's colours over `picture`, grey and dimmed, and nothing but that where the map does not reach."""
-    grey = _DIMMING * (np.asarray(picture) @ _LUMINANCE)[..., None].repeat(3, axis=2)
+def draw_heat(image: Image.Image, heat_map: HeatMap) -> Image.Image:
+    """The map's colours over `image`, grey and dimmed, and nothing but that where the map does not reach."""
+    grey = _DIMMING * (np.asarray(image) @ _LUMINANCE)[..., None].repeat(3, axis=2)
     largest = float(heat_map.values.max())
     shares = heat_map.values / largest if largest else heat_map.values
-    rows = max(1, round(heat_map.cover[0] * picture.height))
-    columns = max(1, round(heat_map.cover[1] * picture.width))
+    rows = max(1, round(heat_map.cover[0] * image.height))
+    columns = max(1, round(heat_map.cover[1] * image.width))
     plane = Image.fromarray(shares.astype(np.float32))
     smooth = np.asarray(plane.resize((columns, rows), Image.Resampling.BILINEAR))
     covered = grey[:rows, :columns]

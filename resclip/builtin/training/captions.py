@@ -1,8 +1,8 @@
-"""Captions for pictures: what a person would write who sees a picture, or a part of one, for a moment.
+"""Captions for images: what a person would write who sees an image, or a part of one, for a moment.
 
 Knows how to say what is visible ("a photo of a red car and a tree on the sand under the night sky") and how to cut
 such a caption into its phrases again. The writer looks at the mask to know what is visible, as a person looks at
-the picture; the mask goes no further, and what is written says nothing about where a thing is.
+the image; the mask goes no further, and what is written says nothing about where a thing is.
 
 Does not know pixels, tokens or losses.
 """

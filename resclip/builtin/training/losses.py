@@ -1,11 +1,11 @@
 """What training asks of the model, from captions and the layout of mosaics alone.
 
-Knows three questions. Which caption is this picture's, and which picture is this caption's (CLIP's own)? The same for
-the mean of the patches that show a picture. And for phrases ("a red car") cut from the captions: is every patch
-about something that its picture's caption names, and is everything that a caption names found in some patch?
+Knows three questions. Which caption is this image's, and which image is this caption's (CLIP's own)? The same for
+the mean of the patches that show an image. And for phrases ("a red car") cut from the captions: is every patch
+about something that its image's caption names, and is everything that a caption names found in some patch?
 
-The last two never say which patch shows what. A patch of a picture captioned "a tree and grass" may be about either;
-that a patch of leaves is about the tree follows only from all the other pictures.
+The last two never say which patch shows what. A patch of an image captioned "a tree and grass" may be about either;
+that a patch of leaves is about the tree follows only from all the other images.
 
 Does not know the model, tokens or how batches are made.
 """
@@ -21,23 +21,23 @@ from torch import Tensor
 
 from resclip.builtin.training.captions import Phrase, describes
 
-LEAST_SHARE = 0.08  # of a picture, for a thing that its caption finds worth naming
+LEAST_SHARE = 0.08  # of an image, for a thing that its caption finds worth naming
 
 
-def phrase_list(pictures: Sequence[Sequence[Phrase]]) -> list[Phrase]:
+def phrase_list(images: Sequence[Sequence[Phrase]]) -> list[Phrase]:
     """Every phrase in the batch once, and each named class once without a colour; sorted."""
-    said = {phrase for phrases in pictures for phrase in phrases}
+    said = {phrase for phrases in images for phrase in phrases}
     return sorted(said | {(name, "") for name, _ in said})
 
 
-def truth_table(said: Sequence[Sequence[Phrase]], pictures: Sequence[Sequence[Phrase]]) -> Tensor:
-    """(len(pictures), len(said)) bool: every phrase of a text is borne out by the picture's own caption."""
+def truth_table(said: Sequence[Sequence[Phrase]], images: Sequence[Sequence[Phrase]]) -> Tensor:
+    """(len(images), len(said)) bool: every phrase of a text is borne out by the image's own caption."""
     texts = list(dict.fromkeys(tuple(text) for text in said))
-    rows = list(dict.fromkeys(tuple(picture) for picture in pictures))
+    rows = list(dict.fromkeys(tuple(image) for image in images))
     unique = torch.tensor(
         [[all(describes(phrase, row) for phrase in text) for text in texts] for row in rows]
     )
-    row_of = torch.tensor([rows.index(tuple(picture)) for picture in pictures])
+    row_of = torch.tensor([rows.index(tuple(image)) for image in images])
     text_of = torch.tensor([texts.index(tuple(text)) for text in said])
     return unique[row_of][:, text_of]
 
@@ -56,14 +56,14 @@ def each_true(logits: Tensor, true: Tensor) -> Tensor:
     return F.softplus(against - logits)[true].mean() if bool(true.any()) else logits.sum() * 0
 
 
-def caption_loss(pictures: Tensor, texts: Tensor, true: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss both ways; a caption that also holds for another picture counts as right there."""
-    logits = scale * pictures @ texts.T
+def caption_loss(images: Tensor, texts: Tensor, true: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's loss both ways; a caption that also holds for another image counts as right there."""
+    logits = scale * images @ texts.T
     return (any_true(logits, true) + any_true(logits.T, true.T)) / 2
 
 
 def mean_of_cells(patches: Tensor, cell_of_patch: Tensor, count: int) -> Tensor:
-    """(B, n, E) unit rows -> (count, E) unit rows: the mean patch of each picture."""
+    """(B, n, E) unit rows -> (count, E) unit rows: the mean patch of each image."""
     inside = cell_of_patch >= 0
     total = patches.new_zeros(count, patches.shape[-1])
     return F.normalize(total.index_add(0, cell_of_patch[inside], patches[inside]), dim=-1)
@@ -72,14 +72,14 @@ def mean_of_cells(patches: Tensor, cell_of_patch: Tensor, count: int) -> Tensor:
 def phrase_loss(
     patches: Tensor, cell_of_patch: Tensor, phrases: Tensor, true: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Patches (B, n, E) and phrases (P, E), unit rows; true (pictures, P).
+    """Patches (B, n, E) and phrases (P, E), unit rows; true (images, P).
 
-    Returns (every patch is about something its picture's caption names, everything named is found in a patch). For
-    the second, a picture's score for a phrase is the mean of its patches' scores, each weighted by its exponential.
+    Returns (every patch is about something its image's caption names, everything named is found in a patch). For
+    the second, an image's score for a phrase is the mean of its patches' scores, each weighted by its exponential.
     """
     inside = cell_of_patch >= 0
     cells = cell_of_patch[inside]
-    logits = scale * patches[inside] @ phrases.T  # (patches inside a picture, P)
+    logits = scale * patches[inside] @ phrases.T  # (patches inside an image, P)
     about = any_true(logits, true[cells])
     weights = (logits - logits.detach().amax(0)).exp()
     empty = logits.new_zeros(true.shape)
@@ -100,7 +100,7 @@ def share_loss(
     group: Tensor,
     scale: Tensor,
 ) -> Tensor:
-    """Everything that a caption names holds LEAST_SHARE of its picture's patches.
+    """Everything that a caption names holds LEAST_SHARE of its image's patches.
 
     group (P,) numbers the noun of each phrase: "a car" and "a red car" share one. Without this, a patch of a tree
     may as well be called grass, since nearly every caption with a tree names grass too.

@@ -1,8 +1,8 @@
-"""Training batches: whole pictures, and mosaics of captioned pictures whose layout is known.
+"""Training batches: whole images, and mosaics of captioned images whose layout is known.
 
 Knows the pool of scenes, crops of them, layouts (straight cuts, or cells with wavy borders) and which patch of the
-grid belongs to which captioned picture. A batch carries pixels, captions and this layout, and no mask: where a
-thing is inside its own picture is nowhere in it.
+grid belongs to which captioned image. A batch carries pixels, captions and this layout, and no mask: where a
+thing is inside its own image is nowhere in it.
 
 Does not know tokens, models or losses.
 """
@@ -27,7 +27,7 @@ OWN_SHARE = 0.7  # of a patch's pixels must be of one cell, or the patch belongs
 
 @dataclass(frozen=True)
 class Pool:
-    """Drawn scenes to take pictures of: images (N, S, S, 3) and masks (N, S, S), uint8."""
+    """Drawn scenes to take images of: images (N, S, S, 3) and masks (N, S, S), uint8."""
 
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
@@ -55,8 +55,8 @@ class Pool:
 class Batch:
     """What one training step sees.
 
-    pixels (B, 3, H, W) float32 normalised; cell_of_patch (B, n) int64, the picture that a patch shows a part of, or
-    -1; captions and phrases, one a picture; whole, the pictures that fill canvas i, for i = 0..len(whole) - 1.
+    pixels (B, 3, H, W) float32 normalised; cell_of_patch (B, n) int64, the image that a patch shows a part of, or
+    -1; captions and phrases, one an image; whole, the images that fill canvas i, for i = 0..len(whole) - 1.
     """
 
     pixels: torch.Tensor
@@ -81,10 +81,10 @@ def photograph(
     zoom: tuple[float, float],
     close_ups: float = 0.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], dict[str, str]]:
-    """A picture of a random part of a random scene: pixels, labels, colours.
+    """An image of a random part of a random scene: pixels, labels, colours.
 
-    `zoom` bounds the picture's magnification of the pool's pixels. Four times out of ten the camera points at a
-    thing, as cameras do; else anywhere. `close_ups` is the share of pictures taken from so near that little but the
+    `zoom` bounds the image's magnification of the pool's pixels. Four times out of ten the camera points at a
+    thing, as cameras do; else anywhere. `close_ups` is the share of images taken from so near that little but the
     thing fits in.
     """
     index = int(generator.integers(len(pool.images)))
@@ -140,7 +140,7 @@ def straight_cuts(size: int, count: int, generator: np.random.Generator) -> NDAr
 def wavy_cells(size: int, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """(size, size) cell numbers: each pixel belongs to its nearest of `count` points, on a rippled plane.
 
-    Borders look like the borders of things, so that a model cannot tell a change of picture from a change of thing.
+    Borders look like the borders of things, so that a model cannot tell a change of image from a change of thing.
     """
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size
     amplitude, frequency, phase = (
@@ -181,7 +181,7 @@ def draw_batch(
     cells: tuple[int, int] = (3, 10),
     close_ups: float = 0.0,
 ) -> Batch:
-    """`whole` pictures that fill a canvas each, then `mosaics` canvases of `cells` (from, to) pictures."""
+    """`whole` images that fill a canvas each, then `mosaics` canvases of `cells` (from, to) images."""
     canvases = np.zeros((whole + mosaics, size, size, 3), np.float32)
     membership = np.full((whole + mosaics, (size // patch) ** 2), -1, np.int64)
     captions: list[str] = []

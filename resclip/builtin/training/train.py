@@ -66,7 +66,7 @@ class Settings:
     find_weight: float = 0.3
     mean_decay: float = 0.99
     things_from: int = 750
-    """Step from which close-ups are among the pictures and every named thing must hold some patches."""
+    """Step from which close-ups are among the images and every named thing must hold some patches."""
     close_ups: float = 0.35
     share_weight: float = 1.0
 
@@ -108,7 +108,7 @@ class Trainer:
 
     def losses(self, batch: Batch, generator: np.random.Generator) -> dict[str, Tensor]:
         """The weighted losses of a batch, by name."""
-        pictures, views = image_views(self.model, batch.pixels.to(self.device))
+        images, views = image_views(self.model, batch.pixels.to(self.device))
         phrases = phrase_list(batch.phrases)
         spoken = [PLAIN_TEMPLATES[int(generator.integers(len(PLAIN_TEMPLATES)))] for _ in phrases]
         spoken = [
@@ -127,8 +127,8 @@ class Trainer:
         }
         nouns = torch.tensor([numbers[name] for name, _ in phrases], device=self.device)
 
-        whole = F.normalize(pictures[: len(batch.whole)], dim=-1)
-        result = {"picture": caption_loss(whole, captions, holds[batch.whole], scale)}
+        whole = F.normalize(images[: len(batch.whole)], dim=-1)
+        result = {"image": caption_loss(whole, captions, holds[batch.whole], scale)}
         for (name, view), weight in zip(views.items(), self.settings.view_weights, strict=True):
             patches = F.normalize(view, dim=-1)
             about, found = phrase_loss(patches, cells, said, named, scale)

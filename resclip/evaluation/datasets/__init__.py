@@ -15,11 +15,11 @@ from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
     DatasetError,
+    ImageFile,
     LabelFile,
-    SampleImage,
-    PictureFile,
     Problem,
     Sample,
+    SampleImage,
     Truth,
     Values,
 )
@@ -29,11 +29,11 @@ __all__ = [
     "IGNORED",
     "Dataset",
     "DatasetError",
+    "ImageFile",
     "LabelFile",
-    "SampleImage",
-    "PictureFile",
     "Problem",
     "Sample",
+    "SampleImage",
     "Truth",
     "Values",
     "open_dataset",
@@ -59,7 +59,7 @@ DATASETS = tuple(_READERS)
 def open_dataset(
     name: str, root: str | os.PathLike[str] | None, split: str | None = None
 ) -> Dataset:
-    """The data set called `name`, as it lies below `root`. Lists files; opens no picture.
+    """The data set called `name`, as it lies below `root`. Lists files; opens no image.
 
     Args:
         name: one of `DATASETS`.

@@ -1,6 +1,6 @@
-"""What a data set is to an evaluation: pictures with the true class of each pixel, and the classes.
+"""What a data set is to an evaluation: images with the true class of each pixel, and the classes.
 
-Knows arrays and picture files. Knows no benchmark, no folder layout and no model.
+Knows arrays and image files. Knows no benchmark, no folder layout and no model.
 """
 
 from __future__ import annotations
@@ -54,29 +54,29 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """A picture that is left out of the figures, and why."""
+    """An image that is left out of the figures, and why."""
 
     name: str
     reason: str
 
 
 class SampleImage(Protocol):
-    """Where a picture comes from; picklable, as worker processes read it."""
+    """Where an image comes from; picklable, as worker processes read it."""
 
     def read(self) -> PixelArray:
         """(H, W, 3) uint8; `ImageError` where it cannot be had."""
 
 
 class Truth(Protocol):
-    """Where the true classes of a picture come from; picklable, as worker processes read it."""
+    """Where the true classes of an image come from; picklable, as worker processes read it."""
 
     def read(self) -> PixelArray:
         """(H, W) uint8: class indices and `IGNORED`; `ImageError` where they cannot be had."""
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture on disk."""
+class ImageFile:
+    """An image on disk."""
 
     path: Path
 
@@ -180,33 +180,33 @@ def read_values(path: Path) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a data set."""
+    """One image of a data set."""
 
     name: str
     """Unique in the set, such as "2007_000033" or "frankfurt/frankfurt_000000_000294"."""
-    picture: SampleImage
+    image: SampleImage
     truth: Truth
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with their true classes, ready to be measured on.
+    """Images with their true classes, ready to be measured on.
 
     Raises:
-        DatasetError: no picture, two of one name, or colours that do not fit the classes.
+        DatasetError: no image, two of one name, or colours that do not fit the classes.
     """
 
     name: str
     """As it is asked for: "voc21"."""
     description: str
-    """What was found, for people: "1,449 pictures of PASCAL VOC 2012's val (VOCdevkit/VOC2012)"."""
+    """What was found, for people: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)"."""
     entries: tuple[str, ...]
     """A class each in label order, with its synonyms, as `resclip.text.class_names` reads them."""
     samples: tuple[Sample, ...]
     split: str | None = None
     """As it was asked for; None for the standard one, which published figures are of."""
     problems: tuple[Problem, ...] = ()
-    """Of pictures that could not be listed: they are in no figure and in every report."""
+    """Of images that could not be listed: they are in no figure and in every report."""
     palette: PixelArray | None = None
     """(C, 3) uint8: the set's own colours; None where it has none."""
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -214,11 +214,11 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.samples:
-            raise DatasetError(f"{self.name}: expected at least one picture, got none")
+            raise DatasetError(f"{self.name}: expected at least one image, got none")
         names = [sample.name for sample in self.samples]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DatasetError(f"{self.name}: expected each picture once, got {twice!r} twice")
+            raise DatasetError(f"{self.name}: expected each image once, got {twice!r} twice")
         if len(self.entries) > IGNORED:
             raise DatasetError(
                 f"{self.name}: expected at most {IGNORED} classes, got {len(self.entries)}: "
@@ -237,12 +237,12 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Of the samples' names in their order: two sets of one digest have the same pictures."""
+        """Of the samples' names in their order: two sets of one digest have the same images."""
         names = "\n".join(sample.name for sample in self.samples)
         return hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
 
     def __len__(self) -> int:
-        """Number of pictures that can be measured on."""
+        """Number of images that can be measured on."""
         return len(self.samples)
 
 
@@ -254,7 +254,7 @@ def first_that_exists(root: Path, what: str, candidates: Sequence[str]) -> Path:
 
     Args:
         root: the folder that a person named.
-        what: is looked for, for the error: "the pictures of PASCAL VOC 2012".
+        what: is looked for, for the error: "the images of PASCAL VOC 2012".
         candidates: relative paths with "/", the preferred one first.
 
     Raises:
@@ -282,17 +282,17 @@ def split_names(path: Path) -> list[str]:
     if not path.is_file():
         there = _contents(path.parent) if path.parent.is_dir() else "no such folder"
         raise DatasetError(
-            f"{path}: expected a split file with a picture's name a line, got none; "
+            f"{path}: expected a split file with an image's name a line, got none; "
             f"in {path.parent.name}: {there}; name another split, or get the file"
         )
-    return lines_of(path, "a picture's name a line")
+    return lines_of(path, "an image's name a line")
 
 
 def lines_of(path: Path, expected: str) -> list[str]:
     """The lines of a text file, without blank ones and spaces at the ends.
 
     Args:
-        expected: what the file should hold, for the error: "a picture's name a line".
+        expected: what the file should hold, for the error: "an image's name a line".
 
     Raises:
         DatasetError: there is no such line, or the file is not UTF-8.
@@ -347,47 +347,47 @@ def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
 
 def pair_up(
     name: str,
-    pictures: Mapping[str, Path],
+    images: Mapping[str, Path],
     masks: Mapping[str, Path],
     listed: Sequence[str] | None = None,
 ) -> tuple[list[tuple[str, Path, Path]], tuple[Problem, ...]]:
-    """Pictures with their masks, and a `Problem` for each that has no counterpart: nothing is dropped silently.
+    """Images with their masks, and a `Problem` for each that has no counterpart: nothing is dropped silently.
 
     Args:
         name: of the data set, for the error.
-        pictures, masks: the files that are there, by the name that a picture and its mask share.
+        images, masks: the files that are there, by the name that an image and its mask share.
         listed: the names that should be there, as of a split file; what else is there does not belong to the split.
             None: all that are there.
 
     Returns:
-        (name, picture, mask) of each whole pair, and the problems; both sorted by name.
+        (name, image, mask) of each whole pair, and the problems; both sorted by name.
 
     Raises:
         DatasetError: there is no pair at all, or a name is listed twice.
     """
-    names = sorted({*pictures, *masks} if listed is None else set(listed))
+    names = sorted({*images, *masks} if listed is None else set(listed))
     if listed is not None and len(names) < len(listed):
         twice = next(some for some in names if listed.count(some) > 1)
         raise DatasetError(
-            f"{name}: expected each picture once, got {twice!r} {listed.count(twice)} times in the split file"
+            f"{name}: expected each image once, got {twice!r} {listed.count(twice)} times in the split file"
         )
     pairs: list[tuple[str, Path, Path]] = []
     problems: list[Problem] = []
     for some in names:
-        if some in pictures and some in masks:
-            pairs.append((some, pictures[some], masks[some]))
-        elif some in pictures:
-            problems.append(Problem(some, f"{pictures[some]}: the picture has no mask"))
+        if some in images and some in masks:
+            pairs.append((some, images[some], masks[some]))
+        elif some in images:
+            problems.append(Problem(some, f"{images[some]}: the image has no mask"))
         elif some in masks:
-            problems.append(Problem(some, f"{masks[some]}: the mask has no picture"))
+            problems.append(Problem(some, f"{masks[some]}: the mask has no image"))
         else:
             problems.append(
-                Problem(some, "listed in the split file, but there is neither picture nor mask")
+                Problem(some, "listed in the split file, but there is neither image nor mask")
             )
     if not pairs:
         example = f", such as {problems[0].name!r}: {problems[0].reason}" if problems else ""
         raise DatasetError(
-            f"{name}: expected pictures with masks of the same names, got {len(pictures):,} pictures and "
+            f"{name}: expected images with masks of the same names, got {len(images):,} images and "
             f"{len(masks):,} masks, of which no two belong together{example}"
         )
     return pairs, tuple(problems)
@@ -396,25 +396,25 @@ def pair_up(
 def samples_of(pairs: Sequence[tuple[str, Path, Path]], values: Values) -> tuple[Sample, ...]:
     """`pair_up`'s pairs as a data set's samples, all masks read by `values`."""
     return tuple(
-        Sample(name, PictureFile(picture), LabelFile(mask, values)) for name, picture, mask in pairs
+        Sample(name, ImageFile(image), LabelFile(mask, values)) for name, image, mask in pairs
     )
 
 
 def describe(count: int, what: str, place: Path, root: Path, official: int | None = None) -> str:
-    """A data set in words: "1,449 pictures of PASCAL VOC 2012's val (VOCdevkit/VOC2012)".
+    """A data set in words: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)".
 
     Args:
-        count: of pictures that can be measured on.
+        count: of images that can be measured on.
         what: they are of: "PASCAL VOC 2012's val".
         place: the folder that they were found in: `root` or below it.
         root: the folder that a person named.
         official: how many the set is published with, where that is known; said where `count` is another number.
     """
-    pictures = f"{count:,} picture{'' if count == 1 else 's'} of {what}"
+    images = f"{count:,} image{'' if count == 1 else 's'} of {what}"
     if official not in (None, count):
-        pictures += f", which has {official:,}"
+        images += f", which has {official:,}"
     below = place.relative_to(root).as_posix()
-    return f"{pictures} ({place.name if below == '.' else below})"
+    return f"{images} ({place.name if below == '.' else below})"
 
 
 def names_in_words(names: Sequence[str]) -> str:
@@ -454,17 +454,17 @@ class Encoding:
 
 
 def best_masks(
-    folder: Path, encodings: Sequence[Encoding], pictures: Mapping[str, Path]
+    folder: Path, encodings: Sequence[Encoding], images: Mapping[str, Path]
 ) -> tuple[Encoding, dict[str, Path]]:
-    """The masks below `folder` in the encoding that most of `pictures` have.
+    """The masks below `folder` in the encoding that most of `images` have.
 
     Args:
         folder: with masks, nested folders included.
-        encodings: the preferred one first: of two that as many pictures have, it is taken.
-        pictures: by the name that a picture and its mask share.
+        encodings: the preferred one first: of two that as many images have, it is taken.
+        images: by the name that an image and its mask share.
 
     Returns:
-        The encoding, and its masks by name, whether or not their pictures are there.
+        The encoding, and its masks by name, whether or not their images are there.
 
     Raises:
         DatasetError: there is no mask of any of the encodings; or as `files_under`.
@@ -477,7 +477,7 @@ def best_masks(
             f"{folder}: expected masks called {endings}, found {names_in_words(there)}; "
             "check that they were unpacked there"
         )
-    return max(found, key=lambda masks: len(masks[1].keys() & pictures.keys()))
+    return max(found, key=lambda masks: len(masks[1].keys() & images.keys()))
 
 
 def _masks(folder: Path, ending: str) -> dict[str, Path]:

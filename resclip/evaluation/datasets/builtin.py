@@ -1,4 +1,4 @@
-"""The drawn scenes as a data set: pictures with the class of every pixel, as `resclip evaluate` reads them.
+"""The drawn scenes as a data set: images with the class of every pixel, as `resclip evaluate` reads them.
 
 Knows the sets of scenes and the colours that their classes are shown in. Knows no method and no metric.
 """
@@ -24,7 +24,7 @@ _COLOUR_NUMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A picture, or the classes of its pixels, in memory."""
+    """An image, or the classes of its pixels, in memory."""
 
     values: PixelArray
 

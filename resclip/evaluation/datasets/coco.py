@@ -6,7 +6,7 @@ Knows the folders that the official archives, COCO-Stuff's instructions and mmse
     annotations/val2017/000000000139.png, or stuffthingmaps_trainval2017/val2017/  stuffthingmaps_trainval2017.zip
     annotations/instances_val2017.json                                             annotations_trainval2017.zip
 
-each below the root, or below "coco_stuff164k" or "coco" in it. Opens no picture, and does not know how a mask becomes
+each below the root, or below "coco_stuff164k" or "coco" in it. Opens no image, and does not know how a mask becomes
 labels.
 """
 
@@ -27,7 +27,7 @@ from resclip.evaluation.datasets.base import (
     Dataset,
     DatasetError,
     Encoding,
-    PictureFile,
+    ImageFile,
     Problem,
     Sample,
     Values,
@@ -46,7 +46,7 @@ from resclip.text.class_names import dataset_classes, parse_entries
 
 @dataclass(frozen=True)
 class Instances:
-    """The true classes of a picture, as the regions of its instances; a pixel in none of them has class 0."""
+    """The true classes of an image, as the regions of its instances; a pixel in none of them has class 0."""
 
     height: int
     width: int
@@ -66,18 +66,18 @@ class Instances:
 def read_instances(
     path: Path, categories: Mapping[int, tuple[int, str]]
 ) -> tuple[dict[str, Instances], dict[str, str]]:
-    """The instances of every picture that a JSON file lists.
+    """The instances of every image that a JSON file lists.
 
     Args:
         path: of a file in the format of instances_val2017.json.
         categories: the class and the name of each category that may occur, by its id.
 
     Returns:
-        By the picture's file name without its ending: the instances; and, of pictures with an annotation that cannot
+        By the image's file name without its ending: the instances; and, of images with an annotation that cannot
         be drawn, the reason.
 
     Raises:
-        DatasetError: the file is no JSON, holds something else, lists a picture twice, or names its categories
+        DatasetError: the file is no JSON, holds something else, lists an image twice, or names its categories
             differently.
         ImportError: pycocotools is not installed.
     """
@@ -93,7 +93,7 @@ def read_instances(
         for image in document["images"]:
             name = Path(image["file_name"]).stem
             if name in truths or name in faults:
-                raise DatasetError(f"{path}: expected each picture once, got {name!r} twice")
+                raise DatasetError(f"{path}: expected each image once, got {name!r} twice")
             height, width = image["height"], image["width"]
             try:
                 _check_size(height, width)
@@ -176,7 +176,7 @@ def _polygons(mask: ModuleType, polygons: list[Any], height: int, width: int) ->
             and all(isinstance(value, (int, float)) and abs(value) <= reach for value in polygon)
         ):
             raise ValueError(
-                "expected polygons of at least 3 corners, x and y in turn and near the picture, got "
+                "expected polygons of at least 3 corners, x and y in turn and near the image, got "
                 f"{str(polygon)[:60]}"
             )
     counts: bytes = mask.merge(mask.frPyObjects(polygons, height, width))["counts"]
@@ -234,7 +234,7 @@ def _pycocotools_mask() -> ModuleType:
 
 
 OFFICIAL = {"train2017": 118_287, "val2017": 5_000}
-"""The number of pictures of each split."""
+"""The number of images of each split."""
 
 _WITHOUT_MASKS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 
@@ -252,14 +252,14 @@ THINGS = 80
 _PLACES = ("", "coco_stuff164k/", "coco/")
 
 
-def find_pictures(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
-    """The folder of a split's pictures, and the pictures by name: "000000000139".
+def find_images(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
+    """The folder of a split's images, and the images by name: "000000000139".
 
     Raises:
         DatasetError: there is none.
     """
     candidates = [f"{place}{folder}{split}" for place in _PLACES for folder in ("images/", "")]
-    found = first_that_exists(root, f"the pictures of COCO's {split}", candidates)
+    found = first_that_exists(root, f"the images of COCO's {split}", candidates)
     return found, files_under(found, [".jpg"])
 
 
@@ -291,13 +291,13 @@ def coco_stuff(root: Path, split: str | None) -> Dataset:
         split: "train2017" instead of "val2017".
 
     Raises:
-        DatasetError: a folder is missing, there is no mask, or no picture has one.
+        DatasetError: a folder is missing, there is no mask, or no image has one.
     """
     split = split or "val2017"
-    place, pictures = find_pictures(root, split)
+    place, images = find_images(root, split)
     folder = first_that_exists(root, f"the masks of COCO-Stuff's {split}", mask_folders(split))
-    encoding, masks = best_masks(folder, _STUFF_ENCODINGS, pictures)
-    pairs, problems = pair_up(_NAME, pictures, masks)
+    encoding, masks = best_masks(folder, _STUFF_ENCODINGS, images)
+    pairs, problems = pair_up(_NAME, images, masks)
     what = f"COCO-Stuff 164k's {split} with masks *{encoding.ending}"
     return Dataset(
         name=_NAME,
@@ -335,22 +335,22 @@ def coco_object(root: Path, split: str | None) -> Dataset:
         split: "train2017" instead of "val2017".
 
     Raises:
-        DatasetError: a folder is missing, there is no mask, no picture has one, or a JSON file is not COCO's.
+        DatasetError: a folder is missing, there is no mask, no image has one, or a JSON file is not COCO's.
         ImportError: there are instances alone, and pycocotools is not installed.
     """
     split = split or "val2017"
-    place, pictures = find_pictures(root, split)
+    place, images = find_images(root, split)
     truth = first_that_exists(
         root,
         f"COCO-Stuff's masks or COCO's instances of {split}",
         [*mask_folders(split), *instance_files(split)],
     )
     if truth.suffix == ".json":
-        samples, problems = _from_instances(truth, pictures)
+        samples, problems = _from_instances(truth, images)
         kind = truth.name
     else:
-        encoding, masks = best_masks(truth, _OBJECT_ENCODINGS, pictures)
-        pairs, problems = pair_up(_NAME, pictures, masks)
+        encoding, masks = best_masks(truth, _OBJECT_ENCODINGS, images)
+        pairs, problems = pair_up(_NAME, images, masks)
         samples = samples_of(pairs, encoding.values)
         kind = f"masks *{encoding.ending}"
     what = f"COCO-Object's {split} with {kind}"
@@ -365,21 +365,19 @@ def coco_object(root: Path, split: str | None) -> Dataset:
 
 
 def _from_instances(
-    path: Path, pictures: Mapping[str, Path]
+    path: Path, images: Mapping[str, Path]
 ) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
     names = [entry.name for entry in parse_entries(dataset_classes(_NAME))]
     categories = {value + 1: (label, names[label]) for label, value in enumerate(IDS[:THINGS], 1)}
     truths, faults = read_instances(path, categories)
-    pairs, problems = pair_up(_NAME, pictures, dict.fromkeys([*truths, *faults], path))
+    pairs, problems = pair_up(_NAME, images, dict.fromkeys([*truths, *faults], path))
     samples = tuple(
-        Sample(name, PictureFile(picture), truths[name])
-        for name, picture, _ in pairs
-        if name in truths
+        Sample(name, ImageFile(image), truths[name]) for name, image, _ in pairs if name in truths
     )
     faulty = [Problem(name, faults[name]) for name, _, _ in pairs if name in faults]
     if not samples:
         raise DatasetError(
-            f"{_NAME}: expected pictures whose instances can be drawn, got none, such as {faulty[0].name!r}: "
+            f"{_NAME}: expected images whose instances can be drawn, got none, such as {faulty[0].name!r}: "
             f"{faulty[0].reason}"
         )
     return samples, tuple(sorted([*problems, *faulty], key=lambda problem: problem.name))

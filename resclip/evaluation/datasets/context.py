@@ -35,8 +35,8 @@ from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
     DatasetError,
+    ImageFile,
     LabelFile,
-    PictureFile,
     Sample,
     Values,
     benchmark_palette,
@@ -66,7 +66,7 @@ _NUMBERS = {
     13: "u8",
 }
 """The element types that hold numbers, as NumPy calls them."""
-_LARGEST = 8 * MAX_PIXELS  # Bytes that a compressed element may hold: a picture's worth of doubles.
+_LARGEST = 8 * MAX_PIXELS  # Bytes that a compressed element may hold: an image's worth of doubles.
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ _CONVERT = (
     f"{_MERGED} alone cannot be read: convert it with mmsegmentation's "
     "tools/dataset_converters/pascal_context.py, which writes SegmentationClassContext"
 )
-_OFFICIAL_PICTURES = {
+_OFFICIAL_IMAGES = {
     "SegmentationContext": {"train": 4_996, "val": 5_104},
     "Main": {"train": 4_998, "val": 5_105, "trainval": 10_103},
 }
@@ -200,26 +200,26 @@ def context60(root: Path, split: str | None) -> Dataset:
         split: "train" instead of "val".
 
     Raises:
-        DatasetError: a folder, the split file or a list of numbers is missing, or no picture has a mask.
+        DatasetError: a folder, the split file or a list of numbers is missing, or no image has a mask.
     """
     return _context("context60", root, split)
 
 
 def _context(name: str, root: Path, split: str | None) -> Dataset:
     split = split or "val"
-    pictures = first_that_exists(root, "the pictures of VOC 2010", _below_places("JPEGImages"))
+    images = first_that_exists(root, "the images of VOC 2010", _below_places("JPEGImages"))
     masks = _find_masks(root)
-    split_file = _split_file(pictures.parent / "ImageSets", split)
+    split_file = _split_file(images.parent / "ImageSets", split)
     ending = ".mat" if masks.name == _OFFICIAL_459 else ".png"
     pairs, problems = pair_up(
-        name, files_under(pictures, [".jpg"]), files_under(masks, [ending]), split_names(split_file)
+        name, files_under(images, [".jpg"]), files_under(masks, [ending]), split_names(split_file)
     )
     values = _values(masks, background=name == "context60")
     truth = LabelFile if ending == ".png" else LabelMapFile
     samples = tuple(
-        Sample(one, PictureFile(picture), truth(mask, values)) for one, picture, mask in pairs
+        Sample(one, ImageFile(image), truth(mask, values)) for one, image, mask in pairs
     )
-    official = _OFFICIAL_PICTURES[split_file.parent.name].get(split)
+    official = _OFFICIAL_IMAGES[split_file.parent.name].get(split)
     what = f"PASCAL Context's {split} of ImageSets/{split_file.parent.name}"
     return Dataset(
         name=name,
@@ -247,7 +247,7 @@ def _find_masks(root: Path) -> Path:
 
 def _split_file(folder: Path, split: str) -> Path:
     """The preferred split file that is there, or the first one, for the error."""
-    files = [folder / kind / f"{split}.txt" for kind in _OFFICIAL_PICTURES]
+    files = [folder / kind / f"{split}.txt" for kind in _OFFICIAL_IMAGES]
     return next((file for file in files if file.is_file()), files[0])
 
 

@@ -48,21 +48,19 @@ def voc21(root: Path, split: str | None) -> Dataset:
         split: "train" or "trainval" instead of "val".
 
     Raises:
-        DatasetError: a folder or the split file is missing, or no picture has a mask.
+        DatasetError: a folder or the split file is missing, or no image has a mask.
     """
     return _voc("voc21", _VOC21, root, split)
 
 
 def _voc(name: str, values: Values, root: Path, split: str | None) -> Dataset:
     split = split or "val"
-    pictures = first_that_exists(
-        root, "PASCAL VOC 2012", [f"{place}JPEGImages" for place in _PLACES]
-    )
-    kit = pictures.parent
+    images = first_that_exists(root, "PASCAL VOC 2012", [f"{place}JPEGImages" for place in _PLACES])
+    kit = images.parent
     masks = first_that_exists(kit, "the masks of PASCAL VOC 2012", ["SegmentationClass"])
     listed = split_names(kit / "ImageSets" / "Segmentation" / f"{split}.txt")
     pairs, problems = pair_up(
-        name, files_under(pictures, [".jpg"]), files_under(masks, [".png"]), listed
+        name, files_under(images, [".jpg"]), files_under(masks, [".png"]), listed
     )
     what = f"PASCAL VOC 2012's {split}"
     return Dataset(

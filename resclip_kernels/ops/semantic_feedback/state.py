@@ -71,7 +71,7 @@ def sample_times(steps: int) -> tuple[float, ...]:
 
     t_k = s·k below the middle and fma(−s, M − k, 1) from there on, rounded once to float32 each; computed on the host
     so that no device's own linspace can decide a tie. Products of two float32 fit float64 exactly, and 1 minus such a
-    product rounds to the same float32 as the fused operation for every M that a picture can have.
+    product rounds to the same float32 as the fused operation for every M that an image can have.
     """
     if steps == 0:
         return (0.0,)

@@ -75,7 +75,7 @@ def upsample_argmax(
     check_count("refine_iterations", refine_iterations, 0)
     if refine_iterations:
         if guide is None:
-            raise ValueError("refine_iterations needs a guide picture; pass guide, or 0 iterations")
+            raise ValueError("refine_iterations needs a guide image; pass guide, or 0 iterations")
         check_float("guide", guide, 4, "(B, C, H, W)")
         check_same_images("logits", logits, "guide", guide)
         if tuple(guide.shape[2:]) != tuple(size):

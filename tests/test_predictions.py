@@ -12,8 +12,8 @@ from PIL import Image
 from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
+    ImageFile,
     LabelFile,
-    PictureFile,
     Sample,
     Values,
 )
@@ -25,21 +25,21 @@ COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
 
 
 def dataset(*names: str, colours: NDArray[np.uint8] | None = COLOURS) -> Dataset:
-    """Pictures that are nowhere on disk: what watches gets them ready."""
+    """Images that are nowhere on disk: what watches gets them ready."""
     place = Path("nowhere")
     samples = tuple(
-        Sample(name, PictureFile(place), LabelFile(place, Values({0: 0}))) for name in names
+        Sample(name, ImageFile(place), LabelFile(place, Values({0: 0}))) for name in names
     )
     return Dataset("voc21", "made up", ENTRIES, samples, palette=colours)
 
 
 def see(watcher: SavePredictions | Sheets, sample: Sample, size: int = 8) -> None:
-    """Show a grey picture: cat on the left, dog on the right, a corner that does not count; all are seen as dog."""
+    """Show a grey image: cat on the left, dog on the right, a corner that does not count; all are seen as dog."""
     truth = np.full((size, size), 1, np.uint8)
     truth[:, size // 2 :] = 2
     truth[: size // 4, : size // 4] = IGNORED
-    picture = np.full((size, size, 3), 100, np.uint8)
-    watcher(sample, picture, truth, np.full((size, size), 2, np.int64))
+    image = np.full((size, size, 3), 100, np.uint8)
+    watcher(sample, image, truth, np.full((size, size), 2, np.int64))
 
 
 def files_in(folder: Path) -> list[str]:
@@ -75,8 +75,8 @@ def test_predictions_can_be_read_as_a_data_set_s_masks(tmp_path: Path) -> None:
     sample = dataset("a").samples[0]
     own = Dataset("mine", "made up", entries, (sample,))
     labels = np.arange(255, dtype=np.int64)[None]
-    picture = np.zeros((1, 255, 3), np.uint8)
-    SavePredictions(tmp_path, own, "clip")(sample, picture, np.zeros((1, 255), np.uint8), labels)
+    image = np.zeros((1, 255, 3), np.uint8)
+    SavePredictions(tmp_path, own, "clip")(sample, image, np.zeros((1, 255), np.uint8), labels)
     values = Values({number: number for number in range(255)})
     np.testing.assert_array_equal(LabelFile(tmp_path / "mine/clip/a.png", values).read(), labels)
 
@@ -148,11 +148,11 @@ def test_different_names_have_different_files(seed: int) -> None:
         (9, 3, [0, 1, 2]),
     ],
 )
-def test_pictures_are_spread_over_the_set(count: int, length: int, wanted: list[int]) -> None:
+def test_images_are_spread_over_the_set(count: int, length: int, wanted: list[int]) -> None:
     assert evenly_spaced(count, length) == wanted
 
 
-def test_no_picture_is_chosen_twice() -> None:
+def test_no_image_is_chosen_twice() -> None:
     for length in range(1, 40):
         for count in range(length + 1):
             chosen = evenly_spaced(count, length)
@@ -162,7 +162,7 @@ def test_no_picture_is_chosen_twice() -> None:
             assert not len(gaps) or gaps.max() - gaps.min() <= 1
 
 
-def test_the_same_pictures_whoever_sees_them(tmp_path: Path) -> None:
+def test_the_same_images_whoever_sees_them(tmp_path: Path) -> None:
     """In shards, in another order, for another row: the set's order alone decides."""
     own = dataset(*(f"{number:02}" for number in range(10)))
     for part in (own.samples[::2], own.samples[1::2][::-1]):
@@ -185,10 +185,10 @@ def test_a_count_must_be_one(count: int, error: type[Exception], tmp_path: Path)
 def sheet_of(
     truth: NDArray[np.uint8], labels: NDArray[np.int64], folder: Path
 ) -> NDArray[np.uint8]:
-    """The pixels of a sheet of a black picture."""
+    """The pixels of a sheet of a black image."""
     own = dataset("a", colours=np.array([(0, 0, 255), (255, 0, 0), (0, 255, 0)], np.uint8))
-    picture = np.zeros((*truth.shape, 3), np.uint8)
-    Sheets(folder, own, "clip", 1)(own.samples[0], picture, truth, labels)
+    image = np.zeros((*truth.shape, 3), np.uint8)
+    Sheets(folder, own, "clip", 1)(own.samples[0], image, truth, labels)
     return np.asarray(Image.open(folder / "voc21/clip/a.png"))
 
 
@@ -248,11 +248,11 @@ def test_the_legend_names_what_is_there(tmp_path: Path, monkeypatch: pytest.Monk
         (1, "cat", 28 / 64),
     ]
     assert came["footer"] == (
-        "voc21, naclip+rcs, a/b: mIoU 26.7 in this picture, 53.3 % of its pixels right"
+        "voc21, naclip+rcs, a/b: mIoU 26.7 in this image, 53.3 % of its pixels right"
     )
 
 
-def test_a_picture_of_which_nothing_counts_has_a_sheet(tmp_path: Path) -> None:
+def test_an_image_of_which_nothing_counts_has_a_sheet(tmp_path: Path) -> None:
     pixels = sheet_of(np.full((4, 4), IGNORED, np.uint8), np.zeros((4, 4), np.int64), tmp_path)
     assert pixels.shape[1] > 4 * 440
 
