@@ -34,7 +34,7 @@ ROUNDS = 3
 THREADS = 2
 BATCH_SIZE = 16
 PHOTOGRAPH = (500, 375)
-"""Width and height of what data sets of photographs hold."""
+"""Width and height of what datasets of photographs hold."""
 CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
 """Methods, and sides of windows in pixels: 49 and 196 patches of the model in the box."""
 

@@ -65,7 +65,7 @@ def load(
             "transformers:NAME" for Hugging Face's; `resclip models` lists them.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
         classes: one entry a class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name and then
-            its queries), as `resclip.text.class_names` reads them from files and data sets; or a ready `Vocabulary`.
+            its queries), as `resclip.text.class_names` reads them from files and datasets; or a ready `Vocabulary`.
         method: a base of `resclip.methods.catalogue.BASES`,
             with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
         preset: a name of `resclip.methods.presets.PRESETS`; None:
@@ -106,7 +106,7 @@ def load(
     if preset is not None:
         chosen = find_preset(preset).apply(chosen)
         settings = find_preset(preset).segmenter
-        # A base's own windows, as ProxyCLIP has, stand above those of a data set, and a model's above both.
+        # A base's own windows, as ProxyCLIP has, stand above those of a dataset, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
     chosen = replace(chosen, rcs=with_knobs(chosen.rcs, rcs), sfr=with_knobs(chosen.sfr, sfr))
     place = choose_device(device)

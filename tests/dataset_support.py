@@ -1,4 +1,4 @@
-"""Tiny replicas of data sets on disk: images, masks, and what reading them gives."""
+"""Tiny replicas of datasets on disk: images, masks, and what reading them gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small data sets in memory, a segmenter that needs no model, and processes that meet, for tests of measuring."""
+"""Small datasets in memory, a segmenter that needs no model, and processes that meet, for tests of measuring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is, how its files are found, and which readers and colours there are."""
+"""What a dataset is, how its files are found, and which readers and colours there are."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
     truncate(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no mask")
     for name, message in {
-        "none.png": r"none\.png: no such file; check the data set",
+        "none.png": r"none\.png: no such file; check the dataset",
         "colours.png": r"one number a pixel .*, got mode RGB; convert colours to class indices",
         "cut.png": r"cut\.png: expected a whole mask, got one that cannot be read .*get the file again",
         "text.png": r"text\.png: expected a whole mask",
@@ -312,7 +312,7 @@ def test_no_set_is_found_where_there_is_none(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_set_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="unknown data set 'voc'; use one of: voc21, .*, folder"):
+    with pytest.raises(DatasetError, match="unknown dataset 'voc'; use one of: voc21, .*, folder"):
         open_dataset("voc", tmp_path)
 
 

@@ -24,7 +24,7 @@ keyboard light mountain mouse curtain platform sign plate road rock shelves side
 truck wall water window wood
 """
 PUBLISHED_59 = {name: number for number, name in enumerate(_NAMES_59.split(), 1)}
-"""Numbers of the classes in 59_labels.txt, as on the data set's page."""
+"""Numbers of the classes in 59_labels.txt, as on the dataset's page."""
 
 _NUMBERS_459 = """
 2 9 18 19 22 23 25 31 33 34 44 45 46 59 65 68 72 80 85 98 104 105 113 115 144 158 159 162 187 189 207 220 232 258 259

@@ -91,7 +91,7 @@ def test_matrices_that_are_no_masks(tmp_path: Path, content: dict, message: str)
 
 def test_files_of_other_kinds(tmp_path: Path) -> None:
     path = tmp_path / "mask.mat"
-    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the data set"):
+    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the dataset"):
         LabelMapFile(path, VALUES).read()
     newer = b"MATLAB 7.3 MAT-file".ljust(124) + struct.pack("<H", 0x0200) + b"IM"
     for content in (b"", b"no mask", b"no mask" * 40, newer):

@@ -1,4 +1,4 @@
-"""Data sets × methods: the rows, the file that a run goes on from, and what makes figures comparable."""
+"""Datasets × methods: the rows, the file that a run goes on from, and what makes figures comparable."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def test_the_methods_come_in_the_papers_order() -> None:
 
 
 def test_nothing_to_measure_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one method and one data set"):
+    with pytest.raises(ValueError, match="at least one method and one dataset"):
         evaluate([], [TWO])
-    with pytest.raises(ValueError, match="at least one method and one data set"):
+    with pytest.raises(ValueError, match="at least one method and one dataset"):
         evaluate(candidates("clip"), [])
 
 

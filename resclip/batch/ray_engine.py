@@ -47,7 +47,7 @@ BLOCKS = 1024
 """Most blocks that items are put into, each of them read by one task."""
 
 ITEMS = 1 << 18
-"""Images of one Ray data set: their names take 40 MB here and in Ray's store. Models are loaded anew for the next
+"""Images of one Ray dataset: their names take 40 MB here and in Ray's store. Models are loaded anew for the next
 262,144, which is half a minute in hours."""
 
 THREADS = 4
@@ -305,7 +305,7 @@ def pipeline(
     crew: Crew,
     items: Sequence[Item],
 ) -> Any:
-    """The Ray data set whose rows are portions of the job's rows."""
+    """The Ray dataset whose rows are portions of the job's rows."""
     portions = [items[start : start + PORTION] for start in range(0, len(items), PORTION)]
     # A job of few portions is dealt out to all models, twice over.
     per_call = min(PORTIONS_PER_CALL, max(1, len(portions) // (2 * crew.models)))
@@ -331,7 +331,7 @@ def pipeline(
 
 @contextlib.contextmanager
 def quiet_context(ray: Any) -> Iterator[None]:
-    """Ray Data's settings for data sets that are made in the block."""
+    """Ray Data's settings for datasets that are made in the block."""
     context = ray.data.DataContext()
     # Blocks are rows: see the module's beginning.
     context.target_max_block_size = 1
@@ -345,7 +345,7 @@ def quiet_context(ray: Any) -> Iterator[None]:
 
 
 def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
-    """A data set's rows as they come.
+    """A dataset's rows as they come.
 
     Raises:
         Exception: one of `ERRORS`, from a step.

@@ -1,4 +1,4 @@
-"""`resclip ablate`: studies × data sets, as tables and as files.
+"""`resclip ablate`: studies × datasets, as tables and as files.
 
 Knows the options, what is printed and where files go. Measuring is resclip.evaluation's, which loads on use: `--help`
 must not wait for torch.
@@ -34,7 +34,7 @@ SCENE_COUNT = 40
 
 DESCRIPTION = f"""\
 Turns the knobs of RCS and SFR one at a time and measures each setting: the ablations of arXiv 2411.15851 as tables and
-plots. A study starts from the data set's own settings, or from those that --preset, --rcs and --sfr name. On the
+plots. A study starts from the dataset's own settings, or from those that --preset, --rcs and --sfr name. On the
 {SCENES} scenes it takes {SCENE_COUNT} of them unless --scenes names another number.
 """
 

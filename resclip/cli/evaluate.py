@@ -1,4 +1,4 @@
-"""`resclip evaluate`: methods × data sets, as a table and as files.
+"""`resclip evaluate`: methods × datasets, as a table and as files.
 
 Knows the options, what is printed and where files go. Measuring is resclip.evaluation's, which loads on use: `--help`
 must not wait for torch.

@@ -101,8 +101,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_attention(commands)
     evaluate = commands.add_parser(
         "evaluate",
-        help="measure methods on data sets",
-        description="Mean intersection over union of methods on data sets, beside the published figures.",
+        help="measure methods on datasets",
+        description="Mean intersection over union of methods on datasets, beside the published figures.",
     )
     add_evaluate_arguments(evaluate)
     evaluate.set_defaults(command=_run_evaluate)

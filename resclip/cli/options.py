@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CLASSES_HELP = """\
 "sky, tree, house" is three classes; with a ";" anywhere, ";" separates classes and "," separates
 synonyms: "cat, kitten; dog" is two, "pet: cat, dog; grass" names the first. Or @ade20k, @voc21, ...
-for a data set's classes, or a file: text with one class a line, JSON or YAML
+for a dataset's classes, or a file: text with one class a line, JSON or YAML
 """
 
 
@@ -39,7 +39,7 @@ def add_model_options(
 
     Args:
         method: False where a command names its methods itself.
-        background: False where the classes are a data set's.
+        background: False where the classes are a dataset's.
     """
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -195,7 +195,7 @@ def request_from(
 
 
 SCENES = "builtin"
-"""The name of the drawn scenes as a data set."""
+"""The name of the drawn scenes as a dataset."""
 
 _DATASETS_HELP = f"""\
 sets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
@@ -210,7 +210,7 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
     Args:
         scenes: how many of the drawn ones the command takes where it is not told.
     """
-    group = parser.add_argument_group("data sets")
+    group = parser.add_argument_group("datasets")
     group.add_argument("--dataset", default=SCENES, metavar="NAMES", help=_DATASETS_HELP)
     group.add_argument(
         "--root",
@@ -249,9 +249,9 @@ def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
     names = [name.strip() for name in arguments.dataset.split(",")]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"expected each data set once, got {twice!r} twice")
+        raise ValueError(f"expected each dataset once, got {twice!r} twice")
     if arguments.classes is not None and len(names) > 1:
-        raise ValueError("--classes has the names of one data set; name one with --dataset")
+        raise ValueError("--classes has the names of one dataset; name one with --dataset")
     for option in ("scenes", "size"):
         if getattr(arguments, option) is not None and SCENES not in names:
             raise ValueError(f"--{option} is for {SCENES}; leave it out for {', '.join(names)}")

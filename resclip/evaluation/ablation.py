@@ -1,4 +1,4 @@
-"""Studies × data sets → figures: every setting is measured once, whichever studies it belongs to.
+"""Studies × datasets → figures: every setting is measured once, whichever studies it belongs to.
 
 Knows where a study starts from and how a segmenter gets other RCS and SFR. Which settings a study has is studies.py's,
 measuring protocol.py's, showing figures study_tables.py's and study_plots.py's.

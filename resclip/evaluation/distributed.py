@@ -1,6 +1,6 @@
 """The processes that share an evaluation: who this one is, and how they put their numbers together.
 
-Knows torchrun's environment and torch.distributed. Knows no image, model or data set.
+Knows torchrun's environment and torch.distributed. Knows no image, model or dataset.
 
 Numbers meet on the CPU, by gloo: each process computes on a device of its own, and what they exchange is small.
 """

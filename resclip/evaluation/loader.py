@@ -120,7 +120,7 @@ class Reader(Dataset[Group]):
         if strange.size:
             raise ImageError(
                 f"expected a mask with classes 0 to {self.classes - 1} and {IGNORED} where nothing counts, got "
-                f"{strange.max()} in {strange.size:,} pixels; check that it belongs to this data set"
+                f"{strange.max()} in {strange.size:,} pixels; check that it belongs to this dataset"
             )
 
 

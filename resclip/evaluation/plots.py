@@ -1,6 +1,6 @@
 """Figures as plots: the IoU of each class as bars, and what all plots share.
 
-Knows matplotlib, which is imported when a plot is made, but not its global state. Knows no method and no data set.
+Knows matplotlib, which is imported when a plot is made, but not its global state. Knows no method and no dataset.
 """
 
 from __future__ import annotations

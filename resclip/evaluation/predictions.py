@@ -1,6 +1,6 @@
 """What is written while a set is measured: predictions as label images, and sheets that show truth and prediction.
 
-Knows data sets, label maps and files. Knows no model, and computes no figure but an image's own.
+Knows datasets, label maps and files. Knows no model, and computes no figure but an image's own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SavePredictions:
         labels: NDArray[np.int64],
     ) -> None:
         """Write one prediction. Raises OSError where that cannot be done."""
-        label_map = Image.fromarray(labels.astype(np.uint8))  # A data set has at most 255 classes.
+        label_map = Image.fromarray(labels.astype(np.uint8))  # A dataset has at most 255 classes.
         label_map.putpalette(self.colours)
         write(label_map, self.folder / f"{safe_name(sample.name)}.png")
 

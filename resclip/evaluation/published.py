@@ -1,4 +1,4 @@
-"""The mIoU that papers state for a method, a backbone and a data set.
+"""The mIoU that papers state for a method, a backbone and a dataset.
 
 Knows the packaged table, and which rows, models and settings its figures are of. Knows no measured figure.
 """
@@ -168,6 +168,6 @@ def has_modules(knobs: Mapping[str, Any], modules: Sequence[str], preset: Preset
 
 @functools.lru_cache(maxsize=1)
 def table() -> Mapping[tuple[str | None, str], Mapping[str, str]]:
-    """The packaged table: by method and backbone a figure a data set, as text, and the source."""
+    """The packaged table: by method and backbone a figure a dataset, as text, and the source."""
     with TABLE.open(encoding="utf-8", newline="") as stream:
         return {(line["method"], line["backbone"]): line for line in csv.DictReader(stream)}

@@ -1,6 +1,6 @@
-"""Data sets × methods → a report: which rows there are, what each is measured with, and what a file already holds.
+"""Datasets × methods → a report: which rows there are, what each is measured with, and what a file already holds.
 
-Knows the order of the work. Measuring a row is measure.py's, reading data sets datasets', showing figures tables.py's.
+Knows the order of the work. Measuring a row is measure.py's, reading datasets datasets', showing figures tables.py's.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def measure(
     tell: Tell | None = None,
     watch: Sequence[Watcher] = (),
 ) -> Tally:
-    """Segment every image of a data set and count which class was taken for which.
+    """Segment every image of a dataset and count which class was taken for which.
 
     Args:
         segmenter: its classes are the set's, in the same order.
@@ -319,7 +319,7 @@ def evaluate(
         OSError: the file cannot be written.
     """
     if not candidates or not datasets:
-        raise ValueError("expected at least one method and one data set to measure, got none")
+        raise ValueError("expected at least one method and one dataset to measure, got none")
     report = begin(datasets, path, fresh, world)
     shown = progress and world.is_first
     total = len(candidates) * sum(map(len, datasets))

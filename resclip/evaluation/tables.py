@@ -1,4 +1,4 @@
-"""Figures as text: methods by data sets for a report, bases by modules for one set, and the same as Markdown and CSV.
+"""Figures as text: methods by datasets for a report, bases by modules for one set, and the same as Markdown and CSV.
 
 Knows how a row's name is made of a base and modules ("naclip+rcs"). Knows no metric and no model.
 """

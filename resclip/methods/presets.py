@@ -1,4 +1,4 @@
-"""Presets: values for the knobs of RCS, SFR and the segmenter, as papers, released programs and data sets have them.
+"""Presets: values for the knobs of RCS, SFR and the segmenter, as papers, released programs and datasets have them.
 
 Knows settings and where they come from. Knows no method and no model.
 """

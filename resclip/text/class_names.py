@@ -14,7 +14,7 @@ A query is what the model is asked for; the name is what a person is shown, by d
 only before a space or at the end, so "16:9 screen" is a name. Spaces at the ends do not count, and several are as one.
 Names and queries are in any script and hold no comma, and a name holds no colon before a space.
 
-A list of classes comes from text (`parse_classes`), a file (`read_classes`) or a data set (`dataset_classes`).
+A list of classes comes from text (`parse_classes`), a file (`read_classes`) or a dataset (`dataset_classes`).
 """
 
 from __future__ import annotations
@@ -199,14 +199,14 @@ def check_classes(entries: Sequence[str]) -> list[str]:
 
 
 def parse_classes(text_or_path: str | os.PathLike[str]) -> list[str]:
-    """Entries from what a person typed: a data set's name, a file's path, or the classes themselves.
+    """Entries from what a person typed: a dataset's name, a file's path, or the classes themselves.
 
-    "@voc21" is a data set: see `dataset_classes`. An existing file is read by `read_classes`. In any other text, a `;`
+    "@voc21" is a dataset: see `dataset_classes`. An existing file is read by `read_classes`. In any other text, a `;`
     anywhere means that `;` separates classes and `,` separates queries: "cat, kitten; dog" is two classes.
     Without `;`, commas separate classes: "sky, tree" is two. So no class typed here starts with "@"; one in a file may.
 
     Raises:
-        ValueError: no class, an empty one, one named twice, an unknown data set, or a file that is no list of classes.
+        ValueError: no class, an empty one, one named twice, an unknown dataset, or a file that is no list of classes.
         OSError: the file is missing or cannot be read.
     """
     if isinstance(text_or_path, os.PathLike):
@@ -223,7 +223,7 @@ def parse_classes(text_or_path: str | os.PathLike[str]) -> list[str]:
     for entry in map(str.strip, entries):
         if entry.startswith("@"):
             raise ValueError(
-                f"expected a data set's name such as '@voc21' to stand alone, got {entry!r} among other classes"
+                f"expected a dataset's name such as '@voc21' to stand alone, got {entry!r} among other classes"
             )
     return check_classes(entries)
 
@@ -274,7 +274,7 @@ def dataset_classes(name: str) -> list[str]:
     Raises:
         ValueError: another name.
     """
-    _check_choice(name, DATASETS, "data set")
+    _check_choice(name, DATASETS, "dataset")
     entries = _packaged_lines(name)
     if name in BACKGROUND_LISTS:
         entries[0] = f"{_BACKGROUND}: {entries[0]}"

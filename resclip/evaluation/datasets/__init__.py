@@ -1,6 +1,6 @@
-"""The data sets of the benchmarks, as they lie on disk, and folders of anyone's own.
+"""The datasets of the benchmarks, as they lie on disk, and folders of anyone's own.
 
-Knows which reader takes which data set. Each reader knows the layouts and label encodings of its own.
+Knows which reader takes which dataset. Each reader knows the layouts and label encodings of its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DATASETS = tuple(_READERS)
 def open_dataset(
     name: str, root: str | os.PathLike[str] | None, split: str | None = None
 ) -> Dataset:
-    """The data set called `name`, as it lies below `root`. Lists files; opens no image.
+    """The dataset called `name`, as it lies below `root`. Lists files; opens no image.
 
     Args:
         name: one of `DATASETS`.
@@ -72,7 +72,7 @@ def open_dataset(
         OSError: a list of names or classes cannot be read.
     """
     if name not in _READERS:
-        raise DatasetError(f"unknown data set {name!r}; use one of: {', '.join(DATASETS)}")
+        raise DatasetError(f"unknown dataset {name!r}; use one of: {', '.join(DATASETS)}")
     if root is None:
-        raise DatasetError(f"{name}: expected the folder that holds the data set, got none")
+        raise DatasetError(f"{name}: expected the folder that holds the dataset, got none")
     return replace(_READERS[name](Path(root).expanduser(), split), split=split)

@@ -1,4 +1,4 @@
-"""What a data set is to an evaluation: images with the true class of each pixel, and the classes.
+"""What a dataset is to an evaluation: images with the true class of each pixel, and the classes.
 
 Knows arrays and image files. Knows no benchmark, no folder layout and no model.
 """
@@ -49,7 +49,7 @@ IGNORED = 255
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used: what was looked for, what was found, what to do."""
+    """A dataset that cannot be used: what was looked for, what was found, what to do."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Values:
             shown = ", ".join(map(str, strange[:8])) + (", …" if len(strange) > 8 else "")
             raise ImageError(
                 f"{path}: expected values among {shorten(sorted({*self.classes, *self.ignored}))}, got {shown} in "
-                f"{int((found < 0).sum()):,} pixels; check that the mask belongs to this data set"
+                f"{int((found < 0).sum()):,} pixels; check that the mask belongs to this dataset"
             )
         labels: PixelArray = found.astype(np.uint8)
         return labels
@@ -166,7 +166,7 @@ def read_values(path: Path) -> NDArray[np.uint16]:
             image.load()
             values = np.asarray(image)
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; check the data set") from None
+        raise ImageError(f"{path}: no such file; check the dataset") from None
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
@@ -180,7 +180,7 @@ def read_values(path: Path) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set."""
+    """One image of a dataset."""
 
     name: str
     """Unique in the set, such as "2007_000033" or "frankfurt/frankfurt_000000_000294"."""
@@ -310,7 +310,7 @@ def lines_of(path: Path, expected: str) -> list[str]:
 def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     """The files below `folder`, nested folders included, whose names end in one of `endings`.
 
-    Hidden files and folders, such as macOS's "._0001.png", are no part of a data set and skipped.
+    Hidden files and folders, such as macOS's "._0001.png", are no part of a dataset and skipped.
 
     Args:
         endings: of names, whatever the case: ".jpg", or "_gtFine_labelIds.png".
@@ -354,7 +354,7 @@ def pair_up(
     """Images with their masks, and a `Problem` for each that has no counterpart: nothing is dropped silently.
 
     Args:
-        name: of the data set, for the error.
+        name: of the dataset, for the error.
         images, masks: the files that are there, by the name that an image and its mask share.
         listed: the names that should be there, as of a split file; what else is there does not belong to the split.
             None: all that are there.
@@ -394,14 +394,14 @@ def pair_up(
 
 
 def samples_of(pairs: Sequence[tuple[str, Path, Path]], values: Values) -> tuple[Sample, ...]:
-    """`pair_up`'s pairs as a data set's samples, all masks read by `values`."""
+    """`pair_up`'s pairs as a dataset's samples, all masks read by `values`."""
     return tuple(
         Sample(name, ImageFile(image), LabelFile(mask, values)) for name, image, mask in pairs
     )
 
 
 def describe(count: int, what: str, place: Path, root: Path, official: int | None = None) -> str:
-    """A data set in words: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)".
+    """A dataset in words: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)".
 
     Args:
         count: of images that can be measured on.

@@ -1,4 +1,4 @@
-"""The drawn scenes as a data set: images with the class of every pixel, as `resclip evaluate` reads them.
+"""The drawn scenes as a dataset: images with the class of every pixel, as `resclip evaluate` reads them.
 
 Knows the sets of scenes and the colours that their classes are shown in. Knows no method and no metric.
 """

@@ -85,7 +85,7 @@ class LabelMapFile:
         try:
             matrix = read_matrix(self.path, "LabelMap")
         except FileNotFoundError:
-            raise ImageError(f"{self.path}: no such file; check the data set") from None
+            raise ImageError(f"{self.path}: no such file; check the dataset") from None
         except (OSError, ValueError) as error:
             raise ImageError(
                 f"{self.path}: expected a MATLAB file with a matrix LabelMap, got one that cannot be read ({error}); "
@@ -263,7 +263,7 @@ def _values(masks: Path, background: bool) -> Values:
         prefix = "59_" * (masks.name == _OFFICIAL_59)
         listed = first_that_exists(
             masks.parent,
-            f"the names of the numbers in {masks.name}, from the data set's page",
+            f"the names of the numbers in {masks.name}, from the dataset's page",
             [f"{prefix}labels.txt", f"{masks.name}/{prefix}labels.txt"],
         )
         numbers = _numbers(listed, classes)
