@@ -36,7 +36,7 @@ BATCH_SIZE = 16
 PHOTOGRAPH = (500, 375)
 """Width and height of what datasets of photographs hold."""
 CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
-"""Methods, and sides of windows in pixels: 49 and 196 patches of the model in the box."""
+"""Methods, and sides of windows in pixels: 49 and 196 patches of the built-in model."""
 
 
 def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -52,7 +52,7 @@ def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
 
 
 def segmenter(method: str, window: int, batch_size: int) -> Segmenter:
-    """The model in the box at the images' own size."""
+    """The built-in model at the images' own size."""
     return load(classes=CLASSES, method=method, window=window, short_side=0, batch_size=batch_size)
 
 

@@ -1,6 +1,6 @@
 """One very large image through `resclip batch`, in a process whose memory is watched; see `make bench-scale`.
 
-Draws a quilt of scenes as a tiled TIFF unless it is there, segments it by block with the model in the box, and writes
+Draws a quilt of scenes as a tiled TIFF unless it is there, segments it by block with the built-in model, and writes
 results/gigapixel.json: seconds, peak resident memory, and what of it is there before the first pixel.
 """
 

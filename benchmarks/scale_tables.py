@@ -28,7 +28,7 @@ def batch_tables(run: dict[str, Any]) -> str:
         ],
     )
     note = (
-        f"{run['images']} images of 60 to 250 pixels a side, model in the box, at their own size. One by one: a "
+        f"{run['images']} images of 60 to 250 pixels a side, built-in model, at their own size. One by one: a "
         "image and a window at a time. Together: `segment_many`, batches of "
         f"{run['batch_size']}. The labels are the same. {conditions(run)}"
     )

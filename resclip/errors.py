@@ -38,7 +38,7 @@ class WeightsUnavailable(RuntimeError):
 
 
 class UnknownWordsWarning(UserWarning):
-    """The model in the box was asked for words that it has never read; the message names them."""
+    """The built-in model was asked for words that it has never read; the message names them."""
 
 
 def describe(error: Exception) -> str:

@@ -61,7 +61,7 @@ def load(
     """A segmenter from names: model, method and classes.
 
     Args:
-        model: "builtin" (the small model in the box), an open_clip model with a vision transformer, or
+        model: "builtin" (the small built-in model), an open_clip model with a vision transformer, or
             "transformers:NAME" for Hugging Face's; `resclip models` lists them.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
         classes: one entry a class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name and then
@@ -240,7 +240,7 @@ def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
         named = ", ".join(map(repr, unknown[:8]))
         more = f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""
         warnings.warn(
-            f"the model in the box has never read {named}{more}, so these names mean nothing to it; it knows "
+            f"the built-in model has never read {named}{more}, so these names mean nothing to it; it knows "
             f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else name a real model",
             UnknownWordsWarning,
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""The small model in the box: scenes, captions, mosaics, training, and the packaged weights."""
+"""The small built-in model: scenes, captions, mosaics, training, and the packaged weights."""
 
 from __future__ import annotations
 

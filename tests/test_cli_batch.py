@@ -25,7 +25,7 @@ SMALL = ("--window", "56", "--stride", "56", "--short-side", "56", "--method", "
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """In place of the model in the box: a smaller one, which notes what was asked of `resclip.load`."""
+    """In place of the built-in model: a smaller one, which notes what was asked of `resclip.load`."""
     asked: dict[str, Any] = {}
 
     def load(model: str, pretrained: str | None, **options: Any) -> Any:
@@ -43,7 +43,7 @@ def batch(source: object, out: object, *options: object) -> int:
 
 
 def arguments(source: Path, out: Path) -> list[str]:
-    """A job for the model in the box."""
+    """A job for the built-in model."""
     words = ["batch", source, "--out", out, "--classes", CLASSES, "--no-cache", *SMALL]
     return list(map(str, words))
 

@@ -109,7 +109,7 @@ def test_agreement_is_over_all_scenes() -> None:
 def test_the_command_draws_images_truth_and_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the model in the box; two methods, since each takes seconds."""
+    """With the built-in model; two methods, since each takes seconds."""
     monkeypatch.setattr(gallery, "METHODS", ("maskclip", "naclip"))
     monkeypatch.setattr(gallery, "_CANDIDATES", 1)
     found = {}

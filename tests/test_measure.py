@@ -39,7 +39,7 @@ def same(came: Tally, wanted: Tally) -> bool:
 
 
 def test_counts_are_those_of_segmenting_by_hand(tmp_path: Path) -> None:
-    """The model in the box, on files: two groups and a rest of one image."""
+    """The built-in model, on files: two groups and a rest of one image."""
     dataset = on_disk(tmp_path, 5)
     segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
     came = measure(segmenter, dataset, group_size=2)

@@ -33,7 +33,7 @@ def points(name: str, depth: int = 12) -> Mapping[str, Method]:
     [
         (5, "1-4", "1-4", 1),  # the least that holds a window
         (6, "1-4", "2-5", 2),
-        (12, "1-4", "8-11", 8),  # ViT-B, and the model in the box
+        (12, "1-4", "8-11", 8),  # ViT-B, and the built-in model
         (24, "1-4", "20-23", 20),  # ViT-L
     ],
 )

@@ -1,4 +1,4 @@
-"""A small CLIP in the box, so that everything can be tried without a download.
+"""A small built-in CLIP, so that everything can be tried without a download.
 
 It is an open_clip model (12 blocks, patches of 8 pixels, 112 x 112 images) trained on images and captions alone,
 on scenes that this package draws itself: see `train.py`. It knows seventeen classes of picture-book things, colours

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CAPTIONS = {"cross-layer": "Cross-layer (RCS)", "feedback": "Feedback (SFR)", "final": "Final"}
 STRONGEST = 0.1  # of the patches: the share of a map's mass that lies on them is printed
-# A segmenter has classes; without SFR the attention reads none of them. The model in the box knows this word.
+# A segmenter has classes; without SFR the attention reads none of them. The built-in model knows this word.
 NO_CLASSES = ["image"]
 
 

@@ -76,7 +76,7 @@ def show_models() -> int:
 
     models = list_models()
     width = max(len(name) for name, _ in models) + 2
-    print(f"{BUILTIN:{width}}the small model in the box: no download, no --pretrained")
+    print(f"{BUILTIN:{width}}the small built-in model: no download, no --pretrained")
     for name, tags in models:
         print(f"{name:{width}}{', '.join(tags) or '(no tags: --pretrained takes a checkpoint)'}")
     return 0

@@ -171,7 +171,7 @@ def load_model(
     """Load a CLIP model by name, in eval mode.
 
     Args:
-        name: "builtin" for the model in the box; a name of `list_models`; "hf-hub:ORG/NAME" or "local-dir:FOLDER" for
+        name: "builtin" for the built-in model; a name of `list_models`; "hf-hub:ORG/NAME" or "local-dir:FOLDER" for
             a model in open_clip's format; "transformers:ORG/NAME" or "transformers:FOLDER" for a CLIPModel in Hugging
             Face's.
         pretrained: for a plain name, an open_clip pretrained tag, or the path of a local checkpoint: safetensors, or a
