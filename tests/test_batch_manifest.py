@@ -129,8 +129,8 @@ def test_any_history_gives_what_a_dictionary_gives(
 ) -> None:
     """Small limits, so that parts are written and compacted often; indexes change between runs."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MOST_ROWS", most_rows)
-        patch.setattr(module, "MOST_PARTS", most_parts)
+        patch.setattr(module, "MAX_ROWS", most_rows)
+        patch.setattr(module, "MAX_PARTS", most_parts)
         patch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 3)
         patch.setattr("resclip.batch.manifest.ROWS_READ", 2)
         patch.setattr("os.fsync", lambda _: None)
@@ -184,8 +184,8 @@ def test_killed_at_any_step_of_merging_nothing_is_lost_or_twice(
     steps: int, most_parts: int, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write and removal of a file is a step: 11 for 5 parts that are merged, 13 if they are compacted before."""
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
-    monkeypatch.setattr(module, "MOST_PARTS", most_parts)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_PARTS", most_parts)
     with Manifest(store, SETTINGS) as manifest:
         for index in range(4):
             manifest.add(row(index, failed=index < 3))
@@ -373,8 +373,8 @@ def test_parts_stay_few_and_rows_are_not_written_too_often(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """300 parts of one row; all of them merged at every 10th would be 4,800 rows written."""
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
-    monkeypatch.setattr(module, "MOST_PARTS", 10)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_PARTS", 10)
     monkeypatch.setattr("os.fsync", lambda _: None)
     written = 0
     writing = module.write_table
@@ -398,7 +398,7 @@ def test_parts_stay_few_and_rows_are_not_written_too_often(
 def test_a_merge_holds_little_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of at most 100 rows, in order, of parts that came in any."""
     monkeypatch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 100)
-    monkeypatch.setattr(module, "MOST_ROWS", 37)
+    monkeypatch.setattr(module, "MAX_ROWS", 37)
     manifest = Manifest(store, SETTINGS)
     for index in range(1000):
         manifest.add(row(index * 379 % 1000))

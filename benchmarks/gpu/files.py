@@ -51,7 +51,7 @@ def file_job(
     from resclip.batch.job import Task
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
-    from resclip.cli.batch import MOST_WORKERS
+    from resclip.cli.batch import MAX_WORKERS
 
     inputs = Path(tempfile.mkdtemp(prefix="jpeg-", dir=folder))
     images = [as_image(image, size, segmenter) for image in pixels]
@@ -59,7 +59,7 @@ def file_job(
         images[number % len(images)].save(inputs / f"{number:04}.jpg", quality=QUALITY)
     source = open_source(str(inputs))
     task = Task(segmenter.vocabulary.names, segmenter.preparation)
-    workers = min(available_cores(), MOST_WORKERS)
+    workers = min(available_cores(), MAX_WORKERS)
 
     def run() -> None:
         store = open_store(tempfile.mkdtemp(prefix="png-", dir=folder))

@@ -20,7 +20,7 @@ Form: TypeAlias = Literal["png", "tif"]
 BLOCK_PIXELS = 1 << 25
 """TIFFs of more pixels (33 million, 0.1 GB) are read and written by block."""
 
-MOST_CLASSES = 1 << 16
+MAX_CLASSES = 1 << 16
 """Values that 16 bits hold."""
 
 ELSEWHERE = ("device", "torch", "python", "implementation")
@@ -53,9 +53,9 @@ class Task:
     block_pixels: int = BLOCK_PIXELS
 
     def __post_init__(self) -> None:
-        if not 2 <= len(self.names) <= MOST_CLASSES:
+        if not 2 <= len(self.names) <= MAX_CLASSES:
             raise ValueError(
-                f"expected 2 to {MOST_CLASSES:,} classes, got {len(self.names):,}; of a single class every pixel is "
+                f"expected 2 to {MAX_CLASSES:,} classes, got {len(self.names):,}; of a single class every pixel is "
                 "one: name another, or add a background"
             )
         if self.form not in ("png", "tif"):

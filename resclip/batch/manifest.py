@@ -321,11 +321,11 @@ WHOLE = "manifest.parquet"
 PARTS = "manifest.parts/"
 LOCK = "manifest.lock"
 
-MOST_ROWS = 512
-MOST_SECONDS = 2.0
+MAX_ROWS = 512
+MAX_SECONDS = 2.0
 """Rows that are lost at most when a run is killed, and their age: their images are done again."""
-MOST_PARTS = 100
-MOST_DIFFERENCES = 3
+MAX_PARTS = 100
+MAX_DIFFERENCES = 3
 """That are shown."""
 
 _PART = re.compile(r"manifest\.parts/(\d{6,})\.parquet")
@@ -390,8 +390,8 @@ class Manifest:
         """
         self._buffer[row.name] = row
         self._count(row.name, row.status)
-        late = time.monotonic() - self._flushed >= MOST_SECONDS
-        if late or len(self._buffer) >= MOST_ROWS:
+        late = time.monotonic() - self._flushed >= MAX_SECONDS
+        if late or len(self._buffer) >= MAX_ROWS:
             self.flush()
 
     def flush(self) -> None:
@@ -407,7 +407,7 @@ class Manifest:
             self.store.sync(outputs.values())
             self._add_part(iter([table_of(rows)]))
             self._buffer.clear()
-            if len(self._parts) > MOST_PARTS:
+            if len(self._parts) > MAX_PARTS:
                 self._compact()
         self._flushed = time.monotonic()
 
@@ -440,8 +440,8 @@ class Manifest:
         with RowFile(self.store, name) as file:
             differences = list(_differences(file.settings, self.settings))
             if differences:
-                more = len(differences) - MOST_DIFFERENCES
-                shown = "; ".join(differences[:MOST_DIFFERENCES]) + (
+                more = len(differences) - MAX_DIFFERENCES
+                shown = "; ".join(differences[:MAX_DIFFERENCES]) + (
                     f"; {more} more" if more > 0 else ""
                 )
                 raise ValueError(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resclip.io.geotiff import Raster
 
 
-MOST_SCORE = 65535
+MAX_SCORE = 65535
 """Stands for a probability of 1."""
 
 PREVIEW_SIDE = 2048
@@ -142,7 +142,7 @@ class BlockSink:
             self.scores = RasterWriter(
                 self.folder / "scores.tif",
                 *size,
-                classes=MOST_SCORE + 1,
+                classes=MAX_SCORE + 1,
                 palette=None,
                 crs=place[0],
                 transform=place[1],
@@ -225,7 +225,7 @@ def encode_plane(
     if task.form == "tif":
         from resclip.io.geotiff import encode_geotiff
 
-        count = MOST_SCORE + 1 if colours is None else len(colours)
+        count = MAX_SCORE + 1 if colours is None else len(colours)
         return encode_geotiff(
             plane,
             classes=count,
@@ -242,4 +242,4 @@ def encode_plane(
 
 def as_scores(probabilities: Tensor) -> Tensor:
     """Probabilities as whole numbers, on their device: 65,535 is 1."""
-    return (probabilities.float().clamp(0, 1) * MOST_SCORE).round().int()
+    return (probabilities.float().clamp(0, 1) * MAX_SCORE).round().int()

@@ -204,7 +204,7 @@ def _too_long(location: str, limit: int) -> ValueError:
     )
 
 
-MOST_NAMES = 1_000_000
+MAX_NAMES = 1_000_000
 """That braces may stand for: beyond it a range has a digit too many."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -273,7 +273,7 @@ def expand_braces(pattern: str) -> list[str]:
     count = 1
     for choice in choices:
         count *= len(choice)
-    if count > MOST_NAMES:
+    if count > MAX_NAMES:
         raise _too_many(pattern)
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
@@ -282,7 +282,7 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
     ends = _RANGE.fullmatch(inner)
     if ends:
         first, last = int(ends[1]), int(ends[2])
-        if abs(last - first) >= MOST_NAMES:
+        if abs(last - first) >= MAX_NAMES:
             raise _too_many(pattern)
         digits = len(ends[1]) if "0" in (ends[1][0], ends[2][0]) else 1
         step = 1 if first <= last else -1
@@ -292,7 +292,7 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
 
 def _too_many(pattern: str) -> ValueError:
     return ValueError(
-        f"{pattern}: expected braces for at most {MOST_NAMES:,} names, got more; "
+        f"{pattern}: expected braces for at most {MAX_NAMES:,} names, got more; "
         "shorten the range, or write `*` for what is there"
     )
 

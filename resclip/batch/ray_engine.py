@@ -53,7 +53,7 @@ ITEMS = 1 << 18
 THREADS = 4
 """That read, or write, in one task: they mostly wait for a disk or server."""
 
-MOST_SECONDS = 86_400
+MAX_SECONDS = 86_400
 """Without any image done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows, on a core six hours."""
 
 SECONDS_TO_CONNECT = 5.0
@@ -336,7 +336,7 @@ def quiet_context(ray: Any) -> Iterator[None]:
     # Blocks are rows: see the module's beginning.
     context.target_max_block_size = 1
     context.raise_original_map_exception = True
-    context.execution_no_progress_timeout_s = MOST_SECONDS
+    context.execution_no_progress_timeout_s = MAX_SECONDS
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

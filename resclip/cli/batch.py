@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from resclip.batch.sources import Item, Source
 
 
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 
 DESCRIPTION = """\
 Segments any number of images: DIR gets NAME_labels.png for each (pixel values are class indices), and a row in
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             from resclip.batch import local
 
-            workers = arguments.workers or min(available_cores(), MOST_WORKERS)
+            workers = arguments.workers or min(available_cores(), MAX_WORKERS)
             rows = local.run(task, segmenter, missing, store, workers=workers)
         tally = follow(rows, manifest, len(missing))
     return report(tally, len(source), arguments.out)

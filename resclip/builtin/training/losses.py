@@ -21,7 +21,7 @@ from torch import Tensor
 
 from resclip.builtin.training.captions import Phrase, describes
 
-LEAST_SHARE = 0.08  # of an image, for a thing that its caption finds worth naming
+MIN_SHARE = 0.08  # of an image, for a thing that its caption finds worth naming
 
 
 def phrase_list(images: Sequence[Sequence[Phrase]]) -> list[Phrase]:
@@ -100,7 +100,7 @@ def share_loss(
     group: Tensor,
     scale: Tensor,
 ) -> Tensor:
-    """Everything that a caption names holds LEAST_SHARE of its image's patches.
+    """Everything that a caption names holds MIN_SHARE of its image's patches.
 
     group (P,) numbers the noun of each phrase: "a car" and "a red car" share one. Without this, a patch of a tree
     may as well be called grass, since nearly every caption with a tree names grass too.
@@ -112,7 +112,7 @@ def share_loss(
     area = cells.bincount(minlength=len(true)).unsqueeze(1)
     held = belief.new_zeros(len(true), nouns.shape[1]).index_add(0, cells, belief @ nouns)
     named = (true.to(nouns.dtype) @ nouns > 0) & (area > 0)
-    share = (held / area.clamp_min(1)).clamp(1e-6, LEAST_SHARE)
+    share = (held / area.clamp_min(1)).clamp(1e-6, MIN_SHARE)
     return (
-        (math.log(LEAST_SHARE) - share.log())[named].mean() if bool(named.any()) else held.sum() * 0
+        (math.log(MIN_SHARE) - share.log())[named].mean() if bool(named.any()) else held.sum() * 0
     )

@@ -135,7 +135,7 @@ def proxy_attention(
             "VALUE_COLUMNS": values.shape[2],
             "TILES": tiles,
             "PARTS": sum_squares.shape[1],
-            "MOST_PARTS": triton.next_power_of_2(sum_squares.shape[1]),
+            "MAX_PARTS": triton.next_power_of_2(sum_squares.shape[1]),
             "DOT_PRECISION": target.dot_precision,
             "BLOCK_M": blocks.rows,
             "BLOCK_N": blocks.keys,
@@ -211,7 +211,7 @@ def proxy_attention_kernel(
     VALUE_COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
     PARTS: tl.constexpr,
-    MOST_PARTS: tl.constexpr,
+    MAX_PARTS: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -225,7 +225,7 @@ def proxy_attention_kernel(
     first_column = (program % groups) * (TILES * BLOCK_D)
     block = program // groups
     image = (block // row_blocks).to(tl.int64)
-    part = tl.arange(0, MOST_PARTS)
+    part = tl.arange(0, MAX_PARTS)
     parts = tl.load(sum_squares + image * PARTS + part, mask=part < PARTS, other=0.0)
     threshold = tl.sum(parts, axis=0) * threshold_scale
     rows += image * padded_positions * CHANNELS

@@ -22,7 +22,7 @@ MATRICES = {
     ),
     Implementation.TORCH: portable.feedback_matrix,
 }
-MOST_PATCHES = 1 << 20
+MAX_PATCHES = 1 << 20
 
 
 def semantic_feedback(
@@ -34,9 +34,9 @@ def semantic_feedback(
 ) -> SemanticFeedback:
     """Validated arguments in, the chosen implementation's state out."""
     limit = None
-    if labels.shape[1] * labels.shape[2] > MOST_PATCHES:
+    if labels.shape[1] * labels.shape[2] > MAX_PATCHES:
         limit = (
-            f"the kernels take at most {MOST_PATCHES} patches an image; got "
+            f"the kernels take at most {MAX_PATCHES} patches an image; got "
             f"{labels.shape[1]} × {labels.shape[2]}: segment in windows, or use 'torch'"
         )
     function = resolve(implementation, IMPLEMENTATIONS, labels, limit=limit).function
