@@ -243,7 +243,7 @@ def test_two_kinds_of_positions_and_two_labels_by_hand(implementation: str) -> N
 def test_a_position_with_nothing_left_attends_to_itself(seed: int, implementation: str) -> None:
     given = inputs(seed, size=(3, 4))
     assert torch.equal(given.run(implementation, beta=1e3), given.value)
-    # What the likeness drops, the labels bring back: λ_s·Ŝ = 0.9 against −0.1·γ·β·mean.
+    # What the similarity drops, the labels bring back: λ_s·Ŝ = 0.9 against −0.1·γ·β·mean.
     labels = torch.zeros(2, 3, 4, dtype=torch.int64)
     output = given.run(
         implementation, beta=2.0, gamma=1.0, feedback=flat_state(labels), feedback_weight=0.9

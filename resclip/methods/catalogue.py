@@ -28,7 +28,7 @@ class ProxyAttention:
     model: str = "vit_base_patch8_224.dino"
     """"colour" (in the box, no weights), or a timm model that gives patch features."""
     beta: float = 1.2
-    """β: how far above the image's mean likeness an entry must lie, as a multiple of the mean."""
+    """β: how far above the image's mean similarity an entry must lie, as a multiple of the mean."""
     gamma: float = 3.0
     """γ > 0: sharpness of the softmax."""
     input_size: int | tuple[int, int] | None = None

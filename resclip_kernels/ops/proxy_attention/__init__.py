@@ -1,4 +1,4 @@
-"""Attention of CLIP's values by the likeness of another vision model's features.
+"""Attention of CLIP's values by the similarity of another vision model's features.
 
 ProxyCLIP: Lan et al., "ProxyCLIP: Proxy Attention Improves CLIP for Open-Vocabulary Segmentation", ECCV 2024
 (arXiv 2408.04883), section 3.3; with feedback ResCLIP's SFR on top (arXiv 2411.15851, section 3.3).

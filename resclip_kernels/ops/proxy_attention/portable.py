@@ -52,7 +52,7 @@ def proxy_rows(
     maps = torch.empty((len(features), len(rows), positions), dtype=dtype, device=features.device)
     for image, own, found in zip(features, each(feedback, len(features)), maps, strict=True):
         unit = unit_rows(image.to(dtype))
-        threshold = beta * mean_likeness(unit)
+        threshold = beta * mean_similarity(unit)
         for place, row in zip(found, rows, strict=True):
             place.copy_(row_weights(unit, row, row + 1, threshold, gamma, own)[0])
     return maps
@@ -71,7 +71,7 @@ def attend(
     """One image's (C, H_v, W_v) and values (n, A·d) → (n, A·d)."""
     unit = unit_rows(image)
     count = len(unit)
-    threshold = beta * mean_likeness(unit)
+    threshold = beta * mean_similarity(unit)
     rows = max(1, ROW_BYTES // (count * unit.element_size()))
     blocks = [
         row_weights(unit, first, min(first + rows, count), threshold, gamma, feedback) @ values
@@ -80,7 +80,7 @@ def attend(
     return torch.cat(blocks)
 
 
-def mean_likeness(unit: Tensor) -> Tensor:
+def mean_similarity(unit: Tensor) -> Tensor:
     """mean(X Xᵀ) of unit rows (n, C)."""
     return unit.sum(dim=0).square().sum() / len(unit) ** 2
 

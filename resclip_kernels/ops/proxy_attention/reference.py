@@ -52,8 +52,8 @@ def proxy_score(features: Tensor, beta: float, gamma: float) -> Tensor:
     positions = features.flatten(2).mT  # [B, n, C]
     length = torch.linalg.vector_norm(positions, dim=-1, keepdim=True)
     unit = torch.where(length < 1e-12, 0.0, positions / length)
-    likeness = unit @ unit.mT
-    return gamma * (likeness - beta * likeness.mean(dim=(-2, -1), keepdim=True))
+    similarity = unit @ unit.mT
+    return gamma * (similarity - beta * similarity.mean(dim=(-2, -1), keepdim=True))
 
 
 def with_feedback(score: Tensor, feedback: FeedbackTerm) -> Tensor:
