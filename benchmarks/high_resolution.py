@@ -173,8 +173,8 @@ def sweep() -> list[dict[str, Any]]:
         for weight in WEIGHTS:
             candidates[weight] = {"short_side": 0, "overview": Overview(weight)}
         segmenters = {
-            str(weight): load(classes=CLASS_NAMES, method=method, **knobs)
-            for weight, knobs in candidates.items()
+            str(weight): load(classes=CLASS_NAMES, method=method, **options)
+            for weight, options in candidates.items()
         }
         for kind in KINDS:
             counts, _ = compare(scenes(kind, VALIDATION), segmenters)
@@ -190,7 +190,8 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for method in METHODS:
         segmenters = {
-            mode: load(classes=CLASS_NAMES, method=method, **knobs) for mode, knobs in MODES.items()
+            mode: load(classes=CLASS_NAMES, method=method, **options)
+            for mode, options in MODES.items()
         }
         for kind in KINDS:
             counts, seconds = compare(scenes(kind, HELD_OUT), segmenters)
@@ -215,8 +216,8 @@ def image() -> Image.Image:
     colours = class_colours()
     truth = [scene.mask.astype(np.int64) for scene in drawn]
     labels = {"as drawn": truth}
-    for mode, knobs in MODES.items():
-        segmenter = load(classes=CLASS_NAMES, method="resclip", **knobs)
+    for mode, options in MODES.items():
+        segmenter = load(classes=CLASS_NAMES, method="resclip", **options)
         labels[mode] = [segmenter.segment(scene.image).labels for scene in drawn]
 
     def cell(panel: Image.Image) -> Image.Image:

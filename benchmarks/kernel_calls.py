@@ -94,14 +94,14 @@ def attend(
     *,
     grid: tuple[int, int] | None = None,
     cls_tokens: int = 1,
-    **knobs: Any,
+    **options: Any,
 ) -> None:
-    """The residual attention, of labels and middle blocks in `knobs` where a case has them."""
+    """The residual attention, of labels and middle blocks in `options` where a case has them."""
     residual_attention(
         *attention_tensors(model, dtype, grid, cls_tokens),
         grid=grid or model.grid,
         implementation="triton",
-        **knobs,
+        **options,
     )
 
 

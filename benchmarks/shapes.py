@@ -39,7 +39,7 @@ def text(queries: int) -> Tensor:
 
 
 def encoder(implementation: str = "auto") -> DenseEncoder:
-    """NACLIP + RCS + SFR with the default knobs."""
+    """NACLIP + RCS + SFR with the default options."""
     return DenseEncoder(vit_b16(), rcs=RCS(), sfr=SFR(), implementation=implementation)
 
 

@@ -1,4 +1,4 @@
-"""From names to a segmenter: the model, the method with its knobs, the classes, the device.
+"""From names to a segmenter: the model, the method with its options, the classes, the device.
 
 Knows which parts a name stands for and in what order settings win. Knows no tensor and no image.
 """
@@ -73,7 +73,7 @@ def load(
         correlation: what the final block compares, in place of the base's choice; see `Correlation`.
         proxy: ProxyCLIP's vision model, by name or with β, γ and input size; None: "colour" for the built-in model,
             else the base's own.
-        rcs, sfr: a module's knobs, all in place of the method's and the preset's, or some of them by name above those;
+        rcs, sfr: a module's options, all in place of the method's and the preset's, or some of them by name;
             a method without the module gets it.
         overview: windows also see the whole image, coarsely; None: they see themselves alone.
         device: None: a GPU where there is one.
@@ -108,7 +108,7 @@ def load(
         settings = find_preset(preset).segmenter
         # A base's own windows, as ProxyCLIP has, stand above those of a dataset, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
-    chosen = replace(chosen, rcs=with_knobs(chosen.rcs, rcs), sfr=with_knobs(chosen.sfr, sfr))
+    chosen = replace(chosen, rcs=with_options(chosen.rcs, rcs), sfr=with_options(chosen.sfr, sfr))
     place = choose_device(device)
     dtype = choose_precision(precision, place)
     if max_memory is not None:
@@ -180,8 +180,8 @@ def load(
     )
 
 
-def with_knobs(module: Module | None, given: Module | Mapping[str, Any] | None) -> Module | None:
-    """The knobs given in place of the module's, or those by name above them."""
+def with_options(module: Module | None, given: Module | Mapping[str, Any] | None) -> Module | None:
+    """The options given in place of the module's, or those by name above them."""
     if isinstance(given, Mapping):
         return module and replace(module, **given)
     return module if given is None else given
@@ -190,7 +190,7 @@ def with_knobs(module: Module | None, given: Module | Mapping[str, Any] | None) 
 def choose_proxy(
     method: Method, asked: str | ProxyAttention | None, model: str
 ) -> ProxyAttention | None:
-    """ProxyCLIP's knobs for a method, None where it has no proxy; ValueError for one that would be of no use."""
+    """ProxyCLIP's options for a method, None where it has no proxy; ValueError for one that would be of no use."""
     own = method.proxy or BASES[method.base].proxy
     if own is None:
         if asked is not None:

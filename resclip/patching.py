@@ -99,7 +99,7 @@ def patch(
 
     Raises:
         TypeError: no such model.
-        ValueError: an unknown name, a knob that does not fit, or a model that is patched already.
+        ValueError: an unknown name, an option that does not fit, or a model that is patched already.
     """
     if NAME in vars(clip_model):
         raise ValueError(

@@ -39,7 +39,7 @@ class Segmentation:
         labels: (H, W) int64, the index into `names` of each pixel's class.
         probabilities: (H, W) float32, 0 to 1, the largest class probability at each pixel.
         names: one distinct name a class.
-        settings: what made it (model, method, knobs, versions), ready for JSON.
+        settings: what made it (model, method, options, versions), ready for JSON.
 
     Raises:
         ValueError, TypeError: a field has another shape, dtype or range than stated.

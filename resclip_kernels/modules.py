@@ -1,6 +1,6 @@
 """`residual_attention` as a module that stands where an open_clip final block has its `nn.MultiheadAttention`.
 
-Knows the op's knobs, the grid, the recorders of the blocks before, and the scope of ResCLIP's two passes. Knows no
+Knows the op's options, the grid, the recorders of the blocks before, and the scope of ResCLIP's two passes. Knows no
 tower, no image and no text: whoever assigns the module runs the model.
 """
 
@@ -283,7 +283,7 @@ class Kept(NamedTuple):
         )
 
 
-class Knobs(TypedDict, total=False):
+class Options(TypedDict, total=False):
     """The keyword arguments of `ResidualAttention`, described there."""
 
     grid: tuple[int, int] | None
@@ -315,7 +315,7 @@ class ResidualAttention(SelfAttention):
             blocks[-1].attn, correlation="kk", neighbourhood_std=5.0, recorders=recorders
         )
 
-    Every knob is an attribute that may be changed between calls; `recorders` is fixed, and not part of the module:
+    Every option is an attribute that may be changed between calls; `recorders` is fixed, and not part of the module:
     parameters and state dict are `nn.MultiheadAttention`'s.
 
     Args:
@@ -326,7 +326,7 @@ class ResidualAttention(SelfAttention):
         recorders: of the middle blocks whose maps RCS averages; their q and k are read at each call.
 
     Raises:
-        TypeError, ValueError: a size, knob or recorder that does not fit.
+        TypeError, ValueError: a size, option or recorder that does not fit.
     """
 
     def __init__(
@@ -373,19 +373,19 @@ class ResidualAttention(SelfAttention):
                 )
         self._keeping = False
         self._kept: Kept | None = None
-        self.check_knobs()
+        self.check_options()
 
     @classmethod
-    def from_attention(cls, attention: nn.MultiheadAttention, **knobs: Unpack[Knobs]) -> Self:
+    def from_attention(cls, attention: nn.MultiheadAttention, **options: Unpack[Options]) -> Self:
         """A module with `attention`'s own parameters: the same objects, not copies.
 
         Args:
             attention: what it replaces.
-            knobs: the constructor's keyword-only arguments.
+            options: the constructor's keyword-only arguments.
 
         Raises:
-            TypeError: no `nn.MultiheadAttention`, or a knob that does not exist.
-            ValueError: one with kdim, vdim, add_bias_kv or add_zero_attn, or a knob's value that does not fit.
+            TypeError: no `nn.MultiheadAttention`, or an option that does not exist.
+            ValueError: one with kdim, vdim, add_bias_kv or add_zero_attn, or an option's value that does not fit.
         """
         check_source(attention)
         module = cls(
@@ -393,7 +393,7 @@ class ResidualAttention(SelfAttention):
             attention.num_heads,
             batch_first=attention.batch_first,
             device="meta",
-            **knobs,
+            **options,
         )
         return module.share(attention)
 
@@ -440,7 +440,7 @@ class ResidualAttention(SelfAttention):
             self.feedback, self._keeping, self._kept = before
 
     def attend(self, tokens: Tensor) -> Tensor:
-        """Residual attention with the module's knobs, of [CLS] and h·w patches.
+        """Residual attention with the module's options, of [CLS] and h·w patches.
 
         Raises:
             ValueError: a grid that does not fit, a recorder that has not run, or has run on other shapes; dropout
@@ -500,8 +500,8 @@ class ResidualAttention(SelfAttention):
             )
         return side, side
 
-    def check_knobs(self) -> None:
-        """Let the op itself judge the knobs, on one image of one patch and one head of width 1."""
+    def check_options(self) -> None:
+        """Let the op itself judge the options, on one image of one patch and one head of width 1."""
         token = torch.zeros(1, 1, 2, 1, device="cpu")
         residual_attention(
             token,
@@ -520,7 +520,7 @@ class ResidualAttention(SelfAttention):
         )
 
     def extra_repr(self) -> str:
-        """The knobs, for `print(module)`."""
+        """The options, for `print(module)`."""
         return (
             f"correlation={self.correlation!r}, grid={self._grid}, neighbourhood_std={self.neighbourhood_std}, "
             f"feedback={'set' if self.feedback is not None else None}, recorders={len(self._recorders)}"

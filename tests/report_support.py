@@ -24,7 +24,7 @@ def row(
     miou: float | None,
     *,
     problems: Sequence[Problem] = (),
-    knobs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     seconds: float = 20.0,
 ) -> Row:
     """One class 10 above the mean, one not there, one 10 below it; None: nothing could be measured."""
@@ -34,7 +34,7 @@ def row(
         accuracy = (miou + 9, None, miou - 1)
         scores = Scores(miou, miou + 4, miou + 7, miou + 6, (miou + 10, None, miou - 10), accuracy)
     cost = Cost(seconds, 1, 2, "a CPU", 3_000_000)
-    return Row(scores, 0 if miou is None else 200, tuple(problems), cost, dict(knobs or {}))
+    return Row(scores, 0 if miou is None else 200, tuple(problems), cost, dict(options or {}))
 
 
 def evaluation(dataset: str, rows: Mapping[str, Row], **settings: Any) -> Evaluation:

@@ -22,7 +22,11 @@ from resclip.batch.manifest import ClassArea, Manifest, Row, merged, schema, tab
 from resclip.batch.storage import Store, open_store
 from resclip.io.files import write_atomically
 
-SETTINGS = {"method": "resclip", "window": 224, "knobs": {"rcs": {"weight": 0.4}, "layers": [6, 7]}}
+SETTINGS = {
+    "method": "resclip",
+    "window": 224,
+    "options": {"rcs": {"weight": 0.4}, "layers": [6, 7]},
+}
 
 
 def row(index: int, name: str | None = None, *, failed: bool = False, mark: float = 1.0) -> Row:
@@ -297,11 +301,11 @@ def test_a_full_disk_loses_no_row(store: Store, monkeypatch: pytest.MonkeyPatch)
     [
         ({**SETTINGS, "method": "naclip"}, r"method: 'resclip' there, 'naclip' now\)"),
         (
-            {**SETTINGS, "knobs": {"rcs": {"weight": 0.5}, "layers": [6, 7]}},
-            r"knobs\.rcs\.weight: 0\.4 there, 0\.5 now",
+            {**SETTINGS, "options": {"rcs": {"weight": 0.5}, "layers": [6, 7]}},
+            r"options\.rcs\.weight: 0\.4 there, 0\.5 now",
         ),
         ({**SETTINGS, "new": None}, "new: nothing there, None now"),
-        ({"method": "resclip"}, r"knobs: .* there, nothing now; window: 224 there, nothing now"),
+        ({"method": "resclip"}, r"options: .* there, nothing now; window: 224 there, nothing now"),
         ({str(number): number for number in range(9)}, "; 9 more"),
     ],
 )

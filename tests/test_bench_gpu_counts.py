@@ -118,7 +118,7 @@ def test_the_attention_reference_takes_what_is_predicted(
             feedback=state,
             cross_layers=tensors.cross_layers,
             implementation="reference",
-            **attention.KNOBS,
+            **attention.OPTIONS,
         )
     least = (
         0.98 if layers else 0.85

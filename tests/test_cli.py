@@ -70,7 +70,7 @@ def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: P
     assert names_in(tmp_path / "out") == ["cat.json", "cat_labels.png"]
 
 
-def test_the_proxys_knobs_and_the_background(stand_in: StandIn, image: Path) -> None:
+def test_the_proxys_options_and_the_background(stand_in: StandIn, image: Path) -> None:
     where = ["segment", image, "--json", "--classes", "cat"]
     assert run(*where, "--method", "proxyclip", "--proxy", "vit_small_patch16_224.dino") == 0
     assert stand_in.asked["proxy"] == "vit_small_patch16_224.dino"

@@ -30,9 +30,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command asks for; nothing is measured."""
     found: dict[str, Any] = {}
 
-    def ablate(studies: Any, datasets: Any, base_of: Any, knobs: Any, **options: Any) -> None:
+    def ablate(studies: Any, datasets: Any, base_of: Any, options: Any, **rest: Any) -> None:
         segmenter = base_of(datasets[0])
-        found.update(options, studies=studies, datasets=datasets, knobs=knobs, segmenter=segmenter)
+        found.update(rest, studies=studies, datasets=datasets, options=options, segmenter=segmenter)
         raise Stopped("asked")
 
     monkeypatch.setattr(module, "ablate", ablate)
@@ -74,7 +74,7 @@ def test_options_reach_the_studies(asked: dict[str, Any], tmp_path: Path) -> Non
     options += " --sfr rounds=2 --window 64 --fresh"
     assert run(*SMALL, *options.split(), "--out", tmp_path) == 1
     assert [study.name for study in asked["studies"]] == ["modules", "pamr"]
-    assert asked["knobs"] == {
+    assert asked["options"] == {
         "rcs": {"layers": "3-5", "temperature": 1.5},
         "sfr": {"rounds": 2},
     }

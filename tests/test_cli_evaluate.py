@@ -151,7 +151,7 @@ def arguments(**given: Any) -> Namespace:
     return Namespace(**{**usual, **given})
 
 
-def test_knobs_are_for_the_methods_that_have_them() -> None:
+def test_options_are_for_the_methods_that_have_them() -> None:
     """`load` gives a method a module that is named: here the row's name says which it has."""
     given = arguments(rcs="weight=0.3", sfr="weight=0.2", proxy="colour")
     (dataset,) = open_datasets(given)
@@ -162,7 +162,7 @@ def test_knobs_are_for_the_methods_that_have_them() -> None:
     assert segmenter_for(given, "proxyclip", dataset, "cpu").settings["proxy"]["model"] == "colour"
 
 
-def test_knobs_that_are_named_stand_above_the_sets_preset() -> None:
+def test_options_that_are_named_stand_above_the_sets_preset() -> None:
     """VOC21's preset: λ_r 0.3, τ_r 2.0, λ_s 0.7, θ 0.5."""
     (dataset,) = open_datasets(arguments())
     given = arguments(preset="voc21", rcs="weight=0.9", sfr="rounds=2")

@@ -213,7 +213,7 @@ def test_wrong_settings_name_the_valid_ones(arguments: dict[str, Any], message: 
         (lambda: SFR(refine_iterations=-1), "at least 0"),
     ],
 )
-def test_wrong_knobs_say_what_is_valid(make, message: str) -> None:
+def test_wrong_options_say_what_is_valid(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -155,8 +155,8 @@ def test_correlations_that_are_the_bases_own() -> None:
 
 
 def test_random_projections_depend_on_their_seed_alone() -> None:
-    def drawn(**knobs: int) -> Tensor:
-        encoder = DenseEncoder(small_tower(), correlation=Correlation("random", **knobs))
+    def drawn(**options: int) -> Tensor:
+        encoder = DenseEncoder(small_tower(), correlation=Correlation("random", **options))
         return encoder.random_projections
 
     assert torch.equal(drawn(seed=5), drawn(seed=5))

@@ -80,10 +80,12 @@ def test_tensors_take_at_most_the_estimate(
     stage: str, side: int, queries: int, windows: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    knobs = dict(STAGES[stage])
-    if "proxy" in knobs:
-        knobs["proxy"] = find_proxy(knobs["proxy"], mean=CLIP_MEAN, std=CLIP_STD, pretrained=False)
-    dense = DenseEncoder(toy_clip(), **knobs)
+    options = dict(STAGES[stage])
+    if "proxy" in options:
+        options["proxy"] = find_proxy(
+            options["proxy"], mean=CLIP_MEAN, std=CLIP_STD, pretrained=False
+        )
+    dense = DenseEncoder(toy_clip(), **options)
     estimate = window_bytes(dense, (side, side), queries, windows)
     tensors = (estimate - WORKSPACES["cpu"]) / HOLES
     live = live_bytes(dense, side, queries, windows)

@@ -14,7 +14,7 @@ import pytest
 from resclip.evaluation.checkpoint import Journal, Progress
 from resclip.evaluation.datasets.base import Problem
 
-KEY = {"dataset": "voc21", "window": 224, "knobs": {"rcs": {"weight": 0.4}, "layers": (6, 7)}}
+KEY = {"dataset": "voc21", "window": 224, "options": {"rcs": {"weight": 0.4}, "layers": (6, 7)}}
 TERMS = {"group_size": 8, "images": 96}
 GROUPS = 12
 

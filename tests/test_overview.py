@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resclip import RCS, SFR, DenseEncoder
 from resclip.encoder.final_block import Coarse, attend_coarse
 from resclip.methods.catalogue import BASES, Overview
-from resclip.methods.options_text import parse_knobs
+from resclip.methods.options_text import parse_options
 from resclip_kernels import attention_maps
 from resclip_kernels.testing import check_budget, kernel_device
 
@@ -108,9 +108,9 @@ def test_a_weight_of_0_is_the_plain_method_bit_for_bit(
 ) -> None:
     torch.manual_seed(seed)
     pixels, whole, queries = images(2, 64, 96), images(2, 48, 48), text(QUERIES, 32)
-    knobs = {"rcs": RCS(), "sfr": SFR(refine_iterations=1), "implementation": implementation}
-    plain = encoder(None, base, **knobs)(pixels, queries)
-    mixed = encoder(0.0, base, **knobs)
+    options = {"rcs": RCS(), "sfr": SFR(refine_iterations=1), "implementation": implementation}
+    plain = encoder(None, base, **options)(pixels, queries)
+    mixed = encoder(0.0, base, **options)
     got = mixed(pixels, queries, mixed.coarse(whole))
     assert torch.equal(got.patches, plain.patches)
     assert torch.equal(got.feedback_labels, plain.feedback_labels)
@@ -139,10 +139,10 @@ def test_its_own_tokens_change_nothing_at_any_weight_without_prior(
     """The rows keep their mass whatever the number of scores, with RCS's temperature on top."""
     torch.manual_seed(seed)
     pixels = images(1, 64, 96)
-    knobs = {"correlation": correlation, "rcs": RCS(weight=0.3, temperature=1.7)}
-    mixed = encoder(0.37, "clip", **knobs)
+    options = {"correlation": correlation, "rcs": RCS(weight=0.3, temperature=1.7)}
+    mixed = encoder(0.37, "clip", **options)
     got = mixed(pixels, coarse=mixed.coarse(pixels)).patches
-    plain = encoder(None, "clip", **knobs)(pixels).patches
+    plain = encoder(None, "clip", **options)(pixels).patches
     torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -157,13 +157,13 @@ def test_the_whole_equation_within_rcs(base: str, seed: int) -> None:
 
     window, tower = dense.run_blocks(pixels), dense.tower
     rows = torch.arange(window.value.shape[2])
-    knobs = {
+    options = {
         "grid": window.grid,
         "correlation": dense.correlation.scores,
         "neighbourhood_std": dense.neighbourhood_std,
         "cross_layers": window.cross_layers,
     }
-    maps = attention_maps(window.query, window.key, rows, **knobs)
+    maps = attention_maps(window.query, window.key, rows, **options)
     operands = [window.key] if base == "naclip" else [window.query, window.key]
     gathered = by_hand(operands, coarse, 1.0)
     attended = (1 - 0.37) * (maps.base @ window.value) + 0.37 * gathered
@@ -181,8 +181,8 @@ def test_every_correlation_agrees_with_the_reference(correlation: str, seed: int
     pixels, whole, queries = images(2, 64, 96), images(2, 32, 48), text(QUERIES, 32)
     results = []
     for implementation in ("torch", "reference"):
-        knobs = {"correlation": correlation, "rcs": RCS(), "sfr": SFR(refine_iterations=1)}
-        dense = encoder(0.4, "naclip", implementation=implementation, **knobs)
+        options = {"correlation": correlation, "rcs": RCS(), "sfr": SFR(refine_iterations=1)}
+        dense = encoder(0.4, "naclip", implementation=implementation, **options)
         results.append(dense(pixels, queries, dense.coarse(whole)))
     first, second = results
     assert torch.equal(first.feedback_labels, second.feedback_labels)
@@ -257,9 +257,9 @@ def test_the_coarse_tokens_are_gathered_once_for_all_passes(monkeypatch, seed: i
     torch.manual_seed(seed)
     calls = []
 
-    def spy(*arguments: Any, **knobs: Any) -> Tensor:
+    def spy(*arguments: Any, **options: Any) -> Tensor:
         calls.append(len(calls))
-        return attend_coarse(*arguments, **knobs)
+        return attend_coarse(*arguments, **options)
 
     monkeypatch.setattr("resclip.encoder.final_block.attend_coarse", spy)
     dense = encoder(0.4, sfr=SFR(refine_iterations=1, rounds=2))
@@ -278,7 +278,7 @@ def test_a_compiled_encoder_is_one_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "knobs", "expected"),
+    ("image", "options", "expected"),
     [
         pytest.param((1024, 1024), {}, (224, 224), id="square"),
         pytest.param((1024, 2048), {}, (160, 320), id="ratio-kept"),
@@ -291,9 +291,9 @@ def test_a_compiled_encoder_is_one_graph() -> None:
     ],
 )
 def test_the_size_of_the_coarse_pass(
-    image: tuple[int, int], knobs: dict[str, int], expected: tuple[int, int]
+    image: tuple[int, int], options: dict[str, int], expected: tuple[int, int]
 ) -> None:
-    assert Overview(**knobs).size(*image, window=224, patch_size=(16, 16)) == expected
+    assert Overview(**options).size(*image, window=224, patch_size=(16, 16)) == expected
 
 
 def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
@@ -311,7 +311,11 @@ def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
     [
         (lambda: Overview(1.2), ValueError, "overview weight must lie between 0 and 1; got 1.2"),
         (lambda: Overview(side=-1), ValueError, "overview side must be at least 0; got -1"),
-        (lambda: parse_knobs(Overview, "side=9.5"), TypeError, "side must be an integer; got 9.5"),
+        (
+            lambda: parse_options(Overview, "side=9.5"),
+            TypeError,
+            "side must be an integer; got 9.5",
+        ),
         (lambda: Overview().size(9, 9, 0, (16, 16)), ValueError, "give the overview a side"),
         (lambda: encoder(0.2, "maskclip"), ValueError, "'identity' of base 'maskclip' compares no"),
         (lambda: encoder(0.2, correlation="none"), ValueError, "'none' of base 'naclip' compares"),
@@ -341,5 +345,5 @@ def test_what_does_not_fit_says_what_would(make, error: type[Exception], message
         make()
 
 
-def test_knobs_come_from_text() -> None:
-    assert parse_knobs(Overview, "weight=0.4, side=336") == Overview(0.4, 336)
+def test_options_come_from_text() -> None:
+    assert parse_options(Overview, "weight=0.4, side=336") == Overview(0.4, 336)

@@ -143,9 +143,9 @@ def test_the_file_says_what_was_measured_and_how(tmp_path: Path) -> None:
     assert row["scores"]["miou"] == pytest.approx(sum(known) / len(known))
     assert (row["images"], row["problems"]) == (2, [])
     assert row["cost"]["seconds"] > 0
-    assert row["knobs"]["rcs"]["weight"] == 0.4
-    assert row["knobs"]["sfr"] is None
-    assert (row["knobs"]["window"], row["knobs"]["stride"]) == (112, 56)
+    assert row["options"]["rcs"]["weight"] == 0.4
+    assert row["options"]["sfr"] is None
+    assert (row["options"]["window"], row["options"]["stride"]) == (112, 56)
     assert Report.read(path) == came
     assert not parts_of(path).exists()
 
@@ -226,16 +226,16 @@ def test_sets_are_columns_of_one_file(tmp_path: Path, measured: list[str]) -> No
     assert list(Report.read(path).sets) == ["second", "builtin"]
 
 
-def test_a_row_with_other_knobs_is_measured_again(tmp_path: Path, measured: list[str]) -> None:
+def test_a_row_with_other_options_is_measured_again(tmp_path: Path, measured: list[str]) -> None:
     path = tmp_path / "report.json"
     wanted = small("naclip", path=path)
     stored = json.loads(path.read_text())
-    stored["sets"]["builtin"]["rows"]["naclip"]["knobs"]["neighbourhood_std"] = 1.0
+    stored["sets"]["builtin"]["rows"]["naclip"]["options"]["neighbourhood_std"] = 1.0
     path.write_text(json.dumps(stored))
     assert ious(small("naclip", path=path)) == ious(wanted)
     assert measured == ["naclip", "naclip"]
     rows = Report.read(path).sets["builtin"].rows
-    assert rows["naclip"].knobs == wanted.sets["builtin"].rows["naclip"].knobs
+    assert rows["naclip"].options == wanted.sets["builtin"].rows["naclip"].options
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,8 @@ def test_what_makes_no_difference_to_the_protocol_hides_no_figure(
 
 
 def test_the_equations_of_the_paper_count_as_published() -> None:
-    knobs = measured("naclip+rcs+sfr", "paper")
-    found = published("naclip+rcs+sfr", "context59", *OPENAI, knobs)
+    options = measured("naclip+rcs+sfr", "paper")
+    found = published("naclip+rcs+sfr", "context59", *OPENAI, options)
     assert found is not None
     assert found.miou == 36.8
     # Neither the released values nor the paper's: those of another set.

@@ -40,7 +40,7 @@ RELEASED = {
         "rounds": 1,
     },
 }
-"""Knobs of SFR and RCS for context59."""
+"""Options of SFR and RCS for context59."""
 TORN = Problem("2007_000033", "masks/2007_000033.png: expected a whole mask")
 LOST = Problem("2007_000042", "the image has no mask")
 
@@ -82,8 +82,8 @@ def test_cells_stand_under_their_heads() -> None:
 
 
 def test_published_figures_have_their_own_differences() -> None:
-    knobs = {"rcs": {"layers": [6, 7, 8, 9], "weight": 0.4, "temperature": 2.0}}
-    rows = {"naclip": row(30.0), "naclip+rcs+sfr": row(33.0, knobs={**knobs, **RELEASED})}
+    options = {"rcs": {"layers": [6, 7, 8, 9], "weight": 0.4, "temperature": 2.0}}
+    rows = {"naclip": row(30.0), "naclip+rcs+sfr": row(33.0, options={**options, **RELEASED})}
     both = report(evaluation("context59", rows, **CONTEXT), evaluation("mine", rows))
     lines = report_table(both).split("\n\n")[0].splitlines()
     assert cells(lines[3]) == ["naclip+rcs+sfr", "33.0 (+3.0)", "33.0 (+3.0)", "33.0 (+3.0)"]
@@ -169,10 +169,10 @@ def test_the_notes_say_what_was_measured_how_and_where_figures_come_from() -> No
 
 def test_conditions_are_what_all_rows_have_alike() -> None:
     shared = {"window": 224, "stride": 112, "short_side": 336}
-    rows = {"clip": row(1.0, knobs=shared), "proxyclip": row(2.0, knobs=shared)}
+    rows = {"clip": row(1.0, options=shared), "proxyclip": row(2.0, options=shared)}
     one = Evaluation("a", "2 images", {"model": "builtin", "device": "cuda"}, CLASSES, rows)
     assert conditions(one) == "2 images, short side 336, windows of 224 every 112 pixels; builtin, cuda."  # fmt: skip
-    one.rows["proxyclip"] = row(2.0, knobs={**shared, "window": 336, "refine_iterations": 10})
+    one.rows["proxyclip"] = row(2.0, options={**shared, "window": 336, "refine_iterations": 10})
     assert conditions(one) == "2 images, short side 336, windows by method; builtin, cuda."
     one.rows["clip"] = one.rows["proxyclip"]
     assert "windows of 336 every 112 pixels, 10 iterations of PAMR" in conditions(one)

@@ -40,7 +40,7 @@ GRIDS = (
 )
 TINY_GRIDS = ((2, (3, 4)), (1, (5, 5)))
 FIGURE_TOKENS = 4097  # From here on the attention must keep up with plain attention.
-KNOBS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "neighbourhood_std": 5.0,
     "feedback_weight": 0.6,
     "feedback_temperature": 2.1,
@@ -84,7 +84,7 @@ def attention_variants(bench: Bench, shape: Attention) -> list[Variant]:
             feedback=feedback,
             cross_layers=tensors.cross_layers,
             implementation=implementation,
-            **KNOBS,
+            **OPTIONS,
         )
 
     fused = Variant(FUSED, lambda: run(FUSED, state), held=(*held, *bits), essential=True)
@@ -122,7 +122,7 @@ def reference_variants(
         grid=shape.grid,
         correlation="kk",
         feedback=feedback,
-        **{name: value for name, value in KNOBS.items() if name in Terms.__dataclass_fields__},
+        **{name: value for name, value in OPTIONS.items() if name in Terms.__dataclass_fields__},
     )
     compiled = bench.compile(reference.residual_attention)
     dense = () if feedback.dense is None else (feedback.dense,)
@@ -172,7 +172,7 @@ def flex_variant(
         grid=shape.grid,
         correlation="kk",
         feedback=state,
-        **{name: value for name, value in KNOBS.items() if name in Terms.__dataclass_fields__},
+        **{name: value for name, value in OPTIONS.items() if name in Terms.__dataclass_fields__},
     )
     bias = tensors.value.new_zeros(shape.batch, shape.tokens, shape.tokens)
     for first, last in row_blocks(shape.patches, shape.batch * shape.patches):

@@ -33,8 +33,8 @@ SCENE_COUNT = 40
 """Scenes of the built-in set: all studies then take some minutes."""
 
 DESCRIPTION = f"""\
-Turns the knobs of RCS and SFR one at a time and measures each setting: the ablations of arXiv 2411.15851 as tables and
-plots. A study starts from the dataset's own settings, or from those that --preset, --rcs and --sfr name. On the
+Turns the options of RCS and SFR one at a time and measures each setting: the ablations of arXiv 2411.15851 as tables
+and plots. A study starts from the dataset's own settings, or from those that --preset, --rcs and --sfr name. On the
 {SCENES} scenes it takes {SCENE_COUNT} of them unless --scenes names another number.
 """
 
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_out(arguments, "plot")
     studies = studies_of(arguments.study)
     base = base_of(arguments.base)
-    knobs = knobs_of(arguments)
+    options = options_of(arguments)
     if arguments.scenes is None and SCENES in arguments.dataset.split(","):
         arguments.scenes = SCENE_COUNT
     datasets = open_datasets(arguments)
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             studies,
             datasets,
             lambda dataset: segmenter_for(arguments, base, dataset, device=device),
-            knobs,
+            options,
             path=arguments.out and arguments.out / "ablation.json",
             fresh=arguments.fresh,
             workers=arguments.workers,
@@ -128,14 +128,14 @@ def base_of(name: str) -> str:
     return name
 
 
-def knobs_of(arguments: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
+def options_of(arguments: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
     """What --rcs and --sfr name, by module."""
     from resclip.methods.catalogue import RCS, SFR
-    from resclip.methods.options_text import split_knobs
+    from resclip.methods.options_text import split_options
 
     texts = {"rcs": (RCS, arguments.rcs), "sfr": (SFR, arguments.sfr)}
     return {
-        module: split_knobs(kind, text) for module, (kind, text) in texts.items() if text is not None
+        module: split_options(kind, text) for module, (kind, text) in texts.items() if text is not None
     }  # fmt: skip
 
 

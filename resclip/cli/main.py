@@ -107,7 +107,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add_evaluate_arguments(evaluate)
     evaluate.set_defaults(command=_run_evaluate)
     ablate = commands.add_parser(
-        "ablate", help="measure what each knob does", description=ABLATE_DESCRIPTION
+        "ablate", help="measure what each option does", description=ABLATE_DESCRIPTION
     )
     add_ablate_arguments(ablate)
     ablate.set_defaults(command=_run_ablate)

@@ -49,22 +49,24 @@ def add_model_options(
     group = parser.add_argument_group("method")
     if method:
         group.add_argument("--method", default="resclip", help="see `resclip methods`")
-    group.add_argument("--preset", help="a method's knobs; see `resclip methods`")
+    group.add_argument("--preset", help="a method's options; see `resclip methods`")
     group.add_argument(
         "--correlation",
         metavar="SCORES",
         help='what the final block compares, such as "qq", "xx" or "random,projections=8"',
     )
     group.add_argument(
-        "--rcs", metavar="KNOBS", help='RCS with these knobs, such as "layers=6-9,weight=0.4"'
+        "--rcs", metavar="OPTIONS", help='RCS with these options, such as "layers=6-9,weight=0.4"'
     )
     group.add_argument(
-        "--sfr", metavar="KNOBS", help='SFR with these knobs, such as "rounds=2,connectivity=line"'
+        "--sfr",
+        metavar="OPTIONS",
+        help='SFR with these options, such as "rounds=2,connectivity=line"',
     )
     group.add_argument(
         "--proxy",
-        metavar="KNOBS",
-        help='ProxyCLIP\'s vision model: "colour", a timm name, or knobs such as "model=NAME,beta=1.2"',
+        metavar="OPTIONS",
+        help='ProxyCLIP\'s vision model: "colour", a timm name, or options such as "model=NAME,beta=1.2"',
     )
     names = parser.add_argument_group("class names")
     if background:
@@ -103,10 +105,10 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
     )
     windows.add_argument(
         "--overview",
-        metavar="KNOBS",
+        metavar="OPTIONS",
         nargs="?",
         const="",
-        help='windows also see the whole image, coarsely; knobs such as "weight=0.3,side=448"',
+        help='windows also see the whole image, coarsely; options such as "weight=0.3,side=448"',
     )
     windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
     windows.add_argument(
@@ -163,7 +165,7 @@ def request_from(
     """
     from resclip.loading import load
     from resclip.methods.catalogue import RCS, SFR, Overview, ProxyAttention
-    from resclip.methods.options_text import parse_knobs, split_knobs
+    from resclip.methods.options_text import parse_options, split_options
     from resclip.text.class_names import with_background
     from resclip.text.embedding_cache import TextCache
 
@@ -171,16 +173,16 @@ def request_from(
         classes = with_background(classes, arguments.background)
     proxy = arguments.proxy
     if proxy is not None and "=" in proxy:
-        proxy = parse_knobs(ProxyAttention, proxy)
+        proxy = parse_options(ProxyAttention, proxy)
     overview = getattr(arguments, "overview", None)
     if overview is not None:
-        overview = parse_knobs(Overview, overview) if overview else Overview()
+        overview = parse_options(Overview, overview) if overview else Overview()
     given = {
         "method": getattr(arguments, "method", None),
         "preset": arguments.preset,
         "correlation": arguments.correlation,
-        "rcs": None if arguments.rcs is None else split_knobs(RCS, arguments.rcs),
-        "sfr": None if arguments.sfr is None else split_knobs(SFR, arguments.sfr),
+        "rcs": None if arguments.rcs is None else split_options(RCS, arguments.rcs),
+        "sfr": None if arguments.sfr is None else split_options(SFR, arguments.sfr),
         "proxy": proxy,
         "overview": overview,
         "device": arguments.device,
@@ -303,7 +305,7 @@ def segmenter_for(
 ) -> Segmenter:
     """A method's segmenter for a set: the set's preset and settings, and above them what the options say.
 
-    Knobs of RCS, SFR and the proxy are for the methods that have them.
+    Options of RCS, SFR and the proxy are for the methods that have them.
 
     Raises:
         ValueError, TypeError: options that cannot be carried out.
@@ -318,9 +320,9 @@ def segmenter_for(
         "proxy": (chosen.proxy or BASES[chosen.base].proxy) is not None,
     }
     own = argparse.Namespace(**vars(arguments))
-    for knob, is_there in has.items():
+    for option, is_there in has.items():
         if not is_there:
-            setattr(own, knob, None)
+            setattr(own, option, None)
     changes: dict[str, Any] = {
         "window": arguments.window,
         "stride": arguments.stride,

@@ -50,14 +50,14 @@ class AttentionMaps:
 
 
 def tower_maps(
-    query: Tensor, key: Tensor, rows: Tensor, has_cls: bool, knobs: Mapping[str, Any]
+    query: Tensor, key: Tensor, rows: Tensor, has_cls: bool, options: Mapping[str, Any]
 ) -> AttentionMaps:
     """Maps of patches `rows` (R,), by the arguments of `residual_attention`."""
     skip = int(has_cls)
-    maps = attention_maps(query, key, rows + skip, **knobs)
+    maps = attention_maps(query, key, rows + skip, **options)
 
     def planes(values: Tensor) -> Tensor:
-        on_grid: Tensor = values[..., skip:].unflatten(-1, knobs["grid"])
+        on_grid: Tensor = values[..., skip:].unflatten(-1, options["grid"])
         return on_grid
 
     feedback = None if maps.feedback is None else planes(maps.feedback).unsqueeze(1)
@@ -68,7 +68,7 @@ def tower_maps(
 def proxy_maps(
     features: Tensor,
     rows: Tensor,
-    knobs: Mapping[str, Any],
+    options: Mapping[str, Any],
     cross_layers: Sequence[tuple[Tensor, Tensor]],
     grid: tuple[int, int],
     has_cls: bool,
@@ -80,10 +80,10 @@ def proxy_maps(
     A_proxy·R, and with RCS τ_r · ((1 − λ_r) · A_proxy·R + λ_r · R·A_c), over the tower's patches.
     """
     size = (features.shape[2], features.shape[3])
-    alone = {name: knobs[name] for name in ("beta", "gamma")}
+    alone = {name: options[name] for name in ("beta", "gamma")}
     base = proxy_rows(features, rows, **alone).unsqueeze(1)  # [B, 1, R, n_v]
     resizing = resizing_matrix(grid, size, base)
-    final = proxy_rows(features, rows, **knobs).unsqueeze(1) @ resizing
+    final = proxy_rows(features, rows, **options).unsqueeze(1) @ resizing
     cross_layer = None
     if rcs is not None:
         skip = int(has_cls)
@@ -94,7 +94,7 @@ def proxy_maps(
         cross_layer = mixed[:, sources] @ averaged.to(mixed.dtype)
         final = rcs.temperature * torch.lerp(final.expand_as(cross_layer), cross_layer, rcs.weight)
     feedback = None
-    state = knobs["feedback"]
+    state = options["feedback"]
     if state is not None:
         feedback = torch.cat(
             [feedback_rows(state, row, row + 1) for row in rows.tolist()], dim=1

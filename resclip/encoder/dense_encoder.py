@@ -331,14 +331,14 @@ class DenseEncoder(nn.Module):
             rows = torch.tensor([row * width + column], device=pixels.device)
         feedback = self.run_passes(inputs, pixels, text).feedback
         if inputs.features is None:
-            knobs = {
-                **self.final.attention_knobs(inputs, feedback),
+            options = {
+                **self.final.attention_options(inputs, feedback),
                 "cross_layers": inputs.cross_layers,
             }
-            return tower_maps(inputs.query, inputs.key, rows, self.tower.has_cls, knobs)
-        knobs = self.final.proxy_knobs(feedback)
+            return tower_maps(inputs.query, inputs.key, rows, self.tower.has_cls, options)
+        options = self.final.proxy_options(feedback)
         return proxy_maps(
-            inputs.features, rows, knobs, inputs.cross_layers, inputs.grid, self.tower.has_cls, self.rcs
+            inputs.features, rows, options, inputs.cross_layers, inputs.grid, self.tower.has_cls, self.rcs
         )  # fmt: skip
 
     def run_blocks(self, pixels: Tensor) -> FinalInputs:

@@ -204,7 +204,7 @@ class FinalBlock:
             inputs.query,
             inputs.key,
             inputs.value,
-            **self.attention_knobs(inputs, feedback),
+            **self.attention_options(inputs, feedback),
             cross_layers=inputs.cross_layers,
             cross_layer=cross_layer,
             implementation=self.implementation,
@@ -224,7 +224,7 @@ class FinalBlock:
             return attended
         return self.rcs.temperature * torch.lerp(attended, cross_layer, self.rcs.weight)
 
-    def attention_knobs(
+    def attention_options(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None
     ) -> dict[str, Any]:
         """Arguments of `residual_attention` that decide the map."""
@@ -259,7 +259,7 @@ class FinalBlock:
             features,
             inputs.value[:, :, skip:],
             grid=inputs.grid,
-            **self.proxy_knobs(feedback),
+            **self.proxy_options(feedback),
             implementation=self.implementation,
         )
         if self.rcs is None:
@@ -279,12 +279,12 @@ class FinalBlock:
             cross_layer = resize_heads(averaged[:, :, skip:], inputs.grid, inputs.output_grid)
         return self.with_rcs(attended, cross_layer), cross_layer
 
-    def proxy_knobs(self, feedback: SemanticFeedback | None) -> dict[str, Any]:
+    def proxy_options(self, feedback: SemanticFeedback | None) -> dict[str, Any]:
         """Arguments of `proxy_attention` that decide the map."""
-        sfr, knobs = self.sfr or SFR(), self.proxy_attention or ProxyAttention()
+        sfr, options = self.sfr or SFR(), self.proxy_attention or ProxyAttention()
         return {
-            "beta": knobs.beta,
-            "gamma": knobs.gamma,
+            "beta": options.beta,
+            "gamma": options.gamma,
             "feedback": feedback,
             "feedback_weight": sfr.weight,
             "feedback_temperature": sfr.temperature,

@@ -48,7 +48,7 @@ class Variation(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """One knob, turned through its settings."""
+    """One option, turned through its settings."""
 
     name: str
     """As `resclip ablate --study` takes it."""
@@ -101,14 +101,14 @@ def with_modules(method: Method, modules: Iterable[str]) -> Method:
     return replace(method, **dropped)
 
 
-def with_rcs(method: Method, **knobs: Any) -> Method:
-    """The method with other knobs of RCS."""
-    return replace(method, rcs=method.rcs and replace(method.rcs, **knobs))
+def with_rcs(method: Method, **options: Any) -> Method:
+    """The method with other options of RCS."""
+    return replace(method, rcs=method.rcs and replace(method.rcs, **options))
 
 
-def with_sfr(method: Method, **knobs: Any) -> Method:
-    """The method with other knobs of SFR."""
-    return replace(method, sfr=method.sfr and replace(method.sfr, **knobs))
+def with_sfr(method: Method, **options: Any) -> Method:
+    """The method with other options of SFR."""
+    return replace(method, sfr=method.sfr and replace(method.sfr, **options))
 
 
 def with_layers(method: Method, first: int, last: int) -> Variation:
@@ -160,7 +160,9 @@ def modules(method: Method, _: int) -> list[Variation]:
 def switches(method: Method, _: int) -> list[Variation]:
     """SFR as a whole, and without one part at a time."""
     parts = {"whole": {}, **SWITCHES}
-    return [Variation(label, label, with_sfr(method, **knobs)) for label, knobs in parts.items()]
+    return [
+        Variation(label, label, with_sfr(method, **options)) for label, options in parts.items()
+    ]
 
 
 def connectivities(method: Method, _: int) -> list[Variation]:
@@ -288,26 +290,26 @@ def find_studies(names: Iterable[str]) -> list[Study]:
 
 
 def row_name(method: Method, start: Method) -> str:
-    """What a report calls a method: base and modules, with the knobs that differ from those of `start`.
+    """What a report calls a method: base and modules, with the options that differ from those of `start`.
 
     Equal settings have equal names, so that studies share them: "naclip+rcs(layers=3-6)", and "naclip+rcs" for RCS as
     in `start`.
     """
     parts = [method.base]
     for module in MODULES:
-        knobs, usual = getattr(method, module), getattr(start, module)
-        if knobs is not None:
+        options, usual = getattr(method, module), getattr(start, module)
+        if options is not None:
             changes = [
-                f"{field.name}={spell(getattr(knobs, field.name))}"
-                for field in fields(knobs)
-                if getattr(knobs, field.name) != getattr(usual, field.name)
+                f"{field.name}={spell(getattr(options, field.name))}"
+                for field in fields(options)
+                if getattr(options, field.name) != getattr(usual, field.name)
             ]
             parts.append(f"{module}({','.join(changes)})" if changes else module)
     return "+".join(parts)
 
 
 def spell(value: Any) -> str:
-    """A knob's value as the command line takes it; a range of blocks by its ends."""
+    """An option's value as the command line takes it; a range of blocks by its ends."""
     if isinstance(value, tuple):
         first, last = value[0], value[-1]
         if value == tuple(range(first, last + 1)):
@@ -364,7 +366,7 @@ def ablate(
     studies: Sequence[Study],
     datasets: Sequence[Dataset],
     base_of: Callable[[Dataset], Segmenter],
-    knobs: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     path: Path | None = None,
     fresh: bool = False,
@@ -379,7 +381,7 @@ def ablate(
         datasets: the columns.
         base_of: the segmenter of the base alone for a set, as `resclip.load` makes it. All settings share its model
             and vocabulary, so that they are made once a set; its preset says where the studies start from.
-        knobs: of "rcs" and "sfr", above the preset's; the knob that a study turns is above both.
+        options: of "rcs" and "sfr", above the preset's; the option that a study turns is above both.
         path, fresh, workers, world, progress: as `resclip.evaluation.runner.evaluate` takes them.
 
     Raises:
@@ -392,7 +394,7 @@ def ablate(
     plans: list[list[Findings]] = []
     for dataset in datasets:
         segmenter = base_of(dataset)
-        start = starting_point(segmenter, knobs or {})
+        start = starting_point(segmenter, options or {})
         plan, methods = plan_of(studies, start, segmenter.encoder.tower.depth, dataset.name)
         measured = evaluate(
             [candidate(name, segmenter, method) for name, method in methods.items()],
@@ -408,8 +410,8 @@ def ablate(
     return Ablation(report, tuple(map(joined, zip(*plans, strict=True))))
 
 
-def starting_point(segmenter: Segmenter, knobs: Mapping[str, Mapping[str, Any]]) -> Method:
-    """A segmenter's base with RCS and, where there is a score, SFR, at its preset's settings and above them `knobs`.
+def starting_point(segmenter: Segmenter, options: Mapping[str, Mapping[str, Any]]) -> Method:
+    """A segmenter's base with RCS and, where there is a score, SFR, at its preset's settings and above them `options`.
 
     The layers of RCS are named, so that a study of layers meets them again.
     """
@@ -419,7 +421,7 @@ def starting_point(segmenter: Segmenter, knobs: Mapping[str, Mapping[str, Any]])
     preset = segmenter.settings["preset"]
     if preset is not None:
         start = find_preset(preset).apply(start)
-    start = with_sfr(with_rcs(start, **knobs.get("rcs", {})), **knobs.get("sfr", {}))
+    start = with_sfr(with_rcs(start, **options.get("rcs", {})), **options.get("sfr", {}))
     if start.rcs is not None and start.rcs.layers is None:
         start = with_rcs(start, layers=start.rcs.layers_of(encoder.tower.depth))
     return start

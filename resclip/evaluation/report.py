@@ -44,7 +44,7 @@ class Row:
     problems: tuple[Problem, ...]
     """Images that are not in them, and why."""
     cost: Cost
-    knobs: Mapping[str, Any]
+    options: Mapping[str, Any]
     """What sets the method apart, as JSON-able values."""
 
 

@@ -244,7 +244,7 @@ def check_alike(dataset: Dataset, terms: Mapping[str, Any], world: World) -> Non
 SHARED = (
     "model", "pretrained", "templates", "precision", "implementation", "resclip", "torch", "python",
 )  # fmt: skip
-"""Settings of a segmenter that all rows of a set must agree in; the others are a row's knobs."""
+"""Settings of a segmenter that all rows of a set must agree in; the others are a row's options."""
 
 
 @dataclass(frozen=True)
@@ -330,13 +330,13 @@ def evaluate(
                 bar.set_description(f"{dataset.name}, {candidate.name}")
                 end = bar.n + len(dataset)
                 segmenter = candidate.make(dataset)
-                wanted, knobs = conditions(dataset, segmenter)
+                wanted, options = conditions(dataset, segmenter)
                 figures = resume(wanted, report.sets.get(dataset.name, wanted), path)
                 report.sets[dataset.name] = figures
                 row = figures.rows.get(candidate.name)
                 took = "stored"
-                if watch is not None or row is None or row.knobs != knobs:
-                    journal = journal_of(path, figures, candidate.name, knobs, watch)
+                if watch is not None or row is None or row.options != options:
+                    journal = journal_of(path, figures, candidate.name, options, watch)
                     if fresh and journal is not None and world.is_first:
                         journal.clear()
                     tally = measure(
@@ -349,7 +349,7 @@ def evaluate(
                         watch=() if watch is None else watch.make(candidate.name, dataset),
                     )
                     scores = scores_of(tally.counts)
-                    row = Row(scores, tally.images, tally.problems, tally.cost, knobs)
+                    row = Row(scores, tally.images, tally.problems, tally.cost, options)
                     figures.rows = in_order({**figures.rows, candidate.name: row})
                     took = f"{row.cost.seconds:.0f} s"
                     if path is not None and journal is not None and world.is_first:
@@ -396,7 +396,11 @@ def stored_in(path: Path, fresh: bool) -> Report:
 
 
 def journal_of(
-    path: Path | None, figures: Evaluation, row: str, knobs: Mapping[str, Any], watch: Watch | None
+    path: Path | None,
+    figures: Evaluation,
+    row: str,
+    options: Mapping[str, Any],
+    watch: Watch | None,
 ) -> Journal | None:
     """Where a row's progress is kept, beside the report; None where there is no file."""
     if path is None:
@@ -405,7 +409,7 @@ def journal_of(
         "dataset": figures.dataset,
         "settings": figures.settings,
         "row": row,
-        "knobs": knobs,
+        "options": options,
         "watch": None if watch is None else watch.key,
     }
     return Journal(parts_of(path), key)
@@ -417,7 +421,7 @@ def parts_of(path: Path) -> Path:
 
 
 def conditions(dataset: Dataset, segmenter: Segmenter) -> tuple[Evaluation, dict[str, Any]]:
-    """A set's evaluation without rows, with the conditions that its rows share; and the segmenter's own knobs.
+    """A set's evaluation without rows, with the conditions that its rows share; and the segmenter's own options.
 
     Raises:
         ValueError: the segmenter tells other classes apart than the set has.

@@ -56,11 +56,11 @@ def conditions(evaluation: Evaluation) -> str:
     rows = list(evaluation.rows.values())
     settings: dict[str, Any] = {**evaluation.settings}
     if rows:
-        first = rows[0].knobs.items()
+        first = rows[0].options.items()
         settings |= {
-            knob: value
-            for knob, value in first
-            if all(row.knobs.get(knob) == value for row in rows)
+            option: value
+            for option, value in first
+            if all(row.options.get(option) == value for row in rows)
         }
     images = [evaluation.description, *windows_in_words(settings)]
     return f"{', '.join(images)}; {', '.join(model_in_words(settings))}."
@@ -107,7 +107,7 @@ def published_of(figures: Evaluation, name: str) -> Published | None:
     row = figures.rows.get(name)
     if row is None:
         return None
-    settings = {**figures.settings, **row.knobs}
+    settings = {**figures.settings, **row.options}
     model, pretrained = settings.get("model", ""), settings.get("pretrained")
     return published(name, figures.dataset, model, pretrained, settings)
 

@@ -1,4 +1,4 @@
-"""The methods as values: one base attention each, RCS and SFR as knobs on any of them.
+"""The methods as values: one base attention each, RCS and SFR as options on any of them.
 
 Knows the papers' settings. Knows no tensor and no model; `DenseEncoder` carries a method out.
 """
@@ -23,10 +23,10 @@ MODULES = ("rcs", "sfr")
 
 @dataclass(frozen=True)
 class ProxyAttention:
-    """ProxyCLIP's knobs: whose features make the attention, and how (arXiv 2408.04883, section 3.3)."""
+    """ProxyCLIP's options: whose features make the attention, and how (arXiv 2408.04883, section 3.3)."""
 
     model: str = "vit_base_patch8_224.dino"
-    """"colour" (in the box, no weights), or a timm model that gives patch features."""
+    """"colour" (built in, no weights), or a timm model that gives patch features."""
     beta: float = 1.2
     """β: how far above the image's mean similarity an entry must lie, as a multiple of the mean."""
     gamma: float = 3.0

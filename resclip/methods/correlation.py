@@ -1,4 +1,4 @@
-"""What the final block's tokens are compared by: one knob for the bases' choices and SCLIP's ablations.
+"""What the final block's tokens are compared by: one option for the bases' choices and SCLIP's ablations.
 
 Knows names and ranges. Knows no tensor; `DenseEncoder` makes the operands, `residual_attention` the map.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from resclip.methods.options_text import parse_knobs
+from resclip.methods.options_text import parse_options
 from resclip_kernels.checks import check_count, check_positive
 
 Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
@@ -87,12 +87,12 @@ class Correlation:
 
     @classmethod
     def parse(cls, text: str) -> Correlation:
-        """From text: the scores, then any of the other knobs, such as "random,projections=8,seed=1" or "qk,layer=4".
+        """From text: the scores, then any of the other options, such as "random,projections=8,seed=1" or "qk,layer=4".
 
         Raises:
-            ValueError, TypeError: an unknown name, a knob that does not exist, or a value that does not fit.
+            ValueError, TypeError: an unknown name, an option that does not exist, or a value that does not fit.
         """
         scores, comma, rest = (part.strip() for part in text.partition(","))
         # Made first without the rest, so that an unknown name is what the message speaks of.
         chosen = cls(scores)  # type: ignore[arg-type]
-        return parse_knobs(cls, rest, scores=chosen.scores) if comma else chosen
+        return parse_options(cls, rest, scores=chosen.scores) if comma else chosen

@@ -1,6 +1,6 @@
-"""Knobs as text: "weight=0.6,rounds=2" for a dataclass of knobs, as the command line takes them.
+"""Options as text: "weight=0.6,rounds=2" for a dataclass of options, as the command line takes them.
 
-Knows how values are spelled. Knows no knob: which there are, the dataclass says, and which values fit, it checks.
+Knows how values are spelled. Knows no option: which there are, the dataclass says, and which values fit, it checks.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
-Knobs = TypeVar("Knobs")
+Options = TypeVar("Options")
 CONSTANTS = {"none": None, "true": True, "false": False}
 
 
-def parse_knobs(kind: type[Knobs], text: str, **given: Any) -> Knobs:
+def parse_options(kind: type[Options], text: str, **given: Any) -> Options:
     """A `kind` with the values that `text` names, and the others' defaults; `given` come in beside them.
 
     Args:
-        kind: a dataclass whose fields are the knobs.
+        kind: a dataclass whose fields are the options.
         text: name=value, separated by commas; "none", "true" and "false" mean what they say.
 
     Raises:
-        ValueError, TypeError: a name that is no knob, one named twice, or a value that does not fit.
+        ValueError, TypeError: a name that is no option, one named twice, or a value that does not fit.
     """
-    return kind(**given, **split_knobs(kind, text))
+    return kind(**given, **split_options(kind, text))
 
 
-def split_knobs(kind: type[Any], text: str) -> Mapping[str, Any]:
+def split_options(kind: type[Any], text: str) -> Mapping[str, Any]:
     """The values that `text` names."""
     known = {field.name: str(field.type) for field in fields(kind)}
     values: dict[str, Any] = {}
@@ -58,6 +58,6 @@ def parse_value(text: str, is_text: bool) -> Any:
     return text
 
 
-def as_dict(knobs: Any) -> dict[str, Any] | None:
-    """A dataclass of knobs as a JSON-able dict; None for None."""
-    return None if knobs is None else asdict(knobs)
+def as_dict(options: Any) -> dict[str, Any] | None:
+    """A dataclass of options as a JSON-able dict; None for None."""
+    return None if options is None else asdict(options)

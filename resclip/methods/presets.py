@@ -1,4 +1,4 @@
-"""Presets: values for the knobs of RCS, SFR and the segmenter, as papers, released programs and datasets have them.
+"""Presets: values for the options of RCS, SFR and the segmenter, as papers, released programs and datasets have them.
 
 Knows settings and where they come from. Knows no method and no model.
 """
@@ -14,7 +14,7 @@ from resclip.methods.catalogue import Method
 
 @dataclass(frozen=True)
 class Preset:
-    """Values for the knobs of RCS, SFR and the segmenter; a knob that is not named keeps its default."""
+    """Values for the options of RCS, SFR and the segmenter; an option that is not named keeps its default."""
 
     name: str
     summary: str

@@ -37,7 +37,7 @@ def scene_dataset(split: str | None = None, count: int = 200, size: int = 168) -
     """The first scenes of a split, always the same, drawn at `size` × `size` pixels and segmented at that.
 
     Args:
-        split: "held-out", the figures' (None), or "validation", by which the model's knobs were chosen.
+        split: "held-out", the figures' (None), or "validation", by which the model's options were chosen.
         count: at least 1.
         size: at least 8.
 

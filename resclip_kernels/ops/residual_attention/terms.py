@@ -1,4 +1,4 @@
-"""The knobs of one residual attention, checked and bundled for the implementations."""
+"""The options of one residual attention, checked and bundled for the implementations."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def check_like(name: str, tensor: Tensor, query: Tensor) -> None:
 
 
 def check_terms(terms: Terms, query: Tensor, projections: tuple[Tensor, ...]) -> None:
-    """Knobs in their ranges, and a combination that has a meaning for this query."""
+    """Options in their ranges, and a combination that has a meaning for this query."""
     height, width = terms.grid
     patches = math.prod(terms.grid)
     tokens = query.shape[2]
