@@ -175,8 +175,8 @@ def test_two_passes_compile_into_three_operators(
     # The first call compiles; the second only runs, and the operators' own functions are counted.
     assert torch.equal(compiled(*inputs[:3], inputs.labels), expected)
     ours = [name for name in compiler.called if "resclip_kernels" in name]
-    attention = "resclip_kernels.ops.residual_attention.default"
-    assert ours == [attention, "resclip_kernels.ops.semantic_feedback.default", attention]
+    attention = "resclip_kernels.residual_attention.default"
+    assert ours == [attention, "resclip_kernels.semantic_feedback.default", attention]
     count = {"attention": 0, "feedback": 0}
 
     def counted(name: str, function: Any) -> Any:

@@ -401,7 +401,7 @@ def _check_choice(name: str, choices: Sequence[str], kind: str) -> None:
 
 
 def _packaged_lines(name: str) -> list[str]:
-    path = Path(__file__).parent / "data" / "classnames" / f"{name}.txt"
+    path = Path(__file__).parents[1] / "data" / "classnames" / f"{name}.txt"
     return read_text(path, "class names, one class a line").splitlines()
 
 
