@@ -1,6 +1,6 @@
-"""From names to a segmenter: the model, the method with its knobs, the classes, the device.
+"""From names to a segmenter: the model, the method with its options, the classes, the device.
 
-Knows which parts a name stands for and in what order settings win. Knows no tensor and no picture.
+Knows which parts a name stands for and in what order settings win. Knows no tensor and no image.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from resclip.backbones import BUILTIN, load_model
-from resclip.class_names import parse_entries
-from resclip.correlation import Correlation
-from resclip.encoder import DenseEncoder
+from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.errors import UnknownWordsWarning
-from resclip.memory import cap_memory
-from resclip.methods import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
-from resclip.presets import find_preset
-from resclip.proxies import find_proxy
+from resclip.inference.memory import cap_memory
+from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
+from resclip.methods.correlation import Correlation
+from resclip.methods.presets import find_preset
+from resclip.models import BUILTIN, load_model
+from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
-from resclip.text_cache import TextCache
-from resclip.vocabulary import Vocabulary
+from resclip.text.class_names import parse_entries
+from resclip.text.embedding_cache import TextCache
+from resclip.text.vocabulary import Vocabulary
 
 BATCH_SIZE = 8
 """Windows. On a CPU the activations of 16 are mapped into memory anew for every layer: a fifth more time."""
@@ -61,19 +61,21 @@ def load(
     """A segmenter from names: model, method and classes.
 
     Args:
-        model: "builtin" (the small model in the box), an open_clip model with a vision transformer, or
+        model: "builtin" (the small built-in model), an open_clip model with a vision transformer, or
             "transformers:NAME" for Hugging Face's; `resclip models` lists them.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
         classes: one entry a class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name and then
-            its queries), as `resclip.class_names` reads them from files and data sets; or a ready `Vocabulary`.
-        method: a base of `resclip.methods.BASES`, with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
-        preset: a name of `resclip.presets.PRESETS`; None: the method's defaults (the built-in model has its own).
+            its queries), as `resclip.text.class_names` reads them from files and datasets; or a ready `Vocabulary`.
+        method: a base of `resclip.methods.catalogue.BASES`,
+            with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
+        preset: a name of `resclip.methods.presets.PRESETS`; None:
+            the method's defaults (the built-in model has its own).
         correlation: what the final block compares, in place of the base's choice; see `Correlation`.
         proxy: ProxyCLIP's vision model, by name or with β, γ and input size; None: "colour" for the built-in model,
             else the base's own.
-        rcs, sfr: a module's knobs, all in place of the method's and the preset's, or some of them by name above those;
+        rcs, sfr: a module's options, all in place of the method's and the preset's, or some of them by name;
             a method without the module gets it.
-        overview: windows also see the whole picture, coarsely; None: they see themselves alone.
+        overview: windows also see the whole image, coarsely; None: they see themselves alone.
         device: None: a GPU where there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has windows of
@@ -81,7 +83,7 @@ def load(
         batch_size: most windows a batch; None: 16 on a GPU, 8 elsewhere.
         pad_batches, max_memory: see `Segmenter`.
         implementation: of the ops.
-        templates: prompts with "{}" for the name, or the name of a set of `resclip.templates.TEMPLATE_SETS`; None:
+        templates: prompts with "{}" for the name, or the name of a set of `resclip.text.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
         cache: keeps text features on disk; None for none.
         progress: draw a progress bar while names are encoded.
@@ -104,9 +106,9 @@ def load(
     if preset is not None:
         chosen = find_preset(preset).apply(chosen)
         settings = find_preset(preset).segmenter
-        # A base's own windows, as ProxyCLIP has, stand above those of a data set, and a model's above both.
+        # A base's own windows, as ProxyCLIP has, stand above those of a dataset, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
-    chosen = replace(chosen, rcs=with_knobs(chosen.rcs, rcs), sfr=with_knobs(chosen.sfr, sfr))
+    chosen = replace(chosen, rcs=with_options(chosen.rcs, rcs), sfr=with_options(chosen.sfr, sfr))
     place = choose_device(device)
     dtype = choose_precision(precision, place)
     if max_memory is not None:
@@ -178,8 +180,8 @@ def load(
     )
 
 
-def with_knobs(module: Module | None, given: Module | Mapping[str, Any] | None) -> Module | None:
-    """The knobs given in place of the module's, or those by name above them."""
+def with_options(module: Module | None, given: Module | Mapping[str, Any] | None) -> Module | None:
+    """The options given in place of the module's, or those by name above them."""
     if isinstance(given, Mapping):
         return module and replace(module, **given)
     return module if given is None else given
@@ -188,7 +190,7 @@ def with_knobs(module: Module | None, given: Module | Mapping[str, Any] | None) 
 def choose_proxy(
     method: Method, asked: str | ProxyAttention | None, model: str
 ) -> ProxyAttention | None:
-    """ProxyCLIP's knobs for a method, None where it has no proxy; ValueError for one that would be of no use."""
+    """ProxyCLIP's options for a method, None where it has no proxy; ValueError for one that would be of no use."""
     own = method.proxy or BASES[method.base].proxy
     if own is None:
         if asked is not None:
@@ -238,7 +240,7 @@ def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
         named = ", ".join(map(repr, unknown[:8]))
         more = f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""
         warnings.warn(
-            f"the model in the box has never read {named}{more}, so these names mean nothing to it; it knows "
+            f"the built-in model has never read {named}{more}, so these names mean nothing to it; it knows "
             f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else name a real model",
             UnknownWordsWarning,
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""The whole pipeline in one sitting: picture → windows → encoder → logits → stitch → labels.
+"""The whole pipeline in one sitting: image → windows → encoder → logits → stitch → labels.
 
 Knows the order of the stages; each stage is a function elsewhere that knows nothing of the others.
 """
@@ -15,19 +15,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-import resclip
-from resclip.ahead import map_ahead
-from resclip.encoder import DenseEncoder, similarity
-from resclip.footprint import plan_batch_size
-from resclip.images import MAX_PIXELS, ImageError, ImageSource, PixelArray, read_image
-from resclip.knobs import as_dict
-from resclip.overview import Coarse
-from resclip.picture import ArrayPicture, Picture
-from resclip.preparation import Preparation, normalise
-from resclip.result import Segmentation
-from resclip.stream import Crop, Failure, Frame, Job, Strip, stream, whole_results
-from resclip.vocabulary import Vocabulary
-from resclip.windows import (
+from resclip.encoder.dense_encoder import DenseEncoder, similarity
+from resclip.encoder.final_block import Coarse
+from resclip.inference.batch_size import plan_batch_size
+from resclip.inference.prefetch import map_ahead
+from resclip.inference.preprocessing import ArrayImage, ImageRows, Preparation, normalise
+from resclip.inference.scheduler import Crop, Failure, Frame, Job, Strip, stream, whole_results
+from resclip.inference.windows import (
     check_window,
     pad,
     padding,
@@ -36,9 +30,14 @@ from resclip.windows import (
     shrunk,
     source_span,
 )
+from resclip.io.images import MAX_PIXELS, ImageError, ImageSource, PixelArray, read_image
+from resclip.methods.options_text import as_dict
+from resclip.result import Segmentation
+from resclip.text.vocabulary import Vocabulary
+from resclip.version import __version__
 from resclip_kernels import upsample_argmax
 from resclip_kernels.checks import check_count
-from resclip_kernels.steady import resize_planes
+from resclip_kernels.deterministic import resize_planes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -49,29 +48,29 @@ STRIP_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 847 names at 336 × 448 take 0.5 GB, which a GPU does at once."""
 
 READERS = 4
-"""Threads that read pictures ahead; Pillow decodes without Python's lock."""
+"""Threads that read images ahead; Pillow decodes without Python's lock."""
 
 PAMR_DILATIONS = (8, 16)
 
 
 class Segmenter:
-    """Segments pictures by the classes of a vocabulary.
+    """Segments images by the classes of a vocabulary.
 
     Args:
         encoder: runs the tower.
         vocabulary: the classes; its embeddings come from the encoder's own CLIP model.
-        window: side of the square windows in pixels; 0: the whole picture at once.
+        window: side of the square windows in pixels; 0: the whole image at once.
         stride: step between windows, at most `window`.
         probability_threshold: pixels whose largest class probability is under it get class 0.
         refine_iterations: of PAMR on the full-size logits; 0 for none.
         logit_scale: factor of the logits before the softmax over queries.
-        short_side: pictures given to `segment` are resized to it, ratio kept; 0: their own size.
+        short_side: images given to `segment` are resized to it, ratio kept; 0: their own size.
         long_side: cap of the resized long side.
-        batch_size: most windows that run through the encoder together, of whatever pictures; fewer where memory is
+        batch_size: most windows that run through the encoder together, of whatever images; fewer where memory is
             short.
         pad_batches: whether a batch that is not full is filled up with empty windows. A product of other shape rounds
-            its last bit differently; so filled, a picture's result is the same bit for bit whatever is segmented beside
-            it. Windows of another size, as small pictures and whole ones have, then run one by one.
+            its last bit differently; so filled, an image's result is the same bit for bit whatever is segmented beside
+            it. Windows of another size, as small images and whole ones have, then run one by one.
         max_memory: most bytes that the process, or its part of a GPU, should come to hold; None: what is free.
         pad_multiple: windows are zero-padded evenly on both sides to a multiple of it, and their logits cut back
             (ProxyCLIP's protocol: 56); 0 for none.
@@ -110,7 +109,7 @@ class Segmenter:
             )
         if window == 0 and encoder.overview is not None:
             raise ValueError(
-                "an overview is what windows see of the whole picture, and window 0 is the whole picture: "
+                "an overview is what windows see of the whole image, and window 0 is the whole image: "
                 "leave one of them out"
             )
         check_count("batch_size", batch_size, 1)
@@ -163,7 +162,7 @@ class Segmenter:
             "refine_iterations": self.refine_iterations,
             "device": str(self.device),
             "precision": str(self.encoder.tower.dtype).removeprefix("torch."),
-            "resclip": resclip.__version__,
+            "resclip": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
@@ -174,16 +173,16 @@ class Segmenter:
     def segment(self, image: list[ImageSource]) -> list[Segmentation]: ...
 
     def segment(self, image: ImageSource | list[ImageSource]) -> Segmentation | list[Segmentation]:
-        """Segment a picture, or a list of pictures whose windows share batches.
+        """Segment an image, or a list of images whose windows share batches.
 
         Args:
             image: a path, a PIL image or an (H, W, 3) uint8 array; or a list of them.
 
         Returns:
-            A `Segmentation` at the picture's own size (after its EXIF orientation); a list for a list.
+            A `Segmentation` at the image's own size (after its EXIF orientation); a list for a list.
 
         Raises:
-            ImageError: a file that is no picture.
+            ImageError: a file that is no image.
         """
         if isinstance(image, list):
             return list(self.segment_many(image))
@@ -209,28 +208,28 @@ class Segmenter:
         max_pixels: int = MAX_PIXELS,
         return_errors: bool = False,
     ) -> Iterator[Segmentation | ImageError]:
-        """Segment any number of pictures as they come, their windows in shared batches.
+        """Segment any number of images as they come, their windows in shared batches.
 
-        Pictures are read in threads, a few ahead of the one that is asked for: memory does not grow with their number.
+        Images are read in threads, a few ahead of the one that is asked for: memory does not grow with their number.
 
         Args:
             images: what `segment` takes; read as results are asked for.
-            max_pixels: larger pictures are refused; see `resclip.images.read_image`.
-            return_errors: a picture that cannot be read yields its error in its place, which is else raised.
+            max_pixels: larger images are refused; see `resclip.io.images.read_image`.
+            return_errors: an image that cannot be read yields its error in its place, which is else raised.
 
         Yields:
-            One `Segmentation` a picture, in the order of `images`.
+            One `Segmentation` an image, in the order of `images`.
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
         """
 
         def read(source: ImageSource) -> Frame | Failure:
             try:
-                picture = read_image(source, max_pixels=max_pixels)
+                image = read_image(source, max_pixels=max_pixels)
             except ImageError as error:
                 return Failure(source, error)
-            return self.frame(ArrayPicture(picture), picture)
+            return self.frame(ArrayImage(image), image)
 
         readings = map_ahead(read, images, workers=READERS, ahead=READERS)
         with contextlib.closing(readings):
@@ -249,7 +248,7 @@ class Segmenter:
                     raise result.error
 
     def predict(self, pixels: Tensor) -> Tensor:
-        """Class of every pixel of a batch of normalised pictures: (B, 3, H, W) float → (B, H, W) int64."""
+        """Class of every pixel of a batch of normalised images: (B, 3, H, W) float → (B, H, W) int64."""
         if not isinstance(pixels, Tensor) or pixels.ndim != 4:
             came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {came}")
@@ -260,18 +259,18 @@ class Segmenter:
     def classify(
         self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Labels and probabilities of pictures of any sizes, on the model's device.
+        """Labels and probabilities of images of any sizes, on the model's device.
 
         Args:
-            pixels: (3, H, W) normalised, one a picture.
-            sizes: (height, width) of each picture's result.
+            pixels: (3, H, W) normalised, one an image.
+            sizes: (height, width) of each image's result.
 
         Returns:
-            For each picture (height, width) int64 classes and float32 probabilities.
+            For each image (height, width) int64 classes and float32 probabilities.
         """
         frames = (
-            Frame(picture.to(self.device), (picture.shape[1], picture.shape[2]), size, number)
-            for number, (picture, size) in enumerate(zip(pixels, sizes, strict=True))
+            Frame(image.to(self.device), (image.shape[1], image.shape[2]), size, number)
+            for number, (image, size) in enumerate(zip(pixels, sizes, strict=True))
         )
         strips: list[list[Strip]] = [[] for _ in pixels]
         for event in self.stream(frames):
@@ -288,7 +287,7 @@ class Segmenter:
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to pictures before they are cut into windows."""
+        """What is done to images before they are cut into windows."""
         return Preparation(
             self.short_side,
             self.long_side,
@@ -297,18 +296,18 @@ class Segmenter:
             self.std,
         )
 
-    def prepare(self, picture: PixelArray) -> Tensor:
+    def prepare(self, image: PixelArray) -> Tensor:
         """(H, W, 3) uint8 → (3, H', W') float32: resized, at least one patch large, normalised."""
         preparation = self.preparation
-        return preparation.normalise(torch.tensor(preparation.resize(picture)))
+        return preparation.normalise(torch.tensor(preparation.resize(image)))
 
-    def frame(self, picture: Picture, tag: Any = None) -> Frame:
-        """A picture, resized, for `stream`; its result is of its own size."""
-        pixels = self.preparation.resized(picture)
-        return Frame(pixels, (pixels.height, pixels.width), (picture.height, picture.width), tag)
+    def frame(self, image: ImageRows, tag: Any = None) -> Frame:
+        """An image, resized, for `stream`; its result is of its own size."""
+        pixels = self.preparation.resized(image)
+        return Frame(pixels, (pixels.height, pixels.width), (image.height, image.width), tag)
 
     def stream(self, frames: Iterable[Frame | Failure]) -> Iterator[Strip | Failure]:
-        """Segment pictures of any number and size as strips of rows; see `resclip.stream.stream`.
+        """Segment images of any number and size as strips of rows; see `resclip.inference.scheduler.stream`.
 
         Args:
             frames: as `frame` makes them; or `Frame`s of normalised pixels, (3, H, W) on the model's device.
@@ -321,10 +320,10 @@ class Segmenter:
         """
         return stream(self, frames)
 
-    # The stages, in the order in which a picture goes through them; see `resclip.stream.Stages`.
+    # The stages, in the order in which an image goes through them; see `resclip.inference.scheduler.Stages`.
 
     def begin(self, frame: Frame) -> Job:
-        """Where a picture's windows are, and its coarse pass where there is one."""
+        """Where an image's windows are, and its coarse pass where there is one."""
         job = Job(frame, plan_windows(*frame.shape, self.window, self.stride), self.pad_multiple)
         overview = self.encoder.overview
         if overview is not None:
@@ -382,7 +381,7 @@ class Segmenter:
 
     @torch.no_grad()
     def next_strip(self, job: Job) -> tuple[Tensor, Tensor] | None:
-        """Labels and probabilities of a picture's next rows, once all windows that they hang on are done."""
+        """Labels and probabilities of an image's next rows, once all windows that they hang on are done."""
         height, width = job.frame.size
         first = job.rows_out
         last = min(height, first + self.strip_rows(job))
@@ -393,7 +392,7 @@ class Segmenter:
         whole = (top, bottom) == (0, height)
         single = whole and job.is_single
         if single:
-            # The whole picture's small grid goes to the op, which never holds it at full size.
+            # The whole image's small grid goes to the op, which never holds it at full size.
             logits = job.mosaic.grids[job.windows[0]]
         elif whole:
             logits = job.mosaic.rows(0, job.frame.shape[0])
@@ -438,6 +437,6 @@ class Segmenter:
         return (self.refine_iterations + 1) * max(PAMR_DILATIONS) if self.refine_iterations else 0
 
     def guide(self, frame: Frame, first: int, last: int) -> Tensor:
-        """(1, 3, last − first, W): the picture at its result's size, these rows of it."""
+        """(1, 3, last − first, W): the image at its result's size, these rows of it."""
         rows = resized_rows(partial(self.rows, frame), frame.shape[0], frame.size[0], first, last)
         return resize_planes(rows.unsqueeze(0), (last - first, frame.size[1]))

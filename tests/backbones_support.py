@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-from resclip.backbones import Tower
+from resclip.models import Tower
 
 EMBED = 24
 """Width of the text's space; no other width here has this number."""

@@ -1,4 +1,4 @@
-"""Models, pictures and folders of a batch job on Ray whose processes die once, as by `kill -9`, at a given place.
+"""Models, images and folders of a batch job on Ray whose processes die once, as by `kill -9`, at a given place.
 
 Other processes import this too, so it imports little.
 """
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from resclip.batch.items import Item
-from resclip.batch.store import LocalStore
-from resclip.stream import Failure, Frame, Job, Strip
+from resclip.batch.sources import Item
+from resclip.batch.storage import LocalStore
+from resclip.inference.scheduler import Failure, Frame, Job, Strip
 
 
 def die_once(notes: str, what: str) -> None:
@@ -49,7 +49,7 @@ def is_alive(process: int) -> bool:
 
 
 def load_fragile(notes: str, *, dies_at: int, **settings: Any) -> Any:
-    """The toy segmenter; its process dies once, as it begins the picture of this number."""
+    """The toy segmenter; its process dies once, as it begins the image of this number."""
     from batch_support import toy_segmenter
 
     assert (settings["device"], settings["precision"]) == ("cpu", "fp32")
@@ -72,7 +72,7 @@ def load_fragile(notes: str, *, dies_at: int, **settings: Any) -> Any:
 
 
 def load_slow(notes: str, *, seconds: float = 0.0, stuck_on: str = "", **settings: Any) -> Any:
-    """A model whose classes are shades of grey, that takes so long for each picture; on one machine, for ever."""
+    """A model whose classes are shades of grey, that takes so long for each image; on one machine, for ever."""
     import ray
 
     Path(notes, f"model-{os.getpid()}").touch()
@@ -105,7 +105,7 @@ class Shades:
 
 @dataclass(frozen=True)
 class FragileItem(Item):
-    """A picture whose first reader dies."""
+    """An image whose first reader dies."""
 
     notes: str = ""
 

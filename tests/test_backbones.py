@@ -29,8 +29,8 @@ from open_clip.timm_model import TimmModel
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
-from resclip.backbones import Tower, adapt, list_models
-from resclip.backbones.tower import resize_position_embedding
+from resclip.models import Tower, adapt, list_models
+from resclip.models.tower import resize_position_embedding
 
 KINDS = (*OPEN_CLIP, *TIMM)
 
@@ -51,7 +51,7 @@ def assert_equal_but_rounding(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
-def picture(model: nn.Module, batch: int = 2) -> Tensor:
+def image(model: nn.Module, batch: int = 2) -> Tensor:
     """At the trained size."""
     tower = adapt(model)
     sides = [count * size for count, size in zip(tower.trained_grid, tower.patch_size, strict=True)]
@@ -59,14 +59,14 @@ def picture(model: nn.Module, batch: int = 2) -> Tensor:
 
 
 def own_tokens(visual: Any, pixels: Tensor) -> Tensor:
-    """What the model's own blocks make of a picture, before any norm (open_clip) or after timm's."""
+    """What the model's own blocks make of an image, before any norm (open_clip) or after timm's."""
     if isinstance(visual, TimmModel):
         return visual.trunk.forward_features(pixels)
     return visual.transformer(visual._embeds(pixels))
 
 
 def own_pool(visual: Any, tokens: Tensor) -> Tensor:
-    """The model's pooled embedding of a picture whose tokens are these."""
+    """The model's pooled embedding of an image whose tokens are these."""
     if isinstance(visual, TimmModel):
         return visual.head(visual.trunk.forward_head(visual.trunk.norm(tokens)))
     return visual._pool(tokens)[0] @ visual.proj
@@ -74,7 +74,7 @@ def own_pool(visual: Any, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_blocks_are_the_models_own(model: nn.Module) -> None:
-    pixels = picture(model)
+    pixels = image(model)
     tokens = run_blocks(adapt(model), pixels)
     if isinstance(model.visual, TimmModel):
         tokens = model.visual.trunk.norm(tokens)
@@ -82,10 +82,10 @@ def test_blocks_are_the_models_own(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_the_head_is_the_models_own_for_a_picture_of_one_token(model: nn.Module) -> None:
-    """A picture all of whose tokens are one and the same pools to that token alone, whatever the pool."""
+def test_the_head_is_the_models_own_for_an_image_of_one_token(model: nn.Module) -> None:
+    """An image all of whose tokens are one and the same pools to that token alone, whatever the pool."""
     tower = adapt(model)
-    tokens = run_blocks(tower, picture(model))
+    tokens = run_blocks(tower, image(model))
     features = tower.head(tokens)
     assert features.shape == (*tokens.shape[:2], tower.output_dim)
     repeated = tokens.flatten(0, 1)[:, None].expand(-1, 2, -1)
@@ -97,7 +97,7 @@ def test_the_head_is_the_models_own_for_a_picture_of_one_token(model: nn.Module)
 def test_cls_is_the_models_image_embedding(kind: str, seed: int) -> None:
     torch.manual_seed(seed)
     model = build(kind)
-    pixels = picture(model)
+    pixels = image(model)
     tower = adapt(model)
     cls = tower.head(run_blocks(tower, pixels))[:, 0]
     assert_equal_but_rounding(cls, model.encode_image(pixels))
@@ -107,7 +107,7 @@ def test_cls_is_the_models_image_embedding(kind: str, seed: int) -> None:
 def test_quick_gelu_models_too(seed: int) -> None:
     torch.manual_seed(seed)
     model = open_clip_model(quick_gelu=True)
-    pixels = picture(model)
+    pixels = image(model)
     tower = adapt(model)
     cls = tower.head(run_blocks(tower, pixels))[:, 0]
     assert_equal_but_rounding(cls, model.encode_image(pixels))
@@ -118,7 +118,7 @@ def test_quick_gelu_models_too(seed: int) -> None:
 def test_the_mean_patch_is_the_image_embedding_of_averaging_models(kind: str, seed: int) -> None:
     torch.manual_seed(seed)
     model = build(kind)
-    pixels = picture(model)
+    pixels = image(model)
     tower = adapt(model)
     patches = run_blocks(tower, pixels)[:, int(tower.has_cls) :]
     if kind == "clipa":  # It norms after the mean.
@@ -159,7 +159,7 @@ def made_for(visual: nn.Module, tower: Tower, grid: tuple[int, int]) -> nn.Modul
 @torch.no_grad()
 def test_shapes_and_what_a_tower_says_of_itself(model: nn.Module) -> None:
     tower = adapt(model)
-    pixels = picture(model)
+    pixels = image(model)
     height, width = pixels.shape[2:]
     assert (tower.depth, len(tower.blocks)) == (2, 2)
     assert tower.grid(height, width) == tower.trained_grid
@@ -179,7 +179,7 @@ def test_shapes_and_what_a_tower_says_of_itself(model: nn.Module) -> None:
 
 @torch.no_grad()
 def test_a_remainder_past_the_last_patch_is_not_seen(model: nn.Module) -> None:
-    pixels = picture(model)
+    pixels = image(model)
     wider = torch.cat([pixels, torch.full_like(pixels[..., :15], torch.nan)], dim=3)
     tower = adapt(model)
     assert torch.equal(tower.embed(wider), tower.embed(pixels))

@@ -16,9 +16,9 @@ import torch
 from backbones_support import attend, randomise, run_blocks
 from torch import Tensor, nn
 
-from resclip.backbones import adapt, load_model
-from resclip.backbones.hugging_face import HuggingFaceClip, pooled
 from resclip.errors import WeightsUnavailable
+from resclip.models import adapt, load_model
+from resclip.models.hugging_face import HuggingFaceClip, pooled
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,10 +15,9 @@ from backbones_support import TEXT, small_timm
 from safetensors.torch import save_file
 from toys import CONFIG, MODEL, toy_clip
 
-from resclip.backbones import list_models, load_model
-from resclip.backbones.loading import image_statistics
-from resclip.backbones.names import find_model, plain
 from resclip.errors import WeightsUnavailable
+from resclip.models import list_models, load_model
+from resclip.models.loading import find_model, image_statistics, plain
 
 CPU = torch.device("cpu")
 TIMM_MODEL = "toy-map"
@@ -219,7 +218,7 @@ def test_listed_models_have_towers_that_can_be_used() -> None:
 
 def test_no_model_library_is_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, resclip.backbones\n"
+        "import sys, resclip.models\n"
         "print({'open_clip', 'timm', 'transformers'} & set(sys.modules))"
     )
     found = subprocess.run(

@@ -13,9 +13,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from resclip.batch.lock import FolderLock
-from resclip.batch.store import LocalStore, RemoteStore, Store, open_store
-from resclip.files import temporary_name
+from resclip.batch.manifest import FolderLock
+from resclip.batch.storage import LocalStore, RemoteStore, Store, open_store
+from resclip.io.files import temporary_name
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -198,7 +198,7 @@ def test_many_files_need_one_sync_of_their_folder(
     for name in names:
         store.write(name, b"")
     synced: list[str] = []
-    monkeypatch.setattr("resclip.batch.store.sync_folder", lambda path: synced.append(path.name))
+    monkeypatch.setattr("resclip.batch.storage.sync_folder", lambda path: synced.append(path.name))
     store.sync(names)
     assert synced == ["a", "b"]
 

@@ -1,4 +1,4 @@
-"""Class names as people write them: entries, text, files, data sets and backgrounds."""
+"""Class names as people write them: entries, text, files, datasets and backgrounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resclip.class_names import (
+from resclip.text.class_names import (
     BACKGROUND_LISTS,
     DATASETS,
     ClassEntry,
@@ -153,7 +153,7 @@ def test_typed_text_may_name_a_class_apart_from_its_queries() -> None:
 
 def test_a_data_set_can_be_typed() -> None:
     assert parse_classes("@voc21") == parse_classes(" @voc21 ") == dataset_classes("voc21")
-    with pytest.raises(ValueError, match=r"unknown data set 'voc99'; use one of: voc20, voc21"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'voc99'; use one of: voc20, voc21"):
         parse_classes("@voc99")
     for text in ("cat, @voc21", "cat; @voc21"):
         with pytest.raises(ValueError, match="'@voc21' among other classes"):
@@ -301,7 +301,7 @@ def test_every_data_set_has_as_many_classes_as_its_name_says() -> None:
     for name in DATASETS:
         wanted = counts[name] if name in counts else int(re.sub(r"\D", "", name))
         assert len(dataset_classes(name)) == wanted
-    with pytest.raises(ValueError, match="unknown data set 'voc'; use one of: voc20"):
+    with pytest.raises(ValueError, match="unknown dataset 'voc'; use one of: voc20"):
         dataset_classes("voc")
 
 

@@ -16,32 +16,32 @@ from PIL import Image
 
 import resclip
 from resclip.errors import WeightsUnavailable
-from resclip.methods import Overview, ProxyAttention
+from resclip.methods.catalogue import Overview, ProxyAttention
 
 ROOT = Path(resclip.__file__).parents[1]
 
 
 def test_segment_writes_three_files_and_says_what_it_saw(
-    stand_in: StandIn, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stand_in: StandIn, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
-    assert run("segment", picture, "--classes", "sky, tree", "--out", out) == 0
+    assert run("segment", image, "--classes", "sky, tree", "--out", out) == 0
     assert names_in(out) == ["cat.json", "cat_labels.png", "cat_overlay.png"]
     came = capsys.readouterr()
     assert came.err == ""
     assert came.out == (
-        f"{picture}: sky 50%, tree 50% (mean probability 0.50) -> {out / 'cat_overlay.png'}\n"
+        f"{image}: sky 50%, tree 50% (mean probability 0.50) -> {out / 'cat_overlay.png'}\n"
     )
     assert json.loads((out / "cat.json").read_text())["names"] == ["sky", "tree"]
 
 
-def test_options_reach_the_segmenter(stand_in: StandIn, picture: Path, tmp_path: Path) -> None:
+def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: Path) -> None:
     options = "--model ViT-B-16 --pretrained openai --method naclip --preset paper --device cpu"
     options += " --precision bf16 --window 336 --stride 56 --batch-size 3 --short-side 448"
     options += " --threshold 0.25 --implementation torch --no-overlay --no-cache"
     options += " --correlation qq,window=7 --rcs layers=3,6-9 --sfr rounds=2 --templates short"
     options += " --overview weight=0.3,side=448"
-    where = ["segment", picture, "--classes", "a", "--out", tmp_path / "out"]
+    where = ["segment", image, "--classes", "a", "--out", tmp_path / "out"]
     assert run(*where, *options.split()) == 0
     progress = stand_in.asked.pop("progress")
     assert progress is False
@@ -70,8 +70,8 @@ def test_options_reach_the_segmenter(stand_in: StandIn, picture: Path, tmp_path:
     assert names_in(tmp_path / "out") == ["cat.json", "cat_labels.png"]
 
 
-def test_the_proxys_knobs_and_the_background(stand_in: StandIn, picture: Path) -> None:
-    where = ["segment", picture, "--json", "--classes", "cat"]
+def test_the_proxys_options_and_the_background(stand_in: StandIn, image: Path) -> None:
+    where = ["segment", image, "--json", "--classes", "cat"]
     assert run(*where, "--method", "proxyclip", "--proxy", "vit_small_patch16_224.dino") == 0
     assert stand_in.asked["proxy"] == "vit_small_patch16_224.dino"
     assert stand_in.asked["cache"] is not None
@@ -93,24 +93,24 @@ def test_the_proxys_knobs_and_the_background(stand_in: StandIn, picture: Path) -
         ("wall, bed; bed", ["wall, bed", "bed"]),  # A synonym may be another class's name.
     ],
 )
-def test_classes_in_text(stand_in: StandIn, picture: Path, text: str, wanted: list[str]) -> None:
-    assert run("segment", picture, "--classes", text, "--json") == 0
+def test_classes_in_text(stand_in: StandIn, image: Path, text: str, wanted: list[str]) -> None:
+    assert run("segment", image, "--classes", text, "--json") == 0
     assert stand_in.asked["classes"] == wanted
 
 
-def test_classes_in_a_file(stand_in: StandIn, picture: Path, tmp_path: Path) -> None:
+def test_classes_in_a_file(stand_in: StandIn, image: Path, tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes("\ufeffcat, kitten\r\n\r\n  猫; dog \r\n".encode())
-    assert run("segment", picture, "--classes", path, "--json") == 0
+    assert run("segment", image, "--classes", path, "--json") == 0
     assert stand_in.asked["classes"] == ["cat, kitten", "猫; dog"]
 
 
-def test_10_000_classes(stand_in: StandIn, picture: Path, tmp_path: Path) -> None:
+def test_10_000_classes(stand_in: StandIn, image: Path, tmp_path: Path) -> None:
     names = [f"class {index}" for index in range(10_000)]
     path = tmp_path / "classes.txt"
     path.write_text("\n".join(names))
     for classes in (path, ",".join(names)):
-        assert run("segment", picture, "--classes", classes, "--out", tmp_path / "out") == 0
+        assert run("segment", image, "--classes", classes, "--out", tmp_path / "out") == 0
         assert stand_in.asked["classes"] == names
     assert Image.open(tmp_path / "out" / "cat_labels.png").mode == "I;16"
 
@@ -130,67 +130,65 @@ def test_10_000_classes(stand_in: StandIn, picture: Path, tmp_path: Path) -> Non
     ],
 )
 def test_wrong_classes(
-    picture: Path, tmp_path: Path, text: str, words: list[str], capsys: pytest.CaptureFixture[str]
+    image: Path, tmp_path: Path, text: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert run("segment", picture, "--classes", text, "--out", out) == 2
+    assert run("segment", image, "--classes", text, "--out", out) == 2
     one_line(capsys, *words)
     assert not out.exists()
 
 
-def test_wrong_class_files(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_class_files(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "classes.txt"
     path.write_text(" \n")
-    assert run("segment", picture, "--classes", path, "--json") == 2
+    assert run("segment", image, "--classes", path, "--json") == 2
     one_line(capsys, str(path), "empty file")
     path.write_bytes(b"sky\n\xff\xfe")
-    assert run("segment", picture, "--classes", path, "--json") == 2
+    assert run("segment", image, "--classes", path, "--json") == 2
     one_line(capsys, str(path), "UTF-8", "position 4")
 
 
-def test_json_on_stdout_is_one_object_a_picture(
-    stand_in: StandIn, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_json_on_stdout_is_one_object_an_image(
+    stand_in: StandIn, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "missing.png"
-    assert run("segment", picture, missing, picture, "--classes", "猫, b", "--json") == 1
+    assert run("segment", image, missing, image, "--classes", "猫, b", "--json") == 1
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == second
-    assert first["file"] == str(picture)
+    assert first["file"] == str(image)
     assert first["written"] == []
     assert first["classes"][0] == {"index": 0, "name": "猫", "area": 0.5, "score": 0.5}
     assert names_in(tmp_path) == ["cat.png"]
     out = tmp_path / "out"
-    assert run("segment", picture, "--classes", "a", "--json", "--out", out) == 0
+    assert run("segment", image, "--classes", "a", "--json", "--out", out) == 0
     written = json.loads(capsys.readouterr().out)["written"]
     assert written == [str(out / f"cat{end}") for end in ("_labels.png", "_overlay.png", ".json")]
 
 
-def test_neither_out_nor_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("segment", picture, "--classes", "a") == 2
+def test_neither_out_nor_json(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("segment", image, "--classes", "a") == 2
     one_line(capsys, "--out DIR", "--json")
 
 
 def test_weights_that_cannot_be_fetched(
-    monkeypatch: pytest.MonkeyPatch, picture: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def load(*_: object, **__: object) -> None:
         raise WeightsUnavailable("no network;\nuse a local checkpoint")
 
     monkeypatch.setattr("resclip.loading.load", load)
-    assert run("segment", picture, "--classes", "a", "--json") == 1
+    assert run("segment", image, "--classes", "a", "--json") == 1
     assert one_line(capsys) == "resclip: no network; use a local checkpoint\n"
 
 
 def test_interrupt(
-    stand_in: StandIn, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stand_in: StandIn, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(_: np.ndarray) -> None:
         raise KeyboardInterrupt
 
     stand_in.fail = interrupt
-    assert run("segment", picture, "--classes", "a", "--out", tmp_path / "out") == 130
+    assert run("segment", image, "--classes", "a", "--out", tmp_path / "out") == 130
     one_line(capsys, "interrupted")
     assert names_in(tmp_path / "out") == []
 
@@ -217,14 +215,14 @@ def test_interrupt(
     ],
 )
 def test_wrong_options(
-    picture: Path,
+    image: Path,
     tmp_path: Path,
     options: list[str],
     words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    assert run("segment", picture, "--classes", "sky, tree", "--out", out, *options) == 2
+    assert run("segment", image, "--classes", "sky, tree", "--out", out, *options) == 2
     one_line(capsys, words)
     assert not out.exists() or names_in(out) == []
 
@@ -285,7 +283,7 @@ def in_a_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess
 
 def test_help_and_wrong_requests_do_not_wait_for_torch() -> None:
     code = (
-        "import sys; from resclip.cli import main; main(sys.argv[1:]); "
+        "import sys; from resclip.cli.main import main; main(sys.argv[1:]); "
         "print([name for name in ('torch', 'open_clip', 'numpy') if name in sys.modules])"
     )
     for arguments, loaded in (
@@ -303,7 +301,7 @@ def test_help_and_wrong_requests_do_not_wait_for_torch() -> None:
         assert result.stdout.splitlines()[-1] == loaded
 
 
-def test_what_libraries_warn_of_and_log_stays_out_of_the_way(picture: Path) -> None:
+def test_what_libraries_warn_of_and_log_stays_out_of_the_way(image: Path) -> None:
     code = (
         "import logging, sys, types, warnings\n"
         "from resclip.errors import WeightsUnavailable\n"
@@ -313,11 +311,11 @@ def test_what_libraries_warn_of_and_log_stays_out_of_the_way(picture: Path) -> N
         "    raise WeightsUnavailable('no network')\n"
         "module = types.ModuleType('resclip.loading'); module.load = load\n"
         "sys.modules['resclip.loading'] = module\n"
-        "from resclip.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from resclip.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     for options, quiet in (([], True), (["-W", "default"], False)):
         result = subprocess.run(
-            [sys.executable, *options, "-c", code, "segment", picture, "--classes", "a", "--json"],
+            [sys.executable, *options, "-c", code, "segment", image, "--classes", "a", "--json"],
             capture_output=True,
             text=True,
             check=False,
@@ -352,14 +350,14 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 def test_compare_draws_methods_side_by_side(
-    stand_in: StandIn, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stand_in: StandIn, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sheet = tmp_path / "new" / "sheet.png"
-    assert run("compare", picture, "--classes", "sky, grass", "--out", sheet) == 0
+    assert run("compare", image, "--classes", "sky, grass", "--out", sheet) == 0
     assert stand_in.asked["method"] == "resclip"
     assert capsys.readouterr().out == f"clip, naclip, resclip side by side: open {sheet}\n"
     single = tmp_path / "one.png"
-    run("compare", picture, "--classes", "sky, grass", "--out", single, "--methods", "clip")
+    run("compare", image, "--classes", "sky, grass", "--out", single, "--methods", "clip")
     with Image.open(sheet) as three, Image.open(single) as one:
         assert three.height == one.height
         assert three.width > 2 * one.width - 300
@@ -375,11 +373,11 @@ def test_compare_draws_methods_side_by_side(
 )
 def test_compare_says_what_it_expected(
     stand_in: StandIn,
-    picture: Path,
+    image: Path,
     capsys: pytest.CaptureFixture[str],
     options: tuple[str, ...],
     words: tuple[str, ...],
 ) -> None:
-    assert run("compare", picture, "--classes", "sky, grass", *options) == 2
+    assert run("compare", image, "--classes", "sky, grass", *options) == 2
     one_line(capsys, *words)
     assert not Path("sheet.png").exists()

@@ -1,4 +1,4 @@
-"""Where attention falls: the shares that `resclip.builtin.diagnostics` prints."""
+"""Where attention falls: the shares that `resclip.builtin.training.diagnostics` prints."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from resclip.builtin import load_builtin
-from resclip.builtin.diagnostics import attention_maps, main, own_class_shares, patch_classes
-from resclip.builtin.mosaics import normalised
 from resclip.builtin.scenes import validation_scenes
+from resclip.builtin.training.diagnostics import (
+    attention_maps,
+    main,
+    own_class_shares,
+    patch_classes,
+)
+from resclip.builtin.training.mosaics import normalised
 
 
 @pytest.fixture(scope="module")

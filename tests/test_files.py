@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from resclip.files import atomic_file, is_temporary, make_folder, sync_folder, write_atomically
+from resclip.io.files import atomic_file, is_temporary, make_folder, sync_folder, write_atomically
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Heat maps over a picture: the colours, what a panel shows where, and a sheet that is legible at any size."""
+"""Heat maps over an image: the colours, what a panel shows where, and a sheet that is legible at any size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.heatmaps import HeatMap, PointMaps, draw_heat_maps, heat_colours, strongest_share
+from resclip.visualization.sheets import (
+    HeatMap,
+    PointMaps,
+    draw_heat_maps,
+    heat_colours,
+    strongest_share,
+)
 
 TOP = 28 + 20 + 8  # of the first row's panels: margin, captions, gap
 
@@ -25,7 +31,7 @@ def one_row(*maps: HeatMap, point: tuple[float, float] = (5.0, 5.0)) -> PointMap
 
 
 def panel(sheet: Image.Image, number: int, height: int, width: int) -> NDArray[np.uint8]:
-    """The pixels of a panel of the first row; 0 is the picture."""
+    """The pixels of a panel of the first row; 0 is the image."""
     left = 28 + number * (max(width, 170) + 28)
     return np.asarray(sheet)[TOP : TOP + height, left : left + width]
 
@@ -73,7 +79,7 @@ def test_share_is_at_least_the_part_and_does_not_depend_on_the_scale(seed: int) 
 
 
 def test_heat_lies_over_the_patch_that_has_it() -> None:
-    """A black picture of 40 × 80 pixels, whose panel is 200 × 400: a patch of a 4 × 8 grid takes 50 × 50."""
+    """A black image of 40 × 80 pixels, whose panel is 200 × 400: a patch of a 4 × 8 grid takes 50 × 50."""
     values = np.zeros((4, 8), np.float32)
     values[2, 5] = 0.25
     sheet = draw_heat_maps(np.zeros((40, 80, 3), np.uint8), [one_row(HeatMap("map", values))])

@@ -1,4 +1,4 @@
-"""Methods, presets, correlations and knobs as values."""
+"""Methods, presets, correlations and options as values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from resclip import RCS, SFR, Correlation
-from resclip.knobs import parse_knobs
-from resclip.methods import BASES, METHODS, ProxyAttention, find_method
-from resclip.presets import PRESETS, find_preset
+from resclip.methods.catalogue import BASES, METHODS, ProxyAttention, find_method
+from resclip.methods.options_text import parse_options
+from resclip.methods.presets import PRESETS, find_preset
 
 # Section "released settings" of the papers' programs: θ, (τ_s, λ_s), (τ_r, λ_r), window, probability threshold.
 RELEASED = {
@@ -186,13 +186,13 @@ def test_wrong_correlations_say_what_was_expected(
         Correlation.parse(text)
 
 
-def test_knobs_as_text() -> None:
-    assert parse_knobs(RCS, "layers=3,6-9, weight=0.5") == RCS(layers=(3, 6, 7, 8, 9), weight=0.5)
-    assert parse_knobs(RCS, "layers=7") == RCS(layers=(7,))
-    assert parse_knobs(SFR, "connectivity=none,rounds=2,normalise=false") == SFR(
+def test_options_as_text() -> None:
+    assert parse_options(RCS, "layers=3,6-9, weight=0.5") == RCS(layers=(3, 6, 7, 8, 9), weight=0.5)
+    assert parse_options(RCS, "layers=7") == RCS(layers=(7,))
+    assert parse_options(SFR, "connectivity=none,rounds=2,normalise=false") == SFR(
         connectivity=None, rounds=2, normalise=False
     )
-    assert parse_knobs(ProxyAttention, "model=colour,beta=1,input_size=224") == ProxyAttention(
+    assert parse_options(ProxyAttention, "model=colour,beta=1,input_size=224") == ProxyAttention(
         "colour", beta=1, input_size=224
     )
 
@@ -206,11 +206,11 @@ def test_knobs_as_text() -> None:
         ("weight=2", "RCS weight must lie between 0 and 1; got 2"),
     ],
 )
-def test_wrong_knobs_say_what_was_expected(text: str, message: str) -> None:
+def test_wrong_options_say_what_was_expected(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_knobs(RCS, text)
+        parse_options(RCS, text)
 
 
 def test_text_where_a_number_belongs_is_named() -> None:
     with pytest.raises(TypeError, match="RCS weight must be a number; got 'much'"):
-        parse_knobs(RCS, "weight=much")
+        parse_options(RCS, "weight=much")

@@ -14,8 +14,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable
-from resclip.proxies import ColourProxy, Proxy, TimmProxy, find_proxy, whole_patches
-from resclip_kernels.proxy_attention import proxy_rows
+from resclip.models.proxy_models import ColourProxy, Proxy, TimmProxy, find_proxy, whole_patches
+from resclip_kernels.ops.proxy_attention import proxy_rows
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 STATISTICS = {"mean": MEAN, "std": STD}
@@ -51,22 +51,22 @@ def colours(seed: int, height: int, width: int, batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def normalised(pictures: Tensor, mean: Any = MEAN, std: Any = STD) -> Tensor:
+def normalised(images: Tensor, mean: Any = MEAN, std: Any = STD) -> Tensor:
     columns = [torch.tensor(numbers).view(3, 1, 1) for numbers in (mean, std)]
-    return (pictures - columns[0]) / columns[1]
+    return (images - columns[0]) / columns[1]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("patches", [(3, 5), (1, 1)], ids=str)
 def test_features_are_the_models_own(seed: int, name: str, patches: tuple[int, int]) -> None:
     made = proxy(name)
-    pictures = colours(seed, *(made.patch * count for count in patches))
-    features = made(normalised(pictures))
+    images = colours(seed, *(made.patch * count for count in patches))
+    features = made(normalised(images))
     assert features.shape == (2, CHANNELS.get(name, 384), *patches)
     model = made.model
     with torch.no_grad():
         tokens = model.forward_features(
-            normalised(pictures, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+            normalised(images, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
         )
     if tokens.ndim == 3:
         tokens = tokens[:, model.num_prefix_tokens :].mT.unflatten(2, patches)
@@ -78,15 +78,15 @@ def test_features_are_the_models_own(seed: int, name: str, patches: tuple[int, i
 def test_odd_sizes_become_whole_patches(seed: int, name: str) -> None:
     made = proxy(name)
     patch = made.patch
-    pictures = colours(seed, 2 * patch + patch // 2, 3 * patch - 1, batch=1)
-    features = made(normalised(pictures))
+    images = colours(seed, 2 * patch + patch // 2, 3 * patch - 1, batch=1)
+    features = made(normalised(images))
     assert features.shape[2:] == (3, 3)
-    resized = F.interpolate(pictures, size=(3 * patch, 3 * patch), mode="bilinear")
+    resized = F.interpolate(images, size=(3 * patch, 3 * patch), mode="bilinear")
     torch.testing.assert_close(features, made(normalised(resized)), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_picture_is_on_its_own(seed: int, name: str) -> None:
+def test_each_image_is_on_its_own(seed: int, name: str) -> None:
     made = proxy(name)
     pixels = normalised(colours(seed, 2 * made.patch, 3 * made.patch))
     together = made(pixels)
@@ -102,14 +102,14 @@ def test_the_models_own_statistics_are_used(seed: int) -> None:
     given: list[Tensor] = []
     made = proxy("vit_tiny_patch16_224")
     handle = made.model.patch_embed.register_forward_pre_hook(lambda _, x: given.append(x[0]))
-    pictures = colours(seed, 32, 16)
-    made(normalised(pictures))
+    images = colours(seed, 32, 16)
+    made(normalised(images))
     handle.remove()
-    torch.testing.assert_close(given[0], 2 * pictures - 1, rtol=0, atol=1e-6)
+    torch.testing.assert_close(given[0], 2 * images - 1, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("picture", "input_size", "expected"),
+    ("image", "input_size", "expected"),
     [
         pytest.param((336, 448), None, (336, 448), id="as-it-is"),
         pytest.param((224, 300), None, (224, 294), id="nearest-patch-below"),
@@ -120,10 +120,8 @@ def test_the_models_own_statistics_are_used(seed: int) -> None:
         pytest.param((100, 200), (30, 20), (28, 14), id="both-sides"),
     ],
 )
-def test_whole_patches(
-    picture: tuple[int, int], input_size: Any, expected: tuple[int, int]
-) -> None:
-    assert whole_patches(*picture, 14, input_size) == expected
+def test_whole_patches(image: tuple[int, int], input_size: Any, expected: tuple[int, int]) -> None:
+    assert whole_patches(*image, 14, input_size) == expected
 
 
 @pytest.mark.parametrize(("input_size", "grid"), [(48, (3, 6)), ((16, 80), (1, 5))])
@@ -222,9 +220,9 @@ def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_colours_by_hand() -> None:
     # Two cells: one black, one half white half black; levels 0 and 11 of 12 are black and white.
-    pictures = torch.zeros(1, 3, 8, 16)
-    pictures[..., :4, 8:] = 1.0
-    features = find_proxy("colour", **STATISTICS)(normalised(pictures))
+    images = torch.zeros(1, 3, 8, 16)
+    images[..., :4, 8:] = 1.0
+    features = find_proxy("colour", **STATISTICS)(normalised(images))
     assert features.shape == (1, 36, 1, 2)
     levels = features[0, :, 0].view(12, 3, 2)
     torch.testing.assert_close(levels[0], torch.tensor([1.0, 0.5]).expand(3, 2))
@@ -234,10 +232,10 @@ def test_colours_by_hand() -> None:
 
 def test_colours_tell_regions_apart(seed: int) -> None:
     # Left of column 24 reddish noise, right of it bluish: a row of the map stays on its side.
-    pictures = 0.2 * colours(seed, 32, 48)
-    pictures[:, 0, :, :24] += 0.6
-    pictures[:, 2, :, 24:] += 0.6
-    features = find_proxy("colour", **STATISTICS)(normalised(pictures))
+    images = 0.2 * colours(seed, 32, 48)
+    images[:, 0, :, :24] += 0.6
+    images[:, 2, :, 24:] += 0.6
+    features = find_proxy("colour", **STATISTICS)(normalised(images))
     rows = proxy_rows(features, torch.tensor([0, 5])).unflatten(2, (4, 6))
     torch.testing.assert_close(rows[:, 0, :, :3].sum(dim=(1, 2)), torch.ones(2))
     torch.testing.assert_close(rows[:, 1, :, 3:].sum(dim=(1, 2)), torch.ones(2))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.rasters import RasterWriter, encode_geotiff, raster_to_png
+from resclip.io.geotiff import RasterWriter, encode_geotiff, raster_to_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -64,9 +64,9 @@ def test_what_is_in_the_file(tmp_path: Path, encoded: bytes) -> None:
         assert dataset.transform == PLACE["transform"]
         colours = dataset.colormap(1)
         assert [colours[label][:3] for label in range(7)] == [tuple(c) for c in PALETTE.tolist()]
-    with Image.open(tmp_path / "map.tif") as picture:
-        assert picture.mode == "P"
-        np.testing.assert_array_equal(np.asarray(picture), LABELS)
+    with Image.open(tmp_path / "map.tif") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), LABELS)
 
 
 def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
         file.commit()
     data = encode_geotiff(scores, classes=65536, dtype="uint16")
     assert (tmp_path / "s.tif").read_bytes() == data
-    with Image.open(tmp_path / "s.tif") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), scores)
+    with Image.open(tmp_path / "s.tif") as image:
+        np.testing.assert_array_equal(np.asarray(image), scores)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (512, 512)])
@@ -219,10 +219,10 @@ def test_png_has_the_numbers_and_the_palette(tmp_path: Path) -> None:
     path = tmp_path / "map.tif"
     write(path, [], **PLACE)
     raster_to_png(path, tmp_path / "map.png")
-    with Image.open(tmp_path / "map.png") as picture:
-        assert picture.mode == "P"
-        np.testing.assert_array_equal(np.asarray(picture), LABELS)
-        assert picture.getpalette()[:21] == PALETTE.ravel().tolist()
+    with Image.open(tmp_path / "map.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), LABELS)
+        assert image.getpalette()[:21] == PALETTE.ravel().tolist()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["map.png", "map.tif"]
 
 
@@ -230,8 +230,8 @@ def test_png_of_scores_has_16_bits(tmp_path: Path) -> None:
     scores = LABELS * 9000
     (tmp_path / "s.tif").write_bytes(encode_geotiff(scores, classes=65536, dtype="uint16"))
     raster_to_png(tmp_path / "s.tif", tmp_path / "s.png")
-    with Image.open(tmp_path / "s.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), scores)
+    with Image.open(tmp_path / "s.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), scores)
 
 
 def test_png_of_what_is_no_map(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures read by block: the same pixels as `read_image`'s, in any runs of rows, in bounded memory."""
+"""Images read by block: the same pixels as `read_image`'s, in any runs of rows, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.images import ImageError, read_image
-from resclip.rasters import open_raster
+from resclip.io.geotiff import open_raster
+from resclip.io.images import ImageError, read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -80,18 +80,18 @@ KINDS: dict[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_those_of_the_whole_picture(tmp_path: Path, kind: str) -> None:
+def test_rows_are_those_of_the_whole_image(tmp_path: Path, kind: str) -> None:
     """Within a level where another decoder rounds: JPEG, CMYK, and 16-bit colour (see `open_raster`)."""
     values, options, tolerance = KINDS[kind]
     colours = COLOURS if kind == "palette" else None
-    path = tiff(tmp_path / "picture.tif", values, colours, **options)
+    path = tiff(tmp_path / "image.tif", values, colours, **options)
     wanted = read_image(path).astype(int)
     assert np.abs(all_rows(path) - wanted).max() <= tolerance
 
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [("png", 0), ("jpg", 4), ("jp2", 0), ("bmp", 0)])
 def test_other_formats(tmp_path: Path, suffix: str, tolerance: int) -> None:
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     Image.fromarray(SMOOTH.astype(np.uint8).transpose(1, 2, 0)).save(path)
     assert np.abs(all_rows(path) - read_image(path).astype(int)).max() <= tolerance
 
@@ -146,7 +146,7 @@ def test_any_rows_in_any_order(cuts: list[int], tmp_path_factory: pytest.TempPat
 
 
 def test_another_thread_reads_what_this_one_opened(tmp_path: Path) -> None:
-    path = tiff(tmp_path / "picture.tif", noise(3), **TILES)
+    path = tiff(tmp_path / "image.tif", noise(3), **TILES)
     with open_raster(path) as raster, ThreadPoolExecutor(1) as other:
         rows = other.submit(raster.rows, 3, 50).result()
     np.testing.assert_array_equal(rows, noise(3).transpose(1, 2, 0)[3:50])
@@ -158,7 +158,7 @@ def test_the_place_on_the_earth(tmp_path: Path) -> None:
     with open_raster(path) as raster:
         assert raster.crs.to_epsg() == 32632
         assert raster.transform == transform
-    with open_raster(tiff(tmp_path / "picture.tif", noise(3))) as raster:
+    with open_raster(tiff(tmp_path / "image.tif", noise(3))) as raster:
         assert raster.crs is None
         assert raster.transform is None
 
@@ -172,7 +172,7 @@ def message_of(path: Path, **options: int) -> str:
     return text
 
 
-def test_no_file_no_picture_and_too_many_pixels(tmp_path: Path) -> None:
+def test_no_file_no_image_and_too_many_pixels(tmp_path: Path) -> None:
     assert "no such file" in message_of(tmp_path / "absent.tif")
     assert "got a directory" in message_of(tmp_path)
     (tmp_path / "empty.tif").touch()
@@ -193,7 +193,7 @@ def test_two_bands_are_neither_grey_nor_colour(tmp_path: Path) -> None:
     assert "got 2" in message_of(tiff(tmp_path / "two.tif", noise(2), photometric="minisblack"))
 
 
-def test_a_large_picture_in_one_piece_is_refused(tmp_path: Path) -> None:
+def test_a_large_image_in_one_piece_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "one.tif"
     shape = {"count": 3, "height": 14000, "width": 14000, "dtype": "uint8"}
     options = {**TILES, "blockxsize": 14000, "blockysize": 14000, "sparse_ok": True}
@@ -202,7 +202,7 @@ def test_a_large_picture_in_one_piece_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_there(tmp_path: Path) -> None:
-    with open_raster(tiff(tmp_path / "picture.tif", noise(1))) as raster:
+    with open_raster(tiff(tmp_path / "image.tif", noise(1))) as raster:
         assert raster.rows(7, 7).shape == (0, WIDTH, 3)
         for first, last in ((-1, 3), (3, 2), (70, HEIGHT + 1)):
             with pytest.raises(ValueError, match="rows within 0 to 75"):
@@ -225,10 +225,10 @@ def test_cut_short(tmp_path: Path, kept: float) -> None:
 
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_damage_anywhere_is_an_image_error_or_a_picture(
+def test_damage_anywhere_is_an_image_error_or_an_image(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = tmp_path_factory.mktemp("damaged") / "picture.tif"
+    path = tmp_path_factory.mktemp("damaged") / "image.tif"
     compress = data.draw(st.sampled_from(["none", "deflate", "jpeg", "lzw"]))
     tiff(path, noise(3), **{**TILES, "compress": compress})
     content = bytearray(path.read_bytes())
@@ -252,7 +252,7 @@ def test_damage_anywhere_is_an_image_error_or_a_picture(
 def test_without_rasterio_it_is_said_what_to_install() -> None:
     code = (
         "import sys; sys.modules['rasterio'] = None\n"
-        "try:\n    import resclip.rasters\nexcept ImportError as error:\n    print(error)"
+        "try:\n    import resclip.io.geotiff\nexcept ImportError as error:\n    print(error)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "resclip[geo]"' in out.stdout

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resclip.resizing import resize, resize_rows, resize_shape, source_rows
+from resclip.io.resize import resize, resize_rows, resize_shape, source_rows
 
 SIDES = st.integers(1, 90)
 
@@ -22,7 +22,7 @@ SIDES = st.integers(1, 90)
         ((500, 375), 336, (448, 336)),
         ((1024, 2048), 560, (560, 1120)),
         ((100, 1000), 336, (205, 2048)),  # The long side decides: 100 * 2.048 = 204.8.
-        ((1, 5000), 336, (1, 2048)),  # 0.4 rounds to nothing; a picture has at least one row.
+        ((1, 5000), 336, (1, 2048)),  # 0.4 rounds to nothing; an image has at least one row.
         ((1, 1), 336, (336, 336)),
     ],
 )
@@ -108,7 +108,7 @@ def test_no_source_row_is_asked_for_in_vain(
         assert (resize_rows(other, start, height, size, first, last) != plain).any()
 
 
-def test_rows_of_a_picture_of_the_same_height_need_no_others() -> None:
+def test_rows_of_an_image_of_the_same_height_need_no_others() -> None:
     assert source_rows(50, 50, 10, 20) == (10, 20)
     assert source_rows(50, 50, 7, 7) == (0, 0)
 

@@ -1,4 +1,4 @@
-"""Windows of many pictures as one stream: order, batches, look-ahead, strips, failures and too little memory."""
+"""Windows of many images as one stream: order, batches, look-ahead, strips, failures and too little memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from thread_support import with_threads
 from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary, segmenter
-from resclip import stream as streaming
-from resclip.images import ImageError
-from resclip.picture import ArrayPicture
-from resclip.stream import Failure, Frame, Strip, whole_results
+from resclip.inference import scheduler as streaming
+from resclip.inference.preprocessing import ArrayImage
+from resclip.inference.scheduler import Failure, Frame, Strip, whole_results
+from resclip.io.images import ImageError
 
 CLASSES = ["cat, kitten", "dog", "grass"]
 
@@ -28,13 +28,13 @@ def make(**arguments: Any) -> Segmenter:
     )
 
 
-def picture(seed: int, height: int, width: int) -> ArrayPicture:
+def image(seed: int, height: int, width: int) -> ArrayImage:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return ArrayPicture(noise)
+    return ArrayImage(noise)
 
 
-def pictures(seed: int, *sizes: tuple[int, int]) -> list[ArrayPicture]:
-    return [picture(seed + number, *size) for number, size in enumerate(sizes)]
+def images(seed: int, *sizes: tuple[int, int]) -> list[ArrayImage]:
+    return [image(seed + number, *size) for number, size in enumerate(sizes)]
 
 
 class Spy:
@@ -60,10 +60,10 @@ def results(stages: Any, frames: Iterable[Frame | Failure]) -> list[Any]:
     return list(whole_results(streaming.stream(stages, frames)))
 
 
-def test_windows_of_many_pictures_fill_batches(seed: int) -> None:
+def test_windows_of_many_images_fill_batches(seed: int) -> None:
     sizes = [(40, 50), (32, 32), (64, 40), (33, 90)]
     spy = Spy(make(batch_size=5))
-    frames = [spy.frame(one, number) for number, one in enumerate(pictures(seed, *sizes))]
+    frames = [spy.frame(one, number) for number, one in enumerate(images(seed, *sizes))]
     came = results(spy, frames)
     assert [one.tag for one in came] == [0, 1, 2, 3]
     assert [one.labels.shape for one in came] == sizes
@@ -72,10 +72,10 @@ def test_windows_of_many_pictures_fill_batches(seed: int) -> None:
 
 
 @pytest.mark.parametrize("pad_batches", (False, True))
-def test_a_picture_does_not_depend_on_its_neighbours(seed: int, pad_batches: bool) -> None:
+def test_an_image_does_not_depend_on_its_neighbours(seed: int, pad_batches: bool) -> None:
     stages = make(batch_size=6, pad_batches=pad_batches)
     sizes = [(40, 50), (20, 20), (64, 40), (33, 90), (17, 32)]
-    many = pictures(seed, *sizes)
+    many = images(seed, *sizes)
     together = results(stages, (stages.frame(one) for one in many))
     backward = results(stages, (stages.frame(one) for one in many[::-1]))[::-1]
     alone = [results(stages, [stages.frame(one)])[0] for one in many]
@@ -96,7 +96,7 @@ def test_strips_are_the_rows_of_the_whole(
     seed: int, monkeypatch: pytest.MonkeyPatch, refine: int, short_side: int
 ) -> None:
     stages = make(refine_iterations=refine, short_side=short_side)
-    one = picture(seed, 90 if refine == 0 else 600, 60)
+    one = image(seed, 90 if refine == 0 else 600, 60)
     (whole,) = list(stages.stream([stages.frame(one)]))
     # Some rows at a time: 3 classes of float32 and 64 bytes a pixel.
     monkeypatch.setitem(segmenter.STRIP_BYTES, "cpu", 11 * 60 * 80)
@@ -129,18 +129,18 @@ def test_batches_are_filled_up_but_for_odd_sizes(seed: int) -> None:
         return forward(pixels, *others)
 
     stages.encoder.forward = spy
-    many = pictures(seed, (40, 40), (20, 32), (40, 40), (20, 32))
+    many = images(seed, (40, 40), (20, 32), (40, 40), (20, 32))
     assert len(results(stages, (stages.frame(one) for one in many))) == 4
     assert sorted(sizes) == [(1, 20, 32), (1, 20, 32), (5, 32, 32), (5, 32, 32)]
 
 
-def test_a_tall_pictures_strips_come_while_it_is_read(
+def test_a_tall_images_strips_come_while_it_is_read(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows are asked for window by window, finished rows leave, and grids above them are dropped."""
     stages = make(batch_size=3)
     monkeypatch.setitem(segmenter.STRIP_BYTES, "cpu", 16 * 40 * 80)
-    tall = picture(seed, 800, 40)
+    tall = image(seed, 800, 40)
     asked: list[tuple[int, int]] = []
 
     class Watched:
@@ -172,20 +172,20 @@ def test_a_tall_pictures_strips_come_while_it_is_read(
 
 
 def test_how_far_it_runs_ahead_is_bounded(seed: int) -> None:
-    """A picture whose windows no other picture shares waits for a batch, but not for ever."""
+    """An image whose windows no other image shares waits for a batch, but not for ever."""
     stages = make(batch_size=4)
     taken = []
 
     def frames() -> Iterator[Frame]:
-        yield stages.frame(picture(seed, 20, 20), 0)  # Its window is smaller than all others.
+        yield stages.frame(image(seed, 20, 20), 0)  # Its window is smaller than all others.
         for number in range(1, 40):
             taken.append(number)
-            yield stages.frame(picture(seed, 40, 40), number)
+            yield stages.frame(image(seed, 40, 40), number)
 
     first = next(iter(stages.stream(frames())))
     assert isinstance(first, Strip)
     assert first.frame.tag == 0
-    # 16 windows are ahead of it: 4 pictures of 4, and the one that was too many.
+    # 16 windows are ahead of it: 4 images of 4, and the one that was too many.
     assert len(taken) == 5
 
 
@@ -197,7 +197,7 @@ def test_how_many_pixels_wait_is_bounded(seed: int, monkeypatch: pytest.MonkeyPa
     def frames() -> Iterator[Frame]:
         for number in range(10):
             taken.append(number)
-            yield stages.frame(picture(seed, 40, 40), number)
+            yield stages.frame(image(seed, 40, 40), number)
 
     for event in stages.stream(frames()):
         assert isinstance(event, Strip)
@@ -206,18 +206,18 @@ def test_how_many_pixels_wait_is_bounded(seed: int, monkeypatch: pytest.MonkeyPa
 
 def test_failures_keep_their_place(seed: int) -> None:
     stages = make()
-    one = stages.frame(picture(seed, 40, 40), 0)
-    two = stages.frame(picture(seed, 33, 33), 1)
+    one = stages.frame(image(seed, 40, 40), 0)
+    two = stages.frame(image(seed, 33, 33), 1)
     error = ImageError("cut short")
 
-    class Torn(ArrayPicture):
+    class Torn(ArrayImage):
         def rows(self, first: int, last: int) -> Any:
             if first > 0:
                 raise error
             return super().rows(first, last)
 
-    torn = stages.frame(picture(seed, 90, 40), "torn")
-    torn = torn._replace(pixels=Torn(picture(seed, 90, 40).pixels))
+    torn = stages.frame(image(seed, 90, 40), "torn")
+    torn = torn._replace(pixels=Torn(image(seed, 90, 40).pixels))
     frames = [Failure("gone", OSError("no such file")), one, torn, two, Failure("bad", error)]
     came = results(stages, frames)
     assert [event.tag for event in came] == ["gone", 0, "torn", 1, "bad"]
@@ -226,7 +226,7 @@ def test_failures_keep_their_place(seed: int) -> None:
     assert np.array_equal(came[3].labels, results(stages, [two])[0].labels)
 
 
-def test_logits_that_are_no_numbers_fail_their_picture_alone(seed: int) -> None:
+def test_logits_that_are_no_numbers_fail_their_image_alone(seed: int) -> None:
     stages = make()
     size = (3, 40, 40)
     broken = torch.full(size, torch.nan)
@@ -242,7 +242,7 @@ def test_logits_that_are_no_numbers_fail_their_picture_alone(seed: int) -> None:
 
 
 def test_with_too_little_memory_batches_are_halved_and_nothing_is_lost(seed: int) -> None:
-    many = pictures(seed, (64, 64), (40, 40), (33, 90))
+    many = images(seed, (64, 64), (40, 40), (33, 90))
     plain = make(batch_size=16)
     spy = Spy(make(batch_size=16), room=3)
     came = results(spy, (spy.frame(one) for one in many))
@@ -256,21 +256,21 @@ def test_with_too_little_memory_batches_are_halved_and_nothing_is_lost(seed: int
 def test_too_little_memory_for_one_window_says_so(seed: int) -> None:
     spy = Spy(make(batch_size=4), room=0)
     with pytest.raises(MemoryError, match="not enough memory for one window of 32 × 32.*smaller"):
-        results(spy, [spy.frame(picture(seed, 64, 64))])
+        results(spy, [spy.frame(image(seed, 64, 64))])
 
 
 def test_other_errors_of_a_batch_are_not_hidden(seed: int) -> None:
     spy = Spy(make())
     spy.inner.vocabulary = None
     with pytest.raises(AttributeError):
-        results(spy, [spy.frame(picture(seed, 64, 64))])
+        results(spy, [spy.frame(image(seed, 64, 64))])
 
 
 @pytest.mark.parametrize("refine", (0, 1))
 def test_no_bit_depends_on_the_number_of_threads(seed: int, refine: int) -> None:
     """Three classes, since torch resizes three planes together in another way where it has one thread."""
     stages = make(pad_batches=True, short_side=40, refine_iterations=refine)
-    many = pictures(seed, (40, 50), (79, 64), (120, 43))
+    many = images(seed, (40, 50), (79, 64), (120, 43))
     first, *rest = with_threads(
         (1, 2, 3), lambda: results(stages, (stages.frame(one) for one in many))
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from resclip.templates import TEMPLATE_SETS, find_templates
+from resclip.text.templates import TEMPLATE_SETS, find_templates
 
 
 def test_the_named_sets() -> None:

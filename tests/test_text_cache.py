@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toys import CONFIG, toy_clip, toy_tokenizer
 
-from resclip.text_cache import TextCache, default_directory, tower_fingerprint
+from resclip.text.embedding_cache import TextCache, default_directory, tower_fingerprint
 
 TOWER = "0" * 64
 PROMPTS = ("a photo of a {}.", "猫")

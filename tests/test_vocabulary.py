@@ -11,9 +11,9 @@ import torch
 from toys import toy_clip, toy_tokenizer
 
 from resclip import Vocabulary
-from resclip.class_names import background_names, dataset_classes
-from resclip.templates import find_templates
-from resclip.text_cache import PROBES, TextCache
+from resclip.text.class_names import background_names, dataset_classes
+from resclip.text.embedding_cache import PROBES, TextCache
+from resclip.text.templates import find_templates
 
 TEMPLATES = ("a photo of a {}.", "{}")
 
@@ -99,7 +99,7 @@ def test_a_data_sets_classes() -> None:
 
 def test_many_templates_run_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(["cat", "dog"], templates="short").embeddings
-    monkeypatch.setattr("resclip.vocabulary.PROMPTS_PER_CALL", 3)  # 7 templates: 3, 3 and 1.
+    monkeypatch.setattr("resclip.text.vocabulary.PROMPTS_PER_CALL", 3)  # 7 templates: 3, 3 and 1.
     assert torch.allclose(make(["cat", "dog"], templates="short").embeddings, whole, atol=1e-6)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resclip.windows import (
+from resclip.inference.windows import (
     Mosaic,
     Window,
     bilinear_weights,
@@ -46,7 +46,7 @@ def test_windows_cover_every_pixel(height: int, width: int, stride: int) -> None
     assert (seen > 0).all()
 
 
-def test_window_zero_is_the_whole_picture() -> None:
+def test_window_zero_is_the_whole_image() -> None:
     assert plan_windows(300, 500, 0, 1) == [Window(0, 0, 300, 500)]
 
 
@@ -145,7 +145,7 @@ def test_rows_of_a_resized_plane_need_only_their_own_source(
     [
         (8, 8, ValueError, "at least a patch of 16 pixels; got 8"),
         (-1, 8, ValueError, "at least a patch"),
-        (224, 225, ValueError, "parts of the picture are never seen; got 225"),
+        (224, 225, ValueError, "parts of the image are never seen; got 225"),
         (224, 0, ValueError, "between 1 and the window's 224"),
         (224.0, 112, TypeError, "window must be an integer"),
     ],

@@ -1,4 +1,4 @@
-"""Picture-book scenes with a class mask, drawn from a seed: the same scene at every size.
+"""Image-book scenes with a class mask, drawn from a seed: the same scene at every size.
 
 Knows what a scene is made of (`ScenePlan`), how to draw one at random, and which seeds belong to training,
 validation and the held-out set. Does not know captions, crops, mosaics or CLIP, and needs numpy alone.
@@ -15,8 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import Array, Canvas, Colour, lighter
-from .things import CLASS_ID, CLASS_NAMES, COLOURS, DRAWN, GROUNDS, SKIES, THINGS, paint_thing
+from resclip.builtin.things import (
+    CLASS_ID,
+    CLASS_NAMES,
+    COLOURS,
+    DRAWN,
+    GROUNDS,
+    SKIES,
+    THINGS,
+    Array,
+    Canvas,
+    Colour,
+    lighter,
+    paint_thing,
+)
 
 __all__ = [
     "CLASS_NAMES", "Placement", "Scene", "ScenePlan", "demo_scene", "draw", "held_out_scenes",
@@ -49,7 +61,7 @@ GROUND_COLOURS: dict[str, tuple[Colour, Colour]] = {  # at the horizon, at the b
 
 @dataclass(frozen=True)
 class Placement:
-    """One thing in a scene; lengths in scene units (the picture is 1 high), `base` is its lowest y."""
+    """One thing in a scene; lengths in scene units (the image is 1 high), `base` is its lowest y."""
 
     name: str
     x: float
@@ -155,7 +167,7 @@ def _place(
 
 
 def draw(plan: ScenePlan, height: int, width: int) -> Scene:
-    """Draw a plan at a size. Scene units follow the height; a wider picture shows more to the right."""
+    """Draw a plan at a size. Scene units follow the height; a wider image shows more to the right."""
     if height < 8 or width < 8:
         raise ValueError(f"a scene needs at least 8 x 8 pixels, got {height} x {width}")
     canvas = Canvas.blank(height, width)
@@ -284,7 +296,7 @@ def held_out_scenes(count: int = 200, size: int = 112) -> Iterator[Scene]:
 
 
 def demo_scene(height: int = 336, width: int = 448) -> Scene:
-    """A composed picture with many things in it, for a first look at a segmentation."""
+    """A composed image with many things in it, for a first look at a segmentation."""
     plan = ScenePlan(
         sky="sky", ground="grass", horizon=0.56, waves=(0.022, 0.8, 0.006, 2.0), palette=0, texture=7,
         placements=(
