@@ -18,7 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, launch, target_of
-from resclip_kernels.ops.residual_attention.launch_shapes import choose_blocks, layers_apart, parts_of
+from resclip_kernels.ops.residual_attention.launch_shapes import (
+    choose_blocks,
+    layers_apart,
+    parts_of,
+)
 from resclip_kernels.ops.residual_attention.terms import Terms, score_operands
 from resclip_kernels.ops.residual_attention.triton_tiles import (
     begin_branch,
