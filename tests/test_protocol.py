@@ -183,15 +183,15 @@ def test_a_row_goes_on_within_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "report.json"
     dataset = scene_dataset(count=17, size=16)
     seen: list[int] = []
-    original = Segmenter.classify
+    original = Segmenter.predict_many
 
-    def classify(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
+    def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
         seen.append(len(pixels))
         if len(seen) == 3:
             raise KeyboardInterrupt
         return original(self, pixels, sizes)
 
-    monkeypatch.setattr(Segmenter, "classify", classify)
+    monkeypatch.setattr(Segmenter, "predict_many", predict_many)
     run = partial(evaluate, candidates("clip"), [dataset], workers=0)
     with pytest.raises(KeyboardInterrupt):
         run(path=path)

@@ -17,10 +17,11 @@ from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
 from resclip.errors import UnknownWordsWarning
+from resclip.inference.preprocessing import normalise
 from resclip.io.images import ImageError
 from resclip.loading import choose_device, choose_precision
 from resclip.methods.catalogue import Overview
-from resclip.segmenter import READERS, normalise
+from resclip.segmenter import READERS
 
 CLASSES = ["cat, kitten", "dog", "grass"]
 

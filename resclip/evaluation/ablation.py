@@ -6,7 +6,6 @@ measuring protocol.py's, showing figures study_tables.py's and study_plots.py's.
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -476,9 +475,7 @@ def candidate(name: str, segmenter: Segmenter, method: Method) -> Candidate:
 def with_method(segmenter: Segmenter, method: Method) -> Segmenter:
     """A copy with a method's RCS and SFR; model, vocabulary and windows are shared."""
     encoder = segmenter.encoder
-    other = copy.copy(segmenter)
-    other.source = {**segmenter.source, "method": method.name}
-    other.encoder = DenseEncoder(
+    changed = DenseEncoder(
         encoder.tower,
         base=encoder.base.name,
         rcs=method.rcs,
@@ -493,4 +490,4 @@ def with_method(segmenter: Segmenter, method: Method) -> Segmenter:
         proxy_attention=encoder.final.proxy_attention,
         overview=encoder.overview,
     )
-    return other
+    return segmenter.with_encoder(changed, method=method.name)

@@ -191,7 +191,7 @@ def counts_of(
     ]
     sizes = [(sample.truth.shape[0], sample.truth.shape[1]) for sample in group.loaded]
     counts = np.zeros((reader.classes, reader.classes), np.int64)
-    results = segmenter.classify(pixels, sizes)
+    results = segmenter.predict_many(pixels, sizes)
     for sample, (found, _) in zip(group.loaded, results, strict=True):
         truth, labels = sample.truth.numpy(), found.cpu().numpy()
         counts += confusion(truth, labels, reader.classes, ignored=IGNORED)
