@@ -95,9 +95,7 @@ def output_stems(images: Sequence[Path], directory: str | None) -> list[str]:
     return stems
 
 
-def segment_one(
-    segmenter: Segmenter, image: Path, stem: str, arguments: argparse.Namespace
-) -> str:
+def segment_one(segmenter: Segmenter, image: Path, stem: str, arguments: argparse.Namespace) -> str:
     """Segment and save one image; the line to print about it."""
     pixels = read_image(image, max_pixels=arguments.max_pixels or MAX_PIXELS)
     result = segmenter.segment(pixels)
