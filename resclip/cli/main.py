@@ -224,7 +224,7 @@ def _quiet_dependencies() -> Iterator[None]:
         return
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"resclip: note: {message}", file=sys.stderr)
+        print(f"resclip: note: {explain(str(message))}", file=sys.stderr)
 
     former = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -39,7 +39,7 @@ OPTION_OF = {
 # A name alone, "window=", or with a value that can stand on a command line: 'precision="fp16"', "overwrite=True".
 # Other values belong to what the user wrote, such as "weight=0.4" in the text of an option.
 _PARAMETER = re.compile(
-    rf"(?<![\w-])({'|'.join(OPTION_OF)})=(?:True\b|\"([\w.:-]+)\"|(?![\w\"'\[({{.+-]))"
+    rf"(?<![\w-])({'|'.join(OPTION_OF)})=(?:True\b|\"([\w.:-]+)\"|(?![\w\"'\[({{+-]|\.\d))"
 )
 
 
