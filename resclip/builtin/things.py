@@ -1,7 +1,6 @@
-"""The ten picture-book things and the seven skies and grounds, each drawn from a few flat shapes.
+"""The ten things of the drawn scenes, and how flat shapes are painted on an image and its class mask.
 
-Knows how each thing looks and which class id its pixels carry. Does not know where a thing stands, how big it is
-or in what company: scenes.py decides that.
+Shapes are signed distances in a frame's own coordinates, negative inside; a thing is a function that paints some.
 """
 
 from __future__ import annotations

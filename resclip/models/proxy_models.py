@@ -103,12 +103,13 @@ class TimmProxy(nn.Module):
         input_size: InputSize | None = None,
     ) -> None:
         super().__init__()
-        from timm.data import resolve_model_data_config
+        import timm.data
 
+        timm_data: Any = timm.data  # Untyped.
         self.model = cast(Any, model.eval())  # nn.Module's attributes have no types.
         self.mean, self.std = check_statistics(mean, std)
         self.input_size = check_input_size(input_size)
-        config = resolve_model_data_config(model)
+        config = timm_data.resolve_model_data_config(model)
         self.own_mean, self.own_std = check_statistics(config["mean"], config["std"])
         self.patch = patch_of(model)
         self.check_maps()
