@@ -51,7 +51,7 @@ def first_sentence(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """One line that tells a person what went wrong, and what to do where that is known."""
+    """One line that tells a person what went wrong and, if that is known, what to do."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         # The library's own refusals already say what would help.

@@ -1,4 +1,4 @@
-"""The command line: a table of its commands, and one clear line on stderr where one cannot be carried out.
+"""The command line: a table of its commands, and one clear line on stderr if one cannot be carried out.
 
 Exit statuses: 0 done, 1 something failed, 2 the request itself was wrong, 130 interrupted. The code of a command is
 imported when it runs: `resclip --help` must not wait for torch.
@@ -33,7 +33,7 @@ FAILURES = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryErr
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, as all errors here."""
+    """An ArgumentParser whose errors are one line, as are all errors of this program."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"resclip: {message}; see `{self.prog} --help`\n")

@@ -60,8 +60,8 @@ def add_model_options(
     """Which model and method, with which options, and how they run.
 
     Args:
-        method: False where a command names its methods itself.
-        background: False where the classes are a dataset's.
+        method: False for a command with its own option for methods.
+        background: False for a command whose classes are a dataset's.
     """
     model = parser.add_argument_group("model")
     model.add_argument(

@@ -138,7 +138,7 @@ class TimmProxy(nn.Module):
                 raise
             raise WeightsUnavailable(
                 f"cannot load the weights of timm's {name!r} ({first_sentence(error)}); "
-                "check the network, or fetch them where there is one and name their folder: 'timm:local-dir:FOLDER'"
+                "check the network, or download them elsewhere and name their folder: 'timm:local-dir:FOLDER'"
             ) from error
         return cls(model.to(device, dtype), mean=mean, std=std, input_size=input_size)
 

@@ -196,11 +196,11 @@ def draw_batch(
         for number in np.unique(owner):
             inside = owner == number
             rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-            here = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            inside = inside[here]
+            box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            inside = inside[box]
             tall, wide = inside.shape
             pixels, labels, colours = photograph(pool, generator, tall, wide, (0.5, 1.6), close_ups)
-            canvases[index][here][inside] = pixels[inside]
+            canvases[index][box][inside] = pixels[inside]
             if (local == number).any():
                 membership[index, local == number] = len(captions)
                 text, said = caption(labels[inside], colours, generator)

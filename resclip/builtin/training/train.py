@@ -156,7 +156,7 @@ class Trainer:
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             raise RuntimeError(
-                f"the loss is {float(total)} at step {self.done + 1}: try a smaller --rate"
+                f"the loss is {float(total)} at step {self.done + 1}: try a smaller rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
