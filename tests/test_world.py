@@ -169,7 +169,7 @@ SCRIPT = """
     import sys
     from pathlib import Path
 
-    from resclip.evaluation.world import join
+    from resclip.evaluation.distributed import join
 
     for number in range(2):
         with join() as world:
