@@ -9,8 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from resclip.io.images import PixelArray, resize, resize_shape
-from resclip.io.resize import resize_rows, source_rows
+from resclip.io.resize import PixelArray, resize, resize_rows, resize_shape, source_rows
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
