@@ -262,7 +262,7 @@ def test_an_overview_does_not_depend_on_the_batch() -> None:
 
 
 def test_an_overview_of_the_whole_image_at_once_is_refused() -> None:
-    with pytest.raises(ValueError, match="window 0 is the whole image"):
+    with pytest.raises(ValueError, match="window=0 is the whole image"):
         mixed(window=0)
 
 
