@@ -135,6 +135,8 @@ def test_a_write_that_fails_is_a_failed_image(
         (MemoryError(), "out of memory"),
         (RuntimeError("sizes\ndiffer"), "unexpected error: sizes differ (--debug shows where)"),
         (ValueError("an image too odd"), "an image too odd"),
+        (KeyError("tile"), "unexpected error: KeyError: 'tile' (--debug shows where)"),
+        (AssertionError(), "unexpected error: AssertionError (--debug shows where)"),
     ],
 )
 def test_errors_while_segmenting(
