@@ -7,10 +7,10 @@ import io
 
 import pytest
 from report_support import report
+from resclip.evaluation.study_tables import study_csv, study_markdown, study_text
 from study_support import made_up
 
 from resclip.evaluation.ablation import Ablation
-from resclip.evaluation.study_tables import study_csv, study_markdown, study_text
 
 
 def test_a_table_has_differences_the_best_and_the_mean() -> None:
