@@ -462,7 +462,7 @@ def change(value: float | None, reference: float | None) -> str:
 def aligned(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table as text, without rules."""
     # Headers given as such would be padded.
-    text = tabulate(
+    text: str = tabulate(
         [headers, *lines], tablefmt="plain", disable_numparse=True, preserve_whitespace=True
     )
     return "\n".join(line.rstrip() for line in text.splitlines())
@@ -476,7 +476,10 @@ def markdown(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
         rows.append(
             [f"**{text.removesuffix(_BEST)}**" if text.endswith(_BEST) else text for text in cells]
         )
-    return tabulate(rows, list(map(escaped, headers)), tablefmt="github", disable_numparse=True)
+    text: str = tabulate(
+        rows, list(map(escaped, headers)), tablefmt="github", disable_numparse=True
+    )
+    return text
 
 
 def markdown_list(notes: Iterable[str]) -> str:

@@ -325,8 +325,12 @@ def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
                 f"{here}: expected a folder, got a link to one that it is in; remove it"
             )
         for file in files:
-            ending = next((end for end in endings if file.lower().endswith(end.lower())), None)
-            if ending is None or file.startswith("."):
+            for ending in endings:
+                if file.lower().endswith(ending.lower()):
+                    break
+            else:
+                continue
+            if file.startswith("."):
                 continue
             path = here / file
             name = path.relative_to(folder).as_posix().removesuffix(file[len(file) - len(ending) :])
@@ -388,9 +392,10 @@ def pair_up(
 
 def samples_of(pairs: Sequence[tuple[str, Path, Path]], values: Values) -> tuple[Sample, ...]:
     """`pair_up`'s pairs as a dataset's samples, all masks read by `values`."""
-    return tuple(
+    samples = [
         Sample(name, ImageFile(image), LabelFile(mask, values)) for name, image, mask in pairs
-    )
+    ]
+    return tuple(samples)
 
 
 def describe(count: int, what: str, folder: Path, root: Path, official: int | None = None) -> str:
