@@ -20,7 +20,7 @@ from resclip.evaluation.datasets import IGNORED, Dataset, DatasetError, open_dat
 from resclip.evaluation.metrics import confusion, scores_of
 from resclip.evaluation.predictions import PredictionFiles
 from resclip.evaluation.report import Report
-from resclip.evaluation.runner import MakeSegmenter, Progress, evaluate, parts_folder, row_names
+from resclip.evaluation.runner import MakeSegmenter, Progress, evaluate, row_names
 from resclip.methods.catalogue import BASES, METHODS
 
 TWO = open_dataset("builtin", count=2, size=48)  # two small scenes: rows and files, no quality
@@ -150,7 +150,7 @@ def test_the_file_says_what_was_measured_and_how(tmp_path: Path) -> None:
     assert row["options"]["sfr"] is None
     assert (row["options"]["window"], row["options"]["stride"]) == (112, 56)
     assert Report.read(path) == came
-    assert not parts_folder(path).exists()
+    assert not path.with_name("report.json.parts").exists()
 
 
 def test_two_runs_give_the_same_figures() -> None:
@@ -198,10 +198,10 @@ def test_a_row_goes_on_within_a_dataset(tmp_path: Path, monkeypatch: pytest.Monk
     run = partial(evaluate, entries("clip"), [dataset], workers=0)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=path)
-    assert parts_folder(path).exists()
+    assert path.with_name("report.json.parts").exists()
     came = run(checkpoint=path)
     assert seen == [8, 8, 1, 1]
-    assert not parts_folder(path).exists()
+    assert not path.with_name("report.json.parts").exists()
     assert ious(came) == ious(run())
 
 

@@ -61,7 +61,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Reader(Dataset[Group]):
-    """Reads groups by number; everything that a worker process is given.
+    """Reads groups by number; everything that a worker process needs.
 
     Args:
         samples: all samples of the dataset.

@@ -127,7 +127,7 @@ def legend_of_classes(
 
 
 def evenly_spaced(count: int, length: int) -> list[int]:
-    """`count` indices below `length`, the middles of as many equal parts; all indices where there are no more."""
+    """`count` indices below `length`, the middles of as many equal parts; all indices if there are no more."""
     count = min(count, length)
     return [(2 * part + 1) * length // (2 * count) for part in range(count)]
 

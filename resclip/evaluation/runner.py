@@ -158,15 +158,7 @@ def evaluate(
             if row is None or not stored:
                 unfinished = None
                 if checkpoint is not None:
-                    conditions = {
-                        "dataset": dataset.name,
-                        "settings": column.settings,
-                        "group_size": GROUP_SIZE,
-                        "method": method,
-                        "options": options,
-                        "on_image": on_image and repr(on_image),
-                    }
-                    unfinished = Checkpoint(parts_folder(checkpoint), conditions)
+                    unfinished = row_checkpoint(checkpoint, column, method, options, on_image)
                     if fresh and rank() == 0:
                         unfinished.clear()
                 result = evaluate_dataset(
@@ -263,12 +255,11 @@ def evaluate_dataset(
                 checkpoint.append(rank(), number, part)
             if on_progress is not None:
                 # The others are taken to be as fast as this one: they have done what was dealt beside its groups.
-                undone = sum(
-                    min(group_size, len(dataset) - other * group_size)
-                    for other in left[position * process_count() :]
-                )
+                size, rest = len(dataset), left[position * process_count() :]
+                undone = len(rest) * group_size
+                if rest and rest[-1] == numbers[-1]:  # The last group may be smaller.
+                    undone -= len(numbers) * group_size - size
                 miou = scores_of(so_far.confusion).miou
-                size = len(dataset)
                 on_progress(Progress(dataset.name, method, size - undone, size, miou))
     return whole_result(dataset, earlier, gather(result))
 
@@ -364,9 +355,23 @@ def stored_report(path: Path | None, fresh: bool) -> Report:
     return gather(report)[0]
 
 
-def parts_folder(path: Path) -> Path:
-    """The folder beside a report that keeps what is done of unfinished rows."""
-    return path.with_name(f"{path.name}.parts")
+def row_checkpoint(
+    path: Path,
+    column: DatasetReport,
+    method: str,
+    options: Mapping[str, Any],
+    on_image: OnImage | None,
+) -> Checkpoint:
+    """What is kept of an unfinished row, in a folder beside the report."""
+    conditions = {
+        "dataset": column.dataset,
+        "settings": column.settings,
+        "group_size": GROUP_SIZE,
+        "method": method,
+        "options": options,
+        "on_image": on_image and repr(on_image),
+    }
+    return Checkpoint(path.with_name(f"{path.name}.parts"), conditions)
 
 
 def conditions_of(dataset: Dataset, segmenter: Segmenter) -> tuple[DatasetReport, dict[str, Any]]:

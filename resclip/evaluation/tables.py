@@ -391,7 +391,7 @@ def problem_lines(report: Report) -> list[str]:
 
 
 def problems_of(column: DatasetReport) -> Iterator[str]:
-    """A line per problem of a dataset; one that several rows share is there once."""
+    """A line per problem of a dataset; one that several rows share is listed once."""
     rows: dict[Problem, list[str]] = {}
     for name, row in column.rows.items():
         for problem in row.problems:
@@ -461,7 +461,7 @@ def change(value: float | None, reference: float | None) -> str:
 
 def aligned(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table as text, without rules."""
-    # Headers given as such would be padded.
+    # As `headers=` they would be padded.
     text: str = tabulate(
         [headers, *lines], tablefmt="plain", disable_numparse=True, preserve_whitespace=True
     )

@@ -70,9 +70,9 @@ def ade20k(root: Path, split: str | None) -> Dataset:
 
 
 def _refuse_full_release(root: Path) -> None:
-    found = next((name for name in _FULL_RELEASE if (root / name).exists()), None)
-    if found is not None:
+    sign = next((name for name in _FULL_RELEASE if (root / name).exists()), None)
+    if sign is not None:
         raise DatasetError(
-            f"{root}: expected the scene parsing challenge's data with its 150 classes, found {found!r} of ADE20K's "
+            f"{root}: expected the scene parsing challenge's data with its 150 classes, found {sign!r} of ADE20K's "
             "full release, whose masks hold thousands of object names as colours; get ADEChallengeData2016.zip instead"
         )

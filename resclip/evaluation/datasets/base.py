@@ -255,8 +255,8 @@ def first_that_exists(root: Path, what: str, candidates: Sequence[str]) -> Path:
         DatasetError: `root` is no folder, or holds none of them: what was looked for, and what `root` holds.
     """
     if not root.is_dir():
-        found = "a file" if root.exists() else "nothing there"
-        raise DatasetError(f"{root}: expected a folder with {what}, got {found}; check the path")
+        got = "a file" if root.exists() else "nothing there"
+        raise DatasetError(f"{root}: expected a folder with {what}, got {got}; check the path")
     for candidate in candidates:
         if (root / candidate).exists():
             return root / candidate
@@ -271,13 +271,13 @@ def split_names(path: Path) -> list[str]:
     """The lines of a split file, in its order, without blank ones and spaces at the ends.
 
     Raises:
-        DatasetError: the file is missing (the error lists the splits that are there), empty or not UTF-8.
+        DatasetError: the file is missing (the error lists the splits that exist), empty or not UTF-8.
     """
     if not path.is_file():
-        there = _contents(path.parent) if path.parent.is_dir() else "no such folder"
+        splits = _contents(path.parent) if path.parent.is_dir() else "no such folder"
         raise DatasetError(
             f"{path}: expected a split file with one image's name per line, got none; "
-            f"in {path.parent.name}: {there}; name another split, or get the file"
+            f"in {path.parent.name}: {splits}; name another split, or get the file"
         )
     return lines_of(path, "one image's name per line")
 
@@ -316,7 +316,7 @@ def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
         DatasetError: a folder cannot be read, a link leads round in a circle, or two files differ in nothing but
             their endings.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for current, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = Path(current)
@@ -334,13 +334,13 @@ def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
                 continue
             path = here / file
             name = path.relative_to(folder).as_posix().removesuffix(file[len(file) - len(ending) :])
-            if name in found:
-                first, second = sorted((found[name].name, file))
+            if name in paths:
+                first, second = sorted((paths[name].name, file))
                 raise DatasetError(
                     f"{here}: expected one file called {name!r}, got {first} and {second}; remove one"
                 )
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def pair_up(
@@ -462,22 +462,21 @@ def best_masks(
         images: by the name that an image and its mask share.
 
     Returns:
-        The encoding, and its masks by name, whether or not their images are there.
+        The encoding, and its masks by name, whether or not they have images.
 
     Raises:
         DatasetError: there is no mask of any of the encodings; or as `files_under`.
     """
-    found = [(encoding, _masks(folder, encoding.ending)) for encoding in encodings]
-    if not any(masks for _, masks in found):
+    candidates = []
+    for encoding in encodings:
+        files = files_under(folder, [encoding.ending])
+        masks = {name: path for name, path in files.items() if _CONVERTED not in name}
+        candidates.append((encoding, masks))
+    if not any(masks for _, masks in candidates):
         endings = " or ".join(f"*{encoding.ending}" for encoding in encodings)
-        there = sorted(path.name for path in folder.rglob("*") if path.is_file())
+        present = sorted(path.name for path in folder.rglob("*") if path.is_file())
         raise DatasetError(
-            f"{folder}: expected masks called {endings}, found {names_in_words(there)}; "
+            f"{folder}: expected masks called {endings}, found {names_in_words(present)}; "
             "check that they were unpacked there"
         )
-    return max(found, key=lambda masks: len(masks[1].keys() & images.keys()))
-
-
-def _masks(folder: Path, ending: str) -> dict[str, Path]:
-    files = files_under(folder, [ending])
-    return {name: path for name, path in files.items() if _CONVERTED not in name}
+    return max(candidates, key=lambda candidate: len(candidate[1].keys() & images.keys()))

@@ -187,7 +187,7 @@ def _from_instances(
 
 
 # Instances. pycocotools decodes run lengths that are too short to memory that was never written, and walks along every
-# edge of a polygon however long: what it is given is checked first.
+# edge of a polygon however long: annotations are checked first.
 
 
 @dataclass(frozen=True)

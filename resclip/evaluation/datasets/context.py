@@ -194,19 +194,19 @@ def _values(masks: Path, background: bool) -> Values:
         numbers = _numbers(listed, classes)
         highest = len(classes) if prefix else _NAMES_459
         others = set(range(highest + 1)).difference(numbers.values())
-    known = {number: label + first for label, number in numbers.items()}
+    labels = {number: label + first for label, number in numbers.items()}
     if background:
-        return Values({**known, **dict.fromkeys(others, 0)})
-    return Values(known, frozenset({*others, IGNORED}))
+        return Values({**labels, **dict.fromkeys(others, 0)})
+    return Values(labels, frozenset({*others, IGNORED}))
 
 
 def _numbers(path: Path, classes: list[str]) -> Mapping[int, int]:
     """The number of each class in a file of lines such as "21: bag", by label."""
     listed: dict[str, int] = {}
     for line in lines_of(path, "a number and a name per line"):
-        found = re.fullmatch(r"(\d{1,3})\s*:\s*(.+)", line)
-        if found:
-            listed["".join(found[2].split())] = int(found[1])
+        match = re.fullmatch(r"(\d{1,3})\s*:\s*(.+)", line)
+        if match:
+            listed["".join(match[2].split())] = int(match[1])
     numbers: dict[int, int] = {}
     for label, name in enumerate(classes):
         number = listed.get(name, listed.get(_OTHER_SPELLINGS.get(name, name)))
