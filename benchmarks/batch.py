@@ -24,7 +24,7 @@ from resclip.batch.job import Task
 from resclip.batch.sources import open_source
 from resclip.batch.steps import read, segment, write
 from resclip.batch.storage import open_store
-from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.distributed import machine_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,7 @@ CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
 
 def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Drawn scenes, cut and repeated to sizes between 60 and 250 pixels."""
-    samples = scene_dataset().samples
+    samples = open_dataset("builtin").samples
     generator = np.random.default_rng(0)
     cut = []
     for number in range(count):

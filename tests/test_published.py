@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from resclip import Vocabulary, load
-from resclip.evaluation.published import BACKBONES, METHODS, PROXY, REFINED, TABLE, published
+from resclip.evaluation.published import NAMES, TABLE, published
 from resclip.methods.catalogue import ProxyAttention, find_method
 from resclip.text.class_names import DATASETS, dataset_classes
 
@@ -184,10 +184,11 @@ def test_every_name_is_one_of_the_table() -> None:
     """And no figure is left in it that nothing leads to, but the rerun."""
     with TABLE.open(encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream))
+    names = json.loads(NAMES.read_text(encoding="utf-8"))
     methods = {line["method"] for line in lines}
-    reached = {*METHODS.values(), *REFINED.values(), *PROXY.values()}
+    reached = {name for part in ("methods", "refined", "proxy") for name in names[part].values()}
     assert reached <= methods
     assert methods - reached == {"NACLIP + ResCLIP (independent rerun)"}
-    assert {line["backbone"] for line in lines} == set(BACKBONES.values())
+    assert {line["backbone"] for line in lines} == set(names["backbones"].values())
     assert set(lines[0]) == {"method", "backbone", "source", *DATASETS}
-    assert all(find_method(row).name == row for row in METHODS)
+    assert all(find_method(row).name == row for row in names["methods"])
