@@ -22,7 +22,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(
-        include=["resclip", "resclip.*", "resclip_kernels", "resclip_kernels.*"]
+        include=["resclip", "resclip.*", "resclip_kernels", "resclip_kernels.*"],
+        exclude=[
+            "resclip.builtin.training"
+        ],  # Only whoever trains the built-in model anew needs it.
     ),
     package_data={
         "resclip": ["py.typed", "builtin/*.safetensors", "builtin/*.json", "data/*", "data/*/*"],

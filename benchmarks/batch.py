@@ -51,9 +51,15 @@ def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     return cut
 
 
-def segmenter(method: str, window: int, batch_size: int) -> Segmenter:
-    """The built-in model at the images' own size."""
-    return load(classes=CLASSES, method=method, window=window, short_side=0, batch_size=batch_size)
+def segmenter(method: str, window: int, batch_size: int, short_side: int = 0) -> Segmenter:
+    """The built-in model; by default at the images' own size."""
+    return load(
+        classes=CLASSES,
+        method=method,
+        window=window,
+        short_side=short_side,
+        batch_size=batch_size,
+    )
 
 
 def labels_one_by_one(model: Segmenter, images: list[Any]) -> list[Any]:
@@ -106,7 +112,7 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
             Image.fromarray(image).save(root / "in" / f"{number:03}.jpg", quality=95)
             total += image.shape[0] * image.shape[1]
         model = segmenter(method, window, BATCH_SIZE)
-        model.pad_batches = True
+        model.pipeline.pad_batches = True
         task = Task(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         start = time.perf_counter()
@@ -135,8 +141,7 @@ def file_steps() -> dict[str, Any]:
         for number, image in enumerate(drawn_images(IMAGES)):
             photograph = Image.fromarray(image).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
             photograph.save(root / "in" / f"{number:03}.jpg", quality=90)
-        model = segmenter("naclip", 112, BATCH_SIZE)
-        model.short_side = 336
+        model = segmenter("naclip", 112, BATCH_SIZE, short_side=336)
         task = Task(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         items = list(open_source(str(root / "in")))

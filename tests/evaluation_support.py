@@ -30,9 +30,8 @@ from resclip.evaluation.datasets.base import (
     Values,
 )
 from resclip.evaluation.distributed import process_group
-from resclip.inference.preprocessing import Preparation
+from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, Preparation
 from resclip.io.images import ImageError
-from resclip.segmenter import CLIP_MEAN, CLIP_STD
 
 CLASSES = ("sky", "grass", "water", "road")
 
@@ -82,7 +81,7 @@ class Stub:
     """A segmenter whose labels follow from the pixels of the image, and from what is in its group.
 
     Args:
-        fail_at: number of the call of `classify`, from 0, that raises `error`.
+        fail_at: number of the call of `predict_many`, from 0, that raises `error`.
     """
 
     fail_at: int | None = None
@@ -94,7 +93,7 @@ class Stub:
         default_factory=lambda: Preparation(8, 64, (4, 4), CLIP_MEAN, CLIP_STD)
     )
 
-    def classify(
+    def predict_many(
         self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor]]:
         if self.calls == self.fail_at:

@@ -216,8 +216,8 @@ sys.path.insert(0, {tests!r})
 from batch_support import coarse_segmenter
 from resclip.batch import local
 from resclip.batch.sources import open_source
-from resclip.batch.store import open_store
-from resclip.batch.task import Task
+from resclip.batch.storage import open_store
+from resclip.batch.job import Task
 segmenter = coarse_segmenter()
 task = Task(segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=1)
 for path in sys.argv[2:]:

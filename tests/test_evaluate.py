@@ -186,15 +186,15 @@ def test_a_row_goes_on_within_a_dataset(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "report.json"
     dataset = open_dataset("builtin", count=17, size=16)
     seen: list[int] = []
-    original = Segmenter.classify
+    original = Segmenter.predict_many
 
-    def classify(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
+    def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
         seen.append(len(pixels))
         if len(seen) == 3:
             raise KeyboardInterrupt
         return original(self, pixels, sizes)
 
-    monkeypatch.setattr(Segmenter, "classify", classify)
+    monkeypatch.setattr(Segmenter, "predict_many", predict_many)
     run = partial(evaluate, entries("clip"), [dataset], workers=0)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=path)
@@ -334,16 +334,16 @@ def test_an_interrupted_run_has_the_files_of_all_images_in_the_end(
 ) -> None:
     """A run that goes on does not show again what was shown before, to the same folder; to another it does."""
     dataset = open_dataset("builtin", count=17, size=16)
-    original = Segmenter.classify
+    original = Segmenter.predict_many
     seen: list[int] = []
 
-    def classify(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
+    def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
         seen.append(len(pixels))
         if len(seen) == 2:
             raise KeyboardInterrupt
         return original(self, pixels, sizes)
 
-    monkeypatch.setattr(Segmenter, "classify", classify)
+    monkeypatch.setattr(Segmenter, "predict_many", predict_many)
     run = partial(
         evaluate, entries("clip"), [dataset], checkpoint=tmp_path / "report.json", workers=0
     )

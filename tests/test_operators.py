@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("implementation", ("torch", "triton"))
 
 def opcheck(op: str, *arguments: Any) -> None:
     """Schema, fake results, autograd and tracing, with sizes fixed and with sizes as symbols."""
-    operator = importlib.import_module(f"resclip_kernels.{op}.dispatch").operator
+    operator = importlib.import_module(f"resclip_kernels.ops.{op}.dispatch").operator
     torch.library.opcheck(operator, arguments)
 
 

@@ -13,7 +13,7 @@ from resclip.batch.manifest import Row
 from resclip.batch.sources import Item
 from resclip.batch.steps import read, segment, write
 from resclip.batch.storage import Store
-from resclip.inference.prefetch import map_ahead
+from resclip.inference.prefetch import prefetch
 from resclip.segmenter import Segmenter
 
 
@@ -36,6 +36,6 @@ def run(
         OSError: a file cannot be written.
         MemoryError: there is not enough for a single window.
     """
-    readings = map_ahead(partial(read, task), items, workers=workers, ahead=workers)
+    readings = prefetch(partial(read, task), items, workers=workers, ahead=workers)
     outcomes = segment(task, segmenter, store, readings)
-    return map_ahead(partial(write, task, store), outcomes, workers=workers, ahead=workers)
+    return prefetch(partial(write, task, store), outcomes, workers=workers, ahead=workers)

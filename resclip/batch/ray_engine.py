@@ -32,7 +32,7 @@ from resclip.batch.sources import Item
 from resclip.batch.steps import Outcome, Problem, Reading, read, segment, write
 from resclip.batch.storage import Store
 from resclip.errors import WeightsUnavailable
-from resclip.inference.prefetch import map_ahead
+from resclip.inference.prefetch import prefetch
 from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
 
@@ -290,7 +290,7 @@ def model_call(request: partial[Segmenter], segmenter: Segmenter, crew: Crew) ->
         "classes": segmenter.vocabulary.to(torch.device("cpu")),
         "device": "cuda" if crew.gpus else "cpu",
         "precision": precision,
-        "batch_size": segmenter.batch_size,
+        "batch_size": segmenter.pipeline.batch_size,
         "cache": None,
         "progress": False,
     }
@@ -362,7 +362,7 @@ def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
 
 def read_portions(table: Any, task: Task) -> Iterator[Any]:
     """Items → readings."""
-    return repacked(map_ahead(partial(read, task), unpacked(table), workers=THREADS, ahead=THREADS))
+    return repacked(prefetch(partial(read, task), unpacked(table), workers=THREADS, ahead=THREADS))
 
 
 class Model:
@@ -398,7 +398,7 @@ class Model:
 def write_portions(table: Any, task: Task, store: Store) -> Iterator[Any]:
     """Outcomes → rows, once their files are written."""
     return repacked(
-        map_ahead(partial(write, task, store), unpacked(table), workers=THREADS, ahead=THREADS)
+        prefetch(partial(write, task, store), unpacked(table), workers=THREADS, ahead=THREADS)
     )
 
 

@@ -22,8 +22,10 @@ from resclip.batch.outputs import BlockSink, MapSink, Result, as_scores, encode
 from resclip.batch.sources import Item
 from resclip.batch.storage import Store
 from resclip.errors import describe
+from resclip.inference import scheduler
+from resclip.inference.pipeline import ImageTask
 from resclip.inference.preprocessing import ArrayImage
-from resclip.inference.scheduler import Failure, Frame
+from resclip.inference.scheduler import Failure
 from resclip.io.images import ImageError, PixelArray, read_image
 from resclip.segmenter import Segmenter
 
@@ -137,11 +139,11 @@ def segment(
     unfinished: set[BlockSink] = set()
     narrow = torch.uint8 if task.label_type == np.uint8 else torch.int32
 
-    def frame(reading: Reading) -> Frame | Failure:
+    def task_of(reading: Reading) -> ImageTask | Failure:
         if reading.path is None:
             tag = reading, MapSink(task, reading.size, reading.image, reading.place)
             pixels = ArrayImage(reading.pixels)
-            return Frame(pixels, (pixels.height, pixels.width), reading.size, tag)
+            return ImageTask(segmenter.pipeline, pixels, reading.size, tag)
         from resclip.io.geotiff import open_raster
 
         try:
@@ -150,20 +152,20 @@ def segment(
             return Failure(Problem(reading.item, reading.started, describe(error)), error)
         sink = BlockSink(task, reading.item.stem, raster, reading.place, store)
         unfinished.add(sink)
-        return segmenter.frame(raster, (reading, sink))
+        return segmenter.pipeline.task(raster, (reading, sink))
 
-    frames = (
+    tasks = (
         Failure(reading, ValueError(reading.error))
         if isinstance(reading, Problem)
-        else frame(reading)
+        else task_of(reading)
         for reading in readings
     )
     try:
-        for event in segmenter.stream(frames):
+        for event in scheduler.run(segmenter.pipeline, tasks):
             if isinstance(event, Failure):
                 yield problem_of(event)
                 continue
-            reading, sink = event.frame.tag
+            reading, sink = event.tag
             # As small as they will be in the files, before they leave a GPU.
             labels = event.labels.to(narrow).cpu().numpy()
             scores = as_scores(event.probabilities).cpu().numpy() if task.scores else None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -444,9 +443,7 @@ def starting_point(segmenter: Segmenter, options: Mapping[str, Mapping[str, Any]
 def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmenter:
     """A copy with a method's RCS and SFR; model, vocabulary and windows are shared."""
     encoder = segmenter.encoder
-    other = copy.copy(segmenter)
-    other.source = {**segmenter.source, "method": method.name}
-    other.encoder = DenseEncoder(
+    changed = DenseEncoder(
         encoder.tower,
         base=encoder.base.name,
         rcs=method.rcs,
@@ -461,4 +458,4 @@ def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmente
         proxy_attention=encoder.final.proxy_attention,
         overview=encoder.overview,
     )
-    return other
+    return segmenter.with_encoder(changed, method=method.name)

@@ -286,7 +286,7 @@ def measure_groups(
             ]
             sizes = [(image.truth.shape[0], image.truth.shape[1]) for image in group.images]
             counts = np.zeros((reader.classes, reader.classes), np.int64)
-            predictions = segmenter.classify(pixels, sizes)
+            predictions = segmenter.predict_many(pixels, sizes)
             for image, (prediction, _) in zip(group.images, predictions, strict=True):
                 truth, labels = image.truth.numpy(), prediction.cpu().numpy()
                 counts += confusion(truth, labels, reader.classes, ignored=IGNORED)
