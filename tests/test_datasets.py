@@ -318,27 +318,24 @@ def test_an_unknown_dataset_is_answered_with_the_known_ones(tmp_path: Path) -> N
         open_dataset("voc", tmp_path)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_there_is_a_colour_for_each_class(name: str) -> None:
-    palette = benchmark_palette(name)
-    assert palette.dtype == np.uint8
-    assert palette.shape == (len(dataset_classes(name)), 3)
-
-
-@pytest.mark.parametrize(
-    ("name", "colours"),
-    [
-        # The rows that share a colour are so in the published lists.
-        ("voc21", 21),
-        ("context60", 59),
-        ("coco-object", 81),
-        ("coco-stuff", 162),
-        ("cityscapes", 19),
-        ("ade20k", 149),
-    ],
-)
-def test_colours_tell_classes_apart(name: str, colours: int) -> None:
-    assert len(np.unique(benchmark_palette(name), axis=0)) == colours
+def test_there_is_a_colour_for_each_class() -> None:
+    different = {}
+    for name in BENCHMARKS:
+        palette = benchmark_palette(name)
+        assert palette.dtype == np.uint8
+        assert palette.shape == (len(dataset_classes(name)), 3)
+        different[name] = len(np.unique(palette, axis=0))
+    # Some classes of Context, COCO-Stuff and ADE20K share a colour, as published.
+    assert different == {
+        "voc20": 20,
+        "voc21": 21,
+        "context59": 58,
+        "context60": 59,
+        "coco-object": 81,
+        "coco-stuff": 162,
+        "cityscapes": 19,
+        "ade20k": 149,
+    }
 
 
 def test_colours_are_the_published_ones() -> None:
