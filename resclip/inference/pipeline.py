@@ -309,8 +309,7 @@ class ImagePipeline:
                 around.left + window.width + around.right,
             ),
             len(self.vocabulary.embeddings),
-            device=self.device,
-            most=1 if self.pad_batches and is_odd else self.batch_size,
+            batch_size=1 if self.pad_batches and is_odd else self.batch_size,
             max_memory=self.max_memory,
         )
 
