@@ -190,19 +190,6 @@ def test_a_file_from_another_disk_is_copied(
     assert store.read("a.tif") == b"raster"
 
 
-def test_many_files_need_one_sync_of_their_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store(str(tmp_path))
-    names = [f"{folder}/{number}.png" for folder in "ab" for number in range(20)]
-    for name in names:
-        store.write(name, b"")
-    synced: list[str] = []
-    monkeypatch.setattr("resclip.batch.storage.sync_folder", lambda path: synced.append(path.name))
-    store.sync(names)
-    assert synced == ["a", "b"]
-
-
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "manifest.lock"
     first = FolderLock(path)

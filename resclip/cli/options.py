@@ -1,16 +1,16 @@
-"""Options that several commands share, and the segmenter that they describe.
-
-Knows option names and how their texts become values. Knows no command.
-"""
+"""Options that several commands share, the segmenter that they describe, and errors in the options' words."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resclip.errors import describe
 from resclip.io.files import write_atomically
 from resclip.text.class_names import DATASETS, parse_classes
 
@@ -18,24 +18,46 @@ if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
     from resclip.methods.catalogue import Method
     from resclip.segmenter import Segmenter
-from functools import partial
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from resclip.segmenter import Segmenter
-
 
 CLASSES_HELP = """\
-"sky, tree, house" is three classes; with a ";" anywhere, ";" separates classes and "," separates
-synonyms: "cat, kitten; dog" is two, "pet: cat, dog; grass" names the first. Or @ade20k, @voc21, ...
-for a dataset's classes, or a file: text with one class a line, JSON or YAML
+the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" separates classes and "," synonyms:
+"cat, kitten; dog" is two classes, and "pet: cat, dog; grass" names the first one "pet". Or the classes of a dataset:
+@ade20k, @voc21, ... Or a file: text with one class per line, JSON or YAML
 """
+
+# Parameters of the library whose option has the same name, with hyphens for underscores.
+OPTIONS = (
+    "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset", "device",
+    "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "method", "model", "out", "overlay",
+    "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr", "short_side",
+    "split", "stride", "templates", "window", "workers",
+)  # fmt: skip
+OPTION_OF = {
+    **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
+    "probability_threshold": "--threshold",
+}
+# A name alone, "window=", or with a value that can stand on a command line: 'precision="fp16"', "overwrite=True".
+# Other values belong to what the user wrote, such as "weight=0.4" in the text of an option.
+_PARAMETER = re.compile(
+    rf"(?<![\w-])({'|'.join(OPTION_OF)})=(?:True\b|\"([\w.:-]+)\"|(?![\w\"'\[({{+-]|\.\d))"
+)
+
+
+def explain(problem: BaseException | str) -> str:
+    """One line about an error, or a message of `resclip.errors.describe`, with options in place of parameters."""
+    text = problem if isinstance(problem, str) else describe(problem)
+    text = _PARAMETER.sub(
+        lambda found: " ".join(filter(None, (OPTION_OF[found[1]], found[2]))), text
+    )
+    if text.startswith("unexpected error: "):
+        text += " (--debug shows where)"
+    return text
 
 
 def add_model_options(
     parser: argparse.ArgumentParser, *, method: bool = True, background: bool = True
 ) -> None:
-    """Which model, and what is made of it.
+    """Which model and method, with which options, and how they run.
 
     Args:
         method: False where a command names its methods itself.
@@ -43,42 +65,58 @@ def add_model_options(
     """
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", default="builtin", help="see `resclip models` (default: builtin, no download)"
+        "--model",
+        default="builtin",
+        help="name of a CLIP model; see `resclip models` (default: builtin, no download)",
     )
-    model.add_argument("--pretrained", metavar="TAG", help="tag, or path of a local checkpoint")
+    model.add_argument(
+        "--pretrained",
+        metavar="TAG",
+        help="name of the model's weights, or the path of a local checkpoint; builtin takes none",
+    )
     group = parser.add_argument_group("method")
     if method:
-        group.add_argument("--method", default="resclip", help="see `resclip methods`")
-    group.add_argument("--preset", help="a method's options; see `resclip methods`")
+        group.add_argument(
+            "--method", default="resclip", help="see `resclip methods` (default: resclip)"
+        )
+    group.add_argument(
+        "--preset",
+        help="options of a paper or a dataset; see `resclip methods` (default: the method's own)",
+    )
     group.add_argument(
         "--correlation",
         metavar="SCORES",
-        help='what the final block compares, such as "qq", "xx" or "random,projections=8"',
+        help='what the final block compares, such as "qq", "xx" or "random,projections=8" (default: the method\'s)',
     )
     group.add_argument(
-        "--rcs", metavar="OPTIONS", help='RCS with these options, such as "layers=6-9,weight=0.4"'
+        "--rcs",
+        metavar="OPTIONS",
+        help='add RCS, or change its options, such as "layers=6-9,weight=0.4" (default: the method\'s)',
     )
     group.add_argument(
         "--sfr",
         metavar="OPTIONS",
-        help='SFR with these options, such as "rounds=2,connectivity=line"',
+        help='add SFR, or change its options, such as "rounds=2,connectivity=line" (default: the method\'s)',
     )
     group.add_argument(
         "--proxy",
         metavar="OPTIONS",
-        help='ProxyCLIP\'s vision model: "colour", a timm name, or options such as "model=NAME,beta=1.2"',
+        help='ProxyCLIP\'s vision model: "colour", a timm name, or options such as "model=NAME,beta=1.2" '
+        "(default: colour for builtin, else vit_base_patch8_224.dino)",
     )
     names = parser.add_argument_group("class names")
     if background:
         names.add_argument(
             "--background",
             metavar="LIST",
-            help='put a class "background" in front, with the names that voc21 or coco-object have for it',
+            help='put a class "background" first, which stands for what voc21 or coco-object list as background '
+            "(default: no such class)",
         )
     names.add_argument(
         "--templates",
         metavar="SET",
-        help="prompts: imagenet, short, plain, name, or a file with one a line",
+        help="prompts that a class name is put into: imagenet, short, plain, name, or a file with one per line "
+        "(default: imagenet; builtin has its own)",
     )
     names.add_argument(
         "--cache",
@@ -87,38 +125,60 @@ def add_model_options(
         help="keep text features on disk, in $RESCLIP_CACHE or ~/.cache/resclip (default: yes)",
     )
     run = parser.add_argument_group("how it runs")
-    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     run.add_argument("--precision", help="fp32, fp16 or bf16 (default: fp16 on a GPU, else fp32)")
     run.add_argument(
-        "--implementation", default="auto", help="of the ops: auto, triton, torch or reference"
+        "--implementation",
+        default="auto",
+        help="code that computes attention and labels: triton (fused GPU kernels), torch, reference (plain formulas, "
+        "slow), or auto (triton on a GPU that supports it, else torch; default: auto)",
     )
     run.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="size the image's short side is given"
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="resize images so that their shorter side has this many pixels; 0 keeps their size "
+        "(default: 336; builtin: 224; cityscapes: 560)",
     )
 
 
 def add_window_options(parser: argparse.ArgumentParser) -> None:
-    """How an image is cut, and when a pixel counts as background."""
+    """How an image is cut into windows, and when a pixel counts as background."""
     windows = parser.add_argument_group("windows")
     windows.add_argument(
-        "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
+        "--window",
+        type=int,
+        metavar="PIXELS",
+        help="segment images by overlapping square windows of this side; 0 segments them whole "
+        "(default: 224; builtin: 112; proxyclip: 336; voc20 and voc21: 0)",
     )
     windows.add_argument(
         "--overview",
         metavar="OPTIONS",
         nargs="?",
         const="",
-        help='windows also see the whole image, coarsely; options such as "weight=0.3,side=448"',
+        help="let windows also see the whole image at a low resolution; with options such as "
+        '"weight=0.3,side=448" (default: windows see themselves alone)',
     )
-    windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
     windows.add_argument(
-        "--batch-size", type=int, metavar="N", help="windows at once (default: 16 on a GPU, else 8)"
+        "--stride",
+        type=int,
+        metavar="PIXELS",
+        help="distance between neighbouring windows (default: half of --window if that is given; "
+        "else 112; builtin: 56)",
+    )
+    windows.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="windows that run together (default: 16 on a GPU, else 8)",
     )
     windows.add_argument(
         "--threshold",
         type=probability,
         metavar="P",
-        help="pixels whose best class has a smaller probability get the first class",
+        help="give a pixel the first class, meant as background, where its best class has a probability below P "
+        "(default: 0, never; voc21, context60 and coco-object: 0.1)",
     )
 
 
@@ -177,7 +237,7 @@ def request_from(
     overview = getattr(arguments, "overview", None)
     if overview is not None:
         overview = parse_options(Overview, overview) if overview else Overview()
-    given = {
+    options = {
         "method": getattr(arguments, "method", None),
         "preset": arguments.preset,
         "correlation": arguments.correlation,
@@ -191,8 +251,8 @@ def request_from(
         "short_side": arguments.short_side,
         "templates": arguments.templates,
         "cache": TextCache() if arguments.cache else None,
+        **changes,
     }
-    options = {**given, **changes}
     return partial(load, arguments.model, arguments.pretrained, classes=classes, **options)
 
 

@@ -12,8 +12,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from resclip.io.images import PixelArray, resize, resize_shape
-from resclip.io.resize import resize_rows, source_rows
+from resclip.io.resize import PixelArray, resize, resize_rows, resize_shape, source_rows
 
 SOURCE_BYTES = 1 << 26
 """Pixels of a large image that are in memory while it is resized: 64 MiB."""
