@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from resclip.batch.sources import Item
-from resclip.batch.storage import LocalStore
+from resclip.batch.items import Item
+from resclip.batch.storage import Store
 from resclip.inference.scheduler import Failure, Frame, Job, Strip
 
 
@@ -115,7 +115,7 @@ class FragileItem(Item):
 
 
 @dataclass(frozen=True)
-class FragileStore(LocalStore):
+class FragileStore(Store):
     """A folder in which the first writer of a file dies, before anybody knows that it is written."""
 
     notes: str = ""
@@ -127,7 +127,7 @@ class FragileStore(LocalStore):
             die_once(self.notes, "writer")
 
 
-class FullStore(LocalStore):
+class FullStore(Store):
     """A folder on a disk that is full."""
 
     def write(self, name: str, data: bytes) -> None:

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from resclip.batch.manifest import FolderLock
-from resclip.batch.storage import LocalStore, RemoteStore, Store, open_store
+from resclip.batch.storage import Store, RemoteStore, Store, open_store
 from resclip.io.files import temporary_name
 
 
@@ -32,8 +32,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 def test_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert open_store("out/") == LocalStore(str(tmp_path / "out"))
-    assert open_store(f"file://{tmp_path}/out") == LocalStore(str(tmp_path / "out"))
+    assert open_store("out/") == Store(str(tmp_path / "out"))
+    assert open_store(f"file://{tmp_path}/out") == Store(str(tmp_path / "out"))
     assert open_store("memory://b/out/") == RemoteStore("memory://b/out")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="nobody://x"):
@@ -95,19 +95,19 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(store: Store) -> None
     left = [temporary_name(), f"sub/{temporary_name()}"]
     for name in left:
         store.write(name, b"half")
-    if isinstance(store, LocalStore):
+    if isinstance(store, Store):
         (store.scratch() / "labels.tif").touch()
     store.clean()
     assert store.list("") == tuple(sorted(kept))
     assert not any(store.exists(name) for name in left)
-    if isinstance(store, LocalStore):
+    if isinstance(store, Store):
         assert len(list(Path(store.root).iterdir())) == 3
 
 
 def test_a_folder_that_can_be_written_to_is_left_empty(store: Store) -> None:
     store.check_writable()
     assert store.list("") == ()
-    if isinstance(store, LocalStore):
+    if isinstance(store, Store):
         assert list(Path(store.root).iterdir()) == []
 
 
