@@ -29,9 +29,9 @@ NAMES = ("cat", "dog", "grass")
 
 def job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[Row]:
     segmenter = toy_segmenter()
-    job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, **options)
-    items = open_source(str(source))
-    return list(local.run(job, segmenter, items, open_store(str(out)), workers=workers))
+    work = BatchJob(segmenter.vocabulary.names, segmenter.preparation, **options)
+    items = open_source(str(source)).items
+    return list(local.run(work, segmenter, items, open_store(str(out)), workers=workers))
 
 
 def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
     segmenter = toy_segmenter()
     names = tuple(f"class {number}" for number in range(300))
     job = BatchJob(names, segmenter.preparation)
-    items = open_source(str(tmp_path / "in"))
+    items = open_source(str(tmp_path / "in")).items
     (row,) = local.run(job, segmenter, items, open_store(str(tmp_path / "out")), workers=1)
     assert row.status == "done"
     with Image.open(tmp_path / "out/000_labels.png") as labels:
@@ -160,7 +160,7 @@ def test_a_large_tiff_by_block_gives_the_same_labels(
             segmenter.vocabulary.names, segmenter.preparation, block_pixels=block_pixels, **options
         )
         out = tmp_path / kind
-        items = open_source(str(tmp_path / "map.tif"))
+        items = open_source(str(tmp_path / "map.tif")).items
         (row,) = local.run(job, segmenter, items, open_store(str(out)), workers=1)
         assert row.status == "done", row.error
         assert (row.height, row.width) == (300, 200)
@@ -188,7 +188,7 @@ def test_a_geotiff_carries_the_inputs_place(tmp_path: Path) -> None:
         job = BatchJob(
             segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=block_pixels
         )
-        items = open_source(str(tmp_path / "in.tif"))
+        items = open_source(str(tmp_path / "in.tif")).items
         list(local.run(job, segmenter, items, open_store(str(tmp_path / "out")), workers=1))
         with rasterio.open(tmp_path / "out/in_labels.tif") as file:
             assert file.crs.to_epsg() == 3857
@@ -221,7 +221,7 @@ from resclip.batch.job import BatchJob
 segmenter = coarse_segmenter()
 job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=1)
 for path in sys.argv[2:]:
-    (row,) = local.run(job, segmenter, open_source(path), open_store(sys.argv[1]), workers=1)
+    (row,) = local.run(job, segmenter, open_source(path).items, open_store(sys.argv[1]), workers=1)
     assert row.status == "done", row.error
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -46,7 +46,7 @@ from resclip.batch.manifest import Row
 from resclip.batch.ray_engine import WorkerPlan, check_address, plan_workers
 from resclip.batch.items import Item
 from resclip.batch.sources import open_source
-from resclip.batch.storage import Store, Store
+from resclip.batch.storage import Store
 from resclip.errors import WeightsUnavailable
 
 COUNT = 40
@@ -90,7 +90,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     make_images(folder, COUNT, broken=BROKEN)
     segmenter = toy_segmenter()
     job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, overlay=True, scores=True)
-    return Setting(list(open_source(str(folder))), segmenter, task)
+    return Setting(open_source(str(folder)).items, segmenter, job)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +301,7 @@ def test_every_byte_is_that_of_one_machine_whatever_process_dies(
     assert sum(row.status == "failed" for row in wanted) == BROKEN
     ray = ray_engine.import_ray()
     items = list(setting.items)
-    items[30] = FragileItem(**vars(items[30]), notes=str(notes))
+    items[30] = FragileItem(**asdict(items[30]), notes=str(notes))
     store = FragileStore(str(tmp_path / "ray"), notes=str(notes), victim="010_labels.png")
     # Calls are of two chunks: eight images, of which the first four are on their way.
     request = partial(load_fragile, str(notes), dies_at=8)
