@@ -110,7 +110,9 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
         job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         start = time.perf_counter()
-        rows = list(local.run(job, model, open_source(str(root / "in")).items, store, workers=THREADS))
+        rows = list(
+            local.run(job, model, open_source(str(root / "in")).items, store, workers=THREADS)
+        )
         seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in (root / "out").glob("*.png"))
     if any(row.status != "done" for row in rows):

@@ -111,7 +111,9 @@ class FragileItem(Item):
 
     def read(self) -> bytes:
         die_once(self.notes, "reader")
-        return Item.read(self)  # Not super(): a dataclass with slots is made anew, without the cell of `super`.
+        return Item.read(
+            self
+        )  # Not super(): a dataclass with slots is made anew, without the cell of `super`.
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,16 @@ from resclip.visualization.overlay import palette
 NAMES = ("cat", "dog", "grass")
 
 
-def job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[Row]:
+def run_job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[Row]:
     segmenter = toy_segmenter()
-    work = BatchJob(segmenter.vocabulary.names, segmenter.preparation, **options)
+    job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, **options)
     items = open_source(str(source)).items
-    return list(local.run(work, segmenter, items, open_store(str(out)), workers=workers))
+    return list(local.run(job, segmenter, items, open_store(str(out)), workers=workers))
 
 
 def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
     names = make_images(tmp_path / "in", 9)
-    rows = job(tmp_path / "in", tmp_path / "out", overlay=True, scores=True)
+    rows = run_job(tmp_path / "in", tmp_path / "out", overlay=True, scores=True)
     segmenter = toy_segmenter()
     assert [row.name for row in rows] == names
     for row in rows:
@@ -65,19 +65,19 @@ def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
 
 def test_files_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 12)
-    job(tmp_path / "in", tmp_path / "many", workers=4, scores=True)
-    job(tmp_path / "in", tmp_path / "one", workers=1, scores=True)
+    run_job(tmp_path / "in", tmp_path / "many", workers=4, scores=True)
+    run_job(tmp_path / "in", tmp_path / "one", workers=1, scores=True)
     whole = files_in(tmp_path / "many")
     assert len(whole) == 24
     assert whole == files_in(tmp_path / "one")
     for name in ("003.jpg", "010.png"):
-        job(tmp_path / "in" / name, tmp_path / "alone", scores=True)
+        run_job(tmp_path / "in" / name, tmp_path / "alone", scores=True)
     assert files_in(tmp_path / "alone").items() < whole.items()
 
 
 def test_bad_images_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
     names = make_images(tmp_path / "in", 20, broken=6)
-    rows = job(tmp_path / "in", tmp_path / "out")
+    rows = run_job(tmp_path / "in", tmp_path / "out")
     failed = {row.name: row.error for row in rows if row.status == "failed"}
     assert [row.name for row in rows] == names
     assert len(failed) == 6
@@ -86,7 +86,7 @@ def test_bad_images_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
         assert "expected" in error
         assert "\n" not in error
     good = make_images(tmp_path / "good", 20)
-    job(tmp_path / "good", tmp_path / "all")
+    run_job(tmp_path / "good", tmp_path / "all")
     done = {f"{Path(name).stem}_labels.png" for name in good if name not in failed}
     everything = files_in(tmp_path / "all")
     assert files_in(tmp_path / "out") == {name: everything[name] for name in done}
@@ -124,7 +124,7 @@ def test_an_output_that_cannot_be_written_ends_the_job(
 
     monkeypatch.setattr(Store, "write", full)
     with pytest.raises(OSError, match="No space left on device"):
-        job(tmp_path / "in", tmp_path / "out")
+        run_job(tmp_path / "in", tmp_path / "out")
     written = files_in(tmp_path / "out")
     assert "000_labels.png" in written
     assert "003_labels.png" not in written
@@ -194,7 +194,7 @@ def test_a_geotiff_carries_the_inputs_place(tmp_path: Path) -> None:
             assert file.crs.to_epsg() == 3857
             assert file.transform == rasterio.transform.from_origin(1000, 2000, 2, 2)
             assert file.dtypes == ("uint8",)
-    job(tmp_path / "plain", tmp_path / "out", form="tif")
+    run_job(tmp_path / "plain", tmp_path / "out", form="tif")
     with rasterio.open(tmp_path / "out/000_labels.tif") as file:
         assert file.crs is None
 
@@ -204,7 +204,7 @@ def test_a_tiff_that_is_damaged_further_down_leaves_no_file(tmp_path: Path) -> N
     data = bytearray((tmp_path / "map.tif").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 400] = b"\xff" * 400
     (tmp_path / "map.tif").write_bytes(bytes(data))
-    (row,) = job(tmp_path / "map.tif", tmp_path / "out", block_pixels=1)
+    (row,) = run_job(tmp_path / "map.tif", tmp_path / "out", block_pixels=1)
     assert row.status == "failed"
     assert "map.tif" in (row.error or "")
     assert files_in(tmp_path / "out") == {}

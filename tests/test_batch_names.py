@@ -95,5 +95,3 @@ def test_no_two_items_share_a_name_or_stem_in_any_order(data: st.DataObject) -> 
             assert found.setdefault(number, pair) == pair
     assert len({name for name, _ in found.values()}) == len(texts)
     assert len({folded(stem) for _, stem in found.values()}) == len(texts)
-
-

@@ -185,5 +185,3 @@ def test_a_file_from_another_disk_is_copied(
     store.put_file(made, "a.tif")
     assert store.list() == ["a.tif"]
     assert read(store, "a.tif") == b"raster"
-
-
