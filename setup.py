@@ -45,14 +45,16 @@ setup(
         'triton>=3.5; platform_system == "Linux"',
     ],
     extras_require={
-        "batch": ["aiohttp>=3.9", "pyarrow>=16.0"],
+        "batch": ["aiohttp>=3.9", "filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0"],
         "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8", "scipy>=1.11"],
         "geo": ["rasterio>=1.3.9"],
         "hf": ["transformers>=4.49"],
-        "scale": ["pyarrow>=16.0", "ray[data]>=2.40"],
+        "scale": ["filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0", "ray[data]>=2.40"],
         "dev": [
             "aiohttp>=3.9",
             "build>=1.2",
+            "filelock>=4.3",
+            "fsspec>=2024.2",
             "hypothesis>=6.100",
             "matplotlib>=3.8",
             "mypy==2.4.1",

@@ -20,9 +20,9 @@ from PIL import Image
 
 from resclip import Segmenter, load
 from resclip.batch import local
-from resclip.batch.job import Task
+from resclip.batch.job import BatchJob
 from resclip.batch.sources import open_source
-from resclip.batch.steps import read, segment, write
+from resclip.batch.steps import finish, read_item, segment_images
 from resclip.batch.storage import open_store
 from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.distributed import machine_name
@@ -113,10 +113,12 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
             total += image.shape[0] * image.shape[1]
         model = segmenter(method, window, BATCH_SIZE)
         model.pipeline.pad_batches = True
-        task = Task(model.vocabulary.names, model.preparation)
+        job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         start = time.perf_counter()
-        rows = list(local.run(task, model, open_source(str(root / "in")), store, workers=THREADS))
+        rows = list(
+            local.run(job, model, open_source(str(root / "in")).items, store, workers=THREADS)
+        )
         seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in (root / "out").glob("*.png"))
     if any(row.status != "done" for row in rows):
@@ -142,16 +144,16 @@ def file_steps() -> dict[str, Any]:
             photograph = Image.fromarray(image).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
             photograph.save(root / "in" / f"{number:03}.jpg", quality=90)
         model = segmenter("naclip", 112, BATCH_SIZE, short_side=336)
-        task = Task(model.vocabulary.names, model.preparation)
+        job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
-        items = list(open_source(str(root / "in")))
-        outcomes = list(segment(task, model, store, (read(task, item) for item in items)))
+        items = open_source(str(root / "in")).items
+        outcomes = list(segment_images(job, model, store, (read_item(job, item) for item in items)))
         start = time.perf_counter()
         for item in items:
-            read(task, item)
+            read_item(job, item)
         reading = time.perf_counter() - start
         start = time.perf_counter()
-        rows = [write(task, store, outcome) for outcome in outcomes]
+        rows = [finish(job, store, outcome) for outcome in outcomes]
         writing = time.perf_counter() - start
         read_bytes = sum(path.stat().st_size for path in (root / "in").iterdir())
         written_bytes = sum((root / "out" / name).stat().st_size for row in rows for name in row.outputs)  # fmt: skip

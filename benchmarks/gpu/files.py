@@ -48,7 +48,7 @@ def file_job(
     """
     # Not at the top: what files alone need is no reason to measure nothing else.
     from resclip.batch import local
-    from resclip.batch.job import Task
+    from resclip.batch.job import BatchJob
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
     from resclip.cli.batch import MAX_WORKERS
@@ -58,12 +58,12 @@ def file_job(
     for number in range(count):
         images[number % len(images)].save(inputs / f"{number:04}.jpg", quality=QUALITY)
     source = open_source(str(inputs))
-    task = Task(segmenter.vocabulary.names, segmenter.preparation)
+    job = BatchJob(segmenter.vocabulary.names, segmenter.preparation)
     workers = min(available_cores(), MAX_WORKERS)
 
     def run() -> None:
         store = open_store(tempfile.mkdtemp(prefix="png-", dir=folder))
-        rows = list(local.run(task, segmenter, source, store, workers=workers))
+        rows = list(local.run(job, segmenter, source.items, store, workers=workers))
         done = sum(row.status == "done" for row in rows)
         if done < count:
             errors = "; ".join(f"{row.name}: {row.error}" for row in rows if row.error)
