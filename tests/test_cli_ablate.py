@@ -165,6 +165,6 @@ def test_figures_under_other_conditions_are_left_alone(
     before = (tmp_path / "ablation.json").read_bytes()
     other = [*SMALL, "--scenes", 3, "--out", tmp_path]
     assert run(*other) == 2
-    one_line(capsys, "images: 2 there, 3 here", "fresh")
+    one_line(capsys, "images: 2 there, 3 here", "pass --fresh to replace it")
     assert (tmp_path / "ablation.json").read_bytes() == before
     assert run(*other, "--fresh") == 0

@@ -72,7 +72,7 @@ def test_rows_are_named_by_base_and_modules() -> None:
     assert row_names(["resclip", "clip", "naclip+sfr+rcs"]) == ["naclip+rcs+sfr", "clip"]
     with pytest.raises(ValueError, match="unknown method 'naclop'"):
         row_names(["clip", "naclop"])
-    with pytest.raises(ValueError, match="base 'maskclip'"):
+    with pytest.raises(ValueError, match="maskclip"):
         row_names(["maskclip+sfr"])
     with pytest.raises(ValueError, match="at least one method"):
         row_names([])
