@@ -24,7 +24,7 @@ from resclip.batch.job import BatchJob
 from resclip.batch.sources import open_source
 from resclip.batch.steps import finish, read_item, segment_images
 from resclip.batch.storage import open_store
-from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.distributed import machine_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,7 @@ CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
 
 def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Drawn scenes, cut and repeated to sizes between 60 and 250 pixels."""
-    samples = scene_dataset().samples
+    samples = open_dataset("builtin").samples
     generator = np.random.default_rng(0)
     cut = []
     for number in range(count):
@@ -51,9 +51,15 @@ def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     return cut
 
 
-def segmenter(method: str, window: int, batch_size: int) -> Segmenter:
-    """The built-in model at the images' own size."""
-    return load(classes=CLASSES, method=method, window=window, short_side=0, batch_size=batch_size)
+def segmenter(method: str, window: int, batch_size: int, short_side: int = 0) -> Segmenter:
+    """The built-in model; by default at the images' own size."""
+    return load(
+        classes=CLASSES,
+        method=method,
+        window=window,
+        short_side=short_side,
+        batch_size=batch_size,
+    )
 
 
 def labels_one_by_one(model: Segmenter, images: list[Any]) -> list[Any]:
@@ -106,7 +112,7 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
             Image.fromarray(image).save(root / "in" / f"{number:03}.jpg", quality=95)
             total += image.shape[0] * image.shape[1]
         model = segmenter(method, window, BATCH_SIZE)
-        model.pad_batches = True
+        model.pipeline.pad_batches = True
         job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         start = time.perf_counter()
@@ -137,8 +143,7 @@ def file_steps() -> dict[str, Any]:
         for number, image in enumerate(drawn_images(IMAGES)):
             photograph = Image.fromarray(image).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
             photograph.save(root / "in" / f"{number:03}.jpg", quality=90)
-        model = segmenter("naclip", 112, BATCH_SIZE)
-        model.short_side = 336
+        model = segmenter("naclip", 112, BATCH_SIZE, short_side=336)
         job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         items = open_source(str(root / "in")).items

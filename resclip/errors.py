@@ -51,7 +51,7 @@ def first_sentence(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """One line that tells a person what went wrong, and what to do where that is known."""
+    """One line that tells a person what went wrong and, if that is known, what to do."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         # The library's own refusals already say what would help.
@@ -60,6 +60,9 @@ def describe(error: BaseException) -> str:
         return "out of memory; try a smaller batch_size=, window= or short_side="
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, RuntimeError) and not isinstance(error, WeightsUnavailable):
-        return f"unexpected error: {text or type(error).__name__}"
-    return text or type(error).__name__
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, WeightsUnavailable)):
+        return text or type(error).__name__
+    # What libraries say in a RuntimeError is a sentence; a KeyError or an AssertionError says little by itself.
+    if not text or not isinstance(error, RuntimeError):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return f"unexpected error: {text}"

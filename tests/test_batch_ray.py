@@ -30,13 +30,13 @@ from ray_support import (
     FragileItem,
     FragileStore,
     FullStore,
-    Shades,
     is_alive,
     killed,
     load_fragile,
     load_nothing,
     load_slow,
     models,
+    shades,
 )
 
 from resclip import Segmenter
@@ -257,7 +257,7 @@ def test_every_model_gives_what_the_first_one_gives(setting: Setting) -> None:
         assert call.keywords == {
             "device": device,
             "precision": "fp32",
-            "batch_size": setting.segmenter.batch_size,
+            "batch_size": setting.segmenter.pipeline.batch_size,
             "cache": None,
             "progress": False,
             "window": 32,
@@ -361,7 +361,7 @@ def test_an_interrupt_ends_the_models(
 def test_a_lost_machine_loses_no_image(
     setting: Setting, joined: Any, notes: Path, tmp_path: Path
 ) -> None:
-    wanted = setting.here(Shades(0.0), tmp_path / "here")
+    wanted = setting.here(shades(0.0), tmp_path / "here")
     store = Store(str(tmp_path / "ray"))
     (lost,) = joined.worker_nodes
     # The model there has images that it will never finish, in calls that Ray has to give to another.

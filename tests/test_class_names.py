@@ -125,6 +125,14 @@ def test_lists_that_are_refused(entries: list[str], message: str) -> None:
         check_classes(entries)
 
 
+def test_classes_that_are_parsed_already_are_taken_as_they_are() -> None:
+    entries = parse_entries(["cat, kitten", "pet: dog"])
+    assert parse_entries(entries) == entries
+    assert parse_entries(["cat, kitten", entries[1]]) == entries
+    with pytest.raises(ValueError, match=r"'Cat: lynx' \(class 3\)"):
+        parse_entries([*entries, ClassEntry("Cat", ("lynx",))])
+
+
 def test_lists_that_hold_no_text_are_refused() -> None:
     with pytest.raises(TypeError, match="'cat, dog'; split it"):
         check_classes("cat, dog")
@@ -135,6 +143,13 @@ def test_lists_that_hold_no_text_are_refused() -> None:
 def test_ten_thousand_names_keep_their_order() -> None:
     names = [f"name {number}" for number in range(10_000)]
     assert check_classes(names) == names
+
+
+def test_typed_text_is_split_by_semicolons_if_it_has_any() -> None:
+    assert parse_classes("  a   b ,c") == ["a b", "c"]
+    assert parse_classes("cat,kitten;") == ["cat, kitten"]
+    assert parse_classes("cat, Cat; dog") == ["cat", "dog"]  # The same query twice is once.
+    assert parse_classes("wall, bed; bed") == ["wall, bed", "bed"]  # Classes may share a query.
 
 
 def test_typed_text_may_name_a_class_apart_from_its_queries() -> None:

@@ -261,7 +261,7 @@ def test_without_rasterio_it_is_said_what_to_install() -> None:
 MEMORY = """
 import resource, sys
 import numpy as np
-from resclip.rasters import RasterWriter, open_raster, raster_to_png
+from resclip.io.geotiff import RasterWriter, open_raster, raster_to_png
 source, folder = sys.argv[1:]
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -75,6 +75,9 @@ def file_job(
 def as_image(pixels: Tensor, size: tuple[int, int], segmenter: Segmenter) -> Image.Image:
     """An image, (3, H, W) normalised, as bytes and of another size."""
     resized = F.interpolate(pixels.unsqueeze(0), size, mode="bilinear", align_corners=False)[0]
-    mean, std = (resized.new_tensor(each).view(3, 1, 1) for each in (segmenter.mean, segmenter.std))
+    mean, std = (
+        resized.new_tensor(each).view(3, 1, 1)
+        for each in (segmenter.preparation.mean, segmenter.preparation.std)
+    )
     levels = (255 * (resized * std + mean)).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())

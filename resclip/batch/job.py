@@ -78,7 +78,7 @@ class BatchJob:
         }
         return {
             **chosen,
-            "batch_size": segmenter.batch_size,
+            "batch_size": segmenter.pipeline.batch_size,
             "names": list(self.names),
             "form": self.form,
             "overlay": self.overlay,

@@ -10,7 +10,7 @@ from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
 from resclip.batch.steps import finish, read_item, segment_images
 from resclip.batch.storage import Store
-from resclip.inference.prefetch import map_ahead
+from resclip.inference.prefetch import prefetch
 from resclip.segmenter import Segmenter
 
 
@@ -33,6 +33,6 @@ def run(
         OSError: a file cannot be written.
         MemoryError: there is not enough for a single window.
     """
-    images = map_ahead(partial(read_item, job), items, workers=workers, ahead=workers)
+    images = prefetch(partial(read_item, job), items, workers=workers, ahead=workers)
     outcomes = segment_images(job, segmenter, store, images)
-    return map_ahead(partial(finish, job, store), outcomes, workers=workers, ahead=workers)
+    return prefetch(partial(finish, job, store), outcomes, workers=workers, ahead=workers)

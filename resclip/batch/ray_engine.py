@@ -30,7 +30,7 @@ from resclip.batch.manifest import Row
 from resclip.batch.steps import Outcome, finish, read_item, segment_images
 from resclip.batch.storage import Store
 from resclip.errors import WeightsUnavailable
-from resclip.inference.prefetch import map_ahead
+from resclip.inference.prefetch import prefetch
 from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
 
@@ -279,7 +279,7 @@ def model_call(
         "classes": segmenter.vocabulary.to(torch.device("cpu")),
         "device": "cuda" if plan.gpus else "cpu",
         "precision": precision,
-        "batch_size": segmenter.batch_size,
+        "batch_size": segmenter.pipeline.batch_size,
         "cache": None,
         "progress": False,
     }
@@ -352,7 +352,7 @@ def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
 def read_chunks(table: Any, job: BatchJob) -> Iterator[Any]:
     """Items → images."""
     items = unpacked(table)
-    return repacked(map_ahead(partial(read_item, job), items, workers=THREADS, ahead=THREADS))
+    return repacked(prefetch(partial(read_item, job), items, workers=THREADS, ahead=THREADS))
 
 
 class Model:
@@ -389,9 +389,7 @@ class Model:
 def write_chunks(table: Any, job: BatchJob, store: Store) -> Iterator[Any]:
     """Results → rows, once their files are written."""
     outcomes = unpacked(table)
-    return repacked(
-        map_ahead(partial(finish, job, store), outcomes, workers=THREADS, ahead=THREADS)
-    )
+    return repacked(prefetch(partial(finish, job, store), outcomes, workers=THREADS, ahead=THREADS))
 
 
 def repacked(values: Iterator[Any]) -> Iterator[Any]:

@@ -30,8 +30,10 @@ from resclip.batch.outputs import (
 )
 from resclip.batch.storage import Store
 from resclip.errors import describe
+from resclip.inference import scheduler
+from resclip.inference.pipeline import ImageTask
 from resclip.inference.preprocessing import ArrayImage
-from resclip.inference.scheduler import Failure, Frame
+from resclip.inference.scheduler import Failure
 from resclip.io.images import ImageError, PixelArray, read_image
 from resclip.segmenter import Segmenter
 
@@ -142,11 +144,11 @@ def segment_images(
     unfinished: set[BlockSink] = set()
     narrow = torch.uint8 if job.label_type == np.uint8 else torch.int32
 
-    def frame(image: LoadedImage) -> Frame | Failure:
+    def task_of(image: LoadedImage) -> ImageTask | Failure:
         if image.pixels is not None:
             sink = MemorySink(job, image.size, image.original, image.georeference)
             pixels = ArrayImage(image.pixels)
-            return Frame(pixels, (pixels.height, pixels.width), image.size, (image, sink))
+            return ImageTask(segmenter.pipeline, pixels, image.size, (image, sink))
         from resclip.io.geotiff import open_raster
 
         assert image.path is not None
@@ -156,14 +158,14 @@ def segment_images(
             return Failure(Problem(image.item, image.started, describe(error)), error)
         block_sink = BlockSink(job, image.item.stem, raster, image.georeference, store)
         unfinished.add(block_sink)
-        return segmenter.frame(raster, (image, block_sink))
+        return segmenter.pipeline.task(raster, (image, block_sink))
 
-    frames = (
-        Failure(image, ValueError(image.error)) if isinstance(image, Problem) else frame(image)
+    tasks = (
+        Failure(image, ValueError(image.error)) if isinstance(image, Problem) else task_of(image)
         for image in images
     )
     try:
-        for event in segmenter.stream(frames):
+        for event in scheduler.run(segmenter.pipeline, tasks):
             if isinstance(event, Failure):
                 if isinstance(event.tag, Problem):
                     yield event.tag
@@ -172,7 +174,7 @@ def segment_images(
                     sink.abort()
                     yield Problem(image.item, image.started, describe(event.error))
                 continue
-            image, sink = event.frame.tag
+            image, sink = event.tag
             # Narrowed on the GPU, so that no more than the files' bytes is copied from it.
             labels = event.labels.to(narrow).cpu().numpy()
             scores = as_scores(event.probabilities).cpu().numpy() if job.scores else None

@@ -16,6 +16,7 @@ from resclip.cli.options import (
     CLASSES_HELP,
     add_model_options,
     add_window_options,
+    explain,
     memory_size,
     request_from,
     whole_number,
@@ -196,8 +197,8 @@ def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> 
 
 
 def named(row: Row) -> str:
-    """A failure, with the image's name in it."""
-    error = row.error or "failed"
+    """A failure, with the image's name in it and options in place of parameters."""
+    error = explain(row.error or "failed")
     return error if row.name in error else f"{row.name}: {error}"
 
 

@@ -1,4 +1,4 @@
-"""The command line: a table of its commands, and one clear line on stderr where one cannot be carried out.
+"""The command line: a table of its commands, and one clear line on stderr if one cannot be carried out.
 
 Exit statuses: 0 done, 1 something failed, 2 the request itself was wrong, 130 interrupted. The code of a command is
 imported when it runs: `resclip --help` must not wait for torch.
@@ -28,12 +28,9 @@ from resclip.cli.options import (
 from resclip.errors import UnknownWordsWarning
 from resclip.version import __version__
 
-# Errors that are reported in one line; any other is a mistake of the program, and Python shows where.
-FAILURES = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
-
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, as all errors here."""
+    """An ArgumentParser whose errors are one line, as are all errors of this program."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"resclip: {message}; see `{self.prog} --help`\n")
@@ -66,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # complain when it flushes stdout on leaving.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except FAILURES as error:
+    except Exception as error:  # A mistake of this program too: --debug shows where it is.
         if arguments.debug:
             raise
         print(f"resclip: {explain(error)}", file=sys.stderr)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +18,11 @@ from resclip.text.class_names import DATASETS, parse_classes
 
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
+    from resclip.evaluation.runner import Progress
+    from resclip.evaluation.tables import Tables
     from resclip.methods.catalogue import Method
     from resclip.segmenter import Segmenter
+
 
 CLASSES_HELP = """\
 the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" separates classes and "," synonyms:
@@ -60,8 +65,8 @@ def add_model_options(
     """Which model and method, with which options, and how they run.
 
     Args:
-        method: False where a command names its methods itself.
-        background: False where the classes are a dataset's.
+        method: False for a command with its own option for methods.
+        background: False for a command whose classes are a dataset's.
     """
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -260,17 +265,17 @@ SCENES = "builtin"
 """The name of the drawn scenes as a dataset."""
 
 _DATASETS_HELP = f"""\
-sets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
+datasets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
 {", ".join(DATASETS)}, or folder: images/, masks/ and classes.txt of your own
 (default: {SCENES})
 """
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -> None:
-    """Which sets, where they lie, and by which names their classes are asked for.
+    """Which datasets, where they lie, and what their classes are called.
 
     Args:
-        scenes: how many of the drawn ones the command takes where it is not told.
+        scenes: how many of the drawn scenes the command takes by default.
     """
     group = parser.add_argument_group("datasets")
     group.add_argument("--dataset", default=SCENES, metavar="NAMES", help=_DATASETS_HELP)
@@ -279,13 +284,13 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
         action="append",
         default=[],
         metavar="DIR",
-        help="folder that holds the data; with several sets NAME=DIR for each, or one DIR for all",
+        help="folder that holds the data; with several datasets NAME=DIR for each, or one DIR for all",
     )
-    group.add_argument("--split", help="instead of the set's standard split")
+    group.add_argument("--split", help="instead of the dataset's standard split")
     group.add_argument(
         "--classes",
         metavar="FILE",
-        help="names to ask for in place of the set's own, one class a line in the order of its labels",
+        help="class names to use in place of the dataset's own, one class per line in the order of its labels",
     )
     group.add_argument(
         "--scenes", type=int, metavar="N", help=f"how many scenes of {SCENES} (default: {scenes})"
@@ -302,29 +307,50 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
 
 
 def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
-    """The sets that the options name.
+    """The datasets that the options name, with other names for the classes if --classes gives some.
 
     Raises:
-        ValueError: an unknown set, one named twice, a folder that is none, options that fit no set.
+        ValueError: an unknown dataset, one named twice, a folder that does not exist, options that fit no dataset.
         OSError: a file that cannot be read.
     """
+    from resclip.evaluation.datasets import open_dataset
+
     names = [name.strip() for name in arguments.dataset.split(",")]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"expected each dataset once, got {twice!r} twice")
     if arguments.classes is not None and len(names) > 1:
         raise ValueError("--classes has the names of one dataset; name one with --dataset")
-    for option in ("scenes", "size"):
-        if getattr(arguments, option) is not None and SCENES not in names:
-            raise ValueError(f"--{option} is for {SCENES}; leave it out for {', '.join(names)}")
-    roots = roots_of(arguments.root, names)
-    return [open_one(arguments, name, roots.get(name)) for name in names]
+    scene_options = {
+        option: value
+        for option, value in (("count", arguments.scenes), ("size", arguments.size))
+        if value is not None
+    }
+    if scene_options and SCENES not in names:
+        option = "scenes" if "count" in scene_options else "size"
+        raise ValueError(f"--{option} is for {SCENES}; leave it out for {', '.join(names)}")
+    roots = parse_roots(arguments.root, names)
+    datasets = [
+        open_dataset(
+            name, roots.get(name), arguments.split, **(scene_options if name == SCENES else {})
+        )
+        for name in names
+    ]
+    if arguments.classes is not None:
+        entries = tuple(parse_classes(arguments.classes))
+        if len(entries) != len(datasets[0].entries):
+            raise ValueError(
+                f"{arguments.classes}: expected a name for each of the {len(datasets[0].entries)} classes of "
+                f"{names[0]}, got {len(entries)}"
+            )
+        datasets[0] = replace(datasets[0], entries=entries)
+    return datasets
 
 
-def roots_of(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """The folder of each set that has one, from "DIR" and "NAME=DIR"."""
+def parse_roots(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """The folder of each dataset that has one, from "DIR" and "NAME=DIR"."""
     roots: dict[str, Path] = {}
-    for text in given:
+    for text in texts:
         name, separator, folder = text.partition("=")
         if separator and name in names:
             roots[name] = Path(folder)
@@ -337,33 +363,10 @@ def roots_of(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     return roots
 
 
-def open_one(arguments: argparse.Namespace, name: str, root: Path | None) -> Dataset:
-    """One set, with other names for its classes where they are given."""
-    from resclip.evaluation.datasets import open_dataset
-
-    if name == SCENES:
-        from resclip.evaluation.datasets.builtin import scene_dataset
-
-        sizes = {"count": arguments.scenes, "size": arguments.size}
-        given = {option: value for option, value in sizes.items() if value is not None}
-        dataset = scene_dataset(arguments.split, **given)
-    else:
-        dataset = open_dataset(name, root, arguments.split)
-    if arguments.classes is None:
-        return dataset
-    entries = parse_classes(arguments.classes)
-    if len(entries) != len(dataset.entries):
-        raise ValueError(
-            f"{arguments.classes}: expected a name for each of the {len(dataset.entries)} classes of {name}, "
-            f"got {len(entries)}"
-        )
-    return replace(dataset, entries=tuple(entries))
-
-
 def segmenter_for(
     arguments: argparse.Namespace, method: str | Method, dataset: Dataset, device: str | None
 ) -> Segmenter:
-    """A method's segmenter for a set: the set's preset and settings, and above them what the options say.
+    """A method's segmenter for a dataset: the dataset's preset and settings, and above them the options.
 
     Options of RCS, SFR and the proxy are for the methods that have them.
 
@@ -374,15 +377,14 @@ def segmenter_for(
     from resclip.methods.catalogue import BASES, find_method
 
     chosen = find_method(method) if isinstance(method, str) else method
-    has = {
-        "rcs": chosen.rcs is not None,
-        "sfr": chosen.sfr is not None,
-        "proxy": (chosen.proxy or BASES[chosen.base].proxy) is not None,
-    }
-    own = argparse.Namespace(**vars(arguments))
-    for option, is_there in has.items():
-        if not is_there:
-            setattr(own, option, None)
+    of_method = argparse.Namespace(**vars(arguments))
+    for option, has_it in (
+        ("rcs", chosen.rcs is not None),
+        ("sfr", chosen.sfr is not None),
+        ("proxy", (chosen.proxy or BASES[chosen.base].proxy) is not None),
+    ):
+        if not has_it:
+            setattr(of_method, option, None)
     changes: dict[str, Any] = {
         "window": arguments.window,
         "stride": arguments.stride,
@@ -390,10 +392,10 @@ def segmenter_for(
         "batch_size": arguments.batch_size,
         "short_side": arguments.short_side,
     }
-    settings = {name: value for name, value in dataset.settings.items() if changes[name] is None}
+    changes |= {name: value for name, value in dataset.settings.items() if changes[name] is None}
     preset = arguments.preset or preset_of(dataset.name, arguments.model)
     return load_from(
-        own, dataset.entries, **{**changes, **settings}, method=method, preset=preset, device=device
+        of_method, dataset.entries, **changes, method=method, preset=preset, device=device
     )
 
 
@@ -405,10 +407,10 @@ def preset_of(dataset: str, model: str) -> str | None:
 
 
 def check_out(arguments: argparse.Namespace, *options: str) -> None:
-    """ValueError where one of `options` writes files and --out names no folder; ImportError where nothing can plot."""
-    asked = [option for option in options if getattr(arguments, option)]
-    if asked and arguments.out is None:
-        option = f"--{asked[0].replace('_', '-')}"
+    """ValueError if one of `options` writes files and --out names no folder; ImportError if --plot lacks matplotlib."""
+    used = [option for option in options if getattr(arguments, option)]
+    if used and arguments.out is None:
+        option = f"--{used[0].replace('_', '-')}"
         raise ValueError(f"expected --out DIR for what {option} writes, got none; name a folder")
     if arguments.plot:
         from resclip.evaluation.plots import check_matplotlib
@@ -416,8 +418,37 @@ def check_out(arguments: argparse.Namespace, *options: str) -> None:
         check_matplotlib()
 
 
-def write_tables(folder: Path, stem: str, csv: str, markdown: str) -> None:
-    """Write a report's tables into a folder that is made if need be: stem.csv and stem.md; OSError if that fails."""
+@contextlib.contextmanager
+def evaluation_progress() -> Iterator[Callable[[Progress], None]]:
+    """Draw a bar, and write a line for each complete row, on stderr, by the first process: an `on_progress`."""
+    from tqdm import tqdm
+
+    from resclip.evaluation.distributed import rank
+
+    if rank() != 0:
+        yield lambda progress: None
+        return
+    # disable=None: no bar if stderr is no terminal.
+    with tqdm(unit="image", disable=None, leave=False) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.set_description(f"{progress.dataset}, {progress.method}", refresh=False)
+            miou = "" if progress.miou is None else f"{progress.miou:.1f}"
+            bar.set_postfix_str(miou and f"mIoU {miou}", refresh=False)
+            bar.update(progress.images - bar.n)
+            if progress.row is not None:
+                took = "stored" if progress.stored else f"{progress.row.seconds:.0f} s"
+                figure = miou or "nothing to measure"
+                bar.write(
+                    f"{progress.dataset}, {progress.method}: {figure} ({took})", file=sys.stderr
+                )
+
+        yield show
+
+
+def write_tables(folder: Path, stem: str, tables: Tables) -> None:
+    """Write stem.csv and stem.md into a folder that is made if it is missing; OSError if that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{stem}.csv", csv.encode())
-    write_atomically(folder / f"{stem}.md", (markdown + "\n").encode())
+    write_atomically(folder / f"{stem}.csv", tables.csv.encode())
+    write_atomically(folder / f"{stem}.md", (tables.markdown + "\n").encode())

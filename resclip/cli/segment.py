@@ -20,9 +20,6 @@ from resclip.text.class_names import parse_classes
 if TYPE_CHECKING:
     from resclip.segmenter import Segmenter
 
-# Errors that fail one image; the others are still segmented.
-IMAGE_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
-
 
 def segment(arguments: argparse.Namespace) -> int:
     """Segment `arguments.images`; the exit status: 0 all done, 1 some failed.
@@ -54,7 +51,7 @@ def segment(arguments: argparse.Namespace) -> int:
         for image, stem in zip(images, output_stems(images, arguments.out), strict=True):
             try:
                 line = segment_one(segmenter, image, stem, arguments)
-            except IMAGE_FAILURES as error:
+            except Exception as error:  # It fails this image; the others are still segmented.
                 if arguments.debug:
                     raise
                 text = explain(error)

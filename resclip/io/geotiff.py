@@ -99,11 +99,11 @@ def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) 
         path: of a local file that GDAL reads; GeoTIFF in tiles or strips is best.
         max_pixels: the largest H * W; None for any.
 
-    Rows are those of `read_image`, where it reads the same file: one band is grey, a palette is applied, CMYK is
+    Rows are the same as by `read_image`, for files that it reads too: one band is grey, a palette is applied, CMYK is
     converted, an alpha band is composited over white. Of several bands those marked red, green and blue are taken,
     else the first three. 16 bits become the nearest of 8, in colour too (where `read_image` keeps the high byte: one
-    level of difference at most). Unlike there, what a nodata value or a mask band hides becomes white, an EXIF
-    orientation is not applied, and all 32-bit images are refused.
+    level of difference at most). Unlike by `read_image`, what a nodata value or a mask band hides becomes white, an
+    EXIF orientation is not applied, and all 32-bit images are refused.
 
     Raises:
         ImageError: the file is missing, empty, damaged, no raster or over `max_pixels`; its bands are neither grey,
@@ -138,7 +138,7 @@ class Raster:
 
     Attributes:
         crs: its coordinate reference system (rasterio's CRS), or None.
-        transform: from pixels to coordinates (affine.Affine), or None where it has none.
+        transform: from pixels to coordinates (affine.Affine), or None.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:

@@ -28,7 +28,7 @@ from PIL.TiffImagePlugin import (
 
 from resclip.errors import reason
 from resclip.io.files import write_atomically
-from resclip.io.resize import PixelArray as PixelArray  # noqa: PLC0414 - to import it from here too
+from resclip.io.resize import PixelArray as PixelArray  # noqa: PLC0414 - exported from here too
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -123,7 +123,7 @@ def unknown_format(name: str, start: bytes) -> str:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Suppresses warnings, in one thread at a time: errors are raised, and warnings of decoders help nobody."""
+    """Suppresses warnings, in one thread at a time: what matters is raised as an error."""
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -143,7 +143,7 @@ def read_image(
     are composited over white. 16-bit greyscale is scaled to the nearest of 8 bits, 16-bit colour
     keeps each channel's high byte; greyscale, palette and CMYK images are converted. A CMYK JPEG
     is taken as inverted, as Adobe and browsers do, whether it says so or not. An array is returned
-    as it is (not copied) where it is contiguous.
+    as it is (not copied) if it is contiguous.
 
     Raises:
         ImageError: the file is missing, empty, damaged, no image or over `max_pixels`; the array
@@ -263,7 +263,7 @@ def _decode(image: Image.Image, name: str) -> PixelArray:
         if _are_planes_misread(image, tags):
             raise ImageError(
                 f"{name}: expected 16-bit channels pixel by pixel, got one plane after the other, "
-                "which Pillow misreads where they are not compressed; convert it to 8 bits"
+                "which Pillow misreads unless they are compressed; convert it to 8 bits"
             )
         image = _upright(image)
         if image.mode.startswith(("I", "F")):
@@ -283,7 +283,7 @@ def _are_planes_misread(image: Image.Image, tags: Mapping[int, Any]) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """`image` with its EXIF orientation applied, or as stored where the EXIF block is damaged."""
+    """`image` with its EXIF orientation applied, or as stored if the EXIF block is damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS:

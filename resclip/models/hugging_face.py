@@ -125,7 +125,7 @@ class HuggingFaceParts(NamedTuple):
     tokenizer: HuggingFaceTokenizer
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Mean and standard deviation per channel of pixels in [0, 1]; OpenAI's where no image processor is stored."""
+    """Mean and standard deviation per channel of pixels in [0, 1]; OpenAI's if no image processor is stored."""
 
 
 def is_clip(model: Any) -> bool:

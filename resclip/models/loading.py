@@ -157,7 +157,7 @@ def plain(name: str) -> str:
 
 
 def load_open_clip(name: str, pretrained: str | None) -> Any:
-    """An open_clip model with its weights; WeightsUnavailable where they cannot be had."""
+    """An open_clip model with its weights; WeightsUnavailable if they cannot be loaded."""
     import open_clip
 
     # Some tags, "openai" for one, were trained with QuickGELU though the model's name does not say so.
@@ -195,8 +195,8 @@ def image_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of the pixels in [0, 1] that the model was trained on.
 
-    A checkpoint file does not state them. They are taken from the model's tags where all of these agree (0.5 for
-    SigLIP); where they differ, OpenAI's are the likely ones, which open_clip takes too.
+    A checkpoint file does not state them. They are taken from the model's tags if all of these agree (0.5 for
+    SigLIP); if they differ, OpenAI's are the likely ones, which open_clip takes too.
     """
     import open_clip
 

@@ -103,12 +103,13 @@ class TimmProxy(nn.Module):
         input_size: InputSize | None = None,
     ) -> None:
         super().__init__()
-        from timm.data import resolve_model_data_config
+        import timm.data
 
+        timm_data: Any = timm.data  # Untyped.
         self.model = cast(Any, model.eval())  # nn.Module's attributes have no types.
         self.mean, self.std = check_statistics(mean, std)
         self.input_size = check_input_size(input_size)
-        config = resolve_model_data_config(model)
+        config = timm_data.resolve_model_data_config(model)
         self.own_mean, self.own_std = check_statistics(config["mean"], config["std"])
         self.patch = patch_of(model)
         self.check_maps()
@@ -137,7 +138,7 @@ class TimmProxy(nn.Module):
                 raise
             raise WeightsUnavailable(
                 f"cannot load the weights of timm's {name!r} ({first_sentence(error)}); "
-                "check the network, or fetch them where there is one and name their folder: 'timm:local-dir:FOLDER'"
+                "check the network, or download them elsewhere and name their folder: 'timm:local-dir:FOLDER'"
             ) from error
         return cls(model.to(device, dtype), mean=mean, std=std, input_size=input_size)
 

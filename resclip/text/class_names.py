@@ -189,7 +189,7 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
 
 
 def dataset_classes(name: str) -> list[str]:
-    """The entries of a benchmark, in label order, with its background as class 0 where it has one.
+    """The entries of a benchmark, in label order, with the background, if it has one, as class 0.
 
     They are the lists that the methods' authors released. The background of "voc21" and "coco-object" has a list of
     queries (see `background_names`), that of "context60" is the word itself.
@@ -251,23 +251,23 @@ def _parse_all(entries: Sequence[tuple[str, object]]) -> list[ClassEntry]:
     first: dict[
         str | frozenset[str], int
     ] = {}  # Number of the first entry with this name or these queries.
-    for number, (place, entry) in enumerate(entries):
+    for number, (position, entry) in enumerate(entries):
         if isinstance(entry, str):
             if not entry.strip():
-                raise ValueError(f"expected a class name, got nothing for {place}")
-            with _naming(place):
+                raise ValueError(f"expected a class name, got nothing for {position}")
+            with _naming(position):
                 parsed = parse_entry(entry)
         elif isinstance(entry, ClassEntry):
             parsed = entry
         else:
-            raise TypeError(f"expected class names to be text, {place} is {entry!r}")
+            raise TypeError(f"expected class names to be text, {position} is {entry!r}")
         classes.append(parsed)
         for key in (_key(parsed.name), frozenset(map(_key, parsed.queries))):
             earlier = first.setdefault(key, number)
             if earlier != number:
                 raise ValueError(
                     f"expected each class once, got {str(classes[earlier])!r} ({entries[earlier][0]}) "
-                    f"and {str(parsed)!r} ({place}); remove or rename one"
+                    f"and {str(parsed)!r} ({position}); remove or rename one"
                 )
     if not classes:
         raise ValueError("expected at least one class name, got none")
@@ -281,16 +281,16 @@ def _document_classes(document: object) -> list[str]:
             f"expected a list of class names, or an object from names to names, got {kind_of(document)}"
         )
     items = [Pairs([pair]) for pair in document] if isinstance(document, Pairs) else document
-    places = [f"item {number}" for number in range(1, len(items) + 1)]
-    classes = [_item_class(place, item) for place, item in zip(places, items, strict=True)]
-    return [str(entry) for entry in _parse_all(list(zip(places, classes, strict=True)))]
+    positions = [f"item {number}" for number in range(1, len(items) + 1)]
+    classes = [_item_class(position, item) for position, item in zip(positions, items, strict=True)]
+    return [str(entry) for entry in _parse_all(list(zip(positions, classes, strict=True)))]
 
 
-def _item_class(place: str, item: object) -> str | ClassEntry:
+def _item_class(position: str, item: object) -> str | ClassEntry:
     """An item of a document: text is an entry, a list its queries, an object of one key its name and queries."""
     if isinstance(item, str):
         return item
-    with _naming(place):
+    with _naming(position):
         if not isinstance(item, list) or not item:
             raise ValueError(f"expected a name or a list of names, got {kind_of(item)}")
         if not isinstance(item, Pairs):
@@ -364,12 +364,12 @@ def kind_of(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _naming(place: object) -> Iterator[None]:
-    """Puts `place` in front of the message of a ValueError."""
+def _naming(position: object) -> Iterator[None]:
+    """Puts `position` in front of the message of a ValueError."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+        raise ValueError(f"{position}: {error}") from None
 
 
 def _check_choice(name: str, choices: Sequence[str], kind: str) -> None:

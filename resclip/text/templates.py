@@ -85,8 +85,8 @@ def _read_templates(path: Path) -> tuple[str, ...]:
     return tuple(line for _, line in numbered)
 
 
-def _check_template(template: object, place: str) -> None:
+def _check_template(template: object, position: str) -> None:
     if not isinstance(template, str):
-        raise TypeError(f"{place}expected templates to be text, got {template!r}")
+        raise TypeError(f"{position}expected templates to be text, got {template!r}")
     if "{}" not in template:
-        raise ValueError(f"{place}template {template!r} has no '{{}}' for the class name")
+        raise ValueError(f"{position}template {template!r} has no '{{}}' for the class name")
