@@ -142,9 +142,7 @@ def newest(table: Any) -> Iterator[Any]:
         yield table.take(order.slice(start, ROWS_PER_GROUP))
 
 
-def write_rows(
-    store: Store, name: str, tables: Iterable[Any], settings: Mapping[str, Any]
-) -> None:
+def write_rows(store: Store, name: str, tables: Iterable[Any], settings: Mapping[str, Any]) -> None:
     """Write tables as a file of rows, whole or not at all."""
     text = json.dumps(settings, sort_keys=True)
     described = schema().with_metadata({SETTINGS_KEY: text.encode()})
