@@ -163,7 +163,7 @@ def test_an_address_where_nobody_is(setting: Setting, tmp_path: Path) -> None:
 # In a process of its own: Ray goes on trying there for minutes, and must not keep it from ending.
 ANOTHER_SERVICE = """
 from resclip.batch import ray_engine
-ray_engine.SECONDS_TO_CONNECT = 2.0
+ray_engine.SECONDS_TO_JOIN = 2.0
 try:
     with ray_engine.connection({address!r}):
         pass
@@ -181,9 +181,9 @@ def test_an_address_of_another_service() -> None:
         ran = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
-        assert f"{address}: expected the head of a Ray cluster, got no answer" in ran.stdout
+        assert f"{address}: expected the head of a Ray cluster, got a service" in ran.stdout
         assert ran.returncode == 0
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 60
 
 
 def test_without_images_ray_is_not_started(setting: Setting, tmp_path: Path) -> None:

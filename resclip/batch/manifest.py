@@ -7,7 +7,7 @@
 Of rows with the same name the one in the later part counts, and any part counts more than manifest.parquet. A run
 writes its last part anew until it is full and then begins the next. In the end manifest.parquet is replaced by all
 rows, and the parts are removed, the oldest first: whenever a run is killed, the files that are left say the same.
-Tested to a million images, whose rows take 0.7 GB while they are put together.
+Tested to a million images, which take 90 s of recording in all, and 20 s and 0.9 GB to put together.
 """
 
 from __future__ import annotations
@@ -130,23 +130,28 @@ def table_of(rows: Sequence[Row]) -> Any:
     return pa.Table.from_pylist(values, schema())
 
 
-def newest(table: Any) -> Any:
-    """Of rows with the same name the last one, sorted by index and name."""
+def newest(table: Any) -> Iterator[Any]:
+    """Of rows with the same name the last one, sorted by index and name, in tables of a row group each."""
     import pyarrow as pa
 
     numbered = table.select(["name"]).append_column("number", pa.array(np.arange(len(table))))
     last = numbered.group_by("name").aggregate([("number", "max")])["number_max"]
     keys = table.select(["index", "name"]).take(last).append_column("number", last)
     order = keys.sort_by([("index", "ascending"), ("name", "ascending")])["number"]
-    return table.take(order)
+    for start in range(0, len(order), ROWS_PER_GROUP):
+        yield table.take(order.slice(start, ROWS_PER_GROUP))
 
 
-def write_rows(store: Store, name: str, table: Any, settings: Mapping[str, Any]) -> None:
-    """Write a file of rows, whole or not at all."""
+def write_rows(store: Store, name: str, tables: Iterable[Any], settings: Mapping[str, Any]) -> None:
+    """Write tables as a file of rows, whole or not at all."""
     text = json.dumps(settings, sort_keys=True)
-    table = table.replace_schema_metadata({SETTINGS_KEY: text.encode()})
-    with store.create(name) as stream:
-        parquet().write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    described = schema().with_metadata({SETTINGS_KEY: text.encode()})
+    with (
+        store.create(name) as stream,
+        parquet().ParquetWriter(stream, described, compression="zstd") as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(described.metadata))
 
 
 def read_rows(
@@ -225,8 +230,8 @@ class Manifest:
         self.store = store
         self.settings: Mapping[str, Any] = json.loads(json.dumps(settings))
         self._done: set[str] = set()
-        self._rows: list[Row] = []  # Of the last part.
-        self._unwritten = 0  # How many of these are not on disk yet.
+        self._unwritten: list[Row] = []
+        self._table = table_of([])  # The last part, which is on disk.
         self._written_at = time.monotonic()
         path = store.local_path(LOCK)
         self._lock = None if path is None else lock_folder(path)
@@ -268,11 +273,10 @@ class Manifest:
         Raises:
             OSError: it cannot be written.
         """
-        self._rows.append(row)
-        self._unwritten += 1
+        self._unwritten.append(row)
         self._count([(row.name, row.status)])
         late = time.monotonic() - self._written_at >= MAX_UNWRITTEN_SECONDS
-        if late or self._unwritten >= MAX_UNWRITTEN_ROWS:
+        if late or len(self._unwritten) >= MAX_UNWRITTEN_ROWS:
             self.flush()
 
     def flush(self) -> None:
@@ -281,13 +285,17 @@ class Manifest:
         Raises:
             OSError: they cannot be written.
         """
+        import pyarrow as pa
+
         if self._unwritten:
             name = f"{PARTS}/{self._part:06d}.parquet"
-            write_rows(self.store, name, table_of(self._rows), self.settings)
-            self._unwritten = 0
-            if len(self._rows) >= ROWS_PER_PART:
+            table = pa.concat_tables([self._table, table_of(self._unwritten)])
+            write_rows(self.store, name, [table], self.settings)
+            self._unwritten = []
+            self._table = table
+            if len(table) >= ROWS_PER_PART:
                 self._part += 1
-                self._rows = []
+                self._table = table_of([])
         self._written_at = time.monotonic()
 
     def close(self) -> None:
@@ -303,9 +311,8 @@ class Manifest:
             names = self._files()
             if names != [MANIFEST]:
                 tables = [read_rows(self.store, name, self.settings) for name in names]
-                rows = newest(pa.concat_tables(tables)) if tables else table_of([])
-                del tables
-                write_rows(self.store, MANIFEST, rows, self.settings)
+                rows = pa.concat_tables([table_of([]), *tables])
+                write_rows(self.store, MANIFEST, newest(rows), self.settings)
                 for name in names:
                     if name != MANIFEST:
                         self.store.remove(name)

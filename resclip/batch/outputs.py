@@ -58,7 +58,7 @@ class Result:
     labels: NDArray[Any] | None
     """(H, W) uint8 or uint16; None where they are written."""
     scores: NDArray[np.uint16] | None
-    """(H, W), where they are asked for and not written."""
+    """(H, W), if the job writes scores and has not written them yet."""
     image: PixelArray | None
     """(H, W, 3), for the overlay; of a large image, and its labels, every so many pixels."""
     georeference: Georeference = NO_GEOREFERENCE
@@ -66,7 +66,7 @@ class Result:
     """Names of files that are in the store already."""
 
     def areas(self, names: tuple[str, ...]) -> tuple[ClassArea, ...]:
-        """The classes that are there, largest first."""
+        """The classes that the image shows, largest first."""
         counts = self.counts
         if counts is None:
             counts = np.bincount(np.asarray(self.labels).ravel(), minlength=len(names))
@@ -121,7 +121,7 @@ class BlockSink:
         store: where the files go, once they are whole.
 
     Raises:
-        OSError: there is no place for temporary files.
+        OSError: temporary files cannot be made.
     """
 
     def __init__(

@@ -128,12 +128,12 @@ def _images_of(file: Any, columns: _Columns, base: str, table: str) -> Iterator[
             name = name_of(text) or contained_name(f"{without_suffix(table)}/{row:09d}")
             yield TableImage(name, location, Cell(columns.images, row))
         return
-    for text, path in zip(names, _column(file, columns.images), strict=True):
+    for text, cell in zip(names, _column(file, columns.images), strict=True):
         # Relative paths begin at the table's own folder.
-        is_relative = path and not is_url(path) and not path.startswith("/")
-        place = join(parent(table), path) if is_relative else path
-        name = name_of(text) or name_of(inside(base, plain(place)))
-        yield TableImage(name, join(base, place) if place else "", None)
+        is_relative = cell and not is_url(cell) and not cell.startswith("/")
+        path = join(parent(table), cell) if is_relative else cell
+        name = name_of(text) or name_of(inside(base, plain(path)))
+        yield TableImage(name, join(base, path) if path else "", None)
 
 
 def _column(file: Any, path: str) -> Iterator[str]:

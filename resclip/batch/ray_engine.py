@@ -55,8 +55,11 @@ MAX_SECONDS = 86_400
 """A job ends after a day without any image done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows,
 which are six hours on a core."""
 
-SECONDS_TO_CONNECT = 10.0
-"""A cluster that has not answered by then cannot be reached; on a busy machine, joining one takes 2 to 3 seconds."""
+SECONDS_TO_CONNECT = 5.0
+"""An address that has accepted no connection by then cannot be reached."""
+
+SECONDS_TO_JOIN = 30.0
+"""A service that Ray has not joined by then is no cluster: joining one takes 2 seconds, on a busy machine 10."""
 
 COLUMN = "images"
 
@@ -89,7 +92,7 @@ def run(
         store: the output folder.
         address: HOST:PORT of a cluster's head; None for $RAY_ADDRESS, else the cluster that runs on this machine, else
             one that is started here for this job.
-        actors: models; None for one a GPU, or one a machine where there is none.
+        actors: models to run; None for one per GPU, or one per machine without any.
 
     Yields:
         A row for each image once its files are written, in no particular order.
@@ -98,7 +101,7 @@ def run(
         OSError: a file cannot be written.
         ConnectionError: there is no cluster at the address.
         MemoryError: there is not enough for a single window.
-        ValueError: the address is none; the cluster has no room for so many models, or no GPU for `device`.
+        ValueError: the address is not HOST:PORT; the cluster has no room for so many models, or no GPU for `device`.
         ImportError: Ray is not installed.
         RuntimeError: an error of Ray's, or one that no step should have.
     """
@@ -197,11 +200,12 @@ def join_cluster(ray: Any, address: str, options: dict[str, Any]) -> None:
     # A daemon: a call that never comes back must not keep the process from ending.
     thread = threading.Thread(target=join, daemon=True)
     thread.start()
-    thread.join(SECONDS_TO_CONNECT)
+    thread.join(SECONDS_TO_JOIN)
     if thread.is_alive():
         raise ConnectionError(
-            f"{address}: expected the head of a Ray cluster, got no answer of one in {SECONDS_TO_CONNECT:.0f} s; "
-            "its port is the one that `ray start --head` names (6379, not the dashboard's 8265)"
+            f"{address}: expected the head of a Ray cluster, got a service that did not answer as one "
+            f"in {SECONDS_TO_JOIN:.0f} s; its port is the one that `ray start --head` names "
+            "(6379, not the dashboard's 8265)"
         )
     if failures:
         raise failures[0]

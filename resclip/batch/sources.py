@@ -94,9 +94,9 @@ def open_source(source: str, *, column: str | None = None) -> Source:
         column: of tables, the one with the images; None to find it by name and type.
 
     Raises:
-        ValueError: there is no image, or something there cannot be used; one line with what to do.
-        OSError: there is nothing, or it cannot be read.
-        ImportError: it needs a package that is not there; the message names it.
+        ValueError: the source has no image, or something in it cannot be used; one line with what to do.
+        OSError: the source does not exist, or cannot be read.
+        ImportError: it needs a package that is not installed; the message names it.
     """
     location = plain(source)
     path = local_path(location)
@@ -334,7 +334,7 @@ def _is_output(name: str, roots: Collection[str]) -> bool:
 
 
 def _census(names: Iterable[str]) -> str:
-    """What there is, by suffix: "3 other files (2 .csv, 1 .json)"."""
+    """Counts of files by suffix: "3 other files (2 .csv, 1 .json)"."""
     counts = Counter(suffix(name) or "no suffix" for name in names)
     if not counts:
         return "no files"
