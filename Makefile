@@ -31,7 +31,7 @@ bench: $(VENV)/.dev  ## Time the ops; JSON goes to benchmarks/results/
 bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU; tables and plots go to benchmarks/results/
 	$(BIN)/python -m benchmarks.gpu
 
-bench-scale: $(VENV)/.dev  ## Time batch jobs, ways to see large pictures, and one of 30,000 × 30,000 pixels
+bench-scale: $(VENV)/.dev  ## Time batch jobs, ways to see large images, and one of 30,000 × 30,000 pixels
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/high_resolution.py
 	$(BIN)/python benchmarks/gigapixel.py
@@ -43,12 +43,12 @@ scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes (ARGS=--fre
 	@mkdir -p benchmarks/results
 	$(BIN)/resclip evaluate --method all --json benchmarks/results/builtin.json $(ARGS)
 
-readme: $(VENV)/.dev  ## Make the README's pictures and tables again, from the stored results
+readme: $(VENV)/.dev  ## Make the README's images and tables again, from the stored results
 	$(BIN)/resclip demo --out docs
 	$(BIN)/resclip compare docs/scene.png --classes "sky, grass, house, tree, sun, car, flower, balloon, cloud" \
 		--out docs/comparison.png
 	$(BIN)/resclip attention docs/scene.png --at 60,120 --method naclip+rcs --out docs/attention.png
-	$(BIN)/python -m resclip.builtin.gallery --out docs/gallery.png
+	$(BIN)/python -m benchmarks.gallery --out docs/gallery.png
 	$(BIN)/python benchmarks/report.py
 
 clean:  ## Remove .venv, builds and caches

@@ -22,7 +22,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(
-        include=["resclip", "resclip.*", "resclip_kernels", "resclip_kernels.*"]
+        include=["resclip", "resclip.*", "resclip_kernels", "resclip_kernels.*"],
+        exclude=[
+            "resclip.builtin.training"
+        ],  # Only whoever trains the built-in model anew needs it.
     ),
     package_data={
         "resclip": ["py.typed", "builtin/*.safetensors", "builtin/*.json", "data/*", "data/*/*"],
@@ -67,7 +70,7 @@ setup(
             "transformers>=4.49",
         ],
     },
-    entry_points={"console_scripts": ["resclip = resclip.cli:main"]},
+    entry_points={"console_scripts": ["resclip = resclip.cli.main:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

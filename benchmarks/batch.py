@@ -1,6 +1,6 @@
-"""Many pictures on a CPU: one by one with one window at a time, against batches of windows; see `make bench-scale`.
+"""Many images on a CPU: one by one with one window at a time, against batches of windows; see `make bench-scale`.
 
-Writes results/batch.json: pictures a second both ways, for small and large windows and two methods, and of the whole of
+Writes results/batch.json: images a second both ways, for small and large windows and two methods, and of the whole of
 `resclip batch` from JPEG files to PNG files. Both ways must give the same labels.
 """
 
@@ -20,44 +20,50 @@ from PIL import Image
 
 from resclip import Segmenter, load
 from resclip.batch import local
+from resclip.batch.job import Task
 from resclip.batch.sources import open_source
-from resclip.batch.store import open_store
-from resclip.batch.task import Task
-from resclip.batch.work import read, segment, write
-from resclip.builtin.dataset import scene_dataset
-from resclip.evaluation.machine import machine_name
+from resclip.batch.steps import read, segment, write
+from resclip.batch.storage import open_store
+from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.distributed import machine_name
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = ["sky", "grass", "house", "tree", "sun", "car", "flower", "balloon", "cloud"]
-PICTURES = 24
+IMAGES = 24
 ROUNDS = 3
 THREADS = 2
 BATCH_SIZE = 16
 PHOTOGRAPH = (500, 375)
-"""Width and height of what data sets of photographs hold."""
+"""Width and height of what datasets of photographs hold."""
 CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
-"""Methods, and sides of windows in pixels: 49 and 196 patches of the model in the box."""
+"""Methods, and sides of windows in pixels: 49 and 196 patches of the built-in model."""
 
 
-def pictures(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Drawn scenes, cut and repeated to sizes between 60 and 250 pixels."""
     samples = scene_dataset().samples
     generator = np.random.default_rng(0)
     cut = []
     for number in range(count):
         height, width = generator.integers(60, 250, 2)
-        scene = samples[number].picture.read()
+        scene = samples[number].image.read()
         cut.append(np.ascontiguousarray(np.tile(scene, (2, 2, 1))[:height, :width]))
     return cut
 
 
-def segmenter(method: str, window: int, batch_size: int) -> Segmenter:
-    """The model in the box at the pictures' own size."""
-    return load(classes=CLASSES, method=method, window=window, short_side=0, batch_size=batch_size)
+def segmenter(method: str, window: int, batch_size: int, short_side: int = 0) -> Segmenter:
+    """The built-in model; by default at the images' own size."""
+    return load(
+        classes=CLASSES,
+        method=method,
+        window=window,
+        short_side=short_side,
+        batch_size=batch_size,
+    )
 
 
 def labels_one_by_one(model: Segmenter, images: list[Any]) -> list[Any]:
-    """A picture at a time; the model's batches hold one window."""
+    """An image at a time; the model's batches hold one window."""
     return [model.segment(image).labels for image in images]
 
 
@@ -78,19 +84,19 @@ def best_time(function: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
 
 
 def compare(method: str, window: int) -> dict[str, Any]:
-    """Both ways on the same pictures."""
-    images = pictures(PICTURES)
+    """Both ways on the same images."""
+    images = drawn_images(IMAGES)
     alone, many = segmenter(method, window, 1), segmenter(method, window, BATCH_SIZE)
     slow, expected = best_time(lambda: labels_one_by_one(alone, images))
     fast, came = best_time(lambda: labels_together(many, images))
     equal = [float((one == two).mean()) for one, two in zip(came, expected, strict=True)]
     if min(equal) < 0.999:
-        raise ValueError(f"the labels differ in {1 - min(equal):.2%} of a picture's pixels")
+        raise ValueError(f"the labels differ in {1 - min(equal):.2%} of an image's pixels")
     return {
         "method": method,
         "window": window,
-        "one_by_one": PICTURES / slow,
-        "together": PICTURES / fast,
+        "one_by_one": IMAGES / slow,
+        "together": IMAGES / fast,
         "ratio": slow / fast,
         "equal": float(np.mean(equal)),
     }
@@ -102,11 +108,11 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
         root = Path(folder)
         (root / "in").mkdir()
         total = 0
-        for number, image in enumerate(pictures(PICTURES * 2)):
+        for number, image in enumerate(drawn_images(IMAGES * 2)):
             Image.fromarray(image).save(root / "in" / f"{number:03}.jpg", quality=95)
             total += image.shape[0] * image.shape[1]
         model = segmenter(method, window, BATCH_SIZE)
-        model.pad_batches = True
+        model.pipeline.pad_batches = True
         task = Task(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         start = time.perf_counter()
@@ -114,29 +120,28 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in (root / "out").glob("*.png"))
     if any(row.status != "done" for row in rows):
-        raise ValueError("a picture failed")
+        raise ValueError("an image failed")
     return {
         "method": method,
         "window": window,
-        "pictures": len(rows),
-        "pictures_per_second": len(rows) / seconds,
+        "images": len(rows),
+        "images_per_second": len(rows) / seconds,
         "megapixels_per_second": total / 1e6 / seconds,
-        "bytes_per_picture": written / len(rows),
-        "pixels_per_picture": total / len(rows),
+        "bytes_per_image": written / len(rows),
+        "pixels_per_image": total / len(rows),
     }
 
 
 def file_steps() -> dict[str, Any]:
-    """What reading and writing a photograph-sized picture takes on one core, without a model."""
+    """What reading and writing a photograph-sized image takes on one core, without a model."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
-        for number, image in enumerate(pictures(PICTURES)):
+        for number, image in enumerate(drawn_images(IMAGES)):
             photograph = Image.fromarray(image).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
             photograph.save(root / "in" / f"{number:03}.jpg", quality=90)
-        model = segmenter("naclip", 112, BATCH_SIZE)
-        model.short_side = 336
+        model = segmenter("naclip", 112, BATCH_SIZE, short_side=336)
         task = Task(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         items = list(open_source(str(root / "in")))
@@ -175,7 +180,7 @@ def main() -> None:
         "machine": machine_name(torch.device("cpu")),
         "threads": THREADS,
         "batch_size": BATCH_SIZE,
-        "pictures": PICTURES,
+        "images": IMAGES,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
         "jobs": jobs,

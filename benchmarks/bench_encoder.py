@@ -1,4 +1,4 @@
-"""The figures of the encoder: against the reference, with many names, in batches, and on a large picture."""
+"""The figures of the encoder: against the reference, with many names, in batches, and on a large image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 @pytest.mark.benchmark(group="encoder, ViT-B/16, 224 × 224, 150 queries, float32")
 @pytest.mark.parametrize("implementation", ("torch", "reference"))
 def test_encoder(benchmark, implementation: str) -> None:
-    pixels, text = shapes.pictures(1), shapes.text(150)
+    pixels, text = shapes.images(1), shapes.text(150)
     dense = shapes.encoder(implementation)
     features = benchmark.pedantic(dense, (pixels, text), rounds=3, warmup_rounds=1)
     # Only what is correct counts: the other implementation must give the same features.
@@ -26,20 +26,20 @@ def test_encoder(benchmark, implementation: str) -> None:
     assert error < 1e-4
 
 
-@pytest.mark.benchmark(group="predict, one picture, by number of names")
+@pytest.mark.benchmark(group="predict, one image, by number of names")
 @pytest.mark.parametrize("names", (20, 847))
 def test_names(benchmark, names: int) -> None:
-    pixels = shapes.pictures(1)
+    pixels = shapes.images(1)
     labels = benchmark.pedantic(
         shapes.segmenter(names).predict, (pixels,), rounds=5, warmup_rounds=1
     )
     assert labels.shape == (1, 224, 224)
 
 
-@pytest.mark.benchmark(group="predict, eight pictures, 20 names")
+@pytest.mark.benchmark(group="predict, eight images, 20 names")
 @pytest.mark.parametrize("batch", (8, 1))
 def test_batch(benchmark, batch: int) -> None:
-    pixels = shapes.pictures(8)
+    pixels = shapes.images(8)
     segmenter = shapes.segmenter(20)
 
     def run() -> torch.Tensor:
@@ -50,9 +50,9 @@ def test_batch(benchmark, batch: int) -> None:
 
 
 @pytest.mark.benchmark(group="predict, 2048 × 2048 whole, 20 names")
-def test_large_picture(benchmark) -> None:
-    # A process of its own: its peak resident memory is this picture's and no other benchmark's.
-    script = Path(__file__).with_name("large_picture.py")
+def test_large_image(benchmark) -> None:
+    # A process of its own: its peak resident memory is this image's and no other benchmark's.
+    script = Path(__file__).with_name("large_image.py")
 
     def run() -> dict[str, float]:
         finished = subprocess.run(

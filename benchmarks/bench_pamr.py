@@ -12,7 +12,7 @@ from resclip_kernels import pamr
 @pytest.mark.benchmark(group="pamr, 150 planes of 224 × 224, 10 iterations")
 @pytest.mark.parametrize("implementation", ("torch", "reference"))
 def test_pamr(benchmark, implementation: str) -> None:
-    image = shapes.pictures(1)
+    image = shapes.images(1)
     masks = torch.randn(1, 150, 224, 224, generator=torch.Generator().manual_seed(0))
     refined = benchmark.pedantic(
         pamr, (image, masks), {"implementation": implementation}, rounds=3, warmup_rounds=1

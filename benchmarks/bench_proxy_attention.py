@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resclip_kernels import semantic_feedback
-from resclip_kernels.proxy_attention import proxy_attention
+from resclip_kernels.ops.proxy_attention import proxy_attention
 from resclip_kernels.testing import label_map
 
 GRID = (21, 21)

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from resclip_kernels._launch import Launch, Target
+from resclip_kernels.launch import Launch, Target
 
 # The matrix units' instructions: HMMA and its kin take a warp, HGMMA a group of four warps (sm_90), UTCHMMA a block
 # (sm_100).

@@ -1,6 +1,6 @@
-"""One very large picture through `resclip batch`, in a process whose memory is watched; see `make bench-scale`.
+"""One very large image through `resclip batch`, in a process whose memory is watched; see `make bench-scale`.
 
-Draws a quilt of scenes as a tiled TIFF unless it is there, segments it by block with the model in the box, and writes
+Draws a quilt of scenes as a tiled TIFF unless it is there, segments it by block with the built-in model, and writes
 results/gigapixel.json: seconds, peak resident memory, and what of it is there before the first pixel.
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from resclip.builtin.quilt import sew
-from resclip.evaluation.machine import machine_name
+from benchmarks.synthetic_raster import sew
+from resclip.evaluation.distributed import machine_name
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = "sky; grass; house; tree; sun; car; flower; balloon; cloud"
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=30_000, metavar="PIXELS")
-    parser.add_argument("--folder", type=Path, help="for the pictures (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="for the images (default: a temporary one)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)

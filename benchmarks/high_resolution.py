@@ -1,9 +1,9 @@
-"""Large pictures: shrunk, by windows, whole, or by windows with an overview; which is good for what.
+"""Large images: shrunk, by windows, whole, or by windows with an overview; which is good for what.
 
     high_resolution.py            measures all of them: results/high_resolution.json
-    high_resolution.py --picture  draws one scene by each of them: docs/high-resolution.png
+    high_resolution.py --image  draws one scene by each of them: docs/high-resolution.png
 
-The scenes are the built-in model's, drawn four times as large as the pictures that it was trained on. The overview's
+The scenes are the built-in model's, drawn four times as large as the images that it was trained on. The overview's
 weight is chosen on validation scenes, and everything is reported on held-out ones. Times are CPU seconds of one thread,
 on which the machine's other work has little influence; the modes take turns scene by scene.
 """
@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import resclip
+from benchmarks.gallery import GalleryRow, draw_gallery
 from resclip import load
-from resclip.builtin.dataset import class_colours
-from resclip.builtin.gallery import GalleryRow, draw_gallery
 from resclip.builtin.scenes import (
     CLASS_NAMES,
     HELD_OUT,
@@ -39,17 +38,18 @@ from resclip.builtin.scenes import (
     plan_scene,
 )
 from resclip.builtin.things import COLOURS, DRAWN, THINGS
-from resclip.drawing import draw_overlay
-from resclip.evaluation.machine import machine_name
+from resclip.evaluation.datasets.builtin import class_colours
+from resclip.evaluation.distributed import machine_name
 from resclip.evaluation.metrics import confusion, scores_of
-from resclip.files import write_atomically
-from resclip.images import save_png
-from resclip.methods import Overview
+from resclip.io.files import write_atomically
+from resclip.io.images import save_png
+from resclip.methods.catalogue import Overview
 from resclip.segmenter import Segmenter
+from resclip.visualization.overlay import draw_overlay
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/high_resolution.json"
-PICTURE = ROOT / "docs/high-resolution.png"
+IMAGE = ROOT / "docs/high-resolution.png"
 
 SIDE = 448
 """Of a scene, in pixels: four times the model's 112."""
@@ -71,7 +71,7 @@ Counts: TypeAlias = NDArray[np.int64]
 
 
 def large_things(generator: np.random.Generator) -> ScenePlan:
-    """One to four things, as the model was trained on; a window sees a sixteenth of the picture."""
+    """One to four things, as the model was trained on; a window sees a sixteenth of the image."""
     return plan_scene(generator)
 
 
@@ -173,8 +173,8 @@ def sweep() -> list[dict[str, Any]]:
         for weight in WEIGHTS:
             candidates[weight] = {"short_side": 0, "overview": Overview(weight)}
         segmenters = {
-            str(weight): load(classes=CLASS_NAMES, method=method, **knobs)
-            for weight, knobs in candidates.items()
+            str(weight): load(classes=CLASS_NAMES, method=method, **options)
+            for weight, options in candidates.items()
         }
         for kind in KINDS:
             counts, _ = compare(scenes(kind, VALIDATION), segmenters)
@@ -190,7 +190,8 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for method in METHODS:
         segmenters = {
-            mode: load(classes=CLASS_NAMES, method=method, **knobs) for mode, knobs in MODES.items()
+            mode: load(classes=CLASS_NAMES, method=method, **options)
+            for mode, options in MODES.items()
         }
         for kind in KINDS:
             counts, seconds = compare(scenes(kind, HELD_OUT), segmenters)
@@ -209,20 +210,20 @@ def measure() -> list[dict[str, Any]]:
     return rows
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """The first held-out scene of each kind: as drawn, and as each mode of ResCLIP sees it."""
     drawn = [next(scenes(kind, HELD_OUT)) for kind in KINDS]
     colours = class_colours()
     truth = [scene.mask.astype(np.int64) for scene in drawn]
     labels = {"as drawn": truth}
-    for mode, knobs in MODES.items():
-        segmenter = load(classes=CLASS_NAMES, method="resclip", **knobs)
+    for mode, options in MODES.items():
+        segmenter = load(classes=CLASS_NAMES, method="resclip", **options)
         labels[mode] = [segmenter.segment(scene.image).labels for scene in drawn]
 
     def cell(panel: Image.Image) -> Image.Image:
         return panel.resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX)
 
-    rows = [GalleryRow("picture", "", [cell(Image.fromarray(scene.image)) for scene in drawn])]
+    rows = [GalleryRow("image", "", [cell(Image.fromarray(scene.image)) for scene in drawn])]
     for name, found in labels.items():
         share = float(np.mean(np.stack(found) == np.stack(truth)))
         note = "" if name == "as drawn" else f"{share:.0%} as drawn"
@@ -237,11 +238,11 @@ def picture() -> Image.Image:
 
 def main() -> None:
     """Measure, or draw."""
-    parser = argparse.ArgumentParser(description="Ways to segment a large picture.")
-    parser.add_argument("--picture", action="store_true", help=f"draw {PICTURE.name}, no more")
+    parser = argparse.ArgumentParser(description="Ways to segment a large image.")
+    parser.add_argument("--image", action="store_true", help=f"draw {IMAGE.name}, no more")
     torch.set_num_threads(1)
-    if parser.parse_args().picture:
-        save_png(picture(), PICTURE)
+    if parser.parse_args().image:
+        save_png(image(), IMAGE)
         return
     windows = load(classes=CLASS_NAMES, **MODES["windows"])
     result = {

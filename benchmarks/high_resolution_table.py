@@ -11,7 +11,7 @@ from typing import Any
 MODES = {
     "shrunk": "shrunk",
     "windows": "windows",
-    "whole": "whole picture",
+    "whole": "whole image",
     "mixed": "mixed",
 }
 
@@ -25,7 +25,7 @@ def mode_table(run: dict[str, Any]) -> str:
     """A row a method and mode: mIoU of each kind of scene, how far from windows alone, and the time."""
     rows = run["rows"]
     kinds = in_order(row["kind"] for row in rows)
-    lines = table_head(["method", "mode", *kinds, "CPU seconds a picture"])
+    lines = table_head(["method", "mode", *kinds, "CPU seconds an image"])
     for method in in_order(row["method"] for row in rows):
         for mode in in_order(row["mode"] for row in rows):
             own = {

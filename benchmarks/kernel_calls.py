@@ -23,14 +23,14 @@ from resclip_kernels import (
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.proxy_attention import proxy_attention
+from resclip_kernels.ops.proxy_attention import proxy_attention
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 # Quick: every model and every dtype for an op's first case and for the residual attention in one pass, which has most
 # terms and other tiles at every width; for all else H/14 alone, whose heads are the widest. Half of the compilations.
 QUICK_OTHERS = {("H/14", "fp16"), ("H/14", "fp32")}
 QUICK_FIRST = {("B/16", "fp16"), ("L/14", "bf16"), *QUICK_OTHERS}
-# Two pictures or windows: a batch of 1 would let Triton fold the number in.
+# Two images or windows: a batch of 1 would let Triton fold the number in.
 BATCH = 2
 QUERIES = 150
 # Standard deviation, in patches, of a smoothing whose tiles read 32 patches on each side; the default's read 16.
@@ -96,14 +96,14 @@ def attend(
     *,
     grid: tuple[int, int] | None = None,
     cls_tokens: int = 1,
-    **knobs: Any,
+    **options: Any,
 ) -> None:
-    """The residual attention, of labels and middle blocks in `knobs` where a case has them."""
+    """The residual attention, of labels and middle blocks in `options` where a case has them."""
     residual_attention(
         *attention_tensors(model, dtype, grid, cls_tokens),
         grid=grid or model.grid,
         implementation="triton",
-        **knobs,
+        **options,
     )
 
 
@@ -198,7 +198,7 @@ def component(model: Model, dtype: torch.dtype) -> None:
 
 def matrix(model: Model, dtype: torch.dtype, **options: Any) -> None:
     """The kernels' own function: q, k, v of a dtype have the matrix smoothed in it."""
-    from resclip_kernels.semantic_feedback.triton import feedback_matrix
+    from resclip_kernels.ops.semantic_feedback.triton import feedback_matrix
 
     feedback_matrix(fed_back(model, **options), dtype)
 
@@ -240,7 +240,7 @@ def from_encoder(model: Model, dtype: torch.dtype) -> None:
     )
 
 
-def whole_picture(model: Model, dtype: torch.dtype) -> None:
+def whole_image(model: Model, dtype: torch.dtype) -> None:
     upsample_argmax(
         empty(1, QUERIES, *model.grid, dtype=dtype),
         OUTPUT,
@@ -335,7 +335,7 @@ OPS: dict[str, tuple[Callable[[Model, torch.dtype], None], ...]] = {
     ),
     "pamr": (refinement,),
     "patch_labels": (from_logits, from_encoder),
-    "upsample_argmax": (whole_picture, stitched_windows, merged_names, refined),
+    "upsample_argmax": (whole_image, stitched_windows, merged_names, refined),
     "proxy_attention": (
         *(features_768, features_1024),
         *(features_fed_back, features_unconnected, features_wide_smoothing),

@@ -26,9 +26,9 @@ from cubin import Compilation, Facts, compile_for, specialise
 from kernel_calls import OPS, Call, standard_calls
 from known_spills import KNOWN_SPILLS, KnownSpills, Spill
 
-from resclip.files import write_atomically
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.implementation import interpreting
+from resclip.io.files import write_atomically
+from resclip_kernels.dispatch import interpreting
+from resclip_kernels.launch import Target, watch
 
 TARGETS = "sm_80,sm_90,sm_100,sm_120,gfx942"
 HALVES = {"f16", "bf16"}

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import high_resolution_table
 import scale_tables
 
-from resclip.cli_evaluate import METHODS
-from resclip.evaluation.protocol import row_names, selection
-from resclip.evaluation.record import Evaluation, Report
+from resclip.cli.evaluate import METHODS
+from resclip.evaluation.report import Evaluation, Report
+from resclip.evaluation.runner import row_names, selection
 from resclip.evaluation.tables import COLUMNS, bases_of, conditions, report_table, row_of
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +52,7 @@ def figures(run: dict[str, Any]) -> list[Figure]:
 
     names = best["test_names[847]"] / best["test_names[20]"]
     batch = best["test_batch[8]"] / best["test_batch[1]"]
-    large = extra["test_large_picture"]
+    large = extra["test_large_image"]
     return [
         ratio(
             "encoder, ViT-B/16, 224 × 224, 150 queries: torch against reference",
@@ -65,16 +65,14 @@ def figures(run: dict[str, Any]) -> list[Figure]:
             "test_pamr[torch]",
         ),
         Figure(
-            "2048 × 2048 picture, whole, ViT-B/16, 20 queries",
+            "2048 × 2048 image, whole, ViT-B/16, 20 queries",
             f"{large['seconds']:.0f} s, peak memory {large['peak_gb']:.1f} GB",
             "under 8 GB",
             large["peak_gb"] < 8,
         ),
+        Figure("847 names against 20, same image", f"{names:.1f} × the time", "≤ 8 ×", names <= 8),
         Figure(
-            "847 names against 20, same picture", f"{names:.1f} × the time", "≤ 8 ×", names <= 8
-        ),
-        Figure(
-            "batch of 8 against 8 singles: time per picture (labels identical)",
+            "batch of 8 against 8 singles: time per image (labels identical)",
             f"{batch:.2f} ×",
             "≤ 1 ×",
             batch <= 1,

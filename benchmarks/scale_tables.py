@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-PICTURES = 100_000_000
+IMAGES = 100_000_000
 """Of the example."""
 
 
 def batch_tables(run: dict[str, Any]) -> str:
     """One by one against together, and whole jobs."""
     ways = table(
-        ["method", "window", "one by one, pictures/s", "together, pictures/s", "faster"],
+        ["method", "window", "one by one, images/s", "together, images/s", "faster"],
         [
             [
                 row["method"],
@@ -28,19 +28,19 @@ def batch_tables(run: dict[str, Any]) -> str:
         ],
     )
     note = (
-        f"{run['pictures']} pictures of 60 to 250 pixels a side, model in the box, at their own size. One by one: a "
-        "picture and a window at a time. Together: `segment_many`, batches of "
+        f"{run['images']} images of 60 to 250 pixels a side, built-in model, at their own size. One by one: a "
+        "image and a window at a time. Together: `segment_many`, batches of "
         f"{run['batch_size']}. The labels are the same. {conditions(run)}"
     )
     jobs = table(
-        ["JPEG to PNG", "window", "pictures/s", "megapixels/s", "bytes a label map"],
+        ["JPEG to PNG", "window", "images/s", "megapixels/s", "bytes a label map"],
         [
             [
                 job["method"],
                 job["window"],
-                f"{job['pictures_per_second']:.2f}",
+                f"{job['images_per_second']:.2f}",
                 f"{job['megapixels_per_second']:.3f}",
-                f"{job['bytes_per_picture']:,.0f}",
+                f"{job['bytes_per_image']:,.0f}",
             ]
             for job in run["jobs"]
         ],
@@ -59,12 +59,12 @@ def million_table(run: dict[str, Any]) -> str:
             "writing its label map",
             f"{1000 * steps['write_seconds']:.1f} ms of a core, fsync included",
         ],
-        [f"{PICTURES:,} of both", f"{PICTURES * on_a_core / 3600:,.0f} core hours"],
-        ["cores that keep up with a model of 100 pictures/s", f"{100 * on_a_core:.1f}"],
-        [f"{PICTURES:,} read", f"{PICTURES * steps['read_bytes'] / 1e12:.1f} TB"],
-        [f"{PICTURES:,} written", f"{PICTURES * steps['written_bytes'] / 1e12:.2f} TB"],
+        [f"{IMAGES:,} of both", f"{IMAGES * on_a_core / 3600:,.0f} core hours"],
+        ["cores that keep up with a model of 100 images/s", f"{100 * on_a_core:.1f}"],
+        [f"{IMAGES:,} read", f"{IMAGES * steps['read_bytes'] / 1e12:.1f} TB"],
+        [f"{IMAGES:,} written", f"{IMAGES * steps['written_bytes'] / 1e12:.2f} TB"],
         [
-            "network at 100 pictures/s",
+            "network at 100 images/s",
             f"{100 * (steps['read_bytes'] + steps['written_bytes']) / 1e6:.1f} MB/s",
         ],
     ]
@@ -72,11 +72,11 @@ def million_table(run: dict[str, Any]) -> str:
 
 
 def gigapixel_table(run: dict[str, Any]) -> str:
-    """One very large picture."""
+    """One very large image."""
     megapixels = run["side"] ** 2 / 1e6
     rows = [
         ["peak resident memory", f"{run['peak_gb']:.2f} GB"],
-        ["the same for a picture of 112 × 112", f"{run['floor_gb']:.2f} GB"],
+        ["the same for an image of 112 × 112", f"{run['floor_gb']:.2f} GB"],
         ["its pixels alone", f"{3 * megapixels / 1e3:.1f} GB"],
         ["its logits alone", f"{4 * run['classes'] * megapixels / 1e3:.1f} GB"],
         [

@@ -1,4 +1,4 @@
-"""The shapes that are timed: a ViT-B/16 tower with random weights, and pictures for it."""
+"""The shapes that are timed: a ViT-B/16 tower with random weights, and images for it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary
 from resclip.builtin.scenes import held_out_scenes
-from resclip.segmenter import CLIP_MEAN, CLIP_STD
-from resclip.segmenter import normalise as normalise_picture
+from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD
+from resclip.segmenter import normalise as normalise_image
 
 OUTPUT = 512
 
@@ -39,7 +39,7 @@ def text(queries: int) -> Tensor:
 
 
 def encoder(implementation: str = "auto") -> DenseEncoder:
-    """NACLIP + RCS + SFR with the default knobs."""
+    """NACLIP + RCS + SFR with the default options."""
     return DenseEncoder(vit_b16(), rcs=RCS(), sfr=SFR(), implementation=implementation)
 
 
@@ -50,11 +50,11 @@ def segmenter(queries: int, *, window: int = 224) -> Segmenter:
     return Segmenter(encoder(), vocabulary, window=window)
 
 
-def pictures(count: int, size: int = 224) -> Tensor:
-    """(count, 3, size, size) normalised pictures of drawn scenes."""
+def images(count: int, size: int = 224) -> Tensor:
+    """(count, 3, size, size) normalised images of drawn scenes."""
     return torch.stack(
         [
-            normalise_picture(torch.from_numpy(scene.image), CLIP_MEAN, CLIP_STD)
+            normalise_image(torch.from_numpy(scene.image), CLIP_MEAN, CLIP_STD)
             for scene in held_out_scenes(count, size)
         ]
     )

@@ -11,32 +11,33 @@ from typing import TYPE_CHECKING, Any
 from resclip.version import __version__
 
 if TYPE_CHECKING:
-    from resclip.correlation import Correlation as Correlation
-    from resclip.encoder import DenseEncoder as DenseEncoder
-    from resclip.encoder import DenseFeatures as DenseFeatures
+    from resclip.encoder.dense_encoder import DenseEncoder as DenseEncoder
+    from resclip.encoder.dense_encoder import DenseFeatures as DenseFeatures
     from resclip.loading import load as load
-    from resclip.methods import RCS as RCS
-    from resclip.methods import SFR as SFR
-    from resclip.methods import Overview as Overview
+    from resclip.methods.catalogue import RCS as RCS
+    from resclip.methods.catalogue import SFR as SFR
+    from resclip.methods.catalogue import Overview as Overview
+    from resclip.methods.correlation import Correlation as Correlation
     from resclip.patching import patch as patch
     from resclip.result import Segmentation as Segmentation
     from resclip.segmenter import Segmenter as Segmenter
-    from resclip.text_cache import TextCache as TextCache
-    from resclip.vocabulary import Vocabulary as Vocabulary
+    from resclip.text.embedding_cache import TextCache as TextCache
+    from resclip.text.vocabulary import Vocabulary as Vocabulary
 
+# The module that defines each name.
 HOMES = {
-    "Correlation": "correlation",
-    "DenseEncoder": "encoder",
-    "DenseFeatures": "encoder",
-    "Overview": "methods",
-    "RCS": "methods",
-    "SFR": "methods",
-    "Segmentation": "result",
-    "Segmenter": "segmenter",
-    "TextCache": "text_cache",
-    "Vocabulary": "vocabulary",
-    "load": "loading",
-    "patch": "patching",
+    "Correlation": "resclip.methods.correlation",
+    "DenseEncoder": "resclip.encoder.dense_encoder",
+    "DenseFeatures": "resclip.encoder.dense_encoder",
+    "Overview": "resclip.methods.catalogue",
+    "RCS": "resclip.methods.catalogue",
+    "SFR": "resclip.methods.catalogue",
+    "Segmentation": "resclip.result",
+    "Segmenter": "resclip.segmenter",
+    "TextCache": "resclip.text.embedding_cache",
+    "Vocabulary": "resclip.text.vocabulary",
+    "load": "resclip.loading",
+    "patch": "resclip.patching",
 }
 __all__ = [
     "RCS",
@@ -58,7 +59,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
+    return getattr(importlib.import_module(HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

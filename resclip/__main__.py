@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from resclip.cli import main
+from resclip.cli.main import main
 
 sys.exit(main())

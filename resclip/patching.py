@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resclip.correlation import Correlation
-from resclip.encoder import DenseEncoder
-from resclip.methods import RCS, SFR, Method, find_method
-from resclip.presets import find_preset
+from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.methods.catalogue import RCS, SFR, Method, find_method
+from resclip.methods.correlation import Correlation
+from resclip.methods.presets import find_preset
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,7 +99,7 @@ def patch(
 
     Raises:
         TypeError: no such model.
-        ValueError: an unknown name, a knob that does not fit, or a model that is patched already.
+        ValueError: an unknown name, an option that does not fit, or a model that is patched already.
     """
     if NAME in vars(clip_model):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Segmentation: what a picture was found to hold, and how to look at it, measure it and keep it.
+"""Segmentation: what an image was found to hold, and how to look at it, measure it and keep it.
 
 Knows arrays, names and files. Knows no model and no tensor; the drawing itself is in drawing.py.
 """
@@ -16,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.drawing import LegendEntry, draw_legend, draw_overlay, draw_sheet, palette
-from resclip.files import write_atomically
-from resclip.images import PixelArray, save_png
-
-__all__ = ["Segmentation", "comparison_sheet"]
+from resclip.io.files import write_atomically
+from resclip.io.images import PixelArray, save_png
+from resclip.visualization.overlay import (
+    LegendEntry,
+    draw_legend,
+    draw_overlay,
+    draw_sheet,
+    palette,
+)
 
 _PALETTE_LIMIT = 256  # Colours a paletted PNG can hold.
 _LABEL_LIMIT = 65536  # Values a 16-bit PNG can hold.
@@ -28,14 +32,14 @@ _LABEL_LIMIT = 65536  # Values a 16-bit PNG can hold.
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
-    """One segmented picture; every field is checked when it is made.
+    """One segmented image; every field is checked when it is made.
 
     Attributes:
-        image: (H, W, 3) uint8, the picture as it was read.
+        image: (H, W, 3) uint8, the image as it was read.
         labels: (H, W) int64, the index into `names` of each pixel's class.
         probabilities: (H, W) float32, 0 to 1, the largest class probability at each pixel.
         names: one distinct name a class.
-        settings: what made it (model, method, knobs, versions), ready for JSON.
+        settings: what made it (model, method, options, versions), ready for JSON.
 
     Raises:
         ValueError, TypeError: a field has another shape, dtype or range than stated.
@@ -78,7 +82,7 @@ class Segmentation:
         return f"Segmentation({width} x {height} pixels: {found})"
 
     def areas(self) -> dict[str, float]:
-        """Each present class's fraction of the picture, largest first."""
+        """Each present class's fraction of the image, largest first."""
         return {name: fraction for _, name, fraction in self.present()}
 
     def scores(self) -> dict[str, float]:
@@ -90,7 +94,7 @@ class Segmentation:
         return {name: float(sums[i] / counts[i]) for i, name, _ in self.present()}
 
     def label_image(self) -> Image.Image:
-        """The labels as a picture whose pixel values are class indices.
+        """The labels as an image whose pixel values are class indices.
 
         Paletted (mode P, in the colours of the overlay) up to 256 classes, 16-bit greyscale
         (mode I;16) up to 65,536.
@@ -100,20 +104,20 @@ class Segmentation:
         """
         if len(self.names) > _LABEL_LIMIT:
             raise ValueError(
-                f"expected at most {_LABEL_LIMIT:,} classes in a label picture, "
+                f"expected at most {_LABEL_LIMIT:,} classes in a label image, "
                 f"got {len(self.names):,}; use .labels itself"
             )
         if len(self.names) > _PALETTE_LIMIT:
             return Image.fromarray(self.labels.astype(np.uint16))
-        picture = Image.fromarray(self.labels.astype(np.uint8))
-        picture.putpalette(palette(len(self.names)).tobytes())
-        return picture
+        image = Image.fromarray(self.labels.astype(np.uint8))
+        image.putpalette(palette(len(self.names)).tobytes())
+        return image
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
-        """The picture tinted with its classes' colours, at its own size, mode RGB.
+        """The image tinted with its classes' colours, at its own size, mode RGB.
 
         Args:
-            opacity: of the colours, from 0 (only the picture) to 1 (only the colours).
+            opacity: of the colours, from 0 (only the image) to 1 (only the colours).
         """
         return draw_overlay(self.image, self.labels, palette(len(self.names)), opacity)
 
@@ -122,7 +126,7 @@ class Segmentation:
         return draw_legend(self.present(), palette(len(self.names)), height)
 
     def sheet(self, opacity: float = 0.55) -> Image.Image:
-        """Picture, overlay and legend side by side, small pictures enlarged; mode RGB."""
+        """Image, overlay and legend side by side, small images enlarged; mode RGB."""
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
         colours = palette(len(self.names))
         footer = " + ".join(parts)
@@ -167,13 +171,13 @@ class Segmentation:
             raise ValueError(f"expected a file name's stem without directories, got {stem!r}")
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = {"labels": self.label_image()}
+        images = {"labels": self.label_image()}
         if overlay:
-            pictures["overlay"] = self.overlay()
+            images["overlay"] = self.overlay()
         paths = []
-        for kind, picture in pictures.items():
+        for kind, image in images.items():
             paths.append(folder / f"{stem}_{kind}.png")
-            save_png(picture, paths[-1])
+            save_png(image, paths[-1])
         paths.append(folder / f"{stem}.json")
         write_atomically(paths[-1], (self.to_json() + "\n").encode())
         return paths
@@ -187,14 +191,14 @@ class Segmentation:
 
 
 def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55) -> Image.Image:
-    """One picture's segmentations side by side: the picture, an overlay each, and the last one's legend.
+    """One image's segmentations side by side: the image, an overlay each, and the last one's legend.
 
     Args:
-        results: by caption; all of one picture and one list of names.
-        opacity: of the colours, from 0 (only the picture) to 1 (only the colours).
+        results: by caption; all of one image and one list of names.
+        opacity: of the colours, from 0 (only the image) to 1 (only the colours).
 
     Raises:
-        ValueError: no result, or results of different pictures or names.
+        ValueError: no result, or results of different images or names.
     """
     segmentations = list(results.values())
     if not segmentations:
@@ -202,7 +206,7 @@ def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55)
     last = segmentations[-1]
     for other in segmentations:
         if other.names != last.names or not np.array_equal(other.image, last.image):
-            raise ValueError("expected segmentations of one picture by one list of names")
+            raise ValueError("expected segmentations of one image by one list of names")
     views = [(caption, result.labels) for caption, result in results.items()]
     return draw_sheet(last.image, views, palette(len(last.names)), last.present(), opacity)
 

@@ -5,23 +5,23 @@ Every op is a function with three implementations: `reference` (the plain formul
 """
 
 from resclip_kernels.attention_maps import AttentionMaps, attention_maps
-from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
-from resclip_kernels.implementation import Implementation
-from resclip_kernels.pamr import pamr
-from resclip_kernels.patch_labels import patch_labels
-from resclip_kernels.proxy_attention import proxy_attention
-from resclip_kernels.residual_attention import (
+from resclip_kernels.dispatch import Implementation
+from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.ops.pamr import pamr
+from resclip_kernels.ops.patch_labels import patch_labels
+from resclip_kernels.ops.proxy_attention import proxy_attention
+from resclip_kernels.ops.residual_attention import (
     CORRELATIONS,
     ResidualAttentionOutput,
     residual_attention,
 )
-from resclip_kernels.semantic_feedback import (
+from resclip_kernels.ops.semantic_feedback import (
     CONNECTIVITIES,
     SemanticFeedback,
     feedback_matrix,
     semantic_feedback,
 )
-from resclip_kernels.upsample_argmax import upsample_argmax
+from resclip_kernels.ops.upsample_argmax import upsample_argmax
 
 __all__ = [
     "CONNECTIVITIES",

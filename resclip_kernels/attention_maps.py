@@ -1,7 +1,7 @@
 """Rows of the maps that `residual_attention` never holds: for looking at what a token attends to.
 
 Knows which maps there are to look at and forms them a row at a time, with the reference's formulas; never more than the
-rows asked for are in memory. Knows no picture: whoever draws them lays the patches out.
+rows asked for are in memory. Knows no image: whoever draws them lays the patches out.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from resclip_kernels.residual_attention.reference import (
+from resclip_kernels.ops.residual_attention.reference import (
     around_cls,
     base_map,
     cross_layer_map,
     mixed,
     patches_of,
 )
-from resclip_kernels.residual_attention.terms import Correlation, Terms
-from resclip_kernels.residual_attention.validation import (
+from resclip_kernels.ops.residual_attention.terms import Correlation, Terms
+from resclip_kernels.ops.residual_attention.validation import (
     check_tensors,
     check_terms,
     named_tensors,
 )
-from resclip_kernels.semantic_feedback.portable import feedback_rows
-from resclip_kernels.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 
 
 class AttentionMaps(NamedTuple):

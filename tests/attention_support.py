@@ -8,7 +8,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.testing import kernel_device
 
 WIDTH, HEADS = 64, 2
@@ -54,13 +54,13 @@ def pixels(seed: int, batch: int = 2, size: tuple[int, int] = (32, 48)) -> Tenso
     return torch.randn((batch, 3, *size), generator=generator).to(kernel_device())
 
 
-def put_modules(visual: VisionTransformer, **knobs: Any) -> ResidualAttention:
+def put_modules(visual: VisionTransformer, **options: Any) -> ResidualAttention:
     """Recorders in the middle blocks and `ResidualAttention` in the final one, by assignment."""
     blocks = visual.transformer.resblocks
     for layer in LAYERS:
         blocks[layer - 1].attn = QueryKeyRecorder.from_attention(blocks[layer - 1].attn)
     blocks[-1].attn = ResidualAttention.from_attention(
-        blocks[-1].attn, recorders=[blocks[layer - 1].attn for layer in LAYERS], **knobs
+        blocks[-1].attn, recorders=[blocks[layer - 1].attn for layer in LAYERS], **options
     )
     return blocks[-1].attn
 

@@ -1,4 +1,4 @@
-"""What the tests of batch jobs share: pictures of many sizes, some of them broken, and a small segmenter for them."""
+"""What the tests of batch jobs share: images of many sizes, some of them broken, and a small segmenter for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def toy_segmenter(**arguments: Any) -> Segmenter:
 
 
 def coarse_segmenter() -> Segmenter:
-    """One whose patches are so large that a large picture's pixels, not its model, take the time."""
+    """One whose patches are so large that a large image's pixels, not its model, take the time."""
     config = {**CONFIG["vision_cfg"], "layers": 2, "image_size": 224, "patch_size": 32}
     torch.manual_seed(0)
     model = open_clip.CLIP(**{**CONFIG, "vision_cfg": config}).eval()
@@ -35,8 +35,8 @@ def coarse_segmenter() -> Segmenter:
     return Segmenter(DenseEncoder(model.visual, base="naclip"), vocabulary, **given)
 
 
-def make_pictures(folder: Path, count: int, broken: int = 0, seed: int = 0) -> list[str]:
-    """Write `count` pictures, the last `broken` of them spread among the others and damaged in turn; their names."""
+def make_images(folder: Path, count: int, broken: int = 0, seed: int = 0) -> list[str]:
+    """Write `count` images, the last `broken` of them spread among the others and damaged in turn; their names."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     bad = set(range(1, count, max(1, count // broken))[:broken] if broken else ())
@@ -55,7 +55,7 @@ def make_pictures(folder: Path, count: int, broken: int = 0, seed: int = 0) -> l
 def damage(path: Path, kind: int) -> None:
     """Cut a file short, empty it, or fill it with something else."""
     data = path.read_bytes()
-    path.write_bytes((data[: len(data) // 2], b"", b"no picture at all")[kind])
+    path.write_bytes((data[: len(data) // 2], b"", b"no image at all")[kind])
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resclip.cli import main
-from resclip.images import read_image
+from resclip.cli.main import main
+from resclip.io.images import read_image
 from resclip.result import Segmentation
 
 
 class StandIn:
-    """In place of a model: the picture's left half is class 0, its right half the last class."""
+    """In place of a model: the image's left half is class 0, its right half the last class."""
 
     def __init__(self) -> None:
         self.asked: dict[str, Any] = {}

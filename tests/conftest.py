@@ -1,4 +1,4 @@
-"""Shared fixtures: a fresh, replayable seed a test; a stand-in for the model and a picture for the command line."""
+"""Shared fixtures: a fresh, replayable seed a test; a stand-in for the model and an image for the command line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "cat.png"
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)

@@ -1,4 +1,4 @@
-"""Tiny replicas of data sets on disk: pictures, masks, and what reading them gives."""
+"""Tiny replicas of datasets on disk: images, masks, and what reading them gives."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resclip.evaluation.datasets.samples import Dataset
+from resclip.evaluation.datasets.base import Dataset
 
 
-def save_picture(path: Path, height: int, width: int) -> np.ndarray:
+def save_image(path: Path, height: int, width: int) -> np.ndarray:
     """Noise, as PNG or JPEG by the name; returns the pixels that a PNG holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(height * 1000 + width)
@@ -32,11 +32,11 @@ def laid_out(values: list[int], height: int, width: int) -> np.ndarray:
 
 
 def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The true classes of each picture, by name."""
+    """The true classes of each image, by name."""
     labels = {sample.name: sample.truth.read() for sample in dataset.samples}
     for sample in dataset.samples:
         assert labels[sample.name].dtype == np.uint8
-        assert sample.picture.read().shape == (*labels[sample.name].shape, 3)
+        assert sample.image.read().shape == (*labels[sample.name].shape, 3)
     return labels
 
 

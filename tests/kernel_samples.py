@@ -19,7 +19,7 @@ from cubin import Facts, specialise
 from kernel_calls import Call, standard_calls
 from known_spills import KnownSpills, Spill
 
-from resclip_kernels._launch import Launch, Options, Target, launch
+from resclip_kernels.launch import Launch, Options, Target, launch
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Small data sets in memory, a segmenter that needs no model, and processes that meet, for tests of measuring."""
+"""Small datasets in memory, a segmenter that needs no model, and processes that meet, for tests of measuring."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from PIL import Image
 from torch import Tensor
 
 from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes
-from resclip.evaluation import protocol
-from resclip.evaluation.datasets.samples import (
+from resclip.evaluation import runner as protocol
+from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
+    ImageFile,
     LabelFile,
-    PictureFile,
     Sample,
     Values,
 )
-from resclip.evaluation.world import World, join
-from resclip.images import ImageError
-from resclip.preparation import Preparation
-from resclip.segmenter import CLIP_MEAN, CLIP_STD, Segmenter
+from resclip.evaluation.distributed import World, join
+from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, Preparation
+from resclip.io.images import ImageError
+from resclip.segmenter import Segmenter
 
 CLASSES = ("sky", "grass", "water", "road")
 
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """A picture or its truth."""
+    """An image or its truth."""
 
     array: np.ndarray
 
@@ -49,7 +49,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Broken:
-    """A picture or a truth that cannot be had."""
+    """An image or a truth that cannot be had."""
 
     error: Exception
 
@@ -62,9 +62,9 @@ def sample(generator: np.random.Generator, index: int) -> Sample:
     height, width = generator.integers(5, 15, 2)
     truth = generator.integers(len(CLASSES), size=(height, width)).astype(np.uint8)
     truth[generator.random((height, width)) < 0.2] = IGNORED
-    picture = generator.integers(256, size=(height, width, 3)).astype(np.uint8)
+    image = generator.integers(256, size=(height, width, 3)).astype(np.uint8)
     # Names whose order is not that of the samples.
-    return Sample(f"picture {-index % 7}.{index}", InMemory(picture), InMemory(truth))
+    return Sample(f"image {-index % 7}.{index}", InMemory(image), InMemory(truth))
 
 
 def made_up(seed: int, count: int, broken: Sequence[int] = (), **options: Any) -> Dataset:
@@ -74,15 +74,15 @@ def made_up(seed: int, count: int, broken: Sequence[int] = (), **options: Any) -
     for index in broken:
         broken_one = Broken(ImageError(f"number {index} is damaged"))
         samples[index] = Sample(samples[index].name, broken_one, samples[index].truth)
-    return Dataset("made-up", f"{count} made-up pictures", CLASSES, tuple(samples), **options)
+    return Dataset("made-up", f"{count} made-up images", CLASSES, tuple(samples), **options)
 
 
 @dataclass
 class Stub:
-    """A segmenter whose labels follow from the pixels of the picture, and from what is in its group.
+    """A segmenter whose labels follow from the pixels of the image, and from what is in its group.
 
     Args:
-        fail_at: number of the call of `classify`, from 0, that raises `error`.
+        fail_at: number of the call of `predict_many`, from 0, that raises `error`.
     """
 
     fail_at: int | None = None
@@ -94,14 +94,14 @@ class Stub:
         default_factory=lambda: Preparation(8, 64, (4, 4), CLIP_MEAN, CLIP_STD)
     )
 
-    def classify(
+    def predict_many(
         self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor]]:
         if self.calls == self.fail_at:
             raise self.error
         self.calls += 1
         # Halves and their sums are exact in any order.
-        levels = [(picture * 4).round() for picture in pixels]
+        levels = [(image * 4).round() for image in pixels]
         whole = sum(int(level.sum()) for level in levels)
         results = []
         for level, size in zip(levels, sizes, strict=True):
@@ -117,12 +117,12 @@ def on_disk(folder: Path, count: int) -> Dataset:
     every = Values({label: label for label in range(len(CLASS_NAMES))})
     samples = []
     for index, scene in enumerate(held_out_scenes(count, 40)):
-        picture, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
+        image, mask = folder / f"{index}.png", folder / f"{index}-mask.png"
         truth = scene.mask[: 40 - index].copy()
         truth[:3] = IGNORED
-        Image.fromarray(scene.image[: 40 - index]).save(picture)
+        Image.fromarray(scene.image[: 40 - index]).save(image)
         Image.fromarray(truth).save(mask)
-        samples.append(Sample(f"scene {index}", PictureFile(picture), LabelFile(mask, every)))
+        samples.append(Sample(f"scene {index}", ImageFile(image), LabelFile(mask, every)))
     return Dataset("scenes", "drawn scenes on disk", CLASS_NAMES, tuple(samples))
 
 

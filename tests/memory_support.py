@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 from toys import toy_clip
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.backbones import BUILTIN, load_model
-from resclip.encoder import similarity
-from resclip.footprint import window_bytes
+from resclip.encoder.dense_encoder import similarity
+from resclip.inference.batch_size import window_bytes
+from resclip.models import BUILTIN, load_model
 
 
 class Case(NamedTuple):

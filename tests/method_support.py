@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
 from resclip import DenseEncoder
-from resclip.methods import Method
+from resclip.methods.catalogue import Method
 
 
 def small_tower(**changes: Any) -> VisionTransformer:

@@ -1,4 +1,4 @@
-"""Models, pictures and folders of a batch job on Ray whose processes die once, as by `kill -9`, at a given place.
+"""Models, images and folders of a batch job on Ray whose processes die once, as by `kill -9`, at a given place.
 
 Other processes import this too, so it imports little.
 """
@@ -9,16 +9,17 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from resclip.batch.items import Item
-from resclip.batch.store import LocalStore
-from resclip.stream import Failure, Frame, Job, Strip
+from resclip.batch.sources import Item
+from resclip.batch.storage import LocalStore
+from resclip.inference.pipeline import ImageTask, WindowPixels
 
 
 def die_once(notes: str, what: str) -> None:
@@ -49,35 +50,35 @@ def is_alive(process: int) -> bool:
 
 
 def load_fragile(notes: str, *, dies_at: int, **settings: Any) -> Any:
-    """The toy segmenter; its process dies once, as it begins the picture of this number."""
+    """The toy segmenter; its process dies once, as it begins the image of this number."""
     from batch_support import toy_segmenter
 
     assert (settings["device"], settings["precision"]) == ("cpu", "fp32")
     assert torch.get_num_threads() == 1  # A share of a machine with one core.
     segmenter = toy_segmenter(batch_size=settings["batch_size"])
-    segmenter.vocabulary = settings["classes"]
+    segmenter.pipeline.vocabulary = settings["classes"]
     Path(notes, f"model-{os.getpid()}").touch()
-    begin = segmenter.begin
+    encode_overview = segmenter.pipeline.encode_overview
     begun = 0
 
-    def fragile(frame: Frame) -> Job:
+    def fragile(task: ImageTask) -> Any:
         nonlocal begun
         begun += 1
         if begun == dies_at:
             die_once(notes, "model")
-        return begin(frame)
+        return encode_overview(task)
 
-    segmenter.begin = fragile
+    segmenter.pipeline.encode_overview = fragile
     return segmenter
 
 
 def load_slow(notes: str, *, seconds: float = 0.0, stuck_on: str = "", **settings: Any) -> Any:
-    """A model whose classes are shades of grey, that takes so long for each picture; on one machine, for ever."""
+    """A model whose classes are shades of grey, that takes so long for each image; on one machine, for ever."""
     import ray
 
     Path(notes, f"model-{os.getpid()}").touch()
     here = ray.get_runtime_context().get_node_id()
-    return Shades(3600.0 if here == stuck_on else seconds)
+    return shades(3600.0 if here == stuck_on else seconds)
 
 
 def load_nothing(error: Exception, **settings: Any) -> Any:
@@ -85,27 +86,27 @@ def load_nothing(error: Exception, **settings: Any) -> Any:
     raise error
 
 
-class Shades:
-    """What a batch job needs of a segmenter."""
+def shades(seconds: float) -> Any:
+    """A segmenter whose classes are three shades of grey, and that takes so long for each image."""
+    from batch_support import toy_segmenter
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def encode_windows(windows: Sequence[WindowPixels], limit: int) -> list[Tensor]:
+        time.sleep(seconds * len(windows))
+        levels = [one.pixels.mean(0).clamp(-1, 1) for one in windows]
+        limits = torch.tensor([-1 / 3, 1 / 3])
+        return [
+            torch.nn.functional.one_hot(torch.bucketize(level, limits), 3).movedim(-1, 0).float()
+            for level in levels
+        ]
 
-    def stream(self, frames: Iterable[Frame | Failure]) -> Iterator[Strip | Failure]:
-        for frame in frames:
-            if isinstance(frame, Failure):
-                yield frame
-                continue
-            time.sleep(self.seconds)
-            pixels = torch.tensor(frame.pixels.rows(0, frame.shape[0])).float()
-            shades = pixels.mean(2)[None, None]
-            labels = torch.nn.functional.interpolate(shades, frame.size)[0, 0].long() * 3 // 256
-            yield Strip(frame, 0, labels, labels / 3)
+    segmenter = toy_segmenter(window=0)
+    segmenter.pipeline.encode_windows = encode_windows
+    return segmenter
 
 
 @dataclass(frozen=True)
 class FragileItem(Item):
-    """A picture whose first reader dies."""
+    """An image whose first reader dies."""
 
     notes: str = ""
 

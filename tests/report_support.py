@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resclip.evaluation.datasets.samples import Problem
+from resclip.evaluation.datasets.base import Problem
 from resclip.evaluation.metrics import Scores
-from resclip.evaluation.record import Cost, Evaluation, Report, Row
+from resclip.evaluation.report import Cost, Evaluation, Report, Row
 
 CLASSES = ("sky", "night sky", "car")
 SETTINGS = {
@@ -24,7 +24,7 @@ def row(
     miou: float | None,
     *,
     problems: Sequence[Problem] = (),
-    knobs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     seconds: float = 20.0,
 ) -> Row:
     """One class 10 above the mean, one not there, one 10 below it; None: nothing could be measured."""
@@ -34,11 +34,11 @@ def row(
         accuracy = (miou + 9, None, miou - 1)
         scores = Scores(miou, miou + 4, miou + 7, miou + 6, (miou + 10, None, miou - 10), accuracy)
     cost = Cost(seconds, 1, 2, "a CPU", 3_000_000)
-    return Row(scores, 0 if miou is None else 200, tuple(problems), cost, dict(knobs or {}))
+    return Row(scores, 0 if miou is None else 200, tuple(problems), cost, dict(options or {}))
 
 
 def evaluation(dataset: str, rows: Mapping[str, Row], **settings: Any) -> Evaluation:
-    """Rows on 200 pictures, under `SETTINGS` and these."""
+    """Rows on 200 images, under `SETTINGS` and these."""
     return Evaluation(dataset, f"200 of {dataset}", {**SETTINGS, **settings}, CLASSES, dict(rows))
 
 

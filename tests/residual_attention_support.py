@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from resclip_kernels import SemanticFeedback, residual_attention, semantic_feedback
-from resclip_kernels._launch import Launch, watch
-from resclip_kernels.residual_attention import ResidualAttentionOutput
+from resclip_kernels.launch import Launch, watch
+from resclip_kernels.ops.residual_attention import ResidualAttentionOutput
 from resclip_kernels.testing import AttentionInputs, attention_inputs, check_budget, kernel_device
 
 DTYPES = (torch.float32, torch.float16)
@@ -88,7 +88,7 @@ def judge(inputs: AttentionInputs, grid: tuple[int, int], arguments: dict[str, A
     assert watcher.names()[-1] == "residual_attention_kernel"
     feedback = arguments.get("feedback")
     if feedback is not None:
-        kernels = pytest.importorskip("resclip_kernels.semantic_feedback.triton")
+        kernels = pytest.importorskip("resclip_kernels.ops.semantic_feedback.triton")
         matrix = kernels.feedback_matrix(feedback, tile_dtype=inputs.query.dtype)
         feedback = dataclasses.replace(feedback, dense=matrix)
         arguments = {**arguments, "feedback": feedback}

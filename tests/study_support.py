@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from report_support import evaluation, report, row
 
-from resclip.evaluation.ablation import Ablation, Findings, Line
-from resclip.evaluation.studies import Study, find_studies
+from resclip.evaluation.ablation import Ablation, Findings, Line, Study, find_studies
 
 
 def study(name: str) -> Study:

@@ -1,4 +1,4 @@
-"""Ablations: where a study starts, that the knob under study wins, and that each setting is measured once."""
+"""Ablations: where a study starts, that the option under study wins, and that each setting is measured once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from measure_support import spy_on_measure, together, values
 from study_support import study
 
 from resclip import RCS, SFR, Segmenter, Vocabulary, load
-from resclip.builtin.dataset import scene_dataset
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import protocol
-from resclip.evaluation.ablation import ablate, starting_point, with_method
+from resclip.evaluation import runner as protocol
+from resclip.evaluation.ablation import STUDIES, ablate, find_studies, starting_point, with_method
 from resclip.evaluation.datasets import Dataset
-from resclip.evaluation.protocol import Candidate, evaluate
-from resclip.evaluation.record import Report
-from resclip.evaluation.studies import STUDIES, find_studies
-from resclip.evaluation.world import World
-from resclip.methods import BASES, METHODS
+from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.distributed import World
+from resclip.evaluation.report import Report
+from resclip.evaluation.runner import Candidate, evaluate
+from resclip.methods.catalogue import BASES, METHODS
 
 TWO = scene_dataset(count=2, size=48)  # two small scenes: rows and files, no quality
 
@@ -82,7 +81,7 @@ def test_a_segmenter_with_other_modules_is_the_one_that_load_makes(base: str) ->
     wanted = base_segmenter(TWO, rcs=method.rcs, sfr=method.sfr, base=base)
     assert {**came.settings, "method": base} == wanted.settings
     pixels = torch.randn(3, 48, 48, generator=torch.Generator().manual_seed(0))
-    labels = [one.classify([pixels], [(48, 48)])[0] for one in (came, wanted, given)]
+    labels = [one.predict_many([pixels], [(48, 48)])[0] for one in (came, wanted, given)]
     assert torch.equal(labels[0][1], labels[1][1])
     assert not torch.equal(labels[0][1], labels[2][1])
     assert given.settings == base_segmenter(TWO, base).settings
@@ -101,8 +100,8 @@ def test_a_correlation_of_its_own_is_kept() -> None:
 # Measuring
 
 
-def test_the_knob_under_study_wins_and_the_presets_windows_stay() -> None:
-    """voc21: the whole picture, λ_r 0.3, θ 0.5 and a threshold for background."""
+def test_the_option_under_study_wins_and_the_presets_windows_stay() -> None:
+    """voc21: the whole image, λ_r 0.3, θ 0.5 and a threshold for background."""
     some = [study("rcs-weight"), study("pamr")]
     few = [
         replace(one, vary=lambda method, depth, one=one: one.vary(method, depth)[3:5])
@@ -114,14 +113,14 @@ def test_the_knob_under_study_wins_and_the_presets_windows_stay() -> None:
         "naclip", "naclip+rcs", "naclip+sfr", "naclip+rcs(weight=0.4)", "naclip+sfr(refine_iterations=20)",
     ]  # fmt: skip
     for found in rows.values():
-        assert (found.knobs["window"], found.knobs["probability_threshold"]) == (0, 0.1)
-        assert found.knobs["preset"] == "voc21"
-    changed = rows["naclip+rcs(weight=0.4)"].knobs
+        assert (found.options["window"], found.options["probability_threshold"]) == (0, 0.1)
+        assert found.options["preset"] == "voc21"
+    changed = rows["naclip+rcs(weight=0.4)"].options
     assert changed["rcs"] == {
         **asdict(RCS(weight=0.4, temperature=2.0)),
         "layers": [6, 7, 8, 9],
     }
-    refined = rows["naclip+sfr(refine_iterations=20)"].knobs["sfr"]
+    refined = rows["naclip+sfr(refine_iterations=20)"].options["sfr"]
     wanted = SFR(label_threshold=0.5, temperature=2.2, weight=0.7, refine_iterations=20)
     assert refined == asdict(wanted)
     weights, pamr = came.findings
@@ -191,7 +190,7 @@ def test_sets_start_from_their_own_presets() -> None:
     (line,) = findings.lines
     assert line.rows == {"builtin": "naclip+rcs", "second": "naclip+rcs(weight=0.3)"}
     for name, figures in came.report.sets.items():
-        assert figures.rows[line.rows[name]].knobs["rcs"]["weight"] == 0.3
+        assert figures.rows[line.rows[name]].options["rcs"]["weight"] == 0.3
         assert line.miou(figures) == figures.rows[line.rows[name]].scores.miou
     assert [*came.report.sets] == ["builtin", "second"]
 

@@ -8,8 +8,8 @@ from method_support import colours, make, small_tower, text
 from torch import Tensor
 
 from resclip import DenseEncoder
-from resclip.final_block import resize_heads
-from resclip.methods import METHODS
+from resclip.encoder.final_block import resize_heads
+from resclip.methods.catalogue import METHODS
 
 SIZE = (
     48,

@@ -25,20 +25,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.encoder import similarity
+from resclip.encoder.dense_encoder import similarity
 from resclip_kernels import (
     patch_labels,
     residual_attention,
     semantic_feedback,
 )
-from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.testing import check_budget, kernel_device, label_map
 
 
 @pytest.mark.parametrize("batch_first", (True, False))
 @pytest.mark.parametrize("bias", (True, False))
 @torch.no_grad()
-def test_plain_knobs_are_multihead_attention(seed: int, bias: bool, batch_first: bool) -> None:
+def test_plain_options_are_multihead_attention(seed: int, bias: bool, batch_first: bool) -> None:
     original = attention(seed, bias=bias, batch_first=batch_first)
     x = tokens(seed, batch_first=batch_first)
     expected, _ = original(x, x, x, need_weights=False)
@@ -69,17 +69,17 @@ def test_unbatched_input_is_a_batch_of_one(kind: type, batch_first: bool, seed: 
 @torch.no_grad()
 def test_sequence_first_is_the_transpose_of_batch_first(seed: int) -> None:
     first, second = attention(seed), attention(seed, batch_first=False)
-    knobs: dict[str, Any] = {"grid": (2, 8), "neighbourhood_std": 2.0}
+    options: dict[str, Any] = {"grid": (2, 8), "neighbourhood_std": 2.0}
     x = tokens(seed)
     y = x.transpose(0, 1).contiguous()
     torch.testing.assert_close(
-        ResidualAttention.from_attention(first, **knobs)(x, x, x)[0].transpose(0, 1),
-        ResidualAttention.from_attention(second, **knobs)(y, y, y)[0],
+        ResidualAttention.from_attention(first, **options)(x, x, x)[0].transpose(0, 1),
+        ResidualAttention.from_attention(second, **options)(y, y, y)[0],
     )
 
 
 @torch.no_grad()
-def test_every_knob_reaches_the_op(seed: int) -> None:
+def test_every_option_reaches_the_op(seed: int) -> None:
     x = tokens(seed, patches=15)
     recorders = [QueryKeyRecorder.from_attention(attention(seed + number)) for number in (3, 4)]
     for recorder in recorders:
@@ -220,11 +220,11 @@ class Calls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.handed: list[Tensor | None] = []
-        monkeypatch.setattr("resclip_kernels.attention_module.residual_attention", self)
+        monkeypatch.setattr("resclip_kernels.modules.residual_attention", self)
 
-    def __call__(self, *arguments: Any, **knobs: Any) -> Any:
-        self.handed.append(knobs["cross_layer"])
-        return residual_attention(*arguments, **knobs)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.handed.append(options["cross_layer"])
+        return residual_attention(*arguments, **options)
 
 
 @torch.no_grad()
@@ -248,7 +248,7 @@ def test_cross_layer_is_computed_once_in_the_scope_and_kept_nowhere_else(
 
 
 @torch.no_grad()
-def test_other_pictures_in_the_scope_get_their_own_cross_layer(seed: int) -> None:
+def test_other_images_in_the_scope_get_their_own_cross_layer(seed: int) -> None:
     x, other = tokens(seed), tokens(seed + 7)
     module, recorder = with_recorder(seed, x)
     recorder(other, other, other)

@@ -29,7 +29,7 @@ from resclip_kernels import (
     SemanticFeedback,
     semantic_feedback,
 )
-from resclip_kernels.attention_module import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.testing import check_budget, label_map
 
 
@@ -237,7 +237,7 @@ def test_source_that_does_not_fit(kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "error", "message"),
+    ("options", "error", "message"),
     [
         ({"correlation": "kq"}, ValueError, "correlation must be one of"),
         ({"correlation": "identity", "neighbourhood_std": 5.0}, ValueError, "has no score"),
@@ -256,11 +256,11 @@ def test_source_that_does_not_fit(kind: type) -> None:
         ({"recorders": [nn.Identity()]}, TypeError, "got Identity: make one with"),
     ],
 )
-def test_knob_that_does_not_fit(
-    knobs: dict[str, Any], error: type[Exception], message: str
+def test_option_that_does_not_fit(
+    options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        ResidualAttention.from_attention(attention(0), **knobs)
+        ResidualAttention.from_attention(attention(0), **options)
 
 
 def test_grid_that_does_not_fit() -> None:
@@ -296,6 +296,6 @@ def test_recorder_that_has_not_run_or_ran_on_other_shapes(seed: int) -> None:
         module(x, x, x)
 
 
-def test_repr_names_the_knobs() -> None:
+def test_repr_names_the_options() -> None:
     module = ResidualAttention(WIDTH, HEADS, correlation="qq", grid=(2, 3))
     assert "correlation='qq', grid=(2, 3), neighbourhood_std=None" in repr(module)

@@ -1,4 +1,4 @@
-"""The batch job on one machine: files, rows, formats, large pictures by block, and what happens to bad pictures."""
+"""The batch job on one machine: files, rows, formats, large images by block, and what happens to bad images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 
 pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
 
-from batch_support import files_in, make_pictures, toy_segmenter
+from batch_support import files_in, make_images, toy_segmenter
 from PIL import Image
 
 from resclip.batch import local
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.sources import open_source
-from resclip.batch.store import LocalStore, open_store
-from resclip.batch.task import Task
-from resclip.drawing import palette
-from resclip.images import read_image
+from resclip.batch.storage import LocalStore, open_store
+from resclip.io.images import read_image
+from resclip.visualization.overlay import palette
 
 NAMES = ("cat", "dog", "grass")
 
@@ -35,18 +35,18 @@ def job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[
 
 
 def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
-    names = make_pictures(tmp_path / "in", 9)
+    names = make_images(tmp_path / "in", 9)
     rows = job(tmp_path / "in", tmp_path / "out", overlay=True, scores=True)
     segmenter = toy_segmenter()
     assert [row.name for row in rows] == names
     for row in rows:
-        picture = read_image(tmp_path / "in" / row.name)
-        (wanted,) = segmenter.segment_many([picture])
+        image = read_image(tmp_path / "in" / row.name)
+        (wanted,) = segmenter.segment_many([image])
         stem = Path(row.name).stem
         assert row.status == "done"
         assert row.error is None
         assert row.outputs == (f"{stem}_labels.png", f"{stem}_overlay.png", f"{stem}_scores.png")
-        assert (row.height, row.width) == picture.shape[:2]
+        assert (row.height, row.width) == image.shape[:2]
         with Image.open(tmp_path / "out" / f"{stem}_labels.png") as labels:
             assert labels.mode == "P"
             assert labels.getpalette()[:9] == palette(3).ravel().tolist()
@@ -59,12 +59,12 @@ def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / f"{stem}_overlay.png") as overlay:
             assert np.array_equal(np.asarray(overlay), np.asarray(wanted.overlay()))
         assert {area.name: area.area for area in row.classes} == wanted.areas()
-        assert sum(area.pixels for area in row.classes) == picture.shape[0] * picture.shape[1]
+        assert sum(area.pixels for area in row.classes) == image.shape[0] * image.shape[1]
         assert row.seconds > 0
 
 
 def test_files_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "in", 12)
+    make_images(tmp_path / "in", 12)
     job(tmp_path / "in", tmp_path / "many", workers=4, scores=True)
     job(tmp_path / "in", tmp_path / "one", workers=1, scores=True)
     whole = files_in(tmp_path / "many")
@@ -75,8 +75,8 @@ def test_files_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:
     assert files_in(tmp_path / "alone").items() < whole.items()
 
 
-def test_bad_pictures_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
-    names = make_pictures(tmp_path / "in", 20, broken=6)
+def test_bad_images_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
+    names = make_images(tmp_path / "in", 20, broken=6)
     rows = job(tmp_path / "in", tmp_path / "out")
     failed = {row.name: row.error for row in rows if row.status == "failed"}
     assert [row.name for row in rows] == names
@@ -85,7 +85,7 @@ def test_bad_pictures_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
         assert name in error
         assert "expected" in error
         assert "\n" not in error
-    good = make_pictures(tmp_path / "good", 20)
+    good = make_images(tmp_path / "good", 20)
     job(tmp_path / "good", tmp_path / "all")
     done = {f"{Path(name).stem}_labels.png" for name in good if name not in failed}
     everything = files_in(tmp_path / "all")
@@ -93,7 +93,7 @@ def test_bad_pictures_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
 
 
 def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "in", 1)
+    make_images(tmp_path / "in", 1)
     segmenter = toy_segmenter()
     names = tuple(f"class {number}" for number in range(300))
     task = Task(names, segmenter.preparation)
@@ -114,7 +114,7 @@ def test_how_many_classes_a_label_map_can_hold(count: int) -> None:
 def test_an_output_that_cannot_be_written_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_pictures(tmp_path / "in", 6)
+    make_images(tmp_path / "in", 6)
     write = LocalStore.write
 
     def full(self: LocalStore, name: str, data: bytes) -> None:
@@ -182,7 +182,7 @@ def test_a_large_tiff_by_block_gives_the_same_labels(
 def test_a_geotiff_carries_the_inputs_place(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
     make_tiff(tmp_path / "in.tif", 60, 50)
-    make_pictures(tmp_path / "plain", 1)
+    make_images(tmp_path / "plain", 1)
     for block_pixels in (1, 1 << 25):
         segmenter = toy_segmenter()
         task = Task(
@@ -216,8 +216,8 @@ sys.path.insert(0, {tests!r})
 from batch_support import coarse_segmenter
 from resclip.batch import local
 from resclip.batch.sources import open_source
-from resclip.batch.store import open_store
-from resclip.batch.task import Task
+from resclip.batch.storage import open_store
+from resclip.batch.job import Task
 segmenter = coarse_segmenter()
 task = Task(segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=1)
 for path in sys.argv[2:]:
@@ -227,7 +227,7 @@ for path in sys.argv[2:]:
 """
 
 
-def test_peak_memory_does_not_grow_with_a_pictures_height(tmp_path: Path) -> None:
+def test_peak_memory_does_not_grow_with_an_images_height(tmp_path: Path) -> None:
     """8,000 × 8,000 pixels, 192 MB as bytes and 770 MB as logits, after a quarter of these rows."""
     rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
     block = np.random.default_rng(0).integers(0, 256, (3, 8, 125), dtype=np.uint8)

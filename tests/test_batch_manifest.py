@@ -18,16 +18,19 @@ import pytest
 from hypothesis import given, settings
 
 from resclip.batch import manifest as module
-from resclip.batch.manifest import ClassArea, Manifest, Row
-from resclip.batch.rows import merged, schema, table_of
-from resclip.batch.store import Store, open_store
-from resclip.files import write_atomically
+from resclip.batch.manifest import ClassArea, Manifest, Row, merged, schema, table_of
+from resclip.batch.storage import Store, open_store
+from resclip.io.files import write_atomically
 
-SETTINGS = {"method": "resclip", "window": 224, "knobs": {"rcs": {"weight": 0.4}, "layers": [6, 7]}}
+SETTINGS = {
+    "method": "resclip",
+    "window": 224,
+    "options": {"rcs": {"weight": 0.4}, "layers": [6, 7]},
+}
 
 
 def row(index: int, name: str | None = None, *, failed: bool = False, mark: float = 1.0) -> Row:
-    """Of a picture; `mark` tells versions of it apart."""
+    """Of an image; `mark` tells versions of it apart."""
     name = name or f"sub/{index:04d}.jpg"
     if failed:
         return Row(index, name, "failed", f"{name}: damaged", mark, None, None, (), ())
@@ -97,7 +100,7 @@ def test_a_killed_run_is_taken_up_again(any_store: Store) -> None:
     assert rows_in(any_store) == [row(0), row(1, mark=2)]
 
 
-def test_rows_of_pictures_that_are_gone_are_kept(store: Store) -> None:
+def test_rows_of_images_that_are_gone_are_kept(store: Store) -> None:
     with Manifest(store, SETTINGS) as manifest:
         manifest.add(row(0, "gone.jpg"))
         manifest.add(row(1, "stays.jpg"))
@@ -130,10 +133,10 @@ def test_any_history_gives_what_a_dictionary_gives(
 ) -> None:
     """Small limits, so that parts are written and compacted often; indexes change between runs."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MOST_ROWS", most_rows)
-        patch.setattr(module, "MOST_PARTS", most_parts)
-        patch.setattr("resclip.batch.rows.ROWS_AT_ONCE", 3)
-        patch.setattr("resclip.batch.rows.ROWS_READ", 2)
+        patch.setattr(module, "MAX_ROWS", most_rows)
+        patch.setattr(module, "MAX_PARTS", most_parts)
+        patch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 3)
+        patch.setattr("resclip.batch.manifest.ROWS_READ", 2)
         patch.setattr("os.fsync", lambda _: None)
         store = open_store(folder)
         manifest: Manifest | None = Manifest(store, SETTINGS)
@@ -185,8 +188,8 @@ def test_killed_at_any_step_of_merging_nothing_is_lost_or_twice(
     steps: int, most_parts: int, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write and removal of a file is a step: 11 for 5 parts that are merged, 13 if they are compacted before."""
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
-    monkeypatch.setattr(module, "MOST_PARTS", most_parts)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_PARTS", most_parts)
     with Manifest(store, SETTINGS) as manifest:
         for index in range(4):
             manifest.add(row(index, failed=index < 3))
@@ -298,11 +301,11 @@ def test_a_full_disk_loses_no_row(store: Store, monkeypatch: pytest.MonkeyPatch)
     [
         ({**SETTINGS, "method": "naclip"}, r"method: 'resclip' there, 'naclip' now\)"),
         (
-            {**SETTINGS, "knobs": {"rcs": {"weight": 0.5}, "layers": [6, 7]}},
-            r"knobs\.rcs\.weight: 0\.4 there, 0\.5 now",
+            {**SETTINGS, "options": {"rcs": {"weight": 0.5}, "layers": [6, 7]}},
+            r"options\.rcs\.weight: 0\.4 there, 0\.5 now",
         ),
         ({**SETTINGS, "new": None}, "new: nothing there, None now"),
-        ({"method": "resclip"}, r"knobs: .* there, nothing now; window: 224 there, nothing now"),
+        ({"method": "resclip"}, r"options: .* there, nothing now; window: 224 there, nothing now"),
         ({str(number): number for number in range(9)}, "; 9 more"),
     ],
 )
@@ -374,8 +377,8 @@ def test_parts_stay_few_and_rows_are_not_written_too_often(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """300 parts of one row; all of them merged at every 10th would be 4,800 rows written."""
-    monkeypatch.setattr(module, "MOST_ROWS", 1)
-    monkeypatch.setattr(module, "MOST_PARTS", 10)
+    monkeypatch.setattr(module, "MAX_ROWS", 1)
+    monkeypatch.setattr(module, "MAX_PARTS", 10)
     monkeypatch.setattr("os.fsync", lambda _: None)
     written = 0
     writing = module.write_table
@@ -398,8 +401,8 @@ def test_parts_stay_few_and_rows_are_not_written_too_often(
 
 def test_a_merge_holds_little_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of at most 100 rows, in order, of parts that came in any."""
-    monkeypatch.setattr("resclip.batch.rows.ROWS_AT_ONCE", 100)
-    monkeypatch.setattr(module, "MOST_ROWS", 37)
+    monkeypatch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(module, "MAX_ROWS", 37)
     manifest = Manifest(store, SETTINGS)
     for index in range(1000):
         manifest.add(row(index * 379 % 1000))

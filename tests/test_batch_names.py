@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resclip.batch.names import Naming, PackedTexts, safe_name
+from resclip.batch.output_names import Naming, PackedTexts, safe_name
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from resclip.batch.names import Naming, PackedTexts, safe_name
         ("../../etc/passwd", "etc/passwd"),
         ("/etc/passwd", "etc/passwd"),
         ("a/./b//c/", "a/b/c"),
-        ("C:\\pictures\\..\\cat.jpg", "C/pictures/cat.jpg"),
+        ("C:\\images\\..\\cat.jpg", "C/images/cat.jpg"),
         ("a\x00b\n\x7f\x85\ud800.jpg", "a_b____.jpg"),
         (".. /x", "x"),
         ("..", ""),
@@ -110,7 +110,7 @@ def test_many_files_take_little_memory() -> None:
     entries = PackedTexts()
     tracemalloc.start()
     for number in range(10_000):
-        entries.append(f"folder-{number // 1000:04d}/picture-{number:08d}.jpg")
+        entries.append(f"folder-{number // 1000:04d}/image-{number:08d}.jpg")
     naming = Naming(entries)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -25,27 +25,27 @@ import torch
 pytest.importorskip("ray", reason='needs Ray: pip install "resclip[scale]"')
 pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
 
-from batch_support import files_in, make_pictures, toy_segmenter
+from batch_support import files_in, make_images, toy_segmenter
 from ray_support import (
     FragileItem,
     FragileStore,
     FullStore,
-    Shades,
     is_alive,
     killed,
     load_fragile,
     load_nothing,
     load_slow,
     models,
+    shades,
 )
 
 from resclip import Segmenter
 from resclip.batch import local, ray_engine
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.ray_engine import Crew, check_address, plan_crew
 from resclip.batch.sources import Item, open_source
-from resclip.batch.store import LocalStore, Store
-from resclip.batch.task import Task
+from resclip.batch.storage import LocalStore, Store
 from resclip.errors import WeightsUnavailable
 
 COUNT = 40
@@ -55,7 +55,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 @dataclass(frozen=True)
 class Setting:
-    """Pictures on disk, and what is to be made of them."""
+    """Images on disk, and what is to be made of them."""
 
     items: list[Item]
     segmenter: Segmenter
@@ -85,8 +85,8 @@ def timeless(rows: Iterable[Row]) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    folder = tmp_path_factory.mktemp("pictures")
-    make_pictures(folder, COUNT, broken=BROKEN)
+    folder = tmp_path_factory.mktemp("images")
+    make_images(folder, COUNT, broken=BROKEN)
     segmenter = toy_segmenter()
     task = Task(segmenter.vocabulary.names, segmenter.preparation, overlay=True, scores=True)
     return Setting(list(open_source(str(folder))), segmenter, task)
@@ -174,7 +174,7 @@ def test_an_address_of_another_service() -> None:
         assert time.monotonic() - start < 15
 
 
-def test_without_pictures_ray_is_not_started(setting: Setting, tmp_path: Path) -> None:
+def test_without_images_ray_is_not_started(setting: Setting, tmp_path: Path) -> None:
     request = partial(load_nothing, ValueError())
     assert not list(setting.on_ray(request, LocalStore(str(tmp_path)), [], address="nonsense"))
 
@@ -241,7 +241,7 @@ def test_every_model_gives_what_the_first_one_gives(setting: Setting) -> None:
         assert call.keywords == {
             "device": device,
             "precision": "fp32",
-            "batch_size": setting.segmenter.batch_size,
+            "batch_size": setting.segmenter.pipeline.batch_size,
             "cache": None,
             "progress": False,
             "window": 32,
@@ -249,7 +249,7 @@ def test_every_model_gives_what_the_first_one_gives(setting: Setting) -> None:
 
 
 def test_the_steps_hand_on_portions_of_four(setting: Setting, tmp_path: Path) -> None:
-    """A table has as many rows, whatever became of the pictures in it: Ray counts them when it repeats a step."""
+    """A table has as many rows, whatever became of the images in it: Ray counts them when it repeats a step."""
     store = LocalStore(str(tmp_path / "steps"))
     model = ray_engine.Model(setting.task, partial(toy_segmenter), store, 0)
     readings = list(ray_engine.read_portions(ray_engine.packed(setting.items[:10]), setting.task))
@@ -271,7 +271,7 @@ def test_the_steps_hand_on_portions_of_four(setting: Setting, tmp_path: Path) ->
     (
         MemoryError("there is not enough memory for one window"),
         FileNotFoundError(errno.ENOENT, "No such file or directory", "model.safetensors"),
-        WeightsUnavailable("expected a checkpoint, got a picture"),
+        WeightsUnavailable("expected a checkpoint, got an image"),
     ),
     ids=lambda error: type(error).__name__,
 )
@@ -302,7 +302,7 @@ def test_every_byte_is_that_of_one_machine_whatever_process_dies(
     items = list(setting.items)
     items[30] = FragileItem(**vars(items[30]), notes=str(notes))
     store = FragileStore(str(tmp_path / "ray"), notes=str(notes), victim="010_labels.png")
-    # Calls are of two portions: eight pictures, of which the first four are on their way.
+    # Calls are of two portions: eight images, of which the first four are on their way.
     request = partial(load_fragile, str(notes), dies_at=8)
     rows = list(setting.on_ray(request, store, items, address=cluster.address))
     assert killed(notes) == {"reader", "model", "writer"}
@@ -346,13 +346,13 @@ def test_an_interrupt_ends_the_models(
 
 
 @pytest.mark.slow
-def test_a_lost_machine_loses_no_picture(
+def test_a_lost_machine_loses_no_image(
     setting: Setting, joined: Any, notes: Path, tmp_path: Path
 ) -> None:
-    wanted = setting.here(Shades(0.0), tmp_path / "here")
+    wanted = setting.here(shades(0.0), tmp_path / "here")
     store = LocalStore(str(tmp_path / "ray"))
     (lost,) = joined.worker_nodes
-    # The model there has pictures that it will never finish, in calls that Ray has to give to another.
+    # The model there has images that it will never finish, in calls that Ray has to give to another.
     request = partial(load_slow, str(notes), stuck_on=lost.node_id)
     rows = setting.on_ray(request, store)
     first = list(itertools.islice(rows, 1))

@@ -1,4 +1,4 @@
-"""WebDataset archives: every picture is found and read in place, and no damage goes unseen."""
+"""WebDataset archives: every image is found and read in place, and no damage goes unseen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from resclip.batch.sources import open_source
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_pictures_of_archives_are_read_in_place(form: int, tmp_path: Path) -> None:
+def test_images_of_archives_are_read_in_place(form: int, tmp_path: Path) -> None:
     members = {
         "000.json": b"{}",
         "000.jpg": b"A" * 1000,
-        "000.seg.png": b"labels, not a picture",
+        "000.seg.png": b"labels, not an image",
         "001.PNG": b"",
         "sub/002.jpg": b"C" * 512,
         "sub/002.cls": b"5",
@@ -45,7 +45,7 @@ def test_many_archives_by_braces_and_in_a_folder(tmp_path: Path) -> None:
     by_braces = open_source(str(tmp_path / "s-{00..02}.tar"))
     assert contents(by_braces) == expected
     assert contents(open_source(str(tmp_path))) == expected
-    assert by_braces.description.endswith("3 pictures in 3 archives")
+    assert by_braces.description.endswith("3 images in 3 archives")
     with pytest.raises(FileNotFoundError, match=r"s-03\.tar"):
         open_source(str(tmp_path / "s-{00..03}.tar"))
 

@@ -1,4 +1,4 @@
-"""Sources: every kind finds each picture once, in an order of its own, and gives its bytes back."""
+"""Sources: every kind finds each image once, in an order of its own, and gives its bytes back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def memory() -> Iterator[str]:
     files.rm("/bucket", recursive=True) if files.exists("/bucket") else None
 
 
-def test_a_folder_gives_its_pictures_sorted_and_counts_the_rest(tmp_path: Path) -> None:
+def test_a_folder_gives_its_images_sorted_and_counts_the_rest(tmp_path: Path) -> None:
     kept = ["B.JPG", "a.png", "sub/deep/é.tif", "sub/z.webp"]
     other = ["notes.txt", "sub/labels.json", "a.png.bak"]
     hidden = [".a.jpg", ".git/b.jpg", "sub/.cache/c.jpg"]
@@ -43,7 +43,7 @@ def test_a_folder_gives_its_pictures_sorted_and_counts_the_rest(tmp_path: Path) 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     folder_of(tmp_path / "elsewhere", "a.jpg", "b/c.jpg")
-    folder = folder_of(tmp_path / "pictures", "d.jpg")
+    folder = folder_of(tmp_path / "images", "d.jpg")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "linked.jpg").symlink_to(folder / "d.jpg")
     (tmp_path / "elsewhere" / "b" / "back").symlink_to(folder)
@@ -52,8 +52,8 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert names(open_source(f"{folder}/**")) == expected
 
 
-def test_outputs_of_earlier_runs_are_no_pictures(tmp_path: Path) -> None:
-    """Also where they lie beside their pictures; the same names elsewhere are pictures like any other."""
+def test_outputs_of_earlier_runs_are_no_images(tmp_path: Path) -> None:
+    """Also where they lie beside their images; the same names elsewhere are images like any other."""
     outputs = ["out/cat_labels.png", "out/manifest.parquet", "out/sub/cat_overlay.png"]
     killed = ["new/manifest.parts/000000.parquet", "new/cat_scores.tif"]
     folder_of(tmp_path, "cat.png", "cat_labels.png", "out/dog.png", *outputs, *killed)
@@ -66,7 +66,7 @@ def test_outputs_of_earlier_runs_are_no_pictures(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a folder with fewer pictures. Root may read everything, so the refusal is made up."""
+    """Not a folder with fewer images. Root may read everything, so the refusal is made up."""
     folder_of(tmp_path, "a.jpg", "closed/b.jpg")
     listing = os.scandir
 
@@ -168,7 +168,7 @@ def test_a_list_names_paths_beside_it_anywhere_and_urls(tmp_path: Path, memory: 
     [
         (b"", "empty list"),
         (b"\n# only this\n", "empty list"),
-        (b"a.jpg\n\nb.jpg\n./a.jpg\n", "every picture once.*a.jpg as number 1 and 3"),
+        (b"a.jpg\n\nb.jpg\n./a.jpg\n", "every image once.*a.jpg as number 1 and 3"),
         (b"caf\xe9.jpg\n", "UTF-8"),
     ],
 )
@@ -204,7 +204,7 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_picture_that_goes_missing_or_is_too_large_is_named(tmp_path: Path) -> None:
+def test_an_image_that_goes_missing_or_is_too_large_is_named(tmp_path: Path) -> None:
     item = open_source(str(folder_of(tmp_path, "a.jpg")))[0]
     assert item.read(limit=5) == b"a.jpg"
     with pytest.raises(ValueError, match=r"a\.jpg: expected at most 4 bytes"):

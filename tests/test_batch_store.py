@@ -13,9 +13,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from resclip.batch.lock import FolderLock
-from resclip.batch.store import LocalStore, RemoteStore, Store, open_store
-from resclip.files import temporary_name
+from resclip.batch.manifest import FolderLock
+from resclip.batch.storage import LocalStore, RemoteStore, Store, open_store
+from resclip.io.files import temporary_name
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -188,19 +188,6 @@ def test_a_file_from_another_disk_is_copied(
     store.put_file(made, "a.tif")
     assert store.list("") == ("a.tif",)
     assert store.read("a.tif") == b"raster"
-
-
-def test_many_files_need_one_sync_of_their_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store(str(tmp_path))
-    names = [f"{folder}/{number}.png" for folder in "ab" for number in range(20)]
-    for name in names:
-        store.write(name, b"")
-    synced: list[str] = []
-    monkeypatch.setattr("resclip.batch.store.sync_folder", lambda path: synced.append(path.name))
-    store.sync(names)
-    assert synced == ["a", "b"]
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

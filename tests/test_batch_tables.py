@@ -1,4 +1,4 @@
-"""Parquet: pictures as bytes, paths and URLs, found by their columns and read piece by piece."""
+"""Parquet: images as bytes, paths and URLs, found by their columns and read piece by piece."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from source_support import contents, folder_of, names, table
 
 from resclip.batch.sources import open_source
 
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         (
             {
                 "label": [0, 1],
-                "image": pa.array([{"bytes": b"A", "path": "c.jpg"}, {"bytes": b"B"}], PICTURE),
+                "image": pa.array([{"bytes": b"A", "path": "c.jpg"}, {"bytes": b"B"}], IMAGE),
             },
             {"c.jpg": b"A", "t/000000001": b"B"},
         ),
@@ -76,7 +76,7 @@ def test_several_tables_are_one_source(tmp_path: Path) -> None:
         source[2].read()
     assert source[2].local_path is None
     table(tmp_path / "y" / "c.parquet", {"image": [b"A"]})
-    with pytest.raises(ValueError, match=r"y/c\.parquet: expected pictures in column path"):
+    with pytest.raises(ValueError, match=r"y/c\.parquet: expected images in column path"):
         open_source(str(tmp_path / "*" / "*.parquet"))
 
 
@@ -130,7 +130,7 @@ def test_rows_in_order_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"label": [1], "x": [1.5]}, r"label \(int64\), x \(double\)"),
         ({"image": [["a list"]]}, "image .list"),
         ({"image": pa.array([], pa.binary())}, "empty table"),
-        ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, "every picture once.*number 1 and 3"),
+        ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, "every image once.*number 1 and 3"),
         (b"PAR1 and nothing else", "damaged"),
         (b"", "damaged"),
     ],
@@ -147,7 +147,7 @@ def test_tables_that_cannot_be_used(content: Any, message: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_cell_is_one_picture_that_fails(tmp_path: Path) -> None:
+def test_an_empty_cell_is_one_image_that_fails(tmp_path: Path) -> None:
     source = open_source(table(tmp_path / "t.parquet", {"image": [b"A", None], "id": [3, 4]}))
     assert source[0].read() == b"A"
     with pytest.raises(ValueError, match="^4: .*row 1, got none"):

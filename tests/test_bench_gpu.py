@@ -133,7 +133,7 @@ def test_every_figure_reached(module: Callable[[str], ModuleType], canned: dict[
     assert values[0] == pytest.approx(1.1)
     assert values[3] == pytest.approx(30.0)
     assert values[5] == pytest.approx(0.625)  # 2.5 GB in 1 ms of 4,000 GB/s.
-    assert values[7] == pytest.approx(200.0)  # 16 pictures in 80 ms.
+    assert values[7] == pytest.approx(200.0)  # 16 images in 80 ms.
     assert values[12] == pytest.approx(80 / 98)
     assert rows[12].measured == "82% (163 a second against 200)"
 
@@ -185,7 +185,7 @@ def test_tables_and_plots_of_canned_samples(
     text = module("tables").markdown(canned)
     assert "| ok | 1. residual_attention, L = 4,097, against plain SDPA calls | 1.10 ×" in text
     assert "| NOT | 4. whole pipeline, 150 names" in text
-    assert "94 pictures a second | ≥ 100 pictures a second |" in text
+    assert "94 images a second | ≥ 100 images a second |" in text
     assert "| L = 4,097 | 1.10 (1.10–1.10), 1.00 GB | 20.00 (20.00–20.00), 30.00 GB |" in text
     assert "- FlexAttention: no Ŝ (L = 4,097)" in text
     assert "| pamr | 1.0e-06 of 2.0e-06 |" in text
@@ -327,9 +327,9 @@ def test_a_job_from_file_to_file(
 ) -> None:
     files, case = module("files"), module("case")
     segmenter = load(classes=["sky", "grass"], method="naclip", window=28, short_side=28)
-    picture = np.random.default_rng(0).integers(0, 256, (28, 35, 3), dtype=np.uint8)
-    pixels = segmenter.prepare(picture)
-    assert np.array_equal(files.as_image(pixels, (28, 35), segmenter), picture)
+    image = np.random.default_rng(0).integers(0, 256, (28, 35, 3), dtype=np.uint8)
+    pixels = segmenter.prepare(image)
+    assert np.array_equal(files.as_image(pixels, (28, 35), segmenter), image)
 
     run = files.file_job(segmenter, [pixels, -pixels], (40, 50), 3, tmp_path)
     inputs = sorted(tmp_path.glob("jpeg-*/*"))
@@ -341,7 +341,7 @@ def test_a_job_from_file_to_file(
         assert len(outputs) == 3 * times
         assert {Image.open(path).size for path in outputs} == {(50, 40)}
     inputs[1].write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"expected 3 pictures to be done, got 2: 0001\.jpg: "):
+    with pytest.raises(RuntimeError, match=r"expected 3 images to be done, got 2: 0001\.jpg: "):
         run()
 
     monkeypatch.setitem(sys.modules, "resclip.batch.sources", None)

@@ -22,7 +22,7 @@ from resclip_kernels import (
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.proxy_attention import proxy_attention
+from resclip_kernels.ops.proxy_attention import proxy_attention
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,7 +118,7 @@ def test_the_attention_reference_takes_what_is_predicted(
             feedback=state,
             cross_layers=tensors.cross_layers,
             implementation="reference",
-            **attention.KNOBS,
+            **attention.OPTIONS,
         )
     least = (
         0.98 if layers else 0.85
@@ -132,7 +132,7 @@ def test_the_other_references_stay_within_their_predictions(
     """At most what is predicted, and more than half of it: a case is not left out that would have fitted twice."""
     counts, device = module("counts"), module("inputs").Device("cpu")
     labels = device.labels(1, (14, 14))
-    image = device.pictures(1, (48, 48), torch.float32)
+    image = device.images(1, (48, 48), torch.float32)
     masks = device.normal(1, 12, 48, 48)
     logits = device.logits(1, 12, (3, 3), torch.float32)
     features = device.features(1, 32, (20, 20), torch.float32)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_support import names_in, one_line, run
-from dataset_support import save_mask, save_picture, truncate
+from dataset_support import save_image, save_mask, truncate
 
 from resclip.evaluation import ablation as module
-from resclip.evaluation.record import Report
-from resclip.evaluation.studies import STUDIES, Study
+from resclip.evaluation.ablation import STUDIES, Study
+from resclip.evaluation.report import Report
 
 SMALL = ("ablate", "--scenes", 2, "--size", 48, "--device", "cpu", "--workers", 0)
 
@@ -30,9 +30,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command asks for; nothing is measured."""
     found: dict[str, Any] = {}
 
-    def ablate(studies: Any, datasets: Any, base_of: Any, knobs: Any, **options: Any) -> None:
+    def ablate(studies: Any, datasets: Any, base_of: Any, options: Any, **rest: Any) -> None:
         segmenter = base_of(datasets[0])
-        found.update(options, studies=studies, datasets=datasets, knobs=knobs, segmenter=segmenter)
+        found.update(rest, studies=studies, datasets=datasets, options=options, segmenter=segmenter)
         raise Stopped("asked")
 
     monkeypatch.setattr(module, "ablate", ablate)
@@ -74,7 +74,7 @@ def test_options_reach_the_studies(asked: dict[str, Any], tmp_path: Path) -> Non
     options += " --sfr rounds=2 --window 64 --fresh"
     assert run(*SMALL, *options.split(), "--out", tmp_path) == 1
     assert [study.name for study in asked["studies"]] == ["modules", "pamr"]
-    assert asked["knobs"] == {
+    assert asked["options"] == {
         "rcs": {"layers": "3-5", "temperature": 1.5},
         "sfr": {"rounds": 2},
     }
@@ -99,7 +99,7 @@ def test_all_studies_and_forty_scenes_are_the_default(
 def test_the_help_names_every_study_and_waits_for_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "resclip.evaluation.studies", None)
+    monkeypatch.setitem(sys.modules, "resclip.evaluation.ablation", None)
     assert run("ablate", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     for study in STUDIES:
@@ -107,25 +107,25 @@ def test_the_help_names_every_study_and_waits_for_nothing(
     assert "it takes 40 of them unless --scenes" in text
 
 
-def test_pictures_that_cannot_be_read_are_named_and_the_status_says_so(
+def test_images_that_cannot_be_read_are_named_and_the_status_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of three masks is cut off; two settings of one study."""
     root, out = tmp_path / "set", tmp_path / "out"
     for name in ("a", "b", "c"):
-        save_picture(root / "images" / f"{name}.png", 24, 24)
+        save_image(root / "images" / f"{name}.png", 24, 24)
         mask = root / "masks" / f"{name}.png"
         save_mask(mask, np.random.default_rng(0).integers(0, 2, (24, 24)))
     truncate(root / "masks" / "b.png")
     (root / "classes.txt").write_text("sky\ngrass\n")
     few = few_of("pamr")
-    monkeypatch.setattr("resclip.evaluation.studies.STUDIES", [few])
+    monkeypatch.setattr("resclip.evaluation.ablation.STUDIES", [few])
     assert run("ablate", "--dataset", "folder", "--root", root, "--workers", 0, "--out", out) == 1
     came = capsys.readouterr()
     assert came.err.count("resclip: left out: folder, b: ") == 1
-    assert "1 picture is left out of the figures; " in came.out
+    assert "1 image is left out of the figures; " in came.out
     stored = json.loads((out / "ablation.json").read_text())["sets"]["folder"]["rows"]
-    assert {row["pictures"] for row in stored.values()} == {2}
+    assert {row["images"] for row in stored.values()} == {2}
 
 
 def few_of(name: str) -> Study:
@@ -159,12 +159,12 @@ def test_a_wrong_request_is_one_line(
 def test_figures_under_other_conditions_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("resclip.evaluation.studies.STUDIES", [few_of("pamr")])
+    monkeypatch.setattr("resclip.evaluation.ablation.STUDIES", [few_of("pamr")])
     assert run(*SMALL, "--out", tmp_path) == 0
     capsys.readouterr()
     before = (tmp_path / "ablation.json").read_bytes()
     other = [*SMALL, "--scenes", 3, "--out", tmp_path]
     assert run(*other) == 2
-    one_line(capsys, "pictures: 2 there, 3 here", "pass --fresh to replace it")
+    one_line(capsys, "images: 2 there, 3 here", "pass --fresh to replace it")
     assert (tmp_path / "ablation.json").read_bytes() == before
     assert run(*other, "--fresh") == 0

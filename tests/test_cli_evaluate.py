@@ -16,10 +16,10 @@ from cli_support import names_in, one_line, run
 from PIL import Image
 
 from resclip import RCS, load
-from resclip.builtin.dataset import scene_dataset
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.cli_datasets import open_datasets, preset_of, segmenter_for
-from resclip.evaluation.record import Report
+from resclip.cli.options import open_datasets, preset_of, segmenter_for
+from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.report import Report
 from resclip.evaluation.tables import report_table
 
 SMALL = ["evaluate", "--scenes", 2, "--size", 48, "--device", "cpu", "--workers", 0]
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     for sample in scene_dataset(count=3, size=48).samples:
-        Image.fromarray(sample.picture.read()).save(root / "images" / f"{sample.name}.png")
+        Image.fromarray(sample.image.read()).save(root / "images" / f"{sample.name}.png")
         Image.fromarray(sample.truth.read()).save(root / "masks" / f"{sample.name}.png")
     last = root / "masks" / "held-out-0002.png"
     last.write_bytes(last.read_bytes()[:-40])
@@ -67,16 +67,16 @@ def test_a_folder_gets_the_report_and_what_is_asked_for(
     assert (out / "report.md").read_text(encoding="utf-8").startswith("| method | mIoU |")
     with (out / "report.csv").open(encoding="utf-8", newline="") as stream:
         (line,) = csv.DictReader(stream)
-    assert (line["set"], line["method"], line["pictures"]) == ("builtin", "clip", "2")
+    assert (line["set"], line["method"], line["images"]) == ("builtin", "clip", "2")
     predictions = out / "predictions" / "builtin" / "clip"
     assert names_in(predictions) == ["held-out-0000.png", "held-out-0001.png"]
-    with Image.open(predictions / "held-out-0000.png") as picture:
-        assert picture.size == (48, 48)
-        assert np.asarray(picture).max() < len(CLASS_NAMES)
+    with Image.open(predictions / "held-out-0000.png") as image:
+        assert image.size == (48, 48)
+        assert np.asarray(image).max() < len(CLASS_NAMES)
     assert len(names_in(out / "sheets" / "builtin" / "clip")) == 1
 
 
-def test_a_picture_that_is_left_out_is_named_and_tells_by_the_exit_status(
+def test_an_image_that_is_left_out_is_named_and_tells_by_the_exit_status(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "figures.json"
@@ -85,9 +85,9 @@ def test_a_picture_that_is_left_out_is_named_and_tells_by_the_exit_status(
     (told,) = [line for line in came.err.splitlines() if "left out" in line]
     assert "held-out-0002" in told
     assert "expected a whole mask" in told
-    assert "1 picture" in came.out
+    assert "1 image" in came.out
     row = Report.read(path).sets["folder"].rows["clip"]
-    assert (row.pictures, len(row.problems)) == (2, 1)
+    assert (row.images, len(row.problems)) == (2, 1)
     # The figures from the file tell as well.
     assert run(*FOLDER, "--root", folder, "--json", path) == 1
     assert "held-out-0002" in capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_names_can_be_given_in_place_of_the_sets(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, names = tmp_path / "figures.json", tmp_path / "names.txt"
-    entries = [f"{name}, {name} picture" for name in CLASS_NAMES]
+    entries = [f"{name}, {name} image" for name in CLASS_NAMES]
     names.write_text("\n".join(entries), encoding="utf-8")
     assert run(*FOLDER, "--root", folder, "--classes", names, "--json", path) == 1
     assert Report.read(path).sets["folder"].settings["entries"] == entries
@@ -118,12 +118,12 @@ def test_names_can_be_given_in_place_of_the_sets(
         (["--stride", 500], ["stride must lie between 1 and the window's 112 pixels"]),
         (["--split", "training"], ["unknown split 'training'", "held-out, validation"]),
         (["--device", "toaster"], ["device 'toaster' cannot be used"]),
-        (["--dataset", "builtin,pascal"], ["unknown data set 'pascal'", "voc21"]),
-        (["--dataset", "builtin,builtin"], ["each data set once, got 'builtin' twice"]),
+        (["--dataset", "builtin,pascal"], ["unknown dataset 'pascal'", "voc21"]),
+        (["--dataset", "builtin,builtin"], ["each dataset once, got 'builtin' twice"]),
         (["--dataset", "voc21"], ["--scenes is for builtin"]),
         (["--plot"], ["--out DIR", "--plot"]),
         (["--save-predictions"], ["--out DIR", "--save-predictions"]),
-        (["--qualitative", -1, "--out", "x"], ["at least 0 pictures, got -1"]),
+        (["--qualitative", -1, "--out", "x"], ["at least 0 images, got -1"]),
         (["--root", "voc=/nowhere"], ["NAME=DIR with NAME one of builtin", "voc=/nowhere"]),
     ],
 )
@@ -151,7 +151,7 @@ def arguments(**given: Any) -> Namespace:
     return Namespace(**{**usual, **given})
 
 
-def test_knobs_are_for_the_methods_that_have_them() -> None:
+def test_options_are_for_the_methods_that_have_them() -> None:
     """`load` gives a method a module that is named: here the row's name says which it has."""
     given = arguments(rcs="weight=0.3", sfr="weight=0.2", proxy="colour")
     (dataset,) = open_datasets(given)
@@ -162,7 +162,7 @@ def test_knobs_are_for_the_methods_that_have_them() -> None:
     assert segmenter_for(given, "proxyclip", dataset, "cpu").settings["proxy"]["model"] == "colour"
 
 
-def test_knobs_that_are_named_stand_above_the_sets_preset() -> None:
+def test_options_that_are_named_stand_above_the_sets_preset() -> None:
     """VOC21's preset: λ_r 0.3, τ_r 2.0, λ_s 0.7, θ 0.5."""
     (dataset,) = open_datasets(arguments())
     given = arguments(preset="voc21", rcs="weight=0.9", sfr="rounds=2")
@@ -181,7 +181,7 @@ def test_knobs_that_are_named_stand_above_the_sets_preset() -> None:
 
 
 def test_the_settings_of_a_set_hold_unless_options_say_otherwise() -> None:
-    """The scenes are segmented at their own size, whatever the model's preset resizes pictures to."""
+    """The scenes are segmented at their own size, whatever the model's preset resizes images to."""
     (dataset,) = open_datasets(arguments())
     assert segmenter_for(arguments(), "clip", dataset, "cpu").settings["short_side"] == 0
     larger = arguments(short_side=64, window=40, threshold=0.2)
@@ -199,7 +199,7 @@ def test_every_row_has_the_same_windows() -> None:
 
 
 def test_a_base_with_windows_of_its_own_keeps_them_on_a_benchmark() -> None:
-    """VOC21's preset has the picture whole and a threshold; ProxyCLIP has windows of 336 pixels."""
+    """VOC21's preset has the image whole and a threshold; ProxyCLIP has windows of 336 pixels."""
     (dataset,) = open_datasets(arguments())
     given = arguments(preset="voc21")
     naclip, proxyclip = (

@@ -15,9 +15,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="the kernels need triton")
 
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.semantic_feedback import portable, reference
-from resclip_kernels.semantic_feedback import triton_connectivity as kernels
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.semantic_feedback import portable, reference
+from resclip_kernels.ops.semantic_feedback import triton_connectivity as kernels
 from resclip_kernels.testing import kernel_device, label_map
 
 RULES = ("prefix", "line", "component")
@@ -226,8 +226,8 @@ import re, subprocess, sys, tempfile
 from pathlib import Path
 import torch, triton
 from triton.backends.compiler import GPUTarget
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.semantic_feedback import triton_connectivity as kernels
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.semantic_feedback import triton_connectivity as kernels
 
 backend, architecture = sys.argv[1], sys.argv[2]
 architecture = int(architecture) if backend == "cuda" else architecture

@@ -1,4 +1,4 @@
-"""What a data set is, how its files are found, and which readers and colours there are."""
+"""What a dataset is, how its files are found, and which readers and colours there are."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import laid_out, save_mask, save_picture, truncate
+from dataset_support import laid_out, save_image, save_mask, truncate
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.class_names import DATASETS as BENCHMARKS
-from resclip.class_names import dataset_classes
 from resclip.evaluation.datasets import (
     DATASETS,
     IGNORED,
     Dataset,
     DatasetError,
+    ImageFile,
     LabelFile,
-    PictureFile,
     Problem,
     Sample,
     Values,
     open_dataset,
 )
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    benchmark_palette,
     describe,
     files_under,
     first_that_exists,
@@ -35,17 +34,18 @@ from resclip.evaluation.datasets.layout import (
     names_in_words,
     pair_up,
     samples_of,
+    shorten,
     split_names,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import shorten
-from resclip.images import ImageError
+from resclip.io.images import ImageError
+from resclip.text.class_names import DATASETS as BENCHMARKS
+from resclip.text.class_names import dataset_classes
 
 NAMES = st.text("abc", min_size=1, max_size=2)
 
 
 def sample(name: str) -> Sample:
-    return Sample(name, PictureFile(Path("a.jpg")), LabelFile(Path("a.png"), Values({0: 0})))
+    return Sample(name, ImageFile(Path("a.jpg")), LabelFile(Path("a.png"), Values({0: 0})))
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_many_strange_values_are_not_all_listed(tmp_path: Path) -> None:
 
 
 def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
-    save_picture(tmp_path / "colours.png", 8, 8)
+    save_image(tmp_path / "colours.png", 8, 8)
     save_mask(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 255, (40, 40)))
     truncate(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no mask")
     for name, message in {
-        "none.png": r"none\.png: no such file; check the data set",
+        "none.png": r"none\.png: no such file; check the dataset",
         "colours.png": r"one number a pixel .*, got mode RGB; convert colours to class indices",
         "cut.png": r"cut\.png: expected a whole mask, got one that cannot be read .*get the file again",
         "text.png": r"text\.png: expected a whole mask",
@@ -115,7 +115,7 @@ def test_shortened_numbers_stand_for_all_of_them(numbers: set[int]) -> None:
 
 def test_a_data_set_knows_its_classes_and_its_size() -> None:
     entries = ("background: sky, wall", "cat, kitten")
-    dataset = Dataset("mine", "two pictures", entries, (sample("a"), sample("b")))
+    dataset = Dataset("mine", "two images", entries, (sample("a"), sample("b")))
     assert dataset.classes == ("background", "cat")
     assert len(dataset) == 2
     assert (dataset.problems, dataset.palette, dict(dataset.settings)) == ((), None, {})
@@ -124,9 +124,9 @@ def test_a_data_set_knows_its_classes_and_its_size() -> None:
 def test_data_sets_that_make_no_sense() -> None:
     some = (sample("a"),)
     names = tuple(f"class {number}" for number in range(256))
-    with pytest.raises(DatasetError, match="mine: expected at least one picture, got none"):
+    with pytest.raises(DatasetError, match="mine: expected at least one image, got none"):
         Dataset("mine", "", ("cat",), ())
-    with pytest.raises(DatasetError, match="expected each picture once, got 'a' twice"):
+    with pytest.raises(DatasetError, match="expected each image once, got 'a' twice"):
         Dataset("mine", "", ("cat",), (sample("b"), sample("a"), sample("a")))
     with pytest.raises(DatasetError, match="expected at most 255 classes, got 256: .*255 is for"):
         Dataset("mine", "", names, some)
@@ -136,12 +136,12 @@ def test_data_sets_that_make_no_sense() -> None:
 
 
 def test_samples_travel_to_worker_processes(tmp_path: Path) -> None:
-    pixels = save_picture(tmp_path / "a.png", 5, 7)
+    pixels = save_image(tmp_path / "a.png", 5, 7)
     save_mask(tmp_path / "m.png", np.full((5, 7), 3))
     [one] = samples_of([("a", tmp_path / "a.png", tmp_path / "m.png")], Values({3: 2}))
     there = pickle.loads(pickle.dumps(one))
     assert there == one
-    np.testing.assert_array_equal(there.picture.read(), pixels)
+    np.testing.assert_array_equal(there.image.read(), pixels)
     np.testing.assert_array_equal(there.truth.read(), np.full((5, 7), 2))
 
 
@@ -179,7 +179,7 @@ def test_split_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"got none; in sets: no such folder"):
         split_names(tmp_path / "sets" / "val.txt")
     (tmp_path / "val.txt").write_text("\n \n")
-    with pytest.raises(DatasetError, match="expected a picture's name a line, got an empty file"):
+    with pytest.raises(DatasetError, match="expected an image's name a line, got an empty file"):
         split_names(tmp_path / "val.txt")
     (tmp_path / "val.txt").write_bytes(b"a\n\xff")
     with pytest.raises(DatasetError, match=r"val\.txt: expected numbers, in UTF-8, got other"):
@@ -232,35 +232,35 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         files_under(tmp_path, [".jpg", ".png"])
 
 
-def test_pictures_without_masks_and_masks_without_pictures() -> None:
-    pictures = {name: Path(f"{name}.jpg") for name in "cab"}
+def test_images_without_masks_and_masks_without_images() -> None:
+    images = {name: Path(f"{name}.jpg") for name in "cab"}
     masks = {name: Path(f"{name}.png") for name in "cbd"}
-    pairs, problems = pair_up("mine", pictures, masks)
-    assert pairs == [(name, pictures[name], masks[name]) for name in "bc"]
+    pairs, problems = pair_up("mine", images, masks)
+    assert pairs == [(name, images[name], masks[name]) for name in "bc"]
     assert problems == (
-        Problem("a", "a.jpg: the picture has no mask"),
-        Problem("d", "d.png: the mask has no picture"),
+        Problem("a", "a.jpg: the image has no mask"),
+        Problem("d", "d.png: the mask has no image"),
     )
 
 
 def test_a_split_says_what_should_be_there() -> None:
-    pictures = {name: Path(f"{name}.jpg") for name in "abc"}
+    images = {name: Path(f"{name}.jpg") for name in "abc"}
     masks = {name: Path(f"{name}.png") for name in "abd"}
-    pairs, problems = pair_up("mine", pictures, masks, ["d", "b", "x", "c"])
+    pairs, problems = pair_up("mine", images, masks, ["d", "b", "x", "c"])
     assert [name for name, *_ in pairs] == ["b"]
     assert [problem.name for problem in problems] == ["c", "d", "x"]
-    assert problems[-1].reason == "listed in the split file, but there is neither picture nor mask"
-    with pytest.raises(DatasetError, match="mine: expected each picture once, got 'b' 2 times in"):
-        pair_up("mine", pictures, masks, ["a", "b", "b"])
+    assert problems[-1].reason == "listed in the split file, but there is neither image nor mask"
+    with pytest.raises(DatasetError, match="mine: expected each image once, got 'b' 2 times in"):
+        pair_up("mine", images, masks, ["a", "b", "b"])
 
 
 @given(st.sets(NAMES), st.sets(NAMES), st.lists(NAMES, unique=True) | st.none())
 def test_every_name_is_a_pair_or_a_problem(
-    pictures: set[str], masks: set[str], listed: list[str] | None
+    images: set[str], masks: set[str], listed: list[str] | None
 ) -> None:
-    wanted = sorted(pictures | masks if listed is None else listed)
-    whole = [name for name in wanted if name in pictures & masks]
-    files = [{name: Path(name) for name in names} for names in (pictures, masks)]
+    wanted = sorted(images | masks if listed is None else listed)
+    whole = [name for name in wanted if name in images & masks]
+    files = [{name: Path(name) for name in names} for names in (images, masks)]
     if not whole:
         with pytest.raises(DatasetError, match="of which no two belong together"):
             pair_up("mine", *files, listed)
@@ -274,7 +274,7 @@ def test_every_name_is_a_pair_or_a_problem(
 def test_no_pair_at_all_names_an_example() -> None:
     with pytest.raises(
         DatasetError,
-        match="got 1 pictures and 0 masks, .* such as 'a': a.jpg: the picture has no mask",
+        match="got 1 images and 0 masks, .* such as 'a': a.jpg: the image has no mask",
     ):
         pair_up("mine", {"a": Path("a.jpg")}, {})
 
@@ -282,12 +282,12 @@ def test_no_pair_at_all_names_an_example() -> None:
 def test_descriptions(tmp_path: Path) -> None:
     kit = tmp_path / "VOCdevkit/VOC2012"
     assert describe(1449, "VOC's val", kit, tmp_path, 1449) == (
-        "1,449 pictures of VOC's val (VOCdevkit/VOC2012)"
+        "1,449 images of VOC's val (VOCdevkit/VOC2012)"
     )
     assert describe(1, "VOC's val", kit, kit, 1449) == (
-        "1 picture of VOC's val, which has 1,449 (VOC2012)"
+        "1 image of VOC's val, which has 1,449 (VOC2012)"
     )
-    assert describe(2, "mine", kit, tmp_path / "VOCdevkit") == "2 pictures of mine (VOC2012)"
+    assert describe(2, "mine", kit, tmp_path / "VOCdevkit") == "2 images of mine (VOC2012)"
 
 
 def test_lists_in_words() -> None:
@@ -312,7 +312,7 @@ def test_no_set_is_found_where_there_is_none(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_set_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="unknown data set 'voc'; use one of: voc21, .*, folder"):
+    with pytest.raises(DatasetError, match="unknown dataset 'voc'; use one of: voc21, .*, folder"):
         open_dataset("voc", tmp_path)
 
 

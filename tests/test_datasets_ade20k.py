@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
+from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
 
-from resclip.class_names import dataset_classes
 from resclip.evaluation.datasets import DatasetError, open_dataset
-from resclip.evaluation.datasets.samples import IGNORED
-from resclip.images import ImageError
+from resclip.evaluation.datasets.base import IGNORED
+from resclip.io.images import ImageError
+from resclip.text.class_names import dataset_classes
 
 # The challenge's objectInfo150.txt counts from 1; the first of each class's names, here without spaces.
 ANCHORS = {
@@ -39,7 +39,7 @@ SIZES = {"ADE_val_00000001": (13, 17), "ADE_val_00000002": (11, 14), "ADE_val_00
 def build(root: Path, split: str = "validation") -> dict[str, np.ndarray]:
     values = {}
     for number, (name, (height, width)) in enumerate(SIZES.items()):
-        save_picture(root / "images" / split / f"{name}.jpg", height, width)
+        save_image(root / "images" / split / f"{name}.jpg", height, width)
         values[name] = np.roll(laid_out(list(range(151)), height, width), number)
         save_mask(root / "annotations" / split / f"{name}.png", values[name])
     return values
@@ -72,7 +72,7 @@ def test_labels_pixel_by_pixel(tmp_path: Path, below: str, shown: str) -> None:
         np.testing.assert_array_equal(found, np.where(wanted < 0, IGNORED, wanted))
     assert set(np.unique(labels["ADE_val_00000003"])) == {*range(150), IGNORED}
     assert dataset.problems == ()
-    assert dataset.description == f"3 pictures of ADE20K's validation, which has 2,000 ({shown})"
+    assert dataset.description == f"3 images of ADE20K's validation, which has 2,000 ({shown})"
     assert dataset.palette is not None
     assert dataset.palette[[0, 149]].tolist() == [[120, 120, 120], [92, 0, 255]]
     assert pickle.loads(pickle.dumps(dataset.samples)) == dataset.samples
@@ -111,12 +111,12 @@ def test_the_full_release_is_refused(tmp_path: Path, found: str) -> None:
     assert len(open_dataset("ade20k", tmp_path)) == 3
 
 
-def test_missing_pictures(tmp_path: Path) -> None:
+def test_missing_images(tmp_path: Path) -> None:
     build(tmp_path)
     (tmp_path / "images/validation").rename(tmp_path / "images/val")
     with pytest.raises(
         DatasetError,
-        match=r"the pictures of ADE20K's validation, looked for 'images/validation', found annotations/",
+        match=r"the images of ADE20K's validation, looked for 'images/validation', found annotations/",
     ):
         open_dataset("ade20k", tmp_path)
 
@@ -128,7 +128,7 @@ def test_what_has_no_counterpart_is_a_problem(tmp_path: Path) -> None:
     assert len(dataset) == 2
     [problem] = dataset.problems
     assert problem.name == "ADE_val_00000002"
-    assert "the picture has no mask" in problem.reason
+    assert "the image has no mask" in problem.reason
 
 
 def test_masks_that_cannot_be_read(tmp_path: Path) -> None:

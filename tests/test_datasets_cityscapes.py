@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
+from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
 
-from resclip.class_names import dataset_classes
 from resclip.evaluation.datasets import DatasetError, open_dataset
-from resclip.evaluation.datasets.samples import IGNORED, Dataset
-from resclip.images import ImageError
+from resclip.evaluation.datasets.base import IGNORED, Dataset
+from resclip.io.images import ImageError
+from resclip.text.class_names import dataset_classes
 
 # cityscapesScripts, helpers/labels.py: the id of each label from 0 on, and which have a train id.
 OFFICIAL = [
@@ -73,7 +73,7 @@ EVALUATED = [
     "bicycle",
 ]
 
-PICTURES = {  # Odd sizes, two cities: the set's own pictures are 1024 x 2048.
+IMAGES = {  # Odd sizes, two cities: the set's own images are 1024 x 2048.
     "frankfurt/frankfurt_000000_000294": (5, 9),
     "frankfurt/frankfurt_000001_000538": (7, 5),
     "lindau/lindau_000000_000019": (6, 7),
@@ -92,16 +92,16 @@ def expected(values: np.ndarray) -> np.ndarray:
 def build(
     root: Path, converted: int = 0, ids: int = 3, split: str = "val"
 ) -> dict[str, np.ndarray]:
-    """Pictures with the first `ids` masks as in the archive and the first `converted` as mmsegmentation's."""
+    """Images with the first `ids` masks as in the archive and the first `converted` as mmsegmentation's."""
     values: dict[str, np.ndarray] = {}
-    for number, (name, (height, width)) in enumerate(PICTURES.items()):
-        save_picture(root / "leftImg8bit" / split / f"{name}_leftImg8bit.png", height, width)
+    for number, (name, (height, width)) in enumerate(IMAGES.items()):
+        save_image(root / "leftImg8bit" / split / f"{name}_leftImg8bit.png", height, width)
         stem = root / "gtFine" / split / name
         values[name] = np.roll(laid_out([*range(34), 255], height, width), number)
         if number < ids:
             save_mask(Path(f"{stem}_gtFine_labelIds.png"), values[name])
             # The archive's other files are no masks of this kind.
-            save_picture(Path(f"{stem}_gtFine_color.png"), height, width)
+            save_image(Path(f"{stem}_gtFine_color.png"), height, width)
             save_mask(Path(f"{stem}_gtFine_instanceIds.png"), values[name])
             Path(f"{stem}_gtFine_polygons.json").write_text("{}")
         if number < converted:
@@ -130,12 +130,12 @@ def test_labels_pixel_by_pixel(tmp_path: Path, converted: int, ids: int, ending:
     values = build(tmp_path, converted, ids)
     dataset = read(tmp_path)
     labels = labels_of(dataset)
-    assert list(labels) == sorted(PICTURES)
+    assert list(labels) == sorted(IMAGES)
     for name, found in labels.items():
         np.testing.assert_array_equal(found, expected(values[name]))
     assert dataset.problems == ()
     assert dataset.description == (
-        f"3 pictures of Cityscapes' val with masks *{ending}, which has 500 (leftImg8bit/val)"
+        f"3 images of Cityscapes' val with masks *{ending}, which has 500 (leftImg8bit/val)"
     )
     assert pickle.loads(pickle.dumps(dataset.samples[0])) == dataset.samples[0]
 
@@ -151,15 +151,15 @@ def test_all_classes_occur_and_have_their_colours(tmp_path: Path) -> None:
     assert dataset.palette[[0, 10, 18]].tolist() == [[128, 64, 128], [70, 130, 180], [119, 11, 32]]
 
 
-def test_pictures_are_read_as_they_are(tmp_path: Path) -> None:
+def test_images_are_read_as_they_are(tmp_path: Path) -> None:
     build(tmp_path)
     path = tmp_path / "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
-    pixels = save_picture(path, 6, 7)
-    np.testing.assert_array_equal(read(tmp_path).samples[-1].picture.read(), pixels)
+    pixels = save_image(path, 6, 7)
+    np.testing.assert_array_equal(read(tmp_path).samples[-1].image.read(), pixels)
 
 
 @pytest.mark.parametrize(
-    ("pictures", "masks"),
+    ("images", "masks"),
     [
         (
             "leftImg8bit_trainvaltest/leftImg8bit",
@@ -168,9 +168,9 @@ def test_pictures_are_read_as_they_are(tmp_path: Path) -> None:
         ("cityscapes/leftImg8bit", "cityscapes/gtFine"),  # mmsegmentation's folder "data"
     ],
 )
-def test_other_places(tmp_path: Path, pictures: str, masks: str) -> None:
+def test_other_places(tmp_path: Path, images: str, masks: str) -> None:
     build(tmp_path / "made")
-    for source, target in (("leftImg8bit", pictures), ("gtFine", masks)):
+    for source, target in (("leftImg8bit", images), ("gtFine", masks)):
         (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "made" / source).rename(tmp_path / target)
     assert len(read(tmp_path)) == 3
@@ -180,7 +180,7 @@ def test_the_training_split(tmp_path: Path) -> None:
     build(tmp_path, split="train")
     assert "Cityscapes' train with" in read(tmp_path, "train").description
     with pytest.raises(
-        DatasetError, match=r"pictures of the split 'val', looked for 'val', found train/"
+        DatasetError, match=r"images of the split 'val', looked for 'val', found train/"
     ):
         read(tmp_path)
 
@@ -190,7 +190,7 @@ def test_the_training_split(tmp_path: Path) -> None:
     [
         (
             "leftImg8bit",
-            r"the pictures of Cityscapes, looked for 'leftImg8bit' or .*, found gtFine/",
+            r"the images of Cityscapes, looked for 'leftImg8bit' or .*, found gtFine/",
         ),
         ("gtFine", r"the masks of Cityscapes, looked for 'gtFine' or .*, found leftImg8bit/"),
         (
@@ -226,8 +226,8 @@ def test_what_has_no_counterpart_is_a_problem(tmp_path: Path) -> None:
     dataset = read(tmp_path)
     assert [sample.name for sample in dataset.samples] == ["frankfurt/frankfurt_000001_000538"]
     assert [(problem.name, problem.reason.split(": ")[1]) for problem in dataset.problems] == [
-        ("frankfurt/frankfurt_000000_000294", "the mask has no picture"),
-        ("lindau/lindau_000000_000019", "the picture has no mask"),
+        ("frankfurt/frankfurt_000000_000294", "the mask has no image"),
+        ("lindau/lindau_000000_000019", "the image has no mask"),
     ]
 
 
@@ -250,7 +250,7 @@ def test_damaged_and_coloured_masks(tmp_path: Path) -> None:
     build(tmp_path)
     stem = tmp_path / "gtFine/val"
     truncate(stem / "frankfurt/frankfurt_000000_000294_gtFine_labelIds.png")
-    save_picture(stem / "lindau/lindau_000000_000019_gtFine_labelIds.png", 6, 7)
+    save_image(stem / "lindau/lindau_000000_000019_gtFine_labelIds.png", 6, 7)
     first, _, last = read(tmp_path).samples
     with pytest.raises(ImageError, match="000294_gtFine_labelIds.png: expected a whole mask"):
         first.truth.read()

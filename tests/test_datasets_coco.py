@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
+from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
 
-from resclip.class_names import dataset_classes, parse_entries
 from resclip.evaluation.datasets import DatasetError, open_dataset
+from resclip.evaluation.datasets.base import IGNORED
 from resclip.evaluation.datasets.coco import IDS
-from resclip.evaluation.datasets.samples import IGNORED
-from resclip.images import ImageError
+from resclip.io.images import ImageError
+from resclip.text.class_names import dataset_classes, parse_entries
 
 # COCO-Stuff's labels.txt counts from 1, its masks from 0. These 11 were never segmented.
 NO_MASKS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
@@ -57,9 +57,9 @@ def object_labels(values: np.ndarray) -> np.ndarray:
     return np.vectorize(table.__getitem__)(values)
 
 
-def save_pictures(folder: Path) -> None:
+def save_images(folder: Path) -> None:
     for name, (height, width) in SIZES.items():
-        save_picture(folder / f"{name}.jpg", height, width)
+        save_image(folder / f"{name}.jpg", height, width)
 
 
 def save_masks(folder: Path, *endings: str, count: int = 3) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ def test_the_things_follow_cocos_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "masks", "endings", "taken"),
+    ("images", "masks", "endings", "taken"),
     [
         ("val2017", "stuffthingmaps_trainval2017/val2017", [".png"], ".png"),  # the archives
         ("val2017", "stuffthingmaps/val2017", [".png"], ".png"),
@@ -119,9 +119,9 @@ def test_the_things_follow_cocos_list() -> None:
     ],
 )
 def test_coco_stuff(
-    tmp_path: Path, pictures: str, masks: str, endings: list[str], taken: str
+    tmp_path: Path, images: str, masks: str, endings: list[str], taken: str
 ) -> None:
-    save_pictures(tmp_path / pictures)
+    save_images(tmp_path / images)
     values = save_masks(tmp_path / masks, *endings)
     dataset = open_dataset("coco-stuff", tmp_path)
     labels = labels_of(dataset)
@@ -131,7 +131,7 @@ def test_coco_stuff(
     assert set(np.unique(labels["000000000632"])) == {*range(171), IGNORED}
     assert dataset.problems == ()
     assert dataset.description == (
-        f"3 pictures of COCO-Stuff 164k's val2017 with masks *{taken}, which has 5,000 ({pictures})"
+        f"3 images of COCO-Stuff 164k's val2017 with masks *{taken}, which has 5,000 ({images})"
     )
     assert dataset.palette is not None
     assert pickle.loads(pickle.dumps(dataset.samples)) == dataset.samples
@@ -147,7 +147,7 @@ def test_coco_stuff(
     ],
 )
 def test_coco_object_from_masks(tmp_path: Path, endings: list[str], taken: str) -> None:
-    save_pictures(tmp_path / "images/val2017")
+    save_images(tmp_path / "images/val2017")
     values = save_masks(tmp_path / "annotations/val2017", *endings)
     dataset = open_dataset("coco-object", tmp_path)
     labels = labels_of(dataset)
@@ -156,14 +156,14 @@ def test_coco_object_from_masks(tmp_path: Path, endings: list[str], taken: str) 
         np.testing.assert_array_equal(found, object_labels(values[name]))
     assert set(np.unique(labels["000000000632"])) == set(range(81))  # Unlabelled pixels count too.
     assert dataset.description == (
-        f"3 pictures of COCO-Object's val2017 with masks *{taken}, which has 5,000 (images/val2017)"
+        f"3 images of COCO-Object's val2017 with masks *{taken}, which has 5,000 (images/val2017)"
     )
     assert dataset.palette is not None
     assert dataset.palette[0].tolist() == [0, 0, 0]
 
 
 def test_a_conversion_that_broke_off_gives_way_to_the_archive(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "images/val2017")
+    save_images(tmp_path / "images/val2017")
     masks = tmp_path / "annotations/val2017"
     save_masks(masks, ".png")
     save_masks(masks, "_labelTrainIds.png", "_instanceTrainIds.png", count=2)
@@ -189,14 +189,14 @@ def test_a_conversion_that_broke_off_gives_way_to_the_archive(tmp_path: Path) ->
 def test_missing_folders(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(
         DatasetError,
-        match=r"pictures of COCO's val2017, looked for 'images/val2017' or 'val2017' .* found nothing",
+        match=r"images of COCO's val2017, looked for 'images/val2017' or 'val2017' .* found nothing",
     ):
         open_dataset(name, tmp_path)
-    save_pictures(tmp_path / "images/val2017")
+    save_images(tmp_path / "images/val2017")
     with pytest.raises(DatasetError, match=f"{message}.* found images/; name the folder"):
         open_dataset(name, tmp_path)
     save_masks(tmp_path / "annotations/train2017", ".png")
-    save_pictures(tmp_path / "images/train2017")
+    save_images(tmp_path / "images/train2017")
     assert (
         "train2017 with masks *.png, which has 118,287"
         in open_dataset(name, tmp_path, "train2017").description
@@ -204,7 +204,7 @@ def test_missing_folders(tmp_path: Path, name: str, message: str) -> None:
 
 
 def test_masks_that_only_coco_object_can_use(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "images/val2017")
+    save_images(tmp_path / "images/val2017")
     save_masks(tmp_path / "annotations/val2017", "_instanceTrainIds.png")
     assert len(open_dataset("coco-object", tmp_path)) == 3
     with pytest.raises(
@@ -216,7 +216,7 @@ def test_masks_that_only_coco_object_can_use(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["coco-stuff", "coco-object"])
 def test_what_cannot_be_read(tmp_path: Path, name: str) -> None:
-    save_pictures(tmp_path / "val2017")
+    save_images(tmp_path / "val2017")
     masks = tmp_path / "stuffthingmaps_trainval2017/val2017"
     save_masks(masks, ".png")
     (masks / "000000000139.png").unlink()
@@ -225,8 +225,8 @@ def test_what_cannot_be_read(tmp_path: Path, name: str) -> None:
     save_mask(masks / "000000000724.png", np.zeros((3, 4)))
     dataset = open_dataset(name, tmp_path)
     assert [(problem.name, problem.reason.split(": ")[1]) for problem in dataset.problems] == [
-        ("000000000139", "the picture has no mask"),
-        ("000000000724", "the mask has no picture"),
+        ("000000000139", "the image has no mask"),
+        ("000000000724", "the mask has no image"),
     ]
     damaged, strange = dataset.samples
     with pytest.raises(ImageError, match="000000000285.png: expected a whole mask"):

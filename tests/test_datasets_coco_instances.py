@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, save_mask, save_picture
+from dataset_support import labels_of, save_image, save_mask
 from pycocotools import mask as coco_mask
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
-from resclip.evaluation.datasets.samples import Dataset
+from resclip.evaluation.datasets.base import Dataset
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -75,8 +75,8 @@ def instances() -> dict[str, Any]:
 
 
 def open_instances(root: Path, document: object, place: str = "annotations") -> Dataset:
-    save_picture(root / "val2017/000000000139.jpg", HEIGHT, WIDTH)
-    save_picture(root / "val2017/000000000285.jpg", 5, 3)
+    save_image(root / "val2017/000000000139.jpg", HEIGHT, WIDTH)
+    save_image(root / "val2017/000000000285.jpg", 5, 3)
     path = root / place / "instances_val2017.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(document if isinstance(document, str) else json.dumps(document))
@@ -97,7 +97,7 @@ def test_coco_object_from_instances(tmp_path: Path, place: str) -> None:
     assert dataset.entries[60] == "bed"
     assert dataset.problems == ()
     assert dataset.description == (
-        "2 pictures of COCO-Object's val2017 with instances_val2017.json, which has 5,000 (val2017)"
+        "2 images of COCO-Object's val2017 with instances_val2017.json, which has 5,000 (val2017)"
     )
 
 
@@ -142,9 +142,9 @@ def test_masks_are_preferred_to_instances(tmp_path: Path) -> None:
             "annotation 101: expected polygons of at least 3 corners",
         ),
         ({"segmentation": [[1, 1, 5, 5, 6, 6, 7]]}, "x and y in turn"),
-        ({"segmentation": [[1, 1, 5, 5, 1e9, 6]]}, "near the picture"),
-        ({"segmentation": [[1, 1, 5, 5, float("nan"), 6]]}, "near the picture, got .*nan"),
-        ({"segmentation": [[1, 1, 5, 5, "6", 6]]}, "near the picture"),
+        ({"segmentation": [[1, 1, 5, 5, 1e9, 6]]}, "near the image"),
+        ({"segmentation": [[1, 1, 5, 5, float("nan"), 6]]}, "near the image, got .*nan"),
+        ({"segmentation": [[1, 1, 5, 5, "6", 6]]}, "near the image"),
         (
             {"segmentation": {"size": [11, 19], "counts": [3, 4]}},
             "lengths of 11 x 19 pixels, got 7 pixels",
@@ -175,7 +175,7 @@ def test_an_instance_that_cannot_be_drawn(
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 3), (5, None), (5.0, 3), (10**6, 10**6)])
-def test_a_picture_without_a_size(tmp_path: Path, height: object, width: object) -> None:
+def test_an_image_without_a_size(tmp_path: Path, height: object, width: object) -> None:
     document = instances()
     document["images"][1].update(height=height, width=width)
     [problem] = open_instances(tmp_path, document).problems
@@ -183,13 +183,13 @@ def test_a_picture_without_a_size(tmp_path: Path, height: object, width: object)
     assert "expected a height and a width in pixels" in problem.reason
 
 
-def test_pictures_that_the_file_does_not_list(tmp_path: Path) -> None:
+def test_images_that_the_file_does_not_list(tmp_path: Path) -> None:
     document = instances()
     document["images"][1]["file_name"] = "000000000724.jpg"
     dataset = open_instances(tmp_path, document)
     assert [(problem.name, problem.reason.split(": ")[1]) for problem in dataset.problems] == [
-        ("000000000285", "the picture has no mask"),
-        ("000000000724", "the mask has no picture"),
+        ("000000000285", "the image has no mask"),
+        ("000000000724", "the mask has no image"),
     ]
 
 
@@ -201,11 +201,11 @@ def add_category(document: dict[str, Any]) -> None:
     document["categories"].append({"id": 92, "name": "banner"})
 
 
-def repeat_a_picture(document: dict[str, Any]) -> None:
+def repeat_an_image(document: dict[str, Any]) -> None:
     document["images"].append(document["images"][0])
 
 
-def spoil_every_picture(document: dict[str, Any]) -> None:
+def spoil_every_image(document: dict[str, Any]) -> None:
     for image in document["images"]:
         image["height"] = 0
 
@@ -215,9 +215,9 @@ def spoil_every_picture(document: dict[str, Any]) -> None:
     [
         (change_category, "of which 13 is 'stop sign', got 'street sign'; use COCO's own file"),
         (add_category, "of which 92 is none, got 'banner'"),
-        (repeat_a_picture, "expected each picture once, got '000000000139' twice"),
+        (repeat_an_image, "expected each image once, got '000000000139' twice"),
         (
-            spoil_every_picture,
+            spoil_every_image,
             "whose instances can be drawn, got none, such as '000000000139': .*got 0 and 19",
         ),
         (

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_mask, save_picture, truncate
+from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
 from scipy.io import savemat
 
-from resclip.class_names import dataset_classes
 from resclip.evaluation.datasets import IGNORED, DatasetError, open_dataset
-from resclip.images import ImageError
+from resclip.io.images import ImageError
+from resclip.text.class_names import dataset_classes
 
 CLASSES = dataset_classes("context59")
 NAMES = ("2008_000002", "2008_000003")
@@ -24,7 +24,7 @@ keyboard light mountain mouse curtain platform sign plate road rock shelves side
 truck wall water window wood
 """
 PUBLISHED_59 = {name: number for number, name in enumerate(_NAMES_59.split(), 1)}
-"""Numbers of the classes in 59_labels.txt, as on the data set's page."""
+"""Numbers of the classes in 59_labels.txt, as on the dataset's page."""
 
 _NUMBERS_459 = """
 2 9 18 19 22 23 25 31 33 34 44 45 46 59 65 68 72 80 85 98 104 105 113 115 144 158 159 162 187 189 207 220 232 258 259
@@ -45,11 +45,11 @@ def expected(values: np.ndarray, numbers: dict[str, int], background: bool) -> n
 
 @pytest.fixture
 def kit(tmp_path: Path) -> Path:
-    """VOC 2010 as it is published: pictures, and its own splits."""
+    """VOC 2010 as it is published: images, and its own splits."""
     kit = tmp_path / "VOCdevkit/VOC2010"
     for name, shape in zip(NAMES, SHAPES, strict=True):
-        save_picture(kit / f"JPEGImages/{name}.jpg", *shape)
-    save_picture(kit / "JPEGImages/2007_000027.jpg", 4, 4)
+        save_image(kit / f"JPEGImages/{name}.jpg", *shape)
+    save_image(kit / "JPEGImages/2007_000027.jpg", 4, 4)
     (kit / "ImageSets/Main").mkdir(parents=True)
     (kit / "ImageSets/Main/val.txt").write_text("\n".join(NAMES))
     return kit
@@ -97,7 +97,7 @@ def test_the_prepared_layout_with_its_background(prepared: Path) -> None:
         np.testing.assert_array_equal(labels, laid_out([*range(60)], *shape))
     assert dataset.classes == ("background", *CLASSES)
     assert dataset.description == (
-        "2 pictures of PASCAL Context's val of ImageSets/SegmentationContext, which has 5,104 "
+        "2 images of PASCAL Context's val of ImageSets/SegmentationContext, which has 5,104 "
         "(VOCdevkit/VOC2010/SegmentationClassContext)"
     )
     assert dataset.palette is not None
@@ -106,7 +106,7 @@ def test_the_prepared_layout_with_its_background(prepared: Path) -> None:
 
 def test_the_prepared_layout_without_its_background(prepared: Path) -> None:
     save_mask(prepared / f"SegmentationClassContext/{NAMES[0]}.png", np.array([[0, 1, 59, 255]]))
-    save_picture(prepared / f"JPEGImages/{NAMES[0]}.jpg", 1, 4)
+    save_image(prepared / f"JPEGImages/{NAMES[0]}.jpg", 1, 4)
     labels = labels_of(open_dataset("context59", prepared.parent))
     np.testing.assert_array_equal(labels[NAMES[0]], [[IGNORED, 0, 58, IGNORED]])
     values = laid_out([*range(60)], *SHAPES[1])
@@ -208,7 +208,7 @@ def test_a_missing_mask_is_a_problem(prepared: Path) -> None:
     assert len(dataset) == 1
     [problem] = dataset.problems
     assert problem.name == NAMES[0]
-    assert problem.reason.endswith("2008_000002.jpg: the picture has no mask")
+    assert problem.reason.endswith("2008_000002.jpg: the image has no mask")
 
 
 def test_numbers_without_names_are_refused(kit: Path) -> None:

@@ -1,4 +1,4 @@
-"""Anyone's own pictures and masks."""
+"""Anyone's own images and masks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_mask, save_picture
+from dataset_support import labels_of, laid_out, save_image, save_mask
 from PIL import Image
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
-from resclip.images import ImageError
+from resclip.io.images import ImageError
 
 CLASSES = "background: sky, wall\ncat, kitten\ndog\n"
 SHAPES = {"a": (5, 7), "street/night/b": (9, 2), "street/c": (1, 4)}
@@ -22,7 +22,7 @@ ENDINGS = {"a": ".jpg", "street/night/b": ".PNG", "street/c": ".webp"}
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name, shape in SHAPES.items():
-        save_picture(tmp_path / f"images/{name}{ENDINGS[name]}", *shape)
+        save_image(tmp_path / f"images/{name}{ENDINGS[name]}", *shape)
         save_mask(tmp_path / f"masks/{name}.png", laid_out([0, 1, 2, 255], *shape))
     (tmp_path / "classes.txt").write_text(CLASSES)
     return tmp_path
@@ -36,7 +36,7 @@ def test_values_are_places_in_the_list(root: Path) -> None:
         np.testing.assert_array_equal(labels[name], laid_out([0, 1, 2, 255], *shape))
     assert dataset.entries == ("background: sky, wall", "cat, kitten", "dog")
     assert dataset.palette is None
-    assert dataset.description == f"3 pictures of 3 classes ({root.name})"
+    assert dataset.description == f"3 images of 3 classes ({root.name})"
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_what_has_no_counterpart_is_a_problem(root: Path) -> None:
     assert [sample.name for sample in dataset.samples] == ["street/night/b"]
     first, second = dataset.problems
     assert (first.name, second.name) == ("a", "street/c")
-    assert first.reason.endswith("masks/a.png: the mask has no picture")
-    assert second.reason.endswith("images/street/c.webp: the picture has no mask")
+    assert first.reason.endswith("masks/a.png: the mask has no image")
+    assert second.reason.endswith("images/street/c.webp: the image has no mask")
     (root / "masks/street/night/b.png").unlink()
-    with pytest.raises(DatasetError, match="got 2 pictures and 1 masks, of which no two belong"):
+    with pytest.raises(DatasetError, match="got 2 images and 1 masks, of which no two belong"):
         open_dataset("folder", root)
 
 
@@ -104,7 +104,7 @@ def test_lists_that_cannot_be_used(root: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("images", r"a folder of pictures, looked for 'images', found classes\.txt, gone/, masks/"),
+        ("images", r"a folder of images, looked for 'images', found classes\.txt, gone/, masks/"),
         ("masks", "a folder of masks, looked for 'masks', found"),
         ("classes.txt", r"a list of classes, looked for 'classes\.txt' or .*'classes\.yml', found"),
     ],

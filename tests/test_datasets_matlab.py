@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from resclip.evaluation.datasets.matlab import LabelMapFile, read_matrix
-from resclip.evaluation.datasets.samples import IGNORED, Values
-from resclip.images import ImageError
+from resclip.evaluation.datasets.base import IGNORED, Values
+from resclip.evaluation.datasets.context import LabelMapFile, read_matrix
+from resclip.io.images import ImageError
 
 VALUES = Values({1: 0, 459: 1}, frozenset({0}))
 
@@ -91,7 +91,7 @@ def test_matrices_that_are_no_masks(tmp_path: Path, content: dict, message: str)
 
 def test_files_of_other_kinds(tmp_path: Path) -> None:
     path = tmp_path / "mask.mat"
-    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the data set"):
+    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the dataset"):
         LabelMapFile(path, VALUES).read()
     newer = b"MATLAB 7.3 MAT-file".ljust(124) + struct.pack("<H", 0x0200) + b"IM"
     for content in (b"", b"no mask", b"no mask" * 40, newer):
@@ -120,7 +120,7 @@ def test_a_file_made_to_exhaust_memory(tmp_path: Path, monkeypatch: pytest.Monke
     savemat(path, {"LabelMap": np.ones((100, 100), np.uint16)}, do_compression=True)
     assert path.stat().st_size < 1000
     read_matrix(path, "LabelMap")
-    monkeypatch.setattr("resclip.evaluation.datasets.matlab._LARGEST", 20_000)
+    monkeypatch.setattr("resclip.evaluation.datasets.context._LARGEST", 20_000)
     with pytest.raises(ValueError, match="it is cut short or too large"):
         read_matrix(path, "LabelMap")
 

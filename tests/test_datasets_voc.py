@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, save_picture, truncate
+from dataset_support import labels_of, save_image, truncate
 from PIL import Image
 
 from resclip.evaluation.datasets import (
@@ -15,8 +15,8 @@ from resclip.evaluation.datasets import (
     DatasetError,
     open_dataset,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.images import ImageError
+from resclip.evaluation.datasets.base import benchmark_palette
+from resclip.io.images import ImageError
 
 SIZES = {"2007_000033": (6, 9), "2007_000042": (21, 4), "2007_000061": (1, 33)}
 """Oblong both ways, odd; 33 pixels hold every class, the background and borders."""
@@ -45,9 +45,9 @@ def values_of(height: int, width: int) -> np.ndarray:
 def kit(tmp_path: Path) -> Path:
     kit = tmp_path / "VOCdevkit/VOC2012"
     for name, (height, width) in SIZES.items():
-        save_picture(kit / f"JPEGImages/{name}.jpg", height, width)
+        save_image(kit / f"JPEGImages/{name}.jpg", height, width)
         save_paletted(kit / f"SegmentationClass/{name}.png", values_of(height, width))
-    save_picture(kit / "JPEGImages/2007_000027.jpg", 4, 4)  # Most pictures are for detection alone.
+    save_image(kit / "JPEGImages/2007_000027.jpg", 4, 4)  # Most images are for detection alone.
     splits = kit / "ImageSets/Segmentation"
     splits.mkdir(parents=True)
     (splits / "val.txt").write_text("2007_000042\n2007_000033\n")
@@ -66,7 +66,7 @@ def test_voc21_keeps_the_background(kit: Path) -> None:
     for name, found in labels.items():
         np.testing.assert_array_equal(found, values_of(*SIZES[name]))
     assert dataset.description == (
-        "2 pictures of PASCAL VOC 2012's val, which has 1,449 (VOCdevkit/VOC2012)"
+        "2 images of PASCAL VOC 2012's val, which has 1,449 (VOCdevkit/VOC2012)"
     )
     assert dataset.classes[0] == "background"
     assert len(dataset.classes) == 21
@@ -98,23 +98,23 @@ def test_the_root_may_be_any_folder_of_the_kit(kit: Path, below: str, place: str
 def test_another_split(kit: Path) -> None:
     dataset = open_dataset("voc21", kit, "train")
     assert [sample.name for sample in dataset.samples] == ["2007_000061"]
-    assert "1 picture of PASCAL VOC 2012's train, which has 1,464" in dataset.description
+    assert "1 image of PASCAL VOC 2012's train, which has 1,464" in dataset.description
     with pytest.raises(
         DatasetError, match=r"test\.txt: .* in Segmentation: train\.txt, val\.txt; name another"
     ):
         open_dataset("voc21", kit, "test")
 
 
-def test_a_missing_picture_or_mask_is_a_problem(kit: Path) -> None:
+def test_a_missing_image_or_mask_is_a_problem(kit: Path) -> None:
     (kit / "ImageSets/Segmentation/val.txt").write_text("\n".join([*SIZES, "2011_003276"]))
     (kit / "JPEGImages/2007_000033.jpg").unlink()
     (kit / "SegmentationClass/2007_000042.png").unlink()
     dataset = open_dataset("voc21", kit)
     assert [sample.name for sample in dataset.samples] == ["2007_000061"]
     assert reasons(dataset) == {
-        "2007_000033": f"{kit / 'SegmentationClass/2007_000033.png'}: the mask has no picture",
-        "2007_000042": f"{kit / 'JPEGImages/2007_000042.jpg'}: the picture has no mask",
-        "2011_003276": "listed in the split file, but there is neither picture nor mask",
+        "2007_000033": f"{kit / 'SegmentationClass/2007_000033.png'}: the mask has no image",
+        "2007_000042": f"{kit / 'JPEGImages/2007_000042.jpg'}: the image has no mask",
+        "2011_003276": "listed in the split file, but there is neither image nor mask",
     }
 
 
@@ -139,11 +139,11 @@ def test_masks_without_their_meaning(kit: Path) -> None:
             sample.truth.read()
 
 
-def test_a_truncated_picture_is_named(kit: Path) -> None:
+def test_a_truncated_image_is_named(kit: Path) -> None:
     truncate(kit / "JPEGImages/2007_000033.jpg")
     sample = open_dataset("voc20", kit).samples[0]
     with pytest.raises(ImageError, match=r"2007_000033\.jpg: expected"):
-        sample.picture.read()
+        sample.image.read()
 
 
 def test_what_is_missing_is_said(kit: Path) -> None:
@@ -157,10 +157,10 @@ def test_what_is_missing_is_said(kit: Path) -> None:
         "found ImageSets/, JPEGImages/, SegmentationClassRaw/; name",
     ):
         open_dataset("voc21", kit.parents[1])
-    (kit / "JPEGImages").rename(kit / "Pictures")
+    (kit / "JPEGImages").rename(kit / "Images")
     with pytest.raises(
         DatasetError,
         match="looked for 'VOCdevkit/VOC2012/JPEGImages' or 'VOC2012/JPEGImages' or 'JPEGImages', "
-        "found ImageSets/, Pictures/, SegmentationClassRaw/",
+        "found ImageSets/, Images/, SegmentationClassRaw/",
     ):
         open_dataset("voc21", kit)

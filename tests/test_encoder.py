@@ -12,8 +12,8 @@ from open_clip.transformer import VisionTransformer
 from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.methods import BASES
-from resclip_kernels._launch import watch
+from resclip.methods.catalogue import BASES
+from resclip_kernels.launch import watch
 from resclip_kernels.testing import kernel_device
 
 MODULES = {
@@ -137,14 +137,14 @@ def test_pixels_past_the_last_whole_patch_are_not_seen_by_the_tower() -> None:
     assert torch.equal(dense(pixels).patches, dense(pixels[..., :64]).patches)
 
 
-def test_a_batch_gives_what_single_pictures_give() -> None:
+def test_a_batch_gives_what_single_images_give() -> None:
     recorded = arrays("naclip_resclip")
     dense = encoder(cases()["naclip_resclip"], "torch")
     image = recorded["image"]
     batch = torch.stack([image, image.flip(-1), -image, image.flip(-2)])
     together = dense(batch, recorded["text"])
-    for number, picture in enumerate(batch):
-        alone = dense(picture[None], recorded["text"])
+    for number, single in enumerate(batch):
+        alone = dense(single[None], recorded["text"])
         assert torch.equal(alone.feedback_labels[0], together.feedback_labels[number])
         error = (alone.patches[0] - together.patches[number]).norm() / alone.patches.norm()
         assert error < 1e-5
@@ -213,7 +213,7 @@ def test_wrong_settings_name_the_valid_ones(arguments: dict[str, Any], message: 
         (lambda: SFR(refine_iterations=-1), "at least 0"),
     ],
 )
-def test_wrong_knobs_say_what_is_valid(make, message: str) -> None:
+def test_wrong_options_say_what_is_valid(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

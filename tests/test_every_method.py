@@ -12,8 +12,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from resclip import RCS, SFR, Correlation, DenseEncoder
-from resclip.methods import BASES, METHODS, Method, find_method
-from resclip_kernels._launch import watch
+from resclip.methods.catalogue import BASES, METHODS, Method, find_method
+from resclip_kernels.launch import watch
 from resclip_kernels.testing import kernel_device
 
 # Width, blocks, heads, patch and output width of the released towers; 20 to 35 patches keep 88 to 304 million weights
@@ -155,8 +155,8 @@ def test_correlations_that_are_the_bases_own() -> None:
 
 
 def test_random_projections_depend_on_their_seed_alone() -> None:
-    def drawn(**knobs: int) -> Tensor:
-        encoder = DenseEncoder(small_tower(), correlation=Correlation("random", **knobs))
+    def drawn(**options: int) -> Tensor:
+        encoder = DenseEncoder(small_tower(), correlation=Correlation("random", **options))
         return encoder.random_projections
 
     assert torch.equal(drawn(seed=5), drawn(seed=5))

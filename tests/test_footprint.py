@@ -16,12 +16,19 @@ from method_support import small_tower
 from toys import toy_clip
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.correlation import Correlation
-from resclip.footprint import HOLES, SHARE, WORKSPACES, plan_batch_size, weights_bytes, window_bytes
-from resclip.memory import is_out_of_memory
-from resclip.methods import Overview
-from resclip.proxies import find_proxy
-from resclip.segmenter import CLIP_MEAN, CLIP_STD
+from resclip.errors import is_out_of_memory
+from resclip.inference.batch_size import (
+    HOLES,
+    SHARE,
+    WORKSPACES,
+    plan_batch_size,
+    weights_bytes,
+    window_bytes,
+)
+from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD
+from resclip.methods.catalogue import Overview
+from resclip.methods.correlation import Correlation
+from resclip.models.proxy_models import find_proxy
 
 TESTS = Path(__file__).parent
 
@@ -73,10 +80,12 @@ def test_tensors_take_at_most_the_estimate(
     stage: str, side: int, queries: int, windows: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    knobs = dict(STAGES[stage])
-    if "proxy" in knobs:
-        knobs["proxy"] = find_proxy(knobs["proxy"], mean=CLIP_MEAN, std=CLIP_STD, pretrained=False)
-    dense = DenseEncoder(toy_clip(), **knobs)
+    options = dict(STAGES[stage])
+    if "proxy" in options:
+        options["proxy"] = find_proxy(
+            options["proxy"], mean=CLIP_MEAN, std=CLIP_STD, pretrained=False
+        )
+    dense = DenseEncoder(toy_clip(), **options)
     estimate = window_bytes(dense, (side, side), queries, windows)
     tensors = (estimate - WORKSPACES["cpu"]) / HOLES
     live = live_bytes(dense, side, queries, windows)
@@ -106,8 +115,8 @@ def test_weights_are_counted_once() -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A machine of which the test says what is free and held."""
     memory = {"free": 1 << 30, "held": 1 << 28}
-    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: memory["free"])
-    monkeypatch.setattr("resclip.footprint.held_memory", lambda device: memory["held"])
+    monkeypatch.setattr("resclip.inference.batch_size.free_memory", lambda device: memory["free"])
+    monkeypatch.setattr("resclip.inference.batch_size.held_memory", lambda device: memory["held"])
     return memory
 
 

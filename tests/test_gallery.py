@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resclip.builtin import gallery
-from resclip.builtin.captions import visible_names
-from resclip.builtin.gallery import (
-    METHODS,
-    GalleryRow,
-    agreement,
-    draw_gallery,
-    main,
-    varied_scenes,
-)
+from benchmarks import gallery
+from benchmarks.gallery import METHODS, GalleryRow, agreement, draw_gallery, main, varied_scenes
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.drawing import draw_key, palette
-from resclip.lettering import built_in_font, text_width
-from resclip.methods import BASES, find_method
+from resclip.builtin.training.captions import visible_names
+from resclip.methods.catalogue import BASES, find_method
+from resclip.visualization.fonts import built_in_font, text_width
+from resclip.visualization.overlay import draw_key, palette
 
 GREY = (120, 120, 120)
 
@@ -33,7 +26,7 @@ def rows(count: int, columns: int, size: tuple[int, int], name: str = "naclip") 
 
 
 def runs(line: np.ndarray) -> list[tuple[int, int]]:
-    """[start, end) of every run of grey pixels in a line of the picture."""
+    """[start, end) of every run of grey pixels in a line of the image."""
     grey = (line == GREY).all(axis=-1).astype(int)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], grey, [0]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
@@ -57,13 +50,13 @@ def test_every_base_and_resclip_are_shown() -> None:
 
 @pytest.mark.parametrize("size", [(40, 40), (25, 90), (200, 30)])  # cells narrow, high and wide
 def test_cells_stand_in_straight_rows_and_columns(size: tuple[int, int]) -> None:
-    picture = np.asarray(draw_gallery(rows(3, 4, size), [(0, "sky")], palette(1)))
-    last_cell = picture.shape[1] - 28 - size[0] // 2
-    assert [end - start for start, end in runs(picture[:, last_cell])] == [size[1]] * 3
-    across = runs(picture[28 + size[1] // 2])
+    image = np.asarray(draw_gallery(rows(3, 4, size), [(0, "sky")], palette(1)))
+    last_cell = image.shape[1] - 28 - size[0] // 2
+    assert [end - start for start, end in runs(image[:, last_cell])] == [size[1]] * 3
+    across = runs(image[28 + size[1] // 2])
     assert [end - start for start, end in across] == [size[0]] * 4
     assert [after[0] - cell[1] for cell, after in itertools.pairwise(across)] == [8] * 3
-    assert across[-1][1] == picture.shape[1] - 28
+    assert across[-1][1] == image.shape[1] - 28
 
 
 def test_captions_keep_clear_of_the_cells_however_long() -> None:
@@ -80,8 +73,8 @@ def test_captions_keep_clear_of_the_cells_however_long() -> None:
 
 def test_a_row_without_a_note_has_its_name_in_the_middle() -> None:
     cells = [Image.new("RGB", (60, 60), GREY)]
-    picture = draw_gallery([GalleryRow("noon", "", cells)], [(0, "sky")], palette(1))
-    ink = (np.asarray(picture)[28:88, 28:70] < 128).any(axis=(1, 2))
+    image = draw_gallery([GalleryRow("noon", "", cells)], [(0, "sky")], palette(1))
+    ink = (np.asarray(image)[28:88, 28:70] < 128).any(axis=(1, 2))
     first, last = np.flatnonzero(ink)[[0, -1]]
     assert abs((first + last) / 2 - 30) <= 4
 
@@ -113,10 +106,10 @@ def test_agreement_is_over_all_scenes() -> None:
     assert agreement([truth[0], truth[0]], truth) == 0.5
 
 
-def test_the_command_draws_pictures_truth_and_methods(
+def test_the_command_draws_images_truth_and_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the model in the box; two methods, since each takes seconds."""
+    """With the built-in model; two methods, since each takes seconds."""
     monkeypatch.setattr(gallery, "METHODS", ("maskclip", "naclip"))
     monkeypatch.setattr(gallery, "_CANDIDATES", 1)
     found = {}
@@ -130,12 +123,12 @@ def test_the_command_draws_pictures_truth_and_methods(
     out = tmp_path / "new" / "gallery.png"
     assert main(["--out", str(out), "--scenes", "1"]) == 0
     assert str(out) in capsys.readouterr().out
-    picture = Image.open(out)
+    image = Image.open(out)
     assert out.stat().st_size < 100_000
-    assert picture.height >= 28 + 4 * (148 + 8) + 30 + 28
+    assert image.height >= 28 + 4 * (148 + 8) + 30 + 28
     scene = varied_scenes(1)[0]
-    left = picture.width - 28 - 148
-    cells = [np.asarray(picture)[28 + 156 * row :][:148, left : left + 148] for row in range(4)]
+    left = image.width - 28 - 148
+    cells = [np.asarray(image)[28 + 156 * row :][:148, left : left + 148] for row in range(4)]
     shrunk = Image.fromarray(scene.image).resize((148, 148), Image.Resampling.BOX)
     np.testing.assert_array_equal(cells[0], np.asarray(shrunk))
     assert agreement(found["naclip"], [scene.mask]) > 0.8

@@ -7,12 +7,12 @@ import torch
 from golden import arrays, cases, encoder, tower
 
 from resclip import DenseEncoder, Segmenter, Vocabulary
-from resclip.encoder import similarity
-from resclip.methods import ProxyAttention
+from resclip.encoder.dense_encoder import similarity
+from resclip.methods.catalogue import ProxyAttention
 from resclip_kernels import feedback_matrix, semantic_feedback
-from resclip_kernels._launch import watch
-from resclip_kernels._streaming import best_query
-from resclip_kernels.patch_labels.reference import pixel_probabilities
+from resclip_kernels.launch import watch
+from resclip_kernels.online_softmax import best_query
+from resclip_kernels.ops.patch_labels.reference import pixel_probabilities
 from resclip_kernels.testing import kernel_device
 
 IMPLEMENTATIONS = ("torch", "reference")

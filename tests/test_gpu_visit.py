@@ -212,7 +212,7 @@ def test_programs_of_another_shape_are_launched(visit: ModuleType) -> None:
     own = kernels.choose_blocks
     blocks = visit.Blocks(heads=1, rows=16, columns=16, num_warps=4, num_stages=1)
     tensors = visit.Device("cpu").attention(visit.TINY_SHAPES[0], torch.float32)
-    from resclip_kernels._launch import watch
+    from resclip_kernels.launch import watch
 
     with visit.program_of(blocks), watch() as seen:
         visit.residual_attention(

@@ -1,4 +1,4 @@
-"""The tables of the page on large pictures, from made-up figures."""
+"""The tables of the page on large images, from made-up figures."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def table() -> ModuleType:
 def test_modes_stand_beside_windows(table: ModuleType) -> None:
     lines = table.tables(RUN)["modes"].splitlines()
     assert lines[:4] == [
-        "| method | mode | large | small | CPU seconds a picture |",
+        "| method | mode | large | small | CPU seconds an image |",
         "|---|---|---|---|---|",
         "| naclip | windows | 70.0 | 70.0 | 1.5 |",
         "| naclip | mixed | 66.8 (−3.2 ± 0.7) | 66.8 (−3.2 ± 0.7) | 1.5 |",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resclip_kernels import Implementation, pamr
-from resclip_kernels.implementation import parse_implementation, resolve
+from resclip_kernels.dispatch import parse_implementation, resolve
 
 AVAILABLE = {Implementation.TORCH: "torch path", Implementation.REFERENCE: "plain formula"}
 
@@ -101,10 +101,8 @@ def test_auto_takes_kernels_only_where_they_compile_and_are_fast(
     chosen: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr("resclip_kernels.implementation.triton_version", lambda: triton)
-    monkeypatch.setattr(
-        "resclip_kernels.implementation.compute_capability", lambda _device: capability
-    )
+    monkeypatch.setattr("resclip_kernels.dispatch.triton_version", lambda: triton)
+    monkeypatch.setattr("resclip_kernels.dispatch.compute_capability", lambda _device: capability)
     tensor = torch.zeros(1).as_subclass(OnDevice)
     choice = resolve("auto", WITH_KERNELS, tensor)
     assert choice.implementation.value == chosen

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resclip.evaluation.datasets.samples import Problem
-from resclip.evaluation.journal import Journal, Progress
+from resclip.evaluation.checkpoint import Journal, Progress
+from resclip.evaluation.datasets.base import Problem
 
-KEY = {"dataset": "voc21", "window": 224, "knobs": {"rcs": {"weight": 0.4}, "layers": (6, 7)}}
-TERMS = {"group_size": 8, "pictures": 96}
+KEY = {"dataset": "voc21", "window": 224, "options": {"rcs": {"weight": 0.4}, "layers": (6, 7)}}
+TERMS = {"group_size": 8, "images": 96}
 GROUPS = 12
 
 
@@ -27,7 +27,7 @@ def done(*groups: int, seconds: float = 1.0) -> Progress:
     """Counts in which each group has a cell of its own, so that one that is there twice shows as a 2."""
     counts = np.zeros((4, 4), np.int64)
     counts.flat[list(groups)] += 1
-    problems = tuple(Problem(f"picture {group}", "damaged") for group in groups)
+    problems = tuple(Problem(f"image {group}", "damaged") for group in groups)
     return Progress(
         frozenset(groups), counts, 7 * len(groups), problems, seconds, 100 + len(groups)
     )
@@ -39,7 +39,7 @@ def assert_is(progress: Progress | None, *groups: int) -> None:
     assert sorted(progress.groups) == sorted(groups)
     assert progress.counts.dtype == np.int64
     assert np.array_equal(progress.counts, wanted.counts)
-    assert progress.pictures == wanted.pictures
+    assert progress.images == wanted.images
     assert sorted(progress.problems, key=str) == sorted(wanted.problems, key=str)
 
 
@@ -76,7 +76,7 @@ def test_what_was_written_comes_back(journal: Journal) -> None:
     read = Journal(journal.folder, KEY).resume(TERMS)
     assert read is not None
     assert np.array_equal(read.counts, written.counts)
-    fields = ("groups", "pictures", "problems", "seconds", "peak_memory")
+    fields = ("groups", "images", "problems", "seconds", "peak_memory")
     assert all(getattr(read, name) == getattr(written, name) for name in fields)
 
 
@@ -100,8 +100,8 @@ def test_processes_add_up_and_only_the_longest_ones_time_counts(journal: Journal
     ("key", "terms"),
     [
         ({**KEY, "window": 336}, TERMS),
-        (KEY, {**TERMS, "group_size": 4}),  # group 3 is of other pictures then
-        (KEY, {**TERMS, "pictures": 95}),
+        (KEY, {**TERMS, "group_size": 4}),  # group 3 is of other images then
+        (KEY, {**TERMS, "images": 95}),
     ],
 )
 def test_progress_under_other_settings_counts_as_missing(
@@ -139,8 +139,8 @@ def cut(data: bytes) -> bytes:
 
 
 def changed(data: bytes) -> bytes:
-    """Still JSON, but one picture more."""
-    return data.replace(b'"pictures": 7,', b'"pictures": 8,', 1)
+    """Still JSON, but one image more."""
+    return data.replace(b'"images": 7,', b'"images": 8,', 1)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from resclip_kernels._launch import Target, watch
+from resclip_kernels.launch import Target, watch
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "benchmarks/kernels_report.py"

@@ -21,22 +21,22 @@ from measure_support import CLASSES, Broken, Stub, made_up, on_disk
 from resclip import load
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.evaluation import loader
-from resclip.evaluation.datasets.samples import Dataset
+from resclip.evaluation.datasets.base import Dataset
 from resclip.evaluation.loader import Reader, read_ahead, sensible_workers
-from resclip.evaluation.measure import measure
+from resclip.evaluation.runner import measure
 
 
-def test_what_prepares_pictures_goes_to_workers_without_the_model() -> None:
+def test_what_prepares_images_goes_to_workers_without_the_model() -> None:
     segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu")
-    picture = np.random.default_rng(0).integers(256, size=(30, 50, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(256, size=(30, 50, 3)).astype(np.uint8)
     data = pickle.dumps(segmenter.preparation)
     assert len(data) < 1000
     preparation = pickle.loads(data)
-    resized = preparation.resize(picture)
+    resized = preparation.resize(image)
     assert resized.dtype == np.uint8
     assert resized.shape == (224, 373, 3)
     prepared = preparation.normalise(torch.tensor(resized))
-    assert torch.equal(prepared, segmenter.prepare(picture))
+    assert torch.equal(prepared, segmenter.prepare(image))
 
 
 def test_the_random_numbers_of_others_are_left_alone(seed: int) -> None:
@@ -45,32 +45,32 @@ def test_the_random_numbers_of_others_are_left_alone(seed: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_are_sent_bytes_and_pictures_only_where_they_are_watched(seed: int) -> None:
+def test_workers_are_sent_bytes_and_images_only_where_they_are_watched(seed: int) -> None:
     dataset = made_up(seed, 3)
-    reader = Reader(dataset.samples, 2, len(CLASSES), Stub().preparation, keep_pictures=False)
+    reader = Reader(dataset.samples, 2, len(CLASSES), Stub().preparation, keep_images=False)
     first, second = read_ahead(reader, [0, 1], workers=1)
     assert [first.number, second.number] == [0, 1]
     assert [one.index for one in (*first.loaded, *second.loaded)] == [0, 1, 2]
     for one in first.loaded:
         assert one.pixels.dtype == one.truth.dtype == torch.uint8
         assert one.pixels.is_shared()
-        assert one.picture is None
+        assert one.image is None
         assert min(one.pixels.shape[:2]) == 8
 
 
 def test_a_reader_can_be_sent_to_a_process_that_starts_anew(tmp_path: Path) -> None:
     """Where processes are not forked: on macOS, on Windows, and from Python 3.14 on."""
     samples = on_disk(tmp_path, 3).samples
-    reader = Reader(samples, 2, len(CLASS_NAMES), Stub().preparation, keep_pictures=True)
+    reader = Reader(samples, 2, len(CLASS_NAMES), Stub().preparation, keep_images=True)
     sent, here = pickle.loads(pickle.dumps(reader))[1], reader[1]
     assert [one.index for one in sent.loaded] == [2]
-    for name in ("pixels", "truth", "picture"):
+    for name in ("pixels", "truth", "image"):
         assert torch.equal(getattr(sent.loaded[0], name), getattr(here.loaded[0], name))
 
 
 @dataclass(frozen=True)
 class Deadly:
-    """A picture at whose sight a worker dies, as one does for want of memory."""
+    """An image at whose sight a worker dies, as one does for want of memory."""
 
     def read(self) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -79,14 +79,14 @@ class Deadly:
 
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(seed: int) -> None:
     dataset = made_up(seed, 9)
-    samples = (*dataset.samples[:8], replace(dataset.samples[8], picture=Deadly()))
+    samples = (*dataset.samples[:8], replace(dataset.samples[8], image=Deadly()))
     with pytest.raises(RuntimeError, match=r"ended from outside.*use fewer workers, or 0"):
         measure(Stub(), replace(dataset, samples=samples), workers=1)
 
 
-def test_a_mistake_in_reading_is_no_problem_of_the_picture(seed: int) -> None:
+def test_a_mistake_in_reading_is_no_problem_of_the_image(seed: int) -> None:
     dataset = made_up(seed, 2)
-    broken = replace(dataset.samples[0], picture=Broken(KeyError("a bug")))
+    broken = replace(dataset.samples[0], image=Broken(KeyError("a bug")))
     for workers in (0, 1):
         with pytest.raises(KeyError, match="a bug"):
             measure(Stub(), replace(dataset, samples=(broken,)), workers=workers)

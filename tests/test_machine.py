@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resclip.evaluation import machine
+from resclip.evaluation import distributed as machine
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Measuring a segmenter on a set: the same counts by any road, and every picture that is not in them by name."""
+"""Measuring a segmenter on a set: the same counts by any road, and every image that is not in them by name."""
 
 from __future__ import annotations
 
@@ -18,23 +18,19 @@ from PIL import Image
 
 from resclip import load
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import measure as module
-from resclip.evaluation.datasets.samples import (
-    IGNORED,
-    Dataset,
-    Problem,
-)
-from resclip.evaluation.journal import Journal
-from resclip.evaluation.measure import Tally, measure
+from resclip.evaluation import runner as module
+from resclip.evaluation.checkpoint import Journal
+from resclip.evaluation.datasets.base import IGNORED, Dataset, Problem
+from resclip.evaluation.distributed import ALONE, World
 from resclip.evaluation.metrics import confusion
-from resclip.evaluation.world import ALONE, World
+from resclip.evaluation.runner import Tally, measure
 
 
 def same(came: Tally, wanted: Tally) -> bool:
     """All but the cost."""
     return (
         np.array_equal(came.counts, wanted.counts)
-        and came.pictures == wanted.pictures
+        and came.images == wanted.images
         and came.problems == wanted.problems
     )
 
@@ -43,7 +39,7 @@ def same(came: Tally, wanted: Tally) -> bool:
 
 
 def test_counts_are_those_of_segmenting_by_hand(tmp_path: Path) -> None:
-    """The model in the box, on files: two groups and a rest of one picture."""
+    """The built-in model, on files: two groups and a rest of one image."""
     dataset = on_disk(tmp_path, 5)
     segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
     came = measure(segmenter, dataset, group_size=2)
@@ -55,7 +51,7 @@ def test_counts_are_those_of_segmenting_by_hand(tmp_path: Path) -> None:
             wanted += confusion(truth, result.labels, len(CLASS_NAMES), IGNORED)
     assert np.array_equal(came.counts, wanted)
     assert came.counts.sum() == sum((37 - index) * 40 for index in range(5))
-    assert came.pictures == 5
+    assert came.images == 5
     assert came.problems == ()
     assert measure(segmenter, dataset, group_size=2, workers=2).counts.tolist() == wanted.tolist()
 
@@ -67,10 +63,10 @@ def test_workers_change_nothing(seed: int, count: int, broken: tuple[int, ...]) 
     alone, helped = (measure(Stub(), dataset, workers=workers) for workers in (0, 2))
     assert same(alone, helped)
     assert alone.counts.sum() > 0 or count == 1
-    assert alone.pictures == count - len(broken)
+    assert alone.images == count - len(broken)
 
 
-def test_groups_are_always_the_same_pictures(seed: int) -> None:
+def test_groups_are_always_the_same_images(seed: int) -> None:
     """The stub's labels depend on what is in a group, so groups of another size give other counts."""
     dataset = made_up(seed, 30)
     assert not np.array_equal(
@@ -78,7 +74,7 @@ def test_groups_are_always_the_same_pictures(seed: int) -> None:
     )
 
 
-# Pictures that cannot be had
+# Images that cannot be had
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -93,32 +89,32 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_measured(
     (tmp_path / "6-mask.png").unlink()
     samples = list(dataset.samples)
     samples[4] = replace(samples[4], truth=InMemory(np.full((36, 40), 200, np.uint8)))
-    samples[5] = replace(samples[5], picture=Broken(PermissionError("no entry")))
-    listed = Problem("scene 9", "a mask without a picture")
+    samples[5] = replace(samples[5], image=Broken(PermissionError("no entry")))
+    listed = Problem("scene 9", "a mask without an image")
     dataset = replace(dataset, samples=tuple(samples), problems=(listed,))
     segmenter = Stub(vocabulary=SimpleNamespace(names=CLASS_NAMES))
     came = measure(segmenter, dataset, group_size=3, workers=workers)
-    assert came.pictures == 1
+    assert came.images == 1
     assert came.counts.sum() == 37 * 40
     assert [problem.name for problem in came.problems] == [
         "scene 9", "scene 1", "scene 2", "scene 3", "scene 4", "scene 5", "scene 6",
     ]  # fmt: skip
     reasons = [problem.reason for problem in came.problems]
-    assert "1.png: expected a whole picture, got one that is cut short" in reasons[1]
-    assert "expected a mask of the picture's size, 38 × 40 pixels, got one of 36 × 40" in reasons[2]
+    assert "1.png: expected a whole image, got one that is cut short" in reasons[1]
+    assert "expected a mask of the image's size, 38 × 40 pixels, got one of 36 × 40" in reasons[2]
     assert "3-mask.png: expected values among 0 to 16, 255, got 99" in reasons[3]
     assert "with classes 0 to 16 and 255 where nothing counts, got 200 in 1,440" in reasons[4]
     assert reasons[5] == "no entry"
     assert "6-mask.png: no such file" in reasons[6]
 
 
-def test_a_set_of_broken_pictures_has_no_counts(seed: int) -> None:
+def test_a_set_of_broken_images_has_no_counts(seed: int) -> None:
     came = measure(Stub(), made_up(seed, 9, broken=range(9)))
-    assert (came.pictures, came.counts.sum(), len(came.problems)) == (0, 0, 9)
+    assert (came.images, came.counts.sum(), len(came.problems)) == (0, 0, 9)
 
 
 @pytest.mark.parametrize("error", [OSError("no memory"), ValueError("odd"), MemoryError("full")])
-def test_errors_of_the_segmenter_are_not_the_pictures(seed: int, error: Exception) -> None:
+def test_errors_of_the_segmenter_are_not_the_images(seed: int, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         measure(Stub(fail_at=1, error=error), made_up(seed, 20))
 
@@ -133,7 +129,7 @@ def test_a_segmenter_of_other_classes_is_refused(seed: int) -> None:
 # Those who look on
 
 
-def test_watchers_see_each_picture_once_in_order(seed: int) -> None:
+def test_watchers_see_each_image_once_in_order(seed: int) -> None:
     dataset = made_up(seed, 11, broken=[3])
     seen: list[tuple[Any, ...]] = []
     also: list[str] = []
@@ -142,8 +138,8 @@ def test_watchers_see_each_picture_once_in_order(seed: int) -> None:
     names = [sample.name for index, sample in enumerate(dataset.samples) if index != 3]
     assert [sample.name for sample, *_ in seen] == also == names
     counts = np.zeros_like(came.counts)
-    for sample, picture, truth, labels in seen:
-        assert np.array_equal(picture, sample.picture.read())
+    for sample, image, truth, labels in seen:
+        assert np.array_equal(image, sample.image.read())
         assert np.array_equal(truth, sample.truth.read())
         assert labels.dtype == np.int64
         counts += confusion(truth, labels, len(CLASSES), IGNORED)
@@ -156,9 +152,9 @@ def test_progress_is_told_after_each_group(seed: int) -> None:
         Stub(),
         made_up(seed, 11, broken=[0, 10]),
         group_size=4,
-        tell=lambda pictures, counts: told.append((pictures, int(counts.sum()))),
+        tell=lambda images, counts: told.append((images, int(counts.sum()))),
     )
-    assert [pictures for pictures, _ in told] == [4, 4, 3, 0]
+    assert [images for images, _ in told] == [4, 4, 3, 0]
     sums = [pixels for _, pixels in told]
     assert sums == sorted(sums)
     assert sums[-1] == came.counts.sum()
@@ -182,7 +178,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same_figures(
         measure(Stub(fail_at=fail_at), dataset, journal=journal)
     rest = Stub()
     told: list[int] = []
-    came = measure(rest, dataset, journal=journal, tell=lambda pictures, _: told.append(pictures))
+    came = measure(rest, dataset, journal=journal, tell=lambda images, _: told.append(images))
     assert same(came, wanted)
     assert rest.calls == 4 - fail_at
     assert sum(told) == 30
@@ -214,7 +210,7 @@ def test_the_journal_is_written_now_and_then(
     assert written[-1] == 16
 
 
-@pytest.mark.parametrize("change", ["group size", "pictures", "order"])
+@pytest.mark.parametrize("change", ["group size", "images", "order"])
 def test_progress_of_another_set_or_grouping_is_not_used(
     seed: int, journal: Journal, change: str
 ) -> None:
@@ -222,7 +218,7 @@ def test_progress_of_another_set_or_grouping_is_not_used(
     with pytest.raises(KeyboardInterrupt):
         measure(Stub(fail_at=2), dataset, journal=journal)
     size = 5 if change == "group size" else 8
-    if change == "pictures":
+    if change == "images":
         dataset = replace(dataset, samples=dataset.samples[1:])
     if change == "order":
         dataset = replace(dataset, samples=dataset.samples[::-1])
@@ -246,7 +242,7 @@ def share(
         journal=None if folder is None else Journal(folder, {"row": "naclip"}),
         world=world,
         watch=[lambda sample, *_: seen.append(sample.name)],
-        tell=lambda pictures, _: told.append(pictures),
+        tell=lambda images, _: told.append(images),
     )
     return tally, seen, sum(told), stub.calls
 
@@ -299,8 +295,8 @@ def unlike(world: World, dataset: Dataset) -> Tally:
     return measure(Stub(), dataset, world=world)
 
 
-def test_processes_that_see_other_pictures_are_refused(tmp_path: Path, seed: int) -> None:
-    """A copy of the set on a second machine that lacks a picture would shift the groups."""
+def test_processes_that_see_other_images_are_refused(tmp_path: Path, seed: int) -> None:
+    """A copy of the set on a second machine that lacks an image would shift the groups."""
     outcomes = together(tmp_path, unlike, made_up(seed, 9))
     for outcome in outcomes:
         assert outcome is not None

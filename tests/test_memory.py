@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from resclip import memory
-from resclip.cli_errors import describe
-from resclip.memory import (
+from resclip.errors import describe, is_out_of_memory
+from resclip.inference import memory
+from resclip.inference.memory import (
     cap_memory,
     cgroup_memory,
     format_bytes,
     free_memory,
     held_memory,
     host_memory,
-    is_out_of_memory,
     parse_memory,
     release,
 )

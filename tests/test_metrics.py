@@ -6,42 +6,42 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 
-from resclip.evaluation.datasets.samples import IGNORED
+from resclip.evaluation.datasets.base import IGNORED
 from resclip.evaluation.metrics import confusion, scores_of
 
 CLASSES = 5
 LABELS = list(range(CLASSES))
-Pictures = list[tuple[np.ndarray, np.ndarray]]
+Images = list[tuple[np.ndarray, np.ndarray]]
 
 
-def drawn(seed: int, sizes: list[tuple[int, int]], used: int, ignored: float) -> Pictures:
+def drawn(seed: int, sizes: list[tuple[int, int]], used: int, ignored: float) -> Images:
     """Truth as masks are read, and labels as segmenters answer, right at about half of the pixels."""
     generator = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for size in sizes:
         truth = generator.integers(used, size=size).astype(np.uint8)
         guesses = generator.integers(used, size=size)
         labels = np.where(generator.random(size) < 0.5, truth, guesses).astype(np.int64)
         truth[generator.random(size) < ignored] = IGNORED
-        pictures.append((truth, labels))
-    return pictures
+        images.append((truth, labels))
+    return images
 
 
-def counted(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
+def counted(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Truth and labels of all pixels that count, in one row."""
-    truth = np.concatenate([truth.ravel() for truth, _ in pictures])
-    labels = np.concatenate([labels.ravel() for _, labels in pictures])
+    truth = np.concatenate([truth.ravel() for truth, _ in images])
+    labels = np.concatenate([labels.ravel() for _, labels in images])
     return truth[truth != IGNORED], labels[truth != IGNORED]
 
 
 SETS = pytest.mark.parametrize(
     ("sizes", "used", "ignored"),
     [
-        ([(7, 9)], CLASSES, 0.0),  # one oblong picture, every class, every pixel
+        ([(7, 9)], CLASSES, 0.0),  # one oblong image, every class, every pixel
         ([(40, 40), (11, 30), (1, 1)], CLASSES, 0.3),  # areas are summed, whatever the sizes
         ([(6, 5), (5, 6)], 3, 0.1),  # two classes neither there nor predicted
-        ([(0, 4), (20, 20)], CLASSES, 0.2),  # a picture without pixels counts nothing
-        ([(3, 3), (20, 20)], CLASSES, 0.95),  # a picture, or nearly, of which nothing counts
+        ([(0, 4), (20, 20)], CLASSES, 0.2),  # an image without pixels counts nothing
+        ([(3, 3), (20, 20)], CLASSES, 0.95),  # an image, or nearly, of which nothing counts
     ],
 )
 
@@ -50,18 +50,18 @@ SETS = pytest.mark.parametrize(
 def test_counts_are_scikit_learns(
     seed: int, sizes: list[tuple[int, int]], used: int, ignored: float
 ) -> None:
-    pictures = drawn(seed, sizes, used, ignored)
-    counts = sum(confusion(truth, labels, CLASSES, IGNORED) for truth, labels in pictures)
+    images = drawn(seed, sizes, used, ignored)
+    counts = sum(confusion(truth, labels, CLASSES, IGNORED) for truth, labels in images)
     assert counts.dtype == np.int64
-    assert np.array_equal(counts, confusion_matrix(*counted(pictures), labels=LABELS))
+    assert np.array_equal(counts, confusion_matrix(*counted(images), labels=LABELS))
 
 
 @SETS
 def test_figures_are_scikit_learns(
     seed: int, sizes: list[tuple[int, int]], used: int, ignored: float
 ) -> None:
-    pictures = drawn(seed, sizes, used, ignored)
-    truth, labels = counted(pictures)
+    images = drawn(seed, sizes, used, ignored)
+    truth, labels = counted(images)
     scores = scores_of(confusion(truth, labels, CLASSES))
     options = {"labels": LABELS, "average": None, "zero_division": np.nan}
     iou, accuracy = jaccard_of(truth, labels), recall_score(truth, labels, **options)
@@ -89,13 +89,13 @@ def as_floats(values: tuple[float | None, ...]) -> list[float]:
 def test_areas_are_those_of_sets_of_pixels(
     seed: int, sizes: list[tuple[int, int]], used: int, ignored: float
 ) -> None:
-    """Without a count: the pixels of both, of either, and of the truth, summed over the pictures, then divided."""
-    pictures = drawn(seed, sizes, used, ignored)
-    counts = sum(confusion(truth, labels, CLASSES, IGNORED) for truth, labels in pictures)
+    """Without a count: the pixels of both, of either, and of the truth, summed over the images, then divided."""
+    images = drawn(seed, sizes, used, ignored)
+    counts = sum(confusion(truth, labels, CLASSES, IGNORED) for truth, labels in images)
     scores = scores_of(counts)
     for label in LABELS:
         both = either = alone = 0
-        for truth, labels in pictures:
+        for truth, labels in images:
             pixels = {place for place in np.ndindex(truth.shape) if truth[place] != IGNORED}
             there = {place for place in pixels if truth[place] == label}
             said = {place for place in pixels if labels[place] == label}
@@ -134,8 +134,8 @@ def test_a_class_that_is_only_predicted_counts_as_nought_in_the_iou_alone() -> N
     assert scores.frequency_weighted_iou == 75.0  # Its weight is nought.
 
 
-def test_a_set_is_not_the_mean_of_its_pictures() -> None:
-    """A large right picture and a small wrong one: 8 of 10 pixels in all, 50 % in the mean."""
+def test_a_set_is_not_the_mean_of_its_images() -> None:
+    """A large right image and a small wrong one: 8 of 10 pixels in all, 50 % in the mean."""
     large = confusion(np.zeros(8, int), np.zeros(8, int), 2)
     small = confusion(np.zeros(2, int), np.ones(2, int), 2)
     assert scores_of(large + small).iou[0] == 80.0
@@ -150,7 +150,7 @@ def test_nothing_seen_has_no_figures() -> None:
 
 
 def test_counts_of_large_sets_do_not_overflow() -> None:
-    """5,000 pictures of 2048 × 1024 are 10^10 pixels, beyond 32 bits."""
+    """5,000 images of 2048 × 1024 are 10^10 pixels, beyond 32 bits."""
     scores = scores_of(np.array([[3 * 10**10, 10**10], [0, 10**10]]))
     assert scores.iou == (75.0, 50.0)
     assert scores.pixel_accuracy == 80.0

@@ -11,10 +11,10 @@ from torch import Tensor, fx
 from torch._dynamo.backends.registry import lookup_backend
 
 from resclip_kernels import residual_attention, semantic_feedback
-from resclip_kernels._launch import watch
-from resclip_kernels.residual_attention import dispatch as attention_dispatch
-from resclip_kernels.residual_attention.terms import Terms
-from resclip_kernels.semantic_feedback import dispatch as feedback_dispatch
+from resclip_kernels.launch import watch
+from resclip_kernels.ops.residual_attention import dispatch as attention_dispatch
+from resclip_kernels.ops.residual_attention.terms import Terms
+from resclip_kernels.ops.semantic_feedback import dispatch as feedback_dispatch
 from resclip_kernels.testing import AttentionInputs, attention_inputs, kernel_device, label_map
 
 pytest.importorskip("triton", reason="the kernels need triton")
@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("implementation", ("torch", "triton"))
 
 def opcheck(op: str, *arguments: Any) -> None:
     """Schema, fake results, autograd and tracing, with sizes fixed and with sizes as symbols."""
-    operator = importlib.import_module(f"resclip_kernels.{op}.dispatch").operator
+    operator = importlib.import_module(f"resclip_kernels.ops.{op}.dispatch").operator
     torch.library.opcheck(operator, arguments)
 
 

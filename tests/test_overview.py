@@ -1,4 +1,4 @@
-"""Mixed mode: a window's final block with a coarse pass over the whole picture, its values and what must hold."""
+"""Mixed mode: a window's final block with a coarse pass over the whole image, its values and what must hold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.knobs import parse_knobs
-from resclip.methods import BASES, Overview
-from resclip.overview import Coarse, attend_coarse
+from resclip.encoder.final_block import Coarse, attend_coarse
+from resclip.methods.catalogue import BASES, Overview
+from resclip.methods.options_text import parse_options
 from resclip_kernels import attention_maps
 from resclip_kernels.testing import check_budget, kernel_device
 
@@ -33,7 +33,7 @@ def encoder(weight: float | None, base: str = "naclip", **changes: Any) -> Dense
     return DenseEncoder(small_tower(), base=base, overview=overview, **changes)
 
 
-def pictures(count: int, *size: int) -> Tensor:
+def images(count: int, *size: int) -> Tensor:
     return torch.randn(count, 3, *size)
 
 
@@ -107,10 +107,10 @@ def test_a_weight_of_0_is_the_plain_method_bit_for_bit(
     base: str, implementation: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    pixels, whole, queries = pictures(2, 64, 96), pictures(2, 48, 48), text(QUERIES, 32)
-    knobs = {"rcs": RCS(), "sfr": SFR(refine_iterations=1), "implementation": implementation}
-    plain = encoder(None, base, **knobs)(pixels, queries)
-    mixed = encoder(0.0, base, **knobs)
+    pixels, whole, queries = images(2, 64, 96), images(2, 48, 48), text(QUERIES, 32)
+    options = {"rcs": RCS(), "sfr": SFR(refine_iterations=1), "implementation": implementation}
+    plain = encoder(None, base, **options)(pixels, queries)
+    mixed = encoder(0.0, base, **options)
     got = mixed(pixels, queries, mixed.coarse(whole))
     assert torch.equal(got.patches, plain.patches)
     assert torch.equal(got.feedback_labels, plain.feedback_labels)
@@ -119,7 +119,7 @@ def test_a_weight_of_0_is_the_plain_method_bit_for_bit(
 @pytest.mark.parametrize("base", SCORED)
 def test_its_own_tokens_at_weight_1_are_the_base_without_prior(base: str, seed: int) -> None:
     torch.manual_seed(seed)
-    pixels = pictures(2, 64, 96)
+    pixels = images(2, 64, 96)
     mixed = encoder(1.0, base, rcs=RCS())
     got = mixed(pixels, coarse=mixed.coarse(pixels)).patches
     plain = DenseEncoder(
@@ -138,11 +138,11 @@ def test_its_own_tokens_change_nothing_at_any_weight_without_prior(
 ) -> None:
     """The rows keep their mass whatever the number of scores, with RCS's temperature on top."""
     torch.manual_seed(seed)
-    pixels = pictures(1, 64, 96)
-    knobs = {"correlation": correlation, "rcs": RCS(weight=0.3, temperature=1.7)}
-    mixed = encoder(0.37, "clip", **knobs)
+    pixels = images(1, 64, 96)
+    options = {"correlation": correlation, "rcs": RCS(weight=0.3, temperature=1.7)}
+    mixed = encoder(0.37, "clip", **options)
     got = mixed(pixels, coarse=mixed.coarse(pixels)).patches
-    plain = encoder(None, "clip", **knobs)(pixels).patches
+    plain = encoder(None, "clip", **options)(pixels).patches
     torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -151,19 +151,19 @@ def test_the_whole_equation_within_rcs(base: str, seed: int) -> None:
     torch.manual_seed(seed)
     rcs = RCS(weight=0.3, temperature=1.7)
     dense = encoder(0.37, base, rcs=rcs).double()
-    pixels, whole = pictures(2, 64, 96).double(), pictures(2, 48, 32).double()
+    pixels, whole = images(2, 64, 96).double(), images(2, 48, 32).double()
     coarse = dense.coarse(whole)
     got = dense(pixels, coarse=coarse).patches
 
     window, tower = dense.run_blocks(pixels), dense.tower
     rows = torch.arange(window.value.shape[2])
-    knobs = {
+    options = {
         "grid": window.grid,
         "correlation": dense.correlation.scores,
         "neighbourhood_std": dense.neighbourhood_std,
         "cross_layers": window.cross_layers,
     }
-    maps = attention_maps(window.query, window.key, rows, **knobs)
+    maps = attention_maps(window.query, window.key, rows, **options)
     operands = [window.key] if base == "naclip" else [window.query, window.key]
     gathered = by_hand(operands, coarse, 1.0)
     attended = (1 - 0.37) * (maps.base @ window.value) + 0.37 * gathered
@@ -178,11 +178,11 @@ def test_the_whole_equation_within_rcs(base: str, seed: int) -> None:
 @pytest.mark.parametrize("correlation", CORRELATIONS)
 def test_every_correlation_agrees_with_the_reference(correlation: str, seed: int) -> None:
     torch.manual_seed(seed)
-    pixels, whole, queries = pictures(2, 64, 96), pictures(2, 32, 48), text(QUERIES, 32)
+    pixels, whole, queries = images(2, 64, 96), images(2, 32, 48), text(QUERIES, 32)
     results = []
     for implementation in ("torch", "reference"):
-        knobs = {"correlation": correlation, "rcs": RCS(), "sfr": SFR(refine_iterations=1)}
-        dense = encoder(0.4, "naclip", implementation=implementation, **knobs)
+        options = {"correlation": correlation, "rcs": RCS(), "sfr": SFR(refine_iterations=1)}
+        dense = encoder(0.4, "naclip", implementation=implementation, **options)
         results.append(dense(pixels, queries, dense.coarse(whole)))
     first, second = results
     assert torch.equal(first.feedback_labels, second.feedback_labels)
@@ -192,7 +192,7 @@ def test_every_correlation_agrees_with_the_reference(correlation: str, seed: int
 def test_the_kernels_take_it(seed: int) -> None:
     torch.manual_seed(seed)
     device = kernel_device()
-    pixels, whole = pictures(2, 32, 48).to(device), pictures(2, 32, 32).to(device)
+    pixels, whole = images(2, 32, 48).to(device), images(2, 32, 32).to(device)
     first, second = (
         dense(pixels, coarse=dense.coarse(whole)).patches
         for dense in (
@@ -202,19 +202,19 @@ def test_the_kernels_take_it(seed: int) -> None:
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
 
 
-def test_another_picture_around_the_window_changes_its_features(seed: int) -> None:
+def test_another_image_around_the_window_changes_its_features(seed: int) -> None:
     torch.manual_seed(seed)
-    dense, pixels = encoder(0.2), pictures(1, 64, 64)
-    one, other = (dense(pixels, coarse=dense.coarse(pictures(1, 48, 48))) for _ in range(2))
+    dense, pixels = encoder(0.2), images(1, 64, 64)
+    one, other = (dense(pixels, coarse=dense.coarse(images(1, 48, 48))) for _ in range(2))
     assert not torch.allclose(one.patches, other.patches, rtol=1e-3)
 
 
-def test_windows_of_several_pictures_in_one_batch_give_what_each_gives_alone(seed: int) -> None:
+def test_windows_of_several_images_in_one_batch_give_what_each_gives_alone(seed: int) -> None:
     torch.manual_seed(seed)
     dense = encoder(0.4, rcs=RCS(), sfr=SFR(refine_iterations=1))
-    windows, queries = pictures(4, 64, 64), text(QUERIES, 32)
+    windows, queries = images(4, 64, 64), text(QUERIES, 32)
     # Two grids of as many patches: their coarse passes fit into one batch.
-    coarse = Coarse.stack([dense.coarse(pictures(1, *size)) for size in ((32, 96), (48, 64))])
+    coarse = Coarse.stack([dense.coarse(images(1, *size)) for size in ((32, 96), (48, 64))])
     owners = [0, 1, 1, 0]
     together = dense(windows, queries, coarse[owners])
     for number, owner in enumerate(owners):
@@ -225,13 +225,13 @@ def test_windows_of_several_pictures_in_one_batch_give_what_each_gives_alone(see
     torch.testing.assert_close(permuted.patches.flip(0), together.patches, rtol=1e-4, atol=1e-5)
 
 
-def test_the_coarse_pass_of_a_batch_is_that_of_each_picture(seed: int) -> None:
+def test_the_coarse_pass_of_a_batch_is_that_of_each_image(seed: int) -> None:
     torch.manual_seed(seed)
-    dense, whole = encoder(0.4, "sclip"), pictures(3, 48, 64)
+    dense, whole = encoder(0.4, "sclip"), images(3, 48, 64)
     together = dense.coarse(whole)
     assert len(together) == 3
-    for picture, one in zip(whole, together, strict=True):
-        alone = dense.coarse(picture[None])
+    for image, one in zip(whole, together, strict=True):
+        alone = dense.coarse(image[None])
         assert alone.key == one.key == 1 + 3 * 4
         for got, expected in zip((*one.keys, one.value), (*alone.keys, alone.value), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
@@ -257,20 +257,20 @@ def test_the_coarse_tokens_are_gathered_once_for_all_passes(monkeypatch, seed: i
     torch.manual_seed(seed)
     calls = []
 
-    def spy(*arguments: Any, **knobs: Any) -> Tensor:
+    def spy(*arguments: Any, **options: Any) -> Tensor:
         calls.append(len(calls))
-        return attend_coarse(*arguments, **knobs)
+        return attend_coarse(*arguments, **options)
 
-    monkeypatch.setattr("resclip.final_block.attend_coarse", spy)
+    monkeypatch.setattr("resclip.encoder.final_block.attend_coarse", spy)
     dense = encoder(0.4, sfr=SFR(refine_iterations=1, rounds=2))
-    coarse = dense.coarse(pictures(1, 48, 48))
-    dense(pictures(1, 64, 64), text(QUERIES, 32), coarse)
+    coarse = dense.coarse(images(1, 48, 48))
+    dense(images(1, 64, 64), text(QUERIES, 32), coarse)
     assert calls == [0]
 
 
 def test_a_compiled_encoder_is_one_graph() -> None:
     dense = encoder(0.4, rcs=RCS())
-    pixels, coarse = pictures(1, 64, 64), dense.coarse(pictures(1, 48, 48))
+    pixels, coarse = images(1, 64, 64), dense.coarse(images(1, 48, 48))
     torch._dynamo.reset()
     compiled = torch.compile(dense, fullgraph=True, backend="aot_eager", dynamic=False)
     got = compiled(pixels, None, coarse).patches
@@ -278,12 +278,12 @@ def test_a_compiled_encoder_is_one_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "knobs", "expected"),
+    ("image", "options", "expected"),
     [
         pytest.param((1024, 1024), {}, (224, 224), id="square"),
         pytest.param((1024, 2048), {}, (160, 320), id="ratio-kept"),
         pytest.param((1024, 1024), {"side": 448}, (448, 448), id="its-own-side"),
-        pytest.param((100, 60), {}, (96, 64), id="small-pictures-stay"),
+        pytest.param((100, 60), {}, (96, 64), id="small-images-stay"),
         pytest.param((5, 5), {}, (16, 16), id="at-least-a-patch"),
         pytest.param((2, 40_000), {}, (16, 196 * 16), id="a-thread-takes-no-more-patches"),
         pytest.param((40_000, 2), {}, (196 * 16, 16), id="upright-too"),
@@ -291,9 +291,9 @@ def test_a_compiled_encoder_is_one_graph() -> None:
     ],
 )
 def test_the_size_of_the_coarse_pass(
-    picture: tuple[int, int], knobs: dict[str, int], expected: tuple[int, int]
+    image: tuple[int, int], options: dict[str, int], expected: tuple[int, int]
 ) -> None:
-    assert Overview(**knobs).size(*picture, window=224, patch_size=(16, 16)) == expected
+    assert Overview(**options).size(*image, window=224, patch_size=(16, 16)) == expected
 
 
 def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
@@ -311,7 +311,11 @@ def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
     [
         (lambda: Overview(1.2), ValueError, "overview weight must lie between 0 and 1; got 1.2"),
         (lambda: Overview(side=-1), ValueError, "overview side must be at least 0; got -1"),
-        (lambda: parse_knobs(Overview, "side=9.5"), TypeError, "side must be an integer; got 9.5"),
+        (
+            lambda: parse_options(Overview, "side=9.5"),
+            TypeError,
+            "side must be an integer; got 9.5",
+        ),
         (lambda: Overview().size(9, 9, 0, (16, 16)), ValueError, "give the overview a side"),
         (lambda: encoder(0.2, "maskclip"), ValueError, "'identity' of base 'maskclip' compares no"),
         (lambda: encoder(0.2, correlation="none"), ValueError, "'none' of base 'naclip' compares"),
@@ -320,20 +324,20 @@ def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
             ValueError,
             "'proxyclip' attends by another model's features",
         ),
-        (lambda: encoder(None).coarse(pictures(1, 64, 64)), ValueError, "no overview to make a"),
-        (lambda: encoder(0.2).coarse(pictures(1, 9, 64)), ValueError, "smaller than one patch"),
-        (lambda: encoder(0.2)(pictures(1, 64, 64)), ValueError, "needs the coarse pass of each"),
+        (lambda: encoder(None).coarse(images(1, 64, 64)), ValueError, "no overview to make a"),
+        (lambda: encoder(0.2).coarse(images(1, 9, 64)), ValueError, "smaller than one patch"),
+        (lambda: encoder(0.2)(images(1, 64, 64)), ValueError, "needs the coarse pass of each"),
         (
-            lambda: encoder(None)(pictures(1, 64, 64), None, coarse_tokens(1, 5, 1, torch.float32)),
+            lambda: encoder(None)(images(1, 64, 64), None, coarse_tokens(1, 5, 1, torch.float32)),
             ValueError,
             "has no overview, so it cannot use a coarse pass",
         ),
         (
-            lambda: encoder(0.2)(pictures(3, 64, 64), None, coarse_tokens(2, 5, 1, torch.float32)),
+            lambda: encoder(0.2)(images(3, 64, 64), None, coarse_tokens(2, 5, 1, torch.float32)),
             ValueError,
             "each of 3 windows; got 2",
         ),
-        (lambda: encoder(0.2).attention(pictures(1, 64, 64)), ValueError, "overview=None"),
+        (lambda: encoder(0.2).attention(images(1, 64, 64)), ValueError, "overview=None"),
     ],
 )
 def test_what_does_not_fit_says_what_would(make, error: type[Exception], message: str) -> None:
@@ -341,5 +345,5 @@ def test_what_does_not_fit_says_what_would(make, error: type[Exception], message
         make()
 
 
-def test_knobs_come_from_text() -> None:
-    assert parse_knobs(Overview, "weight=0.4, side=336") == Overview(0.4, 336)
+def test_options_come_from_text() -> None:
+    assert parse_options(Overview, "weight=0.4, side=336") == Overview(0.4, 336)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import email
+import importlib
 import os
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ def python(*arguments: str, path: Path = ROOT, cwd: Path | None = None) -> str:
     ).stdout
 
 
-def test_the_kernels_import_nothing_of_resclip_and_no_model_or_picture_library() -> None:
+def test_the_kernels_import_nothing_of_resclip_and_no_model_or_image_library() -> None:
     code = (
         "import importlib, pkgutil, sys, resclip_kernels\n"
         "for module in pkgutil.walk_packages(resclip_kernels.__path__, 'resclip_kernels.'):\n"
@@ -41,28 +41,6 @@ def test_the_kernels_import_nothing_of_resclip_and_no_model_or_picture_library()
         "print([name for name in ('resclip', 'open_clip', 'PIL') if name in sys.modules])"
     )
     assert python("-c", code) == "[]\n"
-
-
-def test_no_line_of_the_kernels_names_resclip_in_an_import() -> None:
-    """Also where the import waits inside a function."""
-    for source in sorted((ROOT / "resclip_kernels").rglob("*.py")):
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            assert not [name for name in names if name.split(".")[0] == "resclip"], source
-
-
-def test_references_are_imported_by_no_other_implementation() -> None:
-    for source in sorted((ROOT / "resclip_kernels").rglob("*.py")):
-        if source.name in ("portable.py", "triton.py"):
-            text = source.read_text(encoding="utf-8")
-            for other in {"reference", "portable", "triton"} - {source.stem}:
-                package = f"resclip_kernels.{source.parent.name}"
-                assert f"from {package}.{other} import" not in text, source
-                assert f"from .{other} import" not in text, source
 
 
 def test_importing_resclip_loads_nothing_until_a_name_is_asked_for() -> None:
@@ -74,10 +52,15 @@ def test_importing_resclip_loads_nothing_until_a_name_is_asked_for() -> None:
     assert python("-c", code) == "[]\nFalse True\n"
 
 
-def test_every_public_name_is_there() -> None:
-    for name in resclip.__all__:
-        assert getattr(resclip, name) is not None
+def test_every_public_name_resolves_from_its_own_module() -> None:
+    """Lazily: what a name brings is loaded when it is first used, whichever is first."""
+    assert {*resclip.HOMES, "__version__"} == set(resclip.__all__)
+    for name, module in resclip.HOMES.items():
+        found = getattr(resclip, name)
+        assert found is getattr(importlib.import_module(module), name)
+        assert found.__module__ == module
         assert name in dir(resclip)
+        assert name not in vars(resclip)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = resclip.no_such_name
 
@@ -104,13 +87,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_both_packages_but_for_the_training_and_nothing_else(wheel: Path) -> None:
     wanted = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
+    training = {name for name in wanted if name.startswith("resclip/builtin/training/")}
+    assert training
+    wanted -= training
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in held if ".dist-info/" not in name} == wanted
 
@@ -125,7 +111,7 @@ def test_the_wheel_s_description(wheel: Path) -> None:
     needed = [line for line in fields.get_all("Requires-Dist") or [] if "extra ==" not in line]
     assert any(line.startswith("torch") for line in needed)
     assert any(line.startswith("triton") and "Linux" in line for line in needed)
-    assert b"resclip = resclip.cli:main" in archive.read(f"{folder}/entry_points.txt")
+    assert b"resclip = resclip.cli.main:main" in archive.read(f"{folder}/entry_points.txt")
     assert any(name.endswith("LICENSE") for name in archive.namelist())
 
 
@@ -139,6 +125,14 @@ def test_the_wheel_alone_segments(wheel: Path, tmp_path: Path) -> None:
     elsewhere.mkdir()
     for line in python("-c", code, path=site, cwd=elsewhere).splitlines():
         assert line.startswith(str(site))
+    # Nothing that is installed needs what is not: every module can be imported.
+    code = (
+        "import importlib, pkgutil, resclip\n"
+        "for module in pkgutil.walk_packages(resclip.__path__, 'resclip.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)"
+    )
+    python("-c", code, path=site, cwd=elsewhere)
     out = python("-m", "resclip", "demo", "--out", "demo", path=site, cwd=elsewhere)
     assert "sky" in out
     assert (elsewhere / "demo" / "demo.png").is_file()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resclip_kernels import pamr
-from resclip_kernels.pamr import portable, reference
+from resclip_kernels.ops.pamr import portable, reference
 from resclip_kernels.testing import check_budget
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from resclip_kernels import pamr
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.pamr import dispatch, portable, tiles
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.pamr import dispatch, portable, tiles
 from resclip_kernels.testing import check_budget, kernel_device, nan_padded
 
-triton = pytest.importorskip("resclip_kernels.pamr.triton", reason="needs triton")
+triton = pytest.importorskip("resclip_kernels.ops.pamr.triton", reason="needs triton")
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

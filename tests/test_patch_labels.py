@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resclip_kernels import _streaming, patch_labels
-from resclip_kernels.patch_labels import portable, reference
+from resclip_kernels import online_softmax as _streaming
+from resclip_kernels import patch_labels
+from resclip_kernels.ops.patch_labels import portable, reference
 
 
 def inputs(seed: int, queries: int = 9, height: int = 35, width: int = 50, batch: int = 2):

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from resclip_kernels import pamr, patch_labels
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.patch_labels import dispatch, reference
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.patch_labels import dispatch, reference
 from resclip_kernels.testing import kernel_device, nan_padded
 
 triton = pytest.importorskip("triton")
-kernels = pytest.importorskip("resclip_kernels.patch_labels.triton")
+kernels = pytest.importorskip("resclip_kernels.ops.patch_labels.triton")
 
 DEVICE = kernel_device()
 

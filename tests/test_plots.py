@@ -20,7 +20,7 @@ from report_support import evaluation, row
 from resclip.evaluation import plots
 from resclip.evaluation.metrics import Scores
 from resclip.evaluation.plots import FORMATS, check_matplotlib, plot_classes
-from resclip.evaluation.record import Cost, Evaluation, Row
+from resclip.evaluation.report import Cost, Evaluation, Row
 
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
 TWO = evaluation("voc21", {"naclip": row(50.0), "naclip+rcs": row(52.0)})
@@ -65,7 +65,7 @@ def test_the_ending_decides_the_format(ending: str, tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_picture_shows_a_bar_a_row_in_its_colour(tmp_path: Path) -> None:
+def test_the_image_shows_a_bar_a_row_in_its_colour(tmp_path: Path) -> None:
     path = tmp_path / "plot.png"
     plot_classes(TWO, path)
     pixels = np.asarray(Image.open(path).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Data sets × methods: the rows, the file that a run goes on from, and what makes figures comparable."""
+"""Datasets × methods: the rows, the file that a run goes on from, and what makes figures comparable."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from measure_support import spy_on_measure
 from numpy.typing import NDArray
 
 from resclip import Segmenter, load
-from resclip.builtin.dataset import scene_dataset
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import protocol as module
+from resclip.evaluation import runner as module
 from resclip.evaluation.datasets import IGNORED, Dataset, DatasetError, Sample
+from resclip.evaluation.datasets.builtin import scene_dataset
 from resclip.evaluation.metrics import confusion, scores_of
-from resclip.evaluation.protocol import Candidate, Watch, evaluate, parts_of, row_names
-from resclip.evaluation.record import Report
-from resclip.methods import BASES, METHODS
+from resclip.evaluation.report import Report
+from resclip.evaluation.runner import Candidate, Watch, evaluate, parts_of, row_names
+from resclip.methods.catalogue import BASES, METHODS
 
 TWO = scene_dataset(count=2, size=48)  # two small scenes: rows and files, no quality
 
@@ -75,15 +75,13 @@ def test_rows_are_named_by_base_and_modules() -> None:
         row_names([])
 
 
-def test_figures_are_those_of_the_pictures_one_by_one() -> None:
-    """Eleven pictures: a group of eight and a rest of three."""
+def test_figures_are_those_of_the_images_one_by_one() -> None:
+    """Eleven images: a group of eight and a rest of three."""
     dataset = scene_dataset(count=11, size=48)
     report = evaluate(candidates("naclip"), [dataset], workers=0)
     alone = segmenter(dataset, "naclip")
     counts = sum(
-        confusion(
-            sample.truth.read(), alone.segment(sample.picture.read()).labels, len(CLASS_NAMES)
-        )
+        confusion(sample.truth.read(), alone.segment(sample.image.read()).labels, len(CLASS_NAMES))
         for sample in dataset.samples
     )
     found, wanted = report.sets["builtin"].rows["naclip"].scores, scores_of(np.asarray(counts))
@@ -108,9 +106,9 @@ def test_the_methods_come_in_the_papers_order() -> None:
 
 
 def test_nothing_to_measure_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one method and one data set"):
+    with pytest.raises(ValueError, match="at least one method and one dataset"):
         evaluate([], [TWO])
-    with pytest.raises(ValueError, match="at least one method and one data set"):
+    with pytest.raises(ValueError, match="at least one method and one dataset"):
         evaluate(candidates("clip"), [])
 
 
@@ -143,11 +141,11 @@ def test_the_file_says_what_was_measured_and_how(tmp_path: Path) -> None:
     known = [value for value in row["scores"]["iou"] if value is not None]
     assert 0 < len(known) < len(CLASS_NAMES) == len(row["scores"]["iou"])
     assert row["scores"]["miou"] == pytest.approx(sum(known) / len(known))
-    assert (row["pictures"], row["problems"]) == (2, [])
+    assert (row["images"], row["problems"]) == (2, [])
     assert row["cost"]["seconds"] > 0
-    assert row["knobs"]["rcs"]["weight"] == 0.4
-    assert row["knobs"]["sfr"] is None
-    assert (row["knobs"]["window"], row["knobs"]["stride"]) == (112, 56)
+    assert row["options"]["rcs"]["weight"] == 0.4
+    assert row["options"]["sfr"] is None
+    assert (row["options"]["window"], row["options"]["stride"]) == (112, 56)
     assert Report.read(path) == came
     assert not parts_of(path).exists()
 
@@ -181,19 +179,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 def test_a_row_goes_on_within_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seventeen pictures are three groups; the second run finds the first two done."""
+    """Seventeen images are three groups; the second run finds the first two done."""
     path = tmp_path / "report.json"
     dataset = scene_dataset(count=17, size=16)
     seen: list[int] = []
-    original = Segmenter.classify
+    original = Segmenter.predict_many
 
-    def classify(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
+    def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
         seen.append(len(pixels))
         if len(seen) == 3:
             raise KeyboardInterrupt
         return original(self, pixels, sizes)
 
-    monkeypatch.setattr(Segmenter, "classify", classify)
+    monkeypatch.setattr(Segmenter, "predict_many", predict_many)
     run = partial(evaluate, candidates("clip"), [dataset], workers=0)
     with pytest.raises(KeyboardInterrupt):
         run(path=path)
@@ -228,22 +226,22 @@ def test_sets_are_columns_of_one_file(tmp_path: Path, measured: list[str]) -> No
     assert list(Report.read(path).sets) == ["second", "builtin"]
 
 
-def test_a_row_with_other_knobs_is_measured_again(tmp_path: Path, measured: list[str]) -> None:
+def test_a_row_with_other_options_is_measured_again(tmp_path: Path, measured: list[str]) -> None:
     path = tmp_path / "report.json"
     wanted = small("naclip", path=path)
     stored = json.loads(path.read_text())
-    stored["sets"]["builtin"]["rows"]["naclip"]["knobs"]["neighbourhood_std"] = 1.0
+    stored["sets"]["builtin"]["rows"]["naclip"]["options"]["neighbourhood_std"] = 1.0
     path.write_text(json.dumps(stored))
     assert ious(small("naclip", path=path)) == ious(wanted)
     assert measured == ["naclip", "naclip"]
     rows = Report.read(path).sets["builtin"].rows
-    assert rows["naclip"].knobs == wanted.sets["builtin"].rows["naclip"].knobs
+    assert rows["naclip"].options == wanted.sets["builtin"].rows["naclip"].options
 
 
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (scene_dataset(count=3, size=48), "pictures: 2 there, 3 here"),
+        (scene_dataset(count=3, size=48), "images: 2 there, 3 here"),
         (scene_dataset("validation", 2, 48), "split: None there, validation here"),
         (replace(scene_dataset("validation", 2, 48), split=None), "names: .* there, .* here"),
         (replace(TWO, entries=("sky, air", *CLASS_NAMES[1:])), "entries: .* there, .* here"),
@@ -276,14 +274,14 @@ def test_a_file_of_something_else_is_replaced_where_that_is_asked_for(
 # Those who look on
 
 
-def test_watchers_see_every_picture_though_the_file_has_the_row(tmp_path: Path) -> None:
+def test_watchers_see_every_image_though_the_file_has_the_row(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     seen: list[str] = []
 
     def look(
-        sample: Sample, picture: NDArray[Any], truth: NDArray[Any], labels: NDArray[Any]
+        sample: Sample, image: NDArray[Any], truth: NDArray[Any], labels: NDArray[Any]
     ) -> None:
-        assert picture.shape[:2] == truth.shape == labels.shape
+        assert image.shape[:2] == truth.shape == labels.shape
         seen.append(sample.name)
 
     small("clip", path=path)
@@ -300,7 +298,7 @@ def test_the_scenes_are_a_data_set() -> None:
     assert (dataset.name, len(dataset), dataset.classes) == ("builtin", 3, CLASS_NAMES)
     assert [sample.name for sample in dataset.samples][-1] == "held-out-0002"
     for sample in dataset.samples:
-        assert sample.picture.read().shape == (40, 40, 3)
+        assert sample.image.read().shape == (40, 40, 3)
         truth = sample.truth.read()
         assert truth.shape == (40, 40)
         assert truth.max() < len(CLASS_NAMES) < IGNORED

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from golden import arrays, tower
 
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.proxy_attention import dispatch, portable, proxy_attention, reference
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.proxy_attention import dispatch, portable, proxy_attention, reference
 from resclip_kernels.testing import check_budget, kernel_device, nan_padded
 
 DEVICE = kernel_device()

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from resclip_kernels import SemanticFeedback, semantic_feedback
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.proxy_attention import (
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.proxy_attention import (
     dispatch,
     portable,
     proxy_attention,
     proxy_rows,
     reference,
 )
-from resclip_kernels.proxy_attention.terms import FeedbackTerm
-from resclip_kernels.semantic_feedback.pieces import single_images, take_apart
-from resclip_kernels.semantic_feedback.portable import feedback_rows
+from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
+from resclip_kernels.ops.semantic_feedback.pieces import single_images, take_apart
+from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
 from resclip_kernels.testing import check_budget, kernel_device, label_map
 
 feedback_kernels = pytest.importorskip(
-    "resclip_kernels.semantic_feedback.triton", reason="the kernels need triton"
+    "resclip_kernels.ops.semantic_feedback.triton", reason="the kernels need triton"
 )
 
 DEVICE = kernel_device()
@@ -62,10 +62,10 @@ class Inputs(NamedTuple):
     value: Tensor
     grid: tuple[int, int]
     feedback: SemanticFeedback
-    knobs: dict[str, float]
+    options: dict[str, float]
 
     def run(self, implementation: str, **changes: Any) -> Tensor:
-        arguments = {"grid": self.grid, "feedback": self.feedback, **self.knobs, **changes}
+        arguments = {"grid": self.grid, "feedback": self.feedback, **self.options, **changes}
         return proxy_attention(
             self.features, self.value, implementation=implementation, **arguments
         )
@@ -84,9 +84,9 @@ class Inputs(NamedTuple):
 
     def scores(self) -> Tensor:
         """S' in float64."""
-        knobs = dict(self.knobs)
-        weight, temperature = knobs.pop("feedback_weight"), knobs.pop("feedback_temperature")
-        score = reference.proxy_score(self.features.double(), **knobs)
+        options = dict(self.options)
+        weight, temperature = options.pop("feedback_weight"), options.pop("feedback_temperature")
+        score = reference.proxy_score(self.features.double(), **options)
         return reference.with_feedback(score, FeedbackTerm(self.feedback, weight, temperature))
 
 
@@ -101,7 +101,7 @@ def inputs(
     heads: int = 2,
     width: int = 16,
     dtype: torch.dtype = torch.float32,
-    knobs: dict[str, float] = RELEASED,
+    options: dict[str, float] = RELEASED,
     **rules: Any,
 ) -> Inputs:
     """Features with a common part, normal values and blobs of labels, drawn until no entry of S' is about to jump.
@@ -115,7 +115,7 @@ def inputs(
         value = torch.randn(batch, heads, grid[0] * grid[1], width, generator=generator)
         labels = label_map(seed + attempt, batch=batch, grid=size).to(DEVICE)
         state = semantic_feedback(labels, implementation="torch", **rules)
-        drawn = {"beta": 1.2 + attempt / 1000, "gamma": 3.0, **knobs}
+        drawn = {"beta": 1.2 + attempt / 1000, "gamma": 3.0, **options}
         given = Inputs(features.to(DEVICE), value.to(DEVICE), grid, state, drawn).to(dtype)
         margin = 4e-6 * 3.0 * drawn["feedback_temperature"]
         scores = given.with_matrix(implementation).scores()
@@ -161,11 +161,11 @@ def flat_state(labels: Tensor) -> SemanticFeedback:
         pytest.param({"connectivity": None, "batch": 1}, id="no-decay-no-bits"),
         pytest.param({"connectivity": "component", "batch": 1}, id="component"),
         pytest.param(
-            {"knobs": {"feedback_weight": 0.2, "feedback_temperature": 5.0}, "batch": 1},
+            {"options": {"feedback_weight": 0.2, "feedback_temperature": 5.0}, "batch": 1},
             id="weak-and-sharp",
         ),
         pytest.param(
-            {"knobs": {"feedback_weight": 0.95, "feedback_temperature": 8.4}, "batch": 1},
+            {"options": {"feedback_weight": 0.95, "feedback_temperature": 8.4}, "batch": 1},
             id="as-strong-as-the-kernel-takes",
         ),
     ],
@@ -187,7 +187,7 @@ def test_features_and_values_may_differ_in_dtype(seed: int, target: Target) -> N
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_weight_0_at_temperature_1_is_no_feedback(seed: int, implementation: str) -> None:
     off = {"feedback_weight": 0.0, "feedback_temperature": 1.0}
-    given = inputs(seed, knobs=off, size=(3, 4), batch=1)
+    given = inputs(seed, options=off, size=(3, 4), batch=1)
     plain = given.run(implementation, feedback=None)
     torch.testing.assert_close(given.run(implementation), plain, rtol=1e-5, atol=1e-6)
     # And a temperature alone is a sharper γ.
@@ -201,14 +201,14 @@ def test_weight_1_attends_by_the_labels_alone(seed: int, implementation: str) ->
     given = inputs(seed, size=(3, 4))
     known = given.with_matrix(implementation)
     weights = (2.5 * known.feedback.dense).softmax(dim=-1).unsqueeze(1)
-    knobs = {"feedback_weight": 1.0, "feedback_temperature": 2.5}
+    options = {"feedback_weight": 1.0, "feedback_temperature": 2.5}
     torch.testing.assert_close(
-        known.run("reference", **knobs), weights @ given.value, rtol=1e-5, atol=1e-6
+        known.run("reference", **options), weights @ given.value, rtol=1e-5, atol=1e-6
     )
-    got = given.run(implementation, **knobs)
+    got = given.run(implementation, **options)
     torch.testing.assert_close(got, weights @ given.value, rtol=1e-3, atol=1e-3)
     other = given._replace(features=torch.randn_like(given.features))
-    torch.testing.assert_close(other.run(implementation, **knobs), got, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(other.run(implementation, **options), got, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -243,7 +243,7 @@ def test_two_kinds_of_positions_and_two_labels_by_hand(implementation: str) -> N
 def test_a_position_with_nothing_left_attends_to_itself(seed: int, implementation: str) -> None:
     given = inputs(seed, size=(3, 4))
     assert torch.equal(given.run(implementation, beta=1e3), given.value)
-    # What the likeness drops, the labels bring back: λ_s·Ŝ = 0.9 against −0.1·γ·β·mean.
+    # What the similarity drops, the labels bring back: λ_s·Ŝ = 0.9 against −0.1·γ·β·mean.
     labels = torch.zeros(2, 3, 4, dtype=torch.int64)
     output = given.run(
         implementation, beta=2.0, gamma=1.0, feedback=flat_state(labels), feedback_weight=0.9
@@ -396,7 +396,7 @@ def test_rows_of_the_map(seed: int, fed_back: bool) -> None:
     given = inputs(seed)
     feedback = given.feedback if fed_back else None
     rows = torch.tensor([34, 0, 17, 17])
-    found = proxy_rows(given.features, rows, **{**given.knobs, "feedback": feedback})
+    found = proxy_rows(given.features, rows, **{**given.options, "feedback": feedback})
     assert found.shape == (2, 4, 35)
     torch.testing.assert_close(found.sum(dim=2), torch.ones_like(found[..., 0]))
     assert torch.equal(found[:, 2], found[:, 3])
@@ -417,7 +417,7 @@ LABELS = torch.zeros(2, 3, 4, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
-    ("labels", "knobs", "message"),
+    ("labels", "options", "message"),
     [
         (LABELS.mT, {}, r"2 images of \(4, 3\) patches; features hold 2 of \(3, 4\)"),
         (LABELS[:, :2, :3], {}, r"2 images of \(2, 3\) patches.*the features' grid"),
@@ -427,12 +427,14 @@ LABELS = torch.zeros(2, 3, 4, dtype=torch.int64)
         (LABELS, {"feedback_temperature": 0.0}, "feedback_temperature.*above 0"),
     ],
 )
-def test_errors_say_what_was_expected(labels: Tensor, knobs: dict[str, Any], message: str) -> None:
+def test_errors_say_what_was_expected(
+    labels: Tensor, options: dict[str, Any], message: str
+) -> None:
     state = semantic_feedback(labels, implementation="torch")
     with pytest.raises(ValueError, match=message):
-        proxy_attention(FEATURES, VALUE, grid=(2, 3), feedback=state, **knobs)
+        proxy_attention(FEATURES, VALUE, grid=(2, 3), feedback=state, **options)
     with pytest.raises(ValueError, match=message):
-        proxy_rows(FEATURES, torch.tensor([0]), feedback=state, **knobs)
+        proxy_rows(FEATURES, torch.tensor([0]), feedback=state, **options)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from resclip import Vocabulary, load
-from resclip.class_names import DATASETS, dataset_classes
 from resclip.evaluation.published import BACKBONES, METHODS, PROXY, REFINED, TABLE, published
-from resclip.methods import ProxyAttention, find_method
+from resclip.methods.catalogue import ProxyAttention, find_method
+from resclip.text.class_names import DATASETS, dataset_classes
 
 OPENAI = ("ViT-B-16", "openai")
 HUGE = ("ViT-H-14", "laion2b_s32b_b79k")
@@ -35,7 +35,7 @@ def measured(row: str, preset: str) -> Mapping[str, Any]:
         settings |= {
             "window": 336,
             "stride": 112,
-        }  # A preset for the whole picture is not its papers'.
+        }  # A preset for the whole image is not its papers'.
     return settings
 
 
@@ -148,7 +148,7 @@ def test_other_settings_have_no_figure(row: str, change: dict[str, Any]) -> None
     ("row", "change"),
     [
         ("naclip", {"window": 224, "stride": 112}),
-        ("naclip", {"stride": 7}),  # The whole picture has no stride.
+        ("naclip", {"stride": 7}),  # The whole image has no stride.
         ("naclip", {"templates": "imagenet", "device": "cuda", "precision": "float16"}),
         ("naclip", {"entries": dataset_classes("voc21"), "split": None}),
         ("naclip+rcs+sfr", {"rcs": {"layers": [6, 7, 8, 9], "weight": 0.3, "temperature": 2.0}}),
@@ -162,8 +162,8 @@ def test_what_makes_no_difference_to_the_protocol_hides_no_figure(
 
 
 def test_the_equations_of_the_paper_count_as_published() -> None:
-    knobs = measured("naclip+rcs+sfr", "paper")
-    found = published("naclip+rcs+sfr", "context59", *OPENAI, knobs)
+    options = measured("naclip+rcs+sfr", "paper")
+    found = published("naclip+rcs+sfr", "context59", *OPENAI, options)
     assert found is not None
     assert found.miou == 36.8
     # Neither the released values nor the paper's: those of another set.

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from report_support import figures
 
-from resclip.evaluation.protocol import row_names
-from resclip.evaluation.record import Report
+from resclip.evaluation.report import Report
+from resclip.evaluation.runner import row_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +41,7 @@ def run(**times: float) -> dict[str, Any]:
         "test_names[847]": 4.0,
         "test_batch[8]": 8.0,
         "test_batch[1]": 9.0,
-        "test_large_picture": 100.0,
+        "test_large_image": 100.0,
         **times,
     }
     large = {"seconds": 100.0, "peak_gb": 5.0, "labels": 3}
@@ -50,7 +50,7 @@ def run(**times: float) -> dict[str, Any]:
             {
                 "name": name,
                 "stats": {"min": seconds},
-                "extra_info": large if name == "test_large_picture" else {},
+                "extra_info": large if name == "test_large_image" else {},
             }
             for name, seconds in best.items()
         ],
@@ -152,9 +152,9 @@ def test_the_readme_has_every_marker() -> None:
 def test_tables_of_batch_jobs(report: ModuleType) -> None:
     conditions = {"machine": "a machine", "threads": 2, "versions": {"python": "3", "torch": "2"}}
     row = {"method": "naclip", "window": 56, "one_by_one": 2.0, "together": 7.0, "ratio": 3.5}
-    job = {"method": "naclip", "window": 56, "pictures_per_second": 6.25}
-    job |= {"megapixels_per_second": 0.5, "bytes_per_picture": 1234.0}
-    run = {"rows": [row], "jobs": [job], "pictures": 24, "batch_size": 16, **conditions}
+    job = {"method": "naclip", "window": 56, "images_per_second": 6.25}
+    job |= {"megapixels_per_second": 0.5, "bytes_per_image": 1234.0}
+    run = {"rows": [row], "jobs": [job], "images": 24, "batch_size": 16, **conditions}
     text = report.scale_tables.batch_tables(run)
     assert "| naclip | 56 | 2.00 | 7.00 | 3.5 × |" in text
     assert "| naclip | 56 | 6.25 | 0.500 | 1,234 |" in text

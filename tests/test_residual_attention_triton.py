@@ -21,13 +21,15 @@ from residual_attention_support import (
 from torch import Tensor
 
 from resclip_kernels import CORRELATIONS, semantic_feedback
-from resclip_kernels._launch import watch
-from resclip_kernels.residual_attention.terms import SCORES
-from resclip_kernels.semantic_feedback import reference as feedback_reference
+from resclip_kernels.launch import watch
+from resclip_kernels.ops.residual_attention.terms import SCORES
+from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
 from resclip_kernels.testing import AttentionInputs, check_budget, kernel_device, nan_padded
 
-kernels = pytest.importorskip("resclip_kernels.residual_attention.triton", reason="needs triton")
-from resclip_kernels.residual_attention import launch_shapes  # noqa: E402
+kernels = pytest.importorskip(
+    "resclip_kernels.ops.residual_attention.triton", reason="needs triton"
+)
+from resclip_kernels.ops.residual_attention import launch_shapes  # noqa: E402
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCORED = [name for name in CORRELATIONS if SCORES[name]]

@@ -23,13 +23,13 @@ from residual_attention_support import (
 from torch import Tensor
 
 from resclip_kernels import residual_attention
-from resclip_kernels._launch import watch
-from resclip_kernels.residual_attention import dispatch, portable, reference
-from resclip_kernels.residual_attention.terms import Terms
-from resclip_kernels.semantic_feedback import portable as feedback_portable
+from resclip_kernels.launch import watch
+from resclip_kernels.ops.residual_attention import dispatch, portable, reference
+from resclip_kernels.ops.residual_attention.terms import Terms
+from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
 from resclip_kernels.testing import AttentionInputs, kernel_device, nan_padded
 
-pytest.importorskip("resclip_kernels.residual_attention.triton", reason="needs triton")
+pytest.importorskip("resclip_kernels.ops.residual_attention.triton", reason="needs triton")
 
 # Not square; 36 patches are one whole tile of 32 columns and a masked one, with and without [CLS].
 GRID = (4, 9)
@@ -281,8 +281,8 @@ def test_no_image_and_no_token(implementation: str) -> None:
     result = run(inputs, GRID, implementation, **all_terms(inputs, window=3))
     assert result.output.shape == result.cross_layer.shape == (0, 1, PATCHES, 32)
     nothing = torch.zeros(2, 1, 0, 32, device=kernel_device())
-    knobs = {"grid": (0, 0), "implementation": implementation}
-    assert residual_attention(nothing, nothing, nothing, **knobs).output.shape == nothing.shape
+    options = {"grid": (0, 0), "implementation": implementation}
+    assert residual_attention(nothing, nothing, nothing, **options).output.shape == nothing.shape
 
 
 def test_row_blocks_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,8 +401,8 @@ def test_switches_compile_whole(seed: int, implementation: str) -> None:
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         switches = {"correlation": "pp", "projections": (query, key)}
         tensors = inputs._replace(query=query, key=key, value=value)
-        knobs = {"window": 3, "score_temperature": 0.5, **switches}
-        projected = run(tensors, (2, 3), implementation, **knobs).output
+        options = {"window": 3, "score_temperature": 0.5, **switches}
+        projected = run(tensors, (2, 3), implementation, **options).output
         return projected - run(tensors, (2, 3), implementation, correlation="none").output
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")

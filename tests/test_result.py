@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resclip import lettering
-from resclip.drawing import draw_legend, draw_overlay, palette
-from resclip.lettering import built_in_font, find_font, shorten, text_width
 from resclip.result import Segmentation, comparison_sheet
+from resclip.visualization import fonts as lettering
+from resclip.visualization.fonts import built_in_font, find_font, shorten, text_width
+from resclip.visualization.overlay import draw_legend, draw_overlay, palette
 
 NAMES = ("sky", "tree", "house", "unused")
 
@@ -74,9 +74,9 @@ def test_label_image_holds_the_class_indices(tmp_path: Path, count: int) -> None
     labels = np.arange(200).reshape(10, 20) % count
     labels[0, 0] = count - 1
     result = make(labels=labels, names=tuple(map(str, range(count))))
-    picture = result.label_image()
-    assert picture.mode == ("P" if count <= 256 else "I;16")
-    picture.save(tmp_path / "labels.png")
+    image = result.label_image()
+    assert image.mode == ("P" if count <= 256 else "I;16")
+    image.save(tmp_path / "labels.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
 
 
@@ -87,7 +87,7 @@ def test_label_image_has_the_overlay_s_colours_and_a_limit() -> None:
         make(names=tuple(map(str, range(65537)))).label_image()
 
 
-def test_overlay_is_the_picture_the_colours_or_between() -> None:
+def test_overlay_is_the_image_the_colours_or_between() -> None:
     result = make()
     edges = np.zeros((10, 20), bool)
     edges[[4, 7]] = True  # The last row of a region, where the next one is another class.
@@ -104,8 +104,8 @@ def test_overlay_is_the_picture_the_colours_or_between() -> None:
         result.overlay(1.5)
 
 
-def test_overlay_takes_the_picture_s_own_colour_back() -> None:
-    """Over a vivid picture the tint still looks like the legend's."""
+def test_overlay_takes_the_image_s_own_colour_back() -> None:
+    """Over a vivid image the tint still looks like the legend's."""
     vivid = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     labels = np.zeros((4, 4), np.int64)
     blue = np.array([[0, 0, 255]], np.uint8)
@@ -115,7 +115,7 @@ def test_overlay_takes_the_picture_s_own_colour_back() -> None:
     assert came > 0.55 * 255
 
 
-def test_borders_are_thicker_on_large_pictures_and_absent_on_one_region() -> None:
+def test_borders_are_thicker_on_large_images_and_absent_on_one_region() -> None:
     labels = np.zeros((720, 800), np.int64)
     grey = np.full((720, 800, 3), 100, np.uint8)
     colours = palette(2)
@@ -147,10 +147,10 @@ def test_sheet_is_legible_at_any_size(size: tuple[int, int]) -> None:
     sheet = Segmentation(**data).sheet()
     assert sheet.mode == "RGB"
     assert 440 <= max(sheet.size) < 2600
-    assert sheet.height > 150  # Room for the legend, however flat the picture.
+    assert sheet.height > 150  # Room for the legend, however flat the image.
 
 
-def test_sheet_shows_picture_and_overlay_enlarged_by_a_whole_factor() -> None:
+def test_sheet_shows_image_and_overlay_enlarged_by_a_whole_factor() -> None:
     data = fields(44, 55)  # 55 pixels become 440: a factor of 8.
     pixels = np.asarray(Segmentation(**data).sheet())
     grey = (pixels == 100).all(axis=2)
@@ -261,12 +261,12 @@ def test_to_json_in_one_line() -> None:
     assert "\n" not in make().to_json(indent=None)
 
 
-def test_a_comparison_shows_one_picture_by_one_list_of_names() -> None:
+def test_a_comparison_shows_one_image_by_one_list_of_names() -> None:
     first = make()
     other = make(names=tuple(reversed(first.names)))
     sheet = comparison_sheet({"one": first, "two": first})
     assert sheet.width > comparison_sheet({"one": first}).width
-    with pytest.raises(ValueError, match="one picture by one list of names"):
+    with pytest.raises(ValueError, match="one image by one list of names"):
         comparison_sheet({"one": first, "two": other})
     with pytest.raises(ValueError, match="at least one segmentation"):
         comparison_sheet({})

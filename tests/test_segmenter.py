@@ -17,10 +17,11 @@ from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
 from resclip.errors import UnknownWordsWarning
-from resclip.images import ImageError
+from resclip.inference.preprocessing import normalise
+from resclip.io.images import ImageError
 from resclip.loading import choose_device, choose_precision
-from resclip.methods import Overview
-from resclip.segmenter import READERS, normalise
+from resclip.methods.catalogue import Overview
+from resclip.segmenter import READERS
 
 CLASSES = ["cat, kitten", "dog", "grass"]
 
@@ -33,15 +34,15 @@ def make(**arguments: Any) -> Segmenter:
     )
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height)))
 
 
 @pytest.mark.parametrize("size", [(60, 90), (1, 1), (7, 60), (90, 33)])
 @pytest.mark.parametrize("window", (0, 32))
-def test_a_result_has_the_pictures_size(size: tuple[int, int], window: int) -> None:
-    result = make(window=window).segment(picture(*size))
+def test_a_result_has_the_images_size(size: tuple[int, int], window: int) -> None:
+    result = make(window=window).segment(random_image(*size))
     assert isinstance(result, Segmentation)
     assert result.labels.shape == result.probabilities.shape == size
     assert result.names == ("cat", "dog", "grass")
@@ -51,17 +52,22 @@ def test_a_result_has_the_pictures_size(size: tuple[int, int], window: int) -> N
     assert result.settings["window"] == window
 
 
-def test_pictures_of_many_sizes_share_batches_and_nothing_else() -> None:
-    pictures = [picture(60, 90, 1), picture(90, 60, 2), picture(48, 48, 3), picture(60, 90, 4)]
+def test_images_of_many_sizes_share_batches_and_nothing_else() -> None:
+    images = [
+        random_image(60, 90, 1),
+        random_image(90, 60, 2),
+        random_image(48, 48, 3),
+        random_image(60, 90, 4),
+    ]
     segmenter = make(batch_size=7)
-    together = segmenter.segment(pictures)
-    for alone, shared in zip((make().segment(one) for one in pictures), together, strict=True):
+    together = segmenter.segment(images)
+    for alone, shared in zip((make().segment(one) for one in images), together, strict=True):
         assert np.array_equal(alone.labels, shared.labels)
         np.testing.assert_allclose(alone.probabilities, shared.probabilities, atol=1e-5)
 
 
-def test_sources_are_paths_pictures_and_arrays(tmp_path: Path) -> None:
-    array = picture(50, 70)
+def test_sources_are_paths_images_and_arrays(tmp_path: Path) -> None:
+    array = random_image(50, 70)
     Image.fromarray(array).save(tmp_path / "one.png")
     results = make().segment([tmp_path / "one.png", Image.fromarray(array), array])
     assert all(np.array_equal(result.labels, results[0].labels) for result in results)
@@ -93,28 +99,28 @@ def test_windows_run_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         return forward(self, pixels, *others)
 
     monkeypatch.setattr(DenseEncoder, "forward", spy)
-    segmenter.segment(picture(48, 80))
+    segmenter.segment(random_image(48, 80))
     assert sizes == [4, 4]
 
 
-def test_a_single_window_equals_the_whole_picture() -> None:
-    image = picture(40, 40)
+def test_a_single_window_equals_the_whole_image() -> None:
+    image = random_image(40, 40)
     windowed = make(window=64, stride=32, short_side=40).segment(image)
     whole = make(window=0, short_side=40).segment(image)
     assert np.array_equal(windowed.labels, whole.labels)
 
 
-def test_final_refinement_follows_the_picture() -> None:
-    image = picture(64, 64)
+def test_final_refinement_follows_the_image() -> None:
+    image = random_image(64, 64)
     plain, refined = (make(refine_iterations=count).segment(image) for count in (0, 10))
     assert not np.allclose(plain.probabilities, refined.probabilities, atol=1e-4)
 
 
 def test_own_size_is_kept_with_short_side_zero() -> None:
     segmenter = make(short_side=0)
-    assert segmenter.prepare(picture(61, 83)).shape == (3, 61, 83)
-    assert segmenter.prepare(picture(3, 83)).shape == (3, 8, 83)
-    assert make().prepare(picture(61, 83)).shape == (3, 48, 65)
+    assert segmenter.prepare(random_image(61, 83)).shape == (3, 61, 83)
+    assert segmenter.prepare(random_image(3, 83)).shape == (3, 8, 83)
+    assert make().prepare(random_image(61, 83)).shape == (3, 48, 65)
 
 
 def test_normalisation() -> None:
@@ -180,14 +186,14 @@ def test_the_model_in_the_box_says_which_words_it_has_never_read() -> None:
         load(classes=[str(number) for number in range(100)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = load(classes=["sky", "night sky", "house, tree"]).segment(picture(40, 60))
+        result = load(classes=["sky", "night sky", "house, tree"]).segment(random_image(40, 60))
     assert result.settings["preset"] == "builtin"
     assert result.settings["model"] == "builtin"
 
 
-def test_many_pictures_come_in_order_and_bad_ones_in_their_place(tmp_path: Path) -> None:
-    images: list[Any] = [picture(40 + number, 60, number) for number in range(7)]
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_many_images_come_in_order_and_bad_ones_in_their_place(tmp_path: Path) -> None:
+    images: list[Any] = [random_image(40 + number, 60, number) for number in range(7)]
+    (tmp_path / "bad.png").write_bytes(b"no image")
     images.insert(3, tmp_path / "bad.png")
     segmenter = make(batch_size=5)
     results = list(segmenter.segment_many(iter(images), return_errors=True))
@@ -202,14 +208,14 @@ def test_many_pictures_come_in_order_and_bad_ones_in_their_place(tmp_path: Path)
         next(stream)
 
 
-def test_many_pictures_are_read_as_they_are_needed() -> None:
+def test_many_images_are_read_as_they_are_needed() -> None:
     """And no more of them than threads and batches need, of a source without an end."""
     taken = []
 
     def endless() -> Iterator[np.ndarray]:
         for number in itertools.count():
             taken.append(number)
-            yield picture(40, 60, number)
+            yield random_image(40, 60, number)
 
     stream = make(batch_size=4).segment_many(endless())
     for number in range(12):
@@ -218,8 +224,8 @@ def test_many_pictures_are_read_as_they_are_needed() -> None:
     stream.close()
 
 
-def test_large_pictures_can_be_refused() -> None:
-    image = Image.fromarray(picture(40, 60))
+def test_large_images_can_be_refused() -> None:
+    image = Image.fromarray(random_image(40, 60))
     with pytest.raises(ImageError, match="at most 2,399 pixels, got 2,400"):
         list(make().segment_many([image], max_pixels=2399))
 
@@ -232,9 +238,9 @@ def mixed(**arguments: Any) -> Segmenter:
     )
 
 
-def test_windows_with_an_overview_see_the_whole_picture() -> None:
+def test_windows_with_an_overview_see_the_whole_image() -> None:
     """What lies outside a window changes its labels' probabilities; without an overview it does not."""
-    image = picture(64, 64, 1)
+    image = random_image(64, 64, 1)
     other = image.copy()
     other[:, 32:] = 255 - other[:, 32:]
     for make_one, same in ((mixed, False), (make, True)):
@@ -246,21 +252,23 @@ def test_windows_with_an_overview_see_the_whole_picture() -> None:
 
 
 def test_an_overview_does_not_depend_on_the_batch() -> None:
-    images = [picture(*size, number) for number, size in enumerate([(64, 40), (40, 64), (50, 50)])]
+    images = [
+        random_image(*size, number) for number, size in enumerate([(64, 40), (40, 64), (50, 50)])
+    ]
     together = mixed(pad_batches=True, batch_size=7).segment(images)
     for image, shared in zip(images, together, strict=True):
         alone = mixed(pad_batches=True, batch_size=7).segment(image)
         assert np.array_equal(alone.probabilities, shared.probabilities)
 
 
-def test_an_overview_of_the_whole_picture_at_once_is_refused() -> None:
-    with pytest.raises(ValueError, match="window 0 is the whole picture"):
+def test_an_overview_of_the_whole_image_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match="window=0 is the whole image"):
         mixed(window=0)
 
 
 def test_batches_are_as_large_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("resclip.inference.batch_size.free_memory", lambda device: 1 << 20)
     with pytest.raises(ValueError, match="one window of 32 × 32 pixels with 4 queries needs about"):
-        make().segment(picture(48, 48))
-    monkeypatch.setattr("resclip.footprint.free_memory", lambda device: 1 << 34)
-    make(max_memory=1 << 34).segment(picture(48, 48))
+        make().segment(random_image(48, 48))
+    monkeypatch.setattr("resclip.inference.batch_size.free_memory", lambda device: 1 << 34)
+    make(max_memory=1 << 34).segment(random_image(48, 48))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resclip_kernels import feedback_matrix, semantic_feedback
-from resclip_kernels.semantic_feedback import portable, reference
-from resclip_kernels.semantic_feedback.state import (
+from resclip_kernels.ops.semantic_feedback import portable, reference
+from resclip_kernels.ops.semantic_feedback.state import (
     gaussian_kernel,
     line_coordinate,
     path_table,

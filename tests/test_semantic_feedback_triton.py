@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resclip_kernels import SemanticFeedback, feedback_matrix, residual_attention, semantic_feedback
-from resclip_kernels._launch import Options, Target, launch, watch
-from resclip_kernels.implementation import interpreting
-from resclip_kernels.semantic_feedback import reference
-from resclip_kernels.semantic_feedback.state import ROW_SUM_EPSILON, gaussian_kernel
+from resclip_kernels.dispatch import interpreting
+from resclip_kernels.launch import Options, Target, launch, watch
+from resclip_kernels.ops.semantic_feedback import reference
+from resclip_kernels.ops.semantic_feedback.state import ROW_SUM_EPSILON, gaussian_kernel
 from resclip_kernels.testing import kernel_device, label_map, nan_padded
 
 triton = pytest.importorskip("triton", reason="the kernels need triton")
 import triton.language as tl  # noqa: E402
 
-from resclip_kernels.semantic_feedback import triton as kernels  # noqa: E402
-from resclip_kernels.semantic_feedback.triton_tiles import patch_positions  # noqa: E402
+from resclip_kernels.ops.semantic_feedback import triton as kernels  # noqa: E402
+from resclip_kernels.ops.semantic_feedback.triton_tiles import patch_positions  # noqa: E402
 
 RULES = ("prefix", "line", "component", None)
 FLOAT32 = (

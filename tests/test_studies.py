@@ -10,15 +10,15 @@ import pytest
 from study_support import study
 
 from resclip import RCS, SFR
-from resclip.evaluation.studies import STUDIES, find_studies, row_name
-from resclip.methods import METHODS, Method
+from resclip.evaluation.ablation import STUDIES, find_studies, row_name
+from resclip.methods.catalogue import METHODS, Method
 
 START = replace(
     METHODS["resclip"],
     rcs=RCS(layers="2-3", weight=0.45, temperature=1.5),
     sfr=SFR(weight=0.35, temperature=1.7, rounds=2),
 )
-"""Unlike any default, so that a knob that is lost shows."""
+"""Unlike any default, so that an option that is lost shows."""
 
 
 def points(name: str, depth: int = 12) -> Mapping[str, Method]:
@@ -33,7 +33,7 @@ def points(name: str, depth: int = 12) -> Mapping[str, Method]:
     [
         (5, "1-4", "1-4", 1),  # the least that holds a window
         (6, "1-4", "2-5", 2),
-        (12, "1-4", "8-11", 8),  # ViT-B, and the model in the box
+        (12, "1-4", "8-11", 8),  # ViT-B, and the built-in model
         (24, "1-4", "20-23", 20),  # ViT-L
     ],
 )
@@ -85,7 +85,7 @@ def test_modules_are_the_base_each_of_them_and_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"),
+    ("name", "options"),
     [
         (
             "sfr-switches",
@@ -110,11 +110,11 @@ def test_modules_are_the_base_each_of_them_and_both() -> None:
         ("pamr", {str(count): {"refine_iterations": count} for count in (0, 1, 5, 10, 20)}),
     ],
 )
-def test_studies_of_sfr_change_one_knob(name: str, knobs: Mapping[str, Any]) -> None:
+def test_studies_of_sfr_change_one_option(name: str, options: Mapping[str, Any]) -> None:
     methods = points(name)
-    assert [*methods] == [*knobs]
+    assert [*methods] == [*options]
     for label, method in methods.items():
-        assert method.sfr == replace(START.sfr, **knobs[label])
+        assert method.sfr == replace(START.sfr, **options[label])
         assert method.rcs is None
 
 
@@ -166,7 +166,7 @@ def test_a_tower_too_shallow_is_refused(name: str, depth: int, said: str) -> Non
         study(name).variations(START, depth)
 
 
-def test_a_row_is_named_by_the_knobs_that_differ() -> None:
+def test_a_row_is_named_by_the_options_that_differ() -> None:
     assert row_name(replace(START, rcs=None, sfr=None), START) == "naclip"
     assert row_name(START, START) == "naclip+rcs+sfr"
     rcs = replace(START.rcs or RCS(), layers=(1, 3, 4), weight=0.5)

@@ -10,7 +10,7 @@ import pytest
 from report_support import row
 from study_support import made_up, study
 
-from resclip.evaluation import study_plots
+from resclip.evaluation import plots as study_plots
 
 
 @pytest.fixture

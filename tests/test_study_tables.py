@@ -63,5 +63,5 @@ def test_csv_has_every_figure_unrounded() -> None:
     assert float(third["x"]) == 0.2
     assert float(third["miou"]) == 62.04
     assert float(third["difference"]) == pytest.approx(2.04)
-    assert (third["published_miou"], third["pictures"]) == ("85.5", "200")
+    assert (third["published_miou"], third["images"]) == ("85.5", "200")
     assert (missing["miou"], missing["difference"], missing["best"]) == ("", "", "False")

@@ -10,9 +10,8 @@ import re
 import pytest
 from report_support import CLASSES, evaluation, figures, report, row
 
-from resclip.class_names import DATASETS
-from resclip.evaluation.datasets.samples import Problem
-from resclip.evaluation.record import Evaluation, Report
+from resclip.evaluation.datasets.base import Problem
+from resclip.evaluation.report import Evaluation, Report
 from resclip.evaluation.tables import (
     class_tables,
     conditions,
@@ -21,6 +20,7 @@ from resclip.evaluation.tables import (
     problem_lines,
     report_table,
 )
+from resclip.text.class_names import DATASETS
 
 VIT = {"model": "ViT-B-16", "pretrained": "openai"}
 """Settings with which rows have published figures."""
@@ -40,9 +40,9 @@ RELEASED = {
         "rounds": 1,
     },
 }
-"""Knobs of SFR and RCS for context59."""
+"""Options of SFR and RCS for context59."""
 TORN = Problem("2007_000033", "masks/2007_000033.png: expected a whole mask")
-LOST = Problem("2007_000042", "the picture has no mask")
+LOST = Problem("2007_000042", "the image has no mask")
 
 
 def cells(line: str) -> list[str]:
@@ -82,8 +82,8 @@ def test_cells_stand_under_their_heads() -> None:
 
 
 def test_published_figures_have_their_own_differences() -> None:
-    knobs = {"rcs": {"layers": [6, 7, 8, 9], "weight": 0.4, "temperature": 2.0}}
-    rows = {"naclip": row(30.0), "naclip+rcs+sfr": row(33.0, knobs={**knobs, **RELEASED})}
+    options = {"rcs": {"layers": [6, 7, 8, 9], "weight": 0.4, "temperature": 2.0}}
+    rows = {"naclip": row(30.0), "naclip+rcs+sfr": row(33.0, options={**options, **RELEASED})}
     both = report(evaluation("context59", rows, **CONTEXT), evaluation("mine", rows))
     lines = report_table(both).split("\n\n")[0].splitlines()
     assert cells(lines[3]) == ["naclip+rcs+sfr", "33.0 (+3.0)", "33.0 (+3.0)", "33.0 (+3.0)"]
@@ -96,7 +96,7 @@ def test_eight_sets_are_readable() -> None:
     table = report_table(report(*(evaluation(name, rows, **settings) for name in DATASETS)))
     lines = table.split("\n\n")[0].splitlines()
     assert max(map(len, lines)) <= 140
-    # RCS alone is published for VOC20 alone, and as measured on whole pictures.
+    # RCS alone is published for VOC20 alone, and as measured on whole images.
     names = ["method", "naclip", "published", "naclip+rcs", "naclip+rcs+sfr", "published"]
     assert [cells(line)[0] for line in lines] == names
     assert all(len(cells(line)) == 10 for line in lines)
@@ -143,7 +143,7 @@ def test_one_set_has_a_column_a_figure() -> None:
     rows = {"naclip": row(58.0), "naclip+rcs": row(59.25), "sclip+rcs": row(9.0, seconds=0.0)}
     lines = report_table(report(evaluation("voc21", rows, **VOC))).splitlines()
     heads = ["method", "mIoU", "change", "published", "mean accuracy", "pixel accuracy"]
-    assert cells(lines[0]) == [*heads, "weighted IoU", "pictures/s"]
+    assert cells(lines[0]) == [*heads, "weighted IoU", "images/s"]
     assert cells(lines[1]) == ["naclip", "58.0", "-", "58.9", "62.0", "65.0", "64.0", "10.00"]
     assert cells(lines[2])[1:4] == ["59.2", "+1.2", "-"]
     assert cells(lines[3]) == ["sclip+rcs", "9.0", "-", "-", "13.0", "16.0", "15.0", "-"]
@@ -155,7 +155,7 @@ def test_the_notes_say_what_was_measured_how_and_where_figures_come_from() -> No
         "voc21: 200 of voc21, whole; ViT-B-16 (openai), preset voc21, cpu, float32, resclip 0.1, torch 2.9."
         in text.splitlines()
     )
-    assert "Pictures per second: a CPU, 1 process of 2 threads." in text
+    assert "Images per second: a CPU, 1 process of 2 threads." in text
     assert "Published: NACLIP: ResCLIP paper tables 1 and 2 (without PAMR)." in text
     assert "is resclip" not in text
     both = report_table(report(figures(naclip=50.0, naclip_rcs_sfr=51.0)))
@@ -169,11 +169,11 @@ def test_the_notes_say_what_was_measured_how_and_where_figures_come_from() -> No
 
 def test_conditions_are_what_all_rows_have_alike() -> None:
     shared = {"window": 224, "stride": 112, "short_side": 336}
-    rows = {"clip": row(1.0, knobs=shared), "proxyclip": row(2.0, knobs=shared)}
-    one = Evaluation("a", "2 pictures", {"model": "builtin", "device": "cuda"}, CLASSES, rows)
-    assert conditions(one) == "2 pictures, short side 336, windows of 224 every 112 pixels; builtin, cuda."  # fmt: skip
-    one.rows["proxyclip"] = row(2.0, knobs={**shared, "window": 336, "refine_iterations": 10})
-    assert conditions(one) == "2 pictures, short side 336, windows by method; builtin, cuda."
+    rows = {"clip": row(1.0, options=shared), "proxyclip": row(2.0, options=shared)}
+    one = Evaluation("a", "2 images", {"model": "builtin", "device": "cuda"}, CLASSES, rows)
+    assert conditions(one) == "2 images, short side 336, windows of 224 every 112 pixels; builtin, cuda."  # fmt: skip
+    one.rows["proxyclip"] = row(2.0, options={**shared, "window": 336, "refine_iterations": 10})
+    assert conditions(one) == "2 images, short side 336, windows by method; builtin, cuda."
     one.rows["clip"] = one.rows["proxyclip"]
     assert "windows of 336 every 112 pixels, 10 iterations of PAMR" in conditions(one)
 
@@ -192,20 +192,20 @@ def test_classes_have_a_table_a_base_and_no_row_is_left_out() -> None:
 # Problems
 
 
-def test_sets_with_pictures_left_out_are_marked_and_the_pictures_named() -> None:
+def test_sets_with_images_left_out_are_marked_and_the_images_named() -> None:
     rows = {"naclip": row(58.0, problems=[TORN, LOST]), "clip": row(16.0, problems=[LOST])}
     broken = evaluation("voc21", rows)
     whole = evaluation("mine", {"naclip": row(58.0)})
     text = report_table(report(broken, whole))
     assert cells(text.splitlines()[0]) == ["method", "voc21*", "mine", "mean"]
     assert text.endswith(
-        "* voc21: 2 pictures are left out of the figures:\n"
+        "* voc21: 2 images are left out of the figures:\n"
         "  2007_000033: masks/2007_000033.png: expected a whole mask (only naclip)\n"
-        "  2007_000042: the picture has no mask"
+        "  2007_000042: the image has no mask"
     )
     alone = report_table(report(evaluation("voc21", {"naclip": row(5.0, problems=[LOST])})))
     assert cells(alone.splitlines()[0])[1] == "mIoU*"
-    assert "* voc21: 1 picture is left out" in alone
+    assert "* voc21: 1 image is left out" in alone
     assert "*" not in report_table(report(whole))
 
 
@@ -215,19 +215,19 @@ def test_every_problem_has_one_line() -> None:
     both = report(evaluation("voc21", rows), evaluation("mine", {"clip": row(1.0, problems=[odd])}))
     assert problem_lines(both) == [
         "voc21, 2007_000033: masks/2007_000033.png: expected a whole mask (only naclip)",
-        "voc21, 2007_000042: the picture has no mask",
+        "voc21, 2007_000042: the image has no mask",
         "voc21, a: two lines (only clip)",
         "mine, a: two lines",
     ]
 
 
 def test_many_problems_are_counted_under_the_table() -> None:
-    problems = [Problem(f"picture {number}", "torn") for number in range(1234)]
+    problems = [Problem(f"image {number}", "torn") for number in range(1234)]
     one = report(evaluation("a", {"clip": row(1.0, problems=problems)}))
     text = report_table(one)
-    assert "* a: 1,234 pictures are left out" in text
-    assert "picture 4: torn" in text
-    assert "picture 5: torn" not in text
+    assert "* a: 1,234 images are left out" in text
+    assert "image 4: torn" in text
+    assert "image 5: torn" not in text
     assert text.endswith("and 1,229 more, which the report's JSON lists")
     assert len(problem_lines(one)) == 1234
 
@@ -248,7 +248,7 @@ def test_markdown_takes_signs_at_their_word() -> None:
     head, rule = text.splitlines()[:2]
     assert head == r"| method | a\|b\* | c\* | mean |"
     assert rule.count("---") == 4
-    assert "\n- \\* a\\|b: 1 picture is left out of the figures:\n  - a\\|b: torn\n" in text
+    assert "\n- \\* a\\|b: 1 image is left out of the figures:\n  - a\\|b: torn\n" in text
 
 
 def test_csv_holds_every_figure() -> None:
@@ -270,14 +270,14 @@ def test_csv_holds_every_figure() -> None:
     assert float(first["frequency_weighted_iou"]) == wanted.scores.frequency_weighted_iou
     assert json.loads(first["iou"]) == dict(zip(CLASSES, wanted.scores.iou, strict=True))
     assert json.loads(first["accuracy"]) == dict(zip(CLASSES, wanted.scores.accuracy, strict=True))
-    assert (first["pictures"], first["problems"]) == ("200", "1")
-    assert (first["seconds"], first["pictures_per_second"]) == ("20.0", "10.0")
+    assert (first["images"], first["problems"]) == ("200", "1")
+    assert (first["seconds"], first["images_per_second"]) == ("20.0", "10.0")
     assert first["peak_memory"] == "3000000"
     assert (first["published_miou"], first["published_method"]) == ("58.9", "NACLIP")
     assert first["published_source"] == "ResCLIP paper tables 1 and 2 (without PAMR)"
     nothing = lines[1]
-    assert nothing["miou"] == nothing["pictures_per_second"] == nothing["published_miou"] == ""
-    assert nothing["pictures"] == "0"
+    assert nothing["miou"] == nothing["images_per_second"] == nothing["published_miou"] == ""
+    assert nothing["images"] == "0"
     assert lines[2]["published_miou"] == ""
 
 

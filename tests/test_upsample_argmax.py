@@ -78,7 +78,7 @@ def test_under_the_threshold_is_class_zero() -> None:
     [
         ({"size": (0, 4)}, "each side of size must be at least 1"),
         ({"query_to_class": torch.zeros(3).long()}, r"must be \(7,\)"),
-        ({"refine_iterations": 2}, "needs a guide picture"),
+        ({"refine_iterations": 2}, "needs a guide image"),
         (
             {"refine_iterations": 2, "guide": torch.rand(2, 3, 9, 9)},
             r"guide must be of size \(8, 8\)",

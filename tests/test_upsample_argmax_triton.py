@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from resclip_kernels import pamr, upsample_argmax
-from resclip_kernels._launch import Target, watch
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.upsample_argmax import dispatch
 from resclip_kernels.testing import check_budget, kernel_device, nan_padded
-from resclip_kernels.upsample_argmax import dispatch
 
 triton = pytest.importorskip("triton")
-streaming = pytest.importorskip("resclip_kernels._streaming_triton")
+streaming = pytest.importorskip("resclip_kernels.online_softmax_triton")
 
 DEVICE = kernel_device()
 

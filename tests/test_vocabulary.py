@@ -11,9 +11,9 @@ import torch
 from toys import toy_clip, toy_tokenizer
 
 from resclip import Vocabulary
-from resclip.class_names import background_names, dataset_classes
-from resclip.templates import find_templates
-from resclip.text_cache import PROBES, TextCache
+from resclip.text.class_names import background_names, dataset_classes
+from resclip.text.embedding_cache import PROBES, TextCache
+from resclip.text.templates import find_templates
 
 TEMPLATES = ("a photo of a {}.", "{}")
 
@@ -79,7 +79,7 @@ def test_a_name_may_differ_from_the_queries() -> None:
     assert torch.equal(vocabulary.embeddings, make(["sky", "wall", "cat"]).embeddings)
 
 
-def test_a_data_sets_classes() -> None:
+def test_a_datasets_classes() -> None:
     asked: list[str] = []
 
     def tokenizer(prompts: list[str]) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_a_data_sets_classes() -> None:
 
 def test_many_templates_run_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(["cat", "dog"], templates="short").embeddings
-    monkeypatch.setattr("resclip.vocabulary.PROMPTS_PER_CALL", 3)  # 7 templates: 3, 3 and 1.
+    monkeypatch.setattr("resclip.text.vocabulary.PROMPTS_PER_CALL", 3)  # 7 templates: 3, 3 and 1.
     assert torch.allclose(make(["cat", "dog"], templates="short").embeddings, whole, atol=1e-6)
 
 
@@ -203,11 +203,11 @@ def test_templates_by_name_are_those_of_the_set() -> None:
     [
         ([], {}, "class"),
         (["cat", "Cat "], {}, "(?i)cat"),
-        (["cat", ""], {}, "expected a class name"),
+        (["cat", ""], {}, "class 2"),
         (["cat"], {"templates": ["a photo"]}, "'a photo' has no '{}'"),
         (["cat"], {"templates": []}, "at least one"),
-        (["cat"], {"templates": "imagnet"}, "unknown templates 'imagnet'; use one of: imagenet"),
-        (["cat", "background:"], {}, "class 2: expected names after the colon"),
+        (["cat"], {"templates": "imagnet"}, "'imagnet'.*imagenet"),
+        (["cat", "background:"], {}, "class 2: .*colon"),
     ],
 )
 def test_wrong_names_are_named(classes, arguments, message: str) -> None:

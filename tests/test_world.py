@@ -15,8 +15,8 @@ import pytest
 import torch
 from measure_support import free_port, gathered, together, values
 
-from resclip.evaluation import world as module
-from resclip.evaluation.world import ALONE, World, join, local_device
+from resclip.evaluation import distributed as module
+from resclip.evaluation.distributed import ALONE, World, join, local_device
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 20.0
@@ -169,7 +169,7 @@ SCRIPT = """
     import sys
     from pathlib import Path
 
-    from resclip.evaluation.world import join
+    from resclip.evaluation.distributed import join
 
     for number in range(2):
         with join() as world:

@@ -88,7 +88,7 @@ def folder_of(options: argparse.Namespace) -> Path:
 def measure(settings: Any, checks: Any, start: float, folder: Path) -> int:
     """Run, write and print."""
     from benchmarks.gpu import environment, suite
-    from resclip.files import write_atomically
+    from resclip.io.files import write_atomically
 
     stem = f"gpu_{environment.slug(environment.device_record(settings.dry_run)['name'])}"
     path = folder / f"{stem}.json"
@@ -103,7 +103,7 @@ def measure(settings: Any, checks: Any, start: float, folder: Path) -> int:
 def present(document: dict[str, Any], path: Path) -> int:
     """Write the tables and plots beside the document at `path`, and print the figures."""
     from benchmarks.gpu import figures, plots, tables
-    from resclip.files import write_atomically
+    from resclip.io.files import write_atomically
 
     table = path.with_suffix(".md")
     write_atomically(table, tables.markdown(document).encode())

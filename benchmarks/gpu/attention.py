@@ -25,11 +25,11 @@ from resclip_kernels import (
     residual_attention,
     semantic_feedback,
 )
-from resclip_kernels.residual_attention import portable, reference
-from resclip_kernels.residual_attention.terms import Terms
-from resclip_kernels.semantic_feedback.portable import row_blocks
+from resclip_kernels.ops.residual_attention import portable, reference
+from resclip_kernels.ops.residual_attention.terms import Terms
+from resclip_kernels.ops.semantic_feedback.portable import row_blocks
 
-# (batch, grid): windows of 224, whole pictures of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels.
+# (batch, grid): windows of 224, whole images of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels.
 GRIDS = (
     (64, (14, 14)),
     (16, (21, 28)),
@@ -40,7 +40,7 @@ GRIDS = (
 )
 TINY_GRIDS = ((2, (3, 4)), (1, (5, 5)))
 FIGURE_TOKENS = 4097  # From here on the attention must keep up with plain attention.
-KNOBS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "neighbourhood_std": 5.0,
     "feedback_weight": 0.6,
     "feedback_temperature": 2.1,
@@ -84,7 +84,7 @@ def attention_variants(bench: Bench, shape: Attention) -> list[Variant]:
             feedback=feedback,
             cross_layers=tensors.cross_layers,
             implementation=implementation,
-            **KNOBS,
+            **OPTIONS,
         )
 
     fused = Variant(FUSED, lambda: run(FUSED, state), held=(*held, *bits), essential=True)
@@ -122,7 +122,7 @@ def reference_variants(
         grid=shape.grid,
         correlation="kk",
         feedback=feedback,
-        **{name: value for name, value in KNOBS.items() if name in Terms.__dataclass_fields__},
+        **{name: value for name, value in OPTIONS.items() if name in Terms.__dataclass_fields__},
     )
     compiled = bench.compile(reference.residual_attention)
     dense = () if feedback.dense is None else (feedback.dense,)
@@ -158,7 +158,7 @@ def flex_variant(
     """FlexAttention for the branch with terms, plain attention for the others.
 
     A score_mod may read a captured tensor, but it cannot form Ŝ: an entry is a sum of 31 neighbours' equal labels and
-    path tests over its row's sum and the picture's maximum. So Ŝ must lie in memory, (B, L, L) in the tensors' dtype,
+    path tests over its row's sum and the image's maximum. So Ŝ must lie in memory, (B, L, L) in the tensors' dtype,
     and ω with it, which is one load in place of an exponential. Making that matrix is not timed; its memory counts.
     """
     entries = shape.batch * shape.tokens**2
@@ -172,7 +172,7 @@ def flex_variant(
         grid=shape.grid,
         correlation="kk",
         feedback=state,
-        **{name: value for name, value in KNOBS.items() if name in Terms.__dataclass_fields__},
+        **{name: value for name, value in OPTIONS.items() if name in Terms.__dataclass_fields__},
     )
     bias = tensors.value.new_zeros(shape.batch, shape.tokens, shape.tokens)
     for first, last in row_blocks(shape.patches, shape.batch * shape.patches):
@@ -239,7 +239,7 @@ def feedback_variants(bench: Bench, shape: Feedback) -> Sequence[Variant]:
             )
             for name in (FUSED, "torch", "reference")
         ),
-        missing("compiled", "the reference loops over pictures in Python, one graph each"),
+        missing("compiled", "the reference loops over images in Python, one graph each"),
         missing("sdpa", "no attention"),
         missing("flex", "no attention"),
     ]

@@ -53,7 +53,7 @@ class Case:
     """Makes the inputs; called when the case's turn comes."""
     shape: Mapping[str, Any] = field(default_factory=dict)
     items: int = 1
-    """Pictures a call."""
+    """Images a call."""
     whole: bool = False
     """Timed by the host until the device is idle: a pipeline, whose launches are part of it."""
     rank: int = 1

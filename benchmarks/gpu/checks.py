@@ -23,10 +23,10 @@ from resclip_kernels import (
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.implementation import interpreting
-from resclip_kernels.proxy_attention import proxy_attention
-from resclip_kernels.semantic_feedback import portable as feedback_portable
-from resclip_kernels.semantic_feedback import reference as feedback_reference
+from resclip_kernels.dispatch import interpreting
+from resclip_kernels.ops.proxy_attention import proxy_attention
+from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
+from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
 from resclip_kernels.testing import check_budget
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -135,7 +135,7 @@ def check_pamr(device: Device, dtype: torch.dtype) -> Iterator[Error]:
     """Planes with columns far from both edges, and planes narrower than the widest ring."""
     sizes = ((9, 11),) if interpreting() else ((70, 131), (37, 45))
     for size in sizes:
-        image = device.pictures(2, size, dtype)
+        image = device.images(2, size, dtype)
         masks = device.normal(2, 3, *size, dtype=dtype)
         arguments: dict[str, Any] = {"iterations": 2 if interpreting() else 10}
         yield budget(
@@ -148,7 +148,7 @@ def check_pamr(device: Device, dtype: torch.dtype) -> Iterator[Error]:
 def check_patch_labels(device: Device, dtype: torch.dtype) -> Iterator[Error]:
     """The same label wherever no rounding can change a patch's vote; that is nearly everywhere."""
     rows, columns, patch, iterations = (2, 3, 4, 1) if interpreting() else (12, 16, 8, 10)
-    image = device.pictures(2, (patch * rows, patch * columns), dtype)
+    image = device.images(2, (patch * rows, patch * columns), dtype)
     logits = 4 * device.logits(2, 6, (rows, columns), dtype)
     arguments: dict[str, Any] = {
         "patch_size": (patch, patch),

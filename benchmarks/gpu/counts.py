@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHANNELS = 3  # Of a guide picture.
+CHANNELS = 3  # Of a guide image.
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Upsample:
 
     @property
     def pixels(self) -> int:
-        """Of all pictures together."""
+        """Of all images together."""
         return self.batch * self.size[0] * self.size[1]
 
     @property

@@ -48,7 +48,7 @@ def figures(document: Document) -> list[Figure]:
         *refinement(document),
         *protocol(document),
         vocabulary(document),
-        *large_picture(document),
+        *large_image(document),
         accuracy(document),
         files(document),
     ]
@@ -160,7 +160,7 @@ def refinement(document: Document) -> list[Figure]:
 
 def protocol(document: Document) -> list[Figure]:
     """Figure 4: the released protocol end to end."""
-    what, wanted = f"whole pipeline, {PROTOCOL}", ("≥ 25 × faster", "≥ 100 pictures a second")
+    what, wanted = f"whole pipeline, {PROTOCOL}", ("≥ 25 × faster", "≥ 100 images a second")
     try:
         case = find(document, OP, PROTOCOL)
         fused = median(case, FUSED) / case["items"]
@@ -169,12 +169,12 @@ def protocol(document: Document) -> list[Figure]:
     try:
         reference = median(case, "reference") / case["items"]
         faster = reference / fused
-        text = f"{faster:.1f} × ({reference:.0f} ms against {fused:.2f} ms a picture)"
+        text = f"{faster:.1f} × ({reference:.0f} ms against {fused:.2f} ms an image)"
         first = Figure(4, f"{what}, against the reference", text, wanted[0], faster >= 25, faster)
     except Unmeasured as reason:
         first = absent(4, f"{what}, against the reference", wanted[0], reason)
     rate = 1e3 / fused
-    return [first, Figure(4, what, f"{rate:.0f} pictures a second", wanted[1], rate >= 100, rate)]
+    return [first, Figure(4, what, f"{rate:.0f} images a second", wanted[1], rate >= 100, rate)]
 
 
 def vocabulary(document: Document) -> Figure:
@@ -190,8 +190,8 @@ def vocabulary(document: Document) -> Figure:
     )
 
 
-def large_picture(document: Document) -> list[Figure]:
-    """Figure 6: a large picture as one window."""
+def large_image(document: Document) -> list[Figure]:
+    """Figure 6: a large image as one window."""
     what, wanted = f"whole pipeline, {LARGE}", ("under 1 s", "under 16 GB")
     try:
         outcome = measured(find(document, OP, LARGE), FUSED)

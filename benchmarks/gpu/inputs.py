@@ -68,13 +68,13 @@ class Device:
         blob = max(2, max(grid) // 8)
         return label_map(SEED, batch=batch, grid=grid, classes=classes, blob=blob).to(self.name)
 
-    def pictures(self, count: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def images(self, count: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """(count, 3, H, W) normalised: smooth areas with edges and some noise."""
         coarse = self.normal(count, 3, max(2, size[0] // 32), max(2, size[1] // 32))
         smooth = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
         noise = self.normal(count, 3, *size, seed=1)
-        pictures: Tensor = smooth + smooth.sign() + 0.05 * noise
-        return pictures.to(dtype)
+        images: Tensor = smooth + smooth.sign() + 0.05 * noise
+        return images.to(dtype)
 
     def logits(self, batch: int, queries: int, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """(B, Q, h, w) cosines as large as CLIP's differences are."""

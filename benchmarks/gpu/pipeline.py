@@ -1,6 +1,6 @@
-"""End-to-end cases: pictures on the device in, label maps on the device out; and the protocol's from file to file.
+"""End-to-end cases: images on the device in, label maps on the device out; and the protocol's from file to file.
 
-Knows the released protocol. The text tower is no part of it: weights, text rows and pictures are random.
+Knows the released protocol. The text tower is no part of it: weights, text rows and images are random.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ PROTOCOL = "150 names, 336 × 448, windows"
 FEW = "20 names, 336 × 448, windows"
 MANY = "847 names, 336 × 448, windows"
 LARGE = "20 names, 4096 × 4096, whole"
-PICTURES = 16
-FILE_PICTURES = 256
+IMAGES = 16
+FILE_IMAGES = 256
 """Only the first one's reading and the last one's writing, 25 ms, overlap nothing: 1 to 4 % at 100 to 400 a second."""
 WINDOWS_A_BATCH = 48
 SIZE, ORIGINAL = (336, 448), (512, 683)
 TINY_SIZE, TINY_ORIGINAL = (8, 12), (10, 13)
-TINY_FILE_PICTURES, TINY_WINDOWS_A_BATCH = 2, 4
-WINDOWS_A_PICTURE = 6
+TINY_FILE_IMAGES, TINY_WINDOWS_A_BATCH = 2, 4
+WINDOWS_AN_IMAGE = 6
 LARGE_SIDE = 4096
 NO_PLAIN = "it replaces one op; see residual_attention"
 NO_GRAPH = "the reference decides by tensor values in Python: no graph to compile"
@@ -59,8 +59,8 @@ def tower(dry_run: bool) -> Any:
 def segmenter(bench: Bench, names: int, implementation: str, *, window: int, **options: Any) -> Any:
     """ResCLIP with ADE20K's released settings, in float16 (which `load` takes on a GPU)."""
     from resclip import DenseEncoder, Segmenter, Vocabulary
-    from resclip.methods import find_method
-    from resclip.presets import find_preset
+    from resclip.methods.catalogue import find_method
+    from resclip.methods.presets import find_preset
 
     method = find_method("resclip")
     if not bench.dry_run:
@@ -78,9 +78,9 @@ def segmenter(bench: Bench, names: int, implementation: str, *, window: int, **o
 
 
 def pipeline_cases(*, tiny: bool) -> list[Case]:
-    """The released protocol by number of names, and one large picture whole."""
-    pictures = 1 if tiny else PICTURES
-    work = Tower(WINDOWS_A_PICTURE * pictures, 197)
+    """The released protocol by number of names, and one large image whole."""
+    images = 1 if tiny else IMAGES
+    work = Tower(WINDOWS_AN_IMAGE * images, 197)
     cases = [
         Case(
             OP,
@@ -89,7 +89,7 @@ def pipeline_cases(*, tiny: bool) -> list[Case]:
             0,
             partial(window_variants, names=names, files=name == PROTOCOL),
             {**asdict(work), "names": names, "size": SIZE, "original": ORIGINAL},
-            items=pictures,
+            items=images,
             whole=True,
             rank=0,
         )
@@ -106,32 +106,32 @@ def pipeline_cases(*, tiny: bool) -> list[Case]:
 
 
 def window_variants(bench: Bench, names: int, *, files: bool) -> Sequence[Variant]:
-    """Ours on all pictures at once, their windows sharing batches; the reference a picture at a time.
+    """Ours on all images at once, their windows sharing batches; the reference an image at a time.
 
     Args:
         bench: where they run.
         names: of classes.
-        files: whether ours is also run on the same pictures as files.
+        files: whether ours is also run on the same images as files.
     """
-    count = 1 if bench.dry_run else PICTURES
+    count = 1 if bench.dry_run else IMAGES
     size, original = (TINY_SIZE, TINY_ORIGINAL) if bench.dry_run else (SIZE, ORIGINAL)
-    pixels = list(bench.device.pictures(count, size, torch.float32))
+    pixels = list(bench.device.images(count, size, torch.float32))
 
-    def variant(implementation: str, pictures: list[Tensor], *, essential: bool) -> Variant:
+    def variant(implementation: str, images: list[Tensor], *, essential: bool) -> Variant:
         def make() -> Variant:
             model = segmenter(
                 bench,
                 names,
                 implementation,
                 window=8 if bench.dry_run else 224,
-                batch_size=WINDOWS_A_BATCH if len(pictures) > 1 else WINDOWS_A_PICTURE,
+                batch_size=WINDOWS_A_BATCH if len(images) > 1 else WINDOWS_AN_IMAGE,
             )
 
             def run() -> Any:
-                return model.classify(pictures, [original] * len(pictures))
+                return model.predict_many(images, [original] * len(images))
 
             return Variant(
-                implementation, run, held=(*pictures, *weights(model)), essential=essential
+                implementation, run, held=(*images, *weights(model)), essential=essential
             )
 
         return tried(implementation, make)
@@ -141,7 +141,7 @@ def window_variants(bench: Bench, names: int, *, files: bool) -> Sequence[Varian
         variant(FUSED, pixels, essential=True),
         *from_files,
         variant("torch", pixels, essential=False),
-        one_picture(variant("reference", pixels[:1], essential=names == 150), count),
+        one_image(variant("reference", pixels[:1], essential=names == 150), count),
         missing("compiled", NO_GRAPH),
         missing("sdpa", NO_PLAIN),
         missing("flex", NO_PLAIN),
@@ -151,9 +151,9 @@ def window_variants(bench: Bench, names: int, *, files: bool) -> Sequence[Varian
 def file_variant(bench: Bench, names: int, pixels: list[Tensor]) -> Variant:
     """Ours from JPEG files to PNG files, with batches as `resclip batch` makes them."""
     size, original, count = (
-        (TINY_SIZE, TINY_ORIGINAL, TINY_FILE_PICTURES)
+        (TINY_SIZE, TINY_ORIGINAL, TINY_FILE_IMAGES)
         if bench.dry_run
-        else (SIZE, ORIGINAL, FILE_PICTURES)
+        else (SIZE, ORIGINAL, FILE_IMAGES)
     )
     model = segmenter(
         bench,
@@ -169,15 +169,15 @@ def file_variant(bench: Bench, names: int, pixels: list[Tensor]) -> Variant:
     return Variant(FILES, run, held=weights(model), essential=True, share=share)
 
 
-def one_picture(variant: Variant, count: int) -> Variant:
-    """A call on one picture, marked so that its time is set against a `count`th of the others'."""
+def one_image(variant: Variant, count: int) -> Variant:
+    """A call on one image, marked so that its time is set against a `count`th of the others'."""
     return replace(variant, share=1 / count)
 
 
 def large_variants(bench: Bench) -> Sequence[Variant]:
-    """One picture as one window."""
+    """One image as one window."""
     side = 16 if bench.dry_run else LARGE_SIDE
-    pixels = bench.device.pictures(1, (side, side), torch.float32)
+    pixels = bench.device.images(1, (side, side), torch.float32)
 
     def variant(implementation: str) -> Variant:
         def make() -> Variant:

@@ -18,13 +18,13 @@ from benchmarks.gpu.counts import Pamr, PatchLabels, Proxy, Upsample
 from benchmarks.gpu.inputs import FUSED
 from benchmarks.gpu.timing import Variant
 from resclip_kernels import pamr, patch_labels, upsample_argmax
-from resclip_kernels.pamr import reference as pamr_reference
-from resclip_kernels.proxy_attention import proxy_attention
-from resclip_kernels.proxy_attention import reference as proxy_reference
+from resclip_kernels.ops.pamr import reference as pamr_reference
+from resclip_kernels.ops.proxy_attention import proxy_attention
+from resclip_kernels.ops.proxy_attention import reference as proxy_reference
 
 FIGURE_PAMR = "150 planes of 336 × 448, fp32"
 READS_VALUES = (
-    "the reference decides by tensor values in Python, picture by picture: no graph to compile"
+    "the reference decides by tensor values in Python, image by image: no graph to compile"
 )
 
 
@@ -54,7 +54,7 @@ def no_attention() -> list[Variant]:
 
 
 def pamr_cases(*, tiny: bool) -> list[Case]:
-    """ADE20K's names on a whole picture, as float32 and float16, and a few names on a large one."""
+    """ADE20K's names on a whole image, as float32 and float16, and a few names on a large one."""
     shapes = [
         (FIGURE_PAMR, Pamr(1, 150, (336, 448)), torch.float32),
         ("150 planes of 336 × 448, fp16", Pamr(1, 150, (336, 448), element=2), torch.float16),
@@ -78,7 +78,7 @@ def pamr_cases(*, tiny: bool) -> list[Case]:
 
 def pamr_variants(bench: Bench, shape: Pamr, dtype: torch.dtype) -> Sequence[Variant]:
     """The op, and the reference by torch.compile."""
-    image = bench.device.pictures(shape.batch, shape.size, dtype)
+    image = bench.device.images(shape.batch, shape.size, dtype)
     masks = bench.device.normal(shape.batch, shape.queries, *shape.size, dtype=dtype)
     compiled = bench.compile(pamr_reference.pamr)
 
@@ -101,7 +101,7 @@ def pamr_variants(bench: Bench, shape: Pamr, dtype: torch.dtype) -> Sequence[Var
 
 
 def patch_label_cases(*, tiny: bool) -> list[Case]:
-    """A batch of windows, and a whole picture."""
+    """A batch of windows, and a whole image."""
     shapes = [PatchLabels(16, 150, (224, 224)), PatchLabels(1, 150, (336, 448))]
     if tiny:
         shapes = [PatchLabels(1, 3, (8, 12), patch=4)]
@@ -122,7 +122,7 @@ def patch_label_variants(bench: Bench, shape: PatchLabels) -> Sequence[Variant]:
     """Logits in float32, as `similarity` returns them; the guide in the tower's dtype."""
     height, width = shape.size
     grid = (height // shape.patch, width // shape.patch)
-    image = bench.device.pictures(shape.batch, shape.size, bench.dtype(torch.float16))
+    image = bench.device.images(shape.batch, shape.size, bench.dtype(torch.float16))
     logits = bench.device.logits(shape.batch, shape.queries, grid, torch.float32)
 
     def run(name: str) -> Tensor:
@@ -138,7 +138,7 @@ def patch_label_variants(bench: Bench, shape: PatchLabels) -> Sequence[Variant]:
 
 
 def upsample_cases(*, tiny: bool) -> list[Case]:
-    """ADE20K's pictures with 150 and 847 names from stitched logits, and a large picture from its small grid."""
+    """ADE20K's images with 150 and 847 names from stitched logits, and a large image from its small grid."""
     shapes = [
         Upsample(1, 150, (336, 448), (512, 683)),
         Upsample(1, 847, (336, 448), (512, 683)),
@@ -206,7 +206,7 @@ def proxy_variants(bench: Bench, shape: Proxy) -> Sequence[Variant]:
         return proxy_attention(features, value, grid=shape.grid, implementation=name)
 
     held = (features, value)
-    masked = "its mask is where X Xᵀ exceeds the picture's mean: as a score_mod it needs heads of 768 for q and k"
+    masked = "its mask is where X Xᵀ exceeds the image's mean: as a score_mod it needs heads of 768 for q and k"
     return [
         *implementations(run, held, shape.reference_bytes),
         Variant(

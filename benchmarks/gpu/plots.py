@@ -1,6 +1,6 @@
-"""Pictures of a run: time and memory by length, and every figure's ratio.
+"""Images of a run: time and memory by length, and every figure's ratio.
 
-Knows the document. matplotlib is optional: without it there are no pictures, and a line says so.
+Knows the document. matplotlib is optional: without it there are no images, and a line says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.case import VARIANTS
 from benchmarks.gpu.tables import HEADINGS
-from resclip.files import write_atomically
+from resclip.io.files import write_atomically
 
 Document = dict[str, Any]
 COLOURS = ("#1f6f8b", "#8d99ae", "#c1440e", "#e09f3e", "#2b2d42", "#6a994e", "#7b2d8b")
@@ -40,13 +40,13 @@ def draw(document: Document, folder: Path, stem: str) -> list[Path]:
 
 
 def length(case: Document) -> int:
-    """Tokens or patches of a case, batch included: what its work per picture grows with."""
+    """Tokens or patches of a case, batch included: what its work per image grows with."""
     height, width = case["shape"]["grid"]
     return int(height * width)
 
 
 def by_length(pyplot: Any, cases: list[Document], axis: str, document: Document) -> bytes:
-    """Two panels over the number of patches: milliseconds and peak gigabytes a picture, a line a variant."""
+    """Two panels over the number of patches: milliseconds and peak gigabytes an image, a line a variant."""
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2))
     cases = sorted(cases, key=length)
     for name, colour in zip(VARIANTS, COLOURS, strict=True):
@@ -57,8 +57,8 @@ def by_length(pyplot: Any, cases: list[Document], axis: str, document: Document)
         for panel, key, unit in zip(panels, ("median_ms", "peak_bytes"), (1.0, 1e9), strict=True):
             values = [case["variants"][name][key] / unit / case["shape"]["batch"] for case in shown]
             panel.plot(lengths, values, marker="o", color=colour, label=HEADINGS[name])
-    for panel, label in zip(panels, ("ms a picture", "peak GB a picture"), strict=True):
-        panel.set(xscale="log", yscale="log", xlabel="patches of a picture", ylabel=label)
+    for panel, label in zip(panels, ("ms an image", "peak GB an image"), strict=True):
+        panel.set(xscale="log", yscale="log", xlabel="patches of an image", ylabel=label)
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     figure.suptitle(f"{cases[0]['op']} by {axis}, {document['device']['name']}")

@@ -1,6 +1,6 @@
 """Prototype of the base branch alone, which reads the feedback's additive term from memory.
 
-λ_s·Ŝ is stored once a picture as float16, which is exact: the formula rounds it so. The fused op forms each tile of it
+λ_s·Ŝ is stored once per image as float16, which is exact: the formula rounds it so. The fused op forms each tile of it
 anew from labels and bits, which takes most of its instructions.
 """
 
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from benchmarks.gpu.prototype_layers import Program
-from resclip_kernels.semantic_feedback.triton_tiles import patch_positions
+from resclip_kernels.ops.semantic_feedback.triton_tiles import patch_positions
 
 PADDING = 128
 """Columns of a stored bonus are a multiple of this, which every `Program.columns` must divide."""

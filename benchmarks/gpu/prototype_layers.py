@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resclip_kernels.residual_attention.triton_tiles import pick
+from resclip_kernels.ops.residual_attention.triton_tiles import pick
 
 
 @dataclass(frozen=True)

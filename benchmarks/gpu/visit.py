@@ -37,10 +37,10 @@ from resclip_kernels import (
     residual_attention,
     semantic_feedback,
 )
-from resclip_kernels.implementation import interpreting
-from resclip_kernels.proxy_attention import proxy_attention
-from resclip_kernels.residual_attention import triton as attention_kernels
-from resclip_kernels.residual_attention.launch_shapes import Blocks
+from resclip_kernels.dispatch import interpreting
+from resclip_kernels.ops.proxy_attention import proxy_attention
+from resclip_kernels.ops.residual_attention import triton as attention_kernels
+from resclip_kernels.ops.residual_attention.launch_shapes import Blocks
 
 T = TypeVar("T")
 
@@ -283,7 +283,7 @@ def compare(
 def planes(visit: Visit, batch: int, queries: int, side: int) -> None:
     """`patch_labels` and `pamr` on `batch` square images."""
     iterations = 1 if visit.dry else 10
-    image = visit.device.pictures(batch, (side, side), torch.float32)
+    image = visit.device.images(batch, (side, side), torch.float32)
     logits = visit.device.logits(batch, queries, (side // 16, side // 16), torch.float32)
     masks = visit.device.normal(batch, queries, side, side)
 

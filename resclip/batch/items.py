@@ -1,20 +1,16 @@
-"""One picture of a source: its name, and where its bytes are.
+"""One image of a source: its name, and where its bytes are.
 
-Knows names, and files, parts of files and cells of tables to read from. Knows no pixels; which pictures there are is
+Knows names, and files, parts of files and cells of tables to read from. Knows no pixels; which images there are is
 `sources.py`'s to find.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from resclip.batch.locations import inside, join, local_path, naming, plain, read_range, reason
-from resclip.batch.names import PackedTexts, name_of
-
-__all__ = ["Cell", "Entries", "Entry", "Files", "Item"]
+from resclip.batch.output_names import PackedTexts, name_of
+from resclip.batch.paths import inside, join, plain
 
 
 class Cell(NamedTuple):
@@ -24,66 +20,6 @@ class Cell(NamedTuple):
     """Path of a column that holds bytes: "image.bytes"."""
     row: int
     """From 0, through the whole file."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture to be segmented: small, and the same in any process.
-
-    Args:
-        index: in the source's order, from 0.
-        name: relative, with "/" between parts, and no other item's: "sub/cat.jpg".
-        stem: of the output files, and no other item's on any disk: "sub/cat".
-        location: path or URL of the file that holds the bytes.
-        start, length: which bytes of it, where not all.
-        cell: which cell of it, where it is a Parquet file.
-    """
-
-    index: int
-    name: str
-    stem: str
-    location: str
-    start: int = 0
-    length: int | None = None
-    cell: Cell | None = None
-
-    def read(self, limit: int | None = None) -> bytes:
-        """The encoded picture.
-
-        Args:
-            limit: bytes that it may have.
-
-        Raises:
-            OSError: the file is missing or cannot be read; names the item.
-            ValueError: it has more bytes than `limit`, its table names no file or is damaged; names the item.
-            ImportError: the file system, or Parquet, needs a package that is not there.
-        """
-        if not self.location:
-            raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
-        try:
-            with naming(self.location):
-                if self.cell is None:
-                    return read_range(self.location, self.start, self.length, limit)
-                from resclip.batch.tables import read_cell
-
-                return read_cell(self.location, self.cell.column, self.cell.row, limit)
-        except OSError as error:
-            raise OSError(error.errno, reason(error), self._title) from error
-        except ValueError as error:
-            shown = "" if self._title == self.location else f"{self.name}: "
-            raise ValueError(f"{shown}{reason(error)}") from error
-
-    @property
-    def local_path(self) -> Path | None:
-        """The file, where the picture is the whole of one on this machine."""
-        if self.cell is not None or self.length is not None or not self.location:
-            return None
-        return local_path(self.location)
-
-    @property
-    def _title(self) -> str:
-        named = self.location.endswith(self.name)
-        return self.location if named else f"{self.name} ({self.location})"
 
 
 class Entry(NamedTuple):

@@ -8,36 +8,34 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from functools import partial
 
-from resclip.ahead import map_ahead
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.sources import Item
-from resclip.batch.store import Store
-from resclip.batch.task import Task
-from resclip.batch.work import read, segment, write
+from resclip.batch.steps import read, segment, write
+from resclip.batch.storage import Store
+from resclip.inference.prefetch import prefetch
 from resclip.segmenter import Segmenter
-
-__all__ = ["run"]
 
 
 def run(
     task: Task, segmenter: Segmenter, items: Iterable[Item], store: Store, *, workers: int
 ) -> Generator[Row, None, None]:
-    """Do a job's pictures on the segmenter's device.
+    """Do a job's images on the segmenter's device.
 
     Args:
         task: what is done to each.
         segmenter: labels them.
-        items: the pictures, taken as they are needed.
+        items: the images, taken as they are needed.
         store: where files go.
         workers: threads that read, and as many that write.
 
     Yields:
-        A row a picture once its files are written, in the order of `items`.
+        A row an image once its files are written, in the order of `items`.
 
     Raises:
         OSError: a file cannot be written.
         MemoryError: there is not enough for a single window.
     """
-    readings = map_ahead(partial(read, task), items, workers=workers, ahead=workers)
+    readings = prefetch(partial(read, task), items, workers=workers, ahead=workers)
     outcomes = segment(task, segmenter, store, readings)
-    return map_ahead(partial(write, task, store), outcomes, workers=workers, ahead=workers)
+    return prefetch(partial(write, task, store), outcomes, workers=workers, ahead=workers)

@@ -1,4 +1,4 @@
-"""The files of one segmented picture: gathered strip by strip, in memory or by block on disk.
+"""The files of one segmented image: gathered strip by strip, in memory or by block on disk.
 
 Knows label maps, scores, overlays and their file formats. Knows no model and no source; where files go is store.py's.
 """
@@ -15,22 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from resclip.batch.job import Task
 from resclip.batch.manifest import ClassArea
-from resclip.batch.store import Store
-from resclip.batch.task import Task
-from resclip.drawing import draw_overlay, palette
-from resclip.images import PixelArray, encode_png
+from resclip.batch.storage import Store
+from resclip.io.images import PixelArray, encode_png
+from resclip.visualization.overlay import draw_overlay, palette
 
 if TYPE_CHECKING:
-    from resclip.rasters import Raster
+    from resclip.io.geotiff import Raster
 
-__all__ = ["BlockSink", "MapSink", "Result", "as_scores", "encode"]
 
-MOST_SCORE = 65535
+MAX_SCORE = 65535
 """Stands for a probability of 1."""
 
 PREVIEW_SIDE = 2048
-"""Pixels of the longer side, at most, of the overlay of a picture that is written by block."""
+"""Pixels of the longer side, at most, of the overlay of an image that is written by block."""
 
 PALETTE_COLOURS = 256
 OPACITY = 0.55
@@ -38,7 +37,7 @@ OPACITY = 0.55
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A segmented picture whose files are not written yet, or by block already."""
+    """A segmented image whose files are not written yet, or by block already."""
 
     height: int
     width: int
@@ -48,8 +47,8 @@ class Result:
     """(H, W) uint8 or uint16; None where they are written."""
     scores: NDArray[np.uint16] | None
     """(H, W), where they are asked for and not written."""
-    picture: PixelArray | None
-    """(H, W, 3), for the overlay; of a large picture, and its labels, every so many pixels."""
+    image: PixelArray | None
+    """(H, W, 3), for the overlay; of a large image, and its labels, every so many pixels."""
     place: tuple[Any, Any] = (None, None)
     """Coordinate reference system and transform of the input."""
     written: tuple[str, ...] = ()
@@ -76,11 +75,11 @@ class MapSink:
         self,
         task: Task,
         size: tuple[int, int],
-        picture: PixelArray | None,
+        image: PixelArray | None,
         place: tuple[Any, Any] = (None, None),
     ) -> None:
         self.size = size
-        self.picture = picture if task.overlay else None
+        self.image = image if task.overlay else None
         self.place = place
         self.labels = np.empty(size, task.label_type)
         self.scores = np.empty(size, np.uint16) if task.scores else None
@@ -94,7 +93,7 @@ class MapSink:
 
     def finish(self) -> Result:
         """The result, once its last rows have come; who writes it counts, since this thread has a GPU to feed."""
-        return Result(*self.size, None, self.labels, self.scores, self.picture, self.place)
+        return Result(*self.size, None, self.labels, self.scores, self.image, self.place)
 
     def abort(self) -> None:
         """Nothing is on disk yet."""
@@ -106,7 +105,7 @@ class BlockSink:
     Args:
         task: what is written.
         stem: of the files.
-        picture: the input, which is closed in the end; its rows are read again for a reduced overlay.
+        image: the input, which is closed in the end; its rows are read again for a reduced overlay.
         place: coordinate reference system and transform of the input.
         store: where the files go, once they are whole.
 
@@ -115,17 +114,17 @@ class BlockSink:
     """
 
     def __init__(
-        self, task: Task, stem: str, picture: Raster, place: tuple[Any, Any], store: Store
+        self, task: Task, stem: str, image: Raster, place: tuple[Any, Any], store: Store
     ) -> None:
-        from resclip.raster_writer import RasterWriter
+        from resclip.io.geotiff import RasterWriter
 
         self.task = task
         self.stem = stem
-        self.picture = picture
+        self.image = image
         self.store = store
         self.folder = store.scratch()
         self.counts = np.zeros(len(task.names), np.int64)
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         self.step = -(-max(size) // PREVIEW_SIDE)
         self.preview: list[tuple[PixelArray, NDArray[Any]]] = []
         few = len(task.names) <= PALETTE_COLOURS
@@ -143,7 +142,7 @@ class BlockSink:
             self.scores = RasterWriter(
                 self.folder / "scores.tif",
                 *size,
-                classes=MOST_SCORE + 1,
+                classes=MAX_SCORE + 1,
                 palette=None,
                 crs=place[0],
                 transform=place[1],
@@ -162,7 +161,7 @@ class BlockSink:
             self.scores.write(first, scores.astype(np.uint16))
         if self.task.overlay:
             for row in range(-first % self.step, len(labels), self.step):
-                pixels = self.picture.rows(first + row, first + row + 1)
+                pixels = self.image.rows(first + row, first + row + 1)
                 self.preview.append((pixels[:, :: self.step], labels[row : row + 1, :: self.step]))
 
     def finish(self) -> Result:
@@ -171,7 +170,7 @@ class BlockSink:
         Raises:
             OSError: they cannot be written.
         """
-        from resclip.raster_writer import raster_to_png
+        from resclip.io.geotiff import raster_to_png
 
         written = []
         for kind, writer in (("scores", self.scores), ("labels", self.labels)):
@@ -186,11 +185,11 @@ class BlockSink:
             self.store.put_file(path, name)
             written.append(name)
         self.close()
-        picture = labels = None
+        image = labels = None
         if self.preview:
-            picture, labels = (np.concatenate(rows) for rows in zip(*self.preview, strict=True))
-        size = (self.picture.height, self.picture.width)
-        return Result(*size, self.counts, labels, None, picture, written=tuple(written))
+            image, labels = (np.concatenate(rows) for rows in zip(*self.preview, strict=True))
+        size = (self.image.height, self.image.width)
+        return Result(*size, self.counts, labels, None, image, written=tuple(written))
 
     def abort(self) -> None:
         """Leave nothing behind."""
@@ -201,15 +200,15 @@ class BlockSink:
 
     def close(self) -> None:
         """Remove the temporary files."""
-        self.picture.close()
+        self.image.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def encode(task: Task, stem: str, result: Result) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files that are still to be written; the label map, on which the others hang, last."""
-    if task.overlay and result.picture is not None and result.labels is not None:
+    if task.overlay and result.image is not None and result.labels is not None:
         labels = result.labels.astype(np.int64)
-        overlay = draw_overlay(result.picture, labels, palette(len(task.names)), OPACITY)
+        overlay = draw_overlay(result.image, labels, palette(len(task.names)), OPACITY)
         yield f"{stem}_overlay.png", encode_png(overlay)
     if result.written or result.labels is None:
         return
@@ -224,9 +223,9 @@ def encode_plane(
 ) -> bytes:
     """A label map, with a palette, or scores, without one, as a file."""
     if task.form == "tif":
-        from resclip.raster_writer import encode_geotiff
+        from resclip.io.geotiff import encode_geotiff
 
-        count = MOST_SCORE + 1 if colours is None else len(colours)
+        count = MAX_SCORE + 1 if colours is None else len(colours)
         return encode_geotiff(
             plane,
             classes=count,
@@ -243,4 +242,4 @@ def encode_plane(
 
 def as_scores(probabilities: Tensor) -> Tensor:
     """Probabilities as whole numbers, on their device: 65,535 is 1."""
-    return (probabilities.float().clamp(0, 1) * MOST_SCORE).round().int()
+    return (probabilities.float().clamp(0, 1) * MAX_SCORE).round().int()

@@ -3,9 +3,9 @@
 Knows the order of the steps, which of a cluster's processors each of them takes, and how Ray's failures look from
 outside. Knows nothing of what the steps do. Scheduling, back-pressure and restarts are Ray Data's.
 
-A picture comes out once, whatever dies on the way. Every step hands on portions of `PORTION` pictures, a portion is a
+An image comes out once, whatever dies on the way. Every step hands on portions of `PORTION` images, a portion is a
 row of Ray's tables, and a row is a block. A task that Ray runs again therefore gives the blocks it gave before, one for
-one, even where a file can no longer be read: Ray knows a block by its number among those of its task. What a picture's
+one, even where a file can no longer be read: Ray knows a block by its number among those of its task. What an image's
 files hold does not depend on its portion (`Segmenter.pad_batches`), and writing them twice leaves the same files.
 """
 
@@ -26,37 +26,35 @@ from urllib.parse import urlsplit
 
 import torch
 
-from resclip.ahead import map_ahead
+from resclip.batch.job import Task
 from resclip.batch.manifest import Row
 from resclip.batch.sources import Item
-from resclip.batch.store import Store
-from resclip.batch.task import Task
-from resclip.batch.work import Outcome, Problem, Reading, read, segment, write
+from resclip.batch.steps import Outcome, Problem, Reading, read, segment, write
+from resclip.batch.storage import Store
 from resclip.errors import WeightsUnavailable
+from resclip.inference.prefetch import prefetch
 from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
 
-__all__ = ["run"]
-
 PORTION = 4
-"""Pictures that travel together: of 12 megapixels 48 MB of labels, 144 MB more with an overlay."""
+"""Images that travel together: of 12 megapixels 48 MB of labels, 144 MB more with an overlay."""
 
 PORTIONS_PER_CALL = 8
-"""Most portions that a model is given at once. A call fills up the last batch of windows: of 32 pictures with six each,
+"""Most portions that a model is given at once. A call fills up the last batch of windows: of 32 images with six each,
 half a batch of 16 in twelve."""
 
 BLOCKS = 1024
 """Most blocks that items are put into, each of them read by one task."""
 
 ITEMS = 1 << 18
-"""Pictures of one Ray data set: their names take 40 MB here and in Ray's store. Models are loaded anew for the next
+"""Images of one Ray dataset: their names take 40 MB here and in Ray's store. Models are loaded anew for the next
 262,144, which is half a minute in hours."""
 
 THREADS = 4
 """That read, or write, in one task: they mostly wait for a disk or server."""
 
-MOST_SECONDS = 86_400
-"""Without any picture done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows, on a core six hours."""
+MAX_SECONDS = 86_400
+"""Without any image done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows, on a core six hours."""
 
 SECONDS_TO_CONNECT = 5.0
 
@@ -64,7 +62,7 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0
 """What a client of HTTP/2 says first, with empty settings (RFC 9113, section 3.4)."""
 SETTINGS = 4
 
-COLUMN = "pictures"
+COLUMN = "images"
 
 ERRORS = (OSError, MemoryError, ValueError, TypeError, ImportError, WeightsUnavailable)
 """Of a step, that end the job. They travel as portions do: Ray Data would put a paragraph behind their text."""
@@ -80,25 +78,25 @@ def run(
     address: str | None,
     actors: int | None,
 ) -> Generator[Row, None, None]:
-    """Do a job's pictures on a cluster's GPUs, or on its cores where it has none.
+    """Do a job's images on a cluster's GPUs, or on its cores where it has none.
 
-    Every machine needs this library, the model's weights (or a way to fetch them), and the same view of the pictures
+    Every machine needs this library, the model's weights (or a way to fetch them), and the same view of the images
     and the store: a local folder is one that all of them mount. Ray repeats the work of a process or machine that died
-    as often as it takes; a lost machine's models wait for one with room for them. After a day in which no picture was
+    as often as it takes; a lost machine's models wait for one with room for them. After a day in which no image was
     done the job ends.
 
     Args:
         task: what is done to each.
         request: the call of `resclip.load` that made `segmenter`; "cpu" as its `device` leaves GPUs alone.
         segmenter: whose text features, precision and batch size all models take, so that their results are the same.
-        items: the pictures; 262,144 are taken at a time.
+        items: the images; 262,144 are taken at a time.
         store: where files go.
         address: HOST:PORT of a cluster's head; None for $RAY_ADDRESS, else the cluster that runs on this machine, else
             one that is started here for this job.
         actors: models; None for one a GPU, or one a machine where there is none.
 
     Yields:
-        A row a picture once its files are written, in no particular order.
+        A row an image once its files are written, in no particular order.
 
     Raises:
         OSError: a file cannot be written.
@@ -292,7 +290,7 @@ def model_call(request: partial[Segmenter], segmenter: Segmenter, crew: Crew) ->
         "classes": segmenter.vocabulary.to(torch.device("cpu")),
         "device": "cuda" if crew.gpus else "cpu",
         "precision": precision,
-        "batch_size": segmenter.batch_size,
+        "batch_size": segmenter.pipeline.batch_size,
         "cache": None,
         "progress": False,
     }
@@ -307,7 +305,7 @@ def pipeline(
     crew: Crew,
     items: Sequence[Item],
 ) -> Any:
-    """The Ray data set whose rows are portions of the job's rows."""
+    """The Ray dataset whose rows are portions of the job's rows."""
     portions = [items[start : start + PORTION] for start in range(0, len(items), PORTION)]
     # A job of few portions is dealt out to all models, twice over.
     per_call = min(PORTIONS_PER_CALL, max(1, len(portions) // (2 * crew.models)))
@@ -333,12 +331,12 @@ def pipeline(
 
 @contextlib.contextmanager
 def quiet_context(ray: Any) -> Iterator[None]:
-    """Ray Data's settings for data sets that are made in the block."""
+    """Ray Data's settings for datasets that are made in the block."""
     context = ray.data.DataContext()
     # Blocks are rows: see the module's beginning.
     context.target_max_block_size = 1
     context.raise_original_map_exception = True
-    context.execution_no_progress_timeout_s = MOST_SECONDS
+    context.execution_no_progress_timeout_s = MAX_SECONDS
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -347,7 +345,7 @@ def quiet_context(ray: Any) -> Iterator[None]:
 
 
 def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
-    """A data set's rows as they come.
+    """A dataset's rows as they come.
 
     Raises:
         Exception: one of `ERRORS`, from a step.
@@ -364,7 +362,7 @@ def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
 
 def read_portions(table: Any, task: Task) -> Iterator[Any]:
     """Items → readings."""
-    return repacked(map_ahead(partial(read, task), unpacked(table), workers=THREADS, ahead=THREADS))
+    return repacked(prefetch(partial(read, task), unpacked(table), workers=THREADS, ahead=THREADS))
 
 
 class Model:
@@ -389,18 +387,18 @@ class Model:
         return self.call()
 
     def __call__(self, table: Any) -> Iterator[Any]:
-        """Label the pictures of some portions, their windows in shared batches."""
+        """Label the images of some portions, their windows in shared batches."""
         return repacked(self.outcomes(unpacked(table)))
 
     def outcomes(self, readings: Iterator[Reading | Problem]) -> Iterator[Outcome]:
-        """The same of pictures, one by one."""
+        """The same of images, one by one."""
         yield from segment(self.task, self.segmenter, self.store, readings)
 
 
 def write_portions(table: Any, task: Task, store: Store) -> Iterator[Any]:
     """Outcomes → rows, once their files are written."""
     return repacked(
-        map_ahead(partial(write, task, store), unpacked(table), workers=THREADS, ahead=THREADS)
+        prefetch(partial(write, task, store), unpacked(table), workers=THREADS, ahead=THREADS)
     )
 
 

@@ -1,7 +1,7 @@
-"""Which pictures a batch job is about: folders, patterns, lists, Parquet tables and WebDataset archives.
+"""Which images a batch job is about: folders, patterns, lists, Parquet tables and WebDataset archives.
 
-Knows the kinds of sources and what each calls its pictures. Reads no pixels. What a source is follows from its name;
-for a folder or pattern from what is there: pictures, else tables, else archives.
+Knows the kinds of sources and what each calls its images. Reads no pixels. What a source is follows from its name;
+for a folder or pattern from what is there: images, else tables, else archives.
 """
 
 from __future__ import annotations
@@ -17,42 +17,40 @@ from typing import TypeAlias
 
 import numpy as np
 
-from resclip.batch.items import Entries, Files, Item
-from resclip.batch.listing import (
+from resclip.batch.items import Cell, Entries, Files
+from resclip.batch.output_names import Naming, PackedTexts, digest, repeated
+from resclip.batch.parquet import open_tables, read_cell
+from resclip.batch.paths import (
     expand_braces,
+    file_system,
     files_below,
+    inside,
     is_folder,
     is_pattern,
-    matching,
-    pattern_root,
-)
-from resclip.batch.locations import (
-    file_system,
-    inside,
     join,
     local_path,
+    matching,
     naming,
     open_binary,
     parent,
+    pattern_root,
     plain,
     read_range,
     reason,
     suffix,
 )
-from resclip.batch.names import Naming, PackedTexts, digest, repeated
-from resclip.batch.shards import Members, check_compression
-from resclip.batch.tables import open_tables
+from resclip.batch.webdataset import Members, check_compression
 
-__all__ = ["OUTPUT_ENDINGS", "PICTURE_SUFFIXES", "Item", "Source", "open_source"]
+__all__ = ["IMAGE_SUFFIXES", "OUTPUT_ENDINGS", "Item", "Source", "open_source"]
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif",
     ".jpe", ".jfif", ".apng", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 """Of the files that are taken from a folder; in capitals too."""
 
 OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
-"""Of the files that a batch job writes: below a folder with a manifest these are no pictures to be segmented."""
+"""Of the files that a batch job writes: below a folder with a manifest these are no images to be segmented."""
 
 LISTS = (".txt", ".lst")
 TABLES = (".parquet",)
@@ -63,14 +61,72 @@ Suffixes: TypeAlias = Collection[str]
 _MANIFEST = re.compile(r"((?:.*/)?)manifest\.(?:parquet$|parts/)")
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The pictures of a batch job, in an order that does not depend on the machine. Can be pickled.
+@dataclass(frozen=True)
+class Item:
+    """An image to be segmented: small, and the same in any process.
 
     Args:
-        description: one line: "folder pictures: 200 files".
+        index: in the source's order, from 0.
+        name: relative, with "/" between parts, and no other item's: "sub/cat.jpg".
+        stem: of the output files, and no other item's on any disk: "sub/cat".
+        location: path or URL of the file that holds the bytes.
+        start, length: which bytes of it, where not all.
+        cell: which cell of it, where it is a Parquet file.
+    """
+
+    index: int
+    name: str
+    stem: str
+    location: str
+    start: int = 0
+    length: int | None = None
+    cell: Cell | None = None
+
+    def read(self, limit: int | None = None) -> bytes:
+        """The encoded image.
+
+        Args:
+            limit: bytes that it may have.
+
+        Raises:
+            OSError: the file is missing or cannot be read; names the item.
+            ValueError: it has more bytes than `limit`, its table names no file or is damaged; names the item.
+            ImportError: the file system, or Parquet, needs a package that is not there.
+        """
+        if not self.location:
+            raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
+        try:
+            with naming(self.location):
+                if self.cell is None:
+                    return read_range(self.location, self.start, self.length, limit)
+                return read_cell(self.location, self.cell.column, self.cell.row, limit)
+        except OSError as error:
+            raise OSError(error.errno, reason(error), self._title) from error
+        except ValueError as error:
+            shown = "" if self._title == self.location else f"{self.name}: "
+            raise ValueError(f"{shown}{reason(error)}") from error
+
+    @property
+    def local_path(self) -> Path | None:
+        """The file, where the image is the whole of one on this machine."""
+        if self.cell is not None or self.length is not None or not self.location:
+            return None
+        return local_path(self.location)
+
+    @property
+    def _title(self) -> str:
+        named = self.location.endswith(self.name)
+        return self.location if named else f"{self.name} ({self.location})"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The images of a batch job, in an order that does not depend on the machine. Can be pickled.
+
+    Args:
+        description: one line: "folder images: 200 files".
         entries: what its kind knows of them.
-        skipped: files that were left out because their suffix is no picture's.
+        skipped: files that were left out because their suffix is no image's.
     """
 
     description: str
@@ -94,24 +150,24 @@ class Source:
 
 
 def open_source(
-    source: str, *, suffixes: Suffixes = PICTURE_SUFFIXES, column: str | None = None
+    source: str, *, suffixes: Suffixes = IMAGE_SUFFIXES, column: str | None = None
 ) -> Source:
-    """Find the pictures of a source.
+    """Find the images of a source.
 
     Args:
         source: a path or any URL that fsspec knows, of
-            a folder: its pictures and those of the folders in it, sorted by name, no hidden files or earlier outputs;
-                without pictures, its Parquet tables or its .tar archives;
+            a folder: its images and those of the folders in it, sorted by name, no hidden files or earlier outputs;
+                without images, its Parquet tables or its .tar archives;
             a pattern with `*`, `?`, `[a-z]`, `**`, `{000..099}` or `{a,b}`: the same of the files that fit;
             a list, .txt or .lst: a path, relative to the list's folder, or a URL a line; `#` begins a comment;
             a .parquet table with a column of bytes or of paths and URLs;
             a WebDataset archive, .tar;
-            a picture.
-        suffixes: of pictures, with their dots, in small letters.
-        column: of tables, the one with the pictures; None to find it by name and type.
+            an image.
+        suffixes: of images, with their dots, in small letters.
+        column: of tables, the one with the images; None to find it by name and type.
 
     Raises:
-        ValueError: there is no picture, or something there cannot be used; one line with what to do.
+        ValueError: there is no image, or something there cannot be used; one line with what to do.
         OSError: there is nothing, or it cannot be read.
         ImportError: it needs a package that is not there; the message names it.
     """
@@ -126,7 +182,7 @@ def open_source(
         return opening.url(location)
     raise FileNotFoundError(
         errno.ENOENT,
-        "expected a folder, a pattern, a list (.txt), a .parquet table, a .tar or a picture, "
+        "expected a folder, a pattern, a list (.txt), a .parquet table, a .tar or an image, "
         "found nothing; check the path",
         source,
     )
@@ -145,7 +201,7 @@ def _exists(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Opening:
-    """The way from a source's name to its pictures."""
+    """The way from a source's name to its images."""
 
     shown: str
     suffixes: Suffixes
@@ -161,7 +217,7 @@ class _Opening:
         check_compression(location)
         if is_web and suffix(location) not in known:
             raise ValueError(
-                f"{self.shown}: expected a list, a table, an archive or a picture, or a folder whose server lists its "
+                f"{self.shown}: expected a list, a table, an archive or an image, or a folder whose server lists its "
                 "files, got none of these; name a list file (.txt) with a URL a line"
             )
         opened, inner = file_system(location)
@@ -184,7 +240,7 @@ class _Opening:
         if kind not in (*self.suffixes, *TABLES, *ARCHIVES):
             raise ValueError(
                 f"{self.shown}: expected a folder, a list (.txt, .lst), a table (.parquet), an archive (.tar) or a "
-                f"picture ({', '.join(self.suffixes)}), got a file that ends with {kind or 'no suffix'}; convert it"
+                f"image ({', '.join(self.suffixes)}), got a file that ends with {kind or 'no suffix'}; convert it"
             )
         base = parent(location)
         return self.files(base, [inside(base, location)], "file")
@@ -225,23 +281,23 @@ class _Opening:
 
     def files(self, base: str, found: list[str], kind: str, remark: str = "") -> Source:
         """Of files, which are sorted by name and relative to `base`."""
-        groups: dict[str, list[str]] = {"pictures": [], "tables": [], "archives": []}
-        kinds = dict.fromkeys(self.suffixes, "pictures")
+        groups: dict[str, list[str]] = {"images": [], "tables": [], "archives": []}
+        kinds = dict.fromkeys(self.suffixes, "images")
         kinds |= dict.fromkeys(TABLES, "tables") | dict.fromkeys(ARCHIVES, "archives")
         for name in found:
             if (group := kinds.get(suffix(name))) is not None:
                 groups[group].append(name)
-        pictures, tables, archives = groups.values()
+        images, tables, archives = groups.values()
         if self.column is not None and not tables:
             raise ValueError(
                 f"{self.shown}: expected Parquet tables for the column {self.column!r}, "
                 f"got {_census(found)}; leave the column out"
             )
-        if pictures and self.column is None:
-            entries: Entries = Files(base, PackedTexts(pictures))
-            skipped = len(found) - len(pictures)
+        if images and self.column is None:
+            entries: Entries = Files(base, PackedTexts(images))
+            skipped = len(found) - len(images)
             return self.source(
-                f"{kind} {self.shown}: {_count(pictures, 'file')}{remark}", entries, skipped
+                f"{kind} {self.shown}: {_count(images, 'file')}{remark}", entries, skipped
             )
         if tables and (self.column is not None or not archives):
             return self.tables(base, tables, len(found) - len(tables))
@@ -251,11 +307,11 @@ class _Opening:
             check_compression(name)
         if tables:
             raise ValueError(
-                f"{self.shown}: expected pictures, tables or archives, got {_count(tables, 'table')} and "
+                f"{self.shown}: expected images, tables or archives, got {_count(tables, 'table')} and "
                 f"{_count(archives, 'archive')}; name one kind by a pattern, as in *.parquet"
             )
         raise ValueError(
-            f"{self.shown}: expected pictures ({', '.join(self.suffixes)}), .parquet tables or .tar archives, "
+            f"{self.shown}: expected images ({', '.join(self.suffixes)}), .parquet tables or .tar archives, "
             f"got {_census(found)}{remark}; check the path"
         )
 
@@ -276,7 +332,9 @@ class _Opening:
     def archives(self, base: str, archives: list[str], skipped: int) -> Source:
         """Of tar archives; what else is in them is counted as skipped, labels and texts as a rule."""
         members = Members(base, archives, self.suffixes)
-        what = f"WebDataset {self.shown}: {_count(members, 'picture')} in {_count(archives, 'archive')}"
+        what = (
+            f"WebDataset {self.shown}: {_count(members, 'image')} in {_count(archives, 'archive')}"
+        )
         return self.source(what, members, skipped + members.skipped)
 
     def list(self, location: str) -> Source:
@@ -303,7 +361,7 @@ class _Opening:
             location = entries[index].location
             if location in seen:
                 raise ValueError(
-                    f"{self.shown}: expected every picture once, got {location} as number "
+                    f"{self.shown}: expected every image once, got {location} as number "
                     f"{seen[location] + 1} and {index + 1} of {where}; remove one"
                 )
             if location:

@@ -1,6 +1,6 @@
-"""Groups of pictures, read and resized ahead of their use, in worker processes where that helps.
+"""Groups of images, read and resized ahead of their use, in worker processes where that helps.
 
-Knows samples, and that a picture becomes pixels of another size. Knows no model, no class names and no counts.
+Knows samples, and that an image becomes pixels of another size. Knows no model, no class names and no counts.
 
 What cannot be read is named and left out; its group goes on. What leaves a worker is bytes: a quarter of what
 normalised pixels would be.
@@ -19,19 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from resclip.ahead import available_cores
-from resclip.evaluation.datasets.samples import IGNORED, Problem, Sample
-from resclip.images import ImageError
-from resclip.preparation import Preparation
-
-__all__ = ["Group", "Loaded", "Reader", "read_ahead", "sensible_workers"]
+from resclip.evaluation.datasets.base import IGNORED, Problem, Sample
+from resclip.inference.prefetch import available_cores
+from resclip.inference.preprocessing import Preparation
+from resclip.io.images import ImageError
 
 AHEAD = 2
 """Groups that each worker reads ahead."""
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Reading and resizing takes 13 ms for a photograph of 500 × 375, 145 ms for one of 2048 × 1024: eight workers give 600
-or 55 pictures a second."""
+or 55 images a second."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,10 @@ class Loaded:
     index: int
     """Of the sample in its set."""
     pixels: Tensor
-    """(H', W', 3) uint8: the picture, resized."""
+    """(H', W', 3) uint8: the image, resized."""
     truth: Tensor
     """(H, W) uint8: class indices and `IGNORED`."""
-    picture: Tensor | None
+    image: Tensor | None
     """(H, W, 3) uint8: as it was read; None where nobody asked for it."""
 
     def pin_memory(self) -> Loaded:
@@ -74,15 +72,15 @@ class Reader(Dataset[Group]):
         samples: of the whole set.
         group_size: samples a group; the last has what remains.
         classes: how many there are.
-        preparation: what is done to a picture.
-        keep_pictures: whether `Loaded.picture` is wanted.
+        preparation: what is done to an image.
+        keep_images: whether `Loaded.image` is wanted.
     """
 
     samples: Sequence[Sample]
     group_size: int
     classes: int
     preparation: Preparation
-    keep_pictures: bool
+    keep_images: bool
 
     def __getitem__(self, number: int) -> Group:
         """The group of samples number · group_size and following."""
@@ -101,28 +99,28 @@ class Reader(Dataset[Group]):
         Raises:
             ImageError, OSError: it cannot be read, or its truth does not fit.
         """
-        picture, truth = sample.picture.read(), sample.truth.read()
-        self.check(picture, truth)
+        image, truth = sample.image.read(), sample.truth.read()
+        self.check(image, truth)
         return Loaded(
             index,
-            torch.tensor(self.preparation.resize(picture)),
+            torch.tensor(self.preparation.resize(image)),
             torch.tensor(truth),
-            torch.tensor(picture) if self.keep_pictures else None,
+            torch.tensor(image) if self.keep_images else None,
         )
 
-    def check(self, picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """ImageError where the truth is not one of this picture, or not of these classes."""
-        if truth.shape != picture.shape[:2]:
-            height, width = picture.shape[:2]
+    def check(self, image: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+        """ImageError where the truth is not one of this image, or not of these classes."""
+        if truth.shape != image.shape[:2]:
+            height, width = image.shape[:2]
             raise ImageError(
-                f"expected a mask of the picture's size, {height} × {width} pixels, got one of "
+                f"expected a mask of the image's size, {height} × {width} pixels, got one of "
                 f"{' × '.join(map(str, truth.shape))}; check that they belong together"
             )
         strange = truth[(truth >= self.classes) & (truth != IGNORED)]
         if strange.size:
             raise ImageError(
                 f"expected a mask with classes 0 to {self.classes - 1} and {IGNORED} where nothing counts, got "
-                f"{strange.max()} in {strange.size:,} pixels; check that it belongs to this data set"
+                f"{strange.max()} in {strange.size:,} pixels; check that it belongs to this dataset"
             )
 
 
@@ -160,7 +158,7 @@ def read_ahead(
         if not str(error).startswith("DataLoader worker"):
             raise
         raise RuntimeError(
-            f"a process that reads pictures was ended from outside ({str(error).splitlines()[0]}), for want of "
+            f"a process that reads images was ended from outside ({str(error).splitlines()[0]}), for want of "
             "memory or of shared memory (/dev/shm) most likely: use fewer workers, or 0"
         ) from error
 
@@ -174,4 +172,4 @@ def sensible_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return 0
     share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return max(0, min(share - 1, MOST_WORKERS))
+    return max(0, min(share - 1, MAX_WORKERS))

@@ -1,6 +1,6 @@
 """How well pixels are labelled, as segmentation benchmarks count it.
 
-Knows arrays of class indices. Knows no picture, model or method.
+Knows arrays of class indices. Knows no image, model or method.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = ["Scores", "confusion", "scores_of"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def confusion(
     classes: int,
     ignored: int | None = None,
 ) -> NDArray[np.int64]:
-    """How often each class was taken for each; the sum over pictures is that of their set.
+    """How often each class was taken for each; the sum over images is that of their set.
 
     Args:
         truth, labels: true and predicted class of every pixel, two arrays of one shape.

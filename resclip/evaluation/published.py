@@ -1,4 +1,4 @@
-"""The mIoU that papers state for a method, a backbone and a data set.
+"""The mIoU that papers state for a method, a backbone and a dataset.
 
 Knows the packaged table, and which rows, models and settings its figures are of. Knows no measured figure.
 """
@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resclip.class_names import DATASETS, dataset_classes
-from resclip.knobs import as_dict
-from resclip.methods import BASES, MODULES, RCS, SFR
-from resclip.presets import PRESETS, Preset
-
-__all__ = ["Published", "published"]
+from resclip.methods.catalogue import BASES, MODULES, RCS, SFR
+from resclip.methods.options_text import as_dict
+from resclip.methods.presets import PRESETS, Preset
+from resclip.text.class_names import DATASETS, dataset_classes
 
 TABLE = Path(__file__).parents[1] / "data" / "published_miou.csv"
 
@@ -71,21 +69,21 @@ class Published:
 
 
 def published(
-    row: str, dataset: str, model: str, pretrained: str | None, knobs: Mapping[str, Any]
+    row: str, dataset: str, model: str, pretrained: str | None, options: Mapping[str, Any]
 ) -> Published | None:
     """The figure to compare a row with; None where nobody has published one for just this configuration.
 
     Args:
         row: a base and its modules: "naclip+rcs+sfr".
-        dataset: one of `resclip.class_names.DATASETS`; others have no figures.
+        dataset: one of `resclip.text.class_names.DATASETS`; others have no figures.
         model, pretrained: as `resclip.load` takes them.
-        knobs: settings of the segmenter, as `Segmenter.settings` has them or as JSON gives them back. They must be
+        options: settings of the segmenter, as `Segmenter.settings` has them or as JSON gives them back. They must be
             those that the figure is of; one that is not named counts as such.
     """
     backbone = BACKBONES.get(backbone_key(model, pretrained))
-    if backbone is None or dataset not in DATASETS or not is_standard(row, dataset, knobs):
+    if backbone is None or dataset not in DATASETS or not is_standard(row, dataset, options):
         return None
-    iterations = knobs.get("refine_iterations", 0)
+    iterations = options.get("refine_iterations", 0)
     if row == "proxyclip":
         method = PROXY.get(backbone)
     else:
@@ -101,11 +99,11 @@ def backbone_key(model: str, pretrained: str | None) -> tuple[str, str | None]:
     return (name if ":" in name else name.replace("/", "-")), pretrained
 
 
-def is_standard(row: str, dataset: str, knobs: Mapping[str, Any]) -> bool:
+def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
     """Whether a row was measured as its method is published: its base's own attention, and the protocol of the set.
 
     RCS and SFR may have the set's released values or those of the paper's equations. A base alone may be measured by
-    the usual windows even where the released program takes the whole picture.
+    the usual windows even where the released program takes the whole image.
     """
     name, *modules = row.split("+")
     if name not in BASES or not set(modules) <= set(MODULES):
@@ -128,48 +126,48 @@ def is_standard(row: str, dataset: str, knobs: Mapping[str, Any]) -> bool:
     windows = protocol.pop("window", USUAL_WINDOWS[0]), protocol.pop("stride", USUAL_WINDOWS[1])
     allowed = [windows] if modules or base.proxy else [windows, USUAL_WINDOWS]
     return (
-        knobs.get("templates") in TEMPLATES
-        and all(knobs.get(knob, value) == value for knob, value in protocol.items())
-        and knobs.get("refine_iterations", 0) in (0, REFINE_ITERATIONS)
-        and any(has_windows(knobs, *pair) for pair in allowed)
-        and has_proxy(knobs, as_dict(base.proxy))
-        and any(has_modules(knobs, modules, values) for values in (preset, PRESETS["paper"]))
+        options.get("templates") in TEMPLATES
+        and all(options.get(option, value) == value for option, value in protocol.items())
+        and options.get("refine_iterations", 0) in (0, REFINE_ITERATIONS)
+        and any(has_windows(options, *pair) for pair in allowed)
+        and has_proxy(options, as_dict(base.proxy))
+        and any(has_modules(options, modules, values) for values in (preset, PRESETS["paper"]))
     )
 
 
-def has_windows(knobs: Mapping[str, Any], window: int, stride: int) -> bool:
-    """Whether the knobs name these windows; a whole picture (0) has no stride."""
-    if knobs.get("window", window) != window:
+def has_windows(options: Mapping[str, Any], window: int, stride: int) -> bool:
+    """Whether the options name these windows; a whole image (0) has no stride."""
+    if options.get("window", window) != window:
         return False
-    return window == 0 or knobs.get("stride", stride) == stride
+    return window == 0 or options.get("stride", stride) == stride
 
 
-def has_proxy(knobs: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
-    """Whether the knobs name this proxy, with or without "timm:" in front of its model."""
-    found = knobs.get("proxy", wanted)
+def has_proxy(options: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
+    """Whether the options name this proxy, with or without "timm:" in front of its model."""
+    found = options.get("proxy", wanted)
     if found and wanted:
         return {**found, "model": found["model"].removeprefix("timm:")} == wanted
     return found is None and wanted is None
 
 
-def has_modules(knobs: Mapping[str, Any], modules: Sequence[str], preset: Preset) -> bool:
+def has_modules(options: Mapping[str, Any], modules: Sequence[str], preset: Preset) -> bool:
     """Whether RCS and SFR, where they are among `modules`, have a preset's values, and are off where they are not."""
     rcs = asdict(RCS(**preset.rcs)) if "rcs" in modules else None
     sfr = asdict(SFR(**preset.sfr)) if "sfr" in modules else None
-    found = knobs.get("rcs", rcs)
+    found = options.get("rcs", rcs)
     if found and rcs:
         # Which blocks None and text stand for depends on the tower: "rcs_layers" says.
         found, rcs = ({**values, "layers": None} for values in (found, rcs))
     layers = RELEASED_LAYERS if rcs else []
     return (
         found == rcs
-        and knobs.get("sfr", sfr) == sfr
-        and list(knobs.get("rcs_layers", layers)) == layers
+        and options.get("sfr", sfr) == sfr
+        and list(options.get("rcs_layers", layers)) == layers
     )
 
 
 @functools.lru_cache(maxsize=1)
 def table() -> Mapping[tuple[str | None, str], Mapping[str, str]]:
-    """The packaged table: by method and backbone a figure a data set, as text, and the source."""
+    """The packaged table: by method and backbone a figure a dataset, as text, and the source."""
     with TABLE.open(encoding="utf-8", newline="") as stream:
         return {(line["method"], line["backbone"]): line for line in csv.DictReader(stream)}

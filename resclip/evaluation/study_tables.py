@@ -11,15 +11,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from resclip.evaluation.ablation import Ablation, Findings, Line
-from resclip.evaluation.notes import conditions, left_out, problem_lines, published_of
-from resclip.evaluation.record import Evaluation, Report
-from resclip.evaluation.tables import Table, aligned, cell, mean_of_all, plain_markdown
-
-__all__ = ["study_csv", "study_markdown", "study_text"]
+from resclip.evaluation.report import Evaluation, Report
+from resclip.evaluation.tables import (
+    Table,
+    aligned,
+    cell,
+    conditions,
+    left_out,
+    mean_of_all,
+    plain_markdown,
+    problem_lines,
+    published_of,
+)
 
 CSV_COLUMNS = (
     "study", "set", "setting", "x", "row", "miou", "difference", "reference", "best", "published_miou",
-    "published_source", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "pictures", "problems", "seconds",
+    "published_source", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "images", "problems", "seconds",
 )  # fmt: skip
 
 _BEST = " best"
@@ -111,7 +118,7 @@ def stated_miou(line: Line, figures: Evaluation) -> str:
 
 
 def notes(ablation: Ablation) -> Iterator[str]:
-    """How to read the tables, the conditions, and pictures that are left out."""
+    """How to read the tables, the conditions, and images that are left out."""
     sets = ablation.report.sets.values()
     yield "mIoU in per cent; best: the highest of its column, before rounding."
     references: dict[str, list[str]] = {}
@@ -125,9 +132,9 @@ def notes(ablation: Ablation) -> Iterator[str]:
         yield f"In square brackets, published: {source}."
     count = sum(map(left_out, sets))
     if count:
-        pictures = "1 picture is" if count == 1 else f"{count:,} pictures are"
+        images = "1 image is" if count == 1 else f"{count:,} images are"
         first = problem_lines(ablation.report)[0]
-        yield f"{pictures} left out of the figures; the first: {first}"
+        yield f"{images} left out of the figures; the first: {first}"
 
 
 def study_csv(ablation: Ablation) -> str:
@@ -165,7 +172,7 @@ def csv_lines(findings: Findings, figures: Evaluation) -> Iterator[dict[str, Any
             "mean_accuracy": scores.mean_accuracy,
             "pixel_accuracy": scores.pixel_accuracy,
             "frequency_weighted_iou": scores.frequency_weighted_iou,
-            "pictures": row.pictures,
+            "images": row.images,
             "problems": len(row.problems),
             "seconds": row.cost.seconds,
         }

@@ -1,6 +1,6 @@
-"""The data sets of the benchmarks, as they lie on disk, and folders of anyone's own.
+"""The datasets of the benchmarks, as they lie on disk, and folders of anyone's own.
 
-Knows which reader takes which data set. Each reader knows the layouts and label encodings of its own.
+Knows which reader takes which dataset. Each reader knows the layouts and label encodings of its own.
 """
 
 from __future__ import annotations
@@ -10,24 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from resclip.evaluation.datasets import (
-    ade20k,
-    cityscapes,
-    coco_object,
-    coco_stuff,
-    context,
-    folder,
-    voc,
-)
-from resclip.evaluation.datasets.samples import (
+from resclip.evaluation.datasets import ade20k, cityscapes, coco, context, folder, voc
+from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
     DatasetError,
+    ImageFile,
     LabelFile,
-    Picture,
-    PictureFile,
     Problem,
     Sample,
+    SampleImage,
     Truth,
     Values,
 )
@@ -37,11 +29,11 @@ __all__ = [
     "IGNORED",
     "Dataset",
     "DatasetError",
+    "ImageFile",
     "LabelFile",
-    "Picture",
-    "PictureFile",
     "Problem",
     "Sample",
+    "SampleImage",
     "Truth",
     "Values",
     "open_dataset",
@@ -50,10 +42,10 @@ __all__ = [
 _READERS: Mapping[str, Callable[[Path, str | None], Dataset]] = {
     "voc21": voc.voc21,
     "context60": context.context60,
-    "coco-object": coco_object.coco_object,
+    "coco-object": coco.coco_object,
     "voc20": voc.voc20,
     "context59": context.context59,
-    "coco-stuff": coco_stuff.coco_stuff,
+    "coco-stuff": coco.coco_stuff,
     "cityscapes": cityscapes.cityscapes,
     "ade20k": ade20k.ade20k,
     "folder": folder.folder,
@@ -67,7 +59,7 @@ DATASETS = tuple(_READERS)
 def open_dataset(
     name: str, root: str | os.PathLike[str] | None, split: str | None = None
 ) -> Dataset:
-    """The data set called `name`, as it lies below `root`. Lists files; opens no picture.
+    """The dataset called `name`, as it lies below `root`. Lists files; opens no image.
 
     Args:
         name: one of `DATASETS`.
@@ -80,7 +72,7 @@ def open_dataset(
         OSError: a list of names or classes cannot be read.
     """
     if name not in _READERS:
-        raise DatasetError(f"unknown data set {name!r}; use one of: {', '.join(DATASETS)}")
+        raise DatasetError(f"unknown dataset {name!r}; use one of: {', '.join(DATASETS)}")
     if root is None:
-        raise DatasetError(f"{name}: expected the folder that holds the data set, got none")
+        raise DatasetError(f"{name}: expected the folder that holds the dataset, got none")
     return replace(_READERS[name](Path(root).expanduser(), split), split=split)

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import dataset_classes
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    Dataset,
+    DatasetError,
+    Values,
+    benchmark_palette,
     describe,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import Dataset, DatasetError, Values
-
-__all__ = ["ade20k"]
+from resclip.text.class_names import dataset_classes
 
 _NAME = "ade20k"
 _PLACES = ("", "ADEChallengeData2016/", "ade/ADEChallengeData2016/")
@@ -49,7 +49,7 @@ def ade20k(root: Path, split: str | None) -> Dataset:
         split: "training" instead of "validation".
 
     Raises:
-        DatasetError: a folder is missing, or is of ADE20K's full release; or no picture has a mask.
+        DatasetError: a folder is missing, or is of ADE20K's full release; or no image has a mask.
     """
     split = split or "validation"
     candidates = [f"{place}annotations/{split}" for place in _PLACES]
@@ -57,7 +57,7 @@ def ade20k(root: Path, split: str | None) -> Dataset:
         _refuse_full_release(root)
     folder = first_that_exists(root, f"the masks of ADE20K's {split}", candidates)
     release = folder.parents[1]
-    place = first_that_exists(release, f"the pictures of ADE20K's {split}", [f"images/{split}"])
+    place = first_that_exists(release, f"the images of ADE20K's {split}", [f"images/{split}"])
     pairs, problems = pair_up(_NAME, files_under(place, [".jpg"]), files_under(folder, [".png"]))
     return Dataset(
         name=_NAME,

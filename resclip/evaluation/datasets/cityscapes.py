@@ -1,4 +1,4 @@
-"""Cityscapes (Cordts et al., CVPR 2016): its finely annotated pictures, 19 classes.
+"""Cityscapes (Cordts et al., CVPR 2016): its finely annotated images, 19 classes.
 
 Knows the folders of the official archives, leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, and the masks that
 mmsegmentation's converter puts beside the archive's own:
@@ -7,26 +7,27 @@ mmsegmentation's converter puts beside the archive's own:
     gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png         ids 0-33
     gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png    converted: 0-18 classes, 255 does not count
 
-The converted masks are taken where as many pictures have one. The masks of "test" are not public.
+The converted masks are taken where as many images have one. The masks of "test" are not public.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import dataset_classes
-from resclip.evaluation.datasets.encodings import Encoding, best_masks
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    IGNORED,
+    Dataset,
+    Encoding,
+    Values,
+    benchmark_palette,
+    best_masks,
     describe,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
-
-__all__ = ["cityscapes"]
+from resclip.text.class_names import dataset_classes
 
 _NAME = "cityscapes"
 _OFFICIAL = {"train": 2_975, "val": 500}
@@ -57,12 +58,12 @@ def cityscapes(root: Path, split: str | None) -> Dataset:
         split: "train" instead of "val".
 
     Raises:
-        DatasetError: a folder is missing, there is no mask, or no picture has one.
+        DatasetError: a folder is missing, there is no mask, or no image has one.
     """
     split = split or "val"
-    pictures_of_all = first_that_exists(
+    images_of_all = first_that_exists(
         root,
-        "the pictures of Cityscapes",
+        "the images of Cityscapes",
         ["leftImg8bit", "cityscapes/leftImg8bit", "leftImg8bit_trainvaltest/leftImg8bit"],
     )
     masks_of_all = first_that_exists(
@@ -70,11 +71,11 @@ def cityscapes(root: Path, split: str | None) -> Dataset:
         "the masks of Cityscapes",
         ["gtFine", "cityscapes/gtFine", "gtFine_trainvaltest/gtFine"],
     )
-    place = first_that_exists(pictures_of_all, f"the pictures of the split {split!r}", [split])
+    place = first_that_exists(images_of_all, f"the images of the split {split!r}", [split])
     folder = first_that_exists(masks_of_all, f"the masks of the split {split!r}", [split])
-    pictures = files_under(place, ["_leftImg8bit.png"])
-    encoding, masks = best_masks(folder, _ENCODINGS, pictures)
-    pairs, problems = pair_up(_NAME, pictures, masks)
+    images = files_under(place, ["_leftImg8bit.png"])
+    encoding, masks = best_masks(folder, _ENCODINGS, images)
+    pairs, problems = pair_up(_NAME, images, masks)
     what = f"Cityscapes' {split} with masks *{encoding.ending}"
     return Dataset(
         name=_NAME,

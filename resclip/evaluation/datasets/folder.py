@@ -1,10 +1,10 @@
-"""A folder of anyone's own: pictures, masks and a list of classes.
+"""A folder of anyone's own: images, masks and a list of classes.
 
 Knows this layout, in which folders may be nested:
 
-    images/street/0001.jpg      any usual picture format
+    images/street/0001.jpg      any usual image format
     masks/street/0001.png       of the same name: value i is class i of the list, 255 does not count
-    classes.txt                 one class a line, or classes.json or classes.yaml: see `resclip.class_names`
+    classes.txt                 one class a line, or classes.json or classes.yaml: see `resclip.text.class_names`
 
 Knows no splits: each has a folder of its own.
 """
@@ -13,43 +13,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import read_classes
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    Dataset,
+    DatasetError,
+    Values,
     describe,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.evaluation.datasets.samples import Dataset, DatasetError, Values
+from resclip.text.class_names import read_classes
 
-__all__ = ["folder"]
-
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _CLASSES = ("classes.txt", "classes.json", "classes.yaml", "classes.yml")
 
 
 def folder(root: Path, split: str | None) -> Dataset:
-    """The pictures of `root`/images with the masks of `root`/masks; see the module's head.
+    """The images of `root`/images with the masks of `root`/masks; see the module's head.
 
     Raises:
-        DatasetError: a folder or the list of classes is missing, the list cannot be used, or no picture has a mask.
+        DatasetError: a folder or the list of classes is missing, the list cannot be used, or no image has a mask.
         ImportError: the list is YAML and PyYAML is not installed.
     """
     if split is not None:
         raise DatasetError(
             f"{root}: expected no split for a folder of your own, got {split!r}; name the folder that holds the split"
         )
-    pictures = first_that_exists(root, "a folder of pictures", ["images"])
+    images = first_that_exists(root, "a folder of images", ["images"])
     masks = first_that_exists(root, "a folder of masks", ["masks"])
     listed = first_that_exists(root, "a list of classes", _CLASSES)
     try:
         entries = read_classes(listed)
     except ValueError as error:
         raise DatasetError(str(error)) from None
-    pairs, problems = pair_up(
-        "folder", files_under(pictures, _PICTURES), files_under(masks, [".png"])
-    )
+    pairs, problems = pair_up("folder", files_under(images, _IMAGES), files_under(masks, [".png"]))
     return Dataset(
         name="folder",
         description=describe(len(pairs), f"{len(entries)} classes", root, root),

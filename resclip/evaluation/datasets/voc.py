@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resclip.class_names import dataset_classes
-from resclip.evaluation.datasets.layout import (
+from resclip.evaluation.datasets.base import (
+    IGNORED,
+    Dataset,
+    Values,
+    benchmark_palette,
     describe,
     files_under,
     first_that_exists,
@@ -23,10 +26,7 @@ from resclip.evaluation.datasets.layout import (
     samples_of,
     split_names,
 )
-from resclip.evaluation.datasets.palettes import benchmark_palette
-from resclip.evaluation.datasets.samples import IGNORED, Dataset, Values
-
-__all__ = ["voc20", "voc21"]
+from resclip.text.class_names import dataset_classes
 
 _PLACES = ("VOCdevkit/VOC2012/", "VOC2012/", "")
 _OFFICIAL = {"train": 1_464, "val": 1_449, "trainval": 2_913}
@@ -48,21 +48,19 @@ def voc21(root: Path, split: str | None) -> Dataset:
         split: "train" or "trainval" instead of "val".
 
     Raises:
-        DatasetError: a folder or the split file is missing, or no picture has a mask.
+        DatasetError: a folder or the split file is missing, or no image has a mask.
     """
     return _voc("voc21", _VOC21, root, split)
 
 
 def _voc(name: str, values: Values, root: Path, split: str | None) -> Dataset:
     split = split or "val"
-    pictures = first_that_exists(
-        root, "PASCAL VOC 2012", [f"{place}JPEGImages" for place in _PLACES]
-    )
-    kit = pictures.parent
+    images = first_that_exists(root, "PASCAL VOC 2012", [f"{place}JPEGImages" for place in _PLACES])
+    kit = images.parent
     masks = first_that_exists(kit, "the masks of PASCAL VOC 2012", ["SegmentationClass"])
     listed = split_names(kit / "ImageSets" / "Segmentation" / f"{split}.txt")
     pairs, problems = pair_up(
-        name, files_under(pictures, [".jpg"]), files_under(masks, [".png"]), listed
+        name, files_under(images, [".jpg"]), files_under(masks, [".png"]), listed
     )
     what = f"PASCAL VOC 2012's {split}"
     return Dataset(

@@ -1,0 +1,158 @@
+"""`resclip ablate`: studies × datasets, as tables and as files.
+
+Knows the options, what is printed and where files go. Measuring is resclip.evaluation's, which loads on use: `--help`
+must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resclip.cli.options import (
+    SCENES,
+    add_dataset_options,
+    add_model_options,
+    add_window_options,
+    check_out,
+    open_datasets,
+    segmenter_for,
+    write_tables,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from resclip.evaluation.ablation import Ablation, Study
+
+
+ALL = "all"
+SCENE_COUNT = 40
+"""Scenes of the built-in set: all studies then take some minutes."""
+
+DESCRIPTION = f"""\
+Turns the options of RCS and SFR one at a time and measures each setting: the ablations of arXiv 2411.15851 as tables
+and plots. A study starts from the dataset's own settings, or from those that --preset, --rcs and --sfr name. On the
+{SCENES} scenes it takes {SCENE_COUNT} of them unless --scenes names another number.
+"""
+
+_STUDY_HELP = f"""\
+modules: the base, with RCS, with SFR, with both; layers-window: RCS with four neighbouring layers; layers-cumulative:
+with all layers from the first on; rcs-weight, sfr-weight: 0 to 1; sfr-switches: SFR without one of its parts;
+connectivity: which pairs path decay spares; pamr: iterations of PAMR before the feedback. Separated by commas
+(default: {ALL})
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `resclip ablate`."""
+    parser.add_argument("--study", default=ALL, metavar="NAMES", help=_STUDY_HELP)
+    parser.add_argument(
+        "--base",
+        default="naclip",
+        metavar="NAME",
+        help="what RCS and SFR are put on; see `resclip methods` (default: naclip)",
+    )
+    add_dataset_options(parser, scenes=SCENE_COUNT)
+    add_model_options(parser, method=False, background=False)
+    add_window_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write ablation.json, ablation.csv and ablation.md there. Settings that ablation.json has under the same "
+        "conditions are not measured again, so an interrupted run goes on where it stopped",
+    )
+    output.add_argument(
+        "--fresh", action="store_true", help="measure every setting anew, whatever ablation.json holds"
+    )  # fmt: skip
+    output.add_argument("--plot", action="store_true", help="draw each study: DIR/STUDY_SET.png")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print and store; the exit status: 0, or 1 where images had to be left out.
+
+    Raises:
+        ValueError: an option that cannot be carried out, or an ablation.json with figures under other conditions.
+        OSError: a file cannot be written.
+        WeightsUnavailable: the model cannot be fetched.
+        ImportError: --plot without matplotlib.
+    """
+    from resclip.evaluation.ablation import ablate
+    from resclip.evaluation.distributed import join, local_device
+    from resclip.evaluation.tables import problem_lines
+
+    check_out(arguments, "plot")
+    studies = studies_of(arguments.study)
+    base = base_of(arguments.base)
+    options = options_of(arguments)
+    if arguments.scenes is None and SCENES in arguments.dataset.split(","):
+        arguments.scenes = SCENE_COUNT
+    datasets = open_datasets(arguments)
+    with join() as world:
+        device = local_device(arguments.device)
+        ablation = ablate(
+            studies,
+            datasets,
+            lambda dataset: segmenter_for(arguments, base, dataset, device=device),
+            options,
+            path=arguments.out and arguments.out / "ablation.json",
+            fresh=arguments.fresh,
+            workers=arguments.workers,
+            world=world,
+            progress=True,
+        )
+        if world.is_first:
+            write(ablation, arguments)
+    return int(bool(problem_lines(ablation.report)))
+
+
+def studies_of(names: str) -> Sequence[Study]:
+    """The studies that --study names."""
+    from resclip.evaluation.ablation import STUDIES, find_studies
+
+    return STUDIES if names == ALL else find_studies(name.strip() for name in names.split(","))
+
+
+def base_of(name: str) -> str:
+    """What --base names; ValueError where that is no base."""
+    from resclip.methods.catalogue import BASES
+
+    if name not in BASES:
+        raise ValueError(
+            f"expected one of the bases {', '.join(BASES)} for --base, got {name!r}; the studies add RCS and SFR"
+        )
+    return name
+
+
+def options_of(arguments: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
+    """What --rcs and --sfr name, by module."""
+    from resclip.methods.catalogue import RCS, SFR
+    from resclip.methods.options_text import split_options
+
+    texts = {"rcs": (RCS, arguments.rcs), "sfr": (SFR, arguments.sfr)}
+    return {
+        module: split_options(kind, text) for module, (kind, text) in texts.items() if text is not None
+    }  # fmt: skip
+
+
+def write(ablation: Ablation, arguments: argparse.Namespace) -> None:
+    """Print the tables, name what was left out, and write the files that are asked for."""
+    from resclip.evaluation.study_tables import study_csv, study_markdown, study_text
+    from resclip.evaluation.tables import problem_lines
+
+    print(study_text(ablation))
+    for line in problem_lines(ablation.report):
+        print(f"resclip: left out: {line}", file=sys.stderr)
+    if arguments.out is None:
+        return
+    write_tables(arguments.out, "ablation", study_csv(ablation), study_markdown(ablation))
+    if arguments.plot:
+        from resclip.evaluation.plots import plot_study
+
+        for findings in ablation.findings:
+            for name, figures in ablation.report.sets.items():
+                plot_study(findings, figures, arguments.out / f"{findings.study.name}_{name}.png")

@@ -1,0 +1,156 @@
+"""`resclip attention`: heat maps of what points of an image attend to, drawn beside it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from resclip.cli.options import load_from
+from resclip.io.images import PixelArray, read_image, save_png
+from resclip.methods.catalogue import find_method
+from resclip.text.class_names import parse_classes
+from resclip.visualization.sheets import HeatMap, PointMaps, draw_heat_maps, strongest_share
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resclip.encoder.dense_encoder import DenseEncoder
+    from resclip.segmenter import Segmenter
+
+
+CAPTIONS = {"cross-layer": "Cross-layer (RCS)", "feedback": "Feedback (SFR)", "final": "Final"}
+STRONGEST = 0.1
+"""Fraction of the patches whose share of a map's mass is printed."""
+# A segmenter needs a class, though attention without SFR reads none. The built-in model knows this word.
+NO_CLASSES = ["image"]
+
+
+class Grid(NamedTuple):
+    """The grid of patches over an image; at its right and lower edges a rest may be left uncovered."""
+
+    rows: int
+    columns: int
+    cover: tuple[float, float]
+    """Fractions of the image's height and width that the patches cover."""
+
+    def patch_at(self, point: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+        """(row, column) of the patch that covers the centre of pixel (x, y), or of the nearest one.
+
+        Args:
+            height, width: size in pixels of the image that the point belongs to.
+        """
+        row = (point[1] + 0.5) / height / self.cover[0] * self.rows
+        column = (point[0] + 0.5) / width / self.cover[1] * self.columns
+        return min(int(row), self.rows - 1), min(int(column), self.columns - 1)
+
+
+def show_attention(arguments: argparse.Namespace) -> int:
+    """Draw the maps of the points `arguments.at` into `arguments.out`; prints each point's patch.
+
+    The image is resized as for a segmentation and run whole: without windows, and without the zeros that ProxyCLIP
+    puts around them.
+
+    Raises:
+        ValueError: the options or the image cannot be used.
+        OSError: the file cannot be written.
+        WeightsUnavailable: the model cannot be fetched.
+    """
+    path = Path(arguments.out)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"expected --out to name a .png file, got {arguments.out!r}")
+    has_feedback = arguments.sfr is not None or find_method(arguments.method).sfr is not None
+    if has_feedback and arguments.classes is None:
+        raise ValueError(
+            "expected --classes NAMES: SFR feeds back a segmentation by these classes; name them, or leave SFR out, "
+            "as --method naclip+rcs does"
+        )
+    classes = NO_CLASSES if arguments.classes is None else parse_classes(arguments.classes)
+    image = read_image(arguments.image)
+    height, width = image.shape[:2]
+    points = [parse_point(text, height, width) for text in arguments.at]
+    segmenter = load_from(arguments, classes, window=0)
+    pixels = segmenter.prepare(image).unsqueeze(0).to(segmenter.device)
+    tower, result = grids(segmenter.encoder, pixels)
+    patches = [result.patch_at(point, height, width) for point in points]
+    rows = [
+        maps_of(segmenter, pixels, point, patch, (tower, result))
+        for point, patch in zip(points, patches, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(draw_heat_maps(image, rows, footer(segmenter, image, pixels, result)), path)
+    print(f"{path}: {'; '.join(map(summary, points, patches, rows))}")
+    return 0
+
+
+def parse_point(text: str, height: int, width: int) -> tuple[int, int]:
+    """(x, y) from "x,y": a pixel of an image of this size.
+
+    Raises:
+        ValueError: other text, or a pixel outside the image.
+    """
+    numbers = re.fullmatch(r"\s*([+-]?\d+)\s*,\s*([+-]?\d+)\s*", text)
+    if numbers is None:
+        raise ValueError(f'expected --at X,Y in whole pixels, such as "120,80", got {text!r}')
+    x, y = int(numbers[1]), int(numbers[2])
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(
+            f"expected --at X,Y inside the image of {width} x {height} pixels: x from 0 to {width - 1}, "
+            f"y from 0 to {height - 1}; got {x},{y}"
+        )
+    return x, y
+
+
+def grids(encoder: DenseEncoder, pixels: Tensor) -> tuple[Grid, Grid]:
+    """The grid of the tower's patches and that of the result, which a proxy decides."""
+    height, width = pixels.shape[2:]
+    rows, columns = encoder.tower.grid(height, width)
+    patch_height, patch_width = encoder.tower.patch_size
+    tower = Grid(rows, columns, (rows * patch_height / height, columns * patch_width / width))
+    if encoder.proxy is None:
+        return tower, tower
+    rows, columns = encoder.proxy(pixels).shape[2:]
+    return tower, Grid(rows, columns, (1.0, 1.0))
+
+
+def maps_of(
+    segmenter: Segmenter,
+    pixels: Tensor,
+    point: tuple[int, int],
+    patch: tuple[int, int],
+    grids: tuple[Grid, Grid],
+) -> PointMaps:
+    """One row of the sheet: the maps of the patch that covers the point."""
+    tower, result = grids
+    encoder = segmenter.encoder
+    text = None if encoder.sfr is None else segmenter.vocabulary.embeddings
+    captions = {**CAPTIONS, "base": f"Base ({encoder.base.name})"}
+    # The base's map and the feedback are on the result's grid; the maps that weigh the tower's values on the tower's.
+    covers = {"base": result.cover, "feedback": result.cover}
+    maps = [
+        HeatMap(captions[name], plane[0, 0].float().cpu().numpy(), covers.get(name, tower.cover))
+        for name, plane in encoder.attention(pixels, patch, text).planes().items()
+    ]
+    x, y = point
+    lines = (f"x {x}, y {y}", f"patch row {patch[0]}, column {patch[1]}")
+    return PointMaps((x + 0.5, y + 0.5), lines, maps)
+
+
+def footer(segmenter: Segmenter, image: PixelArray, pixels: Tensor, grid: Grid) -> str:
+    """The sheet's last line: the model, the method and the sizes."""
+    names = [segmenter.source.get(key) for key in ("model", "pretrained", "method")]
+    height, width = pixels.shape[2:]
+    return (
+        f"{' + '.join(name for name in names if name)}: image of {image.shape[1]} x {image.shape[0]} pixels, "
+        f"seen as {width} x {height}, {grid.columns} x {grid.rows} patches"
+    )
+
+
+def summary(point: tuple[int, int], patch: tuple[int, int], row: PointMaps) -> str:
+    """The point's patch, and how concentrated its final map is, in words."""
+    share = strongest_share(row.maps[-1].values, STRONGEST)
+    return (
+        f"{point[0]},{point[1]} is in patch row {patch[0]}, column {patch[1]}, with {share:.0%} of its final map "
+        f"on the strongest {STRONGEST:.0%} of the patches"
+    )

@@ -1,0 +1,245 @@
+"""`resclip batch`: a source of images → label maps and a manifest, by one machine or a cluster.
+
+Knows the options and what it prints. The work is that of `resclip.batch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from resclip.cli.options import (
+    CLASSES_HELP,
+    add_model_options,
+    add_window_options,
+    explain,
+    memory_size,
+    request_from,
+    whole_number,
+)
+from resclip.inference.prefetch import available_cores
+from resclip.text.class_names import parse_classes
+
+if TYPE_CHECKING:
+    from resclip.batch.manifest import Manifest, Row
+    from resclip.batch.sources import Item, Source
+
+
+MAX_WORKERS = 16
+
+DESCRIPTION = """\
+Segments any number of images: DIR gets NAME_labels.png for each (pixel values are class indices), and a row in
+DIR/manifest.parquet with its state, classes and their areas. Images that cannot be read are named, the others done. A
+run that was ended goes on where it stopped when the command is given again.
+"""
+
+SOURCE_HELP = """\
+a folder, a glob such as "photos/**/*.jpg", a text file with a path or URL a line, a Parquet table with a column of
+paths, URLs or bytes, or WebDataset shards such as "shard-{000..099}.tar"; on this machine or any URL that fsspec knows
+(s3://, gs://, https://)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `resclip batch`."""
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder or URL to write to")
+    parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--format",
+        choices=("png", "tif"),
+        default="png",
+        help="of label maps: PNG, or GeoTIFF with the input's coordinate system (default: png)",
+    )
+    files.add_argument("--overlay", action="store_true", help="write NAME_overlay.png too")
+    files.add_argument(
+        "--scores",
+        action="store_true",
+        help="write NAME_scores.png too: each pixel's probability, 65535 is 1",
+    )
+    files.add_argument(
+        "--overwrite", action="store_true", help="do everything anew, whatever DIR holds"
+    )
+    files.add_argument("--column", metavar="NAME", help="of a Parquet table: where its images are")
+    files.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        metavar="N",
+        help="largest image to decode (default: 178,956,970 pixels; TIFFs that are read by block: any)",
+    )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="this process, or Ray Data: a model per GPU or per share of the cores (default: local)",
+    )
+    engine.add_argument("--address", help="of a Ray cluster (default: one on this machine)")
+    engine.add_argument(
+        "--actors", type=whole_number, metavar="N", help="models that Ray runs (default: one a GPU)"
+    )
+    engine.add_argument(
+        "--workers", type=whole_number, metavar="N", help="threads that read (default: one a core)"
+    )
+    engine.add_argument(
+        "--max-memory",
+        type=memory_size,
+        metavar="SIZE",
+        help='most memory to use, such as "8GB": batches are made as small as it takes',
+    )
+    add_model_options(parser)
+    add_window_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do the job; the exit status: 0 every image is done, 1 some are not.
+
+    Raises:
+        ValueError, TypeError: the options cannot be carried out.
+        OSError: the source cannot be read, or the output not be written.
+        ImportError: a package that the options need is not installed.
+        WeightsUnavailable: the model cannot be fetched.
+    """
+    from resclip.batch.job import Task
+    from resclip.batch.manifest import Manifest
+    from resclip.batch.sources import open_source
+    from resclip.batch.storage import open_store
+
+    classes = parse_classes(arguments.classes)
+    if arguments.engine == "local" and (arguments.address or arguments.actors):
+        raise ValueError("--address and --actors are Ray's: add --engine ray, or leave them out")
+    if arguments.format == "tif":
+        import resclip.io.geotiff  # noqa: F401 - where rasterio is not installed, say so now
+    store = open_store(arguments.out)
+    store.check_writable()
+    source = open_source(arguments.source, column=arguments.column)
+    say(f"{source.description}{left_out(source)}")
+    request = request_from(
+        arguments,
+        classes,
+        window=arguments.window,
+        stride=arguments.stride,
+        probability_threshold=arguments.threshold,
+        batch_size=arguments.batch_size,
+        pad_batches=True,
+        max_memory=arguments.max_memory,
+        progress=sys.stderr.isatty(),
+    )
+    segmenter = request()
+    task = Task(
+        segmenter.vocabulary.names,
+        segmenter.preparation,
+        arguments.format,
+        arguments.overlay,
+        arguments.scores,
+        arguments.max_pixels,
+    )
+    with Manifest(store, task.settings(segmenter), overwrite=arguments.overwrite) as manifest:
+        store.clean()
+        missing = Missing(source, manifest)
+        if arguments.engine == "ray":
+            from resclip.batch import ray_engine
+
+            rows = ray_engine.run(
+                task,
+                request,
+                segmenter,
+                missing,
+                store,
+                address=arguments.address,
+                actors=arguments.actors,
+            )
+        else:
+            from resclip.batch import local
+
+            workers = arguments.workers or min(available_cores(), MAX_WORKERS)
+            rows = local.run(task, segmenter, missing, store, workers=workers)
+        tally = follow(rows, manifest, len(missing))
+    return report(tally, len(source), arguments.out)
+
+
+class Missing:
+    """The images of a source that a manifest does not call done."""
+
+    def __init__(self, source: Source, manifest: Manifest) -> None:
+        self.source = source
+        self.done = manifest.done
+        self.count = sum(1 for _ in self)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item for item in self.source if item.name not in self.done)
+
+
+@dataclass
+class Tally:
+    """What a run has done."""
+
+    done: int = 0
+    failed: int = 0
+    pixels: int = 0
+    seconds: float = 0.0
+
+
+def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> Tally:
+    """Enter rows as they come, name what failed, and draw a bar with the time that remains."""
+    tally = Tally()
+    start = time.monotonic()
+    # disable=None: no bar where stderr is no terminal.
+    bar = tqdm(total=total, unit="image", disable=None, leave=False)
+    # Closed: else an interrupt would leave the engine at work until this function's traceback is gone.
+    with bar, contextlib.closing(rows):
+        for row in rows:
+            manifest.add(row)
+            if row.status == "done":
+                tally.done += 1
+                tally.pixels += (row.width or 0) * (row.height or 0)
+            else:
+                tally.failed += 1
+                bar.write(f"resclip: {named(row)}", file=sys.stderr)
+            tally.seconds = time.monotonic() - start
+            bar.set_postfix_str(f"{tally.pixels / 1e6 / tally.seconds:.1f} MP/s", refresh=False)
+            bar.update()
+    return tally
+
+
+def named(row: Row) -> str:
+    """A failure, with the image's name in it and options in place of parameters."""
+    error = explain(row.error or "failed")
+    return error if row.name in error else f"{row.name}: {error}"
+
+
+def left_out(source: Source) -> str:
+    """How many files a folder holds that are no images by their names."""
+    return f" ({source.skipped:,} other files left out)" if source.skipped else ""
+
+
+def report(tally: Tally, total: int, out: str) -> int:
+    """Say what was done; the exit status."""
+    earlier = total - tally.done - tally.failed
+    before = f", {earlier:,} earlier" if earlier else ""
+    rate = ""
+    if tally.done:
+        per_second = tally.done / tally.seconds
+        megapixels = tally.pixels / 1e6 / tally.seconds
+        rate = (
+            f" in {tally.seconds:.1f} s: {per_second:.2f} images/s, {megapixels:.2f} megapixels/s"
+        )
+    say(f"{tally.done:,} of {total:,} images done{before}{rate}")
+    if tally.failed:
+        say(f"{tally.failed:,} failed; {out.rstrip('/')}/manifest.parquet says why")
+    return 1 if tally.failed else 0
+
+
+def say(text: str) -> None:
+    print(f"resclip: {text}", file=sys.stderr)

@@ -1,0 +1,135 @@
+"""`resclip demo`, `compare`, `models` and `methods`: a first look, and the lists to choose from."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from resclip.cli.options import load_from
+from resclip.io.images import read_image, save_png
+from resclip.methods.catalogue import find_method
+from resclip.result import comparison_sheet
+from resclip.text.class_names import parse_classes
+
+
+def show_demo(arguments: argparse.Namespace) -> int:
+    """Segment the packaged scene with the built-in model; writes scene.png and demo.png to `arguments.out`."""
+    from resclip.builtin.scenes import CLASS_NAMES, demo_scene
+    from resclip.loading import load
+
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    scene = demo_scene()
+    present = np.unique(scene.mask)
+    names = [CLASS_NAMES[index] for index in present]
+    result = load("builtin", classes=names).segment(scene.image)
+    path = folder / "demo.png"
+    save_png(Image.fromarray(scene.image), folder / "scene.png")
+    save_png(result.sheet(), path)
+    scores = result.scores()
+    width = max(map(len, ["class", *names])) + 2
+    print(f"{'class':{width}}{'share':>8}{'probability':>14}")
+    for name, fraction in result.areas().items():
+        print(f"{name:{width}}{fraction:>8.1%}{scores[name]:>14.2f}")
+    agreement = float(np.mean(present[result.labels] == scene.mask))
+    print(f"\n{agreement:.1%} of the pixels agree with what was drawn.")
+    print(f"Image, classes and legend: open {path}")
+    return 0
+
+
+def show_comparison(arguments: argparse.Namespace) -> int:
+    """Segment one image by several methods; writes them side by side to `arguments.out`.
+
+    Raises:
+        ValueError: the options or the image cannot be used.
+        OSError: the file cannot be written.
+    """
+    methods = [name.strip() for name in arguments.methods.split(",")]
+    repeated = {name for name in methods if methods.count(name) > 1}
+    if repeated:
+        raise ValueError(f"expected each method once, got {min(repeated)!r} more than once")
+    classes = parse_classes(arguments.classes)
+    image = read_image(arguments.image)
+    path = Path(arguments.out)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"expected --out to name a .png file, got {arguments.out!r}")
+    for name in methods:
+        find_method(name)
+    results = {name: load_from(arguments, classes, method=name).segment(image) for name in methods}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(comparison_sheet(results), path)
+    print(f"{', '.join(methods)} side by side: open {path}")
+    return 0
+
+
+def show_models(_: argparse.Namespace) -> int:
+    """Print one line per model: its name, then its pretrained tags."""
+    from resclip.models import BUILTIN, list_models
+
+    models = list_models()
+    width = max(len(name) for name, _ in models) + 2
+    print(f"{BUILTIN:{width}}the small built-in model: no download, no --pretrained")
+    for name, tags in models:
+        print(f"{name:{width}}{', '.join(tags) or '(no tags: --pretrained takes a checkpoint)'}")
+    return 0
+
+
+def show_methods(_: argparse.Namespace) -> int:
+    """Print the methods with what can be added to them, the correlations, and the presets."""
+    from resclip.methods.catalogue import BASES, METHODS, MODULES, RESCLIP_CITATION
+    from resclip.methods.correlation import MEANINGS
+    from resclip.methods.presets import PRESETS
+
+    columns = max(60, min(100, shutil.get_terminal_size().columns))
+    width = max(map(len, [*BASES, *PRESETS])) + 4
+    indent = " " * width
+
+    def show(name: str, *texts: str) -> None:
+        """Print a name, and beside it its texts, each starting a line."""
+        label = f"  {name}"
+        for text in texts:
+            print(
+                textwrap.fill(
+                    text, columns, initial_indent=f"{label:{width}}", subsequent_indent=indent
+                )
+            )
+            label = ""
+
+    print("Methods (--method): one of these, alone or followed by +rcs, +sfr or +rcs+sfr\n")
+    print(f"  {'method':{width - 2}}{'compares':16}{'residual, MLP':15}{'+rcs':6}+sfr")
+    for base in BASES.values():
+        compares: str = "proxy features" if base.proxy else base.correlation.scores
+        if base.neighbourhood_std is not None:
+            compares += ", nearby"
+        block = "kept" if base.final_block == "full_residual" else "left out"
+        with_rcs, with_sfr = (
+            "yes" if f"{base.name}+{name}" in METHODS else "no" for name in MODULES
+        )
+        print(f"  {base.name:{width - 2}}{compares:16}{block:15}{with_rcs:6}{with_sfr}")
+    print()
+    show(
+        "",
+        "compares: what the final block's attention compares, see the correlations below; nearby: near patches count "
+        "more. residual, MLP: whether the final block keeps its own",
+    )
+    print()
+    for base in BASES.values():
+        show(base.name, base.summary, base.citation)
+    show("resclip", f"{METHODS['resclip'].summary}, the same as naclip+rcs+sfr", RESCLIP_CITATION)
+    print("\nCorrelations (--correlation), for all methods but proxyclip")
+    for scores, meaning in MEANINGS.items():
+        show(scores, meaning)
+    show(
+        "",
+        "options after the name, separated by commas: temperature=T (below 1 sharpens), window=W (odd, in patches), "
+        "layer=N (an early block's attention), projections=N and seed=S (random)",
+    )
+    print("\nPresets (--preset)")
+    for preset in PRESETS.values():
+        show(preset.name, preset.summary)
+    return 0

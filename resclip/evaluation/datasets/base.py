@@ -1,0 +1,485 @@
+"""What a dataset is to an evaluation: images with the true class of each pixel, and the classes.
+
+Knows arrays and image files. Knows no benchmark, no folder layout and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resclip.io.files import read_text
+from resclip.io.images import ImageError, PixelArray, read_image
+from resclip.text.class_names import parse_entries
+
+_FILE = Path(__file__).parents[2] / "data" / "palettes.json"
+
+
+def benchmark_palette(name: str) -> PixelArray:
+    """(C, 3) uint8: red, green and blue of each class of a benchmark, in label order.
+
+    Some classes of Context, COCO-Stuff and ADE20K share a colour, as published.
+
+    Args:
+        name: one of `resclip.text.class_names.DATASETS`.
+
+    Raises:
+        ValueError: another name.
+    """
+    palettes = json.loads(read_text(_FILE, "colours as JSON"))
+    if name not in palettes:
+        raise ValueError(f"unknown palette {name!r}; use one of: {', '.join(palettes)}")
+    colours = " ".join(palettes[name]["colours"]).split()
+    palette: PixelArray = np.array([list(bytes.fromhex(colour)) for colour in colours], np.uint8)
+    return palette
+
+
+IGNORED = 255
+"""The value of pixels that do not count."""
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used: what was looked for, what was found, what to do."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An image that is left out of the figures, and why."""
+
+    name: str
+    reason: str
+
+
+class SampleImage(Protocol):
+    """Where an image comes from; picklable, as worker processes read it."""
+
+    def read(self) -> PixelArray:
+        """(H, W, 3) uint8; `ImageError` where it cannot be had."""
+
+
+class Truth(Protocol):
+    """Where the true classes of an image come from; picklable, as worker processes read it."""
+
+    def read(self) -> PixelArray:
+        """(H, W) uint8: class indices and `IGNORED`; `ImageError` where they cannot be had."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image on disk."""
+
+    path: Path
+
+    def read(self) -> PixelArray:
+        """(H, W, 3) uint8."""
+        return read_image(self.path)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the values in a mask's file stand for: classes, or pixels that do not count.
+
+    Args:
+        classes: the class of each value that stands for one.
+        ignored: values of pixels that do not count. Any other value is an error.
+    """
+
+    classes: Mapping[int, int]
+    ignored: frozenset[int] = frozenset({IGNORED})
+
+    def table(self) -> NDArray[np.int16]:
+        """(65536,): the class of each value, `IGNORED`, or −1 for a value that must not occur."""
+        table = np.full(65536, -1, np.int16)
+        table[sorted(self.ignored)] = IGNORED
+        for value, label in self.classes.items():
+            table[value] = label
+        return table
+
+    def labels(self, raw: NDArray[np.uint16], path: Path) -> PixelArray:
+        """The classes of a mask's values, uint8, in their shape.
+
+        Raises:
+            ImageError: a value that stands for nothing; it names `path`.
+        """
+        found = self.table()[raw]
+        if found.min() < 0:
+            strange = np.unique(raw[found < 0])
+            shown = ", ".join(map(str, strange[:8])) + (", …" if len(strange) > 8 else "")
+            raise ImageError(
+                f"{path}: expected values among {shorten(sorted({*self.classes, *self.ignored}))}, got {shown} in "
+                f"{int((found < 0).sum()):,} pixels; check that the mask belongs to this dataset"
+            )
+        labels: PixelArray = found.astype(np.uint8)
+        return labels
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A mask on disk: a greyscale or paletted PNG whose values `values` explains."""
+
+    path: Path
+    values: Values
+
+    def read(self) -> PixelArray:
+        """(H, W) uint8.
+
+        Raises:
+            ImageError: the file is missing, damaged, of three channels, or holds a value that stands for nothing.
+        """
+        return self.values.labels(read_values(self.path), self.path)
+
+
+def shorten(values: Sequence[int]) -> str:
+    """Sorted numbers as text, runs of neighbours as "0 to 20"."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in runs)
+
+
+def read_values(path: Path) -> NDArray[np.uint16]:
+    """(H, W), the numbers that a mask's pixels hold: a palette's indices, or grey levels of 8 or 16 bits.
+
+    Raises:
+        ImageError: the file is missing, damaged, or holds colours.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("1", "L", "P", "I", "I;16"):
+                raise ImageError(
+                    f"{path}: expected one number a pixel (a greyscale or paletted PNG), got mode {image.mode}; "
+                    "convert colours to class indices first"
+                )
+            image.load()
+            values = np.asarray(image)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file; check the dataset") from None
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(
+            f"{path}: expected a whole mask, got one that cannot be read ({error}); get the file again"
+        ) from error
+    if values.size == 0 or values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{path}: expected values from 0 to 65535; check that it is a mask")
+    return values.astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a dataset."""
+
+    name: str
+    """Unique in the set, such as "2007_000033" or "frankfurt/frankfurt_000000_000294"."""
+    image: SampleImage
+    truth: Truth
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with their true classes, ready to be measured on.
+
+    Raises:
+        DatasetError: no image, two of one name, or colours that do not fit the classes.
+    """
+
+    name: str
+    """As it is asked for: "voc21"."""
+    description: str
+    """What was found, for people: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)"."""
+    entries: tuple[str, ...]
+    """A class each in label order, with its synonyms, as `resclip.text.class_names` reads them."""
+    samples: tuple[Sample, ...]
+    split: str | None = None
+    """As it was asked for; None for the standard one, which published figures are of."""
+    problems: tuple[Problem, ...] = ()
+    """Of images that could not be listed: they are in no figure and in every report."""
+    palette: PixelArray | None = None
+    """(C, 3) uint8: the set's own colours; None where it has none."""
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Arguments of `resclip.load` that go with the set, whatever the method."""
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise DatasetError(f"{self.name}: expected at least one image, got none")
+        names = [sample.name for sample in self.samples]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DatasetError(f"{self.name}: expected each image once, got {twice!r} twice")
+        if len(self.entries) > IGNORED:
+            raise DatasetError(
+                f"{self.name}: expected at most {IGNORED} classes, got {len(self.entries)}: "
+                f"a mask's value {IGNORED} is for pixels that do not count"
+            )
+        if self.palette is not None and self.palette.shape != (len(self.entries), 3):
+            raise DatasetError(
+                f"{self.name}: expected a colour for each of {len(self.entries)} classes, "
+                f"got a palette of shape {self.palette.shape}"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """One name a class."""
+        return tuple(entry.name for entry in parse_entries(self.entries))
+
+    @property
+    def digest(self) -> str:
+        """Of the samples' names in their order: two sets of one digest have the same images."""
+        names = "\n".join(sample.name for sample in self.samples)
+        return hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
+
+    def __len__(self) -> int:
+        """Number of images that can be measured on."""
+        return len(self.samples)
+
+
+_SHOWN = 8  # Names that an error lists: two lines of a terminal.
+
+
+def first_that_exists(root: Path, what: str, candidates: Sequence[str]) -> Path:
+    """The first of `candidates`, paths below `root`, that is there: a folder or a file.
+
+    Args:
+        root: the folder that a person named.
+        what: is looked for, for the error: "the images of PASCAL VOC 2012".
+        candidates: relative paths with "/", the preferred one first.
+
+    Raises:
+        DatasetError: `root` is no folder, or holds none of them: what was looked for, and what `root` does hold.
+    """
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing there"
+        raise DatasetError(f"{root}: expected a folder with {what}, got {found}; check the path")
+    for candidate in candidates:
+        if (root / candidate).exists():
+            return root / candidate
+    looked_for = " or ".join(map(repr, candidates))
+    raise DatasetError(
+        f"{root}: expected {what}, looked for {looked_for}, found {_contents(root)}; "
+        "name the folder that holds what was looked for"
+    )
+
+
+def split_names(path: Path) -> list[str]:
+    """The lines of a split file, in its order, without blank ones and spaces at the ends.
+
+    Raises:
+        DatasetError: the file is missing (the error lists the splits that are there), empty or not UTF-8.
+    """
+    if not path.is_file():
+        there = _contents(path.parent) if path.parent.is_dir() else "no such folder"
+        raise DatasetError(
+            f"{path}: expected a split file with an image's name a line, got none; "
+            f"in {path.parent.name}: {there}; name another split, or get the file"
+        )
+    return lines_of(path, "an image's name a line")
+
+
+def lines_of(path: Path, expected: str) -> list[str]:
+    """The lines of a text file, without blank ones and spaces at the ends.
+
+    Args:
+        expected: what the file should hold, for the error: "an image's name a line".
+
+    Raises:
+        DatasetError: there is no such line, or the file is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    try:
+        lines = [line.strip() for line in read_text(path, expected).splitlines()]
+    except ValueError as error:
+        raise DatasetError(str(error)) from None
+    if not any(lines):
+        raise DatasetError(f"{path}: expected {expected}, got an empty file; get it again")
+    return [line for line in lines if line]
+
+
+def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """The files below `folder`, nested folders included, whose names end in one of `endings`.
+
+    Hidden files and folders, such as macOS's "._0001.png", are no part of a dataset and skipped.
+
+    Args:
+        endings: of names, whatever the case: ".jpg", or "_gtFine_labelIds.png".
+
+    Returns:
+        By the path below `folder` without the ending, with "/" on any system: "frankfurt/frankfurt_000000_000294".
+
+    Raises:
+        DatasetError: a folder cannot be read, a link leads round in a circle, or two files differ in nothing but
+            their endings.
+    """
+    found: dict[str, Path] = {}
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(place)
+        if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
+            raise DatasetError(
+                f"{here}: expected a folder, got a link to one that it is in; remove it"
+            )
+        for file in files:
+            ending = next((end for end in endings if file.lower().endswith(end.lower())), None)
+            if ending is None or file.startswith("."):
+                continue
+            path = here / file
+            name = path.relative_to(folder).as_posix().removesuffix(file[len(file) - len(ending) :])
+            if name in found:
+                first, second = sorted((found[name].name, file))
+                raise DatasetError(
+                    f"{here}: expected one file called {name!r}, got {first} and {second}; remove one"
+                )
+            found[name] = path
+    return found
+
+
+def pair_up(
+    name: str,
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    listed: Sequence[str] | None = None,
+) -> tuple[list[tuple[str, Path, Path]], tuple[Problem, ...]]:
+    """Images with their masks, and a `Problem` for each that has no counterpart: nothing is dropped silently.
+
+    Args:
+        name: of the dataset, for the error.
+        images, masks: the files that are there, by the name that an image and its mask share.
+        listed: the names that should be there, as of a split file; what else is there does not belong to the split.
+            None: all that are there.
+
+    Returns:
+        (name, image, mask) of each whole pair, and the problems; both sorted by name.
+
+    Raises:
+        DatasetError: there is no pair at all, or a name is listed twice.
+    """
+    names = sorted({*images, *masks} if listed is None else set(listed))
+    if listed is not None and len(names) < len(listed):
+        twice = next(some for some in names if listed.count(some) > 1)
+        raise DatasetError(
+            f"{name}: expected each image once, got {twice!r} {listed.count(twice)} times in the split file"
+        )
+    pairs: list[tuple[str, Path, Path]] = []
+    problems: list[Problem] = []
+    for some in names:
+        if some in images and some in masks:
+            pairs.append((some, images[some], masks[some]))
+        elif some in images:
+            problems.append(Problem(some, f"{images[some]}: the image has no mask"))
+        elif some in masks:
+            problems.append(Problem(some, f"{masks[some]}: the mask has no image"))
+        else:
+            problems.append(
+                Problem(some, "listed in the split file, but there is neither image nor mask")
+            )
+    if not pairs:
+        example = f", such as {problems[0].name!r}: {problems[0].reason}" if problems else ""
+        raise DatasetError(
+            f"{name}: expected images with masks of the same names, got {len(images):,} images and "
+            f"{len(masks):,} masks, of which no two belong together{example}"
+        )
+    return pairs, tuple(problems)
+
+
+def samples_of(pairs: Sequence[tuple[str, Path, Path]], values: Values) -> tuple[Sample, ...]:
+    """`pair_up`'s pairs as a dataset's samples, all masks read by `values`."""
+    return tuple(
+        Sample(name, ImageFile(image), LabelFile(mask, values)) for name, image, mask in pairs
+    )
+
+
+def describe(count: int, what: str, place: Path, root: Path, official: int | None = None) -> str:
+    """A dataset in words: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)".
+
+    Args:
+        count: of images that can be measured on.
+        what: they are of: "PASCAL VOC 2012's val".
+        place: the folder that they were found in: `root` or below it.
+        root: the folder that a person named.
+        official: how many the set is published with, where that is known; said where `count` is another number.
+    """
+    images = f"{count:,} image{'' if count == 1 else 's'} of {what}"
+    if official not in (None, count):
+        images += f", which has {official:,}"
+    below = place.relative_to(root).as_posix()
+    return f"{images} ({place.name if below == '.' else below})"
+
+
+def names_in_words(names: Sequence[str]) -> str:
+    """The first few of `names` as an error shows them: "a, b and 3 more"; "nothing" where there is none."""
+    if not names:
+        return "nothing"
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _contents(folder: Path) -> str:
+    """What is in a folder, in words; folders end in "/"."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        return f"a folder that cannot be read ({error.strerror})"
+    return names_in_words([path.name + "/" * path.is_dir() for path in paths])
+
+
+def _refuse(error: OSError) -> None:
+    raise DatasetError(
+        f"{error.filename}: expected a folder that can be read ({error.strerror}); check the path and its permissions"
+    ) from error
+
+
+_CONVERTED = "TrainIds"
+"""In the name of every mask that mmsegmentation's and GroupViT's converters write, beside the archive's own masks."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One kind of masks."""
+
+    ending: str
+    """Of their files' names; ".png" stands for the masks that no converter wrote."""
+    values: Values
+
+
+def best_masks(
+    folder: Path, encodings: Sequence[Encoding], images: Mapping[str, Path]
+) -> tuple[Encoding, dict[str, Path]]:
+    """The masks below `folder` in the encoding that most of `images` have.
+
+    Args:
+        folder: with masks, nested folders included.
+        encodings: the preferred one first: of two that as many images have, it is taken.
+        images: by the name that an image and its mask share.
+
+    Returns:
+        The encoding, and its masks by name, whether or not their images are there.
+
+    Raises:
+        DatasetError: there is no mask of any of the encodings; or as `files_under`.
+    """
+    found = [(encoding, _masks(folder, encoding.ending)) for encoding in encodings]
+    if not any(masks for _, masks in found):
+        endings = " or ".join(f"*{encoding.ending}" for encoding in encodings)
+        there = sorted(path.name for path in folder.rglob("*") if path.is_file())
+        raise DatasetError(
+            f"{folder}: expected masks called {endings}, found {names_in_words(there)}; "
+            "check that they were unpacked there"
+        )
+    return max(found, key=lambda masks: len(masks[1].keys() & images.keys()))
+
+
+def _masks(folder: Path, ending: str) -> dict[str, Path]:
+    files = files_under(folder, [ending])
+    return {name: path for name, path in files.items() if _CONVERTED not in name}

@@ -1,0 +1,73 @@
+"""The drawn scenes as a dataset: images with the class of every pixel, as `resclip evaluate` reads them.
+
+Knows the sets of scenes and the colours that their classes are shown in. Knows no method and no metric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes, validation_scenes
+from resclip.evaluation.datasets.base import Dataset, DatasetError, Sample
+from resclip.io.images import PixelArray
+from resclip.visualization.overlay import palette
+
+SPLITS = {"held-out": held_out_scenes, "validation": validation_scenes}
+
+# Of `drawing.palette`, the number that comes nearest to what one would paint each class with.
+_COLOUR_NUMBERS = {
+    "sky": 0, "night sky": 13, "grass": 1, "sand": 15, "water": 6, "snow": 19, "road": 10,
+    "house": 5, "tree": 14, "sun": 4, "car": 3, "boat": 8, "fish": 2, "flower": 7,
+    "mushroom": 18, "balloon": 16, "cloud": 11,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """An image, or the classes of its pixels, in memory."""
+
+    values: PixelArray
+
+    def read(self) -> PixelArray:
+        """The array."""
+        return self.values
+
+
+def scene_dataset(split: str | None = None, count: int = 200, size: int = 168) -> Dataset:
+    """The first scenes of a split, always the same, drawn at `size` × `size` pixels and segmented at that.
+
+    Args:
+        split: "held-out", the figures' (None), or "validation", by which the model's options were chosen.
+        count: at least 1.
+        size: at least 8.
+
+    Raises:
+        DatasetError: no such split, or numbers below those.
+    """
+    asked, split = split, split or "held-out"
+    if split not in SPLITS:
+        raise DatasetError(
+            f"unknown split {split!r} of the scenes; use one of: {', '.join(SPLITS)}"
+        )
+    for name, value, least in (("number", count, 1), ("size", size, 8)):
+        if value < least:
+            raise DatasetError(f"expected a {name} of scenes of at least {least}, got {value}")
+    samples = [
+        Sample(f"{split}-{number:04}", Drawn(scene.image), Drawn(scene.mask))
+        for number, scene in enumerate(SPLITS[split](count, size))
+    ]
+    return Dataset(
+        name="builtin",
+        description=f"{count:,} {split} scene{'' if count == 1 else 's'} of {size} × {size}",
+        entries=CLASS_NAMES,
+        samples=tuple(samples),
+        split=asked,
+        palette=class_colours(),
+        settings={"short_side": 0},
+    )
+
+
+def class_colours() -> PixelArray:
+    """(classes, 3) uint8: each class in a colour that one would paint it with."""
+    colours = palette(1 + max(_COLOUR_NUMBERS.values()))
+    return colours[[_COLOUR_NUMBERS[name] for name in CLASS_NAMES]]

@@ -1,0 +1,143 @@
+"""Reading text files, and writing files so that they are complete or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def is_file(text: str) -> bool:
+    """Whether a text, of whatever content, is the path of a file, or of a pipe as a shell's `<(...)` is."""
+    try:
+        path = Path(text)
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # Too long for a path, or with a null character in it.
+        return False
+
+
+def read_text(path: str | os.PathLike[str], expected: str) -> str:
+    """The text of a UTF-8 file, without its byte-order mark.
+
+    Args:
+        path: of a file or a pipe.
+        expected: the expected content, for the error: "class names, one per line".
+
+    Raises:
+        ValueError: the file is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected {expected}, in UTF-8, got other bytes at position {error.start}; "
+            "save the file as UTF-8"
+        ) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        OSError: it cannot be made, or a file has its name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            errno.ENOTDIR, "expected a folder, got a file of that name", str(folder)
+        ) from None
+
+
+def temporary_name() -> str:
+    """A new name for a file that is being written: short, as the target's may be as long as the file system allows."""
+    return f".resclip-{secrets.token_hex(8)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one by `temporary_name`."""
+    return name.startswith(".resclip-") and name.endswith(".tmp")
+
+
+class NewFile:
+    """An empty file under a temporary name beside `target`, which it replaces when it is published.
+
+    As a context manager it removes the temporary file unless it was published, and errors of its block name the target.
+
+    Attributes:
+        target: the final path.
+        path: the temporary path, to write to until then.
+
+    Raises:
+        OSError: the directory is missing, is not a directory or is not writable.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.target = Path(target)
+        self.path = self.target.with_name(temporary_name())
+        try:
+            self.path.open("xb").close()
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def publish(self) -> None:
+        """Replace the target in one step, after the bytes are on the disk: a power failure leaves the old or the new.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        with self.path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        self.path.replace(self.target)
+
+    def discard(self) -> None:
+        """Remove the temporary file, if it was not published."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def failure(self, error: OSError) -> OSError:
+        """The same error with the target's name; errors of GDAL, which have no number, become EIO."""
+        if error.errno is None:
+            return OSError(errno.EIO, f"not written ({error})", str(self.target))
+        return OSError(error.errno, error.strerror or str(error), str(self.target))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.discard()
+        if isinstance(error, OSError):
+            raise self.failure(error) from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file `path` when the block ends, or leave `path` as it was; see `NewFile`.
+
+    Raises:
+        OSError: the directory is missing, is not a directory, is not writable or is full.
+    """
+    with NewFile(path) as file:
+        with file.path.open("rb+") as stream:
+            yield stream
+        file.publish()
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, or leave `path` as it was; raises as `atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(data)

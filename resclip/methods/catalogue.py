@@ -1,0 +1,360 @@
+"""The methods as values: each is a base attention, with RCS and SFR as options on any of them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from resclip.methods.correlation import Correlation
+from resclip_kernels import CONNECTIVITIES
+from resclip_kernels.checks import check_count, check_fraction, check_positive
+
+FinalBlockKind = Literal["attention_only", "full_residual"]
+FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlockKind)
+Connectivity = Literal["prefix", "line", "component"]
+MODULES = ("rcs", "sfr")
+"""ResCLIP's two modules, in the order in which they follow a base's name."""
+
+
+@dataclass(frozen=True)
+class ProxyAttention:
+    """ProxyCLIP's options: the model whose features make the attention, and how (arXiv 2408.04883, section 3.3)."""
+
+    model: str = "vit_base_patch8_224.dino"
+    """"colour" (built in, no weights), or a timm model that gives patch features."""
+    beta: float = 1.2
+    """β: the multiple of the image's mean similarity that an entry has to exceed."""
+    gamma: float = 3.0
+    """γ > 0: sharpness of the softmax."""
+    input_size: int | tuple[int, int] | None = None
+    """Size in pixels of the image as the proxy sees it: short side, or (height, width); None keeps its size."""
+
+    def __post_init__(self) -> None:
+        check_positive("proxy gamma", self.gamma)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The final block of a method, before RCS and SFR."""
+
+    name: str
+    correlation: Correlation
+    """What the attention compares."""
+    final_block: FinalBlockKind
+    """"attention_only": no residual and no MLP; "full_residual": CLIP's own block."""
+    summary: str
+    citation: str
+    neighbourhood_std: float | None = None
+    """σ in patches of NACLIP's Gaussian neighbourhood prior; None: no prior."""
+    proxy: ProxyAttention | None = None
+    """Options of a base whose attention is made by another vision model's features; None for the others."""
+    segmenter: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `Segmenter` that the base has instead of the defaults."""
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the attention has a score, which SFR could change."""
+        return self.proxy is not None or self.correlation.has_score
+
+
+BASES: Mapping[str, Base] = {
+    base.name: base
+    for base in (
+        Base(
+            "clip",
+            Correlation("qk"),
+            "full_residual",
+            "CLIP's own final block",
+            "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021",
+        ),
+        Base(
+            "maskclip",
+            Correlation("identity"),
+            "attention_only",
+            "each patch keeps its own value",
+            "Zhou, Loy & Dai, Extract Free Dense Labels from CLIP, ECCV 2022",
+        ),
+        Base(
+            "sclip",
+            Correlation("qq+kk"),
+            "full_residual",
+            "query-query plus key-key attention",
+            "Wang, Mei & Yuille, SCLIP: Rethinking Self-Attention for Dense Vision-Language Inference, ECCV 2024",
+        ),
+        Base(
+            "clearclip",
+            Correlation("qq"),
+            "attention_only",
+            "query-query attention, no residual, no MLP",
+            "Lan et al., ClearCLIP: Decomposing CLIP Representations for Dense Vision-Language Inference, ECCV 2024",
+        ),
+        Base(
+            "naclip",
+            Correlation("kk"),
+            "attention_only",
+            "key-key attention with a Gaussian neighbourhood prior",
+            "Hajimiri, Ben Ayed & Dolz, Pay Attention to Your Neighbours, WACV 2025",
+            neighbourhood_std=5.0,
+        ),
+        Base(
+            "naclip-neighbourhood",
+            Correlation("none"),
+            "attention_only",
+            "the Gaussian neighbourhood prior alone, no similarity",
+            "Hajimiri, Ben Ayed & Dolz, Pay Attention to Your Neighbours, WACV 2025 (ablation)",
+            neighbourhood_std=5.0,
+        ),
+        Base(
+            "proxyclip",
+            Correlation("identity"),
+            "attention_only",
+            "attention by another vision model's features",
+            "Lan et al., ProxyCLIP: Proxy Attention Improves CLIP for Open-Vocabulary Segmentation, ECCV 2024",
+            proxy=ProxyAttention(),
+            segmenter={"window": 336, "stride": 112, "pad_multiple": 56},
+        ),
+    )
+}
+RESCLIP_CITATION = (
+    "Yang et al., ResCLIP: Residual Attention for Training-free Dense Vision-language Inference, "
+    "CVPR 2025"
+)
+
+
+@dataclass(frozen=True)
+class RCS:
+    """Residual cross-correlation self-attention: mixes in the mean query-key attention of middle blocks.
+
+    A = τ_r · ((1 − λ_r) · A_base + λ_r · A_c); arXiv 2411.15851, section 3.2. The paper's equation has τ_r = 1, every
+    released configuration 2.
+    """
+
+    layers: tuple[int, ...] | str | None = None
+    """Blocks counted from 1, without the final one: a tuple, or text such as "6-9" or "3,6-9", which becomes a tuple.
+
+    None: from the middle to three quarters of the depth, which are the released blocks 6–9 of 12, 12–18 of 24 and
+    16–24 of 32. The paper finds maps that follow objects in the middle (section 3.1, figure 3); deeper towers pass
+    through the same stages in more blocks, so the same fractions of the depth are taken. The authors' program takes
+    blocks 6–9 of any tower, as the preset "released" does.
+    """
+    weight: float = 0.4
+    """λ_r in [0, 1]."""
+    temperature: float = 2.0
+    """τ_r > 0."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", parse_layers(self.layers))
+        check_fraction("RCS weight", self.weight)
+        check_positive("RCS temperature", self.temperature)
+
+    def layers_of(self, depth: int) -> tuple[int, ...]:
+        """The blocks of a tower of `depth` blocks; ValueError if it lacks one of them."""
+        if self.layers is None:
+            if depth < 2:
+                raise ValueError(f"RCS needs blocks before the final one; the tower has {depth}")
+            return tuple(range(max(1, depth // 2), max(1, min(3 * depth // 4, depth - 1)) + 1))
+        layers = parse_layers(self.layers)
+        outside = [layer for layer in layers if not 1 <= layer < depth]
+        if outside:
+            raise ValueError(
+                f"RCS layers must lie between 1 and {depth - 1} (block {depth} is the final one, which RCS repairs); "
+                f"got {', '.join(map(str, outside))}"
+            )
+        return layers
+
+
+def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
+    """Block numbers from a tuple, or from text such as "6-9" or "3,6-9"; ValueError unless each occurs once."""
+    if isinstance(layers, str):
+        numbers: list[int] = []
+        for part in layers.split(","):
+            first, dash, last = (piece.strip() for piece in part.partition("-"))
+            last = last if dash else first
+            if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+                raise ValueError(
+                    f'RCS layers as text are block numbers and ranges, such as "6-9" or "3,6-9"; got {layers!r}'
+                )
+            numbers += range(int(first), int(last) + 1)
+        layers = tuple(numbers)
+    layers = tuple(layers)
+    if not layers:
+        raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"RCS layers must be block numbers; got {layer!r}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"RCS layers must name each block once; got {layers}")
+    return layers
+
+
+@dataclass(frozen=True)
+class SFR:
+    """Semantic feedback refinement: a first segmentation becomes an attention term of the next pass.
+
+    S ← τ_s · ((1 − λ_s) · S + λ_s · Ŝ); arXiv 2411.15851, section 3.3. The defaults are those of the released program,
+    the code that the paper's authors published.
+    """
+
+    weight: float = 0.6
+    """λ_s in [0, 1]."""
+    temperature: float = 2.1
+    """τ_s > 0."""
+    label_threshold: float = 0.3
+    """θ in [0, 1]: pixels whose largest probability is below it get query 0."""
+    smoothing_std: float = 5.0
+    """σ in patches of the Gaussian along the flattened patch index; 0 for none."""
+    connectivity: Connectivity | None = "prefix"
+    """Rule for the pairs of patches without path decay: "prefix" (released), "line" (paper) or "component"; None: no
+    decay."""
+    refine_iterations: int = 10
+    """Iterations of PAMR on the logits of the first segmentation; 0 for none."""
+    logit_scale: float = 40.0
+    """Factor of the logits before the softmax over queries."""
+    normalise: bool = True
+    """Divides rows of Ŝ by their sums, and Ŝ by its maximum (released); False is the paper's equation."""
+    rounds: int = 1
+    """How often a segmentation is fed back; each round segments by the features of the one before."""
+
+    def __post_init__(self) -> None:
+        check_fraction("SFR weight", self.weight)
+        check_positive("SFR temperature", self.temperature)
+        check_fraction("SFR label_threshold", self.label_threshold)
+        check_positive("SFR logit_scale", self.logit_scale)
+        check_count("SFR rounds", self.rounds, 1)
+        if self.smoothing_std < 0:
+            raise ValueError(f"SFR smoothing_std must be at least 0; got {self.smoothing_std}")
+        if self.refine_iterations < 0:
+            raise ValueError(
+                f"SFR refine_iterations must be at least 0; got {self.refine_iterations}"
+            )
+        if self.connectivity is not None and self.connectivity not in CONNECTIVITIES:
+            valid = ", ".join(map(repr, CONNECTIVITIES))
+            raise ValueError(
+                f"SFR connectivity must be one of {valid}, or None; got {self.connectivity!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A window's final block also attends to the whole image, which is encoded once at a small size.
+
+    With o for the tokens of that small image, and A_o the base's attention from the window to them (without prior,
+    local window or feedback):
+
+        out = τ_r · ((1 − λ_r) · ((1 − w) · A_base·v + w · A_o·v_o) + λ_r · A_c·v)
+
+    It is inside RCS's sum because rows of A_o sum to what rows of A_base do (2 for SCLIP's sum of maps, 1 for the
+    others), while rows of A_c sum to 1: so rows of the whole keep their sum.
+    """
+
+    weight: float = 0.1
+    """w in [0, 1]; 0 is the plain method."""
+    side: int = 0
+    """The small image has as many pixels as a square of this side; 0: as a window."""
+
+    def __post_init__(self) -> None:
+        check_fraction("overview weight", self.weight)
+        check_count("overview side", self.side, 0)
+
+    def size(
+        self, height: int, width: int, window: int, patch_size: tuple[int, int]
+    ) -> tuple[int, int]:
+        """(height, width) in pixels of the small image: multiples of a patch, in the image's ratio.
+
+        An image is never enlarged, except to fill its last patch. One that would be thinner than a patch loses its
+        ratio, so that it never takes more patches than a square of `side`.
+
+        Args:
+            height, width: of the image, in pixels.
+            window: side of the segmenter's windows, the default of `side`.
+            patch_size: of the tower, (height, width) in pixels.
+
+        Raises:
+            ValueError: `side` and `window` are both 0.
+        """
+        side = self.side or window
+        if side == 0:
+            raise ValueError(
+                "the overview takes its size from the windows, and window 0 is the whole image: "
+                "give the overview a side, or segment by windows"
+            )
+        scale = min(1.0, side / math.sqrt(height * width))
+        largest = max(1, side * side // math.prod(patch_size))  # Patches along a thin image.
+        rows, columns = (
+            min(max(1, round(scale * length / patch)), largest)
+            for length, patch in zip((height, width), patch_size, strict=True)
+        )
+        return rows * patch_size[0], columns * patch_size[1]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A base with or without ResCLIP's two modules, by the name that the command line takes."""
+
+    name: str
+    base: str
+    summary: str
+    citation: str
+    rcs: RCS | None = None
+    sfr: SFR | None = None
+    correlation: Correlation | None = None
+    """None: the base's own."""
+    proxy: ProxyAttention | None = None
+    """None: the base's own."""
+    final_block: FinalBlockKind | None = None
+    """None: the base's own."""
+
+
+def combinations(base: Base) -> list[Method]:
+    """The base alone, and with the modules that can be added: RCS to any, SFR to bases whose attention has a score."""
+    methods = [Method(base.name, base.name, base.summary, base.citation)]
+    cited = f"{base.citation}; {RESCLIP_CITATION}"
+    for modules in (("rcs",), ("sfr",), ("rcs", "sfr")):
+        if "sfr" in modules and not base.has_score:
+            continue
+        methods.append(
+            Method(
+                "+".join((base.name, *modules)),
+                base.name,
+                " + ".join((base.name, *(module.upper() for module in modules))),
+                cited,
+                rcs=RCS() if "rcs" in modules else None,
+                sfr=SFR() if "sfr" in modules else None,
+            )
+        )
+    return methods
+
+
+METHODS: Mapping[str, Method] = {
+    **{method.name: method for base in BASES.values() for method in combinations(base)},
+    "resclip": Method(
+        "resclip", "naclip", "naclip + RCS + SFR", RESCLIP_CITATION, rcs=RCS(), sfr=SFR()
+    ),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method called `name`: a base, a base with "+rcs", "+sfr" or both, or "resclip".
+
+    Raises:
+        ValueError: no such method, or SFR on a base without a score; the message names the valid ones.
+    """
+    base, *modules = (part.strip() for part in name.split("+"))
+    ordered = "+".join((base, *(module for module in MODULES if module in modules)))
+    if ordered in METHODS and set(modules) <= set(MODULES) and len(set(modules)) == len(modules):
+        return METHODS[ordered]
+    if base in BASES and "sfr" in modules and not BASES[base].has_score:
+        raise ValueError(
+            f"SFR changes the attention's score, which base {base!r} does not have: leave +sfr out, or use one of: "
+            f"{', '.join(other.name for other in BASES.values() if other.has_score)}"
+        )
+    near = difflib.get_close_matches(name, METHODS, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(
+        f"unknown method {name!r}{hint}; use one of: {', '.join(BASES)}, resclip; "
+        "any base may be followed by +rcs, +sfr or +rcs+sfr"
+    )

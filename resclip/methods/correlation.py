@@ -1,0 +1,98 @@
+"""What the final block's attention compares: one option for the bases' choices and SCLIP's ablations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from resclip.methods.options_text import parse_options
+from resclip_kernels.checks import check_count, check_positive
+
+Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
+SCORES: tuple[str, ...] = get_args(Scores)
+MEANINGS = {
+    "qk": "query-key, CLIP's own",
+    "qq": "query-query",
+    "kk": "key-key",
+    "qq+kk": "the sum of both maps",
+    "xx": "the block's normalised input with itself, without projection",
+    "random": "random projections of that input; the mean of several maps",
+    "none": "nothing: all tokens count the same, so a neighbourhood prior alone decides",
+    "identity": "no attention: each patch keeps its own value",
+}
+"""The choices with their explanations, as `resclip methods` prints them."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The map that the final block attends with, before prior, SFR and RCS.
+
+    With x = LN1(tokens) and q, k its projections, per head: softmax(a bᵀ / (√d·τ)). Beside the bases' own choices
+    there are the ablations of SCLIP (Wang et al., arXiv 2312.01597, sections 3 and 4), NACLIP's neighbourhood-only
+    attention ("none": a score of 0, so that the prior alone decides) and MaskCLIP's identity matrix ("identity").
+    """
+
+    scores: Scores = "kk"
+    """A key of `MEANINGS`; rows of the map sum to 2 for "qq+kk", to 1 for the others."""
+    temperature: float = 1.0
+    """τ > 0, a divisor of the score beside √d: below 1 sharpens the attention."""
+    window: int | None = None
+    """Odd side w in patches of a local window: a patch attends to the w × w patches around it, [CLS] to all.
+
+    1 is the identity matrix. None: every patch attends to the whole image.
+    """
+    layer: int | None = None
+    """Block, counted from 1, whose x, q and k are compared; the values stay the final block's. None: the final one."""
+    projections: int = 1
+    """Number of random projections ("random" alone): D × D, entries normal with variance 1 / D, heads as q has them."""
+    seed: int = 0
+    """Seed of the random projections, which are the same on every device."""
+
+    def __post_init__(self) -> None:
+        if self.scores not in SCORES:
+            valid = ", ".join(map(repr, SCORES))
+            raise ValueError(f"correlation must be one of {valid}; got {self.scores!r}")
+        check_positive("correlation temperature", self.temperature)
+        check_count("correlation projections", self.projections, 1)
+        check_count("correlation seed", self.seed, 0)
+        if self.window is not None:
+            check_count("correlation window", self.window, 1)
+            if self.window % 2 == 0:
+                raise ValueError(
+                    f"correlation window must be odd, so that it has a middle patch; got {self.window}"
+                )
+        if self.layer is not None:
+            check_count("correlation layer", self.layer, 1)
+        if self.scores != "random" and self.projections != 1:
+            raise ValueError(
+                f"projections count random projections; with {self.scores!r} there are none: "
+                "use correlation 'random', or leave projections out"
+            )
+        if not self.has_score:
+            changed = [
+                item.name
+                for item in fields(self)
+                if item.name != "scores" and getattr(self, item.name) != item.default
+            ]
+            if changed:
+                raise ValueError(
+                    f"correlation 'identity' compares nothing, so {', '.join(changed)} would change nothing: "
+                    "leave it out, or choose another correlation"
+                )
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the attention has a score, which a prior or SFR could change."""
+        return self.scores != "identity"
+
+    @classmethod
+    def parse(cls, text: str) -> Correlation:
+        """From text: the scores, then any of the other options, such as "random,projections=8,seed=1" or "qk,layer=4".
+
+        Raises:
+            ValueError, TypeError: an unknown name, an option that does not exist, or a value that does not fit.
+        """
+        scores, comma, rest = (part.strip() for part in text.partition(","))
+        # Made first without the rest, so that the error for an unknown name is about the name.
+        chosen = cls(scores)  # type: ignore[arg-type]
+        return parse_options(cls, rest, scores=chosen.scores) if comma else chosen

@@ -1,0 +1,223 @@
+"""Hugging Face's CLIPModel: its tower in steps, its text encoder behind open_clip's interface, and its loading.
+
+It works with versions 4.4x and 5 of transformers, which is an extra and is imported only when a model is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from resclip.errors import WeightsUnavailable, first_sentence
+from resclip.models.tower import Tower, merge_heads, resize_position_embedding, split_heads
+
+INSTALL = 'pip install "resclip[hf]"'
+LEGACY_END_OF_TEXT = 2
+"""Value of eos_token_id in older configurations, whatever the tokenizer does.
+
+transformers then reads the embedding at the largest id, as open_clip does.
+"""
+
+
+class HuggingFaceTower(Tower):
+    """The image tower of a `CLIPModel` or `CLIPVisionModelWithProjection`, in steps; see `Tower`.
+
+    For the same weights it gives what open_clip's tower gives, position embeddings at any grid included.
+    """
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__(visual)
+        self.vision: Any = self.visual.vision_model
+        embeddings = self.vision.embeddings
+        side = embeddings.image_size // embeddings.patch_size
+        self.patch_size = (embeddings.patch_size, embeddings.patch_size)
+        self.trained_grid = (side, side)
+        self.blocks = list(self.vision.encoder.layers)
+        self.heads = self.blocks[0].self_attn.num_heads
+        self.output_dim = self.visual.visual_projection.out_features
+        self.has_cls = True
+
+    @property
+    def patch_embedding(self) -> nn.Conv2d:
+        convolution: nn.Conv2d = self.vision.embeddings.patch_embedding
+        return convolution
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        embeddings = self.vision.embeddings
+        patches, grid = self.embed_patches(pixels)
+        cls = embeddings.class_embedding.expand(len(patches), 1, -1)
+        position = resize_position_embedding(
+            embeddings.position_embedding.weight, self.trained_grid, grid
+        )
+        # transformers spells it so.
+        tokens: Tensor = self.vision.pre_layrnorm(torch.cat([cls, patches], dim=1) + position)
+        return tokens
+
+    def norm(self, block: Any, tokens: Tensor) -> Tensor:
+        normed: Tensor = block.layer_norm1(tokens)
+        return normed
+
+    def project_qkv(
+        self, block: Any, normed: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attention = block.self_attn
+        return (
+            split_heads(attention.q_proj(normed), self.heads),
+            split_heads(attention.k_proj(normed), self.heads),
+            split_heads(attention.v_proj(normed), self.heads),
+        )
+
+    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+        tokens: Tensor = block.self_attn.out_proj(merge_heads(heads))
+        return tokens
+
+    def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
+        output: Tensor = tokens + block.mlp(block.layer_norm2(tokens))
+        return output
+
+    def head(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.visual.visual_projection(self.vision.post_layernorm(tokens))
+        return features
+
+
+class HuggingFaceClip(nn.Module):
+    """A `CLIPModel` behind the interface of open_clip's models: `visual`, `encode_image`, `encode_text`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.visual = HuggingFaceTower(model)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(N, context) token ids, padded by the tokenizer → (N, E)."""
+        return pooled(self.visual.visual.get_text_features(input_ids=tokens))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised pixels of the trained size → (B, E)."""
+        return pooled(self.visual.visual.get_image_features(pixel_values=pixels))
+
+
+class HuggingFaceTokenizer:
+    """A list of prompts → (N, context) token ids, cut or padded to the model's context."""
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        # No attention mask is needed: text attends backwards only, so padding at the end changes nothing before it.
+        ids: Tensor = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )["input_ids"]
+        return ids
+
+
+class HuggingFaceParts(NamedTuple):
+    """What is loaded from a folder or repository."""
+
+    model: HuggingFaceClip
+    tokenizer: HuggingFaceTokenizer
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Mean and standard deviation per channel of pixels in [0, 1]; OpenAI's if no image processor is stored."""
+
+
+def is_clip(model: Any) -> bool:
+    """Whether this is a CLIP model of transformers with a projected image tower; does not import transformers."""
+    kinds = {
+        kind.__name__
+        for kind in type(model).__mro__
+        if kind.__module__ == "transformers.models.clip.modeling_clip"
+    }
+    return not kinds.isdisjoint({"CLIPModel", "CLIPVisionModelWithProjection"})
+
+
+def pooled(features: Any) -> Tensor:
+    """The projected embedding, which get_…_features returns itself in transformers 4 and within an output in 5."""
+    embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return embedding
+
+
+def load_clip(source: str) -> HuggingFaceParts:
+    """Load a CLIPModel with its tokenizer, on the CPU.
+
+    Args:
+        source: a repository on the hub, or a folder with what `save_pretrained` writes.
+
+    Raises:
+        ImportError: transformers is not installed.
+        TypeError: a model of another kind.
+        WeightsUnavailable: it cannot be fetched or read, lacks weights, or its tokenizer ends texts with another
+            id than its configuration says.
+    """
+    transformers = import_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise WeightsUnavailable(unavailable(source, error)) from error
+    if config.model_type != "clip":
+        raise TypeError(
+            f"'transformers:{source}' is a model of type {config.model_type!r}; it must be a CLIPModel ('clip'). "
+            "For SigLIP and EVA use open_clip's names, such as 'ViT-B-16-SigLIP2' or 'EVA02-B-16'"
+        )
+    try:
+        # weights_only: a pickle must not run code.
+        model, report = transformers.CLIPModel.from_pretrained(
+            source, config=config, weights_only=True, output_loading_info=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        processor = load_image_processor(source)
+    except Exception as error:
+        raise WeightsUnavailable(unavailable(source, error)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # The library fills them with noise and warns.
+        raise WeightsUnavailable(
+            f"cannot load 'transformers:{source}': {len(missing)} weights are missing, {missing[0]} first; "
+            "it must hold a whole CLIPModel"
+        )
+    text = model.config.text_config
+    if text.eos_token_id not in (LEGACY_END_OF_TEXT, tokenizer.eos_token_id):
+        raise WeightsUnavailable(
+            f"'transformers:{source}' ends texts with id {tokenizer.eos_token_id}, but its configuration reads the "
+            f"embedding at id {text.eos_token_id}: correct eos_token_id of text_config in config.json"
+        )
+    return HuggingFaceParts(
+        HuggingFaceClip(model),
+        HuggingFaceTokenizer(tokenizer, text.max_position_embeddings),
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+    )
+
+
+def load_image_processor(source: str) -> Any:
+    """The stored image processor, with `image_mean` and `image_std`, or OpenAI's where none is stored."""
+    transformers = import_transformers()
+    try:
+        return transformers.CLIPImageProcessor.from_pretrained(source)
+    except OSError:  # The model was just read from there, so only this file is missing.
+        return transformers.CLIPImageProcessor()
+
+
+def import_transformers() -> Any:
+    """The package transformers, or an ImportError that says how to install it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"this model needs transformers: {INSTALL}") from error
+    return transformers
+
+
+def unavailable(source: str, error: Exception) -> str:
+    """One sentence on why a model could not be loaded, and what to do."""
+    advice = (
+        "the folder must hold what save_pretrained writes for a CLIPModel and its tokenizer"
+        if Path(source).is_dir()
+        else "check the name and the network, or pass a folder that holds the model"
+    )
+    return f"cannot load 'transformers:{source}' ({first_sentence(error)}); {advice}"

@@ -1,0 +1,205 @@
+"""The tower of open_clip's `TimmModel` around a plain timm vision transformer: EVA, EVA02, SigLIP, SigLIP2, PE-Core.
+
+It covers timm's `VisionTransformer` and `Eva`, with their rotary embeddings and pooling heads.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from resclip.models.tower import ADVICE, Tower, merge_heads, resize_position_embedding, split_heads
+
+
+class TimmTower(Tower):
+    """A timm vision transformer inside open_clip's `TimmModel`, in steps; see `Tower`.
+
+    Raises:
+        TypeError: another timm model, or a variant whose final block cannot be rebuilt; the message says what it is
+            and names other models.
+    """
+
+    def __init__(self, visual: TimmModel) -> None:
+        check(visual)
+        super().__init__(visual)
+        self.trunk: Any = self.visual.trunk
+        self.patch_size = tuple(self.trunk.patch_embed.patch_size)
+        self.trained_grid = tuple(self.trunk.patch_embed.grid_size)
+        self.blocks = list(self.trunk.blocks)
+        self.heads = self.blocks[0].attn.num_heads
+        self.has_cls = self.trunk.cls_token is not None
+        linear = [
+            layer
+            for part in (self.trunk.head, self.visual.head)
+            for layer in part.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        self.output_dim = linear[-1].out_features if linear else self.trunk.embed_dim
+        self.last_rotation: tuple[Any, Tensor] | None = None
+
+    @property
+    def patch_embedding(self) -> nn.Conv2d:
+        convolution: nn.Conv2d = self.trunk.patch_embed.proj
+        return convolution
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        trunk = self.trunk
+        tokens, grid = self.embed_patches(pixels)
+        tokens = trunk.patch_embed.norm(tokens)
+        cls_has_position = self.has_cls and not trunk.no_embed_class
+        position = resize_position_embedding(
+            trunk.pos_embed[0], self.trained_grid, grid, has_cls=cls_has_position
+        )
+        if not cls_has_position:
+            tokens = tokens + position
+        if self.has_cls:
+            tokens = torch.cat([trunk.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        if cls_has_position:
+            tokens = tokens + position
+        ready: Tensor = trunk.norm_pre(tokens)
+        return ready
+
+    def norm(self, block: Any, tokens: Tensor) -> Tensor:
+        normed: Tensor = block.norm1(tokens)
+        return normed
+
+    def project_qkv(
+        self, block: Any, normed: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attention = block.attn
+        query, key, value = (split_heads(x, self.heads) for x in project(attention, normed))
+        query, key = attention.q_norm(query), attention.k_norm(key)
+        rotation = self.rotation(grid)
+        if rotation is not None:
+            query, key = self.rotate(query, rotation), self.rotate(key, rotation)
+        return query, key, value
+
+    def rotate(self, tokens: Tensor, rotation: Tensor) -> Tensor:
+        """Rotary embedding of the patches by their positions; [CLS] is left alone: (B, A, L, d) → (B, A, L, d)."""
+        cls, patches = tokens[:, :, : int(self.has_cls)], tokens[:, :, int(self.has_cls) :]
+        turned = apply_rot_embed_cat(patches, rotation)
+        return torch.cat([cls, turned.to(tokens.dtype)], dim=2)
+
+    def rotation(self, grid: tuple[int, int]) -> Tensor | None:
+        """Sines and cosines of the patches' angles, (h·w, 2·d); None for a model without rotary embeddings.
+
+        At another grid than the trained one they are timm's own for that grid: EVA02 and PE-Core stretch any grid over
+        the square they were trained on, so patches half as wide rotate by steps half as large. The last such table is
+        kept, since every block of an image needs the same one.
+        """
+        rope = getattr(self.trunk, "rope", None)
+        if rope is None:
+            return None
+        if grid == self.trained_grid:
+            table: Tensor = rope.get_embed()
+            return table
+        wanted = (grid, self.device, self.dtype)
+        last = self.last_rotation
+        if last is None or last[0] != wanted:
+            resized = copy.deepcopy(rope)
+            resized.update_feat_shape(grid)
+            last = self.last_rotation = (wanted, resized.get_embed())
+        return last[1]
+
+    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+        attention = block.attn
+        return layer_scale(block, 1, attention.proj(attention.norm(merge_heads(heads))))
+
+    def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
+        return tokens + layer_scale(block, 2, block.mlp(block.norm2(tokens)))
+
+    def head(self, tokens: Tensor) -> Tensor:
+        trunk = self.trunk
+        tokens = trunk.norm(tokens)
+        if trunk.attn_pool is not None:
+            tokens = pool_alone(trunk.attn_pool, tokens)
+        features: Tensor = self.visual.head(trunk.head(trunk.fc_norm(tokens)))
+        return features
+
+
+def project(attention: Any, normed: Tensor) -> tuple[Tensor, ...]:
+    """q, k and v before they are split into heads: (B, L, D) → three (B, L, A·d)."""
+    if attention.qkv is None:
+        return attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+    bias = attention.qkv.bias
+    if getattr(attention, "q_bias", None) is not None:  # EVA learns biases of q and v alone.
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    return F.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)
+
+
+def layer_scale(block: Any, branch: int, tokens: Tensor) -> Tensor:
+    """Scales each channel of the output of a block's attention (branch 1) or MLP (branch 2), if it learnt a factor."""
+    if isinstance(block, Block):
+        scaled: Tensor = (block.ls1 if branch == 1 else block.ls2)(tokens)
+        return scaled
+    gamma = block.gamma_1 if branch == 1 else block.gamma_2
+    return tokens if gamma is None else gamma * tokens
+
+
+def pool_alone(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
+    """The attention pool, applied to every token alone: (B, L, D) → (B, L, D).
+
+    A softmax over one key is 1, whatever the query, so what remains of the attention is its value and output
+    projections; the pool's own MLP follows, with its residual.
+    """
+    width = pool.kv.in_features
+    value = F.linear(tokens, pool.kv.weight[width:], pool.kv.bias[width:])
+    projected = pool.proj(value)
+    pooled: Tensor = projected + pool.mlp(pool.norm(projected))
+    return pooled
+
+
+def check(visual: TimmModel) -> None:
+    """TypeError, with the reason, for a trunk or head whose final block cannot be rebuilt."""
+    reason = obstacle(visual)
+    if reason is not None:
+        raise TypeError(f"{reason}: {ADVICE}")
+
+
+def obstacle(visual: TimmModel) -> str | None:
+    """Why a tower cannot be run in steps, or None if it can."""
+    trunk: Any = visual.trunk
+    if type(trunk) not in (VisionTransformer, Eva):
+        return f"the tower is timm's {type(trunk).__name__}, which is no plain vision transformer"
+    if type(trunk.patch_embed) is not PatchEmbed:
+        return "the tower is a hybrid: a convolutional network makes its patches"
+    blocks = list(trunk.blocks)
+    other = next((block for block in blocks if type(block) not in (Block, EvaBlock)), None)
+    if other is not None:
+        return (
+            f"the tower has a block of timm's {type(other).__name__}, which does not norm before the attention as "
+            "CLIP's do"
+        )
+    kinds = (Attention, EvaAttention, AttentionRope)
+    odd = next((block.attn for block in blocks if type(block.attn) not in kinds), None)
+    if odd is not None:
+        return f"the tower's attention is timm's {type(odd).__name__}, which is not CLIP's"
+    if any(
+        getattr(block.attn, "gate", None) is not None or getattr(block.attn, "num_kv_groups", 1) > 1
+        for block in blocks
+    ):
+        return "the tower's attention has gates or shares keys between heads, as CLIP's does not"
+    rope = getattr(trunk, "rope", None)
+    rotates_halves = any(getattr(block.attn, "rotate_half", False) for block in blocks)
+    if rope is not None and (type(rope) is not RotaryEmbeddingCat or rotates_halves):
+        return f"the tower's rotary embedding, timm's {type(rope).__name__}, is not EVA's"
+    if trunk.pos_embed is None:
+        return "the tower has no position embedding at its input"
+    if trunk.num_prefix_tokens > 1:
+        return "the tower has register tokens beside [CLS]"
+    if not isinstance(trunk.attn_pool, AttentionPoolLatent | None) or hasattr(visual.head, "pool"):
+        return (
+            "the tower's pooling mixes its patches so that no single patch has an output of its own"
+        )
+    return None

@@ -1,0 +1,151 @@
+"""From class names to text features: each query in every template, encoded, and the class that it belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from resclip.models import Tokenizer
+from resclip.text.class_names import ClassEntry, parse_entries
+from resclip.text.embedding_cache import TextCache, tower_fingerprint
+from resclip.text.templates import find_templates
+
+PROMPTS_PER_CALL = 512
+"""Most prompts in one call of the text encoder; more templates than that take several calls."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes to tell apart, as text features."""
+
+    embeddings: Tensor
+    """(Q, E) float: unit rows, one per query."""
+    query_to_class: Tensor
+    """(Q,) int64: the class of each query."""
+    names: tuple[str, ...]
+    """The name of each class."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if self.embeddings.ndim != 2 or not self.embeddings.is_floating_point():
+            raise ValueError(
+                f"embeddings must be a floating (Q, E) tensor; got {self.embeddings.dtype} "
+                f"{tuple(self.embeddings.shape)}"
+            )
+        queries = len(self.embeddings)
+        object.__setattr__(self, "query_to_class", torch.as_tensor(self.query_to_class).long())
+        if self.query_to_class.shape != (queries,) or not queries:
+            raise ValueError(
+                f"query_to_class must hold one class for each of the {queries} embeddings (at least one); "
+                f"got {tuple(self.query_to_class.shape)}"
+            )
+        present = set(self.query_to_class.tolist())
+        if present != set(range(len(self.names))):
+            raise ValueError(
+                f"query_to_class must name each of the {len(self.names)} classes at least once and no other; "
+                f"got classes {min(present)} to {max(present)}, {len(present)} of them"
+            )
+
+    def __len__(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Vocabulary:
+        """The same vocabulary on another device, in another precision."""
+        return Vocabulary(
+            self.embeddings.to(device, dtype), self.query_to_class.to(device), self.names
+        )
+
+    @classmethod
+    def from_names(
+        cls,
+        classes: Sequence[str | ClassEntry],
+        clip_model: Any,
+        tokenizer: Tokenizer,
+        *,
+        templates: str | os.PathLike[str] | Sequence[str] | None = None,
+        cache: TextCache | None = None,
+        progress: bool = False,
+    ) -> Vocabulary:
+        """Encode class names with a CLIP text encoder.
+
+        Each query is put into every template; the embeddings are unit-normed, averaged and unit-normed again (CLIP,
+        Radford et al. 2021, section 3.1.4).
+
+        Args:
+            classes: one entry per class: "cat", "cat, kitten" or "background: sky, wall"; `resclip.text.class_names`
+                defines them. A class scores as the best of its queries.
+            clip_model: has `encode_text`; runs on the device of its parameters.
+            tokenizer: list of prompts → (N, context) token ids.
+            templates: a set's name ("imagenet", "short", "plain", "name"), strings with "{}" for the name, or a file
+                of them; None for CLIP's 80 ImageNet templates. See `resclip.text.templates.find_templates`.
+            cache: embeddings on disk, read and added to; None for none. Results are the same bit for bit either way.
+            progress: draw a progress bar on stderr.
+
+        Raises:
+            ValueError: no class, an empty or repeated name, unknown templates, or one without "{}".
+            TypeError: classes or templates that are no text.
+        """
+        entries = parse_entries(classes)
+        queries = [query for entry in entries for query in entry.queries]
+        query_to_class = [number for number, entry in enumerate(entries) for _ in entry.queries]
+        embeddings = encode_names(
+            queries,
+            clip_model,
+            tokenizer,
+            find_templates(templates),
+            cache=cache,
+            progress=progress,
+        )
+        names = tuple(entry.name for entry in entries)
+        return cls(embeddings, torch.tensor(query_to_class), names)
+
+
+def encode_names(
+    names: Sequence[str],
+    clip_model: Any,
+    tokenizer: Tokenizer,
+    templates: Sequence[str],
+    *,
+    cache: TextCache | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """(Q, E) float32 unit rows: the mean over templates of each name's unit text embedding.
+
+    A row depends on its own name alone, since each name is encoded by itself: rounding changes with the number of
+    names in a call (by up to 4.5e-8 on a CPU, with one template), and with 80 prompts per name a call for several
+    names saves little.
+    """
+    tower = tower_fingerprint(clip_model, tokenizer) if cache is not None else ""
+    device = next(clip_model.parameters()).device
+    rows: dict[str, Tensor] = {}
+    for name in tqdm(dict.fromkeys(names), "class names", disable=not progress, leave=False):
+        prompts = [template.replace("{}", name) for template in templates]
+        row = cache.read(tower, prompts) if cache is not None else None
+        if row is None:
+            row = encode_prompts(prompts, clip_model, tokenizer)
+            if cache is not None:
+                cache.write(tower, prompts, row)
+        rows[name] = row.to(device)
+    return torch.stack([rows[name] for name in names])
+
+
+@torch.no_grad()
+def encode_prompts(prompts: Sequence[str], clip_model: Any, tokenizer: Tokenizer) -> Tensor:
+    """(E,) float32: the unit mean of the prompts' unit text embeddings."""
+    device = next(clip_model.parameters()).device
+    parts = [
+        clip_model.encode_text(
+            tokenizer(list(prompts[start : start + PROMPTS_PER_CALL])).to(device)
+        )
+        for start in range(0, len(prompts), PROMPTS_PER_CALL)
+    ]
+    units = F.normalize(torch.cat(parts).float(), dim=-1)
+    return F.normalize(units.mean(dim=0), dim=0)

@@ -1,0 +1,101 @@
+"""Patch labels by fused kernels: the best query a pixel, then the majority of each patch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from resclip_kernels.launch import Options, launch
+from resclip_kernels.online_softmax_triton import Result, best_query
+
+# Every pixel is compared with every pixel, 4 instructions each: at 16 × 16 that is 8,192 for one warp. With 4 warps a
+# patch, 196 patches give each of a GPU's 528 schedulers one or two of them, of 2,048.
+MAJORITY = Options(num_warps=4)
+
+# Fewer pixels than 4 warps have threads.
+MAJORITY_SMALL = Options(num_warps=1)
+
+
+@triton.jit
+def majority_kernel(
+    labels,
+    result,
+    stride_image,
+    stride_row,
+    stride_column,
+    rows,
+    columns,
+    PATCH_HEIGHT: tl.constexpr,
+    PATCH_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The most frequent label of one patch, the smallest one on a tie: every pixel counts those like itself."""
+    column = tl.program_id(0) % columns
+    row = tl.program_id(0) // columns % rows
+    image = (tl.program_id(0) // columns // rows).to(tl.int64)
+    corner = labels + image * stride_image
+    corner += (row * PATCH_HEIGHT).to(tl.int64) * stride_row
+    corner += (column * PATCH_WIDTH).to(tl.int64) * stride_column
+    pixel = tl.arange(0, BLOCK)  # [BLOCK]
+    inside = pixel < PATCH_HEIGHT * PATCH_WIDTH
+    offset = pixel // PATCH_WIDTH * stride_row + pixel % PATCH_WIDTH * stride_column
+    own = tl.load(corner + offset, mask=inside, other=0)
+    count = tl.zeros([BLOCK], tl.int32)
+    for y in range(PATCH_HEIGHT):
+        line = corner + y * stride_row
+        for x in range(PATCH_WIDTH):
+            count = tl.where(own == tl.load(line + x * stride_column), count + 1, count)
+    count = tl.where(inside, count, 0)
+    winners = inside & (count == tl.max(count, axis=0))
+    label = tl.min(tl.where(winners, own.to(tl.int64), 0x7FFFFFFFFFFFFFFF), axis=0)
+    tl.store(result + tl.program_id(0), label)
+
+
+def patch_labels(
+    logits: Tensor,
+    image: Tensor,
+    patch_size: tuple[int, int],
+    logit_scale: float,
+    threshold: float,
+    refine_iterations: int,
+    dilations: tuple[int, ...],
+) -> Tensor:
+    """The formula of `resclip_kernels.patch_labels`; computes in float32 whatever the logits' dtype."""
+    size = (image.shape[2], image.shape[3])
+    label = logits.new_empty((logits.shape[0], *size), dtype=torch.int32)
+    best_query(
+        logits,
+        size,
+        Result(logit_scale, threshold, label, None),
+        guide=image,
+        refine_iterations=refine_iterations,
+        dilations=dilations,
+    )
+    return majority(label, patch_size)
+
+
+def majority(labels: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """(B, H, W) integer pixel labels → (B, h, w) int64: the most frequent one of each patch, the smallest on a tie."""
+    rows, columns = labels.shape[1] // patch_size[0], labels.shape[2] // patch_size[1]
+    result = labels.new_empty((labels.shape[0], rows, columns), dtype=torch.int64)
+    pixels = patch_size[0] * patch_size[1]
+    launch(
+        majority_kernel,
+        result.numel(),
+        {
+            "labels": labels,
+            "result": result,
+            "stride_image": labels.stride(0),
+            "stride_row": labels.stride(1),
+            "stride_column": labels.stride(2),
+            "rows": rows,
+            "columns": columns,
+        },
+        {"PATCH_HEIGHT": patch_size[0], "PATCH_WIDTH": patch_size[1]}
+        | {"BLOCK": triton.next_power_of_2(pixels)},
+        MAJORITY if pixels >= 128 else MAJORITY_SMALL,
+        on=labels,
+    )
+    return result

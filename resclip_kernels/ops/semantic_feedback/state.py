@@ -1,0 +1,114 @@
+"""The compact state of semantic feedback: what pass 2's attention needs instead of an n × n matrix.
+
+Knows the layout of the state, the geometry of a patch grid and the Gaussian; knows neither how connectivity is
+computed nor who reads the state.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Connectivity = Literal["prefix", "line", "component"]
+CONNECTIVITIES: tuple[str, ...] = get_args(Connectivity)
+ROW_SUM_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class SemanticFeedback:
+    """Ŝ of a batch of label maps, ready to be rebuilt in row blocks of any size.
+
+    n = h·w patches in row-major order.
+    """
+
+    labels: Tensor
+    """(B, h, w) int64: one label a patch."""
+    connectivity: Connectivity | None
+    """The rule that spares a pair from path decay; None: no decay at all."""
+    smoothing_std: float
+    """σ of the Gaussian along the flattened patch index, in patches; 0: no smoothing."""
+    normalise: bool
+    """Rows divided by their sums, the matrix by its largest entry, rounded to float16 (the released program)."""
+    far: Tensor | None
+    """(B, n, ⌈n/8⌉) uint8: bit j % 8 of byte j // 8 is set where j has i's label but is not connected to it.
+    None where there is no path decay."""
+    row_sums: Tensor
+    """(B, n) float32 (float64 from the reference on request): sums of the smoothed rows, before the division."""
+    maximum: Tensor
+    """(B,) like `row_sums`: the largest entry of each image's row-normalised matrix."""
+    dense: Tensor | None = None
+    """(B, n, n): Ŝ itself, where it was asked for or the reference made it."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w), in patches."""
+        height, width = self.labels.shape[1:]
+        return height, width
+
+    @property
+    def patches(self) -> int:
+        """n = h·w."""
+        return math.prod(self.grid)
+
+
+def gaussian_kernel(smoothing_std: float, patches: int) -> Tensor:
+    """(K,) float64 Gaussian of K = min(n, int(6σ + 1)) taps, one more if that is even, summing to 1."""
+    taps = min(patches, int(6 * smoothing_std + 1))
+    taps += 1 - taps % 2
+    distance = torch.arange(taps, dtype=torch.float64) - taps // 2
+    kernel = torch.exp(-0.5 * (distance / smoothing_std).square())
+    return kernel / kernel.sum()
+
+
+@functools.lru_cache(maxsize=64)
+def sample_times(steps: int) -> tuple[float, ...]:
+    """t_0 … t_M of the released path test: float32 values of torch.linspace(0, 1, M + 1) with s = float32(1/M).
+
+    t_k = s·k below the middle and fma(−s, M − k, 1) from there on, rounded once to float32 each; computed on the host
+    so that no device's own linspace can decide a tie. Products of two float32 fit float64 exactly, and 1 minus such a
+    product rounds to the same float32 as the fused operation for every M that an image can have.
+    """
+    if steps == 0:
+        return (0.0,)
+    step = float(torch.tensor(1.0 / steps, dtype=torch.float32))
+    times = [
+        step * k if k < (steps + 1) // 2 else 1.0 - step * (steps - k) for k in range(steps + 1)
+    ]
+    return tuple(torch.tensor(times, dtype=torch.float64).to(torch.float32).tolist())
+
+
+@functools.lru_cache(maxsize=16)
+def path_table(size: int, steps: int, connectivity: Connectivity) -> Tensor:
+    """Where a path stands after k of its samples, along one axis of the grid.
+
+    Args:
+        size: patches along the axis.
+        steps: M = max(h, w) − 1.
+        connectivity: "prefix" (the released rule: float32 products, sum rounded half to even, the time of sample k is
+            that of M + 1 samples whatever the path's length).
+
+    Returns:
+        (M + 1, size, size) int32 on the CPU: coordinate of sample k on the way from row index to column index.
+    """
+    if connectivity != "prefix":
+        raise ValueError(f"only 'prefix' samples depend on each axis alone; got {connectivity!r}")
+    times = torch.tensor(sample_times(steps), dtype=torch.float32).view(-1, 1, 1)
+    position = torch.arange(size, dtype=torch.float32)
+    start, end = position.view(1, -1, 1), position.view(1, 1, -1)
+    return (start * (1.0 - times) + end * times).round().to(torch.int32)
+
+
+def line_coordinate(start: Tensor, end: Tensor, k: Tensor, distance: Tensor) -> Tensor:
+    """round(start + (end − start)·k/distance), half to even, in exact integer arithmetic; distance ≥ 1."""
+    twice = 2 * (end - start) * k
+    floor, remainder = (
+        torch.div(twice, 2 * distance, rounding_mode="floor"),
+        torch.remainder(twice, 2 * distance),
+    )
+    above = (remainder > distance) | ((remainder == distance) & ((start + floor) % 2 == 1))
+    return start + floor + above

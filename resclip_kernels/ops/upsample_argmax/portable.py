@@ -1,0 +1,39 @@
+"""The label map in lean torch: queries stream through at full size, a few planes at a time."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from resclip_kernels.online_softmax import best_query
+
+
+def upsample_argmax(
+    logits: Tensor,
+    size: tuple[int, int],
+    query_to_class: Tensor | None,
+    logit_scale: float,
+    threshold: float,
+    through: tuple[int, int] | None,
+    guide: Tensor | None,
+    refine_iterations: int,
+    dilations: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    """The formula of `resclip_kernels.upsample_argmax` without (Q, H, W) planes at full size.
+
+    The class of the most probable query is the most probable class. Queries go in the order of their classes, so
+    that the first of equal ones belongs to the smallest class.
+    """
+    order = None if query_to_class is None else query_to_class.argsort(stable=True)
+    best, label = best_query(
+        logits,
+        size,
+        logit_scale=logit_scale,
+        guide=guide,
+        refine_iterations=refine_iterations,
+        dilations=dilations,
+        through=through,
+        order=order,
+    )
+    if query_to_class is not None:
+        label = query_to_class[order][label].long()
+    return label.where(best >= threshold, 0), best

@@ -1,0 +1,112 @@
+"""Which folder may import which: imports point one way, wherever in a file they stand."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the foundation upwards. A module may import from its own folder and from the floors below it.
+FLOORS = (
+    ("resclip_kernels", "resclip.version", "resclip.errors"),
+    ("resclip.io",),
+    ("resclip.builtin", "resclip.methods", "resclip.visualization"),
+    ("resclip.builtin.training", "resclip.models", "resclip.result"),
+    ("resclip.encoder", "resclip.text"),
+    ("resclip.inference", "resclip.patching"),
+    ("resclip.segmenter",),
+    ("resclip.loading",),
+    ("resclip.batch", "resclip.evaluation"),
+    ("resclip.cli",),
+    ("resclip", "resclip.__main__"),
+)
+FLOOR_OF = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path
+    for package in ("resclip", "resclip_kernels")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imports(module: str) -> Iterator[str]:
+    """The project's modules that a module imports at its head, inside functions, or for type checks."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: imports are absolute, so that they can be read here"
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else str(node.module) for name in members]
+        else:
+            continue
+        yield from (name for name in names if name in MODULES and name != module)
+
+
+def folder_of(module: str) -> str:
+    """The entry of FLOORS that a module belongs to: the longest that is a prefix of its name."""
+    if module == "resclip":
+        return module
+    candidates = [
+        folder
+        for folder in FLOOR_OF
+        if folder != "resclip" and f"{module}.".startswith(f"{folder}.")
+    ]
+    assert candidates, f"{module} is on no floor: give its folder a place in FLOORS"
+    return max(candidates, key=len)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    folder = folder_of(module)
+    for other in imports(module):
+        target = folder_of(other)
+        assert target == folder or FLOOR_OF[target] < FLOOR_OF[folder], (
+            f"{module} imports {other}: {folder} may import the floors below it, and {target} is none of them"
+        )
+
+
+def test_no_circles_between_modules() -> None:
+    """A package's __init__ gathers names for users, who come from above: its own modules do not count it."""
+    edges = {
+        module: {other for other in imports(module) if MODULES[other].name != "__init__.py"}
+        for module in MODULES
+    }
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join((*path[path.index(module) :], module))
+        if module not in finished:
+            for other in sorted(edges[module]):
+                visit(other, (*path, module))
+            finished.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_implementations_of_an_op_do_not_import_each_other() -> None:
+    """Else one could not be the check of another."""
+    implementations = {"reference", "portable", "triton"}
+    for module in MODULES:
+        op, _, name = module.rpartition(".")
+        if op.startswith("resclip_kernels.ops.") and name in implementations:
+            forbidden = {f"{op}.{other}" for other in implementations - {name}}
+            assert not forbidden & set(imports(module)), module
+
+
+def test_the_floors_are_real() -> None:
+    """An entry that names nothing, or comes twice, would allow what nobody meant."""
+    assert len(FLOOR_OF) == sum(map(len, FLOORS))
+    for folder in FLOOR_OF:
+        assert any(folder_of(module) == folder for module in MODULES), folder

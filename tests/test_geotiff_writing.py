@@ -1,0 +1,241 @@
+"""Label maps written strip by strip: the same bytes however they were cut, whole or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from resclip.io.geotiff import RasterWriter, encode_geotiff, raster_to_png
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+# Two rows of tiles of 512 and some, and a column and some: tiles are cut at both edges.
+LABELS = np.random.default_rng(3).integers(0, 7, (1100, 600))
+PALETTE = np.random.default_rng(4).integers(0, 256, (7, 3), dtype=np.uint8)
+PLACE: dict[str, Any] = {
+    "crs": "EPSG:32632", "transform": rasterio.Affine(0.5, 0.0, 500.0, 0.0, -0.5, 900.0),
+}  # fmt: skip
+
+
+def writer(path: Path, **options: Any) -> RasterWriter:
+    return RasterWriter(path, *LABELS.shape, **{"classes": 7, "palette": PALETTE, **options})
+
+
+def write(path: Path, cuts: list[int], **options: Any) -> bytes:
+    with writer(path, **options) as file:
+        for first, last in itertools.pairwise([0, *sorted(cuts), len(LABELS)]):
+            file.write(first, LABELS[first:last])
+        file.commit()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def encoded() -> bytes:
+    return encode_geotiff(LABELS, classes=7, palette=PALETTE, **PLACE)
+
+
+@given(cuts=st.lists(st.integers(0, 1100), max_size=8))
+@settings(max_examples=12, deadline=None)
+def test_any_strips_give_the_bytes_of_the_whole(
+    cuts: list[int], encoded: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert write(tmp_path_factory.mktemp("maps") / "map.tif", cuts, **PLACE) == encoded
+
+
+def test_what_is_in_the_file(tmp_path: Path, encoded: bytes) -> None:
+    (tmp_path / "map.tif").write_bytes(encoded)
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), LABELS)
+        assert dataset.dtypes == ("uint8",)
+        assert dataset.block_shapes == [(512, 512)]
+        assert dataset.compression.name == "deflate"
+        assert dataset.crs.to_epsg() == 32632
+        assert dataset.transform == PLACE["transform"]
+        colours = dataset.colormap(1)
+        assert [colours[label][:3] for label in range(7)] == [tuple(c) for c in PALETTE.tolist()]
+    with Image.open(tmp_path / "map.tif") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), LABELS)
+
+
+def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
+    scores = LABELS * 9000
+    with writer(tmp_path / "s.tif", classes=65536, palette=None, dtype="uint16") as file:
+        file.write(0, scores)
+        file.commit()
+    data = encode_geotiff(scores, classes=65536, dtype="uint16")
+    assert (tmp_path / "s.tif").read_bytes() == data
+    with Image.open(tmp_path / "s.tif") as image:
+        np.testing.assert_array_equal(np.asarray(image), scores)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (512, 512)])
+def test_one_pixel_one_line_and_one_tile(tmp_path: Path, shape: tuple[int, int]) -> None:
+    labels = LABELS[: shape[0], :1] if shape[1] == 1 else np.resize(LABELS, shape)
+    (tmp_path / "map.tif").write_bytes(encode_geotiff(labels, classes=7))
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), labels)
+
+
+def test_the_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "map.tif"
+    path.write_bytes(b"older")
+    with writer(path) as file:
+        file.write(0, LABELS[:800])
+        assert path.read_bytes() == b"older"
+        (temporary,) = set(tmp_path.iterdir()) - {path}
+        assert temporary.name.startswith(".resclip-")
+        assert temporary.name.endswith(".tmp")
+        with pytest.raises(ValueError, match="expected 1100 rows .* got 800"):
+            file.commit()
+        file.write(800, LABELS[800:])
+        file.commit()
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_size > 5
+
+
+@pytest.mark.parametrize("rows", [0, 600, 1100])
+def test_an_early_end_or_an_abort_leaves_the_old_file_and_no_other(
+    tmp_path: Path, rows: int
+) -> None:
+    path = tmp_path / "map.tif"
+    path.write_bytes(b"older")
+    with writer(path) as file:
+        file.write(0, LABELS[:rows])
+    file = writer(path)
+    file.write(0, LABELS[:rows])
+    file.abort()
+    file.abort()
+    assert path.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [path]
+    for call in (file.commit, lambda: file.write(rows, LABELS[rows:])):
+        with pytest.raises(ValueError, match="got one that is finished"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("first", "rows", "error", "words"),
+    [
+        (1, LABELS[:5], ValueError, "rows from 0 on, got 1"),
+        (0, LABELS[:5, :-1], ValueError, "rows of shape"),
+        (0, LABELS[0], ValueError, "rows of shape"),
+        (0, np.concatenate((LABELS, LABELS)), ValueError, "rows of shape"),
+        (0, LABELS[:5] + 1, ValueError, "numbers from 0 to 6, got 1 to 7"),
+        (0, LABELS[:5] - 1, ValueError, "numbers from 0 to 6, got -1 to 5"),
+        (0, LABELS[:5].astype(np.float32), TypeError, "integers, got float32"),
+    ],
+)
+def test_wrong_rows(
+    tmp_path: Path, first: int, rows: np.ndarray, error: type[Exception], words: str
+) -> None:
+    with writer(tmp_path / "map.tif") as file, pytest.raises(error, match=words):
+        file.write(first, rows)
+
+
+def test_more_rows_than_there_are(tmp_path: Path) -> None:
+    with writer(tmp_path / "map.tif") as file:
+        file.write(0, LABELS[:1000])
+        with pytest.raises(ValueError, match="1100 rows in all, got 1101"):
+            file.write(1000, LABELS[:101])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "int32"}, 'dtype "uint8" or "uint16"'),
+        ({"classes": 257}, "1 to 256 classes in uint8, got 257"),
+        ({"classes": 0}, "1 to 256 classes"),
+        ({"classes": 65537, "dtype": "uint16", "palette": None}, "1 to 65,536 classes"),
+        ({"dtype": "uint16"}, "no palette for uint16"),
+        ({"palette": PALETTE.astype(int)}, "palette of shape"),
+        ({"palette": PALETTE[:, :2]}, "palette of shape"),
+        ({"palette": np.zeros((257, 3), np.uint8)}, "palette of shape"),
+    ],
+)
+def test_wrong_layouts(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        writer(tmp_path / "map.tif", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_pixels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one pixel"):
+        RasterWriter(tmp_path / "map.tif", 0, 5, classes=2)
+    with pytest.raises(ValueError, match=r"shape \(H, W\)"):
+        encode_geotiff(np.zeros((2, 2, 1), int), classes=2)
+
+
+def test_where_no_directory_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        writer(tmp_path / "absent" / "map.tif")
+    with pytest.raises(NotADirectoryError, match="map.tif"):
+        writer(tmp_path / "file" / "map.tif")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What is written past this many bytes fails, as on a full disk."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize(("share", "missing"), [(0.0, 0), (0.5, 0), (1.0, 3000), (1.0, 1)])
+def test_a_full_disk(tmp_path: Path, share: float, missing: int) -> None:
+    """GDAL is silent where the last few bytes are lost as it closes the file."""
+    path = tmp_path / "map.tif"
+    size = len(write(path, []))
+    raster_to_png(path, tmp_path / "map.png")
+    with (
+        files_of_at_most(int(size * share) - missing),
+        pytest.raises(OSError, match=r"not written .*other\.tif"),
+    ):
+        write(tmp_path / "other.tif", [])
+    size = (tmp_path / "map.png").stat().st_size
+    with (
+        files_of_at_most(int(size * share) - missing),
+        pytest.raises(OSError, match=r"not written .*other\.png"),
+    ):
+        raster_to_png(path, tmp_path / "other.png")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["map.png", "map.tif"]
+
+
+def test_png_has_the_numbers_and_the_palette(tmp_path: Path) -> None:
+    path = tmp_path / "map.tif"
+    write(path, [], **PLACE)
+    raster_to_png(path, tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), LABELS)
+        assert image.getpalette()[:21] == PALETTE.ravel().tolist()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["map.png", "map.tif"]
+
+
+def test_png_of_scores_has_16_bits(tmp_path: Path) -> None:
+    scores = LABELS * 9000
+    (tmp_path / "s.tif").write_bytes(encode_geotiff(scores, classes=65536, dtype="uint16"))
+    raster_to_png(tmp_path / "s.tif", tmp_path / "s.png")
+    with Image.open(tmp_path / "s.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), scores)
+
+
+def test_png_of_what_is_no_map(tmp_path: Path) -> None:
+    (tmp_path / "map.tif").write_bytes(b"dear diary")
+    with pytest.raises(OSError, match="map.png"):
+        raster_to_png(tmp_path / "map.tif", tmp_path / "map.png")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["map.tif"]

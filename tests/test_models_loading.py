@@ -1,0 +1,227 @@
+"""Loading models: names, tags, local checkpoints, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from models_support import TEXT, small_timm
+from safetensors.torch import save_file
+from toys import CONFIG, MODEL, toy_clip
+
+from resclip.errors import WeightsUnavailable
+from resclip.models import list_models, load_model
+from resclip.models.loading import find_model, image_statistics, plain
+
+CPU = torch.device("cpu")
+TIMM_MODEL = "toy-map"
+TIMM_CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {
+        "timm_model_name": "vit_base_patch16_siglip_224",
+        "timm_pool": "map",
+        "timm_proj": "none",
+        "image_size": [48, 64],
+    },
+    "text_cfg": {**TEXT, "vocab_size": 49408},
+    "custom_text": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def toy_configs(tmp_path: Path) -> None:
+    for name, config in ((MODEL, CONFIG), (TIMM_MODEL, TIMM_CONFIG)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(config))
+        open_clip.add_model_config(path)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+class Payload:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (print, ("code from a checkpoint ran",))
+
+
+@pytest.mark.parametrize("ending", ("safetensors", "pt"))
+def test_a_local_checkpoint_is_loaded(tmp_path: Path, ending: str) -> None:
+    state = {name: value.clone() for name, value in toy_clip().state_dict().items()}
+    path = tmp_path / f"weights.{ending}"
+    if ending == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    loaded = load_model(MODEL, str(path), device=CPU)
+    assert torch.equal(loaded.model.visual.proj, toy_clip().visual.proj)
+    assert loaded.visual.visual is loaded.model.visual
+    assert not loaded.model.training
+    tokens = loaded.tokenizer(["a cat"])
+    assert tokens.shape == (1, 16)
+    assert loaded.model.encode_text(tokens).shape == (1, loaded.visual.output_dim)
+
+
+def test_a_timm_tower_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    with small_timm():
+        save_file(open_clip.create_model(TIMM_MODEL).state_dict(), path)
+        loaded = load_model(TIMM_MODEL.upper(), str(path), device=CPU)
+    assert not loaded.visual.has_cls
+    assert loaded.visual.trained_grid == (3, 4)
+    assert loaded.model.encode_text(loaded.tokenizer(["a cat"])).shape == (1, 32)
+
+
+def test_half_precision_holds_half_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(toy_clip().state_dict(), path)
+    loaded = load_model(MODEL, str(path), device=CPU, dtype=torch.bfloat16)
+    assert loaded.model.visual.proj.dtype is torch.bfloat16
+    assert loaded.visual.dtype is torch.bfloat16
+
+
+def test_the_builtin_model_is_loaded() -> None:
+    loaded = load_model("builtin", device=CPU)
+    assert loaded.visual.patch_size == (8, 8)
+    assert loaded.visual.trained_grid == (14, 14)
+    assert loaded.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
+    tokens = loaded.tokenizer(["a red car"])
+    assert loaded.model.encode_text(tokens).shape == (1, loaded.visual.output_dim)
+
+
+def test_a_folder_in_open_clips_format_is_loaded(tmp_path: Path) -> None:
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    config = {"model_cfg": CONFIG, "preprocess_cfg": statistics}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(toy_clip().state_dict(), tmp_path / "open_clip_model.safetensors")
+    loaded = load_model(f"local-dir:{tmp_path}", device=CPU)
+    assert torch.equal(loaded.model.visual.proj, toy_clip().visual.proj)
+    assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_a_folder_with_another_tower_is_refused(tmp_path: Path) -> None:
+    vision = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
+    config = {**CONFIG, "vision_cfg": vision}
+    written = {"model_cfg": config, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
+    state = {name: value.clone() for name, value in open_clip.CLIP(**config).state_dict().items()}
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(TypeError, match=r"a ModifiedResNet, .*'ViT-B-16'"):
+        load_model(f"local-dir:{tmp_path}", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("ViT-B-16-SigLIP", (0.5, 0.5, 0.5)),
+        ("ViT-H-14-CLIPA", (0.485, 0.456, 0.406)),
+        ("EVA02-B-16", open_clip.OPENAI_DATASET_MEAN),
+        ("ViT-L-14", open_clip.OPENAI_DATASET_MEAN),  # One of its tags differs from the others.
+        (MODEL, open_clip.OPENAI_DATASET_MEAN),  # Without tags.
+    ],
+)
+def test_a_checkpoint_has_the_statistics_of_its_models_tags(
+    name: str, mean: tuple[float, ...], tmp_path: Path
+) -> None:
+    """A file says nothing of them, and open_clip would take OpenAI's whatever the model."""
+    path = tmp_path / "weights.safetensors"
+    path.touch()
+    model = open_clip.create_model(MODEL)
+    assert image_statistics(model, name, str(path))[0] == mean
+
+
+def test_a_pickle_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(pickle.dumps({"state_dict": Payload()}, protocol=2))
+    with pytest.raises(WeightsUnavailable, match="safetensors"):
+        load_model(MODEL, str(path), device=CPU)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"visual.proj": torch.zeros(2, 2)}, path)
+    with pytest.raises(WeightsUnavailable, match="state dict"):
+        load_model(MODEL, str(path), device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "said"),
+    [
+        (
+            "ViT-B-32",
+            "laion2b_s34b_b79k",
+            "'ViT-B-32'.*'laion2b_s34b_b79k'.*pretrained=",
+        ),
+        ("hf-hub:nobody/nothing", None, "'hf-hub:nobody/nothing' .*network"),
+        ("ViT-B-16-SigLIP", "webli", "tokenizer of 'ViT-B-16-SigLIP' .*network"),
+    ],
+)
+def test_what_cannot_be_fetched_says_what_to_do(
+    name: str, pretrained: str | None, said: str
+) -> None:
+    with pytest.raises(WeightsUnavailable, match=said) as caught:
+        load_model(name, pretrained, device=CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("ViT-Z-99", "openai", "'ViT-Z-99'.*'builtin'.*ViT-B-16"),
+        ("RN50", "openai", "'RN50'.*'ViT-B-16'"),
+        ("EVA02-E-14", "laion2b_s4b_b115k", "'EVA02-E-14'.*'EVA02-B-16'"),
+        ("ViT-B-16", None, "pretrained.*openai"),
+        ("ViT-B-16", "nothing", "'nothing'.*openai"),
+        ("ViT-B-16", "missing.pt", "no checkpoint at 'missing.pt'"),
+        ("ViT-B-16", "folder/missing", "no checkpoint at 'folder/missing'"),
+        ("builtin", "openai", "leave out pretrained="),
+        ("hf-hub:nobody/nothing", "openai", "leave out pretrained="),
+    ],
+)
+def test_wrong_names_list_the_valid_ones(name: str, pretrained: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(name, pretrained, device=CPU)
+
+
+def test_names_may_be_spelt_otherwise() -> None:
+    assert find_model("vit-b/16", "openai") == "ViT-B-16"
+    names = open_clip.list_models()
+    assert len(set(map(plain, names))) == len(names)
+
+
+def test_listed_models_have_towers_that_can_be_used() -> None:
+    models = dict(list_models())
+    assert "openai" in models["ViT-B-16"]
+    assert {"ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-B-32"} <= set(models)
+    assert {"EVA01-g-14", "EVA02-B-16", "EVA02-L-14-336", "PE-Core-B-16"} <= set(models)
+    assert {"ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP2-378", "coca_ViT-B-32"} <= set(models)
+    unusable = {
+        "RN50",
+        "convnext_base",
+        "EVA02-E-14",
+        "MobileCLIP-B",
+        "MobileCLIP2-S0",
+        "ViTamin-B",
+    }
+    assert not unusable & set(models)
+
+
+def test_no_model_library_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, resclip.models\n"
+        "print({'open_clip', 'timm', 'transformers'} & set(sys.modules))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert found.stdout.strip() == "set()"

@@ -1,0 +1,291 @@
+"""What is written while a set is measured: files, their names, their values, and what a sheet shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from resclip.evaluation.datasets.base import (
+    IGNORED,
+    Dataset,
+    ImageFile,
+    LabelFile,
+    Sample,
+    Values,
+)
+from resclip.evaluation.predictions import SavePredictions, Sheets, evenly_spaced, safe_name
+from resclip.visualization.overlay import draw_legend, draw_overlay, palette
+
+ENTRIES = ("background: sky, wall", "cat, kitten", "dog")
+COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+
+
+def dataset(*names: str, colours: NDArray[np.uint8] | None = COLOURS) -> Dataset:
+    """Images that are nowhere on disk: what watches gets them ready."""
+    place = Path("nowhere")
+    samples = tuple(
+        Sample(name, ImageFile(place), LabelFile(place, Values({0: 0}))) for name in names
+    )
+    return Dataset("voc21", "made up", ENTRIES, samples, palette=colours)
+
+
+def see(watcher: SavePredictions | Sheets, sample: Sample, size: int = 8) -> None:
+    """Show a grey image: cat on the left, dog on the right, a corner that does not count; all are seen as dog."""
+    truth = np.full((size, size), 1, np.uint8)
+    truth[:, size // 2 :] = 2
+    truth[: size // 4, : size // 4] = IGNORED
+    image = np.full((size, size, 3), 100, np.uint8)
+    watcher(sample, image, truth, np.full((size, size), 2, np.int64))
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+
+
+# Predictions
+
+
+def test_predictions_are_class_indices_in_the_set_s_colours(tmp_path: Path) -> None:
+    own = dataset("2007_000033")
+    save = SavePredictions(tmp_path / "new", own, "naclip+rcs")
+    labels = np.arange(6, dtype=np.int64).reshape(2, 3) % 3
+    save(own.samples[0], np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8), labels)
+    path = tmp_path / "new/voc21/naclip+rcs/2007_000033.png"
+    assert files_in(tmp_path) == [path.relative_to(tmp_path).as_posix()]
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), labels)
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), COLOURS[labels])
+
+
+def test_a_set_without_colours_gets_the_library_s(tmp_path: Path) -> None:
+    own = dataset("a", colours=None)
+    see(SavePredictions(tmp_path, own, "clip"), own.samples[0])
+    with Image.open(tmp_path / "voc21/clip/a.png") as image:
+        assert image.convert("RGB").getpixel((0, 0)) == tuple(palette(3)[2])
+
+
+def test_predictions_can_be_read_as_a_data_set_s_masks(tmp_path: Path) -> None:
+    """As many classes as there can be: none is taken for 255."""
+    entries = tuple(f"class {number}" for number in range(255))
+    sample = dataset("a").samples[0]
+    own = Dataset("mine", "made up", entries, (sample,))
+    labels = np.arange(255, dtype=np.int64)[None]
+    image = np.zeros((1, 255, 3), np.uint8)
+    SavePredictions(tmp_path, own, "clip")(sample, image, np.zeros((1, 255), np.uint8), labels)
+    values = Values({number: number for number in range(255)})
+    np.testing.assert_array_equal(LabelFile(tmp_path / "mine/clip/a.png", values).read(), labels)
+
+
+def test_names_with_folders_stay_apart(tmp_path: Path) -> None:
+    own = dataset("frankfurt/1", "lindau/1", "1", "../1")
+    save = SavePredictions(tmp_path / "out", own, "clip")
+    for sample in own.samples:
+        see(save, sample)
+    wanted = [".%2E/1.png", "1.png", "frankfurt/1.png", "lindau/1.png"]
+    written = (tmp_path / "out/voc21/clip").rglob("*.png")
+    assert (
+        sorted(path.relative_to(tmp_path / "out/voc21/clip").as_posix() for path in written)
+        == wanted
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("2007_000033", "2007_000033"),
+        ("frankfurt/frankfurt_000000_000294", "frankfurt/frankfurt_000000_000294"),
+        ("naclip+rcs, λ_r = 0.2", "naclip+rcs, λ_r = 0.2"),
+        ("猫.v2", "猫.v2"),
+        ("a:b", "a%3Ab"),
+        ('<>:"\\|?*', "%3C%3E%3A%22%5C%7C%3F%2A"),
+        ("a%3Ab", "a%253Ab"),
+        ("tab\tnew\nline\x7f", "tab%09new%0Aline%7F"),
+        ("..", ".%2E"),
+        (".", "%2E"),
+        ("../../etc/passwd", ".%2E/.%2E/etc/passwd"),
+        ("/etc/passwd", "%/etc/passwd"),
+        ("", "%"),
+        ("ends with. /space ", "ends with.%20/space%20"),
+        ("con", "%63on"),
+        ("NUL.txt", "%4EUL.txt"),
+        ("com1/lpt9", "%63om1/%6Cpt9"),
+        ("console", "console"),
+    ],
+)
+def test_names_are_safe_everywhere(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+
+
+def test_different_names_have_different_files(seed: int) -> None:
+    """Short names of the letters that are in question: many of them nearly alike."""
+    generator = np.random.default_rng(seed)
+    letters = list('a./ %:?2EF"con')
+    lengths = generator.integers(0, 5, 4000)
+    names = {"".join(generator.choice(letters, length)) for length in lengths}
+    assert len({safe_name(name) for name in names}) == len(names)
+    for name in names:
+        assert not Path(safe_name(name)).is_absolute()
+        assert ".." not in Path(safe_name(name)).parts
+
+
+# Sheets
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "wanted"),
+    [
+        (0, 5, []),
+        (1, 5, [2]),
+        (2, 10, [2, 7]),
+        (3, 9, [1, 4, 7]),
+        (4, 4, [0, 1, 2, 3]),
+        (9, 3, [0, 1, 2]),
+    ],
+)
+def test_images_are_spread_over_the_set(count: int, length: int, wanted: list[int]) -> None:
+    assert evenly_spaced(count, length) == wanted
+
+
+def test_no_image_is_chosen_twice() -> None:
+    for length in range(1, 40):
+        for count in range(length + 1):
+            chosen = evenly_spaced(count, length)
+            assert len(set(chosen)) == count
+            assert all(0 <= index < length for index in chosen)
+            gaps = np.diff(chosen)
+            assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+def test_the_same_images_whoever_sees_them(tmp_path: Path) -> None:
+    """In shards, in another order, for another row: the set's order alone decides."""
+    own = dataset(*(f"{number:02}" for number in range(10)))
+    for part in (own.samples[::2], own.samples[1::2][::-1]):
+        sheets = Sheets(tmp_path, own, "clip", 3)
+        for sample in part:
+            see(sheets, sample)
+    whole = Sheets(tmp_path, own, "naclip", 3)
+    for sample in own.samples:
+        see(whole, sample)
+    assert files_in(tmp_path / "voc21/clip") == ["01.png", "05.png", "08.png"]
+    assert files_in(tmp_path / "voc21/naclip") == ["01.png", "05.png", "08.png"]
+
+
+@pytest.mark.parametrize(("count", "error"), [(-1, ValueError), (1.5, TypeError)])
+def test_a_count_must_be_one(count: int, error: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(error, match="count must be"):
+        Sheets(tmp_path, dataset("a"), "clip", count)
+
+
+def sheet_of(
+    truth: NDArray[np.uint8], labels: NDArray[np.int64], folder: Path
+) -> NDArray[np.uint8]:
+    """The pixels of a sheet of a black image."""
+    own = dataset("a", colours=np.array([(0, 0, 255), (255, 0, 0), (0, 255, 0)], np.uint8))
+    image = np.zeros((*truth.shape, 3), np.uint8)
+    Sheets(folder, own, "clip", 1)(own.samples[0], image, truth, labels)
+    return np.asarray(Image.open(folder / "voc21/clip/a.png"))
+
+
+def test_a_sheet_shows_truth_prediction_and_where_they_differ(tmp_path: Path) -> None:
+    truth = np.repeat([[1, 1, 2, 2]], 4, axis=0).astype(np.uint8)
+    labels = np.repeat([[1, 2, 2, 2]], 4, axis=0).astype(np.int64)
+    pixels = sheet_of(truth, labels, tmp_path)
+    side = 440  # A panel: 4 pixels enlarged 110 times.
+    top, lefts = 28 + 15 + 12, [28 + number * (side + 28) for number in range(4)]
+    row = top + side // 2
+    middles = [55, 165, 275, 385]  # Of the four columns.
+    seen = [[tuple(pixels[row, left + middle].tolist()) for middle in middles] for left in lefts]
+    cat, dog = (179, 0, 0), (0, 179, 0)  # 0.7 of the colours, over black.
+    right, wrong = (160, 160, 162), (149, 66, 0)
+    black = (0, 0, 0)
+    assert seen == [
+        [black, black, black, black],
+        [cat, cat, dog, dog],
+        [cat, dog, dog, dog],
+        [right, wrong, right, right],
+    ]
+
+
+def test_ignored_pixels_are_striped_in_truth_and_difference_alone(tmp_path: Path) -> None:
+    truth = np.full((440, 440), 1, np.uint8)
+    truth[:, :220] = IGNORED
+    pixels = sheet_of(truth, np.full((440, 440), 1, np.int64), tmp_path)
+    ink = (pixels == (24, 24, 27)).all(axis=2)
+
+    def share(panel: int, left: int, right: int) -> float:
+        start = 28 + panel * 468
+        return float(ink[60:480, start + left : start + right].mean())
+
+    for panel in (1, 3):
+        assert share(panel, 5, 210) == pytest.approx(2 / 8, abs=0.01)
+        assert share(panel, 225, 435) == 0
+    assert share(0, 5, 435) == share(2, 5, 435) == 0
+
+
+def test_the_legend_names_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    came: dict[str, object] = {}
+
+    def spy(*arguments: object, **options: object) -> Image.Image:
+        came.update(options, views=[caption for caption, _ in arguments[1]], entries=arguments[3])
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("resclip.evaluation.predictions.draw_sheet", spy)
+    own = dataset("a/b")
+    see(Sheets(tmp_path, own, "naclip+rcs", 1), own.samples[0])
+    assert came["views"] == ["Truth", "Prediction", "Difference"]
+    # 64 pixels: 4 ignored, 28 cats seen as dogs, 32 dogs. Dog: 32 of 60; cat: 0 of 28.
+    assert came["entries"] == [
+        (5, "wrong", 28 / 64),
+        (4, "right", 32 / 64),
+        (3, "ignored", 4 / 64),
+        (2, "dog", 32 / 64),
+        (1, "cat", 28 / 64),
+    ]
+    assert came["footer"] == (
+        "voc21, naclip+rcs, a/b: mIoU 26.7 in this image, 53.3 % of its pixels right"
+    )
+
+
+def test_an_image_of_which_nothing_counts_has_a_sheet(tmp_path: Path) -> None:
+    pixels = sheet_of(np.full((4, 4), IGNORED, np.uint8), np.zeros((4, 4), np.int64), tmp_path)
+    assert pixels.shape[1] > 4 * 440
+
+
+def test_classes_that_are_only_predicted_come_last(tmp_path: Path) -> None:
+    own = dataset("a")
+    known, labels = np.full((4, 4), 1), np.zeros((4, 4), np.int64)
+    assert Sheets(tmp_path, own, "clip", 1).present(known, labels) == [
+        (1, "cat", 1.0),
+        (0, "background", 0.0),
+    ]
+
+
+# Stripes
+
+
+def test_stripes_are_for_one_class() -> None:
+    labels = np.zeros((40, 40), np.int64)
+    labels[:, 20:] = 1
+    grey = np.full((40, 40, 3), 200, np.uint8)
+    plain = np.asarray(draw_overlay(grey, labels, palette(2), 0.5))
+    striped = np.asarray(draw_overlay(grey, labels, palette(2), 0.5, hatched=1))
+    differs = (plain != striped).any(axis=2)
+    assert not differs[:, :20].any()
+    assert differs[:, 20:].mean() == pytest.approx(2 / 8)
+    entries = [(0, "a", 0.5), (1, "b", 0.5)]
+    legends = [np.asarray(draw_legend(entries, palette(2), 100, hatched)) for hatched in (None, 1)]
+    rows = np.flatnonzero((legends[0] != legends[1]).any(axis=(1, 2)))
+    assert rows.min() >= legends[0].shape[0] // 2
+
+
+def test_a_class_without_a_pixel_has_no_share() -> None:
+    none, few, some = (
+        draw_legend([(0, "a", fraction)], palette(1), 100).tobytes() for fraction in (0, 4e-4, 6e-4)
+    )
+    assert len({none, few, some}) == 3

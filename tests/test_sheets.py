@@ -1,0 +1,190 @@
+"""Heat maps over an image: the colours, what a panel shows where, and a sheet that is legible at any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from resclip.visualization.sheets import (
+    GAP,
+    LINE,
+    NARROWEST,
+    PANEL,
+    HeatMap,
+    PointMaps,
+    draw_heat_maps,
+    heat_colours,
+    strongest_share,
+)
+from resclip.visualization.style import MARGIN
+
+TOP = MARGIN + LINE + GAP  # of the first row's panels
+STEP = PANEL + MARGIN  # from one panel to the next, where panels are as wide as they may be
+
+
+def lightness(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """CIE L*, 0 to 100, of sRGB bytes."""
+    encoded = colours / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
+    return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+
+
+def one_row(*maps: HeatMap, point: tuple[float, float] = (5.0, 5.0)) -> PointMaps:
+    return PointMaps(point, ("x 5, y 5", "patch row 0, column 0"), maps)
+
+
+def panel(sheet: Image.Image, number: int, height: int, width: int) -> NDArray[np.uint8]:
+    """The pixels of a panel of the first row; 0 is the image."""
+    left = MARGIN + number * (max(width, NARROWEST) + MARGIN)
+    return np.asarray(sheet)[TOP : TOP + height, left : left + width]
+
+
+def test_colours_grow_lighter_in_even_steps() -> None:
+    """By another measure than the one they were chosen by: OKLab and CIE differ near black alone."""
+    steps = np.diff(lightness(heat_colours(np.linspace(0, 1, 21))))
+    assert steps.min() > 1.5
+    assert steps[2:].min() > 0.85 * steps[2:].mean()
+    assert steps.max() < 1.2 * steps.mean()
+
+
+def test_colours_of_any_shape_and_outside_the_range() -> None:
+    colours = heat_colours(np.array([[-3.0, 0.0], [1.0, 7.0]]))
+    assert colours.shape == (2, 2, 3)
+    assert colours.dtype == np.uint8
+    np.testing.assert_array_equal(colours[0, 0], colours[0, 1])
+    np.testing.assert_array_equal(colours[1, 0], colours[1, 1])
+    assert lightness(colours[0, 0]) < 5
+    assert lightness(colours[1, 0]) > 95
+
+
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [
+        (np.ones((4, 5)), 0.1),
+        (np.eye(10), 1.0),  # ten of a hundred entries hold everything
+        (np.arange(20.0).reshape(4, 5), (19 + 18) / 190),
+        (np.ones((1, 1)), 1.0),  # a tenth of one patch is still a patch
+        (np.zeros((3, 3)), 0.0),
+    ],
+)
+def test_share_of_the_strongest_tenth(values: NDArray[np.float64], share: float) -> None:
+    assert strongest_share(values) == pytest.approx(share)
+
+
+def test_share_is_at_least_the_part_and_does_not_depend_on_the_scale(seed: int) -> None:
+    values = np.random.default_rng(seed).random((13, 17))
+    shares = [strongest_share(values, part) for part in (0.1, 0.3, 0.9, 1.0)]
+    assert shares == sorted(shares)
+    assert all(
+        share >= part - 0.01 for share, part in zip(shares, (0.1, 0.3, 0.9, 1.0), strict=True)
+    )
+    assert strongest_share(40 * values) == pytest.approx(shares[0])
+
+
+def test_heat_lies_over_the_patch_that_has_it() -> None:
+    """A black image of 40 × 80 pixels, whose panel is 200 × 400: a patch of a 4 × 8 grid takes 50 × 50."""
+    values = np.zeros((4, 8), np.float32)
+    values[2, 5] = 0.25
+    sheet = draw_heat_maps(np.zeros((40, 80, 3), np.uint8), [one_row(HeatMap("map", values))])
+    heat = panel(sheet, 1, 200, 400)
+    lightest = heat.astype(int).sum(axis=2)
+    # The mark is white: it is at pixel (5, 5), which is (25, 25) here.
+    lightest[:60, :60] = 0
+    row, column = np.unravel_index(lightest.argmax(), lightest.shape)
+    assert (row // 50, column // 50) == (2, 5)
+    # Half a pixel off the patch's centre in both directions, bilinear has 0.98 of the value.
+    np.testing.assert_allclose(heat[125, 275], 0.9 * heat_colours(np.array(0.98)), atol=6)
+    np.testing.assert_allclose(heat[125, 75], 0.6 * heat_colours(np.array(0.0)), atol=1)
+
+
+def test_what_a_map_does_not_reach_is_grey() -> None:
+    """A rest that no patch holds has no value, not the smallest."""
+    vivid = np.full((100, 100, 3), (200, 100, 0), np.uint8)
+    heat_map = HeatMap("map", np.ones((2, 2), np.float32), cover=(0.5, 0.75))
+    heat = panel(draw_heat_maps(vivid, [one_row(heat_map)]), 1, 400, 400).astype(int)
+    spread = heat.max(axis=2) - heat.min(axis=2)
+    assert (spread[200:] == 0).all()
+    assert (spread[:, 300:] == 0).all()
+    assert (spread[60:200, :300] > 0).all()
+    grey = 0.62 * (0.299 * 200 + 0.587 * 100)
+    assert np.abs(heat[200:] - grey).max() < 1
+
+
+def test_each_panel_has_a_scale_of_its_own(seed: int) -> None:
+    values = np.random.default_rng(seed).random((6, 6)).astype(np.float32)
+    maps = (HeatMap("small", values / 1024), HeatMap("large", values))
+    sheet = draw_heat_maps(np.zeros((60, 60, 3), np.uint8), [one_row(*maps)])
+    small, large = (panel(sheet, number, 400, 400) for number in (1, 2))
+    np.testing.assert_array_equal(small, large)
+    below = np.asarray(sheet)[TOP + PANEL :]
+    left, right = (below[:, MARGIN + number * STEP :][:, :PANEL] for number in (1, 2))
+    assert (left != right).any()
+
+
+def test_a_map_of_zeros_is_drawn() -> None:
+    zeros = HeatMap("nothing fed back", np.zeros((3, 3), np.float32))
+    heat = panel(draw_heat_maps(np.zeros((60, 60, 3), np.uint8), [one_row(zeros)]), 1, 400, 400)
+    np.testing.assert_allclose(heat[200:], 0.6 * heat_colours(np.zeros((200, 400))), atol=1)
+
+
+def test_the_mark_is_a_ring_round_the_point_and_whole_in_a_corner() -> None:
+    grey = np.full((100, 200, 3), 100, np.uint8)
+    zeros = HeatMap("map", np.zeros((2, 4), np.float32))
+    sheet = np.asarray(draw_heat_maps(grey, [one_row(zeros, point=(150.0, 30.0))])).astype(int)
+    for number in (0, 1):
+        x, y = MARGIN + number * STEP + 300, TOP + 60
+        round_it = [sheet[y + 7, x], sheet[y - 8, x], sheet[y, x + 7], sheet[y, x - 8]]
+        assert min(pixel.min() for pixel in round_it) > 200
+    corner = np.asarray(draw_heat_maps(grey, [one_row(zeros, point=(199.5, 99.5))]))
+    outside = corner[TOP + 200 : TOP + 208, MARGIN + PANEL :][:, :8]
+    assert (outside < 100).any()
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (300, 400),
+        (30, 20),  # enlarged: its pixels are shown as they are
+        (60, 1200),  # a strip: the panel is flatter than the text under it
+        (1200, 60),  # narrower than its captions
+        (1, 1),
+        (1, 3000),  # the panel is one pixel high
+    ],
+)
+def test_sheet_is_legible_at_any_size(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 90, np.uint8)
+    middle = (size[1] / 2, size[0] / 2)
+    maps = [HeatMap(name, np.eye(5, dtype=np.float32)) for name in ("base", "x" * 300, "final")]
+    rows = [one_row(*maps, point=middle)] * 2
+    sheet = draw_heat_maps(image, rows, footer="a long line of small print " * 20)
+    assert sheet.mode == "RGB"
+    assert sheet.width <= MARGIN + 4 * STEP
+    pixels = np.asarray(sheet)
+    column = max(NARROWEST, round(size[1] * PANEL / max(size)))
+    for number in range(5):  # Captions keep to their columns; the first line has no mark near it.
+        gap = pixels[: TOP - 10, number * (column + MARGIN) :][:, : MARGIN - 1]
+        assert (gap == 255).all()
+    assert (pixels[-MARGIN:] == 255).all()  # The small print is above the margin, and there.
+    assert (pixels[-MARGIN - LINE : -MARGIN] != 255).any()
+    assert (
+        sheet.height > draw_heat_maps(image, rows).height > draw_heat_maps(image, rows[:1]).height
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "at least one"),
+        ([one_row(HeatMap("a", np.ones((2, 2)))), one_row()], "same maps"),
+        ([one_row(HeatMap("a", np.ones(4)))], r"'a' .*\(4,\)"),
+        ([one_row(HeatMap("a", np.ones((0, 4))))], "'a' "),
+        ([one_row(HeatMap("a", -np.ones((2, 2))))], "'a' "),
+        ([one_row(HeatMap("a", np.full((2, 2), np.nan)))], "'a' "),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(rows: list[PointMaps], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        draw_heat_maps(np.zeros((8, 8, 3), np.uint8), rows)
