@@ -351,6 +351,10 @@ def test_blocks_do_not_matter(seed: int, shape: str, monkeypatch: pytest.MonkeyP
     blocks = BLOCKS[shape]
     inputs = sample(seed, heads=2)
     arguments = all_terms(inputs, correlation="qq+kk")
+    if (
+        blocks.columns < 32
+    ):  # Ŝ's tiles are 32 columns: such programs are for calls without feedback.
+        arguments["feedback"] = None
     default = only_launch(inputs, **arguments).constants["BLOCK_N"]
     expected = run(inputs, **arguments)
     monkeypatch.setattr(kernels, "choose_blocks", lambda *_: blocks)
