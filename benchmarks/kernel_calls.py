@@ -26,13 +26,15 @@ from resclip_kernels import (
 from resclip_kernels.ops.proxy_attention import proxy_attention
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-# Quick: every model and every dtype for an op's first case, and for the others H/14 alone, whose heads are the widest
-# and need the most registers. Half of the compilations.
+# Quick: every model and every dtype for an op's first case and for the residual attention in one pass, which has most
+# terms and other tiles at every width; for all else H/14 alone, whose heads are the widest. Half of the compilations.
 QUICK_OTHERS = {("H/14", "fp16"), ("H/14", "fp32")}
 QUICK_FIRST = {("B/16", "fp16"), ("L/14", "bf16"), *QUICK_OTHERS}
 # Two images or windows: a batch of 1 would let Triton fold the number in.
 BATCH = 2
 QUERIES = 150
+# Standard deviation, in patches, of a smoothing whose tiles read 32 patches on each side; the default's read 16.
+WIDE_STD = 8.0
 OUTPUT = (336, 448)
 
 
@@ -105,8 +107,8 @@ def attend(
     )
 
 
-def fed_back(model: Model) -> SemanticFeedback:
-    return semantic_feedback(label_map(model), implementation="triton")
+def fed_back(model: Model, **options: Any) -> SemanticFeedback:
+    return semantic_feedback(label_map(model), implementation="triton", **options)
 
 
 def computed_before(model: Model, dtype: torch.dtype) -> Tensor:
@@ -124,9 +126,21 @@ def pass_2(model: Model, dtype: torch.dtype) -> None:
     attend(model, dtype, neighbourhood_std=5.0, feedback=fed_back(model), cross_layer=before)
 
 
-def one_pass(model: Model, dtype: torch.dtype) -> None:
+def one_pass(model: Model, dtype: torch.dtype, **options: Any) -> None:
+    """All terms in one launch, the feedback's options as given."""
     layers = cross_layers(model, dtype)
-    attend(model, dtype, neighbourhood_std=5.0, feedback=fed_back(model), cross_layers=layers)
+    feedback = fed_back(model, **options)
+    attend(model, dtype, neighbourhood_std=5.0, feedback=feedback, cross_layers=layers)
+
+
+def one_pass_unconnected(model: Model, dtype: torch.dtype) -> None:
+    """The labels alone decide: there are no bits of pairs apart."""
+    one_pass(model, dtype, connectivity=None)
+
+
+def one_pass_wide_smoothing(model: Model, dtype: torch.dtype) -> None:
+    """49 taps: twice the margin of the default's 31."""
+    one_pass(model, dtype, smoothing_std=WIDE_STD)
 
 
 def sclip(model: Model, dtype: torch.dtype) -> None:
@@ -182,11 +196,19 @@ def component(model: Model, dtype: torch.dtype) -> None:
     semantic_feedback(label_map(model), connectivity="component", implementation="triton")
 
 
-def matrix(model: Model, dtype: torch.dtype) -> None:
+def matrix(model: Model, dtype: torch.dtype, **options: Any) -> None:
     """The kernels' own function: q, k, v of a dtype have the matrix smoothed in it."""
     from resclip_kernels.ops.semantic_feedback.triton import feedback_matrix
 
-    feedback_matrix(semantic_feedback(label_map(model), implementation="triton"), dtype)
+    feedback_matrix(fed_back(model, **options), dtype)
+
+
+def matrix_unconnected(model: Model, dtype: torch.dtype) -> None:
+    matrix(model, dtype, connectivity=None)
+
+
+def matrix_wide_smoothing(model: Model, dtype: torch.dtype) -> None:
+    matrix(model, dtype, smoothing_std=WIDE_STD)
 
 
 def refinement(model: Model, dtype: torch.dtype) -> None:
@@ -264,10 +286,19 @@ def features_1024(model: Model, dtype: torch.dtype) -> None:
     proxy(model, dtype, 1024)
 
 
-def features_fed_back(model: Model, dtype: torch.dtype) -> None:
+def features_fed_back(model: Model, dtype: torch.dtype, **options: Any) -> None:
     """DINO's ViT-B, with the semantic feedback of ResCLIP's second pass."""
     labels = empty(BATCH, 28, 28, dtype=torch.int64)
-    proxy(model, dtype, 768, feedback=semantic_feedback(labels, implementation="triton"))
+    feedback = semantic_feedback(labels, implementation="triton", **options)
+    proxy(model, dtype, 768, feedback=feedback)
+
+
+def features_unconnected(model: Model, dtype: torch.dtype) -> None:
+    features_fed_back(model, dtype, connectivity=None)
+
+
+def features_wide_smoothing(model: Model, dtype: torch.dtype) -> None:
+    features_fed_back(model, dtype, smoothing_std=WIDE_STD)
 
 
 def proxy(
@@ -285,15 +316,30 @@ def proxy(
 # The usual case of each op first. A kernel is listed under the first op that launches it: those that others build on
 # come first.
 OPS: dict[str, tuple[Callable[[Model, torch.dtype], None], ...]] = {
-    "semantic_feedback": (prefix, line, component, matrix),
+    "semantic_feedback": (
+        *(prefix, line, component),
+        *(matrix, matrix_unconnected, matrix_wide_smoothing),
+    ),
     "residual_attention": (
-        *(pass_1, pass_2, one_pass, sclip, plain, large_grid),
-        *(without_cls, within_window, window_alone, projected, neighbours_alone),
+        *(pass_1, pass_2, one_pass, one_pass_unconnected, one_pass_wide_smoothing),
+        *(
+            sclip,
+            plain,
+            large_grid,
+            without_cls,
+            within_window,
+            window_alone,
+            projected,
+            neighbours_alone,
+        ),
     ),
     "pamr": (refinement,),
     "patch_labels": (from_logits, from_encoder),
     "upsample_argmax": (whole_image, stitched_windows, merged_names, refined),
-    "proxy_attention": (features_768, features_1024, features_fed_back),
+    "proxy_attention": (
+        *(features_768, features_1024),
+        *(features_fed_back, features_unconnected, features_wide_smoothing),
+    ),
 }
 
 
@@ -301,7 +347,7 @@ def standard_calls(ops: Collection[str], *, quick: bool = False) -> Iterator[Cal
     """Every case of these ops for every model and dtype; with `quick` for a few pairs of them."""
     for op in ops:
         for case in OPS[op]:
-            pairs = QUICK_FIRST if case is OPS[op][0] else QUICK_OTHERS
+            pairs = QUICK_FIRST if case in (OPS[op][0], one_pass) else QUICK_OTHERS
             for model in MODELS:
                 for dtype, short in DTYPES.items():
                     if not quick or (model.name, short) in pairs:

@@ -1,9 +1,9 @@
 """What every Triton kernel uses on every target, read from its machine code: no GPU is needed.
 
 `kernels_report.py` makes the calls of `kernel_calls` on tensors without values, collects the launches, compiles each
-different one and prints a table. It fails where a kernel does not compile, spills, needs more shared memory than the
-target has, or forms half-precision products without matrix units. `--list` prints the kernels' names and compiles
-nothing. Knows no op.
+different one and prints a table. It fails where a kernel does not compile, spills more than `known_spills` lists, needs
+more shared memory than the target has, or forms half-precision products without matrix units. `--list` prints the
+kernels' names and compiles nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import triton
 from cubin import Compilation, Facts, compile_for, specialise
 from kernel_calls import OPS, Call, standard_calls
+from known_spills import KNOWN_SPILLS, KnownSpills, Spill
 
 from resclip.io.files import write_atomically
 from resclip_kernels.dispatch import interpreting
@@ -60,6 +61,13 @@ class Row:
     @property
     def target(self) -> str:
         return target_name(self.compilation.target)
+
+    def spills(self) -> list[Spill]:
+        """The names under which a spill of this kernel may be listed: one a call."""
+        return [
+            Spill(self.kernel, call.case, call.model, call.dtype, self.target)
+            for call in self.calls
+        ]
 
     def summary(self) -> dict[str, Any]:
         """For JSON."""
@@ -173,11 +181,18 @@ def serve(pipe: Connection, errors: int, compilations: Sequence[Compilation]) ->
         pipe.send(compile_for(compilations[pipe.recv()]))
 
 
-def judge(target: Target, facts: Facts) -> list[str]:
-    """What is wrong with a kernel, in words."""
+def allowance(spill: Spill, known: KnownSpills) -> int:
+    """Bytes that a kernel may spill: what was measured with this Triton, else the most with any; 0 if not listed."""
+    measured = known.get(spill, {})
+    return measured.get(triton.__version__, max(measured.values(), default=0))
+
+
+def judge(target: Target, facts: Facts, allowed: int = 0) -> list[str]:
+    """What is wrong with a kernel that may spill `allowed` bytes, in words."""
     problems = []
-    if facts.spilled:
-        problems.append(f"spills {facts.spilled} bytes a thread")
+    if facts.spilled > allowed:
+        listed = f"; {allowed} are listed" if allowed else ""
+        problems.append(f"spills {facts.spilled} bytes a thread{listed}")
     if facts.shared > target.shared_memory:
         problems.append(
             f"needs {facts.shared} bytes of shared memory; a block has {target.shared_memory}"
@@ -194,7 +209,25 @@ def judge(target: Target, facts: Facts) -> list[str]:
     return problems
 
 
-def report(calls: Sequence[Call], targets: Sequence[Target], jobs: int) -> list[Row]:
+def needless(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
+    """The listed spills that are none any more, of those whose kernels are all among these rows and compile."""
+    spilled: dict[Spill, int] = {}
+    failed: set[Spill] = set()
+    for row in rows:
+        for spill in row.spills():
+            if row.facts is None:
+                failed.add(spill)
+            else:
+                spilled[spill] = max(spilled.get(spill, 0), row.facts.spilled)
+    return [spill for spill in known if spilled.get(spill) == 0 and spill not in failed]
+
+
+def report(
+    calls: Sequence[Call],
+    targets: Sequence[Target],
+    jobs: int,
+    known: KnownSpills = KNOWN_SPILLS,
+) -> list[Row]:
     """Compile and judge everything that these calls launch."""
     rows = collect(calls, targets)
     results = compile_all([row.compilation for row in rows], jobs)
@@ -203,7 +236,8 @@ def report(calls: Sequence[Call], targets: Sequence[Target], jobs: int) -> list[
             row.problems = [f"does not compile:\n{result}"]
         else:
             row.facts = result
-            row.problems = judge(row.compilation.target, result)
+            allowed = max(allowance(spill, known) for spill in row.spills())
+            row.problems = judge(row.compilation.target, result, allowed)
     return rows
 
 
@@ -255,7 +289,11 @@ def cells(kernel: str, target: str, *used: str, rows: Sequence[Row]) -> tuple[st
     return kernel, target, models, dtypes, first, str(len(rows)), *used
 
 
-def main(arguments: Sequence[str] | None = None, calls: Sequence[Call] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    calls: Sequence[Call] | None = None,
+    known: KnownSpills = KNOWN_SPILLS,
+) -> int:
     """The report of these calls, `kernel_calls`' own by default: 0 where every kernel is sound, else 1."""
     parser = argparse.ArgumentParser(description="What every Triton kernel uses on every target.")
     parser.add_argument("--targets", default=TARGETS, help=f"default: {TARGETS}")
@@ -281,11 +319,11 @@ def main(arguments: Sequence[str] | None = None, calls: Sequence[Call] | None = 
     if options.list:
         print("\n".join(sorted({row.kernel for row in collect(calls, targets)})))
         return 0
-    return show(report(calls, targets, options.jobs), options.json)
+    return show(report(calls, targets, options.jobs, known), options.json, known)
 
 
-def show(rows: list[Row], file: Path | None) -> int:
-    """Print the table, what is wrong, and the count; the exit status."""
+def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:
+    """Print the table, what is wrong, which listed spills are gone, and the count; the exit status."""
     order = list(OPS)
     rows = sorted(
         rows, key=lambda row: (order.index(row.op) if row.op in order else -1, row.kernel)
@@ -296,13 +334,17 @@ def show(rows: list[Row], file: Path | None) -> int:
             call = row.calls[0]
             wanted = f"{call.model}, {call.dtype}, {call.case}"
             print(f"\n{row.kernel} on {row.target} ({wanted}): {problem}")
+    for spill in needless(rows, known):
+        print(f"\nno spill any more with triton {triton.__version__}, in known_spills.py: {spill}")
     if file is not None:
         content = {"triton": triton.__version__, "kernels": [row.summary() for row in rows]}
         write_atomically(file, json.dumps(content, indent=1).encode() + b"\n")
     compiled = [row.facts for row in rows if row.facts is not None]
     missing = f" of {len(rows)}" if len(compiled) < len(rows) else ""
-    spilling = sum(facts.spilled > 0 for facts in compiled)
-    print(f"\n{len(compiled)}{missing} kernels × targets compiled, {spilling} spills")
+    spilling = [row for row in rows if row.facts is not None and row.facts.spilled > 0]
+    listed = sum(any(spill in known for spill in row.spills()) for row in spilling)
+    among = f", {listed} of them listed" if listed else ""
+    print(f"\n{len(compiled)}{missing} kernels × targets compiled, {len(spilling)} spills{among}")
     return int(any(row.problems for row in rows))
 
 

@@ -16,7 +16,8 @@ import torch
 import triton
 import triton.language as tl
 from cubin import Facts, specialise
-from kernel_calls import Call
+from kernel_calls import Call, standard_calls
+from known_spills import KnownSpills, Spill
 
 from resclip_kernels.launch import Launch, Options, Target, launch
 
@@ -73,12 +74,34 @@ def call(kernel: Any, options: Options, dtype: torch.dtype, **constants: int) ->
     return Call("samples", kernel.__name__, "none", str(dtype), run)
 
 
-def outcome(calls: list[Call], *arguments: str) -> dict[str, Any]:
-    """The report's exit status and what it printed."""
+def outcome(calls: list[Call], *arguments: str, known: KnownSpills | None = None) -> dict[str, Any]:
+    """The report's exit status and what it printed, where these spills are known: none by default."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        status = kernels_report.main([*arguments, "--jobs", "1"], calls)
+        status = kernels_report.main([*arguments, "--jobs", "1"], calls, known or {})
     return {"status": status, "output": output.getvalue()}
+
+
+def listed(spilling: Call, plain: Call) -> dict[str, Any]:
+    """What the report makes of a kernel that spills, and of one that does not, by what is listed of it."""
+    (row,) = kernels_report.report([spilling], [Target("cuda", 90)], 1, {})
+    assert row.facts is not None
+    spilled = row.facts.spilled
+    (spill,) = row.spills()
+    this, other = triton.__version__, "0.1.0"
+    lists: dict[str, KnownSpills] = {
+        "as measured": {spill: {this: spilled, other: 4}},
+        "less": {spill: {this: spilled - 1, other: spilled}},
+        "another version": {spill: {other: spilled}},
+        "another target": {spill._replace(target="sm_80"): {this: spilled}},
+        "no spill": {Spill("plain_kernel", "plain_kernel", *spill[2:]): {this: 8}},
+    }
+    calls = {name: [plain if name == "no spill" else spilling] for name in lists}
+    outcomes = {
+        name: outcome(calls[name], "--targets", "sm_90", known=known)
+        for name, known in lists.items()
+    }
+    return {"spilled": spilled, **outcomes}
 
 
 def specialised() -> dict[str, Any]:
@@ -127,6 +150,15 @@ def main() -> None:
         "deep": outcome([deep], *sm_90),
         "narrow": outcome([narrow], *sm_90),
         "broken": outcome([broken, plain], *sm_90),
+        "listed": listed(spilling, plain),
+        "unconnected": outcome(
+            [
+                made
+                for made in standard_calls(["residual_attention"], quick=True)
+                if (made.case, made.model, made.dtype) == ("one pass unconnected", "H/14", "fp16")
+            ],
+            *("--targets", "sm_80"),
+        ),
         "specialised": specialised(),
         "tensor memory": [
             kernels_report.judge(Target("cuda", 100), Facts(32, 0, 0, columns, (), {}))

@@ -1,10 +1,9 @@
-"""The GPU benchmark without a GPU: its dry run, its clock, its figures and tables."""
+"""The GPU benchmark without a GPU: its clock, its figures and tables; its dry run is part of test_gpu_visit.py."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -60,67 +59,6 @@ def test_an_unknown_op_is_refused(tmp_path: Path) -> None:
     finished = command("--dry-run", "--out", str(tmp_path), "--only", "pamr,attention")
     assert finished.returncode == 1
     assert "no op 'attention'; use some of residual_attention," in finished.stderr
-
-
-@ON_A_GPU
-def test_the_dry_run_reaches_every_case_and_writes_everything(tmp_path: Path) -> None:
-    finished = command("--dry-run", "--out", str(tmp_path))
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-    document = json.loads((tmp_path / "gpu_interpreter.json").read_text())
-    check_schema(document)
-    assert document["dry_run"]
-    assert document["complete"]
-    assert document["device"]["name"] == "interpreter"
-    ops = {case["op"] for case in document["cases"]}
-    assert ops == {check["op"] for check in document["checks"]} | {"pipeline"}
-    for case in document["cases"]:
-        assert case["variants"]["triton"]["status"] == "ok", case
-        for name, outcome in case["variants"].items():
-            assert outcome["status"] in ("ok", "skipped"), (case["op"], name, outcome["reason"])
-            assert outcome["status"] == "ok" or outcome["reason"], (case["op"], name)
-    assert {figure["number"] for figure in document["figures"]} == set(range(1, 9))
-    from_files = [case["variants"].get("files") for case in document["cases"]]
-    assert [outcome["status"] for outcome in from_files if outcome] == ["ok"]
-    assert document["figures"][-1]["value"] > 0
-    text = (tmp_path / "gpu_interpreter.md").read_text()
-    assert "A dry run: no number below means anything" in text
-    assert "| fused, from JPEG to PNG files |" in text
-    assert "| 8. JPEG in, PNG out: images/s against the same without files |" in text
-    assert not any(path.suffix == ".tmp" for path in tmp_path.iterdir())
-    (tmp_path / "gpu_interpreter.md").unlink()
-    assert command("--redraw", str(tmp_path / "gpu_interpreter.json")).returncode == 0
-    assert (tmp_path / "gpu_interpreter.md").read_text() == text
-
-
-def check_schema(document: dict[str, Any]) -> None:
-    """Keys and types of everything that a later run is compared by."""
-    assert document["schema"] == 1
-    for key, kind in {
-        "date": str,
-        "commit": str,
-        "device": dict,
-        "versions": dict,
-        "settings": dict,
-        "ceilings": dict,
-        "checks": list,
-        "cases": list,
-        "figures": list,
-        "seconds": float,
-    }.items():
-        assert isinstance(document[key], kind), key
-    assert {"torch", "triton", "numpy", "python", "resclip"} <= set(document["versions"])
-    assert {"name", "driver", "memory_bytes"} <= set(document["device"])
-    assert set(document["ceilings"]) == {"fp16_tflops", "bf16_tflops", "copy_gbps"}
-    for check in document["checks"]:
-        assert set(check) == {"op", "dtype", "status", "reason", "error", "allowed"}
-    for figure in document["figures"]:
-        assert set(figure) == {"number", "what", "measured", "wanted", "reached", "value"}
-    for case in document["cases"]:
-        assert {"op", "name", "shape", "flops", "bytes", "items", "variants"} <= set(case)
-        for outcome in case["variants"].values():
-            if outcome["status"] == "ok":
-                assert outcome["samples_ms"]
-                assert {*MS, "peak_bytes", "tflops", "gbps", "first_seconds"} <= set(outcome)
 
 
 def outcome(milliseconds: float, peak: float = 1e9) -> dict[str, Any]:

@@ -226,8 +226,8 @@ import re, subprocess, sys, tempfile
 from pathlib import Path
 import torch, triton
 from triton.backends.compiler import GPUTarget
-from resclip_kernels._launch import Target, watch
-from resclip_kernels.semantic_feedback import triton_connectivity as kernels
+from resclip_kernels.launch import Target, watch
+from resclip_kernels.ops.semantic_feedback import triton_connectivity as kernels
 
 backend, architecture = sys.argv[1], sys.argv[2]
 architecture = int(architecture) if backend == "cuda" else architecture

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from resclip_kernels.launch import Target, watch
+
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "benchmarks/kernels_report.py"
 
@@ -104,6 +106,36 @@ def test_a_spill_is_refused(samples: dict[str, Any]) -> None:
     assert spilling["output"].endswith("\n2 kernels × targets compiled, 1 spills\n")
 
 
+@pytest.mark.parametrize("known", ["as measured", "another version"])
+def test_a_listed_spill_is_accepted(samples: dict[str, Any], known: str) -> None:
+    """Of a Triton that nobody measured, as much as of those that somebody did."""
+    sample = samples["listed"][known]
+    assert sample["status"] == 0
+    assert "!" not in sample["output"]
+    assert sample["output"].endswith("\n1 kernels × targets compiled, 1 spills, 1 of them listed\n")
+
+
+def test_a_spill_larger_than_listed_is_refused(samples: dict[str, Any]) -> None:
+    spilled, sample = samples["listed"]["spilled"], samples["listed"]["less"]
+    assert sample["status"] == 1
+    assert f": spills {spilled} bytes a thread; {spilled - 1} are listed\n" in sample["output"]
+
+
+def test_a_spill_listed_for_another_target_is_refused(samples: dict[str, Any]) -> None:
+    spilled, sample = samples["listed"]["spilled"], samples["listed"]["another target"]
+    assert sample["status"] == 1
+    assert f": spills {spilled} bytes a thread\n" in sample["output"]
+
+
+def test_a_listed_spill_that_is_none_is_told(samples: dict[str, Any]) -> None:
+    sample = samples["listed"]["no spill"]
+    assert sample["status"] == 0
+    told = [line for line in sample["output"].splitlines() if "no spill any more" in line]
+    assert len(told) == 1
+    assert "plain_kernel" in told[0]
+    assert "no spill any more" not in samples["listed"]["as measured"]["output"]
+
+
 def test_too_much_shared_memory_is_refused(samples: dict[str, Any]) -> None:
     """Nine stages of two 64 × 128 tiles in fp16 are 288 KiB."""
     assert samples["deep"]["status"] == 1
@@ -178,6 +210,47 @@ def test_the_quick_calls_leave_no_case_model_or_dtype_out(monkeypatch: pytest.Mo
     assert len(quick) < len(every) / 2
     for part in ("case", "model", "dtype"):
         assert parts(quick, part) == parts(every, part)
+
+
+def test_every_form_of_the_feedback_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick or not: without far pairs' bits, and with a Gaussian whose margin is more than one chunk of columns."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    calls = importlib.import_module("kernel_calls")
+    forms: dict[str, set[tuple[bool, bool]]] = {}
+    for call in calls.standard_calls(calls.OPS, quick=True):
+        with watch(execute=False, target=Target("cuda", 90)) as watcher:
+            call.run()
+        for launch in watcher.launches:
+            if "HAS_FAR" in launch.constants and launch.arguments["labels"] is not None:
+                form = launch.constants["HAS_FAR"], launch.constants["MARGIN"] > 16
+                forms.setdefault(launch.kernel.__name__, set()).add(form)
+    assert set(forms) == {
+        "feedback_sums_kernel",
+        "feedback_matrix_kernel",
+        "residual_attention_kernel",
+        "proxy_attention_kernel",
+    }
+    for kernel, seen in forms.items():
+        assert seen == {(True, False), (False, False), (True, True)}, kernel
+
+
+def test_one_pass_is_compiled_at_every_width_by_the_quick_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    calls = importlib.import_module("kernel_calls")
+    quick = calls.standard_calls(["residual_attention"], quick=True)
+    pairs = {(call.model, call.dtype) for call in quick if call.case == "one pass"}
+    assert {("B/16", "fp16"), ("L/14", "bf16"), ("H/14", "fp16")} <= pairs
+
+
+def test_feedback_without_connectivity_compiles(samples: dict[str, Any]) -> None:
+    """And fits, at the widest heads and before Hopper, where registers are scarcest."""
+    sample = samples["unconnected"]
+    assert sample["status"] == 0, sample["output"]
+    for kernel in ("feedback_sums_kernel", "residual_attention_kernel"):
+        assert kernel in sample["output"]
+    assert sample["output"].endswith(" kernels × targets compiled, 0 spills\n")
 
 
 def parts(calls: list[Any], part: str) -> set[tuple[str, str]]:

@@ -52,7 +52,7 @@ def tiles_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Else the same entry of Ŝ may round to float16 differently in the two.
     """
-    monkeypatch.setattr(feedback_kernels, "FLOAT_MATRIX_BLOCKS", feedback_kernels.FLOAT_BLOCKS)
+    monkeypatch.setattr(feedback_kernels, "FLOAT_BLOCKS", feedback_kernels.Blocks(32, 32))
 
 
 class Inputs(NamedTuple):

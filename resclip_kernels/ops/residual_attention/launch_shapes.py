@@ -1,6 +1,6 @@
 """How large a program of the residual attention is, device by device, and how a head's width is cut for it.
 
-Knows what was counted in registers and shared memory; reads no tensor and launches nothing.
+Follows what was counted in registers and shared memory; reads no tensor and launches nothing.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ class Blocks:
     num_stages: int
 
 
-# Registers decide: each entry is the largest program of its kind that the compiler fits without a spill, counted by
-# benchmarks/kernels_report.py for every target. 128 rows read each key half as often as 64 do, at the same registers a
-# thread. Ŝ's tiles cost registers too, so with feedback columns are 32; two heads a program halve their cost a head,
-# and a third would spill.
+# Registers decide: none of these programs spills in float16 or bfloat16 on any target of benchmarks/kernels_report.py,
+# compiled by triton 3.6.0 and by 3.8.0; where one spills in float32, benchmarks/known_spills.py says how much. 128 rows
+# read each key half as often as 64 do, at the same registers a thread. Ŝ's tiles cost registers too, so with feedback
+# columns are 32; two heads a program halve their cost a head.
 WARPGROUP = Blocks(1, 128, 64, 8, 2)
-# Three softmaxes and more take the addresses of as many tensors: two tiles in flight spill 8 bytes on sm_100.
+# Three softmaxes and more take the addresses of as many tensors: one tile in flight.
 WARPGROUP_MANY = Blocks(1, 128, 64, 8, 1)
 WARPGROUP_NARROW = Blocks(1, 128, 32, 8, 2)
 WARPGROUP_TOGETHER = Blocks(2, 128, 32, 8, 2)
 # Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, or fewer rows.
 WARP = Blocks(1, 128, 32, 8, 1)
 WARP_WIDE = Blocks(1, 64, 32, 8, 2)
-WARP_WIDE_FEEDBACK = Blocks(1, 64, 32, 8, 1)
-# Float32 goes through multiply-adds, as torch's own products do by default: 16 rows.
-FLOAT = Blocks(1, 16, 32, 8, 1)
-FLOAT_FEEDBACK = Blocks(1, 16, 32, 4, 1)
-# AMD: 102 scalar registers are what runs out. A window's masks take them too: within one, 64 rows of "qq+kk" spill 32
-# bytes a thread, 128 rows 48.
+WARP_FEEDBACK = Blocks(1, 64, 32, 8, 1)
+# Float32 goes through multiply-adds, as torch's own products do by default, and there a thread holds whole rows of q
+# and of k: 256 threads of one score each. Ŝ's tiles are 32 columns, which leaves 8 rows. Two stages fetch keys and
+# values straight into shared memory, past the registers.
+FLOAT = Blocks(1, 16, 16, 8, 2)
+FLOAT_FEEDBACK = Blocks(1, 8, 32, 8, 2)
+# AMD: 102 scalar registers are what runs out, sooner with a window, whose masks take them too.
 AMD = Blocks(1, 128, 32, 8, 1)
 AMD_WIDE = Blocks(1, 64, 32, 8, 2)
+AMD_BFLOAT = Blocks(1, 64, 32, 8, 1)
 AMD_FEW_ROWS = Blocks(1, 32, 32, 8, 1)
+AMD_FLOAT = Blocks(1, 16, 32, 8, 1)
 # The interpreter has no registers: few, large steps, two heads at a time so that the tests see that too.
 INTERPRETED = Blocks(2, 64, 32, 4, 1)
 
@@ -58,21 +61,44 @@ def choose_blocks(
     if target.backend == "interpreter":
         return INTERPRETED
     feedback = terms.feedback is not None
-    recent = target.backend == "cuda" and int(target.architecture) >= 90
-    if dtype == torch.float32:
-        return FLOAT_FEEDBACK if feedback and recent else FLOAT
     if target.backend == "hip":
+        if dtype == torch.float32:
+            return AMD_FLOAT
         if terms.window is not None or (feedback and width > 64):
             return AMD_FEW_ROWS
-        return AMD_WIDE if width > 64 else AMD
-    if not recent:
+        if width > 64:
+            return AMD_WIDE
+        return AMD_BFLOAT if dtype == torch.bfloat16 else AMD
+    if dtype == torch.float32:
+        return FLOAT_FEEDBACK if feedback else FLOAT
+    if not warpgroups(target):
+        if feedback:
+            return WARP_FEEDBACK
         return WARP_WIDE if width > 64 else WARP
-    if int(target.architecture) >= 120:
-        return WARP_WIDE_FEEDBACK if width > 64 and feedback else WARP
     if width <= 64 and not feedback:
         return WARPGROUP if branches <= 2 else WARPGROUP_MANY
     together = width <= 64 and branches == 1
     return WARPGROUP_TOGETHER if together else WARPGROUP_NARROW
+
+
+def layers_apart(target: Target, dtype: torch.dtype, width: int, terms: Terms) -> bool:
+    """Whether the middle blocks' mean and the base are a launch each, since one kernel of both would spill.
+
+    On AMD the addresses of four layers and of all else that a base with feedback, or one in bfloat16, reads are more
+    than its scalar registers hold. Elsewhere a wide head's tiles and the feedback's leave the layers no registers
+    where operands pass through them.
+    """
+    if target.backend == "interpreter":
+        return False
+    feedback = terms.feedback is not None
+    if target.backend == "hip":
+        return feedback or dtype == torch.bfloat16
+    return feedback and width > 64 and (dtype == torch.float32 or not warpgroups(target))
+
+
+def warpgroups(target: Target) -> bool:
+    """Whether products of float16 take their operands out of shared memory: Hopper and data-centre Blackwell."""
+    return 90 <= int(target.architecture) < 120
 
 
 def parts_of(width: int) -> tuple[int, ...]:

@@ -18,7 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, launch, target_of
-from resclip_kernels.ops.residual_attention.launch_shapes import choose_blocks, parts_of
+from resclip_kernels.ops.residual_attention.launch_shapes import (
+    choose_blocks,
+    layers_apart,
+    parts_of,
+)
 from resclip_kernels.ops.residual_attention.terms import Terms, score_operands
 from resclip_kernels.ops.residual_attention.triton_tiles import (
     begin_branch,
@@ -70,7 +74,7 @@ def average_layers(
     """A_c·v of the program's rows, head by head, into `cross_layer`: mean over the layers of softmax(q_i k_iᵀ)·v.
 
     Loops at run time, and nothing hoisted out of them: unrolled, the compiler starts every layer's loads at once, and
-    hoisted addresses alone filled the registers (255 and spills, where 223 suffice).
+    hoisted addresses alone filled the registers.
     """
     for head in tl.range(0, HEADS, disable_licm=True):
         place = tl.cast(head, tl.int64) * stride_head
@@ -311,16 +315,13 @@ def residual_attention(
     cross_layer: Tensor | None,
     projections: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor | None]:
-    """The formula of `resclip_kernels.residual_attention` in one launch; in two where scalar registers are few."""
+    """The formula of `resclip_kernels.ops.residual_attention` in one launch; in two where one kernel would spill."""
     batch, heads, tokens, width = query.shape
     target = target_of(query)
-    if (
-        target.backend == "hip"
-        and terms.feedback is not None
-        and cross_layers
-        and cross_layer is None
-    ):
-        # The addresses of four layers and those of the feedback together spill on AMD: the layers' mean goes first.
+    # "identity" is the middle blocks' own launch, which has no base to be kept apart from.
+    has_base = terms.correlation != "identity"
+    apart = has_base and layers_apart(target, query.dtype, width, terms)
+    if apart and cross_layers and cross_layer is None:
         first = replace(
             terms,
             correlation="identity",
