@@ -35,9 +35,7 @@ from resclip.methods.options_text import as_dict
 from resclip.result import Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
-from resclip_kernels import upsample_argmax
-from resclip_kernels.checks import check_count
-from resclip_kernels.deterministic import resize_planes
+from resclip_kernels import check_count, resize_planes, upsample_argmax
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernel_support import AttentionInputs, attention_inputs, check_budget, kernel_device
 
 from resclip_kernels import SemanticFeedback, residual_attention, semantic_feedback
 from resclip_kernels.launch import Launch, watch
 from resclip_kernels.ops.residual_attention import ResidualAttentionOutput
-from resclip_kernels.testing import AttentionInputs, attention_inputs, check_budget, kernel_device
 
 DTYPES = (torch.float32, torch.float16)
 # One whole tile of 32 patches and a masked one; 36 tokens are no multiple of a row block.

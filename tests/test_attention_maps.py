@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, attention_inputs, check_budget
 from torch import Tensor
 
-from resclip_kernels import attention_maps, feedback_matrix, residual_attention, semantic_feedback
-from resclip_kernels.attention_maps import cross_layer_rows
-from resclip_kernels.testing import AttentionInputs, attention_inputs, check_budget
+from resclip_kernels import (
+    attention_maps,
+    cross_layer_rows,
+    feedback_matrix,
+    residual_attention,
+    semantic_feedback,
+)
 
 # Not square, and two images: a transposed or swapped index shows.
 GRID = (3, 5)

@@ -20,6 +20,7 @@ from attention_support import (
     tower,
     with_recorder,
 )
+from kernel_support import check_budget, kernel_device, label_map
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -32,7 +33,6 @@ from resclip_kernels import (
     semantic_feedback,
 )
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
-from resclip_kernels.testing import check_budget, kernel_device, label_map
 
 
 @pytest.mark.parametrize("batch_first", (True, False))

@@ -22,6 +22,7 @@ from attention_support import (
     tower,
     with_recorder,
 )
+from kernel_support import check_budget, label_map
 from open_clip.transformer import Attention
 from torch import nn
 
@@ -30,7 +31,6 @@ from resclip_kernels import (
     semantic_feedback,
 )
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
-from resclip_kernels.testing import check_budget, label_map
 
 
 def test_parameters_are_shared_and_the_state_dict_is_the_same(seed: int) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="the kernels need triton")
 
+from kernel_support import kernel_device, label_map
+
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.semantic_feedback import portable, reference
 from resclip_kernels.ops.semantic_feedback import triton_connectivity as kernels
-from resclip_kernels.testing import kernel_device, label_map
 
 RULES = ("prefix", "line", "component")
 GRIDS = [

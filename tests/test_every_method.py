@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import kernel_device
 from method_support import colours, make, small_tower, text
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 from resclip import RCS, SFR, Correlation, DenseEncoder
 from resclip.methods.catalogue import BASES, METHODS, Method, find_method
 from resclip_kernels.launch import watch
-from resclip_kernels.testing import kernel_device
 
 # Width, blocks, heads, patch and output width of the released towers; 20 to 35 patches keep 88 to 304 million weights
 # quick enough to run through.

@@ -209,15 +209,15 @@ def test_a_wrong_op_or_prototype_fails(
 
 def test_programs_of_another_shape_are_launched(visit: ModuleType) -> None:
     kernels = visit.attention_kernels
-    own = kernels.choose_blocks
-    blocks = visit.Blocks(heads=1, rows=16, columns=16, num_warps=4, num_stages=1)
+    own = kernels.choose_config
+    config = visit.TileConfig(heads=1, rows=16, columns=16, num_warps=4, num_stages=1)
     tensors = visit.Device("cpu").attention(visit.TINY_SHAPES[0], torch.float32)
     from resclip_kernels.launch import watch
 
-    with visit.program_of(blocks), watch() as seen:
+    with visit.program_of(config), watch() as seen:
         visit.residual_attention(
             *tensors[:3], grid=visit.TINY_SHAPES[0].grid, implementation=visit.FUSED
         )
     (launch,) = seen.launches
     assert (launch.constants["BLOCK_M"], launch.constants["BLOCK_N"]) == (16, 16)
-    assert kernels.choose_blocks is own
+    assert kernels.choose_config is own

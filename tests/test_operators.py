@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, attention_inputs, kernel_device, label_map
+from resclip_kernels.ops.residual_attention.terms import Terms
 from torch import Tensor, fx
 from torch._dynamo.backends.registry import lookup_backend
 
 from resclip_kernels import residual_attention, semantic_feedback
 from resclip_kernels.launch import watch
 from resclip_kernels.ops.residual_attention import dispatch as attention_dispatch
-from resclip_kernels.ops.residual_attention.terms import Terms
 from resclip_kernels.ops.semantic_feedback import dispatch as feedback_dispatch
-from resclip_kernels.testing import AttentionInputs, attention_inputs, kernel_device, label_map
 
 pytest.importorskip("triton", reason="the kernels need triton")
 

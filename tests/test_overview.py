@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import check_budget, kernel_device
 from method_support import colours, small_tower, text
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,6 @@ from resclip.encoder.final_block import Coarse, attend_coarse
 from resclip.methods.catalogue import BASES, Overview
 from resclip.methods.options_text import parse_options
 from resclip_kernels import attention_maps
-from resclip_kernels.testing import check_budget, kernel_device
 
 SCORED = [
     name

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_support import check_budget, kernel_device, nan_padded
 from torch import Tensor
 
 from resclip_kernels import pamr
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.pamr import dispatch, portable, tiles
-from resclip_kernels.testing import check_budget, kernel_device, nan_padded
 
 triton = pytest.importorskip("resclip_kernels.ops.pamr.triton", reason="needs triton")
 

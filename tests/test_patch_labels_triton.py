@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_support import kernel_device, nan_padded
 
 from resclip_kernels import pamr, patch_labels
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.patch_labels import dispatch, reference
-from resclip_kernels.testing import kernel_device, nan_padded
 
 triton = pytest.importorskip("triton")
 kernels = pytest.importorskip("resclip_kernels.ops.patch_labels.triton")

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import arrays, tower
+from kernel_support import check_budget, kernel_device, nan_padded
 
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.proxy_attention import dispatch, portable, proxy_attention, reference
-from resclip_kernels.testing import check_budget, kernel_device, nan_padded
 
 DEVICE = kernel_device()
 IMPLEMENTATIONS = ("torch", "triton", "reference")

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from kernel_support import check_budget, kernel_device, label_map
+from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
+from resclip_kernels.ops.semantic_feedback.pieces import single_images, take_apart
 from torch import Tensor
 
 from resclip_kernels import SemanticFeedback, semantic_feedback
@@ -22,10 +25,7 @@ from resclip_kernels.ops.proxy_attention import (
     proxy_rows,
     reference,
 )
-from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
-from resclip_kernels.ops.semantic_feedback.pieces import single_images, take_apart
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
-from resclip_kernels.testing import check_budget, kernel_device, label_map
 
 feedback_kernels = pytest.importorskip(
     "resclip_kernels.ops.semantic_feedback.triton", reason="the kernels need triton"

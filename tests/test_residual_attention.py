@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, attention_inputs, check_budget
+from resclip_kernels.ops.residual_attention.terms import SCORES, Terms
 
 from resclip_kernels import CORRELATIONS, residual_attention, semantic_feedback
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.residual_attention import portable, reference
-from resclip_kernels.ops.residual_attention.terms import SCORES, Terms
 from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
-from resclip_kernels.testing import AttentionInputs, attention_inputs, check_budget
 
 SCORED = [name for name in CORRELATIONS if SCORES[name]]
 

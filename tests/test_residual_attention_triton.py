@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, check_budget, kernel_device, nan_padded
+from resclip_kernels.ops.residual_attention.terms import SCORES
 from residual_attention_support import (
     DTYPES,
     GRID,
@@ -22,9 +24,7 @@ from torch import Tensor
 
 from resclip_kernels import CORRELATIONS, semantic_feedback
 from resclip_kernels.launch import watch
-from resclip_kernels.ops.residual_attention.terms import SCORES
 from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
-from resclip_kernels.testing import AttentionInputs, check_budget, kernel_device, nan_padded
 
 kernels = pytest.importorskip(
     "resclip_kernels.ops.residual_attention.triton", reason="needs triton"

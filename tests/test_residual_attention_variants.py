@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, kernel_device, nan_padded
+from resclip_kernels.ops.residual_attention.terms import Terms
 from residual_attention_support import (
     DTYPES,
     all_terms,
@@ -25,9 +27,7 @@ from torch import Tensor
 from resclip_kernels import residual_attention
 from resclip_kernels.launch import watch
 from resclip_kernels.ops.residual_attention import dispatch, portable, reference
-from resclip_kernels.ops.residual_attention.terms import Terms
 from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
-from resclip_kernels.testing import AttentionInputs, kernel_device, nan_padded
 
 pytest.importorskip("resclip_kernels.ops.residual_attention.triton", reason="needs triton")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_support import label_map
 
 from resclip_kernels import feedback_matrix, semantic_feedback
 from resclip_kernels.ops.semantic_feedback import portable, reference
@@ -15,7 +16,6 @@ from resclip_kernels.ops.semantic_feedback.state import (
     path_table,
     sample_times,
 )
-from resclip_kernels.testing import label_map
 
 RULES = ("prefix", "line", "component")
 GRIDS = [

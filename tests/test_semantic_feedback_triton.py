@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernel_support import kernel_device, label_map, nan_padded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,7 +18,6 @@ from resclip_kernels.dispatch import interpreting
 from resclip_kernels.launch import Options, Target, launch, watch
 from resclip_kernels.ops.semantic_feedback import reference
 from resclip_kernels.ops.semantic_feedback.state import ROW_SUM_EPSILON, gaussian_kernel
-from resclip_kernels.testing import kernel_device, label_map, nan_padded
 
 triton = pytest.importorskip("triton", reason="the kernels need triton")
 import triton.language as tl  # noqa: E402

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_support import check_budget, kernel_device, nan_padded
 
 from resclip_kernels import pamr, upsample_argmax
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.upsample_argmax import dispatch
-from resclip_kernels.testing import check_budget, kernel_device, nan_padded
 
 triton = pytest.importorskip("triton")
 streaming = pytest.importorskip("resclip_kernels.online_softmax_triton")

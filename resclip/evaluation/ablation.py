@@ -18,9 +18,10 @@ from resclip.evaluation.datasets import Dataset
 from resclip.evaluation.distributed import ALONE, World
 from resclip.evaluation.report import Evaluation, Report
 from resclip.evaluation.runner import Candidate, evaluate
-from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Connectivity, Method
+from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Method
 from resclip.methods.presets import find_preset
 from resclip.segmenter import Segmenter
+from resclip_kernels import Connectivity
 
 WINDOW = 4
 """Neighbouring blocks that RCS averages: as many as the paper's 6-9."""

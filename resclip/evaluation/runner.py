@@ -34,7 +34,7 @@ from resclip.evaluation.metrics import confusion, scores_of
 from resclip.evaluation.report import Cost, Evaluation, Report, Row, resume
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
 from resclip.segmenter import Segmenter
-from resclip_kernels.checks import check_count
+from resclip_kernels import check_count
 
 GROUP_SIZE = 8
 """Images a group: 50 to 100 windows of photographs, several full batches."""

@@ -12,12 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from resclip.methods.correlation import Correlation
-from resclip_kernels import CONNECTIVITIES
-from resclip_kernels.checks import check_count, check_fraction, check_positive
+from resclip_kernels import (
+    CONNECTIVITIES,
+    AttentionOptions,
+    Connectivity,
+    FeedbackOptions,
+    ProxyAttentionOptions,
+    check_count,
+    check_fraction,
+    check_positive,
+)
 
 FinalBlockKind = Literal["attention_only", "full_residual"]
 FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlockKind)
-Connectivity = Literal["prefix", "line", "component"]
 MODULES = ("rcs", "sfr")
 
 
@@ -27,9 +34,9 @@ class ProxyAttention:
 
     model: str = "vit_base_patch8_224.dino"
     """"colour" (built in, no weights), or a timm model that gives patch features."""
-    beta: float = 1.2
+    beta: float = ProxyAttentionOptions.beta
     """β: how far above the image's mean similarity an entry must lie, as a multiple of the mean."""
-    gamma: float = 3.0
+    gamma: float = ProxyAttentionOptions.gamma
     """γ > 0: sharpness of the softmax."""
     input_size: int | tuple[int, int] | None = None
     """What the image is resized to for the proxy: short side, or (height, width), in pixels; None: its own size."""
@@ -140,9 +147,9 @@ class RCS:
     blocks, 12–18 of 24 and 16–24 of 32. The middle is where the paper finds maps that follow objects (section 3.1,
     figure 3), and in deeper towers the blocks of one stage of that development are more, not earlier: the same
     fractions of the depth. The released program takes blocks 6–9 of any tower: the preset "released" does."""
-    weight: float = 0.4
+    weight: float = AttentionOptions.cross_weight
     """λ_r in [0, 1]."""
-    temperature: float = 2.0
+    temperature: float = AttentionOptions.cross_temperature
     """τ_r > 0."""
 
     def __post_init__(self) -> None:
@@ -150,6 +157,10 @@ class RCS:
             object.__setattr__(self, "layers", parse_layers(self.layers))
         check_fraction("RCS weight", self.weight)
         check_positive("RCS temperature", self.temperature)
+
+    def attention_options(self) -> dict[str, Any]:
+        """Its weight and temperature, as the fields of `resclip_kernels.AttentionOptions`."""
+        return {"cross_weight": self.weight, "cross_temperature": self.temperature}
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
         """The blocks to take from a tower of `depth` blocks; ValueError where one of them cannot be taken."""
@@ -198,21 +209,21 @@ class SFR:
     S ← τ_s · ((1 − λ_s) · S + λ_s · Ŝ); arXiv 2411.15851, section 3.3. The defaults are the released program's.
     """
 
-    weight: float = 0.6
+    weight: float = AttentionOptions.feedback_weight
     """λ_s in [0, 1]."""
-    temperature: float = 2.1
+    temperature: float = AttentionOptions.feedback_temperature
     """τ_s > 0."""
     label_threshold: float = 0.3
     """θ: pixels whose largest probability is under it get query 0."""
-    smoothing_std: float = 5.0
+    smoothing_std: float = FeedbackOptions.smoothing_std
     """σ of the Gaussian along the flattened patch index, in patches; 0 for none."""
-    connectivity: Connectivity | None = "prefix"
+    connectivity: Connectivity | None = FeedbackOptions.connectivity
     """Which pairs path decay spares ("prefix" released, "line" paper, "component"); None: no decay."""
     refine_iterations: int = 10
     """PAMR iterations on the logits that the labels are read from; 0 for none."""
     logit_scale: float = 40.0
     """Factor of the logits before the softmax over queries."""
-    normalise: bool = True
+    normalise: bool = FeedbackOptions.normalise
     """Rows of Ŝ divided by their sums and the matrix by its maximum (released); False is the paper's equation."""
     rounds: int = 1
     """How often the result is fed back; each round segments by the features of the one before."""
@@ -234,6 +245,14 @@ class SFR:
             raise ValueError(
                 f"SFR connectivity must be one of {valid}, or None; got {self.connectivity!r}"
             )
+
+    def attention_options(self) -> dict[str, Any]:
+        """Its weight and temperature, as the fields of `resclip_kernels.AttentionOptions` and of the proxy's."""
+        return {"feedback_weight": self.weight, "feedback_temperature": self.temperature}
+
+    def feedback_options(self) -> FeedbackOptions:
+        """How its labels become the state that is fed back."""
+        return FeedbackOptions(self.connectivity, self.smoothing_std, self.normalise)
 
 
 @dataclass(frozen=True)
