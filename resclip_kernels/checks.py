@@ -75,18 +75,17 @@ def set_floats(options: Any, *names: str) -> None:
         object.__setattr__(options, name, float(getattr(options, name)))
 
 
-def row_numbers(rows: Tensor, count: int) -> list[int]:
-    """`rows` as numbers; TypeError or ValueError unless it is (R,) int64, at least one, each in 0 … count − 1."""
+def row_numbers(rows: Tensor, count: int, *, allow_none: bool = False) -> list[int]:
+    """`rows` as numbers; TypeError or ValueError unless it is (R,) int64, each in 0 … count − 1, and at least one."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
         got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(f"rows must be an int64 tensor (R,) of indices; got {got}")
-    if rows.ndim != 1 or len(rows) == 0:
+    if rows.ndim != 1 or not (len(rows) or allow_none):
         raise ValueError(f"rows must be (R,), at least one; got {tuple(rows.shape)}")
     numbers: list[int] = rows.tolist()
-    if min(numbers) < 0 or max(numbers) >= count:
-        raise ValueError(
-            f"rows must lie between 0 and {count - 1}; got {min(numbers)} … {max(numbers)}"
-        )
+    outside = [number for number in numbers if not 0 <= number < count]
+    if outside:
+        raise ValueError(f"rows must lie between 0 and {count - 1}; got {outside[0]}")
     return numbers
 
 

@@ -129,7 +129,7 @@ def proxy_rows(
     """
     options = merge_options(ProxyAttentionOptions, options, keywords)
     check_features(features, feedback)
-    numbers = row_numbers(rows, features.shape[2] * features.shape[3])
+    numbers = row_numbers(rows, features.shape[2] * features.shape[3], allow_none=True)
     return portable.proxy_rows(features, numbers, options, feedback)
 
 
