@@ -141,7 +141,7 @@ def test_copy_and_pickle_of_a_tower_are_whole_and_apart(seed: int) -> None:
     for other in copies:
         blocks = other.transformer.resblocks
         attn = blocks[-1].attn
-        assert attn._kept is None
+        assert attn._cached is None
         assert attn.recorders == tuple(blocks[layer - 1].attn for layer in LAYERS)
         with pytest.raises(ValueError, match="recorded nothing"):
             _ = attn.recorders[0].key
@@ -186,7 +186,7 @@ def test_tower_and_scope_compile_whole(seed: int) -> None:
             run(x)
             module.feedback = feedback
             outputs.append(run(x))
-            assert module._kept is not None
+            assert module._cached is not None
     torch.testing.assert_close(*outputs)
 
 

@@ -1,4 +1,4 @@
-"""Semantic feedback in lean torch: row blocks, one bit a pair, and paths followed only where they can break.
+"""Semantic feedback in lean torch: row blocks, one bit per pair, and paths followed only where they can break.
 
 Let r be a patch's Chebyshev distance to the nearest differently labelled patch. No path can break within r − 1
 patches of it, so most pairs need no look-up and a path that is followed skips ahead by the radius at each stop.

@@ -43,7 +43,7 @@ class Blocks:
     columns: int
 
 
-# Few rows in float32, since a product on matrix units takes a tile in three parts: 32 spill 100 to 200 bytes a thread
+# Few rows in float32, since a product on matrix units takes a tile in three parts: 32 spill 100 to 200 bytes per thread
 # with a Gaussian of σ = 8 (triton 3.8.0, sm_80 to sm_120). Float16 goes through Hopper's warpgroup instructions from 64
 # rows on.
 FLOAT_BLOCKS = Blocks(16, 32)
@@ -120,7 +120,7 @@ def far_words(far: Tensor) -> Tensor:
 def class_numbers(labels: Tensor) -> Tensor:
     """(B, h, w) labels of any value → (B, n) int32: the first patch that bears the same label.
 
-    Equal exactly where the labels are, and half as wide, so that the kernels compare 32 bits a pair and not 64.
+    Equal exactly where the labels are, and half as wide, so that the kernels compare 32 bits per pair and not 64.
     """
     batch, patches = len(labels), labels[0].numel() if len(labels) else 0
     numbers = torch.empty(batch, patches, dtype=torch.int32, device=labels.device)
@@ -183,7 +183,7 @@ def feedback_sums_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Sum and largest entry of every smoothed row, (B, n) each: one program a row block."""
+    """Sum and largest entry of every smoothed row, (B, n) each: one program per row block."""
     image, row, inside = program_rows(patches, BLOCK_M)
     labels += image * patches
     row_label, row_far = label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR)

@@ -4,7 +4,7 @@ Labels of any value become classes first: the smallest patch index of the same l
 a patch's class and its distance to the nearest other label share one int32 and a path needs one look-up per stop.
 
 A path of samples is followed as in the portable version: from a stop of radius r it jumps to the first sample that can
-differ. Every pair of a tile keeps its own place, and the tile is done when its last pair is.
+differ. Every pair of a tile advances on its own, and the tile is done when its last pair is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDER_BITS = tl.constexpr(0x4B400000)
 LARGEST_COUNT = 1 << 20
 
 
-# Patches a program: at least one a thread for 4 warps of 32 or of 64 lanes, so that no two threads share an atomic.
+# Patches of a program: at least one per thread for 4 warps of 32 or of 64 lanes, so that no two threads share an atomic.
 PATCHES = 256
 PATCH_OPTIONS = Options(num_warps=4, num_stages=1)
 # Patches looked at together in the search for the first of a label, 16 × 256 compares: 32 a thread.

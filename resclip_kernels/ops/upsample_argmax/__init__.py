@@ -69,7 +69,7 @@ def upsample_argmax(
         check_count("each side of size", side, 1)
     if query_to_class is not None and query_to_class.shape != (queries,):
         raise ValueError(
-            f"query_to_class must be ({queries},), one class a query; got {tuple(query_to_class.shape)}"
+            f"query_to_class must be ({queries},), one class per query; got {tuple(query_to_class.shape)}"
         )
     for side in logits.shape[2:]:
         check_count("each side of the logits' grid", side, 1)
