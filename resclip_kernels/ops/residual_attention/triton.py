@@ -2,8 +2,8 @@
 
 A program owns a block of rows of some heads of one image. It averages the middle blocks' attention head by head, then
 walks over the patches once for all of its heads: Ŝ's tile and the prior's are the same for every head, so they are
-formed once per tile and not once per head. [CLS] starts every softmax as its first column; the tiles are of patches only,
-and begin CLS_TOKENS tokens (0 or 1) into the keys.
+formed once per tile and not once per head. [CLS] starts every softmax as its first column; the tiles are of patches
+only, and begin CLS_TOKENS tokens (0 or 1) into the keys.
 """
 
 from __future__ import annotations

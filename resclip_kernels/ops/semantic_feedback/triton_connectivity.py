@@ -36,7 +36,7 @@ ROUNDER_BITS = tl.constexpr(0x4B400000)
 LARGEST_COUNT = 1 << 20
 
 
-# Patches of a program: at least one per thread for 4 warps of 32 or of 64 lanes, so that no two threads share an atomic.
+# Patches of a program: at least one per thread for 4 warps of 32 or 64 lanes, so that no two threads share an atomic.
 PATCHES = 256
 PATCH_OPTIONS = Options(num_warps=4, num_stages=1)
 # Patches looked at together in the search for the first of a label, 16 × 256 compares: 32 a thread.
