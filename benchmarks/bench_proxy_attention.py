@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from label_maps import label_map
 
-from resclip_kernels import semantic_feedback
-from resclip_kernels.ops.proxy_attention import proxy_attention
-from resclip_kernels.testing import label_map
+from resclip_kernels import proxy_attention, semantic_feedback
 
 GRID = (21, 21)
 """CLIP's patches of a window of 336 × 336."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from label_maps import label_map
 
 from resclip_kernels import feedback_matrix, semantic_feedback
-from resclip_kernels.testing import label_map
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (28, 28)], ids=str)

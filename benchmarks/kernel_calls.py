@@ -19,11 +19,11 @@ from resclip_kernels import (
     SemanticFeedback,
     pamr,
     patch_labels,
+    proxy_attention,
     residual_attention,
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.ops.proxy_attention import proxy_attention
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 # Quick: every model and every dtype for an op's first case and for the residual attention in one pass, which has most

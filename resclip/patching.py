@@ -1,7 +1,4 @@
-"""`patch`: an open_clip model that gives dense features as well, and can be made what it was.
-
-Knows what is added to a model and how it is taken away again. Knows no method; the work is `DenseEncoder`'s.
-"""
+"""`patch`: gives an open_clip model a method for dense features, and takes it away again."""
 
 from __future__ import annotations
 
@@ -24,25 +21,25 @@ NAME = "encode_dense"
 
 
 class Patched:
-    """What `patch` returns: the method's encoder, and the way back. A context manager that undoes on leaving."""
+    """What `patch` returns: the method's encoder, and `undo`. As a context manager it undoes on leaving."""
 
     def __init__(self, model: nn.Module, encoder: DenseEncoder, training: set[nn.Module]) -> None:
         self.model: Any = model
         self.encoder = encoder
         self.training = training
-        # Past nn.Module's own bookkeeping: no parameter, no submodule, so the state dict stays as it is. A bound
-        # method, so that a deep copy of the model gets an encoder of its own.
+        # Written past nn.Module.__setattr__, as neither parameter nor submodule, so that the state dict stays as it is.
+        # A bound method, so that a deep copy of the model gets an encoder of its own.
         vars(model)[NAME] = self.encode_dense
 
     def encode_dense(
         self, pixels: Tensor, text: Tensor | None = None, normalize: bool = False
     ) -> Tensor:
-        """What the model's new method does: features of every patch, in the space of `encode_text`.
+        """The model's new method: features of every patch, in the space of `encode_text`.
 
         Args:
             pixels: (B, 3, H, W), as for `encode_image`, but of any size of at least one patch.
             text: (Q, E) unit rows, needed where the method has SFR.
-            normalize: to unit length, as open_clip's `encode_image` spells it.
+            normalize: to unit length; spelled as in open_clip's `encode_image`.
 
         Returns:
             (B, h, w, E).
@@ -51,7 +48,7 @@ class Patched:
         return F.normalize(patches, dim=-1) if normalize else patches
 
     def undo(self) -> None:
-        """Take `encode_dense` away again, and give modules their training mode back; once undone, nothing happens."""
+        """Remove `encode_dense` and restore the modules' training mode; a second call does nothing."""
         method = vars(self.model).get(NAME)
         if getattr(method, "__self__", None) is not self:
             return
@@ -84,13 +81,13 @@ def patch(
 ) -> Patched:
     """Give an existing CLIP model a dense image tower: `clip_model.encode_dense(pixels, text)`.
 
-    `encode_image`, `encode_text`, the parameters and the state dict stay what they were: the tower's own modules are
-    run in another way, and the model gets one method more. A tower in training mode is in eval mode meanwhile.
+    `encode_image`, `encode_text`, the parameters and the state dict stay as they are: the tower's own modules are run
+    in another way, and the model gets one more method. A tower in training mode is in eval mode until it is undone.
 
         with resclip.patch(clip_model, method="naclip+rcs"):
             patches = clip_model.encode_dense(pixels)  # (B, h, w, E)
 
-    Called without `with` it lasts, until `.undo()` of what is returned.
+    Without `with`, it lasts until `.undo()` is called on what is returned.
 
     Args:
         clip_model: a CLIP model of open_clip or Hugging Face with a vision transformer.
@@ -98,7 +95,7 @@ def patch(
         proxy: for ProxyCLIP the vision model; see `DenseEncoder`.
 
     Raises:
-        TypeError: no such model.
+        TypeError: any other model.
         ValueError: an unknown name, an option that does not fit, or a model that is patched already.
     """
     if NAME in vars(clip_model):

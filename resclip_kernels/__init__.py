@@ -1,43 +1,77 @@
-"""Numerical ops of training-free dense CLIP, on tensors: no model, no image file, no class name in here.
+"""Numerical ops of training-free dense CLIP, on tensors: no model, no image file and no class name.
 
 Every op is a function with three implementations: `reference` (the plain formula), `torch` (lean, any device) and
-`triton` (fused GPU kernels, inference only). `ResidualAttention` is the op as a drop-in module.
+`triton` (fused GPU kernels, inference only). It takes one options object, or the object's fields as keyword arguments.
+`ResidualAttention` is the op as a drop-in module; `attention_maps`, `cross_layer_rows`, `feedback_matrix`,
+`feedback_rows` and `proxy_rows` give the maps that the ops never hold, for looking at them. What is left serves code
+around the ops: argument checks, steps whose results do not depend on the number of threads, and `score_operands`.
 """
 
-from resclip_kernels.attention_maps import AttentionMaps, attention_maps
-from resclip_kernels.dispatch import Implementation
+from resclip_kernels.checks import check_count, check_float, check_fraction, check_positive
+from resclip_kernels.deterministic import deterministic_attention, resize_planes
+from resclip_kernels.dispatch import Implementation, check_implementation
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
-from resclip_kernels.ops.pamr import pamr
-from resclip_kernels.ops.patch_labels import patch_labels
-from resclip_kernels.ops.proxy_attention import proxy_attention
+from resclip_kernels.ops.pamr import PamrOptions, pamr
+from resclip_kernels.ops.patch_labels import PatchLabelsOptions, patch_labels
+from resclip_kernels.ops.proxy_attention import ProxyAttentionOptions, proxy_attention, proxy_rows
 from resclip_kernels.ops.residual_attention import (
     CORRELATIONS,
+    AttentionOptions,
+    Correlation,
     ResidualAttentionOutput,
     residual_attention,
+    score_operands,
+)
+from resclip_kernels.ops.residual_attention.attention_maps import (
+    AttentionMaps,
+    attention_maps,
+    cross_layer_rows,
 )
 from resclip_kernels.ops.semantic_feedback import (
     CONNECTIVITIES,
+    Connectivity,
+    FeedbackOptions,
     SemanticFeedback,
     feedback_matrix,
+    feedback_rows,
     semantic_feedback,
 )
-from resclip_kernels.ops.upsample_argmax import upsample_argmax
+from resclip_kernels.ops.upsample_argmax import UpsampleOptions, upsample_argmax
 
 __all__ = [
     "CONNECTIVITIES",
     "CORRELATIONS",
     "AttentionMaps",
+    "AttentionOptions",
+    "Connectivity",
+    "Correlation",
+    "FeedbackOptions",
     "Implementation",
+    "PamrOptions",
+    "PatchLabelsOptions",
+    "ProxyAttentionOptions",
     "QueryKeyRecorder",
     "ResidualAttention",
     "ResidualAttentionOutput",
     "SemanticFeedback",
+    "UpsampleOptions",
     "attention_maps",
+    "check_count",
+    "check_float",
+    "check_fraction",
+    "check_implementation",
+    "check_positive",
+    "cross_layer_rows",
+    "deterministic_attention",
     "feedback_matrix",
+    "feedback_rows",
     "pamr",
     "patch_labels",
     "proxy_attention",
+    "proxy_rows",
     "residual_attention",
+    "resize_planes",
+    "score_operands",
     "semantic_feedback",
     "upsample_argmax",
 ]

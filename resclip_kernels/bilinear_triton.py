@@ -2,7 +2,7 @@
 # mypy: disable-error-code="assignment"
 """Bilinear resizing inside Triton kernels: which cells of a coarse grid a pixel reads, and their weights.
 
-Knows F.interpolate's coordinates, for one resize or two in a row. Knows nothing of what is done with the values.
+The coordinates are those of F.interpolate, for one resize or two in a row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Sampling:
 def sampling(logits: Tensor, size: tuple[int, int], through: tuple[int, int] | None) -> Sampling:
     """A step that changes nothing is left out.
 
-    Two steps are composed, not materialised: a pixel then makes 9 reads a query (16 where the first step shrinks),
+    Two steps are composed, not materialised: a pixel then makes 9 reads per query (16 where the first step shrinks),
     from a grid that stays in L1, where a plane in between costs 4 reads and 1 write at its own size beside 4 reads
     through L2, two launches a group, and the memory.
     """

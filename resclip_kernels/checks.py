@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Options = TypeVar("Options")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -62,3 +67,38 @@ def check_same_images(first_name: str, first: Tensor, second_name: str, second: 
             f"{first_name} and {second_name} must be on one device; "
             f"got {first.device} and {second.device}"
         )
+
+
+def set_floats(options: Any, *names: str) -> None:
+    """Make these fields of a frozen dataclass Python's own floats: operators and kernels take no NumPy scalars."""
+    for name in names:
+        object.__setattr__(options, name, float(getattr(options, name)))
+
+
+def row_numbers(rows: Tensor, count: int, *, allow_none: bool = False) -> list[int]:
+    """`rows` as numbers; TypeError or ValueError unless it is (R,) int64, each in 0 … count − 1, and at least one."""
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"rows must be an int64 tensor (R,) of indices; got {got}")
+    if rows.ndim != 1 or not (len(rows) or allow_none):
+        raise ValueError(f"rows must be (R,), at least one; got {tuple(rows.shape)}")
+    numbers: list[int] = rows.tolist()
+    outside = [number for number in numbers if not 0 <= number < count]
+    if outside:
+        raise ValueError(f"rows must lie between 0 and {count - 1}; got {outside[0]}")
+    return numbers
+
+
+def merge_options(
+    kind: type[Options], options: Options | None, keywords: Mapping[str, Any]
+) -> Options:
+    """An op's options: `options`, or the defaults where it is None, with the fields that `keywords` name replaced."""
+    if options is None:
+        return kind(**keywords)
+    if not isinstance(options, kind):
+        raise TypeError(
+            f"options must be {kind.__name__}; got {type(options).__name__}: "
+            "make one, or pass its fields as keyword arguments"
+        )
+    merged: Options = replace(options, **keywords) if keywords else options  # type: ignore[type-var]
+    return merged

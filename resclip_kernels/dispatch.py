@@ -1,8 +1,4 @@
-"""Which implementation of an op runs, and why.
-
-Knows the names of the implementations, what Triton kernels need of their tensors, and the rule that picks one. Knows
-no op: each op hands in the table of what it has.
-"""
+"""Which implementation of an op runs, and why: the rule that picks one, and what Triton kernels need."""
 
 from __future__ import annotations
 
@@ -20,9 +16,9 @@ from torch import Tensor
 
 Function = TypeVar("Function")
 
-# What the kernels compute with; float64 is the reference's business.
+# What the kernels take; float64 is left to the reference.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Triton 3.4 and earlier do not compile the kernels: tuples of constants, `disable_licm`.
+# Major and minor version. Triton 3.4 and earlier do not compile the kernels: tuples of constants, `disable_licm`.
 MIN_TRITON = (3, 5)
 # Before Ampere Triton compiles the kernels' products without matrix units, and they spill 1 to 3 kB a thread.
 MIN_COMPUTE_CAPABILITY = (8, 0)
@@ -38,7 +34,7 @@ class Implementation(str, Enum):
     TORCH = "torch"
     """Lean PyTorch for any device, CPU included."""
     REFERENCE = "reference"
-    """The plain formula, materialised; float64-capable. The oracle of the tests and the baseline of the benchmarks."""
+    """The plain formula, materialised; float64-capable. The tests' oracle and the benchmarks' baseline."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +46,31 @@ class Choice(Generic[Function]):
     function: Function
 
 
-def parse_implementation(asked: Implementation | str) -> Implementation:
-    """Turn `asked` into an `Implementation`; ValueError with the valid names otherwise."""
+def parse_implementation(requested: Implementation | str) -> Implementation:
+    """Turn `requested` into an `Implementation`; ValueError with the valid names otherwise."""
     try:
-        return Implementation(asked)
+        return Implementation(requested)
     except ValueError:
         valid = ", ".join(repr(member.value) for member in Implementation)
-        raise ValueError(f"implementation must be one of {valid}; got {asked!r}") from None
+        raise ValueError(f"implementation must be one of {valid}; got {requested!r}") from None
+
+
+def check_implementation(requested: Implementation | str) -> Implementation:
+    """`requested` as an `Implementation`, refused here and now where no op could run it on this machine.
+
+    Raises:
+        ValueError: no implementation's name, or "triton" where there is no Triton that compiles the kernels.
+    """
+    implementation = parse_implementation(requested)
+    if implementation is Implementation.TRITON:
+        why_not = kernel_obstacle()
+        if why_not is not None:
+            raise ValueError(f"implementation 'triton' cannot run: {why_not}")
+    return implementation
 
 
 def resolve(
-    asked: Implementation | str,
+    requested: Implementation | str,
     available: Mapping[Implementation, Function],
     *tensors: Tensor | None,
     limit: str | None = None,
@@ -70,15 +80,15 @@ def resolve(
     An explicit request is honoured or refused, never replaced by another implementation.
 
     Args:
-        asked: what the caller wants, `"auto"` to leave it open.
+        requested: what the caller wants, `"auto"` to leave it open.
         available: the op's implementations by name; `TORCH` is always among them.
         tensors: what the op is called with; None stands for an argument left out.
         limit: why the op's own kernels cannot take these arguments, None where they can.
 
     Raises:
-        ValueError: `asked` is no implementation, or one that this op does not have, or cannot run here.
+        ValueError: `requested` is no implementation, or one that this op does not have, or cannot run here.
     """
-    implementation = parse_implementation(asked)
+    implementation = parse_implementation(requested)
     if implementation is Implementation.AUTO:
         implementation, reason = automatic(available, *tensors, limit=limit)
         return Choice(implementation, reason, available[implementation])
@@ -92,7 +102,7 @@ def resolve(
         why_not = kernel_obstacle(*tensors) or limit
         if why_not is not None:
             raise ValueError(f"implementation 'triton' cannot run: {why_not}")
-    return Choice(implementation, "asked for by name", available[implementation])
+    return Choice(implementation, "requested by name", available[implementation])
 
 
 def automatic(
@@ -101,8 +111,7 @@ def automatic(
     """Triton for tensors on a GPU that the kernels can take, torch else; and the reason."""
     if Implementation.TRITON not in available:
         return Implementation.TORCH, "this op has no Triton kernels"
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not any(tensor.is_cuda for tensor in given):
+    if not any(tensor is not None and tensor.is_cuda for tensor in tensors):
         return Implementation.TORCH, "portable PyTorch runs on every device"
     why_not = kernel_obstacle(*tensors) or limit
     if why_not is not None:
@@ -120,17 +129,17 @@ def kernel_obstacle(*tensors: Tensor | None) -> str | None:
             f"the kernels need triton {dotted(MIN_TRITON)} or later, that of torch 2.9; got {dotted(version)}. "
             "Upgrade torch, or use 'torch'"
         )
-    given = [tensor for tensor in tensors if tensor is not None]
-    for device in {tensor.device for tensor in given if tensor.is_cuda}:
+    present = [tensor for tensor in tensors if tensor is not None]
+    for device in {tensor.device for tensor in present if tensor.is_cuda}:
         capability = compute_capability(device)
         if capability is not None and capability < MIN_COMPUTE_CAPABILITY:
             return (
                 f"the kernels need a GPU of compute capability {dotted(MIN_COMPUTE_CAPABILITY)} or higher "
                 f"(NVIDIA Ampere or later); {device} has {dotted(capability)}. Use 'torch'"
             )
-    if needs_gradient(*given):
+    if needs_gradient(*present):
         return "the kernels are for inference and a tensor requires grad; use 'torch', or torch.no_grad()"
-    for tensor in given:
+    for tensor in present:
         if tensor.is_floating_point() and tensor.dtype not in KERNEL_DTYPES:
             valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES)
             return f"the kernels take {valid}; got {tensor.dtype}: convert it, or use 'torch'"
@@ -172,14 +181,9 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def deferred(module: str, name: str) -> Callable[..., Any]:
-    """A function that imports `module` when it is first called: kernels are read where they are used."""
+    """The function `name` of a module that is imported when it is first called: Triton takes a second."""
 
     def call(*arguments: Any) -> Any:
         return getattr(importlib.import_module(module), name)(*arguments)
 
     return call
-
-
-def as_operator(*tensors: Tensor | None) -> bool:
-    """Whether to call an op as one operator of `torch.library`: while compiling, and where no gradient is wanted."""
-    return torch.compiler.is_compiling() and not needs_gradient(*tensors)

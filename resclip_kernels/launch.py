@@ -1,7 +1,7 @@
-"""Launching Triton kernels: on which device, with which options, and who watches.
+"""Launching Triton kernels: on which device, with which options, and for whom to see.
 
 Every launch goes through `launch`, so that a watcher can count launches, or collect them with their exact arguments
-and constants without running anything. Knows no kernel.
+and constants without running anything.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def launch(
     *,
     on: Tensor,
 ) -> None:
-    """Run `programs` instances of a kernel on `on`'s device; none where `programs` is 0.
+    """Run `programs` instances of a kernel on the device of `on`; none where `programs` is 0.
 
     Args:
         kernel: a function under `triton.jit`.

@@ -1,28 +1,24 @@
-"""`residual_attention` as a module that stands where an open_clip final block has its `nn.MultiheadAttention`.
+"""`residual_attention` as a module in place of an open_clip final block's `nn.MultiheadAttention`.
 
-Knows the op's options, the grid, the recorders of the blocks before, and the scope of ResCLIP's two passes. Knows no
-tower, no image and no text: whoever assigns the module runs the model.
+With it comes the module that records q and k of the blocks before, which RCS averages.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resclip_kernels.checks import check_count
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
-
+from resclip_kernels.checks import check_count, merge_options
 from resclip_kernels.dispatch import Implementation, parse_implementation
-from resclip_kernels.ops.residual_attention import Correlation, residual_attention
+from resclip_kernels.ops.residual_attention import AttentionOptions, residual_attention
+from resclip_kernels.ops.residual_attention.options import AttentionKeywords
 from resclip_kernels.ops.semantic_feedback import SemanticFeedback
 
 if TYPE_CHECKING:
@@ -261,12 +257,10 @@ def check_source(attention: nn.MultiheadAttention) -> None:
         )
 
 
-__all__ = ["QueryKeyRecorder", "ResidualAttention"]
-
 CrossLayers = tuple[tuple[Tensor, Tensor], ...]
 
 
-class Kept(NamedTuple):
+class CachedCrossLayer(NamedTuple):
     """A_c·v of one pass, together with the very tensors that it was made of."""
 
     cross_layers: CrossLayers
@@ -276,27 +270,19 @@ class Kept(NamedTuple):
     def came_from(self, cross_layers: CrossLayers) -> bool:
         """Whether no recorder has run since: their tensors are the same objects."""
         return len(cross_layers) == len(self.cross_layers) and all(
-            query is kept_query and key is kept_key
-            for (query, key), (kept_query, kept_key) in zip(
+            query is cached_query and key is cached_key
+            for (query, key), (cached_query, cached_key) in zip(
                 cross_layers, self.cross_layers, strict=True
             )
         )
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments of `ResidualAttention`, described there."""
+class ModuleKeywords(AttentionKeywords, total=False):
+    """What `ResidualAttention` takes beside the sizes: its own arguments and the fields of `AttentionOptions`."""
 
-    grid: tuple[int, int] | None
-    correlation: Correlation
-    score_temperature: float
-    window: int | None
-    neighbourhood_std: float | None
+    options: AttentionOptions | None
     feedback: SemanticFeedback | None
-    feedback_weight: float
-    feedback_temperature: float
     recorders: Iterable[QueryKeyRecorder]
-    cross_weight: float
-    cross_temperature: float
     implementation: Implementation | str
 
 
@@ -315,15 +301,18 @@ class ResidualAttention(SelfAttention):
             blocks[-1].attn, correlation="kk", neighbourhood_std=5.0, recorders=recorders
         )
 
-    Every option is an attribute that may be changed between calls; `recorders` is fixed, and not part of the module:
-    parameters and state dict are `nn.MultiheadAttention`'s.
+    `options` may be replaced between calls, as may each of its fields under its own name (`module.window = 3`), `grid`,
+    `feedback` and `implementation`; `recorders` is fixed, and not part of the module: parameters and state dict are
+    `nn.MultiheadAttention`'s.
 
     Args:
         embed_dim, num_heads, bias, batch_first, device, dtype: `nn.MultiheadAttention`'s; initialised as it is.
-        grid: (h, w) in patches; None for a square of the patches that come.
-        correlation, score_temperature, window, neighbourhood_std, feedback, feedback_weight, feedback_temperature,
-            cross_weight, cross_temperature, implementation: of `residual_attention`; there are no projections for "pp".
+        options: of `residual_attention`; there are no projections for "pp". None: the defaults.
+        grid: (h, w) in patches; None for that of `options`, without those for a square of the patches that come.
+        feedback: state of `semantic_feedback`, or None.
         recorders: of the middle blocks whose maps RCS averages; their q and k are read at each call.
+        implementation: see `Implementation`.
+        keywords: fields of `AttentionOptions`, in place of those of `options`.
 
     Raises:
         TypeError, ValueError: a size, option or recorder that does not fit.
@@ -338,30 +327,19 @@ class ResidualAttention(SelfAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        options: AttentionOptions | None = None,
         grid: tuple[int, int] | None = None,
-        correlation: Correlation = "kk",
-        score_temperature: float = 1.0,
-        window: int | None = None,
-        neighbourhood_std: float | None = None,
         feedback: SemanticFeedback | None = None,
-        feedback_weight: float = 0.7,
-        feedback_temperature: float = 1.0,
         recorders: Iterable[QueryKeyRecorder] = (),
-        cross_weight: float = 0.5,
-        cross_temperature: float = 1.0,
         implementation: Implementation | str = Implementation.AUTO,
+        **keywords: Any,
     ) -> None:
         super().__init__(embed_dim, num_heads, 0.0, bias, batch_first, device, dtype)
-        self.grid = grid
-        self.correlation: Correlation = correlation
-        self.score_temperature = score_temperature
-        self.window = window
-        self.neighbourhood_std = neighbourhood_std
+        self.grid = options.grid if grid is None and options is not None else grid
+        # The grid of these is replaced at each call by that of the tokens that come.
+        merged = {"grid": (1, 1), **keywords} if options is None else keywords
+        self.options = merge_options(AttentionOptions, options, merged)
         self.feedback = feedback
-        self.feedback_weight = feedback_weight
-        self.feedback_temperature = feedback_temperature
-        self.cross_weight = cross_weight
-        self.cross_temperature = cross_temperature
         self.implementation = parse_implementation(implementation)
         # A tuple, which nn.Module does not look into: the recorders are the blocks' modules.
         self._recorders = tuple(recorders)
@@ -371,17 +349,19 @@ class ResidualAttention(SelfAttention):
                     f"recorders must be QueryKeyRecorder modules; got {type(recorder).__name__}: "
                     "make one with QueryKeyRecorder.from_attention(block.attn)"
                 )
-        self._keeping = False
-        self._kept: Kept | None = None
+        self._caching = False
+        self._cached: CachedCrossLayer | None = None
         self.check_options()
 
     @classmethod
-    def from_attention(cls, attention: nn.MultiheadAttention, **options: Unpack[Options]) -> Self:
+    def from_attention(
+        cls, attention: nn.MultiheadAttention, **keywords: Unpack[ModuleKeywords]
+    ) -> Self:
         """A module with `attention`'s own parameters: the same objects, not copies.
 
         Args:
             attention: what it replaces.
-            options: the constructor's keyword-only arguments.
+            keywords: the constructor's keyword-only arguments.
 
         Raises:
             TypeError: no `nn.MultiheadAttention`, or an option that does not exist.
@@ -393,7 +373,7 @@ class ResidualAttention(SelfAttention):
             attention.num_heads,
             batch_first=attention.batch_first,
             device="meta",
-            **options,
+            **keywords,
         )
         return module.share(attention)
 
@@ -423,7 +403,7 @@ class ResidualAttention(SelfAttention):
     def two_passes(self) -> Iterator[Self]:
         """A scope in which the block runs more than once on the same tokens: ResCLIP's two passes (section 3.3).
 
-        It starts without `feedback`. Its first pass keeps A_c·v, which the later ones take over, so that RCS is
+        It starts without `feedback`. Its first pass caches A_c·v, which the later ones take over, so that RCS is
         computed once; it is computed anew whenever a recorder has run in between. When the scope ends, A_c·v is
         dropped and `feedback` is what it was before, so that nothing of these images reaches the next ones:
 
@@ -432,12 +412,12 @@ class ResidualAttention(SelfAttention):
                 attention.feedback = semantic_feedback(labels_of(first))
                 second = block(tokens)
         """
-        before = self.feedback, self._keeping, self._kept
-        self.feedback, self._keeping, self._kept = None, True, None
+        before = self.feedback, self._caching, self._cached
+        self.feedback, self._caching, self._cached = None, True, None
         try:
             yield self
         finally:
-            self.feedback, self._keeping, self._kept = before
+            self.feedback, self._caching, self._cached = before
 
     def attend(self, tokens: Tensor) -> Tensor:
         """Residual attention with the module's options, of [CLS] and h·w patches.
@@ -453,30 +433,21 @@ class ResidualAttention(SelfAttention):
             )
         grid = self.grid_of(tokens.shape[1 if tokens.ndim == 3 and self.batch_first else 0])
         cross_layers = tuple(recorder.recorded() for recorder in self._recorders)
-        kept = self._kept
+        cached = self._cached
+        reusable = cached is not None and cached.came_from(cross_layers)
         query, key, value = self.project(tokens, 0, 3)
         attended, cross_layer = residual_attention(
             query,
             key,
             value,
-            grid=grid,
-            correlation=self.correlation,
-            score_temperature=self.score_temperature,
-            window=self.window,
-            neighbourhood_std=self.neighbourhood_std,
+            replace(self.options, grid=grid),
             feedback=self.feedback,
-            feedback_weight=self.feedback_weight,
-            feedback_temperature=self.feedback_temperature,
             cross_layers=cross_layers,
-            cross_layer=(
-                kept.cross_layer if kept is not None and kept.came_from(cross_layers) else None
-            ),
-            cross_weight=self.cross_weight,
-            cross_temperature=self.cross_temperature,
+            cross_layer=cached.cross_layer if cached is not None and reusable else None,
             implementation=self.implementation,
         )
-        if self._keeping and cross_layer is not None:
-            self._kept = Kept(cross_layers, cross_layer)
+        if self._caching and cross_layer is not None:
+            self._cached = CachedCrossLayer(cross_layers, cross_layer)
         return attended
 
     def grid_of(self, tokens: int) -> tuple[int, int]:
@@ -501,32 +472,42 @@ class ResidualAttention(SelfAttention):
         return side, side
 
     def check_options(self) -> None:
-        """Let the op itself judge the options, on one image of one patch and one head of width 1."""
+        """TypeError or ValueError for options that the op refuses, tried on one patch and one head of width 1."""
         token = torch.zeros(1, 1, 2, 1, device="cpu")
         residual_attention(
             token,
             token,
             token,
-            grid=(1, 1),
-            correlation=self.correlation,
-            score_temperature=self.score_temperature,
-            window=self.window,
-            neighbourhood_std=self.neighbourhood_std,
-            feedback_weight=self.feedback_weight,
-            feedback_temperature=self.feedback_temperature,
-            cross_weight=self.cross_weight,
-            cross_temperature=self.cross_temperature,
+            replace(self.options, grid=(1, 1)),
             implementation=Implementation.TORCH,
         )
 
     def extra_repr(self) -> str:
         """The options, for `print(module)`."""
         return (
-            f"correlation={self.correlation!r}, grid={self._grid}, neighbourhood_std={self.neighbourhood_std}, "
+            f"correlation={self.options.correlation!r}, grid={self._grid}, "
+            f"neighbourhood_std={self.options.neighbourhood_std}, "
             f"feedback={'set' if self.feedback is not None else None}, recorders={len(self._recorders)}"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without A_c·v, which belongs to one scope of `two_passes`."""
         state: dict[str, Any] = nn.Module.__getstate__(self)
-        return {**state, "_keeping": False, "_kept": None}
+        return {**state, "_caching": False, "_cached": None}
+
+
+def option_property(name: str) -> property:
+    """A field of `ResidualAttention.options` as the module's own attribute; to set it is to replace the options."""
+
+    def get(module: ResidualAttention) -> Any:
+        return getattr(module.options, name)
+
+    def set_(module: ResidualAttention, value: Any) -> None:
+        module.options = replace(module.options, **{name: value})
+
+    return property(get, set_)
+
+
+for field in fields(AttentionOptions):
+    if field.name != "grid":
+        setattr(ResidualAttention, field.name, option_property(field.name))

@@ -1,4 +1,4 @@
-"""Probabilities over queries without all (B, Q, H, W) of them at once, shared by patch_labels and upsample_argmax.
+"""The best query of each pixel without all (B, Q, H, W) probabilities, for patch_labels and upsample_argmax.
 
 A softmax's largest entry is 1 / Σ exp(x_q − max x), so one pass over groups of queries keeps three planes: the
 largest logit, its query, and the sum.

@@ -1,13 +1,12 @@
-"""Best query a pixel as fused Triton kernels, shared by patch_labels and upsample_argmax.
+"""The best query of each pixel by fused Triton kernels, shared by patch_labels and upsample_argmax.
 
 Without refinement one kernel reads the coarse grid and writes labels; with it, bounded groups of upsampled planes are
 refined and folded into a running largest logit, its query and the sum. Queries are folded one by one in a fixed order,
-so that neither the size of a group nor the batch changes a bit. Knows no class, no patch and no validation.
+so that neither the size of a group nor the batch changes a bit.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from resclip_kernels.bilinear_triton import Sampling, grid_taps, interpolate, sampling
 from resclip_kernels.launch import Options, launch, target_of
+from resclip_kernels.ops.pamr import triton as pamr
 
 # What both buffers of a refinement's ping-pong take together is twice this: 32 MiB, which leaves a third of a 50 MB
 # L2 to the guide's weights (3 MiB at 224 × 224) and the running planes.
@@ -45,7 +45,7 @@ class PixelLaunch:
 # 3.8.0, sm_90).
 GATHER = PixelLaunch(block=128, options=Options(num_warps=4))
 
-# 15 instructions and one coalesced read a query and pixel.
+# 15 instructions and one coalesced read per query and pixel.
 FOLD = PixelLaunch(block=128, options=Options(num_warps=4))
 
 # The interpreter's time goes by instructions, whatever their width.
@@ -366,7 +366,7 @@ def best_query(
 
 
 def pixel_launch(compiled: PixelLaunch, on: Tensor) -> PixelLaunch:
-    """What runs on this tensor's device."""
+    """The launch on this tensor's device: the interpreter's own, or the compiled one."""
     return INTERPRETED if target_of(on).backend == "interpreter" else compiled
 
 
@@ -376,8 +376,8 @@ def planes_per_group(batch: int, queries: int, pixels: int, neighbours: int) -> 
     At least as many as a pixel has neighbours: each iteration reads that many planes of weights, which where L2
     holds neither would else be most of the traffic.
     """
-    most = max(neighbours, GROUP_BYTES // (4 * max(1, batch) * pixels))
-    groups = -(-queries // most)
+    largest = max(neighbours, GROUP_BYTES // (4 * max(1, batch) * pixels))
+    groups = -(-queries // largest)
     return -(-queries // groups)
 
 
@@ -391,7 +391,6 @@ def refined_best(
     dilations: tuple[int, ...],
 ) -> None:
     """`best_query` with PAMR: groups of planes are upsampled, refined and folded."""
-    pamr = importlib.import_module("resclip_kernels.ops.pamr.triton")
     weights = pamr.pamr_weights(guide, dilations)
     batch, queries = logits.shape[:2]
     height, width = guide.shape[2:]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from kernel_support import kernel_device
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
-from resclip_kernels.testing import kernel_device
 
 WIDTH, HEADS = 64, 2
 PATCH = 8

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from cli_support import StandIn
+from kernel_support import fresh_seed
 from PIL import Image
-
-from resclip_kernels.testing import fresh_seed
 
 # Read by Triton when the first kernel is defined: without a GPU the kernels' own code runs in the interpreter.
 if not torch.cuda.is_available():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import resclip_kernels
+
 ROOT = Path(__file__).parents[1]
 
 # From the foundation upwards. A module may import from its own folder and from the floors below it.
@@ -103,6 +105,26 @@ def test_implementations_of_an_op_do_not_import_each_other() -> None:
         if op.startswith("resclip_kernels.ops.") and name in implementations:
             forbidden = {f"{op}.{other}" for other in implementations - {name}}
             assert not forbidden & set(imports(module)), module
+
+
+def test_resclip_uses_what_resclip_kernels_exports() -> None:
+    """From the package itself, and only names of its `__all__`: its modules may change."""
+    exported = set(resclip_kernels.__all__)
+    for module, path in MODULES.items():
+        if module.partition(".")[0] != "resclip":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                inner = [
+                    name.name for name in node.names if name.name.startswith("resclip_kernels.")
+                ]
+                assert not inner, f"{module} imports {', '.join(inner)}"
+            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith(
+                "resclip_kernels"
+            ):
+                assert node.module == "resclip_kernels", f"{module} imports from {node.module}"
+                missing = {name.name for name in node.names} - exported
+                assert not missing, f"{module} imports what is not exported: {', '.join(missing)}"
 
 
 def test_the_floors_are_real() -> None:

@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, attention_inputs, check_budget
 from torch import Tensor
 
-from resclip_kernels import attention_maps, feedback_matrix, residual_attention, semantic_feedback
-from resclip_kernels.attention_maps import cross_layer_rows
-from resclip_kernels.testing import AttentionInputs, attention_inputs, check_budget
+from resclip_kernels import (
+    attention_maps,
+    cross_layer_rows,
+    feedback_matrix,
+    residual_attention,
+    semantic_feedback,
+)
 
 # Not square, and two images: a transposed or swapped index shows.
 GRID = (3, 5)
@@ -157,12 +162,12 @@ def test_no_gradient_is_kept(seed: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ([0, 1], TypeError, "int64 tensor of token indices; got list"),
+        ([0, 1], TypeError, "int64 tensor .* got list"),
         (torch.tensor([0.0]), TypeError, "got torch.float32"),
-        (torch.tensor([[0]]), ValueError, r"must be \(R,\), at least one token; got \(1, 1\)"),
+        (torch.tensor([[0]]), ValueError, r"must be \(R,\).* got \(1, 1\)"),
         (torch.tensor([], dtype=torch.int64), ValueError, r"got \(0,\)"),
-        (torch.tensor([3, 16]), ValueError, "0 … 15, for 16 tokens; got 3 … 16"),
-        (torch.tensor([-1]), ValueError, "got -1 … -1"),
+        (torch.tensor([3, 16]), ValueError, "between 0 and 15; got 16"),
+        (torch.tensor([-1]), ValueError, "got -1"),
     ],
 )
 def test_rows_that_do_not_fit(rows: Any, error: type[Exception], message: str) -> None:

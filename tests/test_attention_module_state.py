@@ -22,6 +22,7 @@ from attention_support import (
     tower,
     with_recorder,
 )
+from kernel_support import check_budget, label_map
 from open_clip.transformer import Attention
 from torch import nn
 
@@ -30,7 +31,6 @@ from resclip_kernels import (
     semantic_feedback,
 )
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
-from resclip_kernels.testing import check_budget, label_map
 
 
 def test_parameters_are_shared_and_the_state_dict_is_the_same(seed: int) -> None:
@@ -141,7 +141,7 @@ def test_copy_and_pickle_of_a_tower_are_whole_and_apart(seed: int) -> None:
     for other in copies:
         blocks = other.transformer.resblocks
         attn = blocks[-1].attn
-        assert attn._kept is None
+        assert attn._cached is None
         assert attn.recorders == tuple(blocks[layer - 1].attn for layer in LAYERS)
         with pytest.raises(ValueError, match="recorded nothing"):
             _ = attn.recorders[0].key
@@ -186,7 +186,7 @@ def test_tower_and_scope_compile_whole(seed: int) -> None:
             run(x)
             module.feedback = feedback
             outputs.append(run(x))
-            assert module._kept is not None
+            assert module._cached is not None
     torch.testing.assert_close(*outputs)
 
 

@@ -18,11 +18,11 @@ from resclip_kernels import (
     feedback_matrix,
     pamr,
     patch_labels,
+    proxy_attention,
     residual_attention,
     semantic_feedback,
     upsample_argmax,
 )
-from resclip_kernels.ops.proxy_attention import proxy_attention
 
 ROOT = Path(__file__).parents[1]
 

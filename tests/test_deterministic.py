@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from thread_support import with_threads
 
-from resclip_kernels.deterministic import attention, resize_planes, softmax_over_first
+from resclip_kernels.deterministic import deterministic_attention as attention
+from resclip_kernels.deterministic import resize_planes, softmax_over_first
 
 THREADS = (1, 2, 3, 5)
 

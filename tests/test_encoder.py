@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from golden import arrays, cases, encoder, tower
+from kernel_support import kernel_device
 from open_clip.transformer import VisionTransformer
 from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
 from resclip.methods.catalogue import BASES
 from resclip_kernels.launch import watch
-from resclip_kernels.testing import kernel_device
 
 MODULES = {
     "none": (None, None),

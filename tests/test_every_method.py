@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import kernel_device
 from method_support import colours, make, small_tower, text
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from resclip import RCS, SFR, Correlation, DenseEncoder
+from resclip import RCS, SFR, Correlation, DenseEncoder, DenseFeatures
 from resclip.methods.catalogue import BASES, METHODS, Method, find_method
-from resclip_kernels.launch import watch
-from resclip_kernels.testing import kernel_device
+from resclip_kernels.launch import Target, watch
 
-# Width, blocks, heads, patch and output width of the released towers; 20 to 35 patches keep 88 to 304 million weights
-# quick enough to run through.
+# Width, blocks, heads, patch and output width of the released towers, and an image of 20 to 35 patches.
 SHAPES = {
     "B/32": ((768, 12, 12, 32, 512), (128, 160)),
     "B/16": ((768, 12, 12, 16, 512), (64, 96)),
@@ -26,9 +25,8 @@ SHAPES = {
 QUERIES = 4
 
 
-@functools.lru_cache(maxsize=1)
 def released_tower(shape: str) -> VisionTransformer:
-    """A tower of that shape with random weights; only the latest is kept, the largest takes 1.2 GB."""
+    """A tower of that shape; with random weights, unless torch's default device is "meta"."""
     width, layers, heads, patch, output = SHAPES[shape][0]
     torch.manual_seed(0)
     return VisionTransformer(
@@ -42,19 +40,42 @@ def released_tower(shape: str) -> VisionTransformer:
     ).eval()
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_method_on_the_released_shapes(shape: str, name: str, seed: int) -> None:
+def check_features(shape: str, method: Method, features: DenseFeatures) -> None:
     (*_, patch, output), size = SHAPES[shape]
-    torch.manual_seed(seed)
-    pixels, method = torch.randn(1, 3, *size), METHODS[name]
-    features = make(released_tower(shape), method)(pixels, text(QUERIES, output))
     grid = [side // (12 if method.base == "proxyclip" else patch) for side in size]
     assert features.patches.shape == (1, *grid, output)
-    assert torch.isfinite(features.patches).all()
     assert (features.feedback_labels is not None) == (method.sfr is not None)
     if features.feedback_labels is not None:
         assert features.feedback_labels.shape == (1, *grid)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_with_its_modules_on_a_released_shape(base: str, seed: int) -> None:
+    """With values in B/16 alone: what a larger tower changes are sizes, which the next test goes through."""
+    torch.manual_seed(seed)
+    pixels = torch.randn(1, 3, *SHAPES["B/16"][1])
+    method = find_method(base + ("+rcs+sfr" if BASES[base].has_score else "+rcs"))
+    features = make(base_tower(), method)(pixels, text(QUERIES, 512))
+    check_features("B/16", method, features)
+    assert torch.isfinite(features.patches).all()
+
+
+@functools.lru_cache(maxsize=1)
+def base_tower() -> VisionTransformer:
+    """Its weights are used as they are, never changed."""
+    return released_tower("B/16")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_method_on_the_released_shapes(shape: str) -> None:
+    """The kernels' launches on tensors without values: sizes fit together, in towers of up to 304 million weights."""
+    pytest.importorskip("triton", reason="launches the kernels")
+    output, size = SHAPES[shape][0][-1], SHAPES[shape][1]
+    with torch.device("meta"), watch(execute=False, target=Target("cuda", 90)):
+        visual, pixels, queries = released_tower(shape), torch.empty(1, 3, *size), text(4, output)
+        for method in METHODS.values():
+            features = make(visual, method, implementation="triton")(pixels, queries)
+            check_features(shape, method, features)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "+" in name])
@@ -99,7 +120,7 @@ def test_a_neutral_rcs_is_none_bit_for_bit(base: str, implementation: str, seed:
 
 @pytest.mark.parametrize("base", BASES)
 def test_the_kernels_run_every_base(base: str, seed: int) -> None:
-    """Without SFR: interpreted, its refinement takes most of the time, and has tests of its own."""
+    """Without SFR: interpreted, its refinement would take most of the time, and it has tests of its own."""
     torch.manual_seed(seed)
     device = kernel_device()
     pixels, method = torch.randn(2, 3, 48, 64).to(device), find_method(base + "+rcs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from golden import arrays, cases, encoder, tower
+from kernel_support import kernel_device
 
 from resclip import DenseEncoder, Segmenter, Vocabulary
 from resclip.encoder.dense_encoder import similarity
@@ -13,7 +14,6 @@ from resclip_kernels import feedback_matrix, semantic_feedback
 from resclip_kernels.launch import watch
 from resclip_kernels.online_softmax import best_query
 from resclip_kernels.ops.patch_labels.reference import pixel_probabilities
-from resclip_kernels.testing import kernel_device
 
 IMPLEMENTATIONS = ("torch", "reference")
 TOKEN_CASES = [name for name in cases() if not name.startswith("seg_")]

@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 MS = {"q1_ms", "median_ms", "q3_ms"}
-MOST_FILES, MOST_BYTES = 8, 16 << 20
+MAX_FILES, MAX_BYTES = 8, 16 << 20
 """What a machine with a GPU may hand back."""
 
 
@@ -43,8 +43,8 @@ def test_a_dry_visit_runs_every_step(tmp_path: Path) -> None:
     for step in ("visit", "benchmark", "tests"):
         assert f"\n== {step}: ok after " in log
     files = list(tmp_path.iterdir())
-    assert len(files) <= MOST_FILES
-    assert all(path.is_file() and path.stat().st_size < MOST_BYTES for path in files)
+    assert len(files) <= MAX_FILES
+    assert all(path.is_file() and path.stat().st_size < MAX_BYTES for path in files)
     assert finished.stdout == log
 
     lines = log[: log.index("== visit: ok")].splitlines()
@@ -209,15 +209,15 @@ def test_a_wrong_op_or_prototype_fails(
 
 def test_programs_of_another_shape_are_launched(visit: ModuleType) -> None:
     kernels = visit.attention_kernels
-    own = kernels.choose_blocks
-    blocks = visit.Blocks(heads=1, rows=16, columns=16, num_warps=4, num_stages=1)
+    own = kernels.choose_config
+    config = visit.TileConfig(heads=1, rows=16, columns=16, num_warps=4, num_stages=1)
     tensors = visit.Device("cpu").attention(visit.TINY_SHAPES[0], torch.float32)
     from resclip_kernels.launch import watch
 
-    with visit.program_of(blocks), watch() as seen:
+    with visit.program_of(config), watch() as seen:
         visit.residual_attention(
             *tensors[:3], grid=visit.TINY_SHAPES[0].grid, implementation=visit.FUSED
         )
     (launch,) = seen.launches
     assert (launch.constants["BLOCK_M"], launch.constants["BLOCK_N"]) == (16, 16)
-    assert kernels.choose_blocks is own
+    assert kernels.choose_config is own

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, attention_inputs, kernel_device, label_map, opcheck
 from torch import Tensor, fx
 from torch._dynamo.backends.registry import lookup_backend
 
-from resclip_kernels import residual_attention, semantic_feedback
+from resclip_kernels import (
+    AttentionOptions,
+    pamr,
+    patch_labels,
+    proxy_attention,
+    residual_attention,
+    semantic_feedback,
+    upsample_argmax,
+)
 from resclip_kernels.launch import watch
-from resclip_kernels.ops.residual_attention import dispatch as attention_dispatch
-from resclip_kernels.ops.residual_attention.terms import Terms
-from resclip_kernels.ops.semantic_feedback import dispatch as feedback_dispatch
-from resclip_kernels.testing import AttentionInputs, attention_inputs, kernel_device, label_map
+from resclip_kernels.ops import residual_attention as attention_op
+from resclip_kernels.ops import semantic_feedback as feedback_op
 
 pytest.importorskip("triton", reason="the kernels need triton")
 
 GRID = (2, 3)
 both = pytest.mark.parametrize("implementation", ("torch", "triton"))
-
-
-def opcheck(op: str, *arguments: Any) -> None:
-    """Schema, fake results, autograd and tracing, with sizes fixed and with sizes as symbols."""
-    operator = importlib.import_module(f"resclip_kernels.ops.{op}.dispatch").operator
-    torch.library.opcheck(operator, arguments)
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -41,31 +42,54 @@ def sample(seed: int, layers: int = 1) -> AttentionInputs:
 
 @both
 def test_pamr(seed: int, implementation: str) -> None:
-    opcheck("pamr", random(seed, 1, 3, 4, 5), random(seed, 1, 2, 4, 5), 1, [1, 2], implementation)
+    image, masks = random(seed, 1, 3, 4, 5), random(seed, 1, 2, 4, 5)
+    opcheck(pamr, image, masks, iterations=1, dilations=(1, 2), implementation=implementation)
 
 
 @both
-def test_proxy_attention(seed: int, implementation: str) -> None:
+@pytest.mark.parametrize("rule", ("none", "prefix", None))
+def test_proxy_attention(seed: int, rule: str | None, implementation: str) -> None:
     features, value = random(seed, 2, 16, 3, 4), random(seed, 2, 1, 6, 16)
-    features = features / features.norm(dim=1, keepdim=True)
-    opcheck("proxy_attention", features, value, *GRID, 1.2, 3.0, implementation)
+    feedback = None
+    if rule != "none":
+        labels = label_map(seed, batch=2, grid=(3, 4)).to(kernel_device())
+        feedback = semantic_feedback(labels, connectivity=rule, implementation="torch")
+    options = {"grid": GRID, "feedback": feedback, "implementation": implementation}
+    opcheck(proxy_attention, features, value, **options)
 
 
 @both
 @pytest.mark.parametrize("refinements", (0, 1))
 def test_patch_labels(seed: int, refinements: int, implementation: str) -> None:
     logits, image = random(seed, 1, 3, *GRID), random(seed, 1, 3, 8, 13)
-    rest = ([4, 4], 40.0, 0.1, refinements, [1, 2], implementation)
-    opcheck("patch_labels", logits, image, *rest)
+    opcheck(
+        patch_labels,
+        logits,
+        image,
+        patch_size=(4, 4),
+        threshold=0.1,
+        refine_iterations=refinements,
+        dilations=(1, 2),
+        implementation=implementation,
+    )
 
 
 @both
 @pytest.mark.parametrize("refinements", (0, 1))
-def test_upsample_argmax(seed: int, refinements: int, implementation: str) -> None:
-    logits, classes = random(seed, 1, 3, *GRID), torch.tensor([0, 1, 1], device=kernel_device())
-    guide = random(seed, 1, 3, 8, 13) if refinements else None
-    rest = ([8, 13], classes, 40.0, 0.1, [6, 9], guide, refinements, [1, 2], implementation)
-    opcheck("upsample_argmax", logits, *rest)
+@pytest.mark.parametrize("merged", (True, False))
+def test_upsample_argmax(seed: int, merged: bool, refinements: int, implementation: str) -> None:
+    opcheck(
+        upsample_argmax,
+        random(seed, 1, 3, *GRID),
+        (8, 13),
+        query_to_class=torch.tensor([0, 1, 1], device=kernel_device()) if merged else None,
+        threshold=0.1,
+        through=(6, 9) if merged else None,
+        guide=random(seed, 1, 3, 8, 13) if refinements else None,
+        refine_iterations=refinements,
+        dilations=(1, 2),
+        implementation=implementation,
+    )
 
 
 @pytest.mark.parametrize("implementation", ("torch", "triton", "reference"))
@@ -74,29 +98,17 @@ def test_upsample_argmax(seed: int, refinements: int, implementation: str) -> No
 def test_semantic_feedback(seed: int, rule: str | None, batch: int, implementation: str) -> None:
     # 3 × 5 patches: rows of 2 bytes, which the kernels pad to 4.
     labels = label_map(seed, batch=2, grid=(3, 5)).to(kernel_device())[:batch]
-    opcheck("semantic_feedback", labels, rule, 5.0, True, implementation)
+    opcheck(semantic_feedback, labels, connectivity=rule, implementation=implementation)
 
 
-def attention_arguments(inputs: AttentionInputs, implementation: str, **terms: Any) -> list[Any]:
-    """What the public function gives its operator."""
-    given: list[Any] = []
-    named = {
-        "grid": GRID,
-        "correlation": "kk",
-        "neighbourhood_std": 5.0,
-        "feedback": None,
-        "feedback_weight": 0.6,
-        "feedback_temperature": 2.1,
-        "cross_weight": 0.4,
-        "cross_temperature": 2.0,
-    }
-    handed = terms.pop("cross_layer", None)
-    tensors = attention_dispatch.Inputs(*inputs[:3], inputs.cross_layers, handed)
-    with pytest.MonkeyPatch.context() as patch:
-        results = [inputs.value, inputs.value]
-        patch.setattr(attention_dispatch, "operator", lambda *a: given.extend(a) or results)
-        attention_dispatch.as_operator_call(tensors, Terms(**{**named, **terms}), implementation)
-    return given
+def check_attention(inputs: AttentionInputs, implementation: str, **arguments: Any) -> None:
+    opcheck(
+        residual_attention,
+        *inputs[:3],
+        grid=GRID,
+        implementation=implementation,
+        **{"cross_layers": inputs.cross_layers, **arguments},
+    )
 
 
 @both
@@ -107,7 +119,7 @@ def test_residual_attention(seed: int, rule: str | None, layers: int, implementa
     feedback = None
     if rule != "none":
         feedback = semantic_feedback(inputs.labels, connectivity=rule, implementation="torch")
-    opcheck("residual_attention", *attention_arguments(inputs, implementation, feedback=feedback))
+    check_attention(inputs, implementation, neighbourhood_std=5.0, feedback=feedback)
 
 
 @both
@@ -117,18 +129,79 @@ def test_residual_attention_without_a_score(seed: int, layout: str, implementati
     if layout != "contiguous":
         projected = random(seed, 2, 7, 3, 1, 16).permute(2, 0, 3, 1, 4)
         inputs = inputs._replace(query=projected[0], key=projected[1], value=projected[2])
-    terms: dict[str, Any] = {"correlation": "identity", "neighbourhood_std": None}
-    opcheck("residual_attention", *attention_arguments(inputs, implementation, **terms))
+    check_attention(inputs, implementation, correlation="identity")
     # Nothing to compute, and still no operator may hand back its own argument.
-    alone = inputs._replace(cross_layers=())
-    opcheck("residual_attention", *attention_arguments(alone, implementation, **terms))
+    check_attention(inputs, implementation, correlation="identity", cross_layers=())
     handed = torch.randn_like(inputs.key)
-    terms["cross_layer"] = handed
-    opcheck("residual_attention", *attention_arguments(inputs, implementation, **terms))
+    check_attention(inputs, implementation, correlation="identity", cross_layer=handed)
+
+
+@both
+def test_residual_attention_of_projections_in_a_window(seed: int, implementation: str) -> None:
+    inputs = sample(seed)
+    switches: dict[str, Any] = {"window": 3, "score_temperature": 0.5}
+    projections = (inputs.query, inputs.key)
+    check_attention(inputs, implementation, correlation="pp", projections=projections, **switches)
+    check_attention(inputs, implementation, correlation="none", **switches)
+
+
+def calls(seed: int) -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
+    """A call of each op with its tensors as arguments, by the kernels."""
+    inputs = sample(seed)
+    fused: dict[str, Any] = {"implementation": "triton"}
+    image, planes = random(seed, 1, 3, 8, 12), random(seed, 1, 4, *GRID)
+    features = random(seed, 2, 16, 3, 4)
+    classes = torch.tensor([0, 1, 1, 2], device=kernel_device())
+    return {
+        "pamr": (lambda a, b: pamr(a, b, iterations=2, dilations=(1, 2), **fused), (image, image)),
+        "patch_labels": (
+            lambda a, b: patch_labels(a, b, patch_size=(4, 4), refine_iterations=1, **fused),
+            (planes, image),
+        ),
+        "upsample_argmax": (
+            lambda a, b: upsample_argmax(a, (9, 11), query_to_class=b, through=(8, 9), **fused),
+            (planes, classes),
+        ),
+        "semantic_feedback": (lambda a: semantic_feedback(a, **fused).row_sums, (inputs.labels,)),
+        "proxy_attention": (
+            lambda a, b, c: proxy_attention(
+                a, b, grid=(3, 4), feedback=semantic_feedback(c, **fused), **fused
+            ),
+            (
+                features,
+                random(seed, 2, 1, 12, 16),
+                label_map(seed, batch=2, grid=(3, 4)).to(kernel_device()),
+            ),
+        ),
+        "residual_attention": (
+            lambda a, b, c: (
+                residual_attention(
+                    a,
+                    b,
+                    c,
+                    AttentionOptions(grid=GRID, correlation="pp", window=3),
+                    projections=(a, b),
+                    **fused,
+                ).output
+            ),
+            inputs[:3],
+        ),
+    }
+
+
+@pytest.mark.parametrize("op", calls(0))
+def test_compiled_equals_eager(seed: int, op: str) -> None:
+    call, tensors = calls(seed)[op]
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    expected, got = call(*tensors), compiled(*tensors)
+    if isinstance(expected, Tensor):
+        expected, got = (expected,), (got,)
+    assert all(map(torch.equal, got, expected))
 
 
 class Compiler:
-    """The "aot_eager" backend, which keeps what it was asked to call."""
+    """The "aot_eager" backend, which remembers what it was told to call."""
 
     def __init__(self) -> None:
         self.called: list[str] = []
@@ -179,16 +252,15 @@ def test_two_passes_compile_into_three_operators(
     assert ours == [attention, "resclip_kernels.semantic_feedback.default", attention]
     count = {"attention": 0, "feedback": 0}
 
-    def counted(name: str, function: Any) -> Any:
-        def call(*arguments: Any) -> Any:
+    def counted(name: str, resolve: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             count[name] += 1
-            return function(*arguments)
+            return resolve(*arguments, **options)
 
         return call
 
-    attend, feed = attention_dispatch.residual_attention, feedback_dispatch.semantic_feedback
-    monkeypatch.setattr(attention_dispatch, "residual_attention", counted("attention", attend))
-    monkeypatch.setattr(feedback_dispatch, "semantic_feedback", counted("feedback", feed))
+    monkeypatch.setattr(attention_op, "resolve", counted("attention", attention_op.resolve))
+    monkeypatch.setattr(feedback_op, "resolve", counted("feedback", feedback_op.resolve))
     assert torch.equal(compiled(*inputs[:3], inputs.labels), expected)
     assert count == {"attention": 2, "feedback": 1}
 

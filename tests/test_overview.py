@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import check_budget, kernel_device
 from method_support import colours, small_tower, text
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,6 @@ from resclip.encoder.final_block import Coarse, attend_coarse
 from resclip.methods.catalogue import BASES, Overview
 from resclip.methods.options_text import parse_options
 from resclip_kernels import attention_maps
-from resclip_kernels.testing import check_budget, kernel_device
 
 SCORED = [
     name
@@ -247,9 +247,9 @@ def test_coarse_passes_are_picked_and_stacked() -> None:
     stacked = Coarse.stack(list(coarse))
     assert torch.equal(stacked.value, coarse.value)
     assert all(map(torch.equal, stacked.keys, coarse.keys))
-    with pytest.raises(ValueError, match=r"as many tokens each, at least one; got \[5, 6\]"):
+    with pytest.raises(ValueError, match=r"at least one coarse pass.* got \[5, 6\]"):
         Coarse.stack([coarse, coarse_tokens(1, 6, 2, torch.float32)])
-    with pytest.raises(ValueError, match="at least one; got none"):
+    with pytest.raises(ValueError, match="at least one coarse pass.* got none"):
         Coarse.stack([])
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_support import check_budget
 
 from resclip_kernels import pamr
 from resclip_kernels.ops.pamr import portable, reference
-from resclip_kernels.testing import check_budget
 
 
 def inputs(seed: int, height: int, width: int, planes: int = 5, batch: int = 2):

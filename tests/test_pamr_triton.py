@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_support import check_budget, kernel_device, nan_padded
 from torch import Tensor
 
 from resclip_kernels import pamr
 from resclip_kernels.launch import Target, watch
-from resclip_kernels.ops.pamr import dispatch, portable, tiles
-from resclip_kernels.testing import check_budget, kernel_device, nan_padded
+from resclip_kernels.ops.pamr import portable, tiles
 
 triton = pytest.importorskip("resclip_kernels.ops.pamr.triton", reason="needs triton")
 
@@ -151,19 +151,6 @@ def test_every_neighbour_is_read_once() -> None:
         for term, (dy, dx) in zip(terms, tiles.shifts((8, 16)), strict=True):
             row, column = reads.places[term]
             assert (reads.rows[row], column) == (8 * pixel + dy, dx)
-
-
-@pytest.mark.parametrize("implementation", ("torch", "triton"))
-def test_operator_is_sound_and_compiles(seed: int, implementation: str) -> None:
-    image, masks = inputs(seed, 5, 6)
-    arguments = (image, masks, 2, [1, 2], implementation)
-    torch.library.opcheck(dispatch.operator, arguments)
-
-    def call(image: Tensor, masks: Tensor) -> Tensor:
-        return pamr(image, masks, iterations=2, dilations=(1, 2), implementation=implementation)
-
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(image, masks), call(image, masks))
 
 
 def test_gradients_are_left_to_torch(seed: int) -> None:

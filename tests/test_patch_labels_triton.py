@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_support import kernel_device, nan_padded
 
 from resclip_kernels import pamr, patch_labels
 from resclip_kernels.launch import Target, watch
-from resclip_kernels.ops.patch_labels import dispatch, reference
-from resclip_kernels.testing import kernel_device, nan_padded
+from resclip_kernels.ops.patch_labels import reference
 
 triton = pytest.importorskip("triton")
 kernels = pytest.importorskip("resclip_kernels.ops.patch_labels.triton")
@@ -196,22 +196,3 @@ def test_gradients_take_torch(seed: int) -> None:
     assert watcher.names() == []
     with pytest.raises(ValueError, match="requires grad; use 'torch'"):
         patch_labels(logits, image, patch_size=(8, 8), implementation="triton")
-
-
-@pytest.mark.parametrize("implementation", ("triton", "torch", "reference"))
-def test_the_operator_is_registered_rightly(seed: int, implementation: str) -> None:
-    logits, image = inputs(seed, size=(9, 12), patch=(4, 4))
-    for iterations in (0, 1):
-        arguments = (logits, image, [4, 4], 40.0, 0.1, iterations, [1], implementation)
-        torch.library.opcheck(dispatch.operator, arguments)
-
-
-def test_compiled_is_eager(seed: int) -> None:
-    compiled = torch.compile(patch_labels, fullgraph=True, backend="aot_eager")
-    logits, image = inputs(seed)
-    arguments = {"patch_size": (8, 8), "refine_iterations": 0, "implementation": "triton"}
-    expected = patch_labels(logits, image, **arguments)
-    with watch() as watcher:
-        got = compiled(logits, image, **arguments)
-    assert watcher.names() == ["upsample_best_kernel", "majority_kernel"]
-    assert torch.equal(got, expected)

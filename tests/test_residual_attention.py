@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, attention_inputs, check_budget
 
-from resclip_kernels import CORRELATIONS, residual_attention, semantic_feedback
+from resclip_kernels import CORRELATIONS, AttentionOptions, residual_attention, semantic_feedback
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.residual_attention import portable, reference
-from resclip_kernels.ops.residual_attention.terms import SCORES, Terms
+from resclip_kernels.ops.residual_attention.options import SCORES
 from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
-from resclip_kernels.testing import AttentionInputs, attention_inputs, check_budget
 
 SCORED = [name for name in CORRELATIONS if SCORES[name]]
 
@@ -33,11 +33,7 @@ def everything(inputs: AttentionInputs, **changes: Any) -> dict[str, Any]:
     """All terms at once, with the released weights."""
     return {
         "feedback": semantic_feedback(inputs.labels),
-        "feedback_weight": 0.6,
-        "feedback_temperature": 2.1,
         "neighbourhood_std": 5.0,
-        "cross_weight": 0.4,
-        "cross_temperature": 2.0,
         **changes,
     }
 
@@ -191,15 +187,15 @@ def test_no_map_of_all_heads_exists(seed: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_prior_is_the_papers_gaussian() -> None:
-    terms = Terms((3, 4), "kk", 2.0, None, 0.0, 1.0, 0.0, 1.0)
-    prior = reference.neighbourhood_prior(terms, torch.zeros(1))
+    options = AttentionOptions(grid=(3, 4), neighbourhood_std=2.0)
+    prior = reference.neighbourhood_prior(options, torch.zeros(1))
     points = [(y, x) for y in range(3) for x in range(4)]
     for i, (y, x) in enumerate(points):
         for j, (other_y, other_x) in enumerate(points):
             squared = (y - other_y) ** 2 + (x - other_x) ** 2
             expected = torch.exp(torch.tensor(-squared / 8.0))
             assert prior[i, j].item() == pytest.approx(expected.item(), rel=1e-6)
-    rows = portable.neighbourhood_rows(terms, 2, 9, torch.zeros(1))
+    rows = portable.neighbourhood_rows(options, 2, 9, torch.zeros(1))
     assert torch.allclose(rows[0], prior[2:9])
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import AttentionInputs, check_budget, kernel_device, nan_padded, pairwise
 from residual_attention_support import (
     DTYPES,
     GRID,
-    RELEASED,
     all_terms,
     judge,
     only_launch,
@@ -20,23 +20,25 @@ from residual_attention_support import (
 )
 from torch import Tensor
 
-from resclip_kernels import CORRELATIONS, semantic_feedback
+from resclip_kernels import CORRELATIONS, FeedbackOptions, semantic_feedback
 from resclip_kernels.launch import watch
-from resclip_kernels.ops.residual_attention.terms import SCORES
 from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
-from resclip_kernels.testing import AttentionInputs, check_budget, kernel_device, nan_padded
 
 kernels = pytest.importorskip(
     "resclip_kernels.ops.residual_attention.triton", reason="needs triton"
 )
-from resclip_kernels.ops.residual_attention import launch_shapes  # noqa: E402
+from resclip_kernels.ops.residual_attention import tile_configs  # noqa: E402
+from resclip_kernels.ops.residual_attention.options import SCORES  # noqa: E402
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCORED = [name for name in CORRELATIONS if SCORES[name]]
 OF_QUERY_AND_KEY = [name for name in CORRELATIONS if name != "pp"]
 # Every shape of a program, whatever the device: the interpreter is given one of its own.
-PROGRAMS = [b for b in vars(launch_shapes).values() if isinstance(b, launch_shapes.Blocks)]
-BLOCKS = {f"{b.heads}x{b.rows}x{b.columns}": b for b in PROGRAMS}
+CONFIGS = {
+    f"{config.heads}x{config.rows}x{config.columns}": config
+    for config in vars(tile_configs).values()
+    if isinstance(config, tile_configs.TileConfig)
+}
 
 
 def filled(allocate: Any) -> Any:
@@ -49,13 +51,17 @@ def filled(allocate: Any) -> Any:
     return call
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layers", (0, 1, 3))
-@pytest.mark.parametrize("additive", ("none", "prior", "feedback", "both"))
-@pytest.mark.parametrize("correlation", SCORED)
-def test_every_combination_of_terms(seed, correlation, additive, layers, dtype) -> None:
+@pytest.mark.parametrize(
+    ("correlation", "additive", "layers", "dtype"),
+    # Of the 96 combinations those in which any two meet. Three axes meet in no branch of the kernel: the layers' mean
+    # is formed before the base and added to its sum, the terms of a tile know nothing of which score they join, and the
+    # dtype chooses loads and tiles. `all_terms` below runs everything at once, with every correlation.
+    pairwise(SCORED, ("none", "prior", "feedback", "both"), (0, 1, 3), DTYPES),
+    ids=str,
+)
+def test_combinations_of_terms(seed, correlation, additive, layers, dtype) -> None:
     inputs = sample(seed, dtype=dtype, layers=layers, heads=1 if dtype == torch.float32 else 2)
-    arguments: dict[str, Any] = {**RELEASED, "correlation": correlation}
+    arguments: dict[str, Any] = {"correlation": correlation}
     if additive in ("prior", "both"):
         arguments["neighbourhood_std"] = 3.0
     if additive in ("feedback", "both"):
@@ -80,19 +86,19 @@ def test_full_size(seed: int, correlation: str, width: int, dtype: torch.dtype) 
     judge(inputs, (24, 24), all_terms(inputs, correlation=correlation))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("grid", "width", "heads", "layers"),
+    ("grid", "width", "heads", "layers", "dtype"),
+    # A shape decides masks and how a head is cut, a dtype how it is loaded: each shape in one dtype, in turn.
     [
-        pytest.param((14, 14), 64, 1, 0, id="197-tokens-vit-b16"),
-        pytest.param((4, 5), 40, 1, 1, id="width-of-no-power-of-two"),
-        pytest.param((2, 17), 64, 1, 1, id="vit-b-head-width-wide-grid"),
-        pytest.param((11, 3), 80, 1, 1, id="vit-h14-head-width-tall-grid"),
-        pytest.param((3, 12), 88, 1, 1, id="vit-g14-head-width"),
-        pytest.param((5, 7), 128, 1, 1, id="widest-head"),
-        pytest.param((1, 9), 32, 3, 1, id="heads-no-multiple-of-a-programs"),
-        pytest.param((2, 3), 16, 5, 1, id="five-heads-narrowest"),
-        pytest.param((1, 1), 32, 2, 2, id="one-patch"),
+        pytest.param((14, 14), 64, 1, 0, torch.float16, id="197-tokens-vit-b16"),
+        pytest.param((4, 5), 40, 1, 1, torch.float32, id="width-of-no-power-of-two"),
+        pytest.param((2, 17), 64, 1, 1, torch.float16, id="vit-b-head-width-wide-grid"),
+        pytest.param((11, 3), 80, 1, 1, torch.float32, id="vit-h14-head-width-tall-grid"),
+        pytest.param((3, 12), 88, 1, 1, torch.float16, id="vit-g14-head-width"),
+        pytest.param((5, 7), 128, 1, 1, torch.float32, id="widest-head"),
+        pytest.param((1, 9), 32, 3, 1, torch.float16, id="heads-no-multiple-of-a-programs"),
+        pytest.param((2, 3), 16, 5, 1, torch.float32, id="five-heads-narrowest"),
+        pytest.param((1, 1), 32, 2, 2, torch.float16, id="one-patch"),
     ],
 )
 def test_shapes(seed: int, grid, width: int, heads: int, layers: int, dtype: torch.dtype) -> None:
@@ -100,19 +106,22 @@ def test_shapes(seed: int, grid, width: int, heads: int, layers: int, dtype: tor
     judge(inputs, grid, all_terms(inputs))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("correlation", OF_QUERY_AND_KEY)
-def test_cls_alone_keeps_its_value(seed: int, correlation: str, dtype: torch.dtype) -> None:
+def test_cls_alone_keeps_its_value(seed: int, correlation: str) -> None:
     generator = torch.Generator().manual_seed(seed)
-    flat = torch.randn(3, 2, 1, 1, 32, generator=generator).to(kernel_device(), dtype)
+    flat = torch.randn(3, 2, 1, 1, 32, generator=generator).to(kernel_device(), torch.float16)
     inputs = AttentionInputs(*flat, (), torch.empty(0))
     terms = len(SCORES[correlation]) or 1
     output = run(inputs, (0, 0), correlation=correlation).output
     assert torch.equal(output, terms * inputs.value)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("terms", (all_terms, lambda _: {"neighbourhood_std": 5.0}))
+@pytest.mark.parametrize(
+    ("dtype", "terms"),
+    # The tiles' width depends on the dtype and the feedback, each of which meets every length once.
+    [(torch.float32, all_terms), (torch.float16, lambda _: {"neighbourhood_std": 5.0})],
+    ids=("float32-all-terms", "float16-prior"),
+)
 @pytest.mark.parametrize("beyond", (-1, 0, 1))
 def test_lengths_around_a_column_block(seed: int, beyond: int, terms: Any, dtype: Any) -> None:
     small = sample(seed, dtype=dtype)
@@ -144,9 +153,8 @@ def test_every_feedback_rule(seed: int, connectivity, normalise: bool) -> None:
         if not normalise and dtype == torch.float32:
             # Nothing is rounded to float16, so that the kernel has to meet the exact Ŝ.
             plain = semantic_feedback(inputs.labels, implementation="reference", **rules)
-            exact = feedback_reference.semantic_feedback(
-                inputs.labels, connectivity, 5.0, False, torch.float64
-            )
+            options = FeedbackOptions(**rules)
+            exact = feedback_reference.semantic_feedback(inputs.labels, options, torch.float64)
             check_budget(
                 run(inputs, **arguments).output,
                 run(inputs, GRID, "reference", **{**arguments, "feedback": plain}).output,
@@ -171,7 +179,7 @@ def test_rows_sum_to_their_mass(seed: int, correlation: str) -> None:
     mass = len(SCORES[correlation]) or 1
     inputs = sample(seed)
     ones = inputs._replace(value=torch.ones_like(inputs.value))
-    arguments = all_terms(inputs) if SCORES[correlation] else RELEASED
+    arguments = all_terms(inputs) if SCORES[correlation] else {}
     output = run(ones, **{**arguments, "correlation": correlation}).output
     assert ((output / (2.0 * (0.6 * mass + 0.4)) - 1).abs() <= 1e-6).all()
 
@@ -210,7 +218,7 @@ def test_states_of_any_maker_and_labels_of_any_value(seed: int) -> None:
 @pytest.mark.parametrize("correlation", ("kk", "qq+kk", "identity"))
 def test_the_cross_layer_part_can_be_handed_back(seed, correlation: str, dtype) -> None:
     inputs = sample(seed, dtype=dtype, layers=2)
-    arguments = {**RELEASED, "correlation": correlation}
+    arguments = {"correlation": correlation}
     first = run(inputs, **arguments)
     # It replaces the layers: these may be anything.
     other = inputs._replace(cross_layers=((inputs.value, inputs.key),))
@@ -275,7 +283,7 @@ def test_what_is_not_finite_stays_in_its_image_and_head(seed: int, poison: float
 @pytest.mark.parametrize("correlation", ("kk", "qq+kk", "identity"))
 def test_outputs_are_written_in_full(seed, correlation: str, dtype, monkeypatch) -> None:
     inputs = sample(seed, (3, 6), dtype, heads=2)
-    arguments = all_terms(inputs) if SCORES[correlation] else dict(RELEASED)
+    arguments = all_terms(inputs) if SCORES[correlation] else {}
     arguments["correlation"] = correlation
     expected = run(inputs, (3, 6), **arguments)
     monkeypatch.setattr(torch, "empty", filled(torch.empty))
@@ -346,23 +354,23 @@ def test_views_of_one_projection_are_read_in_place(seed: int) -> None:
         assert torch.equal(got, clean)
 
 
-@pytest.mark.parametrize("shape", BLOCKS)
-def test_blocks_do_not_matter(seed: int, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = BLOCKS[shape]
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_tile_sizes_do_not_matter(seed: int, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS[shape]
     inputs = sample(seed, heads=2)
     arguments = all_terms(inputs, correlation="qq+kk")
     if (
-        blocks.columns < 32
-    ):  # Ŝ's tiles are 32 columns: such programs are for calls without feedback.
+        config.columns < 32
+    ):  # Ŝ's tiles have 32 columns: such programs are for calls without feedback.
         arguments["feedback"] = None
     default = only_launch(inputs, **arguments).constants["BLOCK_N"]
     expected = run(inputs, **arguments)
-    monkeypatch.setattr(kernels, "choose_blocks", lambda *_: blocks)
+    monkeypatch.setattr(kernels, "choose_config", lambda *_: config)
     constants = only_launch(inputs, **arguments).constants
     names = ("HEADS", "BLOCK_M", "BLOCK_N")
-    assert tuple(constants[name] for name in names) == (blocks.heads, blocks.rows, blocks.columns)
+    assert tuple(constants[name] for name in names) == (config.heads, config.rows, config.columns)
     judge(inputs, GRID, arguments)
-    if blocks.columns == default:
+    if config.columns == default:
         for got, other in zip(run(inputs, **arguments), expected, strict=True):
             rounding = torch.finfo(torch.float32).eps * other.abs().max()
             assert (got - other).abs().max() <= 2 * rounding

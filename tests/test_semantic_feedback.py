@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_support import label_map
 
-from resclip_kernels import feedback_matrix, semantic_feedback
+from resclip_kernels import FeedbackOptions, feedback_matrix, semantic_feedback
 from resclip_kernels.ops.semantic_feedback import portable, reference
 from resclip_kernels.ops.semantic_feedback.state import (
     gaussian_kernel,
@@ -15,7 +16,6 @@ from resclip_kernels.ops.semantic_feedback.state import (
     path_table,
     sample_times,
 )
-from resclip_kernels.testing import label_map
 
 RULES = ("prefix", "line", "component")
 GRIDS = [
@@ -68,7 +68,9 @@ def test_connectivity_of_any_map(height, width, classes, blob, rule, seed) -> No
 @pytest.mark.parametrize("normalise", (True, False))
 def test_matrix_against_float64(seed: int, grid, rule, normalise: bool) -> None:
     labels = label_map(seed, batch=2, grid=grid)
-    oracle = reference.semantic_feedback(labels, rule, 5.0, normalise, torch.float64)
+    oracle = reference.semantic_feedback(
+        labels, FeedbackOptions(rule, normalise=normalise), torch.float64
+    )
     for implementation in ("torch", "reference"):
         feedback = semantic_feedback(
             labels, connectivity=rule, normalise=normalise, implementation=implementation

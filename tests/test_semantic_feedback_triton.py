@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernel_support import kernel_device, label_map, nan_padded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,7 +18,6 @@ from resclip_kernels.dispatch import interpreting
 from resclip_kernels.launch import Options, Target, launch, watch
 from resclip_kernels.ops.semantic_feedback import reference
 from resclip_kernels.ops.semantic_feedback.state import ROW_SUM_EPSILON, gaussian_kernel
-from resclip_kernels.testing import kernel_device, label_map, nan_padded
 
 triton = pytest.importorskip("triton", reason="the kernels need triton")
 import triton.language as tl  # noqa: E402
@@ -47,12 +47,12 @@ def state(labels: Tensor, **rules: Any) -> SemanticFeedback:
 
 def exact_matrix(feedback: SemanticFeedback) -> tuple[Tensor, Tensor, Tensor]:
     """(Ŝ before it is rounded to float16, the rows' sums, the maximum), in float64."""
-    rules = (feedback.connectivity, feedback.smoothing_std)
-    smoothed = reference.semantic_feedback(feedback.labels, *rules, False, torch.float64).dense
+    options = dataclasses.replace(feedback.options, normalise=False)
+    smoothed = reference.semantic_feedback(feedback.labels, options, torch.float64).dense
     sums = smoothed.sum(dim=-1)
     rows = smoothed / (sums.unsqueeze(-1) + ROW_SUM_EPSILON)
     maximum = rows.flatten(1).amax(dim=1)
-    return rows / maximum.view(-1, 1, 1) if feedback.normalise else smoothed, sums, maximum
+    return rows / maximum.view(-1, 1, 1) if feedback.options.normalise else smoothed, sums, maximum
 
 
 def half_ulp(value: Tensor) -> Tensor:
@@ -64,10 +64,17 @@ def half_ulp(value: Tensor) -> Tensor:
 def check_entries(feedback: SemanticFeedback, matrix: Tensor) -> None:
     """Each entry is one that a float32 kernel may round to."""
     exact, _, _ = exact_matrix(feedback)
-    rounding = half_ulp(exact) if feedback.normalise else 0.0
+    rounding = half_ulp(exact) if feedback.options.normalise else 0.0
     assert matrix.shape == exact.shape
     assert matrix.dtype == torch.float32
     assert ((matrix - exact).abs() <= rounding + FLOAT32 * exact).all()
+
+
+def check_not_normalised(feedback: SemanticFeedback) -> None:
+    """The same state without its last step, where nothing is rounded to float16."""
+    options = dataclasses.replace(feedback.options, normalise=False)
+    plain = dataclasses.replace(feedback, options=options)
+    check_entries(plain, feedback_matrix(plain, implementation="triton"))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -80,8 +87,7 @@ def test_every_entry_is_right(seed: int, grid: tuple[int, int], rule: Any) -> No
     check_entries(feedback, matrix)
     assert torch.equal(matrix.half().float(), matrix)
     assert torch.equal(matrix.flatten(1).amax(dim=1), torch.ones_like(feedback.maximum))
-    plain = dataclasses.replace(feedback, normalise=False)
-    check_entries(plain, feedback_matrix(plain, implementation="triton"))
+    check_not_normalised(feedback)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +100,7 @@ def test_every_margin_of_the_smoothing(seed: int, std: float, reach: int, margin
     smoothing = kernels.smoothing_of(feedback)
     assert (smoothing.reach, smoothing.margin) == (reach, margin)
     check_entries(feedback, feedback_matrix(feedback, implementation="triton"))
-    plain = dataclasses.replace(feedback, normalise=False)
-    check_entries(plain, feedback_matrix(plain, implementation="triton"))
+    check_not_normalised(feedback)
 
 
 @pytest.mark.gpu

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_support import check_budget, kernel_device, nan_padded
 
 from resclip_kernels import pamr, upsample_argmax
 from resclip_kernels.launch import Target, watch
-from resclip_kernels.ops.upsample_argmax import dispatch
-from resclip_kernels.testing import check_budget, kernel_device, nan_padded
 
 triton = pytest.importorskip("triton")
 streaming = pytest.importorskip("resclip_kernels.online_softmax_triton")
@@ -301,28 +300,3 @@ def test_more_pixels_than_32_bits_number_are_refused() -> None:
     logits = torch.empty(1, 2, 4, 4, device="meta")
     with pytest.raises(ValueError, match="at most 2\\^31 − 1 pixels"):
         upsample_argmax(logits, (1 << 16, 1 << 16), implementation="triton")
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
-@pytest.mark.parametrize("implementation", ("triton", "torch", "reference"))
-def test_the_operator_is_registered_rightly(seed: int, implementation: str, dtype) -> None:
-    logits = grid_logits(seed).to(dtype)
-    classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
-    guide = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-    merged = (logits, [6, 7], classes, 40.0, 0.1, [4, 9], None, 0, [8, 16], implementation)
-    torch.library.opcheck(dispatch.operator, merged)
-    if dtype is torch.float32:
-        refined = (logits, [6, 7], None, 40.0, 0.1, [], guide, 1, [1], implementation)
-        torch.library.opcheck(dispatch.operator, refined)
-
-
-def test_compiled_is_eager(seed: int) -> None:
-    compiled = torch.compile(upsample_argmax, fullgraph=True, backend="aot_eager")
-    classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
-    arguments = {"query_to_class": classes, "through": (8, 9), "implementation": "triton"}
-    logits = grid_logits(seed)
-    expected = upsample_argmax(logits, (9, 11), **arguments)
-    with watch() as watcher:
-        got = compiled(logits, (9, 11), **arguments)
-    assert watcher.names() == ["upsample_best_kernel"]
-    assert all(map(torch.equal, got, expected))

@@ -20,13 +20,13 @@ from benchmarks.gpu.counts import Attention, Feedback
 from benchmarks.gpu.inputs import FUSED, AttentionTensors, feedback_state, with_matrix
 from benchmarks.gpu.timing import Variant
 from resclip_kernels import (
+    AttentionOptions,
     SemanticFeedback,
     feedback_matrix,
     residual_attention,
     semantic_feedback,
 )
 from resclip_kernels.ops.residual_attention import portable, reference
-from resclip_kernels.ops.residual_attention.terms import Terms
 from resclip_kernels.ops.semantic_feedback.portable import row_blocks
 
 # (batch, grid): windows of 224, whole images of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels.
@@ -40,13 +40,11 @@ GRIDS = (
 )
 TINY_GRIDS = ((2, (3, 4)), (1, (5, 5)))
 FIGURE_TOKENS = 4097  # From here on the attention must keep up with plain attention.
-OPTIONS: dict[str, Any] = {
-    "neighbourhood_std": 5.0,
-    "feedback_weight": 0.6,
-    "feedback_temperature": 2.1,
-    "cross_weight": 0.4,
-    "cross_temperature": 2.0,
-}
+
+
+def attention_options(shape: Attention) -> AttentionOptions:
+    """NACLIP with both of ResCLIP's modules, by the released weights."""
+    return AttentionOptions(grid=shape.grid, neighbourhood_std=5.0)
 
 
 def attention_cases(*, tiny: bool) -> list[Case]:
@@ -80,11 +78,10 @@ def attention_variants(bench: Bench, shape: Attention) -> list[Variant]:
     def run(implementation: str, feedback: SemanticFeedback) -> Any:
         return residual_attention(
             *tensors[:3],
-            grid=shape.grid,
+            attention_options(shape),
             feedback=feedback,
             cross_layers=tensors.cross_layers,
             implementation=implementation,
-            **OPTIONS,
         )
 
     fused = Variant(FUSED, lambda: run(FUSED, state), held=(*held, *bits), essential=True)
@@ -118,17 +115,13 @@ def reference_variants(
         reason = f"needs {(needs + shape.dense_bytes) / 1e9:,.0f} GB by prediction"
         return [missing(name, reason) for name in ("reference", "compiled")]
     feedback = with_matrix(state, feedback_matrix(state))
-    terms = Terms(
-        grid=shape.grid,
-        correlation="kk",
-        feedback=feedback,
-        **{name: value for name, value in OPTIONS.items() if name in Terms.__dataclass_fields__},
-    )
     compiled = bench.compile(reference.residual_attention)
     dense = () if feedback.dense is None else (feedback.dense,)
 
     def run(function: Any) -> Any:
-        return function(*tensors[:3], terms, tensors.cross_layers, None)
+        return function(
+            *tensors[:3], attention_options(shape), (), feedback, tensors.cross_layers, None
+        )
 
     return [
         Variant(
@@ -168,17 +161,12 @@ def flex_variant(
             "flex",
             f"its matrix would have {entries / 1e9:.1f} billion entries: past 32-bit offsets",
         )
-    terms = Terms(
-        grid=shape.grid,
-        correlation="kk",
-        feedback=state,
-        **{name: value for name, value in OPTIONS.items() if name in Terms.__dataclass_fields__},
-    )
+    options = attention_options(shape)
     bias = tensors.value.new_zeros(shape.batch, shape.tokens, shape.tokens)
     for first, last in row_blocks(shape.patches, shape.batch * shape.patches):
-        rows = portable.additive_rows(terms, first, last, tensors.value)
+        rows = portable.additive_rows(options, state, first, last, tensors.value)
         bias[:, 1 + first : 1 + last, 1:] = rows.to(bias.dtype)
-    scale = terms.scale(shape.width)
+    scale = options.scale(shape.width, has_feedback=True)
 
     def add_bias(score: Tensor, image: Tensor, _: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return score + bias[image, row, column]

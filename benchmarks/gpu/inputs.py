@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.gpu.counts import Attention
 from benchmarks.gpu.timing import FAILURES, shorten
+from benchmarks.label_maps import label_map
 from resclip_kernels import SemanticFeedback, semantic_feedback
-from resclip_kernels.testing import label_map
 
 SEED = 0
 FUSED = "triton"  # The implementation that is judged.

@@ -17,9 +17,14 @@ from benchmarks.gpu.case import Bench, Case, missing
 from benchmarks.gpu.counts import Pamr, PatchLabels, Proxy, Upsample
 from benchmarks.gpu.inputs import FUSED
 from benchmarks.gpu.timing import Variant
-from resclip_kernels import pamr, patch_labels, upsample_argmax
+from resclip_kernels import (
+    ProxyAttentionOptions,
+    pamr,
+    patch_labels,
+    proxy_attention,
+    upsample_argmax,
+)
 from resclip_kernels.ops.pamr import reference as pamr_reference
-from resclip_kernels.ops.proxy_attention import proxy_attention
 from resclip_kernels.ops.proxy_attention import reference as proxy_reference
 
 FIGURE_PAMR = "150 planes of 336 × 448, fp32"
@@ -211,7 +216,7 @@ def proxy_variants(bench: Bench, shape: Proxy) -> Sequence[Variant]:
         *implementations(run, held, shape.reference_bytes),
         Variant(
             "compiled",
-            lambda: compiled(features, value, shape.grid, 1.2, 3.0),
+            lambda: compiled(features, value, shape.grid, ProxyAttentionOptions()),
             held=held,
             needs_bytes=shape.reference_bytes,
             compiles=True,

@@ -34,13 +34,13 @@ from resclip_kernels import (
     feedback_matrix,
     pamr,
     patch_labels,
+    proxy_attention,
     residual_attention,
     semantic_feedback,
 )
 from resclip_kernels.dispatch import interpreting
-from resclip_kernels.ops.proxy_attention import proxy_attention
 from resclip_kernels.ops.residual_attention import triton as attention_kernels
-from resclip_kernels.ops.residual_attention.launch_shapes import Blocks
+from resclip_kernels.ops.residual_attention.tile_configs import TileConfig
 
 T = TypeVar("T")
 
@@ -143,12 +143,12 @@ class Visit:
 
 
 @contextmanager
-def program_of(blocks: Blocks | None) -> Iterator[None]:
+def program_of(config: TileConfig | None) -> Iterator[None]:
     """Within it the fused op launches programs of this shape; None: those of its own choice."""
-    if blocks is None:
+    if config is None:
         yield
     else:
-        with mock.patch.object(attention_kernels, "choose_blocks", return_value=blocks):
+        with mock.patch.object(attention_kernels, "choose_config", return_value=config):
             yield
 
 
@@ -187,8 +187,8 @@ def attention(visit: Visit, shape: Attention) -> None:
         f"{shape.layers + 1} branches"
     )
 
-    def fused(blocks: Blocks | None = None, **options: Any) -> Any:
-        with program_of(blocks):
+    def fused(config: TileConfig | None = None, **options: Any) -> Any:
+        with program_of(config):
             return residual_attention(
                 query, key, value, grid=shape.grid, implementation=FUSED, **options
             )
@@ -207,7 +207,7 @@ def attention(visit: Visit, shape: Attention) -> None:
     )
 
     alone: dict[str, Any] = {"cross_layers": layers, "correlation": "identity"}
-    three_stages = Blocks(heads=1, rows=128, columns=64, num_warps=8, num_stages=3)
+    three_stages = TileConfig(heads=1, rows=128, columns=64, num_warps=8, num_stages=3)
     visit.rate("layers alone, now", 4 * branch, lambda: fused(**alone))
     visit.rate("layers alone, 3 stages", 4 * branch, lambda: fused(three_stages, **alone))
     mean = visit.attempt("layers alone", lambda: fused(**alone).cross_layer)
@@ -230,8 +230,8 @@ def attention(visit: Visit, shape: Attention) -> None:
         return
     whole: dict[str, Any] = {**TERMS, "feedback": state, "cross_layers": layers}
     base: dict[str, Any] = {**TERMS, "feedback": state, "cross_layer": mean}
-    one_head = Blocks(heads=1, rows=128, columns=32, num_warps=8, num_stages=3)
-    two_heads = Blocks(heads=2, rows=128, columns=32, num_warps=8, num_stages=3)
+    one_head = TileConfig(heads=1, rows=128, columns=32, num_warps=8, num_stages=3)
+    two_heads = TileConfig(heads=2, rows=128, columns=32, num_warps=8, num_stages=3)
     visit.rate("fused, now", 5 * branch, lambda: fused(**whole))
     visit.rate("fused, 3 stages", 5 * branch, lambda: fused(two_heads, **whole))
     visit.rate("fused, 3 stages, 1 head", 5 * branch, lambda: fused(one_head, **whole))

@@ -1,23 +1,21 @@
-"""Attention maps on request: what the final block attends with, patch by patch.
-
-Knows how the maps of a tower and of a proxy become planes over an image. Knows no image file and no drawing.
-"""
+"""Attention maps for looking at: what the final block attends with, as planes over the image, patch by patch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip.methods.catalogue import RCS
-from resclip_kernels import attention_maps
-from resclip_kernels.attention_maps import cross_layer_rows
-from resclip_kernels.ops.proxy_attention import proxy_rows
-from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
+from resclip.encoder.final_block import FinalBlock, FinalInputs
+from resclip_kernels import (
+    SemanticFeedback,
+    attention_maps,
+    cross_layer_rows,
+    feedback_rows,
+    proxy_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class AttentionMaps:
     two maps)."""
 
     def planes(self) -> dict[str, Tensor]:
-        """The maps that there are, averaged over heads, by name: (B, R, h, w) each."""
+        """The maps that are not None, averaged over heads, by name: (B, R, h, w) each."""
         maps = {
             "base": self.base,
             "cross-layer": self.cross_layer,
@@ -50,60 +48,60 @@ class AttentionMaps:
 
 
 def tower_maps(
-    query: Tensor, key: Tensor, rows: Tensor, has_cls: bool, options: Mapping[str, Any]
+    final: FinalBlock, inputs: FinalInputs, rows: Tensor, feedback: SemanticFeedback | None
 ) -> AttentionMaps:
-    """Maps of patches `rows` (R,), by the arguments of `residual_attention`."""
-    skip = int(has_cls)
-    maps = attention_maps(query, key, rows + skip, **options)
+    """Maps of patches `rows` (R,) for a base that attends by the tower's own tokens."""
+    skip = int(final.tower.has_cls)
+    maps = attention_maps(
+        inputs.query,
+        inputs.key,
+        rows + skip,
+        final.attention_options(inputs),
+        projections=inputs.projections,
+        feedback=feedback,
+        cross_layers=inputs.cross_layers,
+    )
 
     def planes(values: Tensor) -> Tensor:
-        on_grid: Tensor = values[..., skip:].unflatten(-1, options["grid"])
+        on_grid: Tensor = values[..., skip:].unflatten(-1, inputs.grid)
         return on_grid
 
-    feedback = None if maps.feedback is None else planes(maps.feedback).unsqueeze(1)
+    semantic = None if maps.feedback is None else planes(maps.feedback).unsqueeze(1)
     cross_layer = None if maps.cross_layer is None else planes(maps.cross_layer)
-    return AttentionMaps(planes(maps.base), cross_layer, feedback, planes(maps.final))
+    return AttentionMaps(planes(maps.base), cross_layer, semantic, planes(maps.final))
 
 
 def proxy_maps(
+    final: FinalBlock,
+    inputs: FinalInputs,
     features: Tensor,
     rows: Tensor,
-    options: Mapping[str, Any],
-    cross_layers: Sequence[tuple[Tensor, Tensor]],
-    grid: tuple[int, int],
-    has_cls: bool,
-    rcs: RCS | None,
+    feedback: SemanticFeedback | None,
 ) -> AttentionMaps:
-    """Maps of positions `rows` (R,) of a proxy's grid, by the arguments of `proxy_attention`.
+    """Maps of positions `rows` (R,) of a proxy's grid, for a base that attends by the proxy's features.
 
     The values come from the tower's grid: with R the bilinear resizing of values to the proxy's grid, the final map is
     A_proxy·R, and with RCS τ_r · ((1 − λ_r) · A_proxy·R + λ_r · R·A_c), over the tower's patches.
     """
-    size = (features.shape[2], features.shape[3])
-    alone = {name: options[name] for name in ("beta", "gamma")}
-    base = proxy_rows(features, rows, **alone).unsqueeze(1)  # [B, 1, R, n_v]
-    resizing = resizing_matrix(grid, size, base)
-    final = proxy_rows(features, rows, **options).unsqueeze(1) @ resizing
+    size, options = inputs.output_grid, final.proxy_options()
+    base = proxy_rows(features, rows, options).unsqueeze(1)  # [B, 1, R, n_v]
+    resizing = resizing_matrix(inputs.grid, size, base)
+    whole = proxy_rows(features, rows, options, feedback=feedback).unsqueeze(1) @ resizing
     cross_layer = None
-    if rcs is not None:
-        skip = int(has_cls)
-        # R's rows name the tower's rows that a position mixes: few, whatever the grid.
+    if final.rcs is not None:
+        skip = int(final.tower.has_cls)
+        # A row of R names the few positions of the tower's grid that the resizing mixes for it.
         mixed = resizing[rows]
         sources = mixed.any(dim=0).nonzero().squeeze(1)
-        averaged = cross_layer_rows(cross_layers, sources + skip)[..., skip:]
+        averaged = cross_layer_rows(inputs.cross_layers, sources + skip)[..., skip:]
         cross_layer = mixed[:, sources] @ averaged.to(mixed.dtype)
-        final = rcs.temperature * torch.lerp(final.expand_as(cross_layer), cross_layer, rcs.weight)
-    feedback = None
-    state = options["feedback"]
-    if state is not None:
-        feedback = torch.cat(
-            [feedback_rows(state, row, row + 1) for row in rows.tolist()], dim=1
-        ).unsqueeze(1)
+        whole = final.with_rcs(whole.expand_as(cross_layer), cross_layer)
+    semantic = None if feedback is None else feedback_rows(feedback, rows).unsqueeze(1)
     return AttentionMaps(
         base.unflatten(-1, size),
-        None if cross_layer is None else cross_layer.unflatten(-1, grid),
-        None if feedback is None else feedback.unflatten(-1, size),
-        final.unflatten(-1, grid),
+        None if cross_layer is None else cross_layer.unflatten(-1, inputs.grid),
+        None if semantic is None else semantic.unflatten(-1, size),
+        whole.unflatten(-1, inputs.grid),
     )
 
 

@@ -1,8 +1,4 @@
-"""Runs a vision tower and rebuilds its final block: dense features, patch by patch.
-
-Knows the order of the blocks and of ResCLIP's passes. Knows no model family, no image file, no window and no class
-name.
-"""
+"""`DenseEncoder`: runs a vision tower and rebuilds its final block, which gives dense features, patch by patch."""
 
 from __future__ import annotations
 
@@ -30,123 +26,29 @@ from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt
 from resclip_kernels import (
     Implementation,
+    check_implementation,
+    deterministic_attention,
     patch_labels,
     residual_attention,
+    resize_planes,
     semantic_feedback,
 )
-from resclip_kernels.deterministic import attention, resize_planes
-from resclip_kernels.dispatch import parse_implementation, resolve
-from resclip_kernels.ops.residual_attention import IMPLEMENTATIONS
-
-
-def check_proxy(
-    base: Base,
-    proxy: Callable[[Tensor], Tensor] | None,
-    correlation: Correlation | None,
-    final_block: FinalBlockKind | None,
-) -> None:
-    """ValueError unless there is a proxy just where the base attends by one."""
-    if base.proxy is None:
-        if proxy is not None:
-            raise ValueError(
-                f"base {base.name!r} has no use for a proxy; use base 'proxyclip', or proxy=None"
-            )
-        return
-    if proxy is None:
-        raise ValueError(
-            f"base {base.name!r} takes its attention from another vision model: pass proxy=, such as "
-            "resclip.models.proxy_models.find_proxy('colour') or find_proxy('vit_base_patch8_224.dino')"
-        )
-    if correlation is not None:
-        raise ValueError(
-            f"base {base.name!r} compares the proxy's features, so correlation must be None; "
-            f"got {correlation.scores!r}"
-        )
-    if final_block not in (None, base.final_block):
-        raise ValueError(
-            f"base {base.name!r} works on the proxy's grid, where the final block has no residual: "
-            f"final_block must be None or {base.final_block!r}; got {final_block!r}"
-        )
-
-
-def check_overview(base: Base, correlation: Correlation) -> None:
-    """ValueError unless the base compares tokens, which it can then do with those of a coarse pass."""
-    if base.proxy is not None:
-        raise ValueError(
-            f"an overview compares CLIP's tokens, and base {base.name!r} attends by another model's features: "
-            "use overview=None or another base"
-        )
-    if correlation.scores in ("identity", "none"):
-        raise ValueError(
-            f"an overview attends by what the base compares, and correlation {correlation.scores!r} of base "
-            f"{base.name!r} compares nothing: use overview=None or another correlation"
-        )
-
-
-def check_pixels(pixels: Tensor, tower: Tower) -> None:
-    """TypeError or ValueError unless these are normalised images of at least one patch."""
-    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[1] != 3:
-        came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {came}")
-    if not pixels.is_floating_point():
-        raise TypeError(
-            f"pixels must be normalised floats; got {pixels.dtype}. "
-            "Divide by 255 and normalise, or pass images to Segmenter.segment"
-        )
-    height, width = pixels.shape[2:]
-    if 0 in tower.grid(height, width):
-        patch_height, patch_width = tower.patch_size
-        raise ValueError(
-            f"an image of {height} × {width} pixels is smaller than one patch of "
-            f"{patch_height} × {patch_width}: enlarge it first"
-        )
-
-
-def check_text(text: Tensor | None, width: int) -> None:
-    """ValueError unless this is the text that SFR segments by: (Q, width), at least one query."""
-    if text is None:
-        raise ValueError("SFR segments once before it refines, so it needs text: pass (Q, E)")
-    if text.ndim != 2 or text.shape[1] != width or not len(text):
-        raise ValueError(
-            f"text must be (Q, {width}), the image tower's output width; got {tuple(text.shape)}"
-        )
-
-
-def check_coarse(coarse: Coarse | None, overview: Overview | None, windows: int) -> None:
-    """ValueError unless there is a coarse pass for each window, just where the encoder has an overview."""
-    if overview is None:
-        if coarse is not None:
-            raise ValueError(
-                "this encoder has no overview, so it cannot use a coarse pass: leave coarse out, or give "
-                "DenseEncoder an Overview"
-            )
-        return
-    if coarse is None:
-        raise ValueError(
-            "an encoder with an overview needs the coarse pass of each window's image: "
-            "pass coarse=encoder.coarse(images)"
-        )
-    if len(coarse) != windows:
-        raise ValueError(
-            f"expected one coarse pass for each of {windows} windows; got {len(coarse)}: pick each window's "
-            "image, such as coarse[[0, 0, 1]]"
-        )
 
 
 @dataclass(frozen=True)
 class DenseFeatures:
-    """What the encoder makes of a batch."""
+    """What the encoder returns for a batch."""
 
     patches: Tensor
     """(B, h, w, E): projected into the text's space, not unit-normed. With a proxy (h, w) is the proxy's grid."""
     cls: Tensor | None
     """(B, E): the [CLS] token after the same final block; None where there is none (SigLIP's towers, ProxyCLIP)."""
     feedback_labels: Tensor | None
-    """(B, h, w) int64: the query of each patch in the last segmentation that was fed back, where SFR ran."""
+    """(B, h, w) int64: the query of each patch in the last segmentation that was fed back; None without SFR."""
 
 
 class DenseEncoder(nn.Module):
-    """A CLIP vision tower whose final block yields features that know where things are.
+    """A CLIP vision tower whose final block gives one feature per patch that says what is there.
 
     Args:
         visual: an image tower or a CLIP model of open_clip or Hugging Face; used as it is, never changed.
@@ -161,12 +63,12 @@ class DenseEncoder(nn.Module):
             features (B, C, H_v, W_v), such as `resclip.models.proxy_models.find_proxy` makes.
         proxy_attention: ProxyCLIP's β and γ; None for the base's own.
         overview: the final block also attends to a coarse pass over the whole image, of which the pixels given to
-            `forward` are a window; None: it sees those alone.
+            `forward` are a window; None: to these pixels alone.
 
     Raises:
         TypeError: `visual` is no vision transformer that can be rebuilt.
         ValueError: an unknown name, a layer outside the tower, SFR or an overview on a base without a score, a proxy
-            missing or without use.
+            that is missing or has no use.
     """
 
     random_projections: Tensor | None
@@ -216,9 +118,7 @@ class DenseEncoder(nn.Module):
         self.neighbourhood_std = neighbourhood_std if has_prior else None
         self.final_block: FinalBlockKind = final_block or self.base.final_block
         self.proxy = proxy
-        self.implementation = parse_implementation(implementation)
-        # Refuse here what the attention would refuse.
-        resolve(self.implementation, IMPLEMENTATIONS)
+        self.implementation = check_implementation(implementation)
         layer = self.correlation.layer
         if layer is not None and layer > self.tower.depth:
             raise ValueError(
@@ -256,8 +156,8 @@ class DenseEncoder(nn.Module):
         Args:
             pixels: (B, 3, H, W), normalised with the model's mean and standard deviation; any size of at least one
                 patch, and a remainder past the last whole patch is not seen.
-            text: (Q, E) unit rows, one a query; needed when `sfr` is on, and read only then.
-            coarse: for an encoder with an overview, of the image that each of `pixels` is cut from: B of them.
+            text: (Q, E) unit rows, one per query; needed when `sfr` is on, and read only then.
+            coarse: for an encoder with an overview, B coarse passes: of the image that each of `pixels` is cut from.
 
         Returns:
             Features of each image, which do not depend on the other images of the batch.
@@ -269,14 +169,14 @@ class DenseEncoder(nn.Module):
         check_coarse(coarse, self.overview, len(pixels))
         inputs = self.run_blocks(pixels)
         if coarse is not None:
-            inputs = self.final.look(inputs, coarse)
+            inputs = self.final.add_overview(inputs, coarse)
         final = self.run_passes(inputs, pixels, text)
         labels = None if final.feedback is None else final.feedback.labels
         return DenseFeatures(final.patches, final.cls, labels)
 
     @torch.no_grad()
     def coarse(self, pixels: Tensor) -> Coarse:
-        """What the windows of whole images will attend to, for an encoder with an overview.
+        """The coarse passes of whole images, to which their windows attend, for an encoder with an overview.
 
         Args:
             pixels: (B, 3, H, W), normalised: whole images, resized to `Overview.size`.
@@ -289,7 +189,7 @@ class DenseEncoder(nn.Module):
                 "this encoder has no overview to make a coarse pass for: give DenseEncoder an Overview"
             )
         check_pixels(pixels, self.tower)
-        return self.final.keep(self.run_blocks(pixels))
+        return self.final.make_coarse(self.run_blocks(pixels))
 
     @torch.no_grad()
     def attention(
@@ -302,7 +202,7 @@ class DenseEncoder(nn.Module):
 
         Args:
             pixels, text: as in `forward`.
-            query: (row, column) of a patch of the result's grid; None for every patch, which holds n² entries a head
+            query: (row, column) of a patch of the result's grid; None for every patch, which holds n² entries per head
                 and map and is meant for small grids.
 
         Returns:
@@ -331,34 +231,27 @@ class DenseEncoder(nn.Module):
             rows = torch.tensor([row * width + column], device=pixels.device)
         feedback = self.run_passes(inputs, pixels, text).feedback
         if inputs.features is None:
-            options = {
-                **self.final.attention_options(inputs, feedback),
-                "cross_layers": inputs.cross_layers,
-            }
-            return tower_maps(inputs.query, inputs.key, rows, self.tower.has_cls, options)
-        options = self.final.proxy_options(feedback)
-        return proxy_maps(
-            inputs.features, rows, options, inputs.cross_layers, inputs.grid, self.tower.has_cls, self.rcs
-        )  # fmt: skip
+            return tower_maps(self.final, inputs, rows, feedback)
+        return proxy_maps(self.final, inputs, inputs.features, rows, feedback)
 
     def run_blocks(self, pixels: Tensor) -> FinalInputs:
-        """All blocks but the final one, and what the final one's passes read."""
+        """Run all blocks but the final one, and project what the final one's passes read."""
         tower = self.tower
         features = None if self.proxy is None else self.proxy(pixels)
         pixels = pixels.to(tower.dtype)
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
-        # Nothing to fuse before the final block: plain attention is torch's own, but for the reference's sake.
-        attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
+        # Before the final block attention is plain: torch's own, unless the reference's is requested.
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor] = deterministic_attention
         if self.implementation is Implementation.REFERENCE:
             attend = partial(plain_attention, grid=grid)
         tokens = tower.embed(pixels)
-        kept = []
+        recorded = []
         compared = None
         for number, block in enumerate(tower.blocks[:-1], start=1):
             normed = tower.norm(block, tokens)
             query, key, value = tower.project_qkv(block, normed, grid)
             if number in self.layers:
-                kept.append((query, key))
+                recorded.append((query, key))
             if number == self.correlation.layer:
                 compared = normed, query, key
             tokens = tokens + tower.project_out(block, attend(query, key, value))
@@ -367,7 +260,7 @@ class DenseEncoder(nn.Module):
         query, key, value = tower.project_qkv(tower.blocks[-1], normed, grid)
         normed, query, key = compared or (normed, query, key)
         projections = self.project(normed)
-        return FinalInputs(tokens, value, query, key, projections, tuple(kept), grid, features)
+        return FinalInputs(tokens, value, query, key, projections, tuple(recorded), grid, features)
 
     def project(self, normed: Tensor) -> tuple[Tensor, ...]:
         """What the correlations "xx" and "random" compare: (B, A, L, d) each, from x (B, L, D)."""
@@ -380,16 +273,14 @@ class DenseEncoder(nn.Module):
         return tuple(x.unflatten(-1, (self.tower.heads, -1)).transpose(1, 2) for x in projected)
 
     def run_passes(self, inputs: FinalInputs, pixels: Tensor, text: Tensor | None) -> Pass:
-        """Pass 1, and as many more as SFR has rounds, each with the one before's segmentation fed back."""
+        """The first pass, and one more per round of SFR, into which the segmentation of the pass before is fed back."""
         result = self.final.run(inputs, None, None)
         if self.sfr is None or text is None:
             return result
         for _ in range(self.sfr.rounds):
             feedback = semantic_feedback(
                 self.segment_patches(self.sfr, result.patches, pixels, text),
-                connectivity=self.sfr.connectivity,
-                smoothing_std=self.sfr.smoothing_std,
-                normalise=self.sfr.normalise,
+                self.sfr.feedback_options(),
                 implementation=self.implementation,
             )
             result = self.final.run(inputs, feedback, result.cross_layer)
@@ -398,7 +289,7 @@ class DenseEncoder(nn.Module):
     def segment_patches(self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor) -> Tensor:
         """The query of every patch: (B, h, w) labels from (B, h, w, E) features.
 
-        A proxy's patch need not be a whole number of pixels: the guide is then resized so that it is.
+        A proxy's patch need not be a whole number of pixels wide: the guide is then resized so that it is.
         """
         cell = self.tower.patch_size
         guide = pixels.to(self.tower.dtype)
@@ -441,3 +332,97 @@ def similarity(patches: Tensor, text: Tensor) -> Tensor:
     unit = F.normalize(patches.to(dtype), dim=-1).flatten(1, 2)
     logits: Tensor = (text.to(dtype) @ unit.mT).unflatten(2, patches.shape[1:3])
     return logits
+
+
+def check_proxy(
+    base: Base,
+    proxy: Callable[[Tensor], Tensor] | None,
+    correlation: Correlation | None,
+    final_block: FinalBlockKind | None,
+) -> None:
+    """ValueError unless a proxy is passed exactly where the base attends by one."""
+    if base.proxy is None:
+        if proxy is not None:
+            raise ValueError(
+                f"base {base.name!r} has no use for a proxy; use base 'proxyclip', or proxy=None"
+            )
+        return
+    if proxy is None:
+        raise ValueError(
+            f"base {base.name!r} takes its attention from another vision model: pass proxy=, such as "
+            "resclip.models.proxy_models.find_proxy('colour') or find_proxy('vit_base_patch8_224.dino')"
+        )
+    if correlation is not None:
+        raise ValueError(
+            f"base {base.name!r} compares the proxy's features, so correlation must be None; "
+            f"got {correlation.scores!r}"
+        )
+    if final_block not in (None, base.final_block):
+        raise ValueError(
+            f"base {base.name!r} works on the proxy's grid, where the final block has no residual: "
+            f"final_block must be None or {base.final_block!r}; got {final_block!r}"
+        )
+
+
+def check_overview(base: Base, correlation: Correlation) -> None:
+    """ValueError unless the base compares tokens, so that it can compare them with those of a coarse pass."""
+    if base.proxy is not None:
+        raise ValueError(
+            f"an overview compares CLIP's tokens, and base {base.name!r} attends by another model's features: "
+            "use overview=None or another base"
+        )
+    if correlation.scores in ("identity", "none"):
+        raise ValueError(
+            f"an overview attends by what the base compares, and correlation {correlation.scores!r} of base "
+            f"{base.name!r} compares nothing: use overview=None or another correlation"
+        )
+
+
+def check_pixels(pixels: Tensor, tower: Tower) -> None:
+    """TypeError or ValueError unless these are normalised images of at least one patch."""
+    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[1] != 3:
+        got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {got}")
+    if not pixels.is_floating_point():
+        raise TypeError(
+            f"pixels must be normalised floats; got {pixels.dtype}. "
+            "Divide by 255 and normalise, or pass images to Segmenter.segment"
+        )
+    height, width = pixels.shape[2:]
+    if 0 in tower.grid(height, width):
+        patch_height, patch_width = tower.patch_size
+        raise ValueError(
+            f"an image of {height} × {width} pixels is smaller than one patch of "
+            f"{patch_height} × {patch_width}: enlarge it first"
+        )
+
+
+def check_text(text: Tensor | None, width: int) -> None:
+    """ValueError unless this is the text that SFR segments by: (Q, width), at least one query."""
+    if text is None:
+        raise ValueError("SFR segments once before it refines, so it needs text: pass (Q, E)")
+    if text.ndim != 2 or text.shape[1] != width or not len(text):
+        raise ValueError(
+            f"text must be (Q, {width}), the image tower's output width; got {tuple(text.shape)}"
+        )
+
+
+def check_coarse(coarse: Coarse | None, overview: Overview | None, windows: int) -> None:
+    """ValueError unless every window has a coarse pass exactly where the encoder has an overview."""
+    if overview is None:
+        if coarse is not None:
+            raise ValueError(
+                "this encoder has no overview, so it cannot use a coarse pass: leave coarse out, or give "
+                "DenseEncoder an Overview"
+            )
+        return
+    if coarse is None:
+        raise ValueError(
+            "an encoder with an overview needs the coarse pass of each window's image: "
+            "pass coarse=encoder.coarse(images)"
+        )
+    if len(coarse) != windows:
+        raise ValueError(
+            f"expected one coarse pass for each of {windows} windows; got {len(coarse)}: pick each window's "
+            "image, such as coarse[[0, 0, 1]]"
+        )

@@ -1,8 +1,4 @@
-"""The rebuilt final block: one pass of a base's attention with SFR, RCS and overview, then the tower's head.
-
-Knows how these join each base, ProxyCLIP's other grid included. Knows no blocks before the final one, no order of the
-passes, and no text.
-"""
+"""The rebuilt final block: one pass of a base's attention with SFR, RCS and overview, then the tower's head."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +15,22 @@ from torch import Tensor
 from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Overview, ProxyAttention
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower
-from resclip_kernels import Implementation, SemanticFeedback, residual_attention
-from resclip_kernels.deterministic import attention
-from resclip_kernels.ops.proxy_attention import proxy_attention
-from resclip_kernels.ops.residual_attention import Correlation as OpCorrelation
-from resclip_kernels.ops.residual_attention.terms import score_operands
+from resclip_kernels import (
+    AttentionOptions,
+    Implementation,
+    ProxyAttentionOptions,
+    SemanticFeedback,
+    deterministic_attention,
+    proxy_attention,
+    residual_attention,
+    score_operands,
+)
+from resclip_kernels import Correlation as OpCorrelation
 
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
-    """The final block's tokens of whole images, resized small, one row of each tensor an image.
+    """The final block's keys and values of whole images at a small size; each tensor has one row per image.
 
     `coarse[2]` is one image's, `coarse[[2, 0, 2]]` and `coarse[1:3]` are several images', and a loop over it goes
     image by image.
@@ -43,21 +45,21 @@ class Coarse:
         return len(self.value)
 
     def __getitem__(self, numbers: int | slice | Sequence[int] | Tensor) -> Coarse:
-        picked = [numbers] if isinstance(numbers, int) else numbers
-        return Coarse(tuple(key[picked] for key in self.keys), self.value[picked])
+        index = [numbers] if isinstance(numbers, int) else numbers
+        return Coarse(tuple(key[index] for key in self.keys), self.value[index])
 
     @property
     def key(self) -> int:
-        """m: images with as many tokens fit into one batch, whatever their grids."""
+        """m, the number of tokens: images with equal m fit into one batch, whatever their grids."""
         return self.value.shape[2]
 
     @classmethod
     def stack(cls, images: Sequence[Coarse]) -> Coarse:
-        """One batch of several, in their order; ValueError unless there is one and all have the same `key`."""
+        """One batch of several, in their order; ValueError for none, and for different `key`s."""
         counts = sorted({image.key for image in images})
         if len(counts) != 1:
             raise ValueError(
-                f"expected coarse passes of as many tokens each, at least one; got {counts or 'none'}: "
+                f"expected at least one coarse pass, and as many tokens in each; got {counts or 'none'}: "
                 "stack those that have the same key"
             )
         keys = zip(*(image.keys for image in images), strict=True)
@@ -94,7 +96,7 @@ def attend_coarse(
         )
         return functools.reduce(torch.add, maps) @ coarse.value
     branches = (
-        attention(query, key, coarse.value, scale=scale)
+        deterministic_attention(query, key, coarse.value, scale=scale)
         for query, key in zip(queries, coarse.keys, strict=True)
     )
     return functools.reduce(torch.add, branches)
@@ -109,7 +111,7 @@ class FinalInputs(NamedTuple):
     """(B, A, L, d), of LN1(tokens)."""
     query: Tensor
     key: Tensor
-    """(B, A, L, d) each: what is compared, of the final block or of the correlation's own."""
+    """(B, A, L, d) each: what is compared, from the final block or from the correlation's `layer`."""
     projections: tuple[Tensor, ...]
     """(B, A, L, d) each: what is compared instead, for the correlations that project anew."""
     cross_layers: tuple[tuple[Tensor, Tensor], ...]
@@ -139,12 +141,12 @@ class Pass(NamedTuple):
     cross_layer: Tensor | None
     """A_c·v, for the next pass."""
     feedback: SemanticFeedback | None
-    """What was fed back into this pass."""
+    """The state that was fed back into this pass; None for the first."""
 
 
 @dataclass(frozen=True)
 class FinalBlock:
-    """What decides the final block's result beside its inputs; see `DenseEncoder`."""
+    """The final block with a method's attention in place of its own; the fields are `DenseEncoder`'s arguments."""
 
     tower: Tower
     kind: FinalBlockKind
@@ -156,12 +158,12 @@ class FinalBlock:
     overview: Overview | None
     implementation: Implementation
 
-    def keep(self, inputs: FinalInputs) -> Coarse:
-        """What the windows of these images will compare themselves with and gather."""
+    def make_coarse(self, inputs: FinalInputs) -> Coarse:
+        """The keys and values of whole images, to which their windows will attend."""
         return Coarse(tuple(right for _, right in self.operands(inputs)), inputs.value)
 
-    def look(self, inputs: FinalInputs, coarse: Coarse) -> FinalInputs:
-        """The inputs with what their tokens gather from a coarse pass, which is the same in every pass."""
+    def add_overview(self, inputs: FinalInputs, coarse: Coarse) -> FinalInputs:
+        """The inputs together with what their tokens gather from a coarse pass: once for all passes."""
         gathered = attend_coarse(
             [left for left, _ in self.operands(inputs)],
             coarse,
@@ -178,7 +180,7 @@ class FinalBlock:
         )
 
     def op_correlation(self, inputs: FinalInputs) -> OpCorrelation:
-        """The correlation under the ops' names: those that project anew are all "pp" there."""
+        """The correlation under the op's names: "xx" and "random", which project anew, are both "pp" there."""
         return "pp" if inputs.projections else cast(OpCorrelation, self.correlation.scores)
 
     def run(
@@ -204,7 +206,9 @@ class FinalBlock:
             inputs.query,
             inputs.key,
             inputs.value,
-            **self.attention_options(inputs, feedback),
+            self.attention_options(inputs),
+            projections=inputs.projections,
+            feedback=feedback,
             cross_layers=inputs.cross_layers,
             cross_layer=cross_layer,
             implementation=self.implementation,
@@ -224,32 +228,25 @@ class FinalBlock:
             return attended
         return self.rcs.temperature * torch.lerp(attended, cross_layer, self.rcs.weight)
 
-    def attention_options(
-        self, inputs: FinalInputs, feedback: SemanticFeedback | None
-    ) -> dict[str, Any]:
-        """Arguments of `residual_attention` that decide the map."""
-        sfr, rcs = self.sfr or SFR(), self.rcs or RCS()
-        return {
-            "grid": inputs.grid,
-            "correlation": self.op_correlation(inputs),
-            "projections": inputs.projections,
-            "score_temperature": self.correlation.temperature,
-            "window": self.correlation.window,
-            "neighbourhood_std": self.neighbourhood_std,
-            "feedback": feedback,
-            "feedback_weight": sfr.weight,
-            "feedback_temperature": sfr.temperature,
-            "cross_weight": rcs.weight,
-            "cross_temperature": rcs.temperature,
-        }
+    def attention_options(self, inputs: FinalInputs) -> AttentionOptions:
+        """What decides the map of `residual_attention` beside its tensors."""
+        return AttentionOptions(
+            grid=inputs.grid,
+            correlation=self.op_correlation(inputs),
+            score_temperature=self.correlation.temperature,
+            window=self.correlation.window,
+            neighbourhood_std=self.neighbourhood_std,
+            **(self.sfr.attention_options() if self.sfr else {}),
+            **(self.rcs.attention_options() if self.rcs else {}),
+        )
 
     def attend_by_proxy(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """ProxyCLIP's attention with SFR and RCS: (B, A, H_v·W_v, d), and A_c·v on that grid for the next pass.
 
-        SFR works on the proxy's grid. RCS's maps are of CLIP's: A_c·v is computed there, without [CLS]'s row, and then
-        resized bilinearly to the proxy's grid, which is to resize the rows of A_c and leave its columns as they are.
+        SFR works on the proxy's grid, RCS on CLIP's: A_c·v is computed there, without [CLS]'s row, and then resized
+        bilinearly to the proxy's grid, which resizes the rows of A_c and leaves its columns as they are.
         """
         features = inputs.features
         if features is None:
@@ -258,8 +255,9 @@ class FinalBlock:
         attended = proxy_attention(
             features,
             inputs.value[:, :, skip:],
+            self.proxy_options(),
             grid=inputs.grid,
-            **self.proxy_options(feedback),
+            feedback=feedback,
             implementation=self.implementation,
         )
         if self.rcs is None:
@@ -279,16 +277,14 @@ class FinalBlock:
             cross_layer = resize_heads(averaged[:, :, skip:], inputs.grid, inputs.output_grid)
         return self.with_rcs(attended, cross_layer), cross_layer
 
-    def proxy_options(self, feedback: SemanticFeedback | None) -> dict[str, Any]:
-        """Arguments of `proxy_attention` that decide the map."""
-        sfr, options = self.sfr or SFR(), self.proxy_attention or ProxyAttention()
-        return {
-            "beta": options.beta,
-            "gamma": options.gamma,
-            "feedback": feedback,
-            "feedback_weight": sfr.weight,
-            "feedback_temperature": sfr.temperature,
-        }
+    def proxy_options(self) -> ProxyAttentionOptions:
+        """What decides the map of `proxy_attention` beside its tensors."""
+        options = self.proxy_attention or ProxyAttention()
+        return ProxyAttentionOptions(
+            beta=options.beta,
+            gamma=options.gamma,
+            **(self.sfr.attention_options() if self.sfr else {}),
+        )
 
 
 def resize_heads(heads: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -16,9 +16,10 @@ from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.evaluation.datasets import Dataset
 from resclip.evaluation.report import DatasetReport, Report
 from resclip.evaluation.runner import OnProgress, evaluate
-from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Connectivity, Method
+from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Method
 from resclip.methods.presets import find_preset
 from resclip.segmenter import Segmenter
+from resclip_kernels import Connectivity
 
 WINDOW = 4
 """How many neighbouring blocks RCS averages in the study of layers: as many as the paper's 6-9."""

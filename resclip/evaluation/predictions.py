@@ -15,7 +15,7 @@ from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample
 from resclip.evaluation.metrics import confusion, scores_of
 from resclip.io.images import PixelArray, save_png
 from resclip.visualization.overlay import LegendEntry, draw_sheet, palette
-from resclip_kernels.checks import check_count
+from resclip_kernels import check_count
 
 OPACITY = 0.7
 """The opacity of the colours on a sheet: they matter more than the image, which stands beside them."""

@@ -33,7 +33,7 @@ from resclip.evaluation.metrics import confusion, scores_of
 from resclip.evaluation.report import DatasetReport, MethodResult, Report
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
 from resclip.segmenter import Segmenter
-from resclip_kernels.checks import check_count
+from resclip_kernels import check_count
 
 GROUP_SIZE = 8
 """How many images are segmented together: 50 to 100 windows of photographs, several full batches."""

@@ -29,9 +29,7 @@ from resclip.inference.windows import (
     source_span,
 )
 from resclip.text.vocabulary import Vocabulary
-from resclip_kernels import upsample_argmax
-from resclip_kernels.checks import check_count
-from resclip_kernels.deterministic import resize_planes
+from resclip_kernels import check_count, resize_planes, upsample_argmax
 
 STRIP_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 """By kind of device: a result whose stitched logits and labels would take more bytes comes in strips of rows.

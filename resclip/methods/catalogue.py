@@ -9,12 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from resclip.methods.correlation import Correlation
-from resclip_kernels import CONNECTIVITIES
-from resclip_kernels.checks import check_count, check_fraction, check_positive
+from resclip_kernels import (
+    CONNECTIVITIES,
+    AttentionOptions,
+    Connectivity,
+    FeedbackOptions,
+    ProxyAttentionOptions,
+    check_count,
+    check_fraction,
+    check_positive,
+)
 
 FinalBlockKind = Literal["attention_only", "full_residual"]
 FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlockKind)
-Connectivity = Literal["prefix", "line", "component"]
 MODULES = ("rcs", "sfr")
 """ResCLIP's two modules, in the order in which they follow a base's name."""
 
@@ -25,9 +32,9 @@ class ProxyAttention:
 
     model: str = "vit_base_patch8_224.dino"
     """"colour" (built in, no weights), or a timm model that gives patch features."""
-    beta: float = 1.2
+    beta: float = ProxyAttentionOptions.beta
     """β: the multiple of the image's mean similarity that an entry has to exceed."""
-    gamma: float = 3.0
+    gamma: float = ProxyAttentionOptions.gamma
     """γ > 0: sharpness of the softmax."""
     input_size: int | tuple[int, int] | None = None
     """Size in pixels of the image as the proxy sees it: short side, or (height, width); None keeps its size."""
@@ -140,9 +147,9 @@ class RCS:
     through the same stages in more blocks, so the same fractions of the depth are taken. The authors' program takes
     blocks 6–9 of any tower, as the preset "released" does.
     """
-    weight: float = 0.4
+    weight: float = AttentionOptions.cross_weight
     """λ_r in [0, 1]."""
-    temperature: float = 2.0
+    temperature: float = AttentionOptions.cross_temperature
     """τ_r > 0."""
 
     def __post_init__(self) -> None:
@@ -150,6 +157,10 @@ class RCS:
             object.__setattr__(self, "layers", parse_layers(self.layers))
         check_fraction("RCS weight", self.weight)
         check_positive("RCS temperature", self.temperature)
+
+    def attention_options(self) -> dict[str, Any]:
+        """Its weight and temperature, as the fields of `resclip_kernels.AttentionOptions`."""
+        return {"cross_weight": self.weight, "cross_temperature": self.temperature}
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
         """The blocks of a tower of `depth` blocks; ValueError if it lacks one of them."""
@@ -199,22 +210,22 @@ class SFR:
     the code that the paper's authors published.
     """
 
-    weight: float = 0.6
+    weight: float = AttentionOptions.feedback_weight
     """λ_s in [0, 1]."""
-    temperature: float = 2.1
+    temperature: float = AttentionOptions.feedback_temperature
     """τ_s > 0."""
     label_threshold: float = 0.3
     """θ in [0, 1]: pixels whose largest probability is below it get query 0."""
-    smoothing_std: float = 5.0
+    smoothing_std: float = FeedbackOptions.smoothing_std
     """σ in patches of the Gaussian along the flattened patch index; 0 for none."""
-    connectivity: Connectivity | None = "prefix"
+    connectivity: Connectivity | None = FeedbackOptions.connectivity
     """Rule for the pairs of patches without path decay: "prefix" (released), "line" (paper) or "component"; None: no
     decay."""
     refine_iterations: int = 10
     """Iterations of PAMR on the logits of the first segmentation; 0 for none."""
     logit_scale: float = 40.0
     """Factor of the logits before the softmax over queries."""
-    normalise: bool = True
+    normalise: bool = FeedbackOptions.normalise
     """Divides rows of Ŝ by their sums, and Ŝ by its maximum (released); False is the paper's equation."""
     rounds: int = 1
     """How often a segmentation is fed back; each round segments by the features of the one before."""
@@ -236,6 +247,14 @@ class SFR:
             raise ValueError(
                 f"SFR connectivity must be one of {valid}, or None; got {self.connectivity!r}"
             )
+
+    def attention_options(self) -> dict[str, Any]:
+        """Its weight and temperature, as the fields of `resclip_kernels.AttentionOptions` and of the proxy's."""
+        return {"feedback_weight": self.weight, "feedback_temperature": self.temperature}
+
+    def feedback_options(self) -> FeedbackOptions:
+        """How its labels become the state that is fed back."""
+        return FeedbackOptions(self.connectivity, self.smoothing_std, self.normalise)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from resclip.methods.options_text import parse_options
-from resclip_kernels.checks import check_count, check_positive
+from resclip_kernels import check_count, check_positive
 
 Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
 SCORES: tuple[str, ...] = get_args(Scores)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable, first_sentence
-from resclip_kernels.checks import check_count, check_float
-from resclip_kernels.deterministic import resize_planes
+from resclip_kernels import check_count, check_float, resize_planes
 
 COLOUR = "colour"
 PREFIX = "timm:"

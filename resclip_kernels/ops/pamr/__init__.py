@@ -6,24 +6,37 @@ feedback pass runs it on the first pass's logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from resclip_kernels.checks import check_count, check_float, check_same_images
-from resclip_kernels.dispatch import Implementation, as_operator, parse_implementation
-from resclip_kernels.ops.pamr import dispatch
+from resclip_kernels.checks import check_float, check_same_images, merge_options
+from resclip_kernels.custom_op import custom_op
+from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.ops.pamr import portable, reference
+from resclip_kernels.ops.pamr.options import PamrKeywords, PamrOptions
+from resclip_kernels.ops.pamr.tiles import obstacle
 
-__all__ = ["pamr"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["PamrOptions", "pamr"]
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred("resclip_kernels.ops.pamr.triton", "pamr"),
+    Implementation.TORCH: portable.pamr,
+    Implementation.REFERENCE: reference.pamr,
+}
 
 
 def pamr(
     image: Tensor,
     masks: Tensor,
+    options: PamrOptions | None = None,
     *,
-    iterations: int = 10,
-    dilations: Sequence[int] = (8, 16),
     implementation: Implementation | str = Implementation.AUTO,
+    **keywords: Unpack[PamrKeywords],
 ) -> Tensor:
     """Refine mask planes by repeated averaging over pixels that look alike.
 
@@ -35,9 +48,9 @@ def pamr(
     Args:
         image: (B, C, H, W) guide, floating point; any normalisation per channel.
         masks: (B, Q, H, W) planes to refine. float16 and bfloat16 planes are accumulated in float32.
-        iterations: how often the step runs; 0 returns `masks` unchanged.
-        dilations: distances in pixels of the rings of neighbours.
+        options: iterations and dilations; without iterations `masks` comes back unchanged. None for the defaults.
         implementation: see `Implementation`.
+        keywords: fields of `PamrOptions`, in place of those of `options`.
 
     Returns:
         (B, Q, H, W) in `masks`' dtype.
@@ -45,6 +58,7 @@ def pamr(
     Raises:
         TypeError, ValueError: a shape, dtype or count that does not fit; the message says what was expected.
     """
+    options = merge_options(PamrOptions, options, keywords)
     check_float("image", image, 4, "(B, C, H, W)")
     check_float("masks", masks, 4, "(B, Q, H, W)")
     check_same_images("image", image, "masks", masks)
@@ -53,14 +67,20 @@ def pamr(
             f"image and masks must have one height and width; "
             f"got {tuple(image.shape[-2:])} and {tuple(masks.shape[-2:])}"
         )
-    check_count("iterations", iterations, 0)
-    if not dilations:
-        raise ValueError("dilations must name at least one distance; use iterations=0 for none")
-    for dilation in dilations:
-        check_count("each dilation", dilation, 1)
-    if iterations == 0 or masks.numel() == 0:
+    if options.iterations == 0 or masks.numel() == 0:
         return masks
-    run = dispatch.operator if as_operator(image, masks) else dispatch.pamr
-    return run(
-        image, masks, iterations, list(dilations), parse_implementation(implementation).value
-    )
+    return run(image, masks, options, parse_implementation(implementation).value)
+
+
+def fake(image: Tensor, masks: Tensor, options: PamrOptions, implementation: str) -> Tensor:
+    """The shape that `run` returns."""
+    return torch.empty_like(masks, memory_format=torch.contiguous_format)
+
+
+@custom_op("pamr", fake)
+def run(image: Tensor, masks: Tensor, options: PamrOptions, implementation: str) -> Tensor:
+    """The chosen implementation's planes."""
+    limit = obstacle(masks)
+    function = resolve(implementation, IMPLEMENTATIONS, image, masks, limit=limit).function
+    refined: Tensor = function(image, masks, options.iterations, options.dilations)
+    return refined

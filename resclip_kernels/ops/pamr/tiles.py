@@ -1,7 +1,4 @@
-"""How PAMR's kernels share out the pixels: plain arithmetic on sizes.
-
-Knows no tensor's values and no kernel; loads without triton.
-"""
+"""How PAMR's kernels share out the pixels: plain arithmetic on sizes, which loads without triton."""
 
 from __future__ import annotations
 
@@ -96,7 +93,7 @@ def tiles_of(height: int, width: int, dilations: tuple[int, ...], tile: Tile) ->
 
 
 def share(planes: int, tiles: int) -> int:
-    """Planes a program refines: enough to pay for its weights (64 bytes a pixel), few enough to fill a GPU."""
+    """Planes that a program refines: enough to pay for its weights (64 bytes per pixel), few enough to fill a GPU."""
     most = min(32, max(4, ceil_div(planes * tiles, 1024)))
     return max(1, ceil_div(planes, max(1, ceil_div(planes, most))))
 

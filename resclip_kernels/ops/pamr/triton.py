@@ -1,7 +1,4 @@
-"""PAMR in Triton: one kernel for the weights, one launch an iteration for the planes.
-
-Knows how pixels are shared out to programs and what each of them reads. Knows nothing of what the planes mean and
-checks no arguments: `resclip_kernels.pamr` does.
+"""PAMR in Triton: one kernel for the weights, one launch per iteration for the planes.
 
 An iteration has to move each plane once in and once out: 8 bytes a float32 pixel, of which an H200's memory gives a
 multiprocessor 21 a cycle. Its 16 neighbours as 16 loads are 64 bytes through the L1 cache, at 128 a cycle: 1.3 times
@@ -44,7 +41,7 @@ from resclip_kernels.ops.pamr.tiles import (
 
 
 def pamr(image: Tensor, masks: Tensor, iterations: int, dilations: tuple[int, ...]) -> Tensor:
-    """The formula of `resclip_kernels.pamr`; float16 and bfloat16 planes are rounded once an iteration."""
+    """The formula of `resclip_kernels.pamr`; float16 and bfloat16 planes are rounded once per iteration."""
     return refine(masks, pamr_weights(image, dilations), iterations, dilations)
 
 

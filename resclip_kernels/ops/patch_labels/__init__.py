@@ -1,55 +1,56 @@
-"""From the first pass's logits to one label a patch: the labels that semantic feedback feeds on.
+"""From the first pass's logits to one label per patch: the labels that semantic feedback feeds on.
 
 ResCLIP's released program, section 3.3 of arXiv 2411.15851: bilinear, PAMR, softmax with a threshold, majority.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from resclip_kernels.checks import (
-    check_count,
-    check_float,
-    check_fraction,
-    check_positive,
-    check_same_images,
-)
-from resclip_kernels.dispatch import Implementation, as_operator, parse_implementation
-from resclip_kernels.ops.patch_labels import dispatch
+from resclip_kernels.checks import check_count, check_float, check_same_images, merge_options
+from resclip_kernels.custom_op import custom_op
+from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.online_softmax import check_no_nan, kernel_limit
+from resclip_kernels.ops.patch_labels import portable, reference
+from resclip_kernels.ops.patch_labels.options import PatchLabelsKeywords, PatchLabelsOptions
 
-__all__ = ["patch_labels"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["PatchLabelsOptions", "patch_labels"]
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred("resclip_kernels.ops.patch_labels.triton", "patch_labels"),
+    Implementation.TORCH: portable.patch_labels,
+    Implementation.REFERENCE: reference.patch_labels,
+}
 
 
 def patch_labels(
     logits: Tensor,
     image: Tensor,
+    options: PatchLabelsOptions | None = None,
     *,
-    patch_size: tuple[int, int],
-    logit_scale: float = 40.0,
-    threshold: float = 0.0,
-    refine_iterations: int = 10,
-    dilations: Sequence[int] = (8, 16),
     implementation: Implementation | str = Implementation.AUTO,
+    **keywords: Unpack[PatchLabelsKeywords],
 ) -> Tensor:
-    """One query label a patch from a grid of logits.
+    """One query label per patch from a grid of logits.
 
     The logits are resized bilinearly (`align_corners=False`) to the image's size and refined by `pamr` with the image
     as guide; a pixel's label is its arg-max query, or query 0 where softmax(logit_scale · logits) stays under
     `threshold`; a patch's label is the most frequent label of its pixels, the smallest one on a tie.
 
     Args:
-        logits: (B, Q, h, w), one plane a query; −inf rules a query out of a patch. float16 and bfloat16 are
+        logits: (B, Q, h, w), one plane per query; −inf rules a query out of a patch. float16 and bfloat16 are
             computed in float32, except by "reference".
         image: (B, C, H, W) guide, with h = H // patch height and w = W // patch width; pixels past the last whole
             patch belong to no patch.
-        patch_size: (height, width) of a patch in pixels.
-        logit_scale: factor before the softmax.
-        threshold: smallest probability that counts, in [0, 1].
-        refine_iterations: of PAMR; 0 for none.
-        dilations: of PAMR.
+        options: the patches' size, the softmax's scale and threshold, PAMR's iterations. None: all by keyword.
         implementation: see `Implementation`.
+        keywords: fields of `PatchLabelsOptions`, in place of those of `options`.
 
     Returns:
         (B, h, w) int64 labels in [0, Q).
@@ -57,29 +58,33 @@ def patch_labels(
     Raises:
         TypeError, ValueError: a shape, dtype or value that does not fit; logits that hold NaN, with the images that do.
     """
+    options = merge_options(PatchLabelsOptions, options, keywords)
     check_float("logits", logits, 4, "(B, Q, h, w)")
     check_float("image", image, 4, "(B, C, H, W)")
     check_same_images("logits", logits, "image", image)
     check_count("the number of queries", logits.shape[1], 1)
-    grid = (image.shape[2] // patch_size[0], image.shape[3] // patch_size[1])
+    height, width = options.patch_size
+    grid = (image.shape[2] // height, image.shape[3] // width)
     if tuple(logits.shape[2:]) != grid:
         raise ValueError(
-            f"an image of {tuple(image.shape[2:])} with patches of {tuple(patch_size)} has a grid of {grid}; "
+            f"an image of {tuple(image.shape[2:])} with patches of {(height, width)} has a grid of {grid}; "
             f"logits have {tuple(logits.shape[2:])}"
         )
     for side in logits.shape[2:]:
         check_count("each side of the logits' grid", side, 1)
-    check_positive("logit_scale", logit_scale)
-    check_fraction("threshold", threshold)
-    check_count("refine_iterations", refine_iterations, 0)
-    run = dispatch.operator if as_operator(logits, image) else dispatch.patch_labels
-    return run(
-        logits,
-        image,
-        list(patch_size),
-        float(logit_scale),
-        float(threshold),
-        refine_iterations,
-        list(dilations),
-        parse_implementation(implementation).value,
-    )
+    return run(logits, image, options, parse_implementation(implementation).value)
+
+
+def fake(logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementation: str) -> Tensor:
+    """The shape that `run` returns."""
+    return logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=torch.int64)
+
+
+@custom_op("patch_labels", fake)
+def run(logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementation: str) -> Tensor:
+    """The chosen implementation's labels; ValueError for NaN, since only here are values at hand while compiling."""
+    check_no_nan(logits)
+    limit = kernel_limit(image.shape[2:])
+    function = resolve(implementation, IMPLEMENTATIONS, logits, image, limit=limit).function
+    labels: Tensor = function(logits, image, options)
+    return labels

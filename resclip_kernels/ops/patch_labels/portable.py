@@ -6,27 +6,24 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.online_softmax import best_query
+from resclip_kernels.ops.patch_labels.options import PatchLabelsOptions
 
 
 def patch_labels(
     logits: Tensor,
     image: Tensor,
-    patch_size: tuple[int, int],
-    logit_scale: float,
-    threshold: float,
-    refine_iterations: int,
-    dilations: tuple[int, ...],
+    options: PatchLabelsOptions,
 ) -> Tensor:
     """The formula of `resclip_kernels.patch_labels` without (Q, H, W) probabilities."""
     best, label = best_query(
         logits,
         (image.shape[2], image.shape[3]),
-        logit_scale=logit_scale,
+        logit_scale=options.logit_scale,
         guide=image,
-        refine_iterations=refine_iterations,
-        dilations=dilations,
+        refine_iterations=options.refine_iterations,
+        dilations=options.dilations,
     )
-    return majority(label.where(best >= threshold, 0), patch_size)
+    return majority(label.where(best >= options.threshold, 0), options.patch_size)
 
 
 def majority(labels: Tensor, patch_size: tuple[int, int]) -> Tensor:

@@ -7,20 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.ops.pamr import reference as pamr_reference
+from resclip_kernels.ops.patch_labels.options import PatchLabelsOptions
 
 
 def patch_labels(
     logits: Tensor,
     image: Tensor,
-    patch_size: tuple[int, int],
-    logit_scale: float,
-    threshold: float,
-    refine_iterations: int,
-    dilations: tuple[int, ...],
+    options: PatchLabelsOptions,
 ) -> Tensor:
     """The formula of `resclip_kernels.patch_labels`, materialised."""
-    best, label = pixel_probabilities(logits, image, logit_scale, refine_iterations, dilations)
-    return majority(label.where(best >= threshold, 0), patch_size)
+    best, label = pixel_probabilities(
+        logits, image, options.logit_scale, options.refine_iterations, options.dilations
+    )
+    return majority(label.where(best >= options.threshold, 0), options.patch_size)
 
 
 def pixel_probabilities(

@@ -1,4 +1,4 @@
-"""Patch labels by fused kernels: the best query a pixel, then the majority of each patch."""
+"""Patch labels by fused kernels: the best query of each pixel, then the majority of each patch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from resclip_kernels.launch import Options, launch
 from resclip_kernels.online_softmax_triton import Result, best_query
+from resclip_kernels.ops.patch_labels.options import PatchLabelsOptions
 
 # Every pixel is compared with every pixel, 4 instructions each: at 16 × 16 that is 8,192 for one warp. With 4 warps a
 # patch, 196 patches give each of a GPU's 528 schedulers one or two of them, of 2,048.
@@ -56,11 +57,7 @@ def majority_kernel(
 def patch_labels(
     logits: Tensor,
     image: Tensor,
-    patch_size: tuple[int, int],
-    logit_scale: float,
-    threshold: float,
-    refine_iterations: int,
-    dilations: tuple[int, ...],
+    options: PatchLabelsOptions,
 ) -> Tensor:
     """The formula of `resclip_kernels.patch_labels`; computes in float32 whatever the logits' dtype."""
     size = (image.shape[2], image.shape[3])
@@ -68,12 +65,12 @@ def patch_labels(
     best_query(
         logits,
         size,
-        Result(logit_scale, threshold, label, None),
+        Result(options.logit_scale, options.threshold, label, None),
         guide=image,
-        refine_iterations=refine_iterations,
-        dilations=dilations,
+        refine_iterations=options.refine_iterations,
+        dilations=options.dilations,
     )
-    return majority(label, patch_size)
+    return majority(label, options.patch_size)
 
 
 def majority(labels: Tensor, patch_size: tuple[int, int]) -> Tensor:

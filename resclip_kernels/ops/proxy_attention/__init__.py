@@ -6,37 +6,52 @@ ProxyCLIP: Lan et al., "ProxyCLIP: Proxy Attention Improves CLIP for Open-Vocabu
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from resclip_kernels.checks import (
     check_count,
     check_float,
-    check_fraction,
-    check_positive,
     check_same_images,
+    merge_options,
+    row_numbers,
 )
-from resclip_kernels.dispatch import Implementation, as_operator, parse_implementation
-from resclip_kernels.ops.proxy_attention import dispatch, portable
-from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
-from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.custom_op import custom_op
+from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.ops.proxy_attention import portable, reference
+from resclip_kernels.ops.proxy_attention.options import (
+    ProxyAttentionKeywords,
+    ProxyAttentionOptions,
+)
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, kernel_limit
 
-__all__ = ["proxy_attention", "proxy_rows"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ProxyAttentionOptions", "proxy_attention", "proxy_rows"]
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred(
+        "resclip_kernels.ops.proxy_attention.triton", "proxy_attention"
+    ),
+    Implementation.TORCH: portable.proxy_attention,
+    Implementation.REFERENCE: reference.proxy_attention,
+}
+# With feedback the kernel knows a row's largest entry only to within τ_s·λ_s, so that its weights may be e^(τ_s·λ_s)
+# times smaller than 1: e^8 leaves float16 its eleven bits. The released settings reach 1.6.
+LARGEST_FEEDBACK = 8.0
 
 
 def proxy_attention(
     features: Tensor,
     value: Tensor,
+    options: ProxyAttentionOptions | None = None,
     *,
     grid: tuple[int, int],
-    beta: float = 1.2,
-    gamma: float = 3.0,
     feedback: SemanticFeedback | None = None,
-    feedback_weight: float = 0.7,
-    feedback_temperature: float = 1.0,
     implementation: Implementation | str = Implementation.AUTO,
+    **keywords: Unpack[ProxyAttentionKeywords],
 ) -> Tensor:
     """Aggregate CLIP's values over the positions that a vision foundation model finds alike.
 
@@ -53,16 +68,15 @@ def proxy_attention(
     it.
 
     Args:
-        features: (B, C, H_v, W_v), any length a position, any floating dtype and strides.
+        features: (B, C, H_v, W_v), any length per position, any floating dtype and strides.
         value: (B, A, h·w, d), the patches' values of CLIP's final block without [CLS], in row-major order. Products
             accumulate in float32 at least.
+        options: β, γ, λ_s and τ_s; None for the defaults.
         grid: (h, w) in CLIP's patches.
-        beta: how far above the mean similarity an entry must lie, as a multiple of the mean; any finite number.
-        gamma: sharpness of the softmax, above 0.
         feedback: state of `semantic_feedback` for these images, of labels on the features' grid (H_v, W_v); None for
             no SFR.
-        feedback_weight, feedback_temperature: λ_s in [0, 1] and τ_s > 0.
         implementation: see `Implementation`.
+        keywords: fields of `ProxyAttentionOptions`, in place of those of `options`.
 
     Returns:
         (B, A, H_v·W_v, d) in `value`'s dtype.
@@ -70,36 +84,40 @@ def proxy_attention(
     Raises:
         TypeError, ValueError: a shape, dtype or number that does not fit; the message says what was expected.
     """
-    term = check_map(features, beta, gamma, feedback, feedback_weight, feedback_temperature)
+    options = merge_options(ProxyAttentionOptions, options, keywords)
+    check_features(features, feedback)
     check_float("value", value, 4, "(B, A, h·w, d)")
     check_same_images("features", features, "value", value)
     height, width = grid
-    for name, size in (("grid's height", height), ("grid's width", width)):
-        check_count(name, size, 1)
+    check_count("grid's height", height, 1)
+    check_count("grid's width", width, 1)
     if value.shape[2] != height * width:
         raise ValueError(
             f"a grid of {height} × {width} patches has {height * width} values without [CLS]; "
             f"value has {value.shape[2]}: leave [CLS] out, or correct grid"
         )
-    asked = parse_implementation(implementation).value
-    run = dispatch.as_operator_call if as_operator(features, value) else dispatch.proxy_attention
-    return run(features, value, height, width, float(beta), float(gamma), asked, term)
+    return run(
+        features,
+        value,
+        options,
+        (height, width),
+        feedback,
+        parse_implementation(implementation).value,
+    )
 
 
 def proxy_rows(
     features: Tensor,
     rows: Tensor,
+    options: ProxyAttentionOptions | None = None,
     *,
-    beta: float = 1.2,
-    gamma: float = 3.0,
     feedback: SemanticFeedback | None = None,
-    feedback_weight: float = 0.7,
-    feedback_temperature: float = 1.0,
+    **keywords: Unpack[ProxyAttentionKeywords],
 ) -> Tensor:
-    """Rows of the map that `proxy_attention` applies, for looking at them: where some positions attend to.
+    """Some rows of the map that `proxy_attention` applies to the values, for looking at it.
 
     Args:
-        features, beta, gamma, feedback, feedback_weight, feedback_temperature: see `proxy_attention`.
+        features, options, feedback, keywords: as in `proxy_attention`.
         rows: (R,) int64, positions in row-major order, the same for every image.
 
     Returns:
@@ -107,44 +125,62 @@ def proxy_rows(
         to 1.
 
     Raises:
-        TypeError, ValueError: as `proxy_attention`; a row outside the grid.
+        TypeError, ValueError: as `proxy_attention`; rows that are no positions of the grid.
     """
-    term = check_map(features, beta, gamma, feedback, feedback_weight, feedback_temperature)
-    if not isinstance(rows, Tensor) or rows.ndim != 1 or rows.dtype != torch.int64:
-        got = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else repr(rows)
-        raise TypeError(f"rows must be an int64 tensor (R,) of positions; got {got}")
-    positions = features.shape[2] * features.shape[3]
-    numbers = rows.tolist()
-    if any(not 0 <= row < positions for row in numbers):
-        raise ValueError(f"rows must lie between 0 and {positions - 1}; got {numbers}")
-    return portable.proxy_rows(features, numbers, float(beta), float(gamma), term)
+    options = merge_options(ProxyAttentionOptions, options, keywords)
+    check_features(features, feedback)
+    numbers = row_numbers(rows, features.shape[2] * features.shape[3], allow_none=True)
+    return portable.proxy_rows(features, numbers, options, feedback)
 
 
-def check_map(
-    features: Tensor,
-    beta: float,
-    gamma: float,
-    feedback: SemanticFeedback | None,
-    weight: float,
-    temperature: float,
-) -> FeedbackTerm | None:
-    """TypeError or ValueError unless these make a map; its feedback in one piece."""
+def check_features(features: Tensor, feedback: SemanticFeedback | None) -> None:
+    """TypeError or ValueError unless these are features, with feedback on their grid."""
     check_float("features", features, 4, "(B, C, H_v, W_v)")
     if features.shape[1] < 1:
         raise ValueError(
             f"features must have at least one channel (B, C, H_v, W_v); got {tuple(features.shape)}"
         )
-    if not math.isfinite(beta):
-        raise ValueError(f"beta must be a finite number; got {beta}")
-    check_positive("gamma", gamma)
-    check_fraction("feedback_weight", weight)
-    check_positive("feedback_temperature", temperature)
-    if feedback is None:
-        return None
     size = (features.shape[2], features.shape[3])
-    if feedback.grid != size or len(feedback.labels) != len(features):
+    if feedback is not None and (feedback.grid != size or len(feedback.labels) != len(features)):
         raise ValueError(
             f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; features hold "
             f"{len(features)} of {size}: make it from labels on the features' grid"
         )
-    return FeedbackTerm(feedback, float(weight), float(temperature))
+
+
+def fake(
+    features: Tensor,
+    value: Tensor,
+    options: ProxyAttentionOptions,
+    grid: tuple[int, int],
+    feedback: SemanticFeedback | None,
+    implementation: str,
+) -> Tensor:
+    """The shape that `run` returns: (B, A, H_v·W_v, d)."""
+    batch, heads, _, head_width = value.shape
+    return value.new_empty((batch, heads, features.shape[2] * features.shape[3], head_width))
+
+
+@custom_op("proxy_attention", fake)
+def run(
+    features: Tensor,
+    value: Tensor,
+    options: ProxyAttentionOptions,
+    grid: tuple[int, int],
+    feedback: SemanticFeedback | None,
+    implementation: str,
+) -> Tensor:
+    """The chosen implementation's result."""
+    limit = kernel_limit(feedback)
+    weight, temperature = options.mixing
+    if feedback is not None and weight * temperature > LARGEST_FEEDBACK:
+        limit = (
+            f"the kernel takes feedback_weight times the feedback's temperature up to {LARGEST_FEEDBACK:g}; "
+            f"got {weight * temperature:g}: use 'torch'"
+        )
+    function = resolve(implementation, IMPLEMENTATIONS, features, value, limit=limit).function
+    empty = fake(features, value, options, grid, feedback, implementation)
+    if empty.numel() == 0:
+        return empty
+    result: Tensor = function(features, value, grid, options, feedback)
+    return result

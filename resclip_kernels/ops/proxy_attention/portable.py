@@ -6,19 +6,18 @@ The map is the same for every head, so (rows, n) weights times (n, A·d) values 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
-from resclip_kernels.ops.semantic_feedback.pieces import single_images
+from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 
-# Weights held at a time, and their softmax as much again: the whole map of 1,448 positions in float32, and 84 rows of
-# 25,000 positions, enough for the product with the values to be bound by arithmetic.
+# Bytes of weights held at a time, and their softmax as much again: the whole map of 1,448 positions in float32, and 84
+# rows of 25,000 positions, enough for the product with the values to be bound by arithmetic.
 ROW_BYTES = 1 << 23
+# Length under which a position counts as 0.
 SHORTEST = 1e-12
 
 
@@ -26,55 +25,58 @@ def proxy_attention(
     features: Tensor,
     value: Tensor,
     grid: tuple[int, int],
-    beta: float,
-    gamma: float,
-    feedback: FeedbackTerm | None = None,
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None = None,
 ) -> Tensor:
     """The formula of `resclip_kernels.proxy_attention`; float16 and bfloat16 compute in float32."""
     dtype = torch.promote_types(torch.promote_types(features.dtype, value.dtype), torch.float32)
     size = (features.shape[2], features.shape[3])
     images = [
-        attend(image.to(dtype), side_by_side(heads.to(dtype), grid, size), beta, gamma, own)
+        attend(image.to(dtype), side_by_side(heads.to(dtype), grid, size), options, state)
         .unflatten(1, (value.shape[1], value.shape[3]))
         .to(value.dtype)
-        for image, heads, own in zip(features, value, each(feedback, len(features)), strict=True)
+        for image, heads, state in zip(features, value, each(feedback, len(features)), strict=True)
     ]
     return torch.stack(images).transpose(1, 2).contiguous()
 
 
 @torch.no_grad()
 def proxy_rows(
-    features: Tensor, rows: list[int], beta: float, gamma: float, feedback: FeedbackTerm | None
+    features: Tensor,
+    rows: list[int],
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None,
 ) -> Tensor:
     """These rows of every image's map: (B, R, n), in float32 at least."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     positions = features.shape[2] * features.shape[3]
     maps = torch.empty((len(features), len(rows), positions), dtype=dtype, device=features.device)
-    for image, own, found in zip(features, each(feedback, len(features)), maps, strict=True):
+    for image, state, image_rows in zip(features, each(feedback, len(features)), maps, strict=True):
         unit = unit_rows(image.to(dtype))
-        threshold = beta * mean_similarity(unit)
-        for place, row in zip(found, rows, strict=True):
-            place.copy_(row_weights(unit, row, row + 1, threshold, gamma, own)[0])
+        threshold = options.beta * mean_similarity(unit)
+        for row, weights in zip(rows, image_rows, strict=True):
+            weights.copy_(row_weights(unit, row, row + 1, threshold, options, state)[0])
     return maps
 
 
-def each(feedback: FeedbackTerm | None, images: int) -> list[FeedbackTerm | None]:
+def each(feedback: SemanticFeedback | None, images: int) -> list[SemanticFeedback | None]:
     """The feedback of every image alone."""
-    if feedback is None:
-        return [None] * images
-    return [replace(feedback, state=state) for state in single_images(feedback.state)]
+    return [None] * images if feedback is None else [*feedback.images()]
 
 
 def attend(
-    image: Tensor, values: Tensor, beta: float, gamma: float, feedback: FeedbackTerm | None
+    image: Tensor,
+    values: Tensor,
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None,
 ) -> Tensor:
     """One image's (C, H_v, W_v) and values (n, A·d) → (n, A·d)."""
     unit = unit_rows(image)
     count = len(unit)
-    threshold = beta * mean_similarity(unit)
+    threshold = options.beta * mean_similarity(unit)
     rows = max(1, ROW_BYTES // (count * unit.element_size()))
     blocks = [
-        row_weights(unit, first, min(first + rows, count), threshold, gamma, feedback) @ values
+        row_weights(unit, first, min(first + rows, count), threshold, options, feedback) @ values
         for first in range(0, count, rows)
     ]
     return torch.cat(blocks)
@@ -90,16 +92,18 @@ def row_weights(
     first: int,
     last: int,
     threshold: Tensor,
-    gamma: float,
-    feedback: FeedbackTerm | None,
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None,
 ) -> Tensor:
     """Rows `first` to `last` of one image's map: (last − first, n), each summing to 1."""
     score = (unit[first:last] @ unit.mT).sub_(threshold)
     if feedback is None:
-        score = score.mul_(gamma)
+        score = score.mul_(options.gamma)
     else:
-        bonus = feedback.bonus(feedback_rows(feedback.state, first, last)[0])
-        score = score.mul_((1 - feedback.weight) * gamma).add_(bonus).mul_(feedback.temperature)
+        weight, temperature = options.mixing
+        rows = feedback_rows(feedback, first, last)[0]
+        bonus = options.weighted(rows, feedback.options.normalise)
+        score = score.mul_((1 - weight) * options.gamma).add_(bonus).mul_(temperature)
     dropped = score < 0
     own = torch.arange(last - first, device=unit.device)
     alone = dropped.all(dim=1)

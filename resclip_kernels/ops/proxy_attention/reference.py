@@ -6,17 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
-from resclip_kernels.ops.semantic_feedback import feedback_matrix
+from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
+from resclip_kernels.ops.semantic_feedback import SemanticFeedback, feedback_matrix
 
 
 def proxy_attention(
     features: Tensor,
     value: Tensor,
     grid: tuple[int, int],
-    beta: float,
-    gamma: float,
-    feedback: FeedbackTerm | None = None,
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None = None,
 ) -> Tensor:
     """The formula of `resclip_kernels.proxy_attention`, materialised.
 
@@ -24,7 +23,7 @@ def proxy_attention(
     would cross 0, where it jumps, by the dozen.
     """
     dtype = torch.promote_types(torch.promote_types(features.dtype, value.dtype), torch.float32)
-    weights = proxy_map(features.to(dtype), beta, gamma, feedback)  # [B, n, n]
+    weights = proxy_map(features.to(dtype), options, feedback)  # [B, n, n]
     planes = value.to(dtype).mT.unflatten(-1, grid).flatten(0, 1)  # [B * A, d, h, w]
     resized = F.interpolate(
         planes, size=features.shape[-2:], mode="bilinear", align_corners=False
@@ -35,12 +34,14 @@ def proxy_attention(
 
 
 def proxy_map(
-    features: Tensor, beta: float, gamma: float, feedback: FeedbackTerm | None = None
+    features: Tensor, options: ProxyAttentionOptions, feedback: SemanticFeedback | None = None
 ) -> Tensor:
     """softmax(S' where S' ≥ 0): (B, C, H_v, W_v) → (B, n, n), rows sum to 1."""
-    score = proxy_score(features, beta, gamma)
+    score = proxy_score(features, options.beta, options.gamma)
     if feedback is not None:
-        score = with_feedback(score, feedback)
+        weight, temperature = options.mixing
+        bonus = options.weighted(feedback_matrix(feedback), feedback.options.normalise)
+        score = temperature * ((1 - weight) * score + bonus)
     score = score.masked_fill(score < 0, -torch.inf)
     alone = score.isneginf().all(dim=-1)
     unit = torch.eye(score.shape[-1], dtype=torch.bool, device=score.device)
@@ -54,9 +55,3 @@ def proxy_score(features: Tensor, beta: float, gamma: float) -> Tensor:
     unit = torch.where(length < 1e-12, 0.0, positions / length)
     similarity = unit @ unit.mT
     return gamma * (similarity - beta * similarity.mean(dim=(-2, -1), keepdim=True))
-
-
-def with_feedback(score: Tensor, feedback: FeedbackTerm) -> Tensor:
-    """S' = τ_s · ((1 − λ_s) · S + λ_s · Ŝ): (B, n, n)."""
-    bonus = feedback.bonus(feedback_matrix(feedback.state))
-    return feedback.temperature * ((1 - feedback.weight) * score + bonus)

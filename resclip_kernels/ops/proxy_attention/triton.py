@@ -2,8 +2,8 @@
 
 Four kernels, three of which lay out (`triton_layout`). The attention's softmax knows its largest entry beforehand (a
 unit row is most like itself), so that it carries a sum and no maximum. Features stay as they came: the inverse lengths
-multiply the finished products, so float16 and bfloat16 features lose nothing by being made unit rows. Knows no head: a
-column is a column.
+multiply the finished products, so float16 and bfloat16 features lose nothing by being made unit rows. Heads lie
+side by side: a column is a column.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, Target, launch, target_of
-from resclip_kernels.ops.proxy_attention.terms import FeedbackTerm
+from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
 from resclip_kernels.ops.proxy_attention.triton_layout import (
     lay_out_positions,
     resize_values,
     squared_sums,
 )
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 from resclip_kernels.ops.semantic_feedback.triton import feedback_arguments, tile_constant
 from resclip_kernels.ops.semantic_feedback.triton_tiles import (
     finished_tile,
@@ -94,9 +95,8 @@ def proxy_attention(
     features: Tensor,
     value: Tensor,
     grid: tuple[int, int],
-    beta: float,
-    gamma: float,
-    feedback: FeedbackTerm | None = None,
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None = None,
 ) -> Tensor:
     """The formula of `resclip_kernels.proxy_attention`; no map, O(B·n·(C + A·d)) of memory beside the arguments."""
     batch, heads, _, head_width = value.shape
@@ -111,7 +111,7 @@ def proxy_attention(
     values = resize_values(
         value, grid, (features.shape[2], features.shape[3]), groups * tiles * blocks.columns
     )
-    arguments, constants = term_arguments(feedback, gamma, features)
+    arguments, constants = feedback_terms(options, feedback, features)
     launch(
         proxy_attention_kernel,
         batch * triton.cdiv(positions, blocks.rows) * groups,
@@ -126,7 +126,7 @@ def proxy_attention(
             "channels": rows.shape[2],
             "columns": columns,
             "head_width": head_width,
-            "threshold_scale": beta / positions**2,
+            "threshold_scale": options.beta / positions**2,
             **arguments,
         },
         {
@@ -148,8 +148,8 @@ def proxy_attention(
     return output
 
 
-def term_arguments(
-    feedback: FeedbackTerm | None, gamma: float, features: Tensor
+def feedback_terms(
+    options: ProxyAttentionOptions, feedback: SemanticFeedback | None, features: Tensor
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constants) of the score's scale and of the feedback; exponents are in base 2."""
     if feedback is None:
@@ -159,11 +159,11 @@ def term_arguments(
         constants: dict[str, Any] = {"HAS_FAR": False, "NORMALISE": False, "MARGIN": 0}
         weight, temperature = 0.0, 1.0
     else:
-        arguments, constants = feedback_arguments(feedback.state)
-        weight, temperature = feedback.weight, feedback.temperature
+        arguments, constants = feedback_arguments(feedback)
+        weight, temperature = options.mixing
     arguments |= {
-        "sharpness": temperature * (1.0 - weight) * gamma / math.log(2.0),
-        "score_weight": (1.0 - weight) * gamma,
+        "sharpness": temperature * (1.0 - weight) * options.gamma / math.log(2.0),
+        "score_weight": (1.0 - weight) * options.gamma,
         "feedback_weight": weight,
         "feedback_sharpness": temperature / math.log(2.0),
     }

@@ -1,7 +1,7 @@
 """The proxy attention's tensors as its kernel wants them: positions in rows, their lengths and mean, values resized.
 
 Three kernels: positions in rows with their inverse lengths; ‖Σ X‖² for the mean of X Xᵀ; values on the features' grid,
-heads side by side. Knows no score and no softmax.
+heads side by side.
 """
 
 from __future__ import annotations

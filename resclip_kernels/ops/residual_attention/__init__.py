@@ -8,29 +8,46 @@ section 3.3). Projections, score temperature and window are those of SCLIP's abl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from resclip_kernels.dispatch import Implementation, as_operator, parse_implementation
-from resclip_kernels.ops.residual_attention import dispatch
-from resclip_kernels.ops.residual_attention.dispatch import IMPLEMENTATIONS
-from resclip_kernels.ops.residual_attention.terms import Correlation, Terms
-from resclip_kernels.ops.residual_attention.validation import (
+from resclip_kernels.checks import merge_options
+from resclip_kernels.custom_op import custom_op
+from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.ops.residual_attention import portable, reference
+from resclip_kernels.ops.residual_attention.options import (
     CORRELATIONS,
-    check_tensors,
-    check_terms,
+    AttentionKeywords,
+    AttentionOptions,
+    Correlation,
+    check_arguments,
     named_tensors,
+    score_operands,
 )
-from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, kernel_limit
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "CORRELATIONS",
-    "IMPLEMENTATIONS",
+    "AttentionOptions",
     "Correlation",
     "ResidualAttentionOutput",
     "residual_attention",
+    "score_operands",
 ]
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred(
+        "resclip_kernels.ops.residual_attention.triton", "residual_attention"
+    ),
+    Implementation.TORCH: portable.residual_attention,
+    Implementation.REFERENCE: reference.residual_attention,
+}
+# Width of a head, in channels, as far as which the kernel's tiles reach.
+MAX_HEAD_WIDTH = 128
 
 
 class ResidualAttentionOutput(NamedTuple):
@@ -46,21 +63,14 @@ def residual_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    options: AttentionOptions | None = None,
     *,
-    grid: tuple[int, int],
-    correlation: Correlation = "kk",
     projections: Sequence[Tensor] = (),
-    score_temperature: float = 1.0,
-    window: int | None = None,
-    neighbourhood_std: float | None = None,
     feedback: SemanticFeedback | None = None,
-    feedback_weight: float = 0.7,
-    feedback_temperature: float = 1.0,
     cross_layers: Sequence[tuple[Tensor, Tensor]] = (),
     cross_layer: Tensor | None = None,
-    cross_weight: float = 0.5,
-    cross_temperature: float = 1.0,
     implementation: Implementation | str = Implementation.AUTO,
+    **keywords: Unpack[AttentionKeywords],
 ) -> ResidualAttentionOutput:
     """Attention of the final block, with every term of ResCLIP and of the methods that it plugs into.
 
@@ -75,26 +85,20 @@ def residual_attention(
 
     ω[i, j] = exp(−‖p_i − p_j‖² / (2·`neighbourhood_std`²)) between patches; ω and Ŝ are 0 in [CLS]'s row and column.
     λ_s·Ŝ is rounded to float16 where Ŝ is normalised, as in the released program. With a `window`, S' + ω is −∞ outside
-    it: a patch attends to the patches in a square around it and not to [CLS], while [CLS]'s row sees everything.
+    it: a patch attends to the patches in a square around it and not to [CLS], while [CLS]'s row sees everything. Of
+    [CLS], patches then read neither key nor value ("reference" multiplies its value by 0).
 
     Args:
         query, key, value: (B, A, L, d), any strides, one floating dtype. Products accumulate in float32 at least.
-        grid: (h, w) in patches; L must be 1 + h·w, or h·w for a tower without [CLS].
-        correlation: "qk", "qq", "kk", "qq+kk" (the sum: rows add to 2), "pp" (the mean over `projections`), "none" (the
-            prior, the feedback and the window alone; query and key are not read) or "identity" (no score: takes none
-            of these, and no score temperature).
+        options: grid, correlation, temperatures, weights, window and prior; L must be 1 + h·w, or h·w for a tower
+            without [CLS]. None: all by keyword.
         projections: p_1 … p_N for "pp", each like `query`: x = y = p_i in the i-th term. Empty for the others.
-        score_temperature: τ > 0; under 1 it sharpens. Of the base's own scores, before the feedback; not of A_c's.
-        window: odd side of the square in patches that a patch attends to; 1 leaves each patch to itself, None is no
-            limit. Of [CLS], patches then read neither key nor value ("reference" multiplies its value by 0).
-        neighbourhood_std: σ of ω in patches; None for no prior.
         feedback: state of `semantic_feedback` for these images; None for no SFR.
-        feedback_weight, feedback_temperature: λ_s in [0, 1] and τ_s > 0.
         cross_layers: (q_i, k_i) of the middle blocks, each (B, A, L, d); empty for no RCS.
         cross_layer: A_c·v from an earlier call with the same value, which spares its computation; it replaces
             `cross_layers`.
-        cross_weight, cross_temperature: λ_r in [0, 1] and τ_r > 0.
         implementation: see `Implementation`.
+        keywords: fields of `AttentionOptions`, in place of those of `options`.
 
     Returns:
         The sum, and A_c·v for the next pass.
@@ -102,25 +106,65 @@ def residual_attention(
     Raises:
         TypeError, ValueError: a shape, dtype or combination that does not fit; the message says what was expected.
     """
+    options = merge_options(AttentionOptions, options, keywords)
     projections, cross_layers = tuple(projections), tuple(cross_layers)
     others = [("key", key), ("value", value), *named_tensors(projections, cross_layers)]
     if cross_layer is not None:
         others.append(("cross_layer", cross_layer))
-    check_tensors(query, others)
-    terms = Terms(
-        (grid[0], grid[1]),
-        correlation,
-        neighbourhood_std,
+    check_arguments(options, query, others, projections, feedback)
+    output, computed = run(
+        query,
+        key,
+        value,
+        options,
+        projections,
         feedback,
-        feedback_weight,
-        feedback_temperature,
-        cross_weight,
-        cross_temperature,
-        score_temperature,
-        window,
+        cross_layers,
+        cross_layer,
+        parse_implementation(implementation).value,
     )
-    check_terms(terms, query, projections)
-    inputs = dispatch.Inputs(query, key, value, cross_layers, cross_layer, projections)
-    compiling = as_operator(query, key, value, *dispatch.other_tensors(inputs))
-    run = dispatch.as_operator_call if compiling else dispatch.residual_attention
-    return ResidualAttentionOutput(*run(inputs, terms, parse_implementation(implementation).value))
+    return ResidualAttentionOutput(output, computed if cross_layer is None else cross_layer)
+
+
+def fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: AttentionOptions,
+    projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
+    cross_layers: tuple[tuple[Tensor, Tensor], ...],
+    cross_layer: Tensor | None,
+    implementation: str,
+) -> tuple[Tensor, Tensor | None]:
+    """The shapes that `run` returns."""
+    computed = cross_layer is None and len(cross_layers) > 0
+    return value.new_empty(value.shape), value.new_empty(value.shape) if computed else None
+
+
+@custom_op("residual_attention", fake)
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: AttentionOptions,
+    projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
+    cross_layers: tuple[tuple[Tensor, Tensor], ...],
+    cross_layer: Tensor | None,
+    implementation: str,
+) -> tuple[Tensor, Tensor | None]:
+    """The chosen implementation's output, and A_c·v where it was computed here."""
+    limit = kernel_limit(feedback)
+    if query.shape[3] > MAX_HEAD_WIDTH:
+        limit = (
+            f"the kernel takes heads up to {MAX_HEAD_WIDTH} wide; got {query.shape[3]}: use 'torch'"
+        )
+    layers = [tensor for pair in cross_layers for tensor in pair]
+    function = resolve(
+        implementation, IMPLEMENTATIONS, query, key, value, cross_layer, *layers, *projections, limit=limit
+    ).function  # fmt: skip
+    output, average = function(
+        query, key, value, options, projections, feedback, cross_layers, cross_layer
+    )
+    return output, average if cross_layer is None else None

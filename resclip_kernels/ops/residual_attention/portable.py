@@ -1,4 +1,4 @@
-"""The residual attention in lean torch: one scaled_dot_product_attention a branch, the additive terms in row blocks.
+"""The residual attention in lean torch: one scaled_dot_product_attention per branch, the additive terms in row blocks.
 
 S' + ω is a scaled score plus a term that all heads share, which is just what an attention mask is: the term's rows
 are built a block at a time, (B, rows, L), and no heads × L × L map exists.
@@ -13,63 +13,70 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.deterministic import attention
-from resclip_kernels.ops.residual_attention.terms import Terms, score_operands
+from resclip_kernels.deterministic import deterministic_attention
+from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows, row_blocks
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 
 
 def residual_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    terms: Terms,
+    options: AttentionOptions,
+    projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
     cross_layers: tuple[tuple[Tensor, Tensor], ...],
     cross_layer: Tensor | None,
-    projections: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """The formula of `resclip_kernels.residual_attention`, branch by branch."""
-    output = base_attention(query, key, value, terms, projections)
+    output = base_attention(query, key, value, options, projections, feedback)
     if cross_layer is None and cross_layers:
-        cross_layer = attention(*cross_layers[0], value)
+        cross_layer = deterministic_attention(*cross_layers[0], value)
         for layer_query, layer_key in cross_layers[1:]:
-            cross_layer = cross_layer + attention(layer_query, layer_key, value)
+            cross_layer = cross_layer + deterministic_attention(layer_query, layer_key, value)
         cross_layer = cross_layer / len(cross_layers)
     if cross_layer is not None:
-        mixed = torch.lerp(output, cross_layer, terms.cross_weight)
-        output = terms.cross_temperature * mixed
+        mixed = torch.lerp(output, cross_layer, options.cross_weight)
+        output = options.cross_temperature * mixed
     return output, cross_layer
 
 
 def base_attention(
-    query: Tensor, key: Tensor, value: Tensor, terms: Terms, projections: tuple[Tensor, ...]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: AttentionOptions,
+    projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
 ) -> Tensor:
     """A_b · v: (B, A, L, d)."""
-    if terms.correlation == "identity":
+    if options.correlation == "identity":
         return value
-    scores = score_operands(terms.correlation, query, key, projections)
-    scale = terms.scale(query.shape[-1])
+    scores = score_operands(options.correlation, query, key, projections)
+    scale = options.scale(query.shape[-1], has_feedback=feedback is not None)
     everything = slice(None)
-    if scores and not has_additive_rows(terms):
+    if scores and not has_additive_rows(options, feedback):
         output = sum_attention(scores, value, scale, None, everything, everything)
     else:
         output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-        cls = terms.cls_tokens(value.shape[2])
+        cls = options.cls_tokens(value.shape[2])
         if cls:
             # [CLS]'s row has no additive term.
             output[:, :, :1] = sum_attention(scores, value, scale, None, slice(0, 1), everything)
         # A patch with a window does not see [CLS]: its key and value are not even read.
-        columns = everything if terms.window is None else slice(cls, None)
-        patches = math.prod(terms.grid)
-        maps = 1 if terms.feedback is None else len(query)
+        columns = everything if options.window is None else slice(cls, None)
+        patches = math.prod(options.grid)
+        maps = 1 if feedback is None else len(query)
         for first, last in row_blocks(patches, maps * patches):
-            bias = additive_rows(terms, first, last, query)
-            if terms.window is None:
+            bias = additive_rows(options, feedback, first, last, query)
+            if options.window is None:
                 bias = F.pad(bias, (cls, 0))
             rows = slice(cls + first, cls + last)
             output[:, :, rows] = sum_attention(
                 scores, value, scale, bias.unsqueeze(1), rows, columns
             )
-    return output / len(scores) if terms.correlation == "pp" else output
+    return output / len(scores) if options.correlation == "pp" else output
 
 
 def sum_attention(
@@ -92,52 +99,59 @@ def sum_attention(
         return bias.softmax(dim=-1).to(value.dtype) @ value
     bias = None if bias is None else bias.to(value.dtype)
     branches = (
-        attention(left[:, :, rows], right[:, :, columns], value, attn_mask=bias, scale=scale)
+        deterministic_attention(
+            left[:, :, rows], right[:, :, columns], value, attn_mask=bias, scale=scale
+        )
         for left, right in scores
     )
     return functools.reduce(torch.add, branches)
 
 
-def has_additive_rows(terms: Terms) -> bool:
+def has_additive_rows(options: AttentionOptions, feedback: SemanticFeedback | None) -> bool:
     """Whether scores between patches are changed by anything but a factor."""
-    given = (terms.neighbourhood_std, terms.feedback, terms.window)
-    return any(term is not None for term in given)
+    terms = (options.neighbourhood_std, feedback, options.window)
+    return any(term is not None for term in terms)
 
 
-def additive_rows(terms: Terms, first: int, last: int, like: Tensor) -> Tensor:
+def additive_rows(
+    options: AttentionOptions,
+    feedback: SemanticFeedback | None,
+    first: int,
+    last: int,
+    like: Tensor,
+) -> Tensor:
     """Rows of τ_s·λ_s·Ŝ + ω between patches, −∞ outside the window: (B or 1, last − first, n), float32 or wider."""
     rows: Tensor | None = None
-    if terms.feedback is not None:
-        rows = terms.feedback_weight * feedback_rows(terms.feedback, first, last)
-        if terms.feedback.normalise:
-            rows = rows.half().float()
-        rows = rows * terms.feedback_temperature
-    if terms.neighbourhood_std is not None:
-        prior = neighbourhood_rows(terms, first, last, like)
+    if feedback is not None:
+        _, temperature = options.mixing
+        rows = feedback_rows(feedback, first, last)
+        rows = temperature * options.weighted(rows, feedback.options.normalise)
+    if options.neighbourhood_std is not None:
+        prior = neighbourhood_rows(options, first, last, like)
         rows = prior if rows is None else rows + prior
     if rows is None:
         dtype = torch.promote_types(like.dtype, torch.float32)
-        rows = like.new_zeros((1, last - first, math.prod(terms.grid)), dtype=dtype)
-    if terms.window is not None:
-        rows = rows.masked_fill(~window_rows(terms, first, last, like.device), -torch.inf)
+        rows = like.new_zeros((1, last - first, math.prod(options.grid)), dtype=dtype)
+    if options.window is not None:
+        rows = rows.masked_fill(~window_rows(options, first, last, like.device), -torch.inf)
     return rows
 
 
-def window_rows(terms: Terms, first: int, last: int, device: torch.device) -> Tensor:
+def window_rows(options: AttentionOptions, first: int, last: int, device: torch.device) -> Tensor:
     """Which patches lie within the window of each of these: (last − first, n) bool, near along y and near along x."""
     near = []
-    for size in terms.grid:
+    for size in options.grid:
         position = torch.arange(size, device=device)
-        near.append((position[:, None] - position).abs() <= terms.reach)
+        near.append((position[:, None] - position).abs() <= options.reach)
     row = torch.arange(first, last, device=device)
-    width = terms.grid[1]
+    width = options.grid[1]
     return (near[0][row // width, :, None] & near[1][row % width, None, :]).flatten(1)
 
 
-def neighbourhood_rows(terms: Terms, first: int, last: int, like: Tensor) -> Tensor:
+def neighbourhood_rows(options: AttentionOptions, first: int, last: int, like: Tensor) -> Tensor:
     """Rows of ω: (1, last − first, n)."""
-    vertical, horizontal = terms.neighbourhood(like)
+    vertical, horizontal = options.neighbourhood(like)
     row = torch.arange(first, last, device=like.device)
-    width = terms.grid[1]
+    width = options.grid[1]
     product = vertical[row // width, :, None] * horizontal[row % width, None, :]
     return product.flatten(1).unsqueeze(0)

@@ -12,133 +12,137 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.residual_attention.terms import Terms, score_operands
-from resclip_kernels.ops.semantic_feedback import feedback_matrix
+from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
+from resclip_kernels.ops.semantic_feedback import SemanticFeedback, feedback_matrix
 
 
 def residual_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    terms: Terms,
+    options: AttentionOptions,
+    projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
     cross_layers: tuple[tuple[Tensor, Tensor], ...],
     cross_layer: Tensor | None,
-    projections: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """The formula of `resclip_kernels.residual_attention`; computes in the tensors' own dtype."""
     rows = range(query.shape[2])
-    output = base_map(query, key, projections, terms, rows, whole_feedback(terms, rows)) @ value
+    bonus = None
+    if feedback is not None:
+        everywhere = around_cls(feedback_matrix(feedback), options, rows, query.shape[2])
+        bonus = options.weighted(everywhere, feedback.options.normalise)
+    output = base_map(query, key, projections, options, rows, bonus) @ value
     if cross_layer is None and cross_layers:
         cross_layer = cross_layer_map(cross_layers, rows) @ value
     if cross_layer is not None:
-        output = mixed(output, cross_layer, terms)
+        output = mixed(output, cross_layer, options)
     return output, cross_layer
 
 
-def whole_feedback(terms: Terms, rows: range) -> Tensor | None:
-    """Ŝ among all tokens, (B, L, L); None for no SFR."""
-    if terms.feedback is None:
-        return None
-    return around_cls(feedback_matrix(terms.feedback), terms, rows, len(rows))
-
-
-def mixed(base: Tensor, cross_layer: Tensor, terms: Terms) -> Tensor:
+def mixed(base: Tensor, cross_layer: Tensor, options: AttentionOptions) -> Tensor:
     """τ_r · ((1 − λ_r) · A_b + λ_r · A_c), of maps or of what they make of the values."""
-    both = (1 - terms.cross_weight) * base + terms.cross_weight * cross_layer
-    return terms.cross_temperature * both
+    both = (1 - options.cross_weight) * base + options.cross_weight * cross_layer
+    return options.cross_temperature * both
 
 
 def base_map(
     query: Tensor,
     key: Tensor,
     projections: tuple[Tensor, ...],
-    terms: Terms,
+    options: AttentionOptions,
     rows: range,
-    feedback: Tensor | None,
+    bonus: Tensor | None,
 ) -> Tensor:
-    """A_b of these token rows: (B, A, R, L). `feedback` is Ŝ's rows, (B, R, L), or None for no SFR."""
+    """A_b of these token rows: (B, A, R, L). `bonus` is λ_s·Ŝ of them, (B, R, L), or None for no SFR."""
     batch, heads, tokens, _ = query.shape
-    if terms.correlation == "identity":
+    if options.correlation == "identity":
         number = torch.arange(tokens, device=query.device)
         unit = number[rows.start : rows.stop, None] == number
         return unit.to(query.dtype).expand(batch, heads, len(rows), tokens)
     attention = torch.zeros((), dtype=query.dtype, device=query.device)
-    for score in score_maps(query, key, projections, terms, rows):
-        attention = attention + with_terms(score, terms, rows, feedback).softmax(dim=-1)
-    return attention / len(projections) if terms.correlation == "pp" else attention
+    for score in score_maps(query, key, projections, options, rows):
+        attention = attention + with_terms(score, options, rows, bonus).softmax(dim=-1)
+    return attention / len(projections) if options.correlation == "pp" else attention
 
 
 def score_maps(
-    query: Tensor, key: Tensor, projections: tuple[Tensor, ...], terms: Terms, rows: range
+    query: Tensor,
+    key: Tensor,
+    projections: tuple[Tensor, ...],
+    options: AttentionOptions,
+    rows: range,
 ) -> list[Tensor]:
     """S of these rows, (B, A, R, L), one of each score of the correlation."""
-    if terms.correlation == "none":
+    if options.correlation == "none":
         return [query.new_zeros(*query.shape[:2], len(rows), query.shape[2])]
-    divisor = math.sqrt(query.shape[-1]) * terms.score_temperature
+    divisor = math.sqrt(query.shape[-1]) * options.score_temperature
     return [
         left[:, :, rows.start : rows.stop] @ right.transpose(-2, -1) / divisor
-        for left, right in score_operands(terms.correlation, query, key, projections)
+        for left, right in score_operands(options.correlation, query, key, projections)
     ]
 
 
-def with_terms(score: Tensor, terms: Terms, rows: range, feedback: Tensor | None) -> Tensor:
+def with_terms(
+    score: Tensor, options: AttentionOptions, rows: range, bonus: Tensor | None
+) -> Tensor:
     """S' + ω, −∞ outside the window."""
     tokens = score.shape[-1]
-    if feedback is not None:
-        score = with_feedback(score, feedback, terms)
-    if terms.neighbourhood_std is not None:
-        prior = neighbourhood_prior(terms, score, patches_of(terms, rows, tokens))
-        score = score + around_cls(prior, terms, rows, tokens).to(score.dtype)
-    if terms.window is not None:
-        outside = outside_window(terms, rows, tokens, score.device)
+    if bonus is not None:
+        weight, temperature = options.mixing
+        score = temperature * ((1 - weight) * score + bonus.unsqueeze(1).to(score.dtype))
+    if options.neighbourhood_std is not None:
+        prior = neighbourhood_prior(options, score, patches_of(options, rows, tokens))
+        score = score + around_cls(prior, options, rows, tokens).to(score.dtype)
+    if options.window is not None:
+        outside = outside_window(options, rows, tokens, score.device)
         score = score.masked_fill(outside, -torch.inf)
     return score
 
 
-def with_feedback(score: Tensor, feedback: Tensor, terms: Terms) -> Tensor:
-    """τ_s · ((1 − λ_s) · S + λ_s · Ŝ)."""
-    bonus = terms.feedback_weight * feedback
-    if terms.feedback is not None and terms.feedback.normalise:
-        bonus = bonus.half()
-    bonus = bonus.unsqueeze(1).to(score.dtype)
-    return terms.feedback_temperature * ((1 - terms.feedback_weight) * score + bonus)
-
-
-def neighbourhood_prior(terms: Terms, like: Tensor, patches: range | None = None) -> Tensor:
+def neighbourhood_prior(
+    options: AttentionOptions, like: Tensor, patches: range | None = None
+) -> Tensor:
     """ω of these patches to all: (R, n); None: of all of them."""
-    patches = range(math.prod(terms.grid)) if patches is None else patches
-    vertical, horizontal = terms.neighbourhood(like)
-    y, x = positions(terms, patches, like.device)
+    patches = range(math.prod(options.grid)) if patches is None else patches
+    vertical, horizontal = options.neighbourhood(like)
+    y, x = positions(options, patches, like.device)
     return (vertical[y, :, None] * horizontal[x, None, :]).flatten(1)
 
 
-def outside_window(terms: Terms, rows: range, tokens: int, device: torch.device) -> Tensor:
+def outside_window(
+    options: AttentionOptions, rows: range, tokens: int, device: torch.device
+) -> Tensor:
     """Which tokens these rows do not attend to, (R, L) bool: distant patches and [CLS]; [CLS]'s own row sees all."""
-    patches = patches_of(terms, rows, tokens)
-    row_y, row_x = positions(terms, patches, device)
-    y, x = positions(terms, range(math.prod(terms.grid)), device)
+    patches = patches_of(options, rows, tokens)
+    row_y, row_x = positions(options, patches, device)
+    y, x = positions(options, range(math.prod(options.grid)), device)
     distance = torch.maximum((row_y[:, None] - y).abs(), (row_x[:, None] - x).abs())
-    outside = F.pad(distance > terms.reach, (terms.cls_tokens(tokens), 0), value=True)
+    outside = F.pad(distance > options.reach, (options.cls_tokens(tokens), 0), value=True)
     return F.pad(outside, (0, 0, len(rows) - len(patches), 0), value=False)
 
 
-def patches_of(terms: Terms, rows: range, tokens: int) -> range:
+def patches_of(options: AttentionOptions, rows: range, tokens: int) -> range:
     """The patches among these token rows."""
-    cls = terms.cls_tokens(tokens)
+    cls = options.cls_tokens(tokens)
     return range(max(rows.start - cls, 0), rows.stop - cls)
 
 
-def positions(terms: Terms, patches: range, device: torch.device) -> tuple[Tensor, Tensor]:
+def positions(
+    options: AttentionOptions, patches: range, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(y, x) of these patches in the grid: (R,) each."""
     number = torch.arange(patches.start, patches.stop, device=device)
-    width = max(1, terms.grid[1])
+    width = max(1, options.grid[1])
     return number // width, number % width
 
 
-def around_cls(between_patches: Tensor, terms: Terms, rows: range, tokens: int) -> Tensor:
+def around_cls(
+    between_patches: Tensor, options: AttentionOptions, rows: range, tokens: int
+) -> Tensor:
     """(…, patches among these rows, n) → (…, R, L): zeros in [CLS]'s row and column, where there is one."""
     above = len(rows) - between_patches.shape[-2]
-    return F.pad(between_patches, (terms.cls_tokens(tokens), 0, above, 0))
+    return F.pad(between_patches, (options.cls_tokens(tokens), 0, above, 0))
 
 
 def cross_layer_map(cross_layers: tuple[tuple[Tensor, Tensor], ...], rows: range) -> Tensor:

@@ -2,14 +2,13 @@
 
 A program owns a block of rows of some heads of one image. It averages the middle blocks' attention head by head, then
 walks over the patches once for all of its heads: Ŝ's tile and the prior's are the same for every head, so they are
-formed once a tile and not once a head. [CLS] starts every softmax as its first column; the tiles are of patches only,
-and begin CLS_TOKENS tokens (0 or 1) into the keys.
+formed once per tile and not once per head. [CLS] starts every softmax as its first column; the tiles are of patches
+only, and begin CLS_TOKENS tokens (0 or 1) into the keys.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, launch, target_of
-from resclip_kernels.ops.residual_attention.launch_shapes import (
-    choose_blocks,
+from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
+from resclip_kernels.ops.residual_attention.tile_configs import (
+    choose_config,
     layers_apart,
     parts_of,
 )
-from resclip_kernels.ops.residual_attention.terms import Terms, score_operands
 from resclip_kernels.ops.residual_attention.triton_tiles import (
     begin_branch,
     close_branch,
@@ -35,6 +34,7 @@ from resclip_kernels.ops.residual_attention.triton_tiles import (
     store_tile,
     tile_offsets,
 )
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 from resclip_kernels.ops.semantic_feedback.triton import feedback_arguments, tile_constant
 from resclip_kernels.ops.semantic_feedback.triton_tiles import (
     first_entries,
@@ -310,58 +310,54 @@ def residual_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    terms: Terms,
+    options: AttentionOptions,
+    projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
     cross_layers: tuple[tuple[Tensor, Tensor], ...],
     cross_layer: Tensor | None,
-    projections: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """The formula of `resclip_kernels.residual_attention` in one launch; in two where one kernel would spill."""
     batch, heads, tokens, width = query.shape
     target = target_of(query)
     # "identity" is the middle blocks' own launch, which has no base to be kept apart from.
-    has_base = terms.correlation != "identity"
-    apart = has_base and layers_apart(target, query.dtype, width, terms)
+    has_base = options.correlation != "identity"
+    apart = has_base and layers_apart(target, query.dtype, width, feedback is not None)
     if apart and cross_layers and cross_layer is None:
-        first = replace(
-            terms,
-            correlation="identity",
-            neighbourhood_std=None,
-            feedback=None,
-            score_temperature=1.0,
-            window=None,
-        )
-        cross_layer = residual_attention(query, key, value, first, cross_layers, None)[1]
+        alone = AttentionOptions(grid=options.grid, correlation="identity")
+        cross_layer = residual_attention(query, key, value, alone, (), None, cross_layers, None)[1]
     if cross_layer is not None:
         cross_layers = ()
     # Without a score there still is a softmax: its operands are named and not read.
-    has_score = terms.correlation != "none"
+    has_score = options.correlation != "none"
     scores = [(value, value)]
     if has_score:
-        scores = score_operands(terms.correlation, query, key, projections)
+        scores = score_operands(options.correlation, query, key, projections)
     branches = len(scores)
     flat = [tensor for pair in (*scores, *cross_layers) for tensor in pair]
     value, *flat = with_common_strides([value, *flat])
     left, right = tuple(flat[::2]), tuple(flat[1::2])
     output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     if cross_layer is not None:
-        kept = cross_layer.contiguous()
+        average = cross_layer.contiguous()
     elif cross_layers:
-        kept = cross_layer = torch.empty_like(output)
+        average = cross_layer = torch.empty_like(output)
     else:
-        kept = output
-    blocks = choose_blocks(target, value.dtype, width, terms, branches)
-    group = max(count for count in range(1, blocks.heads + 1) if heads % count == 0)
-    arguments, constants = term_arguments(terms, value)
+        average = output  # Neither read nor written.
+    config = choose_config(
+        target, value.dtype, width, feedback is not None, options.window is not None, branches
+    )
+    group = max(count for count in range(1, config.heads + 1) if heads % count == 0)
+    arguments, constants = option_arguments(options, feedback, value)
     launch(
         residual_attention_kernel,
-        batch * (heads // group) * triton.cdiv(tokens, blocks.rows),
+        batch * (heads // group) * triton.cdiv(tokens, config.rows),
         {
             "lefts": left[:branches],
             "rights": right[:branches],
             "cross_queries": left[branches:],
             "cross_keys": right[branches:],
             "value": value,
-            "cross_layer": kept,
+            "cross_layer": average,
             "output": output,
             "stride_image": value.stride(0),
             "stride_head": value.stride(1),
@@ -373,27 +369,28 @@ def residual_attention(
         },
         {
             **constants,
-            "CLS_TOKENS": terms.cls_tokens(tokens),
+            "CLS_TOKENS": options.cls_tokens(tokens),
             "HAS_SCORE": has_score,
-            "IS_MEAN": terms.correlation == "pp",
+            "IS_MEAN": options.correlation == "pp",
             "HAS_CROSS": cross_layer is not None,
             "WIDTH": width,
             "PARTS": parts_of(width),
             "PRECISION": "ieee",
             "TILE_PRECISION": target.dot_precision,
             "HEADS": group,
-            "BLOCK_M": blocks.rows,
-            "BLOCK_N": blocks.columns,
+            "BLOCK_M": config.rows,
+            "BLOCK_N": config.columns,
         },
-        Options(blocks.num_warps, blocks.num_stages),
+        Options(config.num_warps, config.num_stages),
         on=value,
     )
     return output, cross_layer
 
 
-def term_arguments(terms: Terms, value: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+def option_arguments(
+    options: AttentionOptions, feedback: SemanticFeedback | None, value: Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constants) of the additive terms and weights; scores are in base 2."""
-    feedback = terms.feedback
     constants: dict[str, Any]
     if feedback is None:
         arguments: dict[str, Any] = dict.fromkeys(("labels", "far", "row_sums", "maximum"))
@@ -401,22 +398,23 @@ def term_arguments(terms: Terms, value: Tensor) -> tuple[dict[str, Any], dict[st
         constants = {"HAS_FAR": False, "NORMALISE": False, "MARGIN": 0}
     else:
         arguments, constants = feedback_arguments(feedback)
-    std = terms.neighbourhood_std
+    std = options.neighbourhood_std
+    scale = options.scale(value.shape[-1], has_feedback=feedback is not None)
     arguments |= {
-        "grid_width": float(max(1, terms.grid[1])),
-        "inverse_width": 1.0 / max(1, terms.grid[1]),
-        "score_scale": terms.scale(value.shape[-1]) * math.log2(math.e),
-        "feedback_weight": terms.feedback_weight,
-        "feedback_temperature": terms.feedback_temperature,
+        "grid_width": float(max(1, options.grid[1])),
+        "inverse_width": 1.0 / max(1, options.grid[1]),
+        "score_scale": scale * math.log2(math.e),
+        "feedback_weight": options.feedback_weight,
+        "feedback_temperature": options.feedback_temperature,
         "prior_rate": 0.0 if std is None else -math.log2(math.e) / (2 * std**2),
-        "window_reach": 0.0 if terms.window is None else float(terms.reach),
-        "cross_weight": terms.cross_weight,
-        "cross_temperature": terms.cross_temperature,
+        "window_reach": 0.0 if options.window is None else float(options.reach),
+        "cross_weight": options.cross_weight,
+        "cross_temperature": options.cross_temperature,
     }
     constants |= {
         "HAS_FEEDBACK": feedback is not None,
         "HAS_PRIOR": std is not None,
-        "HAS_WINDOW": terms.window is not None,
+        "HAS_WINDOW": options.window is not None,
         "TILE_DTYPE": tile_constant(value.dtype),
     }
     return arguments, constants

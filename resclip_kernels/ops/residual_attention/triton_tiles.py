@@ -2,7 +2,7 @@
 
 Scores are in base 2. A branch starts with [CLS]'s score and ends with [CLS]'s value; its tiles are of patches only.
 Where [CLS] is not seen, or not there, it starts with UNSEEN. `shared_tile` adds the prior, Ŝ and the window, once for
-several heads. Knows no order of the branches and no launch.
+several heads.
 """
 
 from __future__ import annotations

@@ -5,38 +5,61 @@ ResCLIP (CVPR 2025, arXiv 2411.15851), section 3.3 (SFR): same-class mask, Cheby
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from resclip_kernels.checks import check_count
-from resclip_kernels.dispatch import Implementation, as_operator, parse_implementation
-from resclip_kernels.ops.semantic_feedback import dispatch
-from resclip_kernels.ops.semantic_feedback.state import (
+from resclip_kernels.checks import check_count, merge_options, row_numbers
+from resclip_kernels.custom_op import custom_op
+from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.ops.semantic_feedback import portable, reference
+from resclip_kernels.ops.semantic_feedback.options import (
     CONNECTIVITIES,
     Connectivity,
-    SemanticFeedback,
+    FeedbackKeywords,
+    FeedbackOptions,
 )
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "CONNECTIVITIES",
     "Connectivity",
+    "FeedbackOptions",
     "SemanticFeedback",
     "feedback_matrix",
+    "feedback_rows",
     "semantic_feedback",
 ]
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred(
+        "resclip_kernels.ops.semantic_feedback.triton", "semantic_feedback"
+    ),
+    Implementation.TORCH: portable.semantic_feedback,
+    Implementation.REFERENCE: reference.semantic_feedback,
+}
+MATRICES = {
+    Implementation.TRITON: deferred(
+        "resclip_kernels.ops.semantic_feedback.triton", "feedback_matrix"
+    ),
+    Implementation.TORCH: portable.feedback_matrix,
+}
+# Patches of an image as far as which the kernels number them.
+MAX_PATCHES = 1 << 20
 
 
 def semantic_feedback(
     labels: Tensor,
+    options: FeedbackOptions | None = None,
     *,
-    connectivity: Connectivity | None = "prefix",
-    smoothing_std: float = 5.0,
-    normalise: bool = True,
     implementation: Implementation | str = Implementation.AUTO,
+    **keywords: Unpack[FeedbackKeywords],
 ) -> SemanticFeedback:
-    """Turn patch labels into the state from which pass 2's attention rebuilds Ŝ.
+    """Turn patch labels into the state from which the second pass's attention rebuilds Ŝ.
 
     For patches i (row) and j (column) of one image, d the Chebyshev distance and M = max(h, w) − 1:
 
@@ -47,14 +70,9 @@ def semantic_feedback(
 
     Args:
         labels: (B, h, w) integer labels.
-        connectivity: how j can be connected to i:
-            "prefix", the released program's test of the first d/M of the segment from i to j;
-            "line", the whole segment (the paper's equation);
-            "component", the same 8-connected component of equal label;
-            None, no path decay.
-        smoothing_std: σ in patches; 0 turns smoothing off.
-        normalise: step 3, which the released program has and the paper's equations do not.
+        options: connectivity, smoothing and normalisation; None for the released program's.
         implementation: see `Implementation`.
+        keywords: fields of `FeedbackOptions`, in place of those of `options`.
 
     Returns:
         The compact state; labels and maxima are per image, so it does not depend on the rest of the batch.
@@ -68,22 +86,10 @@ def semantic_feedback(
     if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64):
         raise TypeError(f"labels must be integers; got {labels.dtype}")
     check_count("the number of patches", labels[0].numel() if len(labels) else 1, 1)
-    if connectivity is not None and connectivity not in CONNECTIVITIES:
-        valid = ", ".join(repr(name) for name in CONNECTIVITIES)
-        raise ValueError(
-            f"connectivity must be one of {valid}, or None for no decay; got {connectivity!r}"
-        )
-    if not (math.isfinite(smoothing_std) and smoothing_std >= 0):
-        raise ValueError(
-            f"smoothing_std must be a finite number of at least 0; got {smoothing_std}"
-        )
-    run = dispatch.as_operator_call if as_operator(labels) else dispatch.semantic_feedback
-    return run(
-        labels.long(),
-        connectivity,
-        float(smoothing_std),
-        normalise,
-        parse_implementation(implementation).value,
+    options = merge_options(FeedbackOptions, options, keywords)
+    labels = labels.long()
+    return SemanticFeedback(
+        labels, options, *run(labels, options, parse_implementation(implementation).value)
     )
 
 
@@ -99,7 +105,58 @@ def feedback_matrix(
     Raises:
         ValueError: an implementation that cannot run here.
     """
-    asked = parse_implementation(implementation)
+    requested = parse_implementation(implementation)
     if feedback.dense is not None:
         return feedback.dense
-    return dispatch.feedback_matrix(feedback, asked.value)
+    matrix: Tensor = resolve(requested, MATRICES, feedback.labels).function(feedback)
+    return matrix
+
+
+def feedback_rows(feedback: SemanticFeedback, rows: Tensor) -> Tensor:
+    """Some rows of Ŝ, one at a time, so that no n × n matrix is held.
+
+    Args:
+        feedback: a state of `semantic_feedback`.
+        rows: (R,) int64 patches, 0 ≤ row < n, in row-major order.
+
+    Returns:
+        (B, R, n) float32.
+
+    Raises:
+        TypeError, ValueError: rows that are no indices of patches.
+    """
+    numbers = row_numbers(rows, feedback.patches)
+    return torch.cat([portable.feedback_rows(feedback, row, row + 1) for row in numbers], dim=1)
+
+
+Fields = tuple[Tensor | None, Tensor, Tensor, Tensor | None]
+
+
+def fake(labels: Tensor, options: FeedbackOptions, implementation: str) -> Fields:
+    """The shapes that `run` returns."""
+    batch, patches = labels.shape[0], labels.shape[1] * labels.shape[2]
+    is_reference = Implementation(implementation) is Implementation.REFERENCE
+    # No bits without path decay, for a single patch, or from the reference.
+    has_far = options.connectivity is not None and patches > 1 and batch > 0 and not is_reference
+    far = labels.new_empty((batch, patches, (patches + 7) // 8), dtype=torch.uint8)
+    dense = labels.new_empty((batch, patches, patches), dtype=torch.float32)
+    return (
+        far if has_far else None,
+        labels.new_empty((batch, patches), dtype=torch.float32),
+        labels.new_empty((batch,), dtype=torch.float32),
+        dense if is_reference else None,
+    )
+
+
+@custom_op("semantic_feedback", fake)
+def run(labels: Tensor, options: FeedbackOptions, implementation: str) -> Fields:
+    """The chosen implementation's fields of the state: far pairs, row sums, maximum, Ŝ."""
+    limit = None
+    if labels.shape[1] * labels.shape[2] > MAX_PATCHES:
+        limit = (
+            f"the kernels take at most {MAX_PATCHES} patches an image; got "
+            f"{labels.shape[1]} × {labels.shape[2]}: segment in windows, or use 'torch'"
+        )
+    function = resolve(implementation, IMPLEMENTATIONS, labels, limit=limit).function
+    state: SemanticFeedback = function(labels, options)
+    return state.far, state.row_sums, state.maximum, state.dense

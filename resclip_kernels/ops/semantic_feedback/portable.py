@@ -1,4 +1,4 @@
-"""Semantic feedback in lean torch: row blocks, one bit a pair, and paths followed only where they can break.
+"""Semantic feedback in lean torch: row blocks, one bit per pair, and paths followed only where they can break.
 
 Let r be a patch's Chebyshev distance to the nearest differently labelled patch. No path can break within r − 1
 patches of it, so most pairs need no look-up and a path that is followed skips ahead by the radius at each stop.
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resclip_kernels.ops.semantic_feedback.options import Connectivity, FeedbackOptions
 from resclip_kernels.ops.semantic_feedback.state import (
     ROW_SUM_EPSILON,
-    Connectivity,
     SemanticFeedback,
     gaussian_kernel,
     line_coordinate,
@@ -25,20 +25,17 @@ PAIRS_PER_BLOCK = 1 << 21
 SEGMENT = 64
 
 
-def semantic_feedback(
-    labels: Tensor, connectivity: Connectivity | None, smoothing_std: float, normalise: bool
-) -> SemanticFeedback:
+def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedback:
     """The formula of `resclip_kernels.semantic_feedback` without an n × n matrix."""
     batch, height, width = labels.shape
     patches = height * width
     far = None
-    if connectivity is not None and patches > 1:
-        far = torch.stack([far_pairs(image, connectivity) for image in labels]) if batch else None
+    rule = options.connectivity
+    if rule is not None and patches > 1 and batch > 0:
+        far = torch.stack([far_pairs(image, rule) for image in labels])
     sums = torch.zeros(batch, patches, device=labels.device)
-    state = SemanticFeedback(
-        labels, connectivity, smoothing_std, normalise, far, sums, sums.new_ones(batch)
-    )
-    if not normalise or batch == 0:
+    state = SemanticFeedback(labels, options, far, sums, sums.new_ones(batch))
+    if not options.normalise or batch == 0:
         return state
     largest = sums.new_zeros(batch)
     for first, last in row_blocks(patches, batch * patches):
@@ -46,7 +43,7 @@ def semantic_feedback(
         sums[:, first:last] = rows.sum(dim=-1)
         peaks = rows.amax(dim=-1) / (sums[:, first:last] + ROW_SUM_EPSILON)
         largest = torch.maximum(largest, peaks.amax(dim=-1))
-    return SemanticFeedback(labels, connectivity, smoothing_std, normalise, far, sums, largest)
+    return SemanticFeedback(labels, options, far, sums, largest)
 
 
 def feedback_rows(feedback: SemanticFeedback, first: int, last: int) -> Tensor:
@@ -54,7 +51,7 @@ def feedback_rows(feedback: SemanticFeedback, first: int, last: int) -> Tensor:
     if feedback.dense is not None:
         return feedback.dense[:, first:last]
     rows = smoothed_rows(feedback, first, last)
-    if not feedback.normalise:
+    if not feedback.options.normalise:
         return rows
     rows /= feedback.row_sums[:, first:last, None] + ROW_SUM_EPSILON
     rows /= feedback.maximum[:, None, None]
@@ -83,7 +80,7 @@ def smoothed_rows(feedback: SemanticFeedback, first: int, last: int) -> Tensor:
         )
         distance = chebyshev(row + first, column, width)
         rows[image, row, column] = torch.exp(-distance.float() / (max(height, width) - 1))
-    return smooth(rows, feedback.smoothing_std)
+    return smooth(rows, feedback.options.smoothing_std)
 
 
 def smooth(rows: Tensor, smoothing_std: float) -> Tensor:

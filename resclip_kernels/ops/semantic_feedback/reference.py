@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resclip_kernels.ops.semantic_feedback.options import Connectivity, FeedbackOptions
 from resclip_kernels.ops.semantic_feedback.state import (
     ROW_SUM_EPSILON,
-    Connectivity,
     SemanticFeedback,
     gaussian_kernel,
     sample_times,
@@ -18,22 +18,16 @@ from resclip_kernels.ops.semantic_feedback.state import (
 
 
 def semantic_feedback(
-    labels: Tensor,
-    connectivity: Connectivity | None,
-    smoothing_std: float,
-    normalise: bool,
-    dtype: torch.dtype = torch.float32,
+    labels: Tensor, options: FeedbackOptions, dtype: torch.dtype = torch.float32
 ) -> SemanticFeedback:
     """The formula of `resclip_kernels.semantic_feedback`; `dtype` float64 makes it an oracle."""
-    raw = [raw_matrix(image, connectivity, dtype) for image in labels]
-    smoothed = smooth(stack(raw, labels, dtype), smoothing_std)
+    raw = [raw_matrix(image, options.connectivity, dtype) for image in labels]
+    smoothed = smooth(stack(raw, labels, dtype), options.smoothing_std)
     row_sums = smoothed.sum(dim=-1)
     rows = smoothed / (row_sums.unsqueeze(-1) + ROW_SUM_EPSILON)
     maximum = rows.flatten(1).amax(dim=1)
-    dense = (rows / maximum.view(-1, 1, 1)).half().to(dtype) if normalise else smoothed
-    return SemanticFeedback(
-        labels, connectivity, smoothing_std, normalise, None, row_sums, maximum, dense
-    )
+    dense = (rows / maximum.view(-1, 1, 1)).half().to(dtype) if options.normalise else smoothed
+    return SemanticFeedback(labels, options, None, row_sums, maximum, dense)
 
 
 def stack(matrices: list[Tensor], labels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,21 +1,20 @@
-"""The compact state of semantic feedback: what pass 2's attention needs instead of an n × n matrix.
+"""The compact state of semantic feedback: what the second pass's attention needs instead of an n × n matrix.
 
-Knows the layout of the state, the geometry of a patch grid and the Gaussian; knows neither how connectivity is
-computed nor who reads the state.
+Also what all implementations share: the Gaussian's taps, and where the samples of a path stand.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-Connectivity = Literal["prefix", "line", "component"]
-CONNECTIVITIES: tuple[str, ...] = get_args(Connectivity)
+from resclip_kernels.ops.semantic_feedback.options import Connectivity, FeedbackOptions
+
+# Added to a row's sum before the division, as in the released program.
 ROW_SUM_EPSILON = 1e-8
 
 
@@ -27,13 +26,9 @@ class SemanticFeedback:
     """
 
     labels: Tensor
-    """(B, h, w) int64: one label a patch."""
-    connectivity: Connectivity | None
-    """The rule that spares a pair from path decay; None: no decay at all."""
-    smoothing_std: float
-    """σ of the Gaussian along the flattened patch index, in patches; 0: no smoothing."""
-    normalise: bool
-    """Rows divided by their sums, the matrix by its largest entry, rounded to float16 (the released program)."""
+    """(B, h, w) int64: one label per patch."""
+    options: FeedbackOptions
+    """By which it was made."""
     far: Tensor | None
     """(B, n, ⌈n/8⌉) uint8: bit j % 8 of byte j // 8 is set where j has i's label but is not connected to it.
     None where there is no path decay."""
@@ -42,7 +37,7 @@ class SemanticFeedback:
     maximum: Tensor
     """(B,) like `row_sums`: the largest entry of each image's row-normalised matrix."""
     dense: Tensor | None = None
-    """(B, n, n): Ŝ itself, where it was asked for or the reference made it."""
+    """(B, n, n): Ŝ itself, where the reference made it."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -54,6 +49,30 @@ class SemanticFeedback:
     def patches(self) -> int:
         """n = h·w."""
         return math.prod(self.grid)
+
+    def images(self) -> list[SemanticFeedback]:
+        """A state of each image of the batch alone, as views."""
+        return [
+            replace(
+                self,
+                labels=self.labels[one],
+                far=None if self.far is None else self.far[one],
+                row_sums=self.row_sums[one],
+                maximum=self.maximum[one],
+                dense=None if self.dense is None else self.dense[one],
+            )
+            for one in (slice(image, image + 1) for image in range(len(self.labels)))
+        ]
+
+
+def kernel_limit(feedback: SemanticFeedback | None) -> str | None:
+    """Why kernels cannot form this state's Ŝ; None where they can, or where there is none."""
+    if feedback is not None and feedback.dense is not None and feedback.far is None:
+        return (
+            "the kernel rebuilds Ŝ from the state's bits and this state has none: "
+            "make it with semantic_feedback(..., implementation='auto')"
+        )
+    return None
 
 
 def gaussian_kernel(smoothing_std: float, patches: int) -> Tensor:

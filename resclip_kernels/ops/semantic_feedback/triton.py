@@ -1,7 +1,7 @@
 """Semantic feedback in Triton: the state's row sums and maxima in one pass over Ŝ's tiles, and Ŝ itself on request.
 
-Also what other kernels need to form those tiles (`feedback_arguments`). Knows no attention; which pairs are far is
-`triton_connectivity`'s business, what a tile holds `triton_tiles`'.
+Also what other kernels need to form those tiles (`feedback_arguments`). `triton_connectivity` finds which pairs are
+far, `triton_tiles` forms a tile.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, launch, target_of
+from resclip_kernels.ops.semantic_feedback.options import FeedbackOptions
 from resclip_kernels.ops.semantic_feedback.state import (
     ROW_SUM_EPSILON,
-    Connectivity,
     SemanticFeedback,
     gaussian_kernel,
 )
@@ -43,7 +43,7 @@ class Blocks:
     columns: int
 
 
-# Few rows in float32, since a product on matrix units takes a tile in three parts: 32 spill 100 to 200 bytes a thread
+# Few rows in float32, since a product on matrix units takes a tile in three parts: 32 spill 100 to 200 bytes per thread
 # with a Gaussian of σ = 8 (triton 3.8.0, sm_80 to sm_120). Float16 goes through Hopper's warpgroup instructions from 64
 # rows on.
 FLOAT_BLOCKS = Blocks(16, 32)
@@ -69,7 +69,7 @@ class Smoothing:
 
 def smoothing_of(feedback: SemanticFeedback) -> Smoothing:
     """The kernels' view of `gaussian_kernel`."""
-    std = feedback.smoothing_std
+    std = feedback.options.smoothing_std
     if std == 0:
         return Smoothing(0, 0.0, 1.0)
     kernel = gaussian_kernel(std, feedback.patches)
@@ -97,7 +97,7 @@ def feedback_arguments(feedback: SemanticFeedback) -> tuple[dict[str, Any], dict
     }
     constants = {
         "HAS_FAR": far is not None,
-        "NORMALISE": feedback.normalise,
+        "NORMALISE": feedback.options.normalise,
         "MARGIN": smoothing.margin,
     }
     return arguments, constants
@@ -120,7 +120,7 @@ def far_words(far: Tensor) -> Tensor:
 def class_numbers(labels: Tensor) -> Tensor:
     """(B, h, w) labels of any value → (B, n) int32: the first patch that bears the same label.
 
-    Equal exactly where the labels are, and half as wide, so that the kernels compare 32 bits a pair and not 64.
+    Equal exactly where the labels are, and half as wide, so that the kernels compare 32 bits per pair and not 64.
     """
     batch, patches = len(labels), labels[0].numel() if len(labels) else 0
     numbers = torch.empty(batch, patches, dtype=torch.int32, device=labels.device)
@@ -183,7 +183,7 @@ def feedback_sums_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Sum and largest entry of every smoothed row, (B, n) each: one program a row block."""
+    """Sum and largest entry of every smoothed row, (B, n) each: one program per row block."""
     image, row, inside = program_rows(patches, BLOCK_M)
     labels += image * patches
     row_label, row_far = label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR)
@@ -256,21 +256,17 @@ def feedback_matrix_kernel(
         )
 
 
-def semantic_feedback(
-    labels: Tensor, connectivity: Connectivity | None, smoothing_std: float, normalise: bool
-) -> SemanticFeedback:
+def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedback:
     """The formula of `resclip_kernels.semantic_feedback`: bits of far pairs, then one pass for sums and maxima."""
     batch, height, width = labels.shape
     patches = height * width
     labels = labels.contiguous()
     far = None
-    if connectivity is not None and patches > 1 and batch > 0:
-        far = far_pairs(labels, connectivity)
+    if options.connectivity is not None and patches > 1 and batch > 0:
+        far = far_pairs(labels, options.connectivity)
     sums = torch.zeros(batch, patches, device=labels.device)
-    state = SemanticFeedback(
-        labels, connectivity, smoothing_std, normalise, far, sums, sums.new_ones(batch)
-    )
-    if not normalise or batch == 0:
+    state = SemanticFeedback(labels, options, far, sums, sums.new_ones(batch))
+    if not options.normalise or batch == 0:
         return state
     peaks = torch.empty_like(sums)
     arguments, constants = feedback_arguments(state)
@@ -289,7 +285,7 @@ def semantic_feedback(
         on=labels,
     )
     maximum = (peaks / (sums + ROW_SUM_EPSILON)).amax(dim=1)
-    return SemanticFeedback(labels, connectivity, smoothing_std, normalise, far, sums, maximum)
+    return SemanticFeedback(labels, options, far, sums, maximum)
 
 
 def feedback_matrix(feedback: SemanticFeedback, tile_dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,11 +1,10 @@
-"""Triton kernels that find the pairs of one label which path decay weakens, one bit a pair.
+"""Triton kernels that find the pairs of one label which path decay weakens, one bit per pair.
 
 Labels of any value become classes first: the smallest patch index of the same label, exact and under 21 bits, so that
-a patch's class and its distance to the nearest other label share one int32 and a path needs one look-up a stop.
-Knows the three rules of connectivity and the layout of the bits; knows no decay, no smoothing and no attention.
+a patch's class and its distance to the nearest other label share one int32 and a path needs one look-up per stop.
 
 A path of samples is followed as in the portable version: from a stop of radius r it jumps to the first sample that can
-differ. Every pair of a tile keeps its own place, and the tile is done when its last pair is.
+differ. Every pair of a tile advances on its own, and the tile is done when its last pair is.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, Target, launch, target_of
-from resclip_kernels.ops.semantic_feedback.state import Connectivity, sample_times
+from resclip_kernels.ops.semantic_feedback.options import Connectivity
+from resclip_kernels.ops.semantic_feedback.state import sample_times
 
 # A word is class · 1024 + radius. Radii stop at 1023: a smaller one only makes a path stop more often.
 RADIUS_RANGE = tl.constexpr(1 << 10)
@@ -36,7 +36,7 @@ ROUNDER_BITS = tl.constexpr(0x4B400000)
 LARGEST_COUNT = 1 << 20
 
 
-# Patches a program: at least one a thread for 4 warps of 32 or of 64 lanes, so that no two threads share an atomic.
+# Patches of a program: at least one per thread for 4 warps of 32 or 64 lanes, so that no two threads share an atomic.
 PATCHES = 256
 PATCH_OPTIONS = Options(num_warps=4, num_stages=1)
 # Patches looked at together in the search for the first of a label, 16 × 256 compares: 32 a thread.

@@ -1,6 +1,6 @@
 """Ŝ's tiles in Triton, from labels and bits: the only code that forms Ŝ on a GPU.
 
-The state's kernels and the residual attention carry these functions inside. Knows no attention and no launch.
+The state's kernels and the residual attention carry these functions inside.
 """
 
 from __future__ import annotations

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from resclip_kernels.checks import (
-    check_count,
-    check_float,
-    check_fraction,
-    check_positive,
-    check_same_images,
-)
-from resclip_kernels.dispatch import Implementation, as_operator, parse_implementation
-from resclip_kernels.ops.upsample_argmax import dispatch
+from resclip_kernels.checks import check_count, check_float, check_same_images, merge_options
+from resclip_kernels.custom_op import custom_op
+from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.online_softmax import check_no_nan, kernel_limit
+from resclip_kernels.ops.upsample_argmax import portable, reference
+from resclip_kernels.ops.upsample_argmax.options import UpsampleKeywords, UpsampleOptions
 
-__all__ = ["upsample_argmax"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["UpsampleOptions", "upsample_argmax"]
+
+IMPLEMENTATIONS = {
+    Implementation.TRITON: deferred(
+        "resclip_kernels.ops.upsample_argmax.triton", "upsample_argmax"
+    ),
+    Implementation.TORCH: portable.upsample_argmax,
+    Implementation.REFERENCE: reference.upsample_argmax,
+}
 
 
 def upsample_argmax(
     logits: Tensor,
     size: tuple[int, int],
+    options: UpsampleOptions | None = None,
     *,
     query_to_class: Tensor | None = None,
-    logit_scale: float = 40.0,
-    threshold: float = 0.0,
-    through: tuple[int, int] | None = None,
     guide: Tensor | None = None,
-    refine_iterations: int = 0,
-    dilations: Sequence[int] = (8, 16),
     implementation: Implementation | str = Implementation.AUTO,
+    **keywords: Unpack[UpsampleKeywords],
 ) -> tuple[Tensor, Tensor]:
     """Label map and its probability at any size, without (Q, H, W) probabilities in memory.
 
@@ -39,17 +45,14 @@ def upsample_argmax(
     the arg-max class (the smallest on a tie), or class 0 where that probability is under `threshold`.
 
     Args:
-        logits: (B, Q, h, w), one plane a query; −inf rules a query out of a cell. float16 and bfloat16 are
+        logits: (B, Q, h, w), one plane per query; −inf rules a query out of a cell. float16 and bfloat16 are
             computed in float32, except by "reference".
         size: (H, W) of the output in pixels.
+        options: the softmax's scale and threshold, a size in between, PAMR's iterations; None for the defaults.
         query_to_class: (Q,) integers, the class of each query; None: every query is its own class.
-        logit_scale: factor before the softmax.
-        threshold: smallest probability that counts, in [0, 1].
-        through: (H', W') to which the logits are resized first; None: straight to `size`.
         guide: (B, C, H, W) for PAMR; needed where `refine_iterations` is not 0.
-        refine_iterations: of PAMR on the resized logits; 0 for none.
-        dilations: of PAMR.
         implementation: see `Implementation`.
+        keywords: fields of `UpsampleOptions`, in place of those of `options`.
 
     Returns:
         (B, H, W) int64 classes, and (B, H, W) float32 (or float64) probabilities of the arg-max class before the
@@ -58,22 +61,19 @@ def upsample_argmax(
     Raises:
         TypeError, ValueError: a shape, dtype or value that does not fit; logits that hold NaN, with the images that do.
     """
+    options = merge_options(UpsampleOptions, options, keywords)
     check_float("logits", logits, 4, "(B, Q, h, w)")
     queries = logits.shape[1]
     check_count("the number of queries", queries, 1)
-    for name, sides in (("size", size), ("through", through)):
-        for side in sides or ():
-            check_count(f"each side of {name}", side, 1)
+    for side in size:
+        check_count("each side of size", side, 1)
     if query_to_class is not None and query_to_class.shape != (queries,):
         raise ValueError(
-            f"query_to_class must be ({queries},), one class a query; got {tuple(query_to_class.shape)}"
+            f"query_to_class must be ({queries},), one class per query; got {tuple(query_to_class.shape)}"
         )
     for side in logits.shape[2:]:
         check_count("each side of the logits' grid", side, 1)
-    check_positive("logit_scale", logit_scale)
-    check_fraction("threshold", threshold)
-    check_count("refine_iterations", refine_iterations, 0)
-    if refine_iterations:
+    if options.refine_iterations:
         if guide is None:
             raise ValueError("refine_iterations needs a guide image; pass guide, or 0 iterations")
         check_float("guide", guide, 4, "(B, C, H, W)")
@@ -82,16 +82,46 @@ def upsample_argmax(
             raise ValueError(f"guide must be of size {tuple(size)}; got {tuple(guide.shape[2:])}")
     if query_to_class is not None:
         query_to_class = query_to_class.to(logits.device)
-    run = dispatch.operator if as_operator(logits, guide) else dispatch.upsample_argmax
     return run(
         logits,
-        list(size),
+        (size[0], size[1]),
+        options,
         query_to_class,
-        float(logit_scale),
-        float(threshold),
-        list(through or ()),
-        guide if refine_iterations else None,
-        refine_iterations,
-        list(dilations),
+        guide if options.refine_iterations else None,
         parse_implementation(implementation).value,
     )
+
+
+def fake(
+    logits: Tensor,
+    size: tuple[int, int],
+    options: UpsampleOptions,
+    query_to_class: Tensor | None,
+    guide: Tensor | None,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """The shapes that `run` returns."""
+    label = logits.new_empty((logits.shape[0], *size), dtype=torch.int64)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return label, logits.new_empty(label.shape, dtype=wide)
+
+
+@custom_op("upsample_argmax", fake)
+def run(
+    logits: Tensor,
+    size: tuple[int, int],
+    options: UpsampleOptions,
+    query_to_class: Tensor | None,
+    guide: Tensor | None,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """The chosen implementation's labels and probabilities.
+
+    Raises:
+        ValueError: logits that hold NaN, since only here are values at hand while compiling.
+    """
+    check_no_nan(logits)
+    tensors = (logits, query_to_class, guide)
+    function = resolve(implementation, IMPLEMENTATIONS, *tensors, limit=kernel_limit(size)).function
+    label, probability = function(logits, size, options, query_to_class, guide)
+    return label, probability

@@ -5,18 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from resclip_kernels.online_softmax import best_query
+from resclip_kernels.ops.upsample_argmax.options import UpsampleOptions
 
 
 def upsample_argmax(
     logits: Tensor,
     size: tuple[int, int],
+    options: UpsampleOptions,
     query_to_class: Tensor | None,
-    logit_scale: float,
-    threshold: float,
-    through: tuple[int, int] | None,
     guide: Tensor | None,
-    refine_iterations: int,
-    dilations: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
     """The formula of `resclip_kernels.upsample_argmax` without (Q, H, W) planes at full size.
 
@@ -27,13 +24,13 @@ def upsample_argmax(
     best, label = best_query(
         logits,
         size,
-        logit_scale=logit_scale,
+        logit_scale=options.logit_scale,
         guide=guide,
-        refine_iterations=refine_iterations,
-        dilations=dilations,
-        through=through,
+        refine_iterations=options.refine_iterations,
+        dilations=options.dilations,
+        through=options.through,
         order=order,
     )
     if query_to_class is not None:
         label = query_to_class[order][label].long()
-    return label.where(best >= threshold, 0), best
+    return label.where(best >= options.threshold, 0), best

@@ -7,28 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.ops.pamr import reference as pamr_reference
+from resclip_kernels.ops.upsample_argmax.options import UpsampleOptions
 
 
 def upsample_argmax(
     logits: Tensor,
     size: tuple[int, int],
+    options: UpsampleOptions,
     query_to_class: Tensor | None,
-    logit_scale: float,
-    threshold: float,
-    through: tuple[int, int] | None,
     guide: Tensor | None,
-    refine_iterations: int,
-    dilations: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
     """The formula of `resclip_kernels.upsample_argmax`, materialised."""
     # Bilinear weights may be 0, and 0 · −inf is no number; so low a logit has probability 0 all the same.
     logits = logits.clamp(min=max(-1e30, torch.finfo(logits.dtype).min))
-    for step in (through, size):
+    for step in (options.through, size):
         if step is not None:
             logits = F.interpolate(logits, size=step, mode="bilinear", align_corners=False)
     if guide is not None:
-        logits = pamr_reference.pamr(guide, logits, refine_iterations, dilations)
-    probabilities = (logit_scale * logits).softmax(dim=1)
+        logits = pamr_reference.pamr(guide, logits, options.refine_iterations, options.dilations)
+    probabilities = (options.logit_scale * logits).softmax(dim=1)
     if query_to_class is None:
         query_to_class = torch.arange(logits.shape[1], device=logits.device)
     classes = int(query_to_class.max()) + 1
@@ -40,4 +37,4 @@ def upsample_argmax(
     ]
     best, label = torch.stack(merged, dim=1).max(dim=1)
     wide = torch.promote_types(best.dtype, torch.float32)
-    return label.where(best >= threshold, 0), best.to(wide)
+    return label.where(best >= options.threshold, 0), best.to(wide)

@@ -6,18 +6,15 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.online_softmax_triton import Result, best_query
+from resclip_kernels.ops.upsample_argmax.options import UpsampleOptions
 
 
 def upsample_argmax(
     logits: Tensor,
     size: tuple[int, int],
+    options: UpsampleOptions,
     query_to_class: Tensor | None,
-    logit_scale: float,
-    threshold: float,
-    through: tuple[int, int] | None,
     guide: Tensor | None,
-    refine_iterations: int,
-    dilations: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
     """The formula of `resclip_kernels.upsample_argmax`; computes in float32 whatever the logits' dtype.
 
@@ -33,10 +30,10 @@ def upsample_argmax(
     best_query(
         logits,
         size,
-        Result(logit_scale, threshold, label, probability, order, classes),
+        Result(options.logit_scale, options.threshold, label, probability, order, classes),
         guide=guide,
-        refine_iterations=refine_iterations,
-        dilations=dilations,
-        through=through,
+        refine_iterations=options.refine_iterations,
+        dilations=options.dilations,
+        through=options.through,
     )
     return label, probability

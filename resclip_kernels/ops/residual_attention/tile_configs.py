@@ -1,7 +1,4 @@
-"""How large a program of the residual attention is, device by device, and how a head's width is cut for it.
-
-Follows what was counted in registers and shared memory; reads no tensor and launches nothing.
-"""
+"""How large a program of the residual attention is, device by device, and how a head's width is cut for it."""
 
 from __future__ import annotations
 
@@ -11,15 +8,14 @@ import torch
 import triton
 
 from resclip_kernels.launch import Target
-from resclip_kernels.ops.residual_attention.terms import Terms
 
 
 @dataclass(frozen=True)
-class Blocks:
+class TileConfig:
     """Shape of one program and how it is compiled."""
 
     heads: int
-    """Most heads that a program carries, to form each tile of the additive terms once for all of them."""
+    """Largest number of heads that a program carries, to form each tile of the additive terms once for all of them."""
     rows: int
     columns: int
     num_warps: int
@@ -28,41 +24,40 @@ class Blocks:
 
 # Registers decide: none of these programs spills in float16 or bfloat16 on any target of benchmarks/kernels_report.py,
 # compiled by triton 3.6.0 and by 3.8.0; where one spills in float32, benchmarks/known_spills.py says how much. 128 rows
-# read each key half as often as 64 do, at the same registers a thread. Ŝ's tiles cost registers too, so with feedback
+# read each key half as often as 64 do, at the same registers per thread. Ŝ's tiles cost registers too, so with feedback
 # columns are 32; two heads a program halve their cost a head.
-WARPGROUP = Blocks(1, 128, 64, 8, 2)
+WARPGROUP = TileConfig(1, 128, 64, 8, 2)
 # Three softmaxes and more take the addresses of as many tensors: one tile in flight.
-WARPGROUP_MANY = Blocks(1, 128, 64, 8, 1)
-WARPGROUP_NARROW = Blocks(1, 128, 32, 8, 2)
-WARPGROUP_TOGETHER = Blocks(2, 128, 32, 8, 2)
+WARPGROUP_MANY = TileConfig(1, 128, 64, 8, 1)
+WARPGROUP_NARROW = TileConfig(1, 128, 32, 8, 2)
+WARPGROUP_TOGETHER = TileConfig(2, 128, 32, 8, 2)
 # Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, and fewer rows of
 # wide heads or with feedback.
-WARP = Blocks(1, 128, 32, 8, 1)
-WARP_FEW_ROWS = Blocks(1, 64, 32, 8, 1)
+WARP = TileConfig(1, 128, 32, 8, 1)
+WARP_FEW_ROWS = TileConfig(1, 64, 32, 8, 1)
 # Float32 goes through multiply-adds, as torch's own products do by default, and there a thread holds whole rows of q
 # and of k: 256 threads of one score each. Ŝ's tiles are 32 columns, which leaves 8 rows. Two stages fetch keys and
 # values straight into shared memory, past the registers.
-FLOAT = Blocks(1, 16, 16, 8, 2)
-FLOAT_FEEDBACK = Blocks(1, 8, 32, 8, 2)
+FLOAT = TileConfig(1, 16, 16, 8, 2)
+FLOAT_FEEDBACK = TileConfig(1, 8, 32, 8, 2)
 # AMD: 102 scalar registers are what runs out, sooner with a window, whose masks take them too, and with the feedback of
 # wide heads.
-AMD = Blocks(1, 128, 32, 8, 1)
-AMD_WIDE = Blocks(1, 64, 32, 8, 2)
-AMD_BFLOAT = Blocks(1, 64, 32, 8, 1)
-AMD_FEW_ROWS = Blocks(1, 16, 32, 8, 1)
+AMD = TileConfig(1, 128, 32, 8, 1)
+AMD_WIDE = TileConfig(1, 64, 32, 8, 2)
+AMD_BFLOAT = TileConfig(1, 64, 32, 8, 1)
+AMD_FEW_ROWS = TileConfig(1, 16, 32, 8, 1)
 # The interpreter has no registers: few, large steps, two heads at a time so that the tests see that too.
-INTERPRETED = Blocks(2, 64, 32, 4, 1)
+INTERPRETED = TileConfig(2, 64, 32, 4, 1)
 
 
-def choose_blocks(
-    target: Target, dtype: torch.dtype, width: int, terms: Terms, branches: int
-) -> Blocks:
+def choose_config(
+    target: Target, dtype: torch.dtype, width: int, feedback: bool, window: bool, branches: int
+) -> TileConfig:
     """The program for a device, a dtype, a head width, the terms of a call and how many softmaxes its base sums."""
     if target.backend == "interpreter":
         return INTERPRETED
-    feedback = terms.feedback is not None
     if target.backend == "hip":
-        if dtype == torch.float32 or terms.window is not None or (feedback and width > 64):
+        if dtype == torch.float32 or window or (feedback and width > 64):
             return AMD_FEW_ROWS
         if width > 64:
             return AMD_WIDE
@@ -77,7 +72,7 @@ def choose_blocks(
     return WARPGROUP_TOGETHER if together else WARPGROUP_NARROW
 
 
-def layers_apart(target: Target, dtype: torch.dtype, width: int, terms: Terms) -> bool:
+def layers_apart(target: Target, dtype: torch.dtype, width: int, feedback: bool) -> bool:
     """Whether the middle blocks' mean and the base are a launch each, since one kernel of both would spill.
 
     On AMD the addresses of four layers and of all else that a base with feedback, or one in bfloat16, reads are more
@@ -86,7 +81,6 @@ def layers_apart(target: Target, dtype: torch.dtype, width: int, terms: Terms) -
     """
     if target.backend == "interpreter":
         return False
-    feedback = terms.feedback is not None
     if target.backend == "hip":
         return feedback or dtype == torch.bfloat16
     return feedback and width > 64 and (dtype == torch.float32 or not warpgroups(target))

@@ -1,18 +1,24 @@
 """Rows of the maps that `residual_attention` never holds: for looking at what a token attends to.
 
-Knows which maps there are to look at and forms them a row at a time, with the reference's formulas; never more than the
-rows asked for are in memory. Knows no image: whoever draws them lays the patches out.
+They are formed a row at a time with the reference's formulas, so that no more than the requested rows are in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from resclip_kernels.checks import check_float, merge_options, row_numbers
+from resclip_kernels.ops.residual_attention.options import (
+    AttentionKeywords,
+    AttentionOptions,
+    check_arguments,
+    check_like,
+    named_tensors,
+)
 from resclip_kernels.ops.residual_attention.reference import (
     around_cls,
     base_map,
@@ -20,14 +26,11 @@ from resclip_kernels.ops.residual_attention.reference import (
     mixed,
     patches_of,
 )
-from resclip_kernels.ops.residual_attention.terms import Correlation, Terms
-from resclip_kernels.ops.residual_attention.validation import (
-    check_tensors,
-    check_terms,
-    named_tensors,
-)
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AttentionMaps(NamedTuple):
@@ -48,30 +51,22 @@ def attention_maps(
     query: Tensor,
     key: Tensor,
     rows: Tensor,
+    options: AttentionOptions | None = None,
     *,
-    grid: tuple[int, int],
-    correlation: Correlation = "kk",
     projections: Sequence[Tensor] = (),
-    score_temperature: float = 1.0,
-    window: int | None = None,
-    neighbourhood_std: float | None = None,
     feedback: SemanticFeedback | None = None,
-    feedback_weight: float = 0.7,
-    feedback_temperature: float = 1.0,
     cross_layers: Sequence[tuple[Tensor, Tensor]] = (),
-    cross_weight: float = 0.5,
-    cross_temperature: float = 1.0,
+    **keywords: Unpack[AttentionKeywords],
 ) -> AttentionMaps:
     """Some rows of the attention of `residual_attention`, and of the maps that it is made of.
 
     The formula, the terms and their sources are `residual_attention`'s, whose arguments these are. Memory grows with
-    R · L, and every row costs one product a head and map.
+    R · L, and every row costs one product per head and map.
 
     Args:
         query, key: (B, A, L, d), any strides, one floating dtype; float16 and bfloat16 are widened to float32.
         rows: (R,) int64 token indices, 0 ≤ row < L, in any order; with [CLS] in front, patch p is row 1 + p.
-        grid, correlation, projections, score_temperature, window, neighbourhood_std, feedback, feedback_weight,
-            feedback_temperature, cross_layers, cross_weight, cross_temperature: of `residual_attention`.
+        options, projections, feedback, cross_layers, keywords: of `residual_attention`.
 
     Returns:
         The rows of each map, without gradients.
@@ -80,25 +75,16 @@ def attention_maps(
         TypeError, ValueError: as `residual_attention`; rows that are no indices of tokens.
     """
     projections, cross_layers = tuple(projections), tuple(cross_layers)
-    check_tensors(query, [("key", key), *named_tensors(projections, cross_layers)])
-    terms = Terms(
-        (grid[0], grid[1]),
-        correlation,
-        neighbourhood_std,
-        feedback,
-        feedback_weight,
-        feedback_temperature,
-        cross_weight,
-        cross_temperature,
-        score_temperature,
-        window,
-    )
-    check_terms(terms, query, projections)
+    options = merge_options(AttentionOptions, options, keywords)
+    others = [("key", key), *named_tensors(projections, cross_layers)]
+    check_arguments(options, query, others, projections, feedback)
     numbers = row_numbers(rows, query.shape[2])
     query, key = wide(query), wide(key)
     projections = tuple(wide(projection) for projection in projections)
     layers = tuple((wide(layer_query), wide(layer_key)) for layer_query, layer_key in cross_layers)
-    maps = [one_row(query, key, projections, layers, terms, number) for number in numbers]
+    maps = [
+        one_row(query, key, options, projections, feedback, layers, number) for number in numbers
+    ]
     base, cross_layer, semantic, final = zip(*maps, strict=True)
     return AttentionMaps(
         torch.cat(base, dim=2),
@@ -125,7 +111,9 @@ def cross_layer_rows(cross_layers: Sequence[tuple[Tensor, Tensor]], rows: Tensor
     if not cross_layers:
         raise ValueError("cross_layers must hold at least one (query, key); got none")
     query = cross_layers[0][0]
-    check_tensors(query, named_tensors((), cross_layers))
+    check_float("cross_layers[0]'s query", query, 4, "(B, A, L, d)")
+    for name, tensor in named_tensors((), cross_layers):
+        check_like(name, tensor, query)
     layers = tuple((wide(layer_query), wide(layer_key)) for layer_query, layer_key in cross_layers)
     numbers = row_numbers(rows, query.shape[2])
     return torch.cat([cross_layer_map(layers, range(row, row + 1)) for row in numbers], dim=2)
@@ -139,36 +127,23 @@ def wide(tensor: Tensor) -> Tensor:
 def one_row(
     query: Tensor,
     key: Tensor,
+    options: AttentionOptions,
     projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
     cross_layers: tuple[tuple[Tensor, Tensor], ...],
-    terms: Terms,
     number: int,
 ) -> AttentionMaps:
     """The maps of one token."""
     row = range(number, number + 1)
-    base = base_map(query, key, projections, replace(terms, feedback=None), row, feedback=None)
+    base = base_map(query, key, projections, options, row, None)
     final, semantic, cross_layer = base, None, None
-    if terms.feedback is not None:
-        patches = patches_of(terms, row, query.shape[2])
-        between = feedback_rows(terms.feedback, patches.start, patches.stop)
-        semantic = around_cls(between, terms, row, query.shape[2])
-        final = base_map(query, key, projections, terms, row, semantic)
+    if feedback is not None:
+        patches = patches_of(options, row, query.shape[2])
+        between = feedback_rows(feedback, patches.start, patches.stop)
+        semantic = around_cls(between, options, row, query.shape[2])
+        bonus = options.weighted(semantic, feedback.options.normalise)
+        final = base_map(query, key, projections, options, row, bonus)
     if cross_layers:
         cross_layer = cross_layer_map(cross_layers, row)
-        final = mixed(final, cross_layer, terms)
+        final = mixed(final, cross_layer, options)
     return AttentionMaps(base, cross_layer, semantic, final)
-
-
-def row_numbers(rows: Tensor, tokens: int) -> list[int]:
-    """`rows` as numbers; an error unless they are (R,) int64 indices of tokens, at least one."""
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
-        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise TypeError(f"rows must be an int64 tensor of token indices; got {got}")
-    if rows.ndim != 1 or len(rows) == 0:
-        raise ValueError(f"rows must be (R,), at least one token; got {tuple(rows.shape)}")
-    numbers: list[int] = rows.tolist()
-    if min(numbers) < 0 or max(numbers) >= tokens:
-        raise ValueError(
-            f"rows must lie in 0 … {tokens - 1}, for {tokens} tokens; got {min(numbers)} … {max(numbers)}"
-        )
-    return numbers

@@ -1,21 +1,22 @@
-"""Seeded inputs and error budgets, shared by tests and benchmarks.
-
-Knows the ops' shapes. Knows no expected value: those come from the reference in float64.
-"""
+"""Seeded inputs and error budgets for the tests of kernels; expected values come from the reference in float64."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def kernel_device() -> str:
-    """Where the tests run Triton kernels: on the GPU if there is one, else on the CPU under the interpreter."""
+    """The device for Triton kernels: the GPU if there is one, else the CPU, where they are interpreted."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -30,8 +31,34 @@ def nan_padded(tensor: Tensor) -> Tensor:
 
 def fresh_seed() -> int:
     """A seed from RESCLIP_TEST_SEED, or a new one; print it where it is used, so that a failure can be replayed."""
-    asked = os.environ.get("RESCLIP_TEST_SEED")
-    return int(asked) if asked else random.SystemRandom().randrange(1 << 31)
+    wanted = os.environ.get("RESCLIP_TEST_SEED")
+    return int(wanted) if wanted else random.SystemRandom().randrange(1 << 31)
+
+
+def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Fewer combinations than all, in which any two values of two different axes still meet.
+
+    For axes that share no code three at a time: what two of them do to each other is seen, and a fault that needs three
+    is not. Chosen greedily and in one order, so that a test's cases stay the same.
+    """
+    wanted = {
+        (first, a, second, b)
+        for first, second in itertools.combinations(range(len(axes)), 2)
+        for a in range(len(axes[first]))
+        for b in range(len(axes[second]))
+    }
+    rows = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    chosen = []
+    while wanted:
+        met = [
+            {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(axes)), 2)}
+            & wanted
+            for row in rows
+        ]
+        best = max(range(len(rows)), key=lambda number: len(met[number]))
+        wanted -= met[best]
+        chosen.append(tuple(axis[index] for axis, index in zip(axes, rows[best], strict=True)))
+    return chosen
 
 
 class AttentionInputs(NamedTuple):
@@ -95,7 +122,7 @@ def check_budget(got: Tensor, reference: Tensor, oracle: Tensor) -> None:
     dtype's rounding of the largest value).
 
     Args:
-        got: what is judged.
+        got: the result to judge.
         reference: the plain formula in `got`'s dtype.
         oracle: the plain formula in float64, on the same (rounded) inputs.
     """
@@ -108,9 +135,36 @@ def check_budget(got: Tensor, reference: Tensor, oracle: Tensor) -> None:
     if not got.numel():
         return
     error = (got.double() - oracle).abs().max().item()
-    own = (reference.double() - oracle).abs().max().item()
+    of_reference = (reference.double() - oracle).abs().max().item()
     rounding = torch.finfo(got.dtype).eps * oracle.abs().max().item()
-    if error > 2 * (own + rounding):
+    if error > 2 * (of_reference + rounding):
         raise AssertionError(
-            f"worst error {error:.3e} exceeds 2 × (reference {own:.3e} + rounding {rounding:.3e})"
+            f"worst error {error:.3e} exceeds 2 × (reference {of_reference:.3e} + rounding {rounding:.3e})"
         )
+
+
+class Operators(TorchDispatchMode):
+    """Remembers the calls of this project's operators, with their flat arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        if function.namespace == "resclip_kernels":
+            self.calls.append((function, arguments))
+        return function(*arguments, **(options or {}))
+
+
+def opcheck(op: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+    """`torch.library.opcheck` of the operator that this call of a public op becomes while it is compiled.
+
+    Schema, fake results, autograd and tracing, with sizes fixed and with sizes as symbols.
+    """
+    with pytest.MonkeyPatch.context() as patch, Operators() as operators:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        op(*arguments, **keywords)
+    ((operator, flat),) = operators.calls
+    torch.library.opcheck(operator, flat)

@@ -1,0 +1,49 @@
+"""The options of patch labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from resclip_kernels.checks import check_count, check_fraction, check_positive, set_floats
+from resclip_kernels.ops.pamr.options import checked_dilations
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchLabelsOptions:
+    """How `patch_labels` reads labels from logits; but for the threshold the defaults are the released program's.
+
+    Raises:
+        TypeError, ValueError: a value out of its range.
+    """
+
+    patch_size: tuple[int, int]
+    """(height, width) of a patch in pixels."""
+    logit_scale: float = 40.0
+    """Factor of the logits before the softmax over queries."""
+    threshold: float = 0.0
+    """Smallest probability that counts, in [0, 1]: a pixel under it gets query 0."""
+    refine_iterations: int = 10
+    """Iterations of PAMR on the resized logits; 0 for none."""
+    dilations: tuple[int, ...] = (8, 16)
+    """Of PAMR: distances in pixels."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", (self.patch_size[0], self.patch_size[1]))
+        check_positive("logit_scale", self.logit_scale)
+        check_fraction("threshold", self.threshold)
+        set_floats(self, "logit_scale", "threshold")
+        check_count("refine_iterations", self.refine_iterations, 0)
+        dilations = checked_dilations(self.dilations) if self.refine_iterations else self.dilations
+        object.__setattr__(self, "dilations", tuple(dilations))
+
+
+class PatchLabelsKeywords(TypedDict, total=False):
+    """The fields of `PatchLabelsOptions` as keyword arguments."""
+
+    patch_size: tuple[int, int]
+    logit_scale: float
+    threshold: float
+    refine_iterations: int
+    dilations: Sequence[int]

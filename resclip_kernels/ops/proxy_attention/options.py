@@ -1,0 +1,37 @@
+"""The options of one proxy attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from resclip_kernels.checks import check_positive, set_floats
+from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyAttentionOptions(FeedbackMixing):
+    """What decides the map of `proxy_attention` beside the features; the defaults are ProxyCLIP's.
+
+    Raises:
+        TypeError, ValueError: a value out of its range.
+    """
+
+    beta: float = 1.2
+    """How far above the mean similarity an entry must lie, as a multiple of the mean; any finite number."""
+    gamma: float = 3.0
+    """γ > 0: sharpness of the softmax."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.beta):
+            raise ValueError(f"beta must be a finite number; got {self.beta}")
+        check_positive("gamma", self.gamma)
+        set_floats(self, "beta", "gamma")
+
+
+class ProxyAttentionKeywords(MixingKeywords, total=False):
+    """The fields of `ProxyAttentionOptions` as keyword arguments."""
+
+    beta: float
+    gamma: float

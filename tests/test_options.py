@@ -1,0 +1,139 @@
+"""The ops' options objects: one place for defaults, and the same call by keyword."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from kernel_support import attention_inputs, label_map
+from torch import nn
+
+from resclip import RCS, SFR
+from resclip.methods.presets import find_preset
+from resclip_kernels import (
+    AttentionOptions,
+    FeedbackOptions,
+    PamrOptions,
+    PatchLabelsOptions,
+    ProxyAttentionOptions,
+    ResidualAttention,
+    UpsampleOptions,
+    attention_maps,
+    pamr,
+    patch_labels,
+    proxy_attention,
+    residual_attention,
+    semantic_feedback,
+    upsample_argmax,
+)
+
+GRID = (3, 4)
+
+
+def test_the_methods_defaults_are_the_ops_and_those_of_the_released_program() -> None:
+    options = AttentionOptions(grid=GRID)
+    assert (options.feedback_weight, options.feedback_temperature) == (0.6, 2.1)
+    assert (options.cross_weight, options.cross_temperature) == (0.4, 2.0)
+    assert replace(options, **RCS().attention_options(), **SFR().attention_options()) == options
+    assert replace(ProxyAttentionOptions(), **SFR().attention_options()) == ProxyAttentionOptions()
+    assert SFR().feedback_options() == FeedbackOptions()
+
+
+def test_the_papers_values_are_a_preset() -> None:
+    paper = find_preset("paper")
+    assert (paper.sfr["weight"], paper.sfr["temperature"]) == (0.7, 1.0)
+    assert (paper.rcs["weight"], paper.rcs["temperature"]) == (0.5, 1.0)
+
+
+def test_residual_attention_takes_an_object_or_keywords() -> None:
+    inputs = attention_inputs(0, grid=GRID, width=16)
+    rest: dict[str, Any] = {
+        "feedback": semantic_feedback(inputs.labels),
+        "cross_layers": inputs.cross_layers,
+    }
+    options = AttentionOptions(grid=GRID, correlation="qq+kk", neighbourhood_std=3.0)
+    by_object = residual_attention(*inputs[:3], options, **rest).output
+    keywords: dict[str, Any] = {"grid": GRID, "correlation": "qq+kk", "neighbourhood_std": 3.0}
+    assert torch.equal(residual_attention(*inputs[:3], **keywords, **rest).output, by_object)
+    released = {"feedback_weight": 0.6, "feedback_temperature": 2.1}
+    released |= {"cross_weight": 0.4, "cross_temperature": 2.0}
+    spelled = residual_attention(*inputs[:3], **keywords, **released, **rest).output
+    assert torch.equal(spelled, by_object)
+    # A keyword stands in place of the object's field.
+    changed = residual_attention(*inputs[:3], options, correlation="qk", **rest).output
+    assert torch.equal(
+        changed, residual_attention(*inputs[:3], **{**keywords, "correlation": "qk"}, **rest).output
+    )
+    rows = torch.tensor([0, 5])
+    maps = attention_maps(inputs.query, inputs.key, rows, options, **rest)
+    same = attention_maps(inputs.query, inputs.key, rows, **keywords, **rest)
+    assert torch.equal(maps.final, same.final)
+
+
+def test_the_other_ops_take_an_object_or_keywords() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 12, 16, generator=generator)
+    planes = torch.rand(1, 4, 12, 16, generator=generator)
+    logits = torch.rand(1, 4, *GRID, generator=generator)
+    features = torch.rand(1, 8, *GRID, generator=generator)
+    value = torch.rand(1, 2, 12, 5, generator=generator)
+    labels = label_map(0, grid=GRID)
+    assert torch.equal(
+        pamr(image, planes, PamrOptions(iterations=2, dilations=(1,))),
+        pamr(image, planes, iterations=2, dilations=[1]),
+    )
+    small: dict[str, Any] = {"patch_size": (4, 4), "threshold": 0.3, "refine_iterations": 0}
+    assert torch.equal(
+        patch_labels(logits, image, PatchLabelsOptions(**small)),
+        patch_labels(logits, image, **small),
+    )
+    for by_object, by_keyword in zip(
+        upsample_argmax(logits, (9, 10), UpsampleOptions(through=(6, 8))),
+        upsample_argmax(logits, (9, 10), through=(6, 8)),
+        strict=True,
+    ):
+        assert torch.equal(by_object, by_keyword)
+    assert torch.equal(
+        semantic_feedback(labels, FeedbackOptions("line", normalise=False)).row_sums,
+        semantic_feedback(labels, connectivity="line", normalise=False).row_sums,
+    )
+    assert torch.equal(
+        proxy_attention(features, value, ProxyAttentionOptions(beta=0.9), grid=GRID),
+        proxy_attention(features, value, grid=GRID, beta=0.9),
+    )
+
+
+def test_a_module_holds_its_options_and_each_of_their_fields() -> None:
+    source = nn.MultiheadAttention(16, 2, batch_first=True)
+    module = ResidualAttention.from_attention(source, window=3, score_temperature=0.5)
+    assert module.options.window == module.window == 3
+    module.window = None
+    assert module.options == replace(AttentionOptions(grid=(1, 1)), score_temperature=0.5)
+    options = AttentionOptions(grid=GRID, correlation="qk")
+    other = ResidualAttention.from_attention(source, options=options, cross_weight=0.2)
+    assert other.grid == GRID
+    assert other.options == replace(options, cross_weight=0.2)
+    with pytest.raises(ValueError, match="cross_weight must lie between 0 and 1"):
+        other.cross_weight = 1.2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (FeedbackOptions(), TypeError, "options must be AttentionOptions; got FeedbackOptions"),
+        (GRID, TypeError, "options must be AttentionOptions; got tuple"),
+        (None, TypeError, "grid"),
+    ],
+)
+def test_other_objects_are_refused(options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        residual_attention(*attention_inputs(0, grid=GRID, width=16)[:3], options)
+
+
+def test_numbers_of_numpy_do() -> None:
+    import numpy as np
+
+    options = AttentionOptions(grid=GRID, cross_weight=np.float32(0.5), score_temperature=2)
+    assert type(options.cross_weight) is type(options.score_temperature) is float
