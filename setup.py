@@ -22,7 +22,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(
-        include=["resclip", "resclip.*", "resclip_kernels", "resclip_kernels.*"]
+        include=["resclip", "resclip.*", "resclip_kernels", "resclip_kernels.*"],
+        exclude=[
+            "resclip.builtin.training"
+        ],  # Only whoever trains the built-in model anew needs it.
     ),
     package_data={
         "resclip": ["py.typed", "builtin/*.safetensors", "builtin/*.json", "data/*", "data/*/*"],
@@ -33,26 +36,29 @@ setup(
         "open_clip_torch>=3.0,<4",
         "numpy>=1.26",
         "pillow>=10.1",
+        "psutil>=5.9",
         "pyyaml>=5.1",
         "safetensors>=0.4",
+        "tabulate>=0.10",
         "timm>=1.0.17",
         "tqdm>=4.60",
         'triton>=3.5; platform_system == "Linux"',
     ],
     extras_require={
-        "batch": ["aiohttp>=3.9", "pyarrow>=16.0"],
-        "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8"],
+        "batch": ["aiohttp>=3.9", "filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0"],
+        "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8", "scipy>=1.11"],
         "geo": ["rasterio>=1.3.9"],
         "hf": ["transformers>=4.49"],
-        "scale": ["pyarrow>=16.0", "ray[data]>=2.40"],
+        "scale": ["filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0", "ray[data]>=2.40"],
         "dev": [
             "aiohttp>=3.9",
             "build>=1.2",
+            "filelock>=4.3",
+            "fsspec>=2024.2",
             "hypothesis>=6.100",
             "matplotlib>=3.8",
             "mypy==2.4.1",
             "opencv-python-headless>=4.9",
-            "psutil>=5.9",
             "pyarrow>=16.0",
             "pycocotools>=2.0.8",
             "pytest>=8.0",

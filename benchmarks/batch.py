@@ -20,11 +20,11 @@ from PIL import Image
 
 from resclip import Segmenter, load
 from resclip.batch import local
-from resclip.batch.job import Task
+from resclip.batch.job import BatchJob
 from resclip.batch.sources import open_source
-from resclip.batch.steps import read, segment, write
+from resclip.batch.steps import finish, read_item, segment_images
 from resclip.batch.storage import open_store
-from resclip.evaluation.datasets.builtin import scene_dataset
+from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.distributed import machine_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,7 @@ CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
 
 def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Drawn scenes, cut and repeated to sizes between 60 and 250 pixels."""
-    samples = scene_dataset().samples
+    samples = open_dataset("builtin").samples
     generator = np.random.default_rng(0)
     cut = []
     for number in range(count):
@@ -51,9 +51,15 @@ def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     return cut
 
 
-def segmenter(method: str, window: int, batch_size: int) -> Segmenter:
-    """The built-in model at the images' own size."""
-    return load(classes=CLASSES, method=method, window=window, short_side=0, batch_size=batch_size)
+def segmenter(method: str, window: int, batch_size: int, short_side: int = 0) -> Segmenter:
+    """The built-in model; by default at the images' own size."""
+    return load(
+        classes=CLASSES,
+        method=method,
+        window=window,
+        short_side=short_side,
+        batch_size=batch_size,
+    )
 
 
 def labels_one_by_one(model: Segmenter, images: list[Any]) -> list[Any]:
@@ -106,11 +112,13 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
             Image.fromarray(image).save(root / "in" / f"{number:03}.jpg", quality=95)
             total += image.shape[0] * image.shape[1]
         model = segmenter(method, window, BATCH_SIZE)
-        model.pad_batches = True
-        task = Task(model.vocabulary.names, model.preparation)
+        model.pipeline.pad_batches = True
+        job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
         start = time.perf_counter()
-        rows = list(local.run(task, model, open_source(str(root / "in")), store, workers=THREADS))
+        rows = list(
+            local.run(job, model, open_source(str(root / "in")).items, store, workers=THREADS)
+        )
         seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in (root / "out").glob("*.png"))
     if any(row.status != "done" for row in rows):
@@ -135,18 +143,17 @@ def file_steps() -> dict[str, Any]:
         for number, image in enumerate(drawn_images(IMAGES)):
             photograph = Image.fromarray(image).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
             photograph.save(root / "in" / f"{number:03}.jpg", quality=90)
-        model = segmenter("naclip", 112, BATCH_SIZE)
-        model.short_side = 336
-        task = Task(model.vocabulary.names, model.preparation)
+        model = segmenter("naclip", 112, BATCH_SIZE, short_side=336)
+        job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
-        items = list(open_source(str(root / "in")))
-        outcomes = list(segment(task, model, store, (read(task, item) for item in items)))
+        items = open_source(str(root / "in")).items
+        outcomes = list(segment_images(job, model, store, (read_item(job, item) for item in items)))
         start = time.perf_counter()
         for item in items:
-            read(task, item)
+            read_item(job, item)
         reading = time.perf_counter() - start
         start = time.perf_counter()
-        rows = [write(task, store, outcome) for outcome in outcomes]
+        rows = [finish(job, store, outcome) for outcome in outcomes]
         writing = time.perf_counter() - start
         read_bytes = sum(path.stat().st_size for path in (root / "in").iterdir())
         written_bytes = sum((root / "out" / name).stat().st_size for row in rows for name in row.outputs)  # fmt: skip

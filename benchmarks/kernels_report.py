@@ -210,7 +210,7 @@ def judge(target: Target, facts: Facts, allowed: int = 0) -> list[str]:
 
 
 def needless(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
-    """The listed spills that are none any more, of those whose kernels are all among these rows and compile."""
+    """The spills listed of this Triton that are none any more, of the calls whose kernels these rows are."""
     spilled: dict[Spill, int] = {}
     failed: set[Spill] = set()
     for row in rows:
@@ -219,7 +219,11 @@ def needless(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
                 failed.add(spill)
             else:
                 spilled[spill] = max(spilled.get(spill, 0), row.facts.spilled)
-    return [spill for spill in known if spilled.get(spill) == 0 and spill not in failed]
+    return [
+        spill
+        for spill in known
+        if allowance(spill, known) and spilled.get(spill) == 0 and spill not in failed
+    ]
 
 
 def report(

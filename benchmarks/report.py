@@ -23,9 +23,15 @@ import high_resolution_table
 import scale_tables
 
 from resclip.cli.evaluate import METHODS
-from resclip.evaluation.report import Evaluation, Report
-from resclip.evaluation.runner import row_names, selection
-from resclip.evaluation.tables import COLUMNS, bases_of, conditions, report_table, row_of
+from resclip.evaluation.report import DatasetReport, Report
+from resclip.evaluation.runner import row_names
+from resclip.evaluation.tables import (
+    MODULE_COLUMNS,
+    bases_of,
+    conditions,
+    module_values,
+    report_tables,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -91,13 +97,13 @@ def figure_table(run: dict[str, Any]) -> str:
     )
 
 
-def method_figures(evaluation: Evaluation) -> list[Figure]:
+def method_figures(evaluation: DatasetReport) -> list[Figure]:
     """What the methods must reach on the drawn scenes: the papers' order, no class lost, and in what time."""
     ordered = ("clip", "maskclip", "naclip", "naclip+rcs+sfr")
     means = [miou_of(evaluation, name) for name in ordered]
     low, label = weakest(evaluation, ordered[-1])
     usual = usual_rows(evaluation).rows.values()
-    seconds = sum(row.cost.seconds for row in usual)
+    seconds = sum(row.seconds for row in usual)
     return [
         Figure(
             "mIoU of clip, maskclip, naclip, resclip",
@@ -116,12 +122,12 @@ def method_figures(evaluation: Evaluation) -> list[Figure]:
     ]
 
 
-def usual_rows(evaluation: Evaluation) -> Evaluation:
+def usual_rows(evaluation: DatasetReport) -> DatasetReport:
     """The rows that `resclip evaluate` measures where it is not told which."""
-    return selection(evaluation, row_names(METHODS.split(",")))
+    return evaluation.selection(row_names(METHODS.split(",")))
 
 
-def miou_of(evaluation: Evaluation, name: str) -> float:
+def miou_of(evaluation: DatasetReport, name: str) -> float:
     """Of a row, which must be there."""
     miou = evaluation.rows[name].scores.miou
     if miou is None:
@@ -129,7 +135,7 @@ def miou_of(evaluation: Evaluation, name: str) -> float:
     return miou
 
 
-def weakest(evaluation: Evaluation, name: str) -> tuple[float, str]:
+def weakest(evaluation: DatasetReport, name: str) -> tuple[float, str]:
     """The lowest IoU of a row, in per cent, and its class."""
     iou = evaluation.rows[name].scores.iou
     return min(
@@ -139,16 +145,16 @@ def weakest(evaluation: Evaluation, name: str) -> tuple[float, str]:
     )
 
 
-def method_table(evaluation: Evaluation) -> str:
+def method_table(evaluation: DatasetReport) -> str:
     """Markdown: a row a base, mIoU by what is put on it, the row's best in bold and that one's weakest class."""
-    heads = ["base", *COLUMNS.values(), "weakest class of the best"]
+    heads = ["base", *MODULE_COLUMNS.values(), "weakest class of the best"]
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     means = {name: miou_of(evaluation, name) for name in evaluation.rows}
     for base in bases_of(means):
         best = max(
             (name for name in means if name.partition("+")[0] == base), key=means.__getitem__
         )
-        shown = ["–" if mean is None else f"{mean:.1f}" for mean in row_of(base, means)]
+        shown = ["–" if mean is None else f"{mean:.1f}" for mean in module_values(base, means)]
         # Figures that read the same are equally good.
         bold = [f"**{mean}**" if mean == f"{means[best]:.1f}" else mean for mean in shown]
         low, label = weakest(evaluation, best)
@@ -156,9 +162,9 @@ def method_table(evaluation: Evaluation) -> str:
     return "\n".join([*rows, "", f"mIoU in per cent: {conditions(evaluation)}"])
 
 
-def evaluation_output(evaluation: Evaluation) -> str:
+def evaluation_output(evaluation: DatasetReport) -> str:
     """What `resclip evaluate` prints."""
-    table = report_table(Report({evaluation.dataset: usual_rows(evaluation)}))
+    table = report_tables(Report({evaluation.dataset: usual_rows(evaluation)})).text
     return f"prints\n\n```text\n{table}\n```"
 
 
@@ -231,7 +237,7 @@ def main() -> int:
     parser.add_argument("--figures", action="store_true", help="print the figures, no more")
     only_figures = parser.parse_args().figures
     run = stored("benchmark")
-    methods = Report.read(RESULTS / "builtin.json").sets["builtin"]
+    methods = Report.read(RESULTS / "builtin.json").datasets["builtin"]
     rows = [*figures(run), *method_figures(methods)]
     for row in rows:
         mark = "ok " if row.reached else "NOT"

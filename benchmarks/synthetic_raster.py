@@ -35,7 +35,8 @@ def sew(path: Path, side: int, seed: int = 0) -> None:
         OSError: the file cannot be written.
         ImportError: rasterio is missing.
     """
-    from resclip.io.geotiff import NewFile, cache_for, gdal
+    from resclip.io.files import NewFile
+    from resclip.io.geotiff import cache_for, gdal
 
     if side < 1 or seed < 0:
         raise ValueError(
@@ -47,23 +48,20 @@ def sew(path: Path, side: int, seed: int = 0) -> None:
     drawn = (np.random.default_rng([FAMILY, seed, number]) for number in range(count))
     scenes = [render_scene(generator, PATCH).image for generator in tqdm(drawn, "scenes", count)]
     with NewFile(path) as file:
-        try:
-            with gdal(cache_for(across * PATCH * PATCH * 3)) as rasterio:
-                metres = rasterio.Affine(1.0, 0.0, 0.0, 0.0, -1.0, side)
-                with rasterio.open(
-                    file.path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8",
-                    photometric="RGB", tiled=True, blockxsize=PATCH, blockysize=PATCH,
-                    compress="deflate", predictor=2, zlevel=1, bigtiff="IF_SAFER",
-                    crs="EPSG:3857", transform=metres,
-                ) as dataset:  # fmt: skip
-                    for place in tqdm(range(across**2), "tiles"):
-                        top, left = place // across * PATCH, place % across * PATCH
-                        tile = scenes[order[place]][: side - top, : side - left]
-                        window = rasterio.windows.Window(left, top, tile.shape[1], tile.shape[0])
-                        dataset.write(np.ascontiguousarray(tile.transpose(2, 0, 1)), window=window)
-            file.publish()
-        except OSError as error:
-            raise file.failure(error) from error
+        with gdal(cache_for(across * PATCH * PATCH * 3)) as rasterio:
+            metres = rasterio.Affine(1.0, 0.0, 0.0, 0.0, -1.0, side)
+            with rasterio.open(
+                file.path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8",
+                photometric="RGB", tiled=True, blockxsize=PATCH, blockysize=PATCH,
+                compress="deflate", predictor=2, zlevel=1, bigtiff="IF_SAFER",
+                crs="EPSG:3857", transform=metres,
+            ) as dataset:  # fmt: skip
+                for place in tqdm(range(across**2), "tiles"):
+                    top, left = place // across * PATCH, place % across * PATCH
+                    tile = scenes[order[place]][: side - top, : side - left]
+                    window = rasterio.windows.Window(left, top, tile.shape[1], tile.shape[0])
+                    dataset.write(np.ascontiguousarray(tile.transpose(2, 0, 1)), window=window)
+        file.publish()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resclip.text.embedding_cache import TextCache as TextCache
     from resclip.text.vocabulary import Vocabulary as Vocabulary
 
-# In which module each name stands.
+# The module that defines each name.
 HOMES = {
     "Correlation": "resclip.methods.correlation",
     "DenseEncoder": "resclip.encoder.dense_encoder",

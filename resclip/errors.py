@@ -1,11 +1,15 @@
-"""Errors and warnings that a caller may want to tell apart; everything else is a ValueError or TypeError."""
+"""Error classes of the library, and the words in which an error is reported.
+
+Everything that a caller has no reason to tell apart is a plain ValueError, TypeError or OSError. Messages name
+parameters, as in "take a smaller window="; the command line turns them into its options.
+"""
 
 from __future__ import annotations
 
 import errno
 
-# A RuntimeError of torch's CPU allocator ("can't allocate memory"; "not enough memory" on Windows), of C++, of CUDA or
-# HIP, and of cuBLAS and cuDNN (…_STATUS_ALLOC_FAILED, …_DEVICE_ALLOCATION_FAILED).
+# torch's CPU allocator says "can't allocate memory" ("not enough memory" on Windows), C++ says "bad_alloc", CUDA and
+# HIP "out of memory", cuBLAS and cuDNN "…_STATUS_ALLOC_FAILED" or "…_DEVICE_ALLOCATION_FAILED".
 OUT_OF_MEMORY_SIGNS = (
     "out of memory",
     "can't allocate memory",
@@ -14,6 +18,14 @@ OUT_OF_MEMORY_SIGNS = (
     "alloc_failed",
     "allocation_failed",
 )
+
+
+class WeightsUnavailable(RuntimeError):
+    """A model's weights cannot be fetched or read; the message says why and what to do."""
+
+
+class UnknownWordsWarning(UserWarning):
+    """The built-in model was asked for words that it has never read; the message names them."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -26,30 +38,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
 
 
-def first_line(error: Exception) -> str:
-    """The gist of an error: its type and the first sentence of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0].split(". ")[0][:200] if lines else "no message"
-    return f"{type(error).__name__}: {text}"
+def reason(error: BaseException) -> str:
+    """The error's own words in one line, without the name of the file that it was about."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
-class WeightsUnavailable(RuntimeError):
-    """A model's weights cannot be fetched or read; the message says why and what to do."""
+def first_sentence(error: BaseException) -> str:
+    """The type and the first sentence of an error, for libraries whose messages run to paragraphs."""
+    line = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {line.split('. ')[0][:200]}"
 
 
-class UnknownWordsWarning(UserWarning):
-    """The built-in model was asked for words that it has never read; the message names them."""
-
-
-def describe(error: Exception) -> str:
-    """One line that says what `error` says."""
+def describe(error: BaseException) -> str:
+    """One line that tells a person what went wrong and, if that is known, what to do."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
+        # The library's own refusals already say what would help.
         if isinstance(error, MemoryError) and text.startswith("there is not enough"):
             return text
-        return "out of memory; try a smaller --batch-size, --window or --short-side"
+        return "out of memory; try a smaller batch_size=, window= or short_side="
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, RuntimeError) and not isinstance(error, WeightsUnavailable):
-        return f"unexpected error: {text or type(error).__name__} (--debug shows where)"
-    return text or type(error).__name__
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, WeightsUnavailable)):
+        return text or type(error).__name__
+    # What libraries say in a RuntimeError is a sentence; a KeyError or an AssertionError says little by itself.
+    if not text or not isinstance(error, RuntimeError):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return f"unexpected error: {text}"

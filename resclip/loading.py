@@ -1,7 +1,4 @@
-"""From names to a segmenter: the model, the method with its options, the classes, the device.
-
-Knows which parts a name stands for and in what order settings win. Knows no tensor and no image.
-"""
+"""`load`: from names to a segmenter: the model, the method with its options, the classes, the device."""
 
 from __future__ import annotations
 
@@ -21,13 +18,14 @@ from resclip.methods.presets import find_preset
 from resclip.models import BUILTIN, load_model
 from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
-from resclip.text.class_names import parse_entries
+from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache
 from resclip.text.vocabulary import Vocabulary
 
 BATCH_SIZE = 8
-"""Windows. On a CPU the activations of 16 are mapped into memory anew for every layer: a fifth more time."""
+"""Windows per batch on a CPU, where 16 take a fifth more time: their activations are mapped anew for every layer."""
 BATCH_SIZES = {"cuda": 16}
+"""Windows per batch on other devices, by torch's name of the device type."""
 Module = TypeVar("Module", RCS, SFR)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -64,28 +62,28 @@ def load(
         model: "builtin" (the small built-in model), an open_clip model with a vision transformer, or
             "transformers:NAME" for Hugging Face's; `resclip models` lists them.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
-        classes: one entry a class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name and then
+        classes: one entry per class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name, then
             its queries), as `resclip.text.class_names` reads them from files and datasets; or a ready `Vocabulary`.
         method: a base of `resclip.methods.catalogue.BASES`,
             with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
         preset: a name of `resclip.methods.presets.PRESETS`; None:
             the method's defaults (the built-in model has its own).
-        correlation: what the final block compares, in place of the base's choice; see `Correlation`.
+        correlation: what the final block compares, instead of the base's choice; see `Correlation`.
         proxy: ProxyCLIP's vision model, by name or with β, γ and input size; None: "colour" for the built-in model,
             else the base's own.
-        rcs, sfr: a module's options, all in place of the method's and the preset's, or some of them by name;
+        rcs, sfr: a module's options, replacing all of the method's and the preset's, or a mapping that replaces some;
             a method without the module gets it.
-        overview: windows also see the whole image, coarsely; None: they see themselves alone.
-        device: None: a GPU where there is one.
+        overview: windows also see the whole image at a low resolution; None: they see themselves alone.
+        device: None: a GPU if there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
-        window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has windows of
-            its own), else the preset's, else its defaults; the built-in model's preset stands above the base.
-        batch_size: most windows a batch; None: 16 on a GPU, 8 elsewhere.
+        window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has its own
+            windows), else the preset's, else its defaults; the built-in model's preset overrides the base.
+        batch_size: most windows per batch; None: 16 on a GPU, 8 elsewhere.
         pad_batches, max_memory: see `Segmenter`.
-        implementation: of the ops.
+        implementation: of the ops: "auto", "triton", "torch" or "reference".
         templates: prompts with "{}" for the name, or the name of a set of `resclip.text.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
-        cache: keeps text features on disk; None for none.
+        cache: text features on disk; None for none.
         progress: draw a progress bar while names are encoded.
 
     Raises:
@@ -109,19 +107,20 @@ def load(
         # A base's own windows, as ProxyCLIP has, stand above those of a dataset, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
     chosen = replace(chosen, rcs=with_options(chosen.rcs, rcs), sfr=with_options(chosen.sfr, sfr))
-    place = choose_device(device)
-    dtype = choose_precision(precision, place)
+    torch_device = choose_device(device)
+    dtype = choose_precision(precision, torch_device)
     if max_memory is not None:
-        cap_memory(place, max_memory)
-    loaded = load_model(model, pretrained, device=place, dtype=dtype)
+        cap_memory(torch_device, max_memory)
+    loaded = load_model(model, pretrained, device=torch_device, dtype=dtype)
     if not isinstance(classes, Vocabulary):
+        entries = parse_entries(classes)
         if model == BUILTIN:
             from resclip.builtin import TEMPLATES
 
             templates = TEMPLATES if templates is None else templates
-            warn_of_unknown_words(classes, loaded.tokenizer)
+            warn_of_unknown_words(entries, loaded.tokenizer)
         classes = Vocabulary.from_names(
-            classes,
+            entries,
             loaded.model,
             loaded.tokenizer,
             templates=templates,
@@ -143,20 +142,20 @@ def load(
             attention.model,
             mean=loaded.mean,
             std=loaded.std,
-            device=place,
+            device=torch_device,
             dtype=dtype,
             input_size=attention.input_size,
         ),
         proxy_attention=attention,
         overview=overview,
     )
-    asked = {
+    requested = {
         "window": window,
         "stride": stride,
         "short_side": short_side,
         "probability_threshold": probability_threshold,
     }
-    values.update({name: value for name, value in asked.items() if value is not None})
+    values.update({name: value for name, value in requested.items() if value is not None})
     if window and stride is None:
         values["stride"] = max(1, window // 2)
     name = method if isinstance(method, str) else method.name
@@ -170,7 +169,9 @@ def load(
     return Segmenter(
         encoder,
         classes,
-        batch_size=BATCH_SIZES.get(place.type, BATCH_SIZE) if batch_size is None else batch_size,
+        batch_size=BATCH_SIZES.get(torch_device.type, BATCH_SIZE)
+        if batch_size is None
+        else batch_size,
         pad_batches=pad_batches,
         max_memory=max_memory,
         mean=loaded.mean,
@@ -180,33 +181,35 @@ def load(
     )
 
 
-def with_options(module: Module | None, given: Module | Mapping[str, Any] | None) -> Module | None:
-    """The options given in place of the module's, or those by name above them."""
-    if isinstance(given, Mapping):
-        return module and replace(module, **given)
-    return module if given is None else given
+def with_options(
+    module: Module | None, options: Module | Mapping[str, Any] | None
+) -> Module | None:
+    """The module with some of its options replaced, or replaced as a whole."""
+    if isinstance(options, Mapping):
+        return module and replace(module, **options)
+    return module if options is None else options
 
 
 def choose_proxy(
-    method: Method, asked: str | ProxyAttention | None, model: str
+    method: Method, requested: str | ProxyAttention | None, model: str
 ) -> ProxyAttention | None:
-    """ProxyCLIP's options for a method, None where it has no proxy; ValueError for one that would be of no use."""
-    own = method.proxy or BASES[method.base].proxy
-    if own is None:
-        if asked is not None:
+    """ProxyCLIP's options for a method, None for other methods; ValueError if these were given a proxy."""
+    default = method.proxy or BASES[method.base].proxy
+    if default is None:
+        if requested is not None:
             raise ValueError(
-                f"method {method.name!r} has no use for a proxy; leave it out, or use method 'proxyclip'"
+                f"method {method.name!r} has no use for a proxy; leave out proxy=, or use method 'proxyclip'"
             )
         return None
-    if isinstance(asked, ProxyAttention):
-        return asked
-    if asked is None:
-        asked = "colour" if model == BUILTIN else own.model
-    return replace(own, model=asked)
+    if isinstance(requested, ProxyAttention):
+        return requested
+    if requested is None:
+        requested = "colour" if model == BUILTIN else default.model
+    return replace(default, model=requested)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best one here; ValueError where it does not exist."""
+    """The requested device, or the best one of this machine; ValueError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -215,13 +218,13 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ValueError(
-            f"device {str(device)!r} cannot be used ({reason}); use 'cpu', or 'cuda' where torch finds a GPU"
+            f"device {str(device)!r} cannot be used ({reason}); use 'cpu', or 'cuda' if torch finds a GPU"
         ) from error
     return chosen
 
 
 def choose_precision(precision: str | None, device: torch.device) -> torch.dtype:
-    """The dtype of the weights: as asked, or fp16 on a GPU and fp32 elsewhere."""
+    """The requested dtype of the weights, or fp16 on a GPU and fp32 elsewhere."""
     if precision is None:
         return torch.float16 if device.type == "cuda" else torch.float32
     if precision not in PRECISIONS:
@@ -229,9 +232,9 @@ def choose_precision(precision: str | None, device: torch.device) -> torch.dtype
     return PRECISIONS[precision]
 
 
-def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
-    """UnknownWordsWarning where the built-in model's tokenizer has never read a word of the names."""
-    queries = (query for entry in parse_entries(classes) for query in entry.queries)
+def warn_of_unknown_words(entries: Sequence[ClassEntry], tokenizer: Any) -> None:
+    """UnknownWordsWarning if the built-in model's tokenizer does not know all words of the queries."""
+    queries = (query for entry in entries for query in entry.queries)
     words = (word for query in queries for word in tokenizer.unknown_words(query))
     unknown = list(dict.fromkeys(words))
     if unknown:
@@ -241,7 +244,7 @@ def warn_of_unknown_words(classes: Sequence[str], tokenizer: Any) -> None:
         more = f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""
         warnings.warn(
             f"the built-in model has never read {named}{more}, so these names mean nothing to it; it knows "
-            f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else name a real model",
+            f"{', '.join(CLASS_NAMES)} in drawn scenes: for anything else choose another model=",
             UnknownWordsWarning,
             stacklevel=3,
         )

@@ -95,8 +95,11 @@ def listed(spilling: Call, plain: Call) -> dict[str, Any]:
         "another version": {spill: {other: spilled}},
         "another target": {spill._replace(target="sm_80"): {this: spilled}},
         "no spill": {Spill("plain_kernel", "plain_kernel", *spill[2:]): {this: 8}},
+        "no spill, as listed": {
+            Spill("plain_kernel", "plain_kernel", *spill[2:]): {this: 0, other: 8}
+        },
     }
-    calls = {name: [plain if name == "no spill" else spilling] for name in lists}
+    calls = {name: [plain if name.startswith("no spill") else spilling] for name in lists}
     outcomes = {
         name: outcome(calls[name], "--targets", "sm_90", known=known)
         for name, known in lists.items()

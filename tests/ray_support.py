@@ -9,16 +9,17 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from resclip.batch.sources import Item
-from resclip.batch.storage import LocalStore
-from resclip.inference.scheduler import Failure, Frame, Job, Strip
+from resclip.batch.items import Item
+from resclip.batch.storage import Store
+from resclip.inference.pipeline import ImageTask, WindowPixels
 
 
 def die_once(notes: str, what: str) -> None:
@@ -55,19 +56,19 @@ def load_fragile(notes: str, *, dies_at: int, **settings: Any) -> Any:
     assert (settings["device"], settings["precision"]) == ("cpu", "fp32")
     assert torch.get_num_threads() == 1  # A share of a machine with one core.
     segmenter = toy_segmenter(batch_size=settings["batch_size"])
-    segmenter.vocabulary = settings["classes"]
+    segmenter.pipeline.vocabulary = settings["classes"]
     Path(notes, f"model-{os.getpid()}").touch()
-    begin = segmenter.begin
+    encode_overview = segmenter.pipeline.encode_overview
     begun = 0
 
-    def fragile(frame: Frame) -> Job:
+    def fragile(task: ImageTask) -> Any:
         nonlocal begun
         begun += 1
         if begun == dies_at:
             die_once(notes, "model")
-        return begin(frame)
+        return encode_overview(task)
 
-    segmenter.begin = fragile
+    segmenter.pipeline.encode_overview = fragile
     return segmenter
 
 
@@ -77,7 +78,7 @@ def load_slow(notes: str, *, seconds: float = 0.0, stuck_on: str = "", **setting
 
     Path(notes, f"model-{os.getpid()}").touch()
     here = ray.get_runtime_context().get_node_id()
-    return Shades(3600.0 if here == stuck_on else seconds)
+    return shades(3600.0 if here == stuck_on else seconds)
 
 
 def load_nothing(error: Exception, **settings: Any) -> Any:
@@ -85,22 +86,22 @@ def load_nothing(error: Exception, **settings: Any) -> Any:
     raise error
 
 
-class Shades:
-    """What a batch job needs of a segmenter."""
+def shades(seconds: float) -> Any:
+    """A segmenter whose classes are three shades of grey, and that takes so long for each image."""
+    from batch_support import toy_segmenter
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def encode_windows(windows: Sequence[WindowPixels], limit: int) -> list[Tensor]:
+        time.sleep(seconds * len(windows))
+        levels = [one.pixels.mean(0).clamp(-1, 1) for one in windows]
+        limits = torch.tensor([-1 / 3, 1 / 3])
+        return [
+            torch.nn.functional.one_hot(torch.bucketize(level, limits), 3).movedim(-1, 0).float()
+            for level in levels
+        ]
 
-    def stream(self, frames: Iterable[Frame | Failure]) -> Iterator[Strip | Failure]:
-        for frame in frames:
-            if isinstance(frame, Failure):
-                yield frame
-                continue
-            time.sleep(self.seconds)
-            pixels = torch.tensor(frame.pixels.rows(0, frame.shape[0])).float()
-            shades = pixels.mean(2)[None, None]
-            labels = torch.nn.functional.interpolate(shades, frame.size)[0, 0].long() * 3 // 256
-            yield Strip(frame, 0, labels, labels / 3)
+    segmenter = toy_segmenter(window=0)
+    segmenter.pipeline.encode_windows = encode_windows
+    return segmenter
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,15 @@ class FragileItem(Item):
 
     notes: str = ""
 
-    def read(self, limit: int | None = None) -> bytes:
+    def read(self) -> bytes:
         die_once(self.notes, "reader")
-        return super().read(limit)
+        return Item.read(
+            self
+        )  # Not super(): a dataclass with slots is made anew, without the cell of `super`.
 
 
 @dataclass(frozen=True)
-class FragileStore(LocalStore):
+class FragileStore(Store):
     """A folder in which the first writer of a file dies, before anybody knows that it is written."""
 
     notes: str = ""
@@ -127,7 +130,7 @@ class FragileStore(LocalStore):
             die_once(self.notes, "writer")
 
 
-class FullStore(LocalStore):
+class FullStore(Store):
     """A folder on a disk that is full."""
 
     def write(self, name: str, data: bytes) -> None:

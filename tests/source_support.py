@@ -23,11 +23,11 @@ def folder_of(root: Path, *names: str) -> Path:
 
 
 def names(source: Source) -> list[str]:
-    return [item.name for item in source]
+    return [item.name for item in source.items]
 
 
 def contents(source: Source) -> dict[str, bytes]:
-    return {item.name: item.read() for item in source}
+    return {item.name: item.read() for item in source.items}
 
 
 def table(path: Path, columns: dict[str, Any], **options: Any) -> str:

@@ -17,26 +17,26 @@ from batch_support import files_in, make_images, toy_segmenter
 from PIL import Image
 
 from resclip.batch import local
-from resclip.batch.job import Task
+from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
 from resclip.batch.sources import open_source
-from resclip.batch.storage import LocalStore, open_store
+from resclip.batch.storage import Store, open_store
 from resclip.io.images import read_image
 from resclip.visualization.overlay import palette
 
 NAMES = ("cat", "dog", "grass")
 
 
-def job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[Row]:
+def run_job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[Row]:
     segmenter = toy_segmenter()
-    task = Task(segmenter.vocabulary.names, segmenter.preparation, **options)
-    items = open_source(str(source))
-    return list(local.run(task, segmenter, items, open_store(str(out)), workers=workers))
+    job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, **options)
+    items = open_source(str(source)).items
+    return list(local.run(job, segmenter, items, open_store(str(out)), workers=workers))
 
 
 def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
     names = make_images(tmp_path / "in", 9)
-    rows = job(tmp_path / "in", tmp_path / "out", overlay=True, scores=True)
+    rows = run_job(tmp_path / "in", tmp_path / "out", overlay=True, scores=True)
     segmenter = toy_segmenter()
     assert [row.name for row in rows] == names
     for row in rows:
@@ -65,19 +65,19 @@ def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
 
 def test_files_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 12)
-    job(tmp_path / "in", tmp_path / "many", workers=4, scores=True)
-    job(tmp_path / "in", tmp_path / "one", workers=1, scores=True)
+    run_job(tmp_path / "in", tmp_path / "many", workers=4, scores=True)
+    run_job(tmp_path / "in", tmp_path / "one", workers=1, scores=True)
     whole = files_in(tmp_path / "many")
     assert len(whole) == 24
     assert whole == files_in(tmp_path / "one")
     for name in ("003.jpg", "010.png"):
-        job(tmp_path / "in" / name, tmp_path / "alone", scores=True)
+        run_job(tmp_path / "in" / name, tmp_path / "alone", scores=True)
     assert files_in(tmp_path / "alone").items() < whole.items()
 
 
 def test_bad_images_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
     names = make_images(tmp_path / "in", 20, broken=6)
-    rows = job(tmp_path / "in", tmp_path / "out")
+    rows = run_job(tmp_path / "in", tmp_path / "out")
     failed = {row.name: row.error for row in rows if row.status == "failed"}
     assert [row.name for row in rows] == names
     assert len(failed) == 6
@@ -86,7 +86,7 @@ def test_bad_images_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
         assert "expected" in error
         assert "\n" not in error
     good = make_images(tmp_path / "good", 20)
-    job(tmp_path / "good", tmp_path / "all")
+    run_job(tmp_path / "good", tmp_path / "all")
     done = {f"{Path(name).stem}_labels.png" for name in good if name not in failed}
     everything = files_in(tmp_path / "all")
     assert files_in(tmp_path / "out") == {name: everything[name] for name in done}
@@ -96,9 +96,9 @@ def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 1)
     segmenter = toy_segmenter()
     names = tuple(f"class {number}" for number in range(300))
-    task = Task(names, segmenter.preparation)
-    items = open_source(str(tmp_path / "in"))
-    (row,) = local.run(task, segmenter, items, open_store(str(tmp_path / "out")), workers=1)
+    job = BatchJob(names, segmenter.preparation)
+    items = open_source(str(tmp_path / "in")).items
+    (row,) = local.run(job, segmenter, items, open_store(str(tmp_path / "out")), workers=1)
     assert row.status == "done"
     with Image.open(tmp_path / "out/000_labels.png") as labels:
         assert np.asarray(labels).dtype == np.uint16
@@ -108,23 +108,23 @@ def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
 def test_how_many_classes_a_label_map_can_hold(count: int) -> None:
     preparation = toy_segmenter().preparation
     with pytest.raises(ValueError, match=r"expected 2 to 65,536 classes, got .*name another"):
-        Task(tuple(map(str, range(count))), preparation)
+        BatchJob(tuple(map(str, range(count))), preparation)
 
 
 def test_an_output_that_cannot_be_written_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_images(tmp_path / "in", 6)
-    write = LocalStore.write
+    write = Store.write
 
-    def full(self: LocalStore, name: str, data: bytes) -> None:
+    def full(self: Store, name: str, data: bytes) -> None:
         if name.startswith("003"):
             raise OSError(errno.ENOSPC, "No space left on device", name)
         write(self, name, data)
 
-    monkeypatch.setattr(LocalStore, "write", full)
+    monkeypatch.setattr(Store, "write", full)
     with pytest.raises(OSError, match="No space left on device"):
-        job(tmp_path / "in", tmp_path / "out")
+        run_job(tmp_path / "in", tmp_path / "out")
     written = files_in(tmp_path / "out")
     assert "000_labels.png" in written
     assert "003_labels.png" not in written
@@ -156,12 +156,12 @@ def test_a_large_tiff_by_block_gives_the_same_labels(
     options = {"form": form, "overlay": True, "scores": True}
     outputs = {}
     for kind, block_pixels in (("block", 300 * 200 - 1), ("memory", 300 * 200)):
-        task = Task(
+        job = BatchJob(
             segmenter.vocabulary.names, segmenter.preparation, block_pixels=block_pixels, **options
         )
         out = tmp_path / kind
-        items = open_source(str(tmp_path / "map.tif"))
-        (row,) = local.run(task, segmenter, items, open_store(str(out)), workers=1)
+        items = open_source(str(tmp_path / "map.tif")).items
+        (row,) = local.run(job, segmenter, items, open_store(str(out)), workers=1)
         assert row.status == "done", row.error
         assert (row.height, row.width) == (300, 200)
         assert sum(area.pixels for area in row.classes) == 300 * 200
@@ -185,16 +185,16 @@ def test_a_geotiff_carries_the_inputs_place(tmp_path: Path) -> None:
     make_images(tmp_path / "plain", 1)
     for block_pixels in (1, 1 << 25):
         segmenter = toy_segmenter()
-        task = Task(
+        job = BatchJob(
             segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=block_pixels
         )
-        items = open_source(str(tmp_path / "in.tif"))
-        list(local.run(task, segmenter, items, open_store(str(tmp_path / "out")), workers=1))
+        items = open_source(str(tmp_path / "in.tif")).items
+        list(local.run(job, segmenter, items, open_store(str(tmp_path / "out")), workers=1))
         with rasterio.open(tmp_path / "out/in_labels.tif") as file:
             assert file.crs.to_epsg() == 3857
             assert file.transform == rasterio.transform.from_origin(1000, 2000, 2, 2)
             assert file.dtypes == ("uint8",)
-    job(tmp_path / "plain", tmp_path / "out", form="tif")
+    run_job(tmp_path / "plain", tmp_path / "out", form="tif")
     with rasterio.open(tmp_path / "out/000_labels.tif") as file:
         assert file.crs is None
 
@@ -204,7 +204,7 @@ def test_a_tiff_that_is_damaged_further_down_leaves_no_file(tmp_path: Path) -> N
     data = bytearray((tmp_path / "map.tif").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 400] = b"\xff" * 400
     (tmp_path / "map.tif").write_bytes(bytes(data))
-    (row,) = job(tmp_path / "map.tif", tmp_path / "out", block_pixels=1)
+    (row,) = run_job(tmp_path / "map.tif", tmp_path / "out", block_pixels=1)
     assert row.status == "failed"
     assert "map.tif" in (row.error or "")
     assert files_in(tmp_path / "out") == {}
@@ -217,11 +217,11 @@ from batch_support import coarse_segmenter
 from resclip.batch import local
 from resclip.batch.sources import open_source
 from resclip.batch.storage import open_store
-from resclip.batch.job import Task
+from resclip.batch.job import BatchJob
 segmenter = coarse_segmenter()
-task = Task(segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=1)
+job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=1)
 for path in sys.argv[2:]:
-    (row,) = local.run(task, segmenter, open_source(path), open_store(sys.argv[1]), workers=1)
+    (row,) = local.run(job, segmenter, open_source(path).items, open_store(sys.argv[1]), workers=1)
     assert row.status == "done", row.error
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 
 from resclip.batch import manifest as module
-from resclip.batch.manifest import ClassArea, Manifest, Row, merged, schema, table_of
+from resclip.batch.manifest import ClassArea, Manifest, Row, schema, table_of
 from resclip.batch.storage import Store, open_store
 from resclip.io.files import write_atomically
 
@@ -71,7 +76,8 @@ def test_rows_come_back_as_they_were_sorted(any_store: Store) -> None:
             manifest.add(one)
         assert manifest.done == {row(0).name, row(2).name, "é\n'\"猫.jpg"}
     assert rows_in(any_store) == sorted(rows, key=lambda one: one.index)
-    assert any_store.list("") == ("manifest.parquet",)
+    assert any_store.list() == ["manifest.parquet"]
+    assert any_store.list("manifest.parts") == []
     with any_store.open("manifest.parquet") as stream:
         file = pq.ParquetFile(stream)
         assert file.schema_arrow.equals(schema())
@@ -93,7 +99,7 @@ def test_a_killed_run_is_taken_up_again(any_store: Store) -> None:
     manifest.flush()
     manifest.add(row(2))
     del manifest
-    assert any_store.list("manifest.parts/") == ("manifest.parts/000000.parquet",)
+    assert any_store.list("manifest.parts") == ["manifest.parts/000000.parquet"]
     with Manifest(any_store, SETTINGS) as again:
         assert again.done == {row(0).name}
         again.add(row(1, mark=2))
@@ -126,24 +132,23 @@ operations = st.one_of(
 )
 
 
-@given(st.lists(operations, max_size=30), st.integers(1, 5), st.integers(2, 4))
+@given(st.lists(operations, max_size=30), st.integers(1, 5), st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
 def test_any_history_gives_what_a_dictionary_gives(
-    history: list[Any], most_rows: int, most_parts: int
+    history: list[Any], max_unwritten: int, rows_per_part: int
 ) -> None:
-    """Small limits, so that parts are written and compacted often; indexes change between runs."""
+    """Small limits, so that many parts are written; indexes change between runs."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MAX_ROWS", most_rows)
-        patch.setattr(module, "MAX_PARTS", most_parts)
-        patch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 3)
-        patch.setattr("resclip.batch.manifest.ROWS_READ", 2)
+        patch.setattr(module, "MAX_UNWRITTEN_ROWS", max_unwritten)
+        patch.setattr(module, "ROWS_PER_PART", rows_per_part)
+        patch.setattr(module, "ROWS_PER_GROUP", 3)
         patch.setattr("os.fsync", lambda _: None)
         store = open_store(folder)
         manifest: Manifest | None = Manifest(store, SETTINGS)
         kept: dict[str, Row] = {}
-        buffered: dict[str, Row] = {}
+        unwritten: list[Row] = []
         mark = 0.0
-        for operation, *arguments in history:
+        for operation, *arguments in [*history, ("close",)]:
             if manifest is None:
                 manifest = Manifest(store, SETTINGS)
                 assert manifest.done == {one.name for one in kept.values() if one.status == "done"}
@@ -152,44 +157,39 @@ def test_any_history_gives_what_a_dictionary_gives(
                 mark += 1
                 one = row(index, f"{name}.jpg", failed=failed, mark=mark)
                 manifest.add(one)
-                buffered[one.name] = one
-                if len(buffered) >= most_rows:
-                    kept |= buffered
-                    buffered = {}
-                now = kept | buffered
+                unwritten.append(one)
+                now = kept | {one.name: one for one in unwritten}
                 assert manifest.done == {one.name for one in now.values() if one.status == "done"}
-                assert len(store.list("manifest.parts/")) <= most_parts
+                if len(unwritten) >= max_unwritten:
+                    kept, unwritten = now, []
                 continue
             if operation == "flush":
                 manifest.flush()
             elif operation == "close":
                 manifest.close()
             if operation != "kill":
-                kept |= buffered
-            buffered = {}
+                kept |= {one.name: one for one in unwritten}
+            unwritten = []
             if operation != "flush":
                 manifest = None
-        if manifest is None:
-            manifest = Manifest(store, SETTINGS)
-        manifest.close()
-        kept |= buffered
         expected = sorted(kept.values(), key=lambda one: (one.index, one.name))
         assert rows_in(store) == expected
-        assert store.list("") == ("manifest.parquet",)
+        assert store.list() == ["manifest.parquet"]
+        assert store.list("manifest.parts") == []
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize("most_parts", [4, 9])
-@pytest.mark.parametrize("steps", range(14))
-def test_killed_at_any_step_of_merging_nothing_is_lost_or_twice(
-    steps: int, most_parts: int, store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rows_per_part", [1, 2, 9])
+@pytest.mark.parametrize("steps", range(12))
+def test_killed_at_any_step_nothing_is_lost_or_twice(
+    steps: int, rows_per_part: int, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every write and removal of a file is a step: 11 for 5 parts that are merged, 13 if they are compacted before."""
-    monkeypatch.setattr(module, "MAX_ROWS", 1)
-    monkeypatch.setattr(module, "MAX_PARTS", most_parts)
+    """Every write and removal of a file is a step: 11 for 5 rows in parts of their own, 7 if they share one."""
+    monkeypatch.setattr(module, "MAX_UNWRITTEN_ROWS", 1)
+    monkeypatch.setattr(module, "ROWS_PER_PART", rows_per_part)
     with Manifest(store, SETTINGS) as manifest:
         for index in range(4):
             manifest.add(row(index, failed=index < 3))
@@ -243,38 +243,12 @@ def test_a_late_row_takes_all_to_the_disk(store: Store, monkeypatch: pytest.Monk
     manifest.add(row(0))
     now += 1.9
     manifest.add(row(1))
-    assert store.list("manifest.parts/") == ()
+    assert store.list("manifest.parts") == []
     now += 0.1
     manifest.add(row(2))
     assert rows_in(store, "manifest.parts/000000.parquet") == [row(0), row(1), row(2)]
     manifest.add(row(3))
-    assert len(store.list("manifest.parts/")) == 1
-    manifest.close()
-
-
-def test_files_are_on_the_disk_before_their_rows(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    sync, create = type(store).sync, type(store).create
-
-    def synced(self: Any, names: Any) -> None:
-        names = list(names)
-        events.extend(f"sync {name.rpartition('/')[0]}" for name in names)
-        sync(self, names)
-
-    def created(self: Any, name: str) -> Any:
-        events.append(f"create {name}")
-        return create(self, name)
-
-    store.write(f"{row(0).name}_labels.png", b"")
-    monkeypatch.setattr(type(store), "sync", synced)
-    monkeypatch.setattr(type(store), "create", created)
-    manifest = Manifest(store, SETTINGS)
-    manifest.add(row(0))
-    manifest.add(row(1))
-    manifest.flush()
-    assert events == ["sync sub", "create manifest.parts/000000.parquet", "sync manifest.parts"]
+    assert len(store.list("manifest.parts")) == 1
     manifest.close()
 
 
@@ -291,27 +265,35 @@ def test_a_full_disk_loses_no_row(store: Store, monkeypatch: pytest.MonkeyPatch)
         patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match=r"No space left.*manifest\.parts"):
             manifest.flush()
-    assert store.list("manifest.parts/") == ("manifest.parts/000000.parquet",)
+    assert store.list("manifest.parts") == ["manifest.parts/000000.parquet"]
     manifest.close()
     assert rows_in(store) == [row(0), row(1)]
 
 
 @pytest.mark.parametrize(
-    ("now", "message"),
+    (
+        "killed",
+        "now",
+        "message",
+    ),  # Whether the earlier run was killed changes the file, not the message.
     [
-        ({**SETTINGS, "method": "naclip"}, r"method: 'resclip' there, 'naclip' now\)"),
+        (True, {**SETTINGS, "method": "naclip"}, r"method: 'resclip' there, 'naclip' now\)"),
         (
+            False,
             {**SETTINGS, "options": {"rcs": {"weight": 0.5}, "layers": [6, 7]}},
             r"options\.rcs\.weight: 0\.4 there, 0\.5 now",
         ),
-        ({**SETTINGS, "new": None}, "new: nothing there, None now"),
-        ({"method": "resclip"}, r"options: .* there, nothing now; window: 224 there, nothing now"),
-        ({str(number): number for number in range(9)}, "; 9 more"),
+        (False, {**SETTINGS, "new": None}, "new: nothing there, None now"),
+        (
+            False,
+            {"method": "resclip"},
+            r"options: .* there, nothing now; window: 224 there, nothing now",
+        ),
+        (True, {str(number): number for number in range(9)}, "; 9 more"),
     ],
 )
-@pytest.mark.parametrize("killed", [False, True])
 def test_other_settings_are_refused(
-    now: dict[str, Any], message: str, killed: bool, store: Store
+    killed: bool, now: dict[str, Any], message: str, store: Store
 ) -> None:
     first = Manifest(store, SETTINGS)
     first.add(row(0))
@@ -319,7 +301,7 @@ def test_other_settings_are_refused(
     del first
     with pytest.raises(ValueError, match=message) as caught:
         Manifest(store, now)
-    assert "another --out, or --overwrite" in str(caught.value)
+    assert "another out=, or overwrite=True" in str(caught.value)
     with Manifest(store, SETTINGS) as again:  # and the lock is free, the rows are there
         assert again.done == {row(0).name}
     with Manifest(store, now, overwrite=True) as new:
@@ -366,48 +348,45 @@ def test_two_runs_on_one_folder(store: Store) -> None:
     first = Manifest(store, SETTINGS)
     first.add(row(0))
     for overwrite in (False, True):
-        with pytest.raises(OSError, match="expected a folder that no run is writing to"):
+        with pytest.raises(OSError, match=f"process {os.getpid()} on .*wait for it") as caught:
             Manifest(store, SETTINGS, overwrite=overwrite)
+        assert caught.value.errno == errno.EBUSY
     first.close()
+    assert not Path(store.root, "manifest.lock").exists()
     Manifest(store, SETTINGS).close()
     assert rows_in(store) == [row(0)]
 
 
-def test_parts_stay_few_and_rows_are_not_written_too_often(
+HOLD = """
+import sys, time
+from resclip.batch.manifest import Manifest
+from resclip.batch.storage import Store
+manifest = Manifest(Store(sys.argv[1]), {})
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_folder_whose_process_was_killed_is_free(store: Store) -> None:
+    command = [sys.executable, "-c", HOLD, store.root]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(OSError, match=f"process {holder.pid} on {socket.gethostname()}"):
+            Manifest(store, {})
+        holder.kill()
+    assert Path(store.root, "manifest.lock").exists()
+    Manifest(store, {}).close()
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """300 parts of one row; all of them merged at every 10th would be 4,800 rows written."""
-    monkeypatch.setattr(module, "MAX_ROWS", 1)
-    monkeypatch.setattr(module, "MAX_PARTS", 10)
-    monkeypatch.setattr("os.fsync", lambda _: None)
-    written = 0
-    writing = module.write_table
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    def count(*arguments: Any) -> int:
-        nonlocal written
-        rows = writing(*arguments)
-        written += rows
-        return rows
-
-    monkeypatch.setattr(module, "write_table", count)
-    manifest = Manifest(store, SETTINGS)
-    for index in range(300):
-        manifest.add(row(index, failed=True))
-        assert len(store.list("manifest.parts/")) <= 10
-    assert written < 300 * 8
-    manifest.close()
-    assert [one.index for one in rows_in(store)] == list(range(300))
-
-
-def test_a_merge_holds_little_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables of at most 100 rows, in order, of parts that came in any."""
-    monkeypatch.setattr("resclip.batch.manifest.ROWS_AT_ONCE", 100)
-    monkeypatch.setattr(module, "MAX_ROWS", 37)
-    manifest = Manifest(store, SETTINGS)
-    for index in range(1000):
-        manifest.add(row(index * 379 % 1000))
-    manifest.flush()
-    tables = list(merged(store, store.list("manifest.parts/")))
-    assert [len(table) for table in tables] == [100] * 10
-    assert pa.concat_tables(tables)["index"].to_pylist() == list(range(1000))
-    manifest.close()
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    Manifest(store, SETTINGS)
+    with Manifest(store, SETTINGS) as manifest:
+        manifest.add(row(0))
+    assert rows_in(store) == [row(0)]

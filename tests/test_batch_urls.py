@@ -85,11 +85,8 @@ def test_every_kind_at_a_url(tmp_path: Path, memory: str) -> None:
     folder = open_source(f"{memory}/pics")
     assert contents(folder) == {"a.jpg": b"pics/a.jpg", "sub/b.png": b"pics/sub/b.png"}
     assert folder.skipped == 1
-    assert folder[0].location == "memory://bucket/pics/a.jpg"
-    assert folder[0].local_path is None
-    assert folder[0].read(limit=10) == b"pics/a.jpg"
-    with pytest.raises(ValueError, match="at most 9"):
-        folder[0].read(limit=9)
+    assert folder.items[0].location == "memory://bucket/pics/a.jpg"
+    assert folder.items[0].local_path is None
     assert contents(open_source(f"{memory}/pics/a.jpg")) == {"a.jpg": b"pics/a.jpg"}
     assert contents(open_source(f"{memory}/s-{{0..0}}.tar")) == {"s-0/k.jpg": b"tar"}
     assert contents(open_source(f"{memory}/t.parquet")) == {
@@ -97,7 +94,7 @@ def test_every_kind_at_a_url(tmp_path: Path, memory: str) -> None:
     }  # fmt: skip
     assert contents(open_source(f"{memory}/paths.parquet")) == {"pics/a.jpg": b"pics/a.jpg"}
     listed = open_source(f"{memory}/list.txt")
-    assert [item.read() for item in listed] == [b"pics/a.jpg", b"pics/sub/b.png"]
+    assert [item.read() for item in listed.items] == [b"pics/a.jpg", b"pics/sub/b.png"]
     for missing in ("absent", "absent.jpg", "absent.txt", "absent.tar", "absent.parquet"):
         with pytest.raises(FileNotFoundError, match="absent"):
             open_source(f"{memory}/{missing}")
@@ -114,15 +111,15 @@ def test_the_web(web: tuple[str, Path, type[Server]]) -> None:
     (root / "list.txt").write_text(f"pics/sub/c.png\n/lone.jpg\n{address}/lone.jpg?size=2\n")
     assert contents(open_source(f"{address}/lone.jpg")) == {"lone.jpg": b"lone.jpg"}
     listed = open_source(f"{address}/list.txt")
-    assert [item.read() for item in listed] == [b"pics/sub/c.png", b"lone.jpg", b"lone.jpg"]
-    assert listed[0].name == "pics/sub/c.png"
-    assert {item.stem.rpartition("/")[2][:4] for item in list(listed)[1:]} == {"lone"}
+    assert [item.read() for item in listed.items] == [b"pics/sub/c.png", b"lone.jpg", b"lone.jpg"]
+    assert listed.items[0].name == "pics/sub/c.png"
+    assert {item.stem.rpartition("/")[2][:4] for item in listed.items[1:]} == {"lone"}
     assert sorted(contents(open_source(f"{address}/pics/")).values()) == [
         b"pics/a b.jpg", b"pics/sub/c.png",
     ]  # fmt: skip
     assert contents(open_source(f"{address}/s.tar")) == {"s/k.jpg": b"K" * 3000, "s/l.jpg": b"L"}
     assert contents(open_source(f"{address}/t.parquet")) == {"t/000000000": b"P"}
-    item = open_source(f"{address}/s.tar")[1]
+    item = open_source(f"{address}/s.tar").items[1]
     server.ranges = False
     with pytest.raises(OSError, match="sends no parts of files"):
         item.read()
@@ -137,7 +134,7 @@ def test_a_server_that_does_not_answer_is_an_error_of_the_item(tmp_path: Path) -
     listed = tmp_path / "list.txt"
     listed.write_text("http://127.0.0.1:9/a.jpg\n")  # The port of the discard service: closed.
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9/a\.jpg"):
-        open_source(str(listed))[0].read()
+        open_source(str(listed)).items[0].read()
 
 
 @pytest.mark.parametrize(

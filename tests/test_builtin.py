@@ -14,7 +14,6 @@ import torch
 
 from resclip import DenseEncoder
 from resclip.builtin import TEMPLATES, directory, load_builtin
-from resclip.builtin.model import build, configuration, image_views, text_embeddings
 from resclip.builtin.scenes import (
     CLASS_NAMES,
     demo_scene,
@@ -25,6 +24,13 @@ from resclip.builtin.scenes import (
 )
 from resclip.builtin.things import CLASS_ID, DRAWN, GROUNDS, SKIES
 from resclip.builtin.tokenizer import UNKNOWN, WordTokenizer
+from resclip.builtin.training.batches import (
+    Pool,
+    cells_of_patches,
+    draw_batch,
+    straight_cuts,
+    wavy_cells,
+)
 from resclip.builtin.training.captions import (
     caption,
     describes,
@@ -34,13 +40,7 @@ from resclip.builtin.training.captions import (
     visible_names,
 )
 from resclip.builtin.training.losses import any_true, each_true, share_loss, truth_table
-from resclip.builtin.training.mosaics import (
-    Pool,
-    cells_of_patches,
-    draw_batch,
-    straight_cuts,
-    wavy_cells,
-)
+from resclip.builtin.training.model import build, configuration, image_views, text_embeddings
 from resclip.builtin.training.train import Settings, Trainer, main, run
 from resclip.methods.presets import PRESETS
 
@@ -272,7 +272,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(pool, tmp_path):
     assert (tmp_path / "model" / "open_clip_model.safetensors").exists()
 
     other = Trainer(replace(TINY, rate=0.5), pool, 6)
-    with pytest.raises(ValueError, match=r"rate: 0.001 there, 0.5 here"):
+    with pytest.raises(ValueError, match="rate: 0.001 .*0.5"):
         other.restore(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="past this run's 3 steps"):
         Trainer(TINY, pool, 3).restore(tmp_path / "checkpoint.pt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,15 +40,10 @@ def names_of(classes: list[str]) -> list[str]:
         ("sky", "sky", ["sky"]),
         (" cat ,\tbig   kitten ", "cat", ["cat", "big kitten"]),
         ("background: sky, wall", "background", ["sky", "wall"]),
-        ("background:\tsky", "background", ["sky"]),
-        ("cat: cat, kitten", "cat", ["cat", "kitten"]),
         ("16:9 screen, tv", "16:9 screen", ["16:9 screen", "tv"]),
-        ("c::d", "c::d", ["c::d"]),
         ("film: Star Wars: A New Hope", "film", ["Star Wars: A New Hope"]),
         ("a:: b", "a:", ["b"]),
         ("cat, kitten, Cat, puss, KITTEN", "cat", ["cat", "kitten", "puss"]),
-        ("#1, {}, @home", "#1", ["#1", "{}", "@home"]),
-        ("фон: небо, 墙", "фон", ["небо", "墙"]),
     ],
 )
 def test_entries(text: str, name: str, queries: list[str]) -> None:
@@ -59,13 +53,13 @@ def test_entries(text: str, name: str, queries: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "remove the empty name"),
-        ("cat, , kitten", r"got 'cat, , kitten'; remove the empty name"),
-        ("cat: dog,", "got 'dog, '; remove the empty name"),
-        ("background:", "names after the colon, got 'background:'"),
-        (": sky", "one name before the colon, got ': sky'"),
-        ("cat, dog: animal", "one name before the colon, got 'cat, dog: animal'"),
-        ("a\udcff", "not valid UTF-8"),
+        ("", "empty name"),
+        ("cat, , kitten", "'cat, , kitten'"),
+        ("cat: dog,", "'dog, '"),
+        ("background:", "after the colon, got 'background:'"),
+        (": sky", "before the colon, got ': sky'"),
+        ("cat, dog: animal", "before the colon, got 'cat, dog: animal'"),
+        ("a\udcff", "UTF-8"),
     ],
 )
 def test_wrong_entries(text: str, message: str) -> None:
@@ -73,20 +67,17 @@ def test_wrong_entries(text: str, message: str) -> None:
         parse_entry(text)
 
 
-@pytest.mark.parametrize(
-    ("name", "queries", "message"),
-    [
-        ("a", (), "remove the empty name"),
-        ("a", ("b", " "), "remove the empty name"),
-        ("", ("b",), "one name before the colon"),
-        ("a: b", ("b",), "one name before the colon, got 'a: b'"),
-        ("a, b", ("b",), "without a comma, got 'a, b'"),
-        ("a", ("b,c",), "without a comma, got 'b,c'"),
-    ],
-)
-def test_what_no_entry_can_hold(name: str, queries: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ClassEntry(name, queries)
+def test_what_no_entry_can_hold() -> None:
+    """A class made in code is one that could be written."""
+    for name, queries in (
+        ("a", ()),
+        ("a", ("b", " ")),
+        ("", ("b",)),
+        ("a: b", ("b",)),
+        ("a", ("b,c",)),
+    ):
+        with pytest.raises(ValueError, match="empty name|colon|comma"):
+            ClassEntry(name, queries)
 
 
 @given(NAMES, st.lists(NAMES, min_size=1, max_size=4))
@@ -125,13 +116,21 @@ def test_a_list_without_colons_means_what_it_always_meant(queries: list[str]) ->
         (["cat", "dog", "Cat"], r"'cat' \(class 1\) and 'Cat' \(class 3\)"),
         (["cat: kitten", "cat: tiger"], r"'cat: kitten' \(class 1\)"),
         (["cat: feline", "tiger: Feline"], r"\(class 1\) and 'tiger: Feline' \(class 2\)"),
-        (["a", "b, , c"], "class 2: expected names separated by single commas"),
+        (["a", "b, , c"], "class 2: "),
         ([], "at least one"),
     ],
 )
 def test_lists_that_are_refused(entries: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_classes(entries)
+
+
+def test_classes_that_are_parsed_already_are_taken_as_they_are() -> None:
+    entries = parse_entries(["cat, kitten", "pet: dog"])
+    assert parse_entries(entries) == entries
+    assert parse_entries(["cat, kitten", entries[1]]) == entries
+    with pytest.raises(ValueError, match=r"'Cat: lynx' \(class 3\)"):
+        parse_entries([*entries, ClassEntry("Cat", ("lynx",))])
 
 
 def test_lists_that_hold_no_text_are_refused() -> None:
@@ -146,21 +145,28 @@ def test_ten_thousand_names_keep_their_order() -> None:
     assert check_classes(names) == names
 
 
+def test_typed_text_is_split_by_semicolons_if_it_has_any() -> None:
+    assert parse_classes("  a   b ,c") == ["a b", "c"]
+    assert parse_classes("cat,kitten;") == ["cat, kitten"]
+    assert parse_classes("cat, Cat; dog") == ["cat", "dog"]  # The same query twice is once.
+    assert parse_classes("wall, bed; bed") == ["wall, bed", "bed"]  # Classes may share a query.
+
+
 def test_typed_text_may_name_a_class_apart_from_its_queries() -> None:
     assert parse_classes("background: sky, wall; cat") == ["background: sky, wall", "cat"]
     assert parse_classes("background: sky, cat") == ["background: sky", "cat"]
 
 
-def test_a_data_set_can_be_typed() -> None:
+def test_a_dataset_can_be_typed() -> None:
     assert parse_classes("@voc21") == parse_classes(" @voc21 ") == dataset_classes("voc21")
-    with pytest.raises(ValueError, match=r"unknown dataset 'voc99'; use one of: voc20, voc21"):
+    with pytest.raises(ValueError, match="'voc99'.*voc20, voc21"):
         parse_classes("@voc99")
     for text in ("cat, @voc21", "cat; @voc21"):
         with pytest.raises(ValueError, match="'@voc21' among other classes"):
             parse_classes(text)
 
 
-def test_a_data_sets_name_is_never_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_datasets_name_is_never_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("@voc20").write_text("@home\ncat")
     assert len(parse_classes("@voc20")) == 20
@@ -231,43 +237,26 @@ def test_documents_hold_what_text_holds(tmp_path_factory, pairs) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "sky\n\ncat, , dog", "a.txt: line 3: expected names separated by single commas"),
-        (
-            "a.txt",
-            "sky\n\nSky",
-            r"a.txt: expected each class once, got 'sky' \(line 1\) and 'Sky' \(line 3\)",
-        ),
-        ("a.txt", "\n \n", "a.txt: expected one class a line, got an empty file"),
-        ("a.json", "[1", "a.json: line 1, column 3: expected JSON"),
-        ("a.json", "7", "expected a list of class names, or an object from names to names, got 7"),
+        ("a.txt", "sky\n\ncat, , dog", "line 3: .*'cat, , dog'"),
+        ("a.txt", "sky\n\nSky", r"'sky' \(line 1\) and 'Sky' \(line 3\)"),
+        ("a.txt", "\n \n", "empty file"),
+        ("a.json", "[1", "line 1, column 3: expected JSON"),
+        ("a.json", "7", "list of class names, or an object .*got 7"),
         ("a.json", "[]", "at least one class"),
-        ("a.json", '["sky", 7]', "a.json: item 2: expected a name or a list of names, got 7"),
-        ("a.json", '["sky", ["a", true]]', "item 2: expected a name, got true as name 2"),
-        ("a.json", '["sky", ["a, b"]]', "item 2: expected a name without a comma, got 'a, b'"),
-        ("a.json", '["sky", [["a"]]]', "item 2: expected a name, got a list as name 1"),
-        ("a.json", '["sky", []]', "item 2: expected a name or a list of names, got a list"),
-        ("a.json", '["sky", " "]', "got nothing for item 2"),
-        ("a.json", '["a\\ud800"]', "item 1: .*not valid UTF-8"),
-        (
-            "a.json",
-            '[{"a": ["b"], "c": ["d"]}]',
-            "item 1: expected an object of one class, got 2 keys",
-        ),
-        ("a.json", '{"a": {"b": 1}}', "item 1: expected a list of names for 'a', got an object"),
-        (
-            "a.json",
-            '{"a": ["b"], "a": ["c"]}',
-            r"once, got 'a: b' \(item 1\) and 'a: c' \(item 2\)",
-        ),
-        ("a.json", "[" * 100_000, "too deep to read|expected JSON"),
-        ("a.yaml", "", "expected a list of class names, or .*, got null"),
-        ("a.yaml", "- sky\n- 'cat\n", "a.yaml: expected YAML, got an error: .*line"),
-        ("a.yaml", "- a\n--- \n- b\n", "a.yaml: expected YAML, got an error"),
-        ("a.yaml", "- sky\n- \n", "got nothing for item 2"),
-        ("a.yaml", "a: b\na: c\n", r"once, got 'a: b' \(item 1\) and 'a: c' \(item 2\)"),
-        ("a.yaml", "? [a]\n: b\n", "item 1: expected a name, got a list"),
-        ("a.yaml", "&a [*a]", "item 1: expected a name, got a list"),
-        ("a.yaml", "[" * 2_000, "too deep to read"),
+        ("a.json", '["sky", ["a", true]]', "item 2: .*true as name 2"),
+        ("a.json", '["sky", [["a"]]]', "item 2: .*a list as name 1"),
+        ("a.json", '["sky", []]', "item 2: .*got a list"),
+        ("a.json", '["a\\ud800"]', "item 1: .*UTF-8"),
+        ("a.json", '[{"a": ["b"], "c": ["d"]}]', "item 1: .*got 2 keys"),
+        ("a.json", '{"a": {"b": 1}}', "item 1: .*'a', got an object"),
+        ("a.json", '{"a": ["b"], "a": ["c"]}', r"'a: b' \(item 1\) and 'a: c' \(item 2\)"),
+        ("a.json", "[" * 100_000, "too deep|expected JSON"),
+        ("a.yaml", "", "got null"),
+        ("a.yaml", "- sky\n- 'cat\n", "expected YAML.*line"),
+        ("a.yaml", "- sky\n- \n", "nothing for item 2"),
+        ("a.yaml", "a: b\na: c\n", r"'a: b' \(item 1\) and 'a: c' \(item 2\)"),
+        ("a.yaml", "&a [*a]", "item 1: .*got a list"),
+        ("a.yaml", "[" * 2_000, "too deep"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -279,21 +268,14 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: str, message: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.yaml"])
-def test_files_in_other_encodings_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes("[ü]".encode("latin-1"))
-    with pytest.raises(ValueError, match=f"{name}: expected class names.* in UTF-8.* position 1"):
-        read_classes(tmp_path / name)
+def test_files_in_other_encodings_are_refused(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.json", "a.yaml"):
+        (tmp_path / name).write_bytes("[ü]".encode("latin-1"))
+        with pytest.raises(ValueError, match=f"{name}: .*UTF-8.* position 1"):
+            read_classes(tmp_path / name)
 
 
-def test_yaml_without_pyyaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    (tmp_path / "a.yaml").write_text("- cat")
-    with pytest.raises(ImportError, match="pip install pyyaml"):
-        read_classes(tmp_path / "a.yaml")
-
-
-def test_every_data_set_has_as_many_classes_as_its_name_says() -> None:
+def test_every_dataset_has_as_many_classes_as_its_name_says() -> None:
     """Those whose name holds no number: from the benchmarks' definitions, with background where there is one."""
     counts = {"coco-object": 81, "coco-stuff": 171, "cityscapes": 19, "ade20k": 150}
     packaged = Path(__file__).parents[1] / "resclip" / "data" / "classnames"
@@ -301,7 +283,7 @@ def test_every_data_set_has_as_many_classes_as_its_name_says() -> None:
     for name in DATASETS:
         wanted = counts[name] if name in counts else int(re.sub(r"\D", "", name))
         assert len(dataset_classes(name)) == wanted
-    with pytest.raises(ValueError, match="unknown dataset 'voc'; use one of: voc20"):
+    with pytest.raises(ValueError, match="'voc'.*voc20"):
         dataset_classes("voc")
 
 
@@ -332,11 +314,9 @@ def test_what_classes_ask_for_themselves_is_no_background() -> None:
 
 
 def test_backgrounds_that_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="unknown background list 'ade20k'; use one of: voc21, coco-object"
-    ):
+    with pytest.raises(ValueError, match="'ade20k'.*voc21, coco-object"):
         background_names("ade20k")
-    with pytest.raises(ValueError, match="expected each class once, got 'background: sky"):
+    with pytest.raises(ValueError, match="'background: sky"):
         with_background(["Background", "cat"])
     with pytest.raises(ValueError, match="leave something to the background"):
         with_background(background_names("voc21"), "voc21")

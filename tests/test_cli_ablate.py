@@ -53,7 +53,7 @@ def test_it_prints_a_table_a_study_and_writes_them(
     assert names_in(out) == [
         "ablation.csv", "ablation.json", "ablation.md", "connectivity_builtin.png", "modules_builtin.png",
     ]  # fmt: skip
-    rows = Report.read(out / "ablation.json").sets["builtin"].rows
+    rows = Report.read(out / "ablation.json").datasets["builtin"].rows
     with (out / "ablation.csv").open(newline="") as stream:
         lines = [*csv.DictReader(stream)]
     assert len(lines) == 4 + 4
@@ -78,7 +78,7 @@ def test_options_reach_the_studies(asked: dict[str, Any], tmp_path: Path) -> Non
         "rcs": {"layers": "3-5", "temperature": 1.5},
         "sfr": {"rounds": 2},
     }
-    assert (asked["path"], asked["fresh"], asked["workers"]) == (tmp_path / "ablation.json", True, 0)  # fmt: skip
+    assert (asked["checkpoint"], asked["fresh"], asked["workers"]) == (tmp_path / "ablation.json", True, 0)  # fmt: skip
     settings = asked["segmenter"].settings
     assert (settings["base"], settings["rcs"], settings["sfr"]) == ("sclip", None, None)
     assert (settings["preset"], settings["window"]) == ("voc21", 64)
@@ -93,7 +93,7 @@ def test_all_studies_and_forty_scenes_are_the_default(
     assert asked["studies"] == STUDIES
     assert [len(dataset) for dataset in asked["datasets"]] == [count]
     assert asked["segmenter"].settings["base"] == "naclip"
-    assert asked["path"] is None
+    assert asked["checkpoint"] is None
 
 
 def test_the_help_names_every_study_and_waits_for_nothing(
@@ -111,7 +111,7 @@ def test_images_that_cannot_be_read_are_named_and_the_status_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of three masks is cut off; two settings of one study."""
-    root, out = tmp_path / "set", tmp_path / "out"
+    root, out = tmp_path / "dataset", tmp_path / "out"
     for name in ("a", "b", "c"):
         save_image(root / "images" / f"{name}.png", 24, 24)
         mask = root / "masks" / f"{name}.png"
@@ -124,7 +124,7 @@ def test_images_that_cannot_be_read_are_named_and_the_status_says_so(
     came = capsys.readouterr()
     assert came.err.count("resclip: left out: folder, b: ") == 1
     assert "1 image is left out of the figures; " in came.out
-    stored = json.loads((out / "ablation.json").read_text())["sets"]["folder"]["rows"]
+    stored = json.loads((out / "ablation.json").read_text())["datasets"]["folder"]["rows"]
     assert {row["images"] for row in stored.values()} == {2}
 
 

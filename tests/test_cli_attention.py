@@ -72,9 +72,9 @@ def test_a_point_is_a_pixel(text: str, point: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("70,0", "inside the image of 70 x 45 pixels: x from 0 to 69, y from 0 to 44; got 70,0"),
-        ("0,45", "inside the image of 70 x 45"),
-        ("-1,3", "inside the image of 70 x 45"),
+        ("70,0", "70 x 45 .*got 70,0"),
+        ("0,45", "70 x 45"),
+        ("-1,3", "70 x 45"),
         ("3", "whole pixels"),
         ("3.5,4", "whole pixels"),
         ("3,4,5", "whole pixels"),
@@ -208,7 +208,7 @@ def test_what_cannot_be_drawn_is_said_before_the_model_is_loaded(
     assert [path.name for path in tmp_path.iterdir()] == ["noise.png"]
 
 
-def test_the_model_in_the_box_attends_to_the_thing(
+def test_the_builtin_model_attends_to_the_thing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A roof's patch, by the whole of ResCLIP: most of its mass lies on a tenth of the image."""
@@ -219,4 +219,4 @@ def test_the_model_in_the_box_attends_to_the_thing(
     share = re.search(r"with (\d+)% of its final map", capsys.readouterr().out)
     assert share is not None
     assert int(share[1]) > 60
-    assert Image.open(out).width == 28 + 5 * 428
+    assert Image.open(out).width > 5 * 400  # The image, the base, RCS, SFR and the final map.

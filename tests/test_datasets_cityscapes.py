@@ -254,5 +254,5 @@ def test_damaged_and_coloured_masks(tmp_path: Path) -> None:
     first, _, last = read(tmp_path).samples
     with pytest.raises(ImageError, match="000294_gtFine_labelIds.png: expected a whole mask"):
         first.truth.read()
-    with pytest.raises(ImageError, match="expected one number a pixel .* got mode RGB"):
+    with pytest.raises(ImageError, match="expected one number per pixel .* got mode RGB"):
         last.truth.read()

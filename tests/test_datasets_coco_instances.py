@@ -245,7 +245,8 @@ def test_files_that_are_no_json_object(tmp_path: Path, text: str) -> None:
 
 
 def test_without_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    for module in ("pycocotools", "pycocotools.coco"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         ImportError,
         match=r"needs pycocotools, .* `pip install 'resclip\[eval\]'`, or use COCO-Stuff's",

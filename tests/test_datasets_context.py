@@ -9,7 +9,8 @@ import pytest
 from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
 from scipy.io import savemat
 
-from resclip.evaluation.datasets import IGNORED, DatasetError, open_dataset
+from resclip.evaluation.datasets import IGNORED, DatasetError, Values, open_dataset
+from resclip.evaluation.datasets.context import LabelMapFile
 from resclip.io.images import ImageError
 from resclip.text.class_names import dataset_classes
 
@@ -239,3 +240,77 @@ def test_what_is_missing_is_said(kit: Path) -> None:
     (kit / "ImageSets/Main").rename(kit / "ImageSets/Action")
     with pytest.raises(DatasetError, match="in SegmentationContext: no such folder"):
         open_dataset("context60", kit.parents[1])
+
+
+# MATLAB files
+
+MATLAB_VALUES = Values({1: 0, 459: 1}, frozenset({0}))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+def test_labels_of_a_matlab_file_are_those_of_the_values(
+    tmp_path: Path, dtype: type, compressed: bool
+) -> None:
+    numbers = np.array([[0, 1, 459], [459, 0, 0]])
+    numbers = np.where(numbers == 459, 200, numbers) if dtype is np.uint8 else numbers
+    content = {"names": "cat", "LabelMap": numbers.astype(dtype), "x": 1.0}
+    savemat(tmp_path / "mask.mat", content, do_compression=compressed)
+    values = Values({1: 0, 200: 1, 459: 1}, frozenset({0}))
+    labels = LabelMapFile(tmp_path / "mask.mat", values).read()
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, [[IGNORED, 0, 1], [1, IGNORED, IGNORED]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"LabelMap": np.array([[1, 2, 460]])}, "among 0 to 1, 459, got 2, 460 in 2 pixels"),
+        ({"LabelMap": np.array([[1, -1]])}, "whole numbers from 0 to 65535"),
+        ({"LabelMap": np.array([[1, 65537]])}, "whole numbers"),
+        ({"LabelMap": np.array([[1.5]])}, "whole numbers"),
+        ({"LabelMap": np.array([[np.nan]])}, "whole numbers"),
+        ({"LabelMap": np.zeros((0, 3))}, "whole numbers"),
+        ({"LabelMap": np.ones((2, 3, 4))}, "a matrix of numbers"),
+        ({"LabelMap": np.ones((2, 2)) * 1j}, "a matrix of numbers"),
+        ({"LabelMap": "cat"}, "a matrix of numbers"),
+        ({"LabelMap": {"a": 1}}, "a matrix of numbers"),
+        ({"labels": np.ones((2, 3))}, "cannot be read .*LabelMap"),
+    ],
+)
+def test_matlab_files_that_are_no_masks(tmp_path: Path, content: dict, message: str) -> None:
+    savemat(tmp_path / "mask.mat", content)
+    with pytest.raises(ImageError, match=rf"mask\.mat: expected .*{message}"):
+        LabelMapFile(tmp_path / "mask.mat", MATLAB_VALUES).read()
+
+
+def test_files_that_are_no_matlab_files(tmp_path: Path) -> None:
+    path = tmp_path / "mask.mat"
+    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the dataset"):
+        LabelMapFile(path, MATLAB_VALUES).read()
+    newer = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
+    for content in (b"", b"no mask", b"no mask" * 40, newer):
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match=r"mask\.mat: .*cannot be read .*get the file again"):
+            LabelMapFile(path, MATLAB_VALUES).read()
+    with pytest.raises(ImageError, match="cannot be read .*get the file again"):
+        LabelMapFile(tmp_path, MATLAB_VALUES).read()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_matlab_file_that_is_cut_short_is_refused(tmp_path: Path, compressed: bool) -> None:
+    path = tmp_path / "mask.mat"
+    numbers = np.random.default_rng(0).integers(0, 2, (50, 70)).astype(np.uint16)
+    savemat(path, {"LabelMap": numbers}, do_compression=compressed)
+    data = path.read_bytes()
+    for length in range(0, len(data) - 8, 41):
+        path.write_bytes(data[:length])
+        with pytest.raises(ImageError, match=r"mask\.mat: .*get the file again"):
+            LabelMapFile(path, MATLAB_VALUES).read()
+
+
+def test_matlab_files_need_scipy(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_459(kit)
+    monkeypatch.setattr("resclip.evaluation.datasets.context.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs SciPy, .* `pip install 'resclip\[eval\]'`"):
+        open_dataset("context59", kit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +51,6 @@ def test_other_lists_of_classes(root: Path, name: str, text: str) -> None:
     (root / "classes.txt").unlink()
     (root / name).write_text(text)
     assert open_dataset("folder", root).entries == expected
-
-
-def test_a_list_that_needs_a_package(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / "classes.txt").rename(root / "classes.yaml")
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ImportError, match="pip install pyyaml"):
-        open_dataset("folder", root)
 
 
 def test_masks_of_any_depth_and_with_colours_of_their_own(root: Path) -> None:

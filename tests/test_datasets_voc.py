@@ -129,7 +129,7 @@ def test_masks_without_their_meaning(kit: Path) -> None:
     (kit / "ImageSets/Segmentation/val.txt").write_text("\n".join(SIZES))
     messages = {
         "2007_000033": r"33\.png: expected values among 0 to 20, 255, got 21 in 1 pixels",
-        "2007_000042": r"42\.png: expected one number a pixel .*got mode RGB",
+        "2007_000042": r"42\.png: expected one number per pixel .*got mode RGB",
         "2007_000061": r"61\.png: expected a whole mask, got one that cannot be read",
     }
     dataset = open_dataset("voc21", kit)

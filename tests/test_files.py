@@ -6,41 +6,26 @@ import errno
 import os
 import resource
 import signal
-import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from resclip.io.files import atomic_file, is_temporary, make_folder, sync_folder, write_atomically
+from resclip.io.files import NewFile, atomic_file, is_temporary, make_folder, write_atomically
 
 
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is brought to the disk, in order: "file" or "folder", and "rename" between them."""
+def test_bytes_are_on_the_disk_before_the_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure could leave an empty file of the new name."""
     events: list[str] = []
-    real_sync, real_replace = os.fsync, Path.replace
-
-    def sync(descriptor: int) -> None:
-        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        events.append("folder" if is_folder else "file")
-        real_sync(descriptor)
-
-    def replace(self: Path, target: Any) -> Path:
-        events.append("rename")
-        return real_replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(Path, "replace", replace)
-    return events
-
-
-def test_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, synced: list[str]) -> None:
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (events.append("bytes"), sync(number)))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: (events.append("name"), replace(self, target))
+    )
     write_atomically(tmp_path / "a", b"data")
-    assert synced == ["file", "rename"]
-    sync_folder(tmp_path)
-    assert synced == ["file", "rename", "folder"]
+    assert events == ["bytes", "name"]
 
 
 def test_nothing_is_there_until_the_block_ends(tmp_path: Path) -> None:
@@ -97,29 +82,34 @@ def test_a_disk_that_is_full_at_the_last_moment(
         assert caught.value.filename == str(tmp_path / "a")
 
 
-def test_folders_are_made_with_those_above_them(tmp_path: Path, synced: list[str]) -> None:
-    make_folder(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    assert synced == ["folder", "folder"]
-    make_folder(tmp_path / "a" / "b")
-    assert synced == ["folder", "folder"]
+@pytest.mark.parametrize(
+    "error", [OSError("GDAL gave up"), ValueError("wrong"), KeyboardInterrupt()]
+)
+def test_an_error_in_the_block_leaves_the_old_file_and_no_other(
+    tmp_path: Path, error: BaseException
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def write() -> None:
+        with NewFile(path) as file:
+            file.path.write_bytes(b"new")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        write()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    if isinstance(caught.value, OSError):  # Whoever asked for "a" need not know of another name.
+        assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+        assert "GDAL gave up" in str(caught.value)
+
+
+def test_folders_are_made_with_those_above_them(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(NotADirectoryError, match="file"):
             make_folder(folder)
-
-
-def test_a_file_system_without_sync_of_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(number: int) -> Any:
-        def sync(_: int) -> None:
-            raise OSError(number, os.strerror(number))
-
-        return sync
-
-    monkeypatch.setattr(os, "fsync", fail(errno.EINVAL))
-    sync_folder(tmp_path)
-    monkeypatch.setattr(os, "fsync", fail(errno.EIO))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        sync_folder(tmp_path)

@@ -25,10 +25,10 @@ from resclip.inference.batch_size import (
     weights_bytes,
     window_bytes,
 )
+from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD
 from resclip.methods.catalogue import Overview
 from resclip.methods.correlation import Correlation
 from resclip.models.proxy_models import find_proxy
-from resclip.segmenter import CLIP_MEAN, CLIP_STD
 
 TESTS = Path(__file__).parent
 

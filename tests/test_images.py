@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.io.files import write_atomically
 from resclip.io.images import ImageError, read_image, save_png
 
 RED, WHITE, GREY, BLACK = (255, 0, 0), (255, 255, 255), (127, 127, 127), (0, 0, 0)
@@ -220,17 +219,17 @@ def message_of(source: object, **options: Any) -> str:
 @pytest.mark.parametrize(
     "name", ["cut.png", "cut.jpg", "cut.webp", "cut.bmp", "cut.tif", "cut.gif"]
 )
-@pytest.mark.parametrize("kept", [0.4, 0.9])
-def test_cut_short(tmp_path: Path, name: str, kept: float) -> None:
+def test_cut_short(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept)])
-    text = message_of(path)
-    assert str(path) in text
-    # A TIFF whose directory is gone, as it stands at the end, is no image at all.
-    assert "cut short or damaged" in text or "expected an image" in text
+    for kept in (0.4, 0.9):
+        path.write_bytes(data[: int(len(data) * kept)])
+        text = message_of(path)
+        assert str(path) in text
+        # A TIFF has its directory at the end: without it, it is no image at all.
+        assert "cut short or damaged" in text or "expected an image" in text
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -379,22 +378,6 @@ def test_save_png_round_trip_replaces_and_leaves_nothing_else(tmp_path: Path) ->
     save_png(Image.fromarray(gradient()), path)
     np.testing.assert_array_equal(read_image(path), gradient())
     assert os.listdir(tmp_path) == ["image.png"]  # noqa: PTH208
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "kept.bin"
-    path.write_bytes(b"old")
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["kept.bin"]
 
 
 def test_writing_where_no_directory_is(tmp_path: Path) -> None:

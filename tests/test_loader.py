@@ -1,4 +1,4 @@
-"""Reading ahead in worker processes: what they are sent, what becomes of their errors, and how they end."""
+"""Reading in worker processes: what they are sent, what becomes of their errors, and how they end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from measure_support import CLASSES, Broken, Stub, made_up, on_disk
+from evaluation_support import CLASSES, Broken, Stub, on_disk, random_dataset
 
 from resclip import load
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.evaluation import loader
 from resclip.evaluation.datasets.base import Dataset
-from resclip.evaluation.loader import Reader, read_ahead, sensible_workers
-from resclip.evaluation.runner import measure
+from resclip.evaluation.loader import Reader, default_workers, prefetch_groups
+from resclip.evaluation.runner import evaluate_dataset
 
 
 def test_what_prepares_images_goes_to_workers_without_the_model() -> None:
@@ -41,31 +41,31 @@ def test_what_prepares_images_goes_to_workers_without_the_model() -> None:
 
 def test_the_random_numbers_of_others_are_left_alone(seed: int) -> None:
     before = torch.get_rng_state()
-    measure(Stub(), made_up(seed, 9), workers=1)
+    evaluate_dataset("naclip", Stub(), random_dataset(seed, 9), workers=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_are_sent_bytes_and_images_only_where_they_are_watched(seed: int) -> None:
-    dataset = made_up(seed, 3)
-    reader = Reader(dataset.samples, 2, len(CLASSES), Stub().preparation, keep_images=False)
-    first, second = read_ahead(reader, [0, 1], workers=1)
+def test_workers_are_sent_bytes_and_images_only_where_they_are_shown(seed: int) -> None:
+    dataset = random_dataset(seed, 3)
+    reader = Reader(dataset.samples, 2, len(CLASSES), Stub().preparation, keep_originals=False)
+    first, second = prefetch_groups(reader, [0, 1], workers=1)
     assert [first.number, second.number] == [0, 1]
-    assert [one.index for one in (*first.loaded, *second.loaded)] == [0, 1, 2]
-    for one in first.loaded:
+    assert [one.index for one in (*first.images, *second.images)] == [0, 1, 2]
+    for one in first.images:
         assert one.pixels.dtype == one.truth.dtype == torch.uint8
         assert one.pixels.is_shared()
-        assert one.image is None
+        assert one.original is None
         assert min(one.pixels.shape[:2]) == 8
 
 
 def test_a_reader_can_be_sent_to_a_process_that_starts_anew(tmp_path: Path) -> None:
     """Where processes are not forked: on macOS, on Windows, and from Python 3.14 on."""
     samples = on_disk(tmp_path, 3).samples
-    reader = Reader(samples, 2, len(CLASS_NAMES), Stub().preparation, keep_images=True)
+    reader = Reader(samples, 2, len(CLASS_NAMES), Stub().preparation, keep_originals=True)
     sent, here = pickle.loads(pickle.dumps(reader))[1], reader[1]
-    assert [one.index for one in sent.loaded] == [2]
-    for name in ("pixels", "truth", "image"):
-        assert torch.equal(getattr(sent.loaded[0], name), getattr(here.loaded[0], name))
+    assert [one.index for one in sent.images] == [2]
+    for name in ("pixels", "truth", "original"):
+        assert torch.equal(getattr(sent.images[0], name), getattr(here.images[0], name))
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,18 @@ class Deadly:
 
 
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(seed: int) -> None:
-    dataset = made_up(seed, 9)
+    dataset = random_dataset(seed, 9)
     samples = (*dataset.samples[:8], replace(dataset.samples[8], image=Deadly()))
     with pytest.raises(RuntimeError, match=r"ended from outside.*use fewer workers, or 0"):
-        measure(Stub(), replace(dataset, samples=samples), workers=1)
+        evaluate_dataset("naclip", Stub(), replace(dataset, samples=samples), workers=1)
 
 
 def test_a_mistake_in_reading_is_no_problem_of_the_image(seed: int) -> None:
-    dataset = made_up(seed, 2)
+    dataset = random_dataset(seed, 2)
     broken = replace(dataset.samples[0], image=Broken(KeyError("a bug")))
     for workers in (0, 1):
         with pytest.raises(KeyError, match="a bug"):
-            measure(Stub(), replace(dataset, samples=(broken,)), workers=workers)
+            evaluate_dataset("naclip", Stub(), replace(dataset, samples=(broken,)), workers=workers)
         assert multiprocessing.active_children() == []
 
 
@@ -100,15 +100,15 @@ def slowly(dataset: Dataset, folder: Path) -> None:
     os.dup2(sys.stderr.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def watcher(*_: Any) -> None:
+    def look(*_: Any) -> None:
         (folder / "running").write_text(str(os.getpid()))
         time.sleep(0.05)
 
-    measure(Stub(), dataset, group_size=1, workers=2, watch=[watcher])
+    evaluate_dataset("naclip", Stub(), dataset, group_size=1, workers=2, on_image=look)
 
 
 def test_an_interrupt_ends_the_workers_without_a_word(tmp_path: Path, seed: int) -> None:
-    dataset = made_up(seed, 2000)
+    dataset = random_dataset(seed, 2000)
     process = multiprocessing.get_context("fork").Process(target=slowly, args=(dataset, tmp_path))
     process.start()
     try:
@@ -144,4 +144,4 @@ def test_as_many_workers_as_there_are_cores_to_spare(
 ) -> None:
     monkeypatch.setattr(loader, "available_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert sensible_workers(torch.device(device)) == wanted
+    assert default_workers(torch.device(device)) == wanted

@@ -11,7 +11,7 @@ from resclip.methods.catalogue import BASES, METHODS, ProxyAttention, find_metho
 from resclip.methods.options_text import parse_options
 from resclip.methods.presets import PRESETS, find_preset
 
-# Section "released settings" of the papers' programs: θ, (τ_s, λ_s), (τ_r, λ_r), window, probability threshold.
+# As in the configurations of the authors' program: θ, (τ_s, λ_s), (τ_r, λ_r), window, probability threshold.
 RELEASED = {
     "voc20": (0.10, (2.1, 0.6), (2.0, 0.6), 0, None),
     "voc21": (0.50, (2.2, 0.7), (2.0, 0.3), 0, 0.1),
@@ -86,11 +86,11 @@ def test_modules_are_named_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nacilp", "did you mean 'naclip'.*clip, maskclip, sclip, clearclip, naclip"),
-        ("naclip+crf", r"unknown method 'naclip\+crf'.*\+rcs, \+sfr or \+rcs\+sfr"),
+        ("nacilp", "'naclip'.*maskclip, sclip"),
+        ("naclip+crf", r"'naclip\+crf'.*\+rcs, \+sfr"),
         ("sclip+rcs+rcs", "unknown method"),
         ("resclip+rcs", "unknown method"),
-        ("maskclip+sfr", "base 'maskclip' has none: leave .sfr out, or use one of: clip, sclip"),
+        ("maskclip+sfr", "'maskclip'.*clip, sclip"),
         ("", "unknown method ''"),
     ],
 )
@@ -100,7 +100,7 @@ def test_unknown_methods_say_what_there_is(name: str, words: str) -> None:
 
 
 def test_unknown_presets_list_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"'nonsense'; use one of: released, paper, voc20"):
+    with pytest.raises(ValueError, match="'nonsense'.*released, paper, voc20"):
         find_preset("nonsense")
 
 
@@ -173,9 +173,9 @@ def test_correlations_as_text(text: str, expected: Correlation) -> None:
         ("kk,window=4", ValueError, "odd.*got 4"),
         ("kk,window=wide", TypeError, "integer; got 'wide'"),
         ("kk,temperature=0", ValueError, "above 0; got 0"),
-        ("kk,projections=2", ValueError, "with 'kk' there are none"),
-        ("identity,window=3", ValueError, "compares nothing, so window"),
-        ("kk,size=3", ValueError, "name=value for some of scores, temperature.*got 'size=3'"),
+        ("kk,projections=2", ValueError, "'kk'"),
+        ("identity,window=3", ValueError, "window"),
+        ("kk,size=3", ValueError, "scores, temperature.*got 'size=3'"),
         ("kk,layer=0", ValueError, "at least 1; got 0"),
     ],
 )
@@ -200,10 +200,10 @@ def test_options_as_text() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("wieght=0.5", "name=value for some of layers, weight, temperature.*got 'wieght=0.5'"),
+        ("wieght=0.5", "layers, weight, temperature.*got 'wieght=0.5'"),
         ("weight", "got 'weight'"),
-        ("weight=0.5,weight=0.6", "expected weight once"),
-        ("weight=2", "RCS weight must lie between 0 and 1; got 2"),
+        ("weight=0.5,weight=0.6", "weight once"),
+        ("weight=2", "RCS weight .*got 2"),
     ],
 )
 def test_wrong_options_say_what_was_expected(text: str, message: str) -> None:
@@ -212,5 +212,5 @@ def test_wrong_options_say_what_was_expected(text: str, message: str) -> None:
 
 
 def test_text_where_a_number_belongs_is_named() -> None:
-    with pytest.raises(TypeError, match="RCS weight must be a number; got 'much'"):
+    with pytest.raises(TypeError, match="RCS weight .*got 'much'"):
         parse_options(RCS, "weight=much")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import importlib
 import os
 import shutil
 import subprocess
@@ -51,10 +52,15 @@ def test_importing_resclip_loads_nothing_until_a_name_is_asked_for() -> None:
     assert python("-c", code) == "[]\nFalse True\n"
 
 
-def test_every_public_name_is_there() -> None:
-    for name in resclip.__all__:
-        assert getattr(resclip, name) is not None
+def test_every_public_name_resolves_from_its_own_module() -> None:
+    """Lazily: what a name brings is loaded when it is first used, whichever is first."""
+    assert {*resclip.HOMES, "__version__"} == set(resclip.__all__)
+    for name, module in resclip.HOMES.items():
+        found = getattr(resclip, name)
+        assert found is getattr(importlib.import_module(module), name)
+        assert found.__module__ == module
         assert name in dir(resclip)
+        assert name not in vars(resclip)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = resclip.no_such_name
 
@@ -81,13 +87,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_both_packages_but_for_the_training_and_nothing_else(wheel: Path) -> None:
     wanted = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
+    training = {name for name in wanted if name.startswith("resclip/builtin/training/")}
+    assert training
+    wanted -= training
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in held if ".dist-info/" not in name} == wanted
 
@@ -116,6 +125,14 @@ def test_the_wheel_alone_segments(wheel: Path, tmp_path: Path) -> None:
     elsewhere.mkdir()
     for line in python("-c", code, path=site, cwd=elsewhere).splitlines():
         assert line.startswith(str(site))
+    # Nothing that is installed needs what is not: every module can be imported.
+    code = (
+        "import importlib, pkgutil, resclip\n"
+        "for module in pkgutil.walk_packages(resclip.__path__, 'resclip.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)"
+    )
+    python("-c", code, path=site, cwd=elsewhere)
     out = python("-m", "resclip", "demo", "--out", "demo", path=site, cwd=elsewhere)
     assert "sky" in out
     assert (elsewhere / "demo" / "demo.png").is_file()

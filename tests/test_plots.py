@@ -6,6 +6,7 @@ import builtins
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from report_support import evaluation, row
+from report_support import ablation, column, row, study
 
 from resclip.evaluation import plots
 from resclip.evaluation.metrics import Scores
-from resclip.evaluation.plots import FORMATS, check_matplotlib, plot_classes
-from resclip.evaluation.report import Cost, Evaluation, Row
+from resclip.evaluation.plots import FORMATS, check_matplotlib, plot_classes, plot_study
+from resclip.evaluation.report import DatasetReport, MethodResult
 
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
-TWO = evaluation("voc21", {"naclip": row(50.0), "naclip+rcs": row(52.0)})
+TWO = column("voc21", {"naclip": row(50.0), "naclip+rcs": row(52.0)})
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def legend_of(drawn: list[Figure]) -> list[str]:
     return [text.get_text() for text in drawn[0].legends[0].get_texts()]
 
 
-def many(classes: int, rows: int, seed: int) -> Evaluation:
+def many(classes: int, rows: int, seed: int) -> DatasetReport:
     """Rows with an IoU for every class."""
     generator = np.random.default_rng(seed)
     names = tuple(f"class {number}" for number in range(classes))
@@ -52,8 +53,8 @@ def many(classes: int, rows: int, seed: int) -> Evaluation:
     for number in range(rows):
         iou = tuple(float(value) for value in generator.uniform(0, 100, classes))
         scores = Scores(float(np.mean(iou)), 1.0, 1.0, 1.0, iou, iou)
-        filled[f"row {number}"] = Row(scores, 1, (), Cost(1.0, 1, 1, "a CPU", 1), {})
-    return Evaluation("set", "made up", {}, names, filled)
+        filled[f"row {number}"] = MethodResult(scores, 1, (), {}, 1.0, 1, 1, "a CPU", 1)
+    return DatasetReport("set", "made up", {}, names, filled)
 
 
 @pytest.mark.parametrize("ending", [*FORMATS, ".PNG"])
@@ -122,7 +123,7 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     """What stands between dollar signs goes to matplotlib's own parser, which raises where it is no formula."""
     one = row(50.0)
     names = ("$\\frac$", "a_b", "$")
-    odd = Evaluation("$\\frac$", "$\\frac$", {}, names, {"$\\frac$": one, "$_$": one})
+    odd = DatasetReport("$\\frac$", "$\\frac$", {}, names, {"$\\frac$": one, "$_$": one})
     plot_classes(odd, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
@@ -136,7 +137,7 @@ def test_another_ending_is_refused_before_anything_is_drawn(name: str, tmp_path:
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one method on mine"):
-        plot_classes(evaluation("mine", {}), tmp_path / "a.png")
+        plot_classes(column("mine", {}), tmp_path / "a.png")
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(
@@ -174,3 +175,73 @@ assert "matplotlib.pyplot" not in sys.modules, "pyplot"
     command = [sys.executable, "-c", code, str(path)]
     subprocess.run(command, check=True, timeout=120, env=environment)
     assert path.is_file()
+
+
+# Studies
+
+
+def lines_of(figure: Any) -> dict[str, list[tuple[float, float]]]:
+    """What is drawn: points by name."""
+    (axes,) = figure.axes
+    return {
+        line.get_label(): [(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)]
+        for line in axes.get_lines()
+    }  # fmt: skip
+
+
+def texts(labels: Any) -> list[str]:
+    return [label.get_text() for label in labels]
+
+
+def test_an_order_is_drawn_as_a_curve_with_what_it_is_compared_with(drawn: list[Figure]) -> None:
+    """Numbers stand where they are on the axis, steps side by side."""
+    came = ablation()
+    numbers = came.findings[0]
+    steps = replace(numbers, study=study("layers-window"), settings=tuple(
+        replace(line, x=line.label, label=f"{line.label}-4") for line in numbers.settings[1:]
+    ))  # fmt: skip
+    for findings in (numbers, steps):
+        plot_study(findings, came.report.datasets["two"], Path("a.png"))
+    first, second = drawn
+    assert lines_of(first)["each setting"] == [(0.0, 30.0), (0.1, 29.0), (0.2, 28.0)]
+    assert lines_of(second)["each setting"] == [(0.0, 29.0), (1.0, 28.0)]
+    for figure in drawn:
+        assert {y for _, y in lines_of(figure)["naclip"]} == {30.0}
+    assert texts(first.axes[0].get_xticklabels()) == ["0", "0.1", "0.2"]
+    assert texts(second.axes[0].get_xticklabels()) == ["0.1-4", "0.2-4"]
+    assert first.axes[0].get_xlabel() == "λ_r"
+
+
+def test_kinds_are_drawn_as_points_and_what_is_missing_left_out(drawn: list[Figure]) -> None:
+    came = ablation()
+    for name in ("two", "voc20"):
+        plot_study(came.findings[1], came.report.datasets[name], Path("a.png"))
+    two, voc20 = drawn
+    assert lines_of(two)["each setting"] == [(31.0, 0.0), (31.0, 1.0)]
+    assert lines_of(voc20)["each setting"] == [(61.0, 0.0)]
+    assert texts(two.axes[0].get_yticklabels()) == ["naclip+sfr", "none"]
+    assert texts(two.axes[0].texts) == ["31.0", "31.0"]
+    assert {x for x, _ in lines_of(two)["naclip+sfr"]} == {31.0}
+    low, high = two.axes[0].get_xlim()
+    assert (low, high) == pytest.approx((31 - 1.3, 31 + 1.3))  # Equal figures: not magnified.
+
+
+def test_an_axis_holds_all_figures_and_the_reference(drawn: list[Figure]) -> None:
+    came = ablation()
+    plot_study(came.findings[0], came.report.datasets["voc20"], Path("a.png"))
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low < 58.0
+    assert high > 62.04
+
+
+@pytest.mark.parametrize("number", [0, 1])  # a curve, and points
+def test_no_study_to_draw_and_unknown_formats_are_refused(number: int, tmp_path: Path) -> None:
+    came = ablation()
+    figures = came.report.datasets["voc20"]
+    with pytest.raises(ValueError, match="to end in .png"):
+        plot_study(came.findings[number], figures, tmp_path / "a.bmp")
+    empty = replace(figures, rows=dict.fromkeys(figures.rows, row(None)))
+    with pytest.raises(ValueError, match="expected at least one figure of .* on voc20 to draw"):
+        plot_study(came.findings[number], empty, tmp_path / "a.png")
+    plot_study(came.findings[number], figures, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

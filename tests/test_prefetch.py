@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from resclip.inference.prefetch import available_cores, map_ahead
+from resclip.inference.prefetch import available_cores, prefetch
 
 
 def test_results_come_in_order_however_long_each_takes() -> None:
@@ -17,8 +17,8 @@ def test_results_come_in_order_however_long_each_takes() -> None:
         time.sleep(0.02 if number % 3 == 0 else 0.0)
         return number * number
 
-    assert list(map_ahead(slow, range(20), workers=4, ahead=4)) == [n * n for n in range(20)]
-    assert list(map_ahead(slow, [], workers=1, ahead=1)) == []
+    assert list(prefetch(slow, range(20), workers=4, ahead=4)) == [n * n for n in range(20)]
+    assert list(prefetch(slow, [], workers=1, ahead=1)) == []
 
 
 def test_how_far_it_runs_ahead_is_bounded() -> None:
@@ -29,7 +29,7 @@ def test_how_far_it_runs_ahead_is_bounded() -> None:
             taken.append(number)
             yield number
 
-    results = map_ahead(lambda number: number, items(), workers=2, ahead=3)
+    results = prefetch(lambda number: number, items(), workers=2, ahead=3)
     for number in results:
         assert taken[-1] <= number + 4
 
@@ -41,7 +41,7 @@ def test_an_error_comes_at_its_turn_and_ends_the_threads() -> None:
         return number
 
     before = threading.active_count()
-    results = map_ahead(fail, range(100), workers=2, ahead=4)
+    results = prefetch(fail, range(100), workers=2, ahead=4)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError, match="3"):
         next(results)
@@ -57,7 +57,7 @@ def test_leaving_early_leaves_nothing_behind() -> None:
         return number
 
     before = threading.active_count()
-    results = map_ahead(work, range(1000), workers=2, ahead=10)
+    results = prefetch(work, range(1000), workers=2, ahead=10)
     assert next(results) == 0
     results.close()
     assert threading.active_count() == before

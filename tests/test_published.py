@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from resclip import Vocabulary, load
-from resclip.evaluation.published import BACKBONES, METHODS, PROXY, REFINED, TABLE, published
+from resclip.evaluation.published import NAMES, TABLE, published
 from resclip.methods.catalogue import ProxyAttention, find_method
 from resclip.text.class_names import DATASETS, dataset_classes
 
@@ -50,19 +50,14 @@ def miou(
     ("row", "dataset", "wanted"),
     [
         ("clip", "voc21", 16.2),
-        ("maskclip", "coco-object", 20.6),
-        ("sclip", "context60", 30.4),
         ("clearclip", "ade20k", 16.7),
         ("naclip", "voc21", 58.9),
         ("naclip+rcs", "voc20", 85.5),
         ("naclip+sfr", "voc20", 81.5),
-        ("naclip+rcs", "voc21", None),  # The ablation is of one set.
+        ("naclip+rcs", "voc21", None),  # The ablation is of one dataset.
         ("naclip+rcs+sfr", "voc20", 86.0),  # The paper's, not the rerun's 82.31.
-        ("naclip+rcs+sfr", "cityscapes", 35.9),
         ("sclip+rcs+sfr", "coco-stuff", 23.9),
-        ("clearclip+rcs+sfr", "context59", 36.4),
         ("clip+rcs+sfr", "voc21", None),
-        ("sclip+rcs", "voc20", None),
         ("naclip-neighbourhood", "voc21", None),
         ("proxyclip", "voc21", 61.3),
         ("proxyclip+rcs", "voc21", None),
@@ -79,16 +74,11 @@ def test_rows_of_a_loaded_segmenter_find_their_figure(
     [
         ("ViT-B-16", "openai", 58.9),
         ("ViT-B/16", "openai", 58.9),
-        ("vit-b-16-quickgelu", "openai", 58.9),
         ("transformers:openai/clip-vit-base-patch16", None, 58.9),
         ("ViT-L-14", "openai", 52.2),
-        ("ViT-L-14-quickgelu", "openai", 52.2),
-        ("transformers:openai/clip-vit-large-patch14", None, 52.2),
-        ("ViT-L-14-336", "openai", None),
         ("ViT-B-16", "laion2b_s34b_b88k", None),
         ("ViT-B-16", "weights/openai.pt", None),
         ("ViT-B-16", None, None),
-        ("transformers:openai/clip-vit-base-patch32", None, None),
         ("ViT-H-14", "laion2b_s32b_b79k", None),
         ("builtin", None, None),
         ("", None, None),
@@ -117,14 +107,10 @@ def test_pamr_changes_which_figure_it_is() -> None:
 @pytest.mark.parametrize(
     ("row", "change"),
     [
-        ("naclip", {"window": 336}),
         ("naclip", {"window": 224, "stride": 56}),
         ("naclip", {"short_side": 448}),
         ("naclip", {"probability_threshold": 0.0}),
-        ("naclip", {"logit_scale": 100.0}),
-        ("naclip", {"pad_multiple": 56}),
         ("naclip", {"neighbourhood_std": 2.0}),
-        ("naclip", {"final_block": "full_residual"}),
         ("naclip", {"templates": "short"}),
         ("naclip", {"split": "train"}),
         ("naclip", {"entries": ["cat", "dog"]}),
@@ -132,14 +118,12 @@ def test_pamr_changes_which_figure_it_is() -> None:
         ("naclip+rcs+sfr", {"window": 224, "stride": 112}),  # The rerun with windows is 4 points lower.
         ("naclip+rcs+sfr", {"rcs_layers": [1, 2, 3]}),
         ("naclip+rcs+sfr", {"rcs": {"layers": None, "weight": 0.9, "temperature": 2.0}}),
-        ("naclip+rcs+sfr", {"sfr": None}),
         ("proxyclip", {"proxy": {"model": "colour", "beta": 1.2, "gamma": 3.0, "input_size": None}}),
         ("proxyclip", {"proxy": {**vars(ProxyAttention()), "beta": 1.0}}),
-        ("proxyclip", {"proxy": None}),
-        ("proxyclip", {"window": 224}),
     ],
 )  # fmt: skip
 def test_other_settings_have_no_figure(row: str, change: dict[str, Any]) -> None:
+    """One or two of each kind of condition: options of the protocol are all compared in the same loop."""
     assert miou(row, "voc21") is not None
     assert miou(row, "voc21", **change) is None
 
@@ -166,16 +150,16 @@ def test_the_equations_of_the_paper_count_as_published() -> None:
     found = published("naclip+rcs+sfr", "context59", *OPENAI, options)
     assert found is not None
     assert found.miou == 36.8
-    # Neither the released values nor the paper's: those of another set.
+    # Neither the released values nor the paper's: those of another dataset.
     assert published("naclip+rcs+sfr", "ade20k", *OPENAI, measured("naclip+rcs+sfr", "context59")) is None  # fmt: skip
 
 
-@pytest.mark.parametrize("dataset", ["scenes", "folder", "source", "method", "paper", ""])
-def test_other_sets_have_no_figure(dataset: str) -> None:
+@pytest.mark.parametrize("dataset", ["builtin", "folder", "source", ""])
+def test_other_datasets_have_no_figure(dataset: str) -> None:
     assert published("naclip", dataset, *OPENAI, {}) is None
 
 
-@pytest.mark.parametrize("row", ["", "naclop", "naclip+", "naclip+rcs+rcs2", "resclip λ=1", "a+b"])
+@pytest.mark.parametrize("row", ["", "naclop", "naclip+", "resclip λ=1"])
 def test_other_rows_have_no_figure(row: str) -> None:
     assert published(row, "voc21", *OPENAI, {}) is None
 
@@ -184,10 +168,11 @@ def test_every_name_is_one_of_the_table() -> None:
     """And no figure is left in it that nothing leads to, but the rerun."""
     with TABLE.open(encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream))
+    names = json.loads(NAMES.read_text(encoding="utf-8"))
     methods = {line["method"] for line in lines}
-    reached = {*METHODS.values(), *REFINED.values(), *PROXY.values()}
+    reached = {name for part in ("methods", "refined", "proxy") for name in names[part].values()}
     assert reached <= methods
     assert methods - reached == {"NACLIP + ResCLIP (independent rerun)"}
-    assert {line["backbone"] for line in lines} == set(BACKBONES.values())
+    assert {line["backbone"] for line in lines} == set(names["backbones"].values())
     assert set(lines[0]) == {"method", "backbone", "source", *DATASETS}
-    assert all(find_method(row).name == row for row in METHODS)
+    assert all(find_method(row).name == row for row in names["methods"])

@@ -113,7 +113,7 @@ def test_a_slow_evaluation_is_told(report: ModuleType) -> None:
 
 
 def test_the_stored_figures_of_the_methods_are_whole_and_in_order(report: ModuleType) -> None:
-    stored = Report.read(ROOT / "benchmarks/results/builtin.json").sets["builtin"]
+    stored = Report.read(ROOT / "benchmarks/results/builtin.json").datasets["builtin"]
     assert list(stored.rows) == row_names()
     assert all(row.reached for row in report.method_figures(stored))
 

@@ -211,15 +211,29 @@ def test_errors_say_what_was_expected(arguments: dict[str, Any], error, message:
         residual_attention(**{**tensors, **arguments})
 
 
-@pytest.mark.parametrize(("target", "launches"), [(("cuda", 90), 1), (("hip", "gfx942"), 2)])
-def test_launches_a_call(target: tuple[str, Any], launches: int) -> None:
-    """One kernel for all terms at once; two on AMD, whose scalar registers do not hold both stages."""
-    inputs = attention_inputs(0)
+@pytest.mark.parametrize(
+    ("target", "width", "dtype", "launches"),
+    [
+        (("cuda", 90), 64, torch.float16, 1),
+        (("cuda", 90), 80, torch.float16, 1),
+        (("cuda", 90), 80, torch.float32, 2),
+        (("cuda", 80), 64, torch.float16, 1),
+        (("cuda", 80), 80, torch.float16, 2),
+        (("hip", "gfx942"), 64, torch.float16, 2),
+    ],
+)
+def test_launches_a_call(
+    target: tuple[str, Any], width: int, dtype: torch.dtype, launches: int
+) -> None:
+    """One kernel for all terms at once; two where the registers do not hold both stages."""
+    inputs = attention_inputs(0, width=width)
     meta = AttentionInputs(
-        inputs.query.to("meta"),
-        inputs.key.to("meta"),
-        inputs.value.to("meta"),
-        tuple((query.to("meta"), key.to("meta")) for query, key in inputs.cross_layers),
+        inputs.query.to("meta", dtype),
+        inputs.key.to("meta", dtype),
+        inputs.value.to("meta", dtype),
+        tuple(
+            (query.to("meta", dtype), key.to("meta", dtype)) for query, key in inputs.cross_layers
+        ),
         inputs.labels.to("meta"),
     )
     with watch(execute=False, target=Target(*target)) as watcher:

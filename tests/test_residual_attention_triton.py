@@ -328,6 +328,10 @@ def test_tile_sizes_do_not_matter(seed: int, shape: str, monkeypatch: pytest.Mon
     config = CONFIGS[shape]
     inputs = sample(seed, heads=2)
     arguments = all_terms(inputs, correlation="qq+kk")
+    if (
+        config.columns < 32
+    ):  # Ŝ's tiles have 32 columns: such programs are for calls without feedback.
+        arguments["feedback"] = None
     default = only_launch(inputs, **arguments).constants["BLOCK_N"]
     expected = run(inputs, **arguments)
     monkeypatch.setattr(kernels, "choose_config", lambda *_: config)

@@ -17,10 +17,11 @@ from toys import toy_clip, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
 from resclip.errors import UnknownWordsWarning
+from resclip.inference.preprocessing import normalise
 from resclip.io.images import ImageError
 from resclip.loading import choose_device, choose_precision
 from resclip.methods.catalogue import Overview
-from resclip.segmenter import READERS, normalise
+from resclip.segmenter import READERS
 
 CLASSES = ["cat, kitten", "dog", "grass"]
 
@@ -261,7 +262,7 @@ def test_an_overview_does_not_depend_on_the_batch() -> None:
 
 
 def test_an_overview_of_the_whole_image_at_once_is_refused() -> None:
-    with pytest.raises(ValueError, match="window 0 is the whole image"):
+    with pytest.raises(ValueError, match="window=0 is the whole image"):
         mixed(window=0)
 
 

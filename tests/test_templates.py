@@ -51,7 +51,7 @@ def test_a_sets_name_is_never_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("templates", "message"),
     [
-        ("imagnet", "unknown templates 'imagnet'; use one of: imagenet, short, plain, name"),
+        ("imagnet", "'imagnet'.*imagenet, short, plain, name"),
         ("", "unknown templates ''"),
         ("a" * 5000, "unknown templates"),  # Longer than a path may be.
         ("a\0", "unknown templates"),
@@ -72,13 +72,13 @@ def test_templates_that_are_no_text() -> None:
 def test_wrong_files(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_text("{}\n\na photo")
-    with pytest.raises(ValueError, match=r"own.txt, line 3: template 'a photo' has no '\{\}'"):
+    with pytest.raises(ValueError, match="own.txt, line 3: .*'a photo'"):
         find_templates(path)
     path.write_text(" \n")
-    with pytest.raises(ValueError, match=r"own.txt: expected one prompt template a line"):
+    with pytest.raises(ValueError, match="own.txt: .*empty file"):
         find_templates(path)
     path.write_bytes(b"{}\xff")
-    with pytest.raises(ValueError, match=r"own.txt: expected prompt templates.* position 2"):
+    with pytest.raises(ValueError, match="own.txt: .*UTF-8.* position 2"):
         find_templates(path)
     with pytest.raises(FileNotFoundError, match="absent"):
         find_templates(tmp_path / "absent")

@@ -79,7 +79,7 @@ def test_a_name_may_differ_from_the_queries() -> None:
     assert torch.equal(vocabulary.embeddings, make(["sky", "wall", "cat"]).embeddings)
 
 
-def test_a_data_sets_classes() -> None:
+def test_a_datasets_classes() -> None:
     asked: list[str] = []
 
     def tokenizer(prompts: list[str]) -> torch.Tensor:
@@ -203,11 +203,11 @@ def test_templates_by_name_are_those_of_the_set() -> None:
     [
         ([], {}, "class"),
         (["cat", "Cat "], {}, "(?i)cat"),
-        (["cat", ""], {}, "expected a class name"),
+        (["cat", ""], {}, "class 2"),
         (["cat"], {"templates": ["a photo"]}, "'a photo' has no '{}'"),
         (["cat"], {"templates": []}, "at least one"),
-        (["cat"], {"templates": "imagnet"}, "unknown templates 'imagnet'; use one of: imagenet"),
-        (["cat", "background:"], {}, "class 2: expected names after the colon"),
+        (["cat"], {"templates": "imagnet"}, "'imagnet'.*imagenet"),
+        (["cat", "background:"], {}, "class 2: .*colon"),
     ],
 )
 def test_wrong_names_are_named(classes, arguments, message: str) -> None:

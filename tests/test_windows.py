@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from resclip.inference.windows import (
-    Mosaic,
+    LogitStitcher,
     Window,
     bilinear_weights,
     check_window,
@@ -52,17 +52,17 @@ def test_window_zero_is_the_whole_image() -> None:
 
 def mosaic(
     windows: list[Window], height: int, width: int, queries: int, seed: int, multiple: int = 0
-) -> Mosaic:
+) -> LogitStitcher:
     """Random logits on grids of 3 × 5."""
     generator = torch.Generator().manual_seed(seed)
-    tiles = Mosaic(height, width, multiple)
+    tiles = LogitStitcher(height, width, multiple)
     for window in windows:
         tiles.put(window, torch.randn(queries, 3, 5, generator=generator))
     return tiles
 
 
 def test_stitching_takes_the_mean_where_windows_overlap() -> None:
-    tiles = Mosaic(4, 6)
+    tiles = LogitStitcher(4, 6)
     for number, window in enumerate(plan_windows(4, 6, 4, 2)):
         tiles.put(window, torch.full((2, 1, 1), float(number)))
     stitched = tiles.rows(0, 4)
@@ -92,7 +92,7 @@ def test_stitching_is_the_mean_of_whole_planes(seed: int, multiple: int) -> None
 def test_the_order_of_windows_does_not_matter(seed: int) -> None:
     windows = plan_windows(40, 60, 24, 16)
     forward = mosaic(windows, 40, 60, 3, seed)
-    backward = Mosaic(40, 60)
+    backward = LogitStitcher(40, 60)
     for window in windows[::-1]:
         backward.put(window, forward.grids[window])
     assert torch.equal(forward.rows(0, 40), backward.rows(0, 40))
@@ -177,6 +177,6 @@ def test_what_lies_over_the_padding_is_cut_off() -> None:
     planes = torch.randn(3, 10, 13)
     window = Window(0, 0, 10, 13)
     around = padding(window, 8)
-    tiles = Mosaic(10, 13, 8)
+    tiles = LogitStitcher(10, 13, 8)
     tiles.put(window, pad(planes, around) + 7.0 * pad(torch.ones(1, 10, 13), around).logical_not())
     assert torch.equal(tiles.rows(0, 10), planes)

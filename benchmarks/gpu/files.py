@@ -48,7 +48,7 @@ def file_job(
     """
     # Not at the top: what files alone need is no reason to measure nothing else.
     from resclip.batch import local
-    from resclip.batch.job import Task
+    from resclip.batch.job import BatchJob
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
     from resclip.cli.batch import MAX_WORKERS
@@ -58,12 +58,12 @@ def file_job(
     for number in range(count):
         images[number % len(images)].save(inputs / f"{number:04}.jpg", quality=QUALITY)
     source = open_source(str(inputs))
-    task = Task(segmenter.vocabulary.names, segmenter.preparation)
+    job = BatchJob(segmenter.vocabulary.names, segmenter.preparation)
     workers = min(available_cores(), MAX_WORKERS)
 
     def run() -> None:
         store = open_store(tempfile.mkdtemp(prefix="png-", dir=folder))
-        rows = list(local.run(task, segmenter, source, store, workers=workers))
+        rows = list(local.run(job, segmenter, source.items, store, workers=workers))
         done = sum(row.status == "done" for row in rows)
         if done < count:
             errors = "; ".join(f"{row.name}: {row.error}" for row in rows if row.error)
@@ -75,6 +75,9 @@ def file_job(
 def as_image(pixels: Tensor, size: tuple[int, int], segmenter: Segmenter) -> Image.Image:
     """An image, (3, H, W) normalised, as bytes and of another size."""
     resized = F.interpolate(pixels.unsqueeze(0), size, mode="bilinear", align_corners=False)[0]
-    mean, std = (resized.new_tensor(each).view(3, 1, 1) for each in (segmenter.mean, segmenter.std))
+    mean, std = (
+        resized.new_tensor(each).view(3, 1, 1)
+        for each in (segmenter.preparation.mean, segmenter.preparation.std)
+    )
     levels = (255 * (resized * std + mean)).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())

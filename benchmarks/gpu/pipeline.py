@@ -128,7 +128,7 @@ def window_variants(bench: Bench, names: int, *, files: bool) -> Sequence[Varian
             )
 
             def run() -> Any:
-                return model.classify(images, [original] * len(images))
+                return model.predict_many(images, [original] * len(images))
 
             return Variant(
                 implementation, run, held=(*images, *weights(model)), essential=essential

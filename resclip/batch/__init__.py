@@ -1,5 +1,5 @@
-"""Segmenting images by the thousand: a source of images → label files and a manifest in an output folder.
+"""Batch jobs: a source of images → label files and a manifest in an output folder; needs the extra `batch`.
 
-`sources.py` says which images there are, `store.py` where the files go, `manifest.py` what has been done. What
-crosses processes is small and can be pickled. Needs the extra `batch`.
+`sources.py` finds the images, `steps.py` has the four steps of each, `local.py` and `ray_engine.py` run them,
+`storage.py` writes files and `manifest.py` records what is done. What crosses processes is small and can be pickled.
 """

@@ -1,83 +1,62 @@
-"""One image of a source: its name, and where its bytes are.
-
-Knows names, and files, parts of files and cells of tables to read from. Knows no pixels; which images there are is
-`sources.py`'s to find.
-"""
+"""One image of a source: its names, and where its bytes are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from pathlib import Path
 
-from resclip.batch.output_names import PackedTexts, name_of
-from resclip.batch.paths import inside, join, plain
-
-
-class Cell(NamedTuple):
-    """A place in a Parquet file."""
-
-    column: str
-    """Path of a column that holds bytes: "image.bytes"."""
-    row: int
-    """From 0, through the whole file."""
+from resclip.batch.parquet import Cell, read_cell
+from resclip.batch.paths import local_path, naming, read_range
+from resclip.errors import reason
 
 
-class Entry(NamedTuple):
-    """What a kind of source knows of an item."""
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image to be segmented: small, and the same in any process.
 
+    Args:
+        index: in the source's order, from 0.
+        name: relative, with "/" between parts, and no other item's: "sub/cat.jpg".
+        stem: of the output files, and no other item's on any disk: "sub/cat".
+        location: path or URL of the file that holds the bytes; "" for one that its table does not name.
+        start, length: which bytes of the file, where the image is a part of it.
+        cell: which cell of the file, where it is a Parquet table.
+    """
+
+    index: int
     name: str
-    """Safe; another item may have it too."""
+    stem: str
     location: str
     start: int = 0
     length: int | None = None
     cell: Cell | None = None
 
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            OSError: the file is missing or cannot be read; names the item.
+            ValueError: its table names no file or is damaged; names the item.
+            ImportError: the file system, or Parquet, needs a package that is not installed.
+        """
+        if not self.location:
+            raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
+        # A part of a file, or a file of another name, is shown with its file.
+        is_file = self.location.endswith(self.name)
+        title = self.location if is_file else f"{self.name} ({self.location})"
+        try:
+            with naming(self.location):
+                if self.cell is None:
+                    return read_range(self.location, self.start, self.length)
+                return read_cell(self.location, self.cell)
+        except OSError as error:
+            raise OSError(error.errno, reason(error), title) from error
+        except ValueError as error:
+            raise ValueError(f"{'' if is_file else f'{self.name}: '}{reason(error)}") from error
+
     @property
-    def origin(self) -> str:
-        """A text that no other entry of a source has."""
-        return f"{self.location}\n{self.start}\n{self.cell}"
-
-
-class Entries(Protocol):
-    """A list of entries that are made when they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Entry: ...
-
-    def __iter__(self) -> Iterator[Entry]: ...
-
-
-class Files:
-    """Whole files.
-
-    Args:
-        base: a folder or its URL.
-        texts: the files, relative to `base`, or absolute, or URLs; "" for one that is missing in its table.
-        names: their names; without it, and where one is "", from the texts.
-    """
-
-    def __init__(self, base: str, texts: PackedTexts, names: PackedTexts | None = None) -> None:
-        self.base = base
-        self.texts = texts
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> Entry:
-        text = self.texts[index]
-        name = self.names[index] if self.names is not None else ""
-        name = name or name_of(inside(self.base, plain(text))) or f"{index:09d}"
-        return Entry(name, self.location(text))
-
-    def __iter__(self) -> Iterator[Entry]:
-        return (self[index] for index in range(len(self)))
-
-    def locations(self) -> Iterator[str]:
-        """Where they are, one after the other."""
-        return map(self.location, self.texts)
-
-    def location(self, text: str) -> str:
-        """Where one of `texts` is; "" for ""."""
-        return join(self.base, text) if text else ""
+    def local_path(self) -> Path | None:
+        """The file, where the image is the whole of one on this machine."""
+        if self.cell is not None or self.length is not None or not self.location:
+            return None
+        return local_path(self.location)

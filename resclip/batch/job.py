@@ -1,7 +1,4 @@
-"""What a batch job does to every image: a value that any process can be given.
-
-Knows which files are asked for and what decides their bytes. Knows no engine, no source and no pixels.
-"""
+"""What a batch job makes of every image: the files, and every setting that decides their bytes."""
 
 from __future__ import annotations
 
@@ -18,26 +15,27 @@ from resclip.segmenter import Segmenter
 Form: TypeAlias = Literal["png", "tif"]
 
 BLOCK_PIXELS = 1 << 25
-"""TIFFs of more pixels (33 million, 0.1 GB) are read and written by block."""
+"""A TIFF of more than 33.5 million pixels (0.1 GB) is read and written by block."""
 
 MAX_CLASSES = 1 << 16
-"""Values that 16 bits hold."""
+"""A label map has at most 16 bits per pixel."""
 
-ELSEWHERE = ("device", "torch", "python", "implementation")
-"""Settings of a segmenter that may differ from machine to machine: they change results by rounding alone."""
+# Settings of a segmenter that may differ from machine to machine: they change results by rounding alone.
+MACHINE_SETTINGS = ("device", "torch", "python", "implementation")
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is made of an image.
+class BatchJob:
+    """What is made of each image; small, and can be pickled.
 
     Args:
-        names: of the classes, one to 65,536.
+        names: of the classes, 2 to 65,536.
         preparation: what is done to images before they are segmented.
-        form: of label maps and scores: "png", or "tif" for GeoTIFFs that carry the input's place.
+        form: of label maps and scores: "png", or "tif" for GeoTIFFs with the input's georeference.
         overlay: whether the image is written with its classes' colours.
         scores: whether each pixel's probability is written, as 16-bit grey: 65,535 is 1.
-        max_pixels: larger images are refused, but for those that are read by block unless it is given.
+        max_pixels: larger images are refused; by default those that Pillow would not decode, and no TIFF that is read
+            by block.
         block_pixels: TIFFs of more pixels are read and written by block.
 
     Raises:
@@ -63,7 +61,7 @@ class Task:
 
     @property
     def label_type(self) -> np.dtype[Any]:
-        """Of a pixel in the label map: 8 bits up to 256 classes, else 16."""
+        """The type of a pixel in the label map: 8 bits up to 256 classes, else 16."""
         return np.dtype(np.uint8 if len(self.names) <= 256 else np.uint16)
 
     @property
@@ -74,11 +72,13 @@ class Task:
     def settings(self, segmenter: Segmenter) -> Mapping[str, Any]:
         """Everything that decides the files, as JSON-able values."""
         chosen = {
-            name: value for name, value in segmenter.settings.items() if name not in ELSEWHERE
+            name: value
+            for name, value in segmenter.settings.items()
+            if name not in MACHINE_SETTINGS
         }
         return {
             **chosen,
-            "batch_size": segmenter.batch_size,
+            "batch_size": segmenter.pipeline.batch_size,
             "names": list(self.names),
             "form": self.form,
             "overlay": self.overlay,

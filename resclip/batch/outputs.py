@@ -1,21 +1,18 @@
-"""The files of one segmented image: gathered strip by strip, in memory or by block on disk.
-
-Knows label maps, scores, overlays and their file formats. Knows no model and no source; where files go is store.py's.
-"""
+"""The files of one segmented image: gathered strip by strip, in memory or by block on disk."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from resclip.batch.job import Task
+from resclip.batch.job import BatchJob
 from resclip.batch.manifest import ClassArea
 from resclip.batch.storage import Store
 from resclip.io.images import PixelArray, encode_png
@@ -26,13 +23,28 @@ if TYPE_CHECKING:
 
 
 MAX_SCORE = 65535
-"""Stands for a probability of 1."""
+"""A pixel of a score map with this value has a probability of 1."""
 
 PREVIEW_SIDE = 2048
-"""Pixels of the longer side, at most, of the overlay of an image that is written by block."""
+"""The overlay of an image that is written by block has at most so many pixels along its longer side."""
 
 PALETTE_COLOURS = 256
+"""Label maps of up to so many classes carry a palette."""
+
 OPACITY = 0.55
+"""Opacity, from 0 to 1, of the classes' colours over the image in an overlay."""
+
+
+class Georeference(NamedTuple):
+    """Where an image lies on the earth, by rasterio's types; None for one that does not say so."""
+
+    crs: Any
+    """Coordinate reference system."""
+    transform: Any
+    """Affine transform from pixels to its coordinates."""
+
+
+NO_GEOREFERENCE = Georeference(None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +58,15 @@ class Result:
     labels: NDArray[Any] | None
     """(H, W) uint8 or uint16; None where they are written."""
     scores: NDArray[np.uint16] | None
-    """(H, W), where they are asked for and not written."""
+    """(H, W), if the job writes scores and has not written them yet."""
     image: PixelArray | None
     """(H, W, 3), for the overlay; of a large image, and its labels, every so many pixels."""
-    place: tuple[Any, Any] = (None, None)
-    """Coordinate reference system and transform of the input."""
+    georeference: Georeference = NO_GEOREFERENCE
     written: tuple[str, ...] = ()
     """Names of files that are in the store already."""
 
     def areas(self, names: tuple[str, ...]) -> tuple[ClassArea, ...]:
-        """The classes that are there, largest first."""
+        """The classes that the image shows, largest first."""
         counts = self.counts
         if counts is None:
             counts = np.bincount(np.asarray(self.labels).ravel(), minlength=len(names))
@@ -68,21 +79,21 @@ class Result:
         )
 
 
-class MapSink:
+class MemorySink:
     """Gathers a result in memory."""
 
     def __init__(
         self,
-        task: Task,
+        job: BatchJob,
         size: tuple[int, int],
         image: PixelArray | None,
-        place: tuple[Any, Any] = (None, None),
+        georeference: Georeference = NO_GEOREFERENCE,
     ) -> None:
         self.size = size
-        self.image = image if task.overlay else None
-        self.place = place
-        self.labels = np.empty(size, task.label_type)
-        self.scores = np.empty(size, np.uint16) if task.scores else None
+        self.image = image if job.overlay else None
+        self.georeference = georeference
+        self.labels = np.empty(size, job.label_type)
+        self.scores = np.empty(size, np.uint16) if job.scores else None
 
     def add(self, first: int, labels: NDArray[Any], scores: NDArray[Any] | None) -> None:
         """The rows from `first` on."""
@@ -93,7 +104,7 @@ class MapSink:
 
     def finish(self) -> Result:
         """The result, once its last rows have come; who writes it counts, since this thread has a GPU to feed."""
-        return Result(*self.size, None, self.labels, self.scores, self.image, self.place)
+        return Result(*self.size, None, self.labels, self.scores, self.image, self.georeference)
 
     def abort(self) -> None:
         """Nothing is on disk yet."""
@@ -103,49 +114,49 @@ class BlockSink:
     """Writes a result by block while it comes, so that it is never whole in memory.
 
     Args:
-        task: what is written.
+        job: what is written.
         stem: of the files.
         image: the input, which is closed in the end; its rows are read again for a reduced overlay.
-        place: coordinate reference system and transform of the input.
+        georeference: of the input.
         store: where the files go, once they are whole.
 
     Raises:
-        OSError: there is no place for temporary files.
+        OSError: temporary files cannot be made.
     """
 
     def __init__(
-        self, task: Task, stem: str, image: Raster, place: tuple[Any, Any], store: Store
+        self, job: BatchJob, stem: str, image: Raster, georeference: Georeference, store: Store
     ) -> None:
         from resclip.io.geotiff import RasterWriter
 
-        self.task = task
+        self.job = job
         self.stem = stem
         self.image = image
         self.store = store
         self.folder = store.scratch()
-        self.counts = np.zeros(len(task.names), np.int64)
+        self.counts = np.zeros(len(job.names), np.int64)
         size = (image.height, image.width)
         self.step = -(-max(size) // PREVIEW_SIDE)
         self.preview: list[tuple[PixelArray, NDArray[Any]]] = []
-        few = len(task.names) <= PALETTE_COLOURS
+        has_palette = len(job.names) <= PALETTE_COLOURS
         self.labels = RasterWriter(
             self.folder / "labels.tif",
             *size,
-            classes=len(task.names),
-            palette=palette(len(task.names)) if few else None,
-            crs=place[0],
-            transform=place[1],
-            dtype=task.label_type.name,
+            classes=len(job.names),
+            palette=palette(len(job.names)) if has_palette else None,
+            crs=georeference.crs,
+            transform=georeference.transform,
+            dtype=job.label_type.name,
         )
         self.scores = None
-        if task.scores:
+        if job.scores:
             self.scores = RasterWriter(
                 self.folder / "scores.tif",
                 *size,
                 classes=MAX_SCORE + 1,
                 palette=None,
-                crs=place[0],
-                transform=place[1],
+                crs=georeference.crs,
+                transform=georeference.transform,
                 dtype="uint16",
             )
 
@@ -155,11 +166,11 @@ class BlockSink:
         Raises:
             OSError: they cannot be written.
         """
-        self.labels.write(first, labels.astype(self.task.label_type))
+        self.labels.write(first, labels.astype(self.job.label_type))
         self.counts += np.bincount(labels.ravel(), minlength=len(self.counts))
         if self.scores is not None and scores is not None:
             self.scores.write(first, scores.astype(np.uint16))
-        if self.task.overlay:
+        if self.job.overlay:
             for row in range(-first % self.step, len(labels), self.step):
                 pixels = self.image.rows(first + row, first + row + 1)
                 self.preview.append((pixels[:, :: self.step], labels[row : row + 1, :: self.step]))
@@ -178,10 +189,10 @@ class BlockSink:
                 continue
             writer.commit()
             path = self.folder / f"{kind}.tif"
-            if self.task.form == "png":
+            if self.job.form == "png":
                 raster_to_png(path, path.with_suffix(".png"))
                 path = path.with_suffix(".png")
-            name = f"{self.stem}_{kind}.{self.task.form}"
+            name = f"{self.stem}_{kind}.{self.job.form}"
             self.store.put_file(path, name)
             written.append(name)
         self.close()
@@ -204,25 +215,31 @@ class BlockSink:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def encode(task: Task, stem: str, result: Result) -> Iterator[tuple[str, bytes]]:
+def encode(job: BatchJob, stem: str, result: Result) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files that are still to be written; the label map, on which the others hang, last."""
-    if task.overlay and result.image is not None and result.labels is not None:
+    if job.overlay and result.image is not None and result.labels is not None:
         labels = result.labels.astype(np.int64)
-        overlay = draw_overlay(result.image, labels, palette(len(task.names)), OPACITY)
+        overlay = draw_overlay(result.image, labels, palette(len(job.names)), OPACITY)
         yield f"{stem}_overlay.png", encode_png(overlay)
     if result.written or result.labels is None:
         return
     if result.scores is not None:
-        yield f"{stem}_scores.{task.form}", encode_plane(task, result.scores, None, result.place)
-    colours = palette(len(task.names)) if len(task.names) <= PALETTE_COLOURS else None
-    yield f"{stem}_labels.{task.form}", encode_plane(task, result.labels, colours, result.place)
+        yield (
+            f"{stem}_scores.{job.form}",
+            encode_plane(job, result.scores, None, result.georeference),
+        )
+    colours = palette(len(job.names)) if len(job.names) <= PALETTE_COLOURS else None
+    yield (
+        f"{stem}_labels.{job.form}",
+        encode_plane(job, result.labels, colours, result.georeference),
+    )
 
 
 def encode_plane(
-    task: Task, plane: NDArray[Any], colours: PixelArray | None, place: tuple[Any, Any]
+    job: BatchJob, plane: NDArray[Any], colours: PixelArray | None, georeference: Georeference
 ) -> bytes:
     """A label map, with a palette, or scores, without one, as a file."""
-    if task.form == "tif":
+    if job.form == "tif":
         from resclip.io.geotiff import encode_geotiff
 
         count = MAX_SCORE + 1 if colours is None else len(colours)
@@ -230,8 +247,8 @@ def encode_plane(
             plane,
             classes=count,
             palette=colours,
-            crs=place[0],
-            transform=place[1],
+            crs=georeference.crs,
+            transform=georeference.transform,
             dtype=plane.dtype.name,
         )
     image = Image.fromarray(plane)

@@ -1,6 +1,6 @@
 """Images in Parquet tables: bytes in a column, or paths and URLs of files.
 
-Knows Parquet, by pyarrow. Reads columns piece by piece: a row group may be larger than memory.
+Columns are read piece by piece, since a row group may be larger than memory.
 """
 
 from __future__ import annotations
@@ -9,24 +9,37 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from resclip.batch.items import Cell, Entry, Files
-from resclip.batch.output_names import PackedTexts, name_of, safe_name, without_suffix
-from resclip.batch.paths import is_url, join, local_path, naming, open_binary, parent, reason
+from resclip.batch.output_names import contained_name, name_of, without_suffix
+from resclip.batch.paths import (
+    inside,
+    is_url,
+    join,
+    local_path,
+    naming,
+    open_binary,
+    parent,
+    plain,
+)
+from resclip.errors import reason
 
+# Columns that are looked for, the most likely first: of images as bytes, of their paths or URLs, and of their names.
 BYTES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "picture", "img")
 LOCATIONS = ("path", "url", "file_name", "filename", "image_path", "image_url", "file", "image")
 NAMES = ("name", "key", "__key__", "id")
 
-TEXTS_AT_ONCE = 65_536
-IMAGES_AT_ONCE = 16
-"""Rows that are decoded together: 16 photographs are some megabytes."""
-KEPT = 4
-"""Of these, so that threads which ask for neighbours out of order are served."""
+TEXTS_PER_READ = 65_536
+"""So many paths or names are read from a table together, which takes a few megabytes."""
+
+IMAGES_PER_READ = 16
+"""So many rows of images are decoded together: 16 photographs are some megabytes."""
+
+BATCHES_KEPT = 4
+"""So many batches of `IMAGES_PER_READ` rows stay in memory for threads that ask for neighbours out of order."""
 
 
 def parquet() -> ModuleType:
@@ -41,9 +54,27 @@ def parquet() -> ModuleType:
     return module
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What of a table is read."""
+class Cell(NamedTuple):
+    """A cell of a Parquet table."""
+
+    column: str
+    """Path of a column that holds bytes: "image.bytes"."""
+    row: int
+    """From 0, through the whole file."""
+
+
+class TableImage(NamedTuple):
+    """An image of a table: bytes in the cell `cell` of the table at `location`, or, without it, the file there."""
+
+    name: str
+    """Contained, but maybe not the only one of that name; "" if nothing in the table names the image."""
+    location: str
+    """"" if the table's row has none."""
+    cell: Cell | None
+
+
+class _Columns(NamedTuple):
+    """Which columns of a table are read."""
 
     images: str
     """Path of a column: "image.bytes"."""
@@ -52,52 +83,14 @@ class Choice:
     """Path of the column that names the images, if there is one."""
 
 
-class Cells:
-    """Images that are cells of tables.
+def open_tables(
+    base: str, tables: list[str], column: str | None
+) -> tuple[list[TableImage], _Columns]:
+    """The images of tables with the same columns, and the columns that were chosen.
 
     Args:
         base: the folder of the tables, or its URL.
-        tables: their names relative to it.
-        rows: of each.
-        column: path of the column that holds the bytes.
-        names: the images' names; without it, and where one is "", table and row.
-    """
-
-    def __init__(
-        self,
-        base: str,
-        tables: list[str],
-        rows: list[int],
-        column: str,
-        names: PackedTexts | None,
-    ) -> None:
-        self.base = base
-        self.tables = tables
-        self.column = column
-        self.names = names
-        self._firsts = [sum(rows[:number]) for number in range(len(rows))]
-        self._count = sum(rows)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Entry:
-        number = bisect_right(self._firsts, index) - 1
-        table, row = self.tables[number], index - self._firsts[number]
-        name = self.names[index] if self.names is not None else ""
-        name = name or safe_name(f"{without_suffix(table)}/{row:09d}")
-        return Entry(name, join(self.base, table), cell=Cell(self.column, row))
-
-    def __iter__(self) -> Iterator[Entry]:
-        return (self[index] for index in range(len(self)))
-
-
-def open_tables(base: str, tables: list[str], column: str | None) -> tuple[Cells | Files, str]:
-    """The images of tables with the same columns, and the column that they are in.
-
-    Args:
-        base: the folder of the tables, or its URL.
-        tables: their names relative to it.
+        tables: their names relative to it; at least one.
         column: the one with the images; None to find it by its name and type.
 
     Raises:
@@ -105,50 +98,48 @@ def open_tables(base: str, tables: list[str], column: str | None) -> tuple[Cells
         OSError: a table cannot be read.
         ImportError: pyarrow is missing.
     """
-    choice = None
-    rows = []
-    texts, names = PackedTexts(), PackedTexts()
+    first = None
+    images: list[TableImage] = []
     for table in tables:
         location = join(base, table)
         try:
             with naming(location), _open(location) as file:
-                found = _choose(file.schema_arrow, location, column)
-                choice = choice or found
-                if (found.images, found.are_bytes) != (choice.images, choice.are_bytes):
+                columns = _choose(file.schema_arrow, location, column)
+                first = first or columns
+                if columns[:2] != first[:2]:
                     raise ValueError(
-                        f"{location}: expected images in column {choice.images}, as in "
-                        f"{join(base, tables[0])}, got them in {found.images}; name one kind of table"
+                        f"{location}: expected images in column {first.images}, as in "
+                        f"{join(base, tables[0])}, got them in {columns.images}; name one kind of table"
                     )
-                rows.append(file.metadata.num_rows)
-                _gather(file, found, parent(table), texts, names)
+                images += _images_of(file, columns, base, table)
         except _arrow_errors() as error:
             raise _damaged(location, error) from error
-    if choice is None:
-        raise ValueError(f"{base}: expected Parquet tables, got none; check the path")
-    used = names if any(names) else None
-    if choice.are_bytes:
-        return Cells(base, tables, rows, choice.images, used), choice.images
-    return Files(base, texts, used), choice.images
+    assert first is not None
+    return images, first
 
 
-def _gather(file: Any, choice: Choice, folder: str, texts: PackedTexts, names: PackedTexts) -> None:
-    """Add a table's names, and the locations in it."""
-    wanted = [choice.names] if choice.names else []
-    if not choice.are_bytes:
-        wanted.append(choice.images)
-    if not choice.names:
-        for _ in range(file.metadata.num_rows):
-            names.append("")
-    if not wanted:
+def _images_of(file: Any, columns: _Columns, base: str, table: str) -> Iterator[TableImage]:
+    """The images of a table that is open."""
+    count = file.metadata.num_rows
+    names = _column(file, columns.names) if columns.names else ("" for _ in range(count))
+    if columns.are_bytes:
+        location = join(base, table)
+        for row, text in enumerate(names):
+            name = name_of(text) or contained_name(f"{without_suffix(table)}/{row:09d}")
+            yield TableImage(name, location, Cell(columns.images, row))
         return
-    for batch in file.iter_batches(TEXTS_AT_ONCE, columns=wanted, use_threads=False):
-        if choice.names:
-            for name in _texts(batch, choice.names):
-                names.append(name_of(name))
-        if not choice.are_bytes:
-            for text in _texts(batch, choice.images):
-                beside = text and not is_url(text) and not text.startswith("/")
-                texts.append(join(folder, text) if beside else text)
+    for text, cell in zip(names, _column(file, columns.images), strict=True):
+        # Relative paths begin at the table's own folder.
+        is_relative = cell and not is_url(cell) and not cell.startswith("/")
+        path = join(parent(table), cell) if is_relative else cell
+        name = name_of(text) or name_of(inside(base, plain(path)))
+        yield TableImage(name, join(base, path) if path else "", None)
+
+
+def _column(file: Any, path: str) -> Iterator[str]:
+    """A column of texts of a table that is open."""
+    for batch in file.iter_batches(TEXTS_PER_READ, columns=[path], use_threads=False):
+        yield from _texts(batch, path)
 
 
 def _texts(batch: Any, path: str) -> list[str]:
@@ -168,7 +159,7 @@ def _leaf(batch: Any, path: str) -> Any:
     return values
 
 
-def _choose(schema: Any, location: str, column: str | None) -> Choice:
+def _choose(schema: Any, location: str, column: str | None) -> _Columns:
     """Which columns hold images and names."""
     fields = {field.name: field.type for field in schema}
     leaves = {name: _image_leaf(name, kind) for name, kind in fields.items()}
@@ -199,7 +190,7 @@ def _choose(schema: Any, location: str, column: str | None) -> Choice:
         if path != chosen and fields[chosen].get_field_index("path") >= 0:
             names.append(f"{chosen}.path")
         names += [name for name in LOCATIONS if _is_text(fields.get(name))]
-    return Choice(path, are_bytes, names[0] if names else None)
+    return _Columns(path, are_bytes, names[0] if names else None)
 
 
 def _image_leaf(name: str, kind: Any) -> tuple[str, bool] | None:
@@ -235,24 +226,21 @@ def _columns(schema: Any) -> str:
     return "the columns " + ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
-def read_cell(location: str, column: str, row: int, limit: int | None = None) -> bytes:
-    """The bytes in a cell. Rows that are asked for in order, roughly, are read once.
+def read_cell(location: str, cell: Cell) -> bytes:
+    """The bytes in a cell. Rows that are asked for roughly in order are read once.
 
     Raises:
-        ValueError: the table is damaged, the cell is empty or has more than `limit` bytes.
+        ValueError: the table is damaged, or the cell is empty.
         OSError: the table cannot be read.
         ImportError: pyarrow is missing.
     """
     try:
-        value = _reader(location, column).cell(row)
+        value = _reader(location, cell.column).cell(cell.row)
     except _arrow_errors() as error:
         raise _damaged(location, error) from error
     if value is None:
-        raise ValueError(f"{location}: expected bytes in column {column}, row {row}, got none")
-    if limit is not None and len(value) > limit:
         raise ValueError(
-            f"{location}: expected at most {limit} bytes in column {column}, row {row}, "
-            f"got {len(value)}; raise the limit for a table you trust"
+            f"{location}: expected bytes in column {cell.column}, row {cell.row}, got none"
         )
     return value
 
@@ -269,10 +257,10 @@ class _Reader:
         self.file = _open(location)
         self.column = column
         self.lock = threading.Lock()
-        self.recent: deque[tuple[int, Any]] = deque(maxlen=KEPT)
+        self.recent: deque[tuple[int, Any]] = deque(maxlen=BATCHES_KEPT)
         groups = range(self.file.metadata.num_row_groups)
-        sizes = [self.file.metadata.row_group(group).num_rows for group in groups]
-        self.firsts = [sum(sizes[:group]) for group in groups]
+        sizes = (self.file.metadata.row_group(group).num_rows for group in groups)
+        self.firsts = list(accumulate(sizes, initial=0))[:-1]
         self.next = 0
         self.batches: Iterator[Any] = iter(())
         self.group = -1
@@ -292,7 +280,7 @@ class _Reader:
         if group != self.group or row < self.next:
             self.group, self.next = group, self.firsts[group]
             self.batches = self.file.iter_batches(
-                IMAGES_AT_ONCE, row_groups=[group], columns=[self.column], use_threads=False
+                IMAGES_PER_READ, row_groups=[group], columns=[self.column], use_threads=False
             )
         while True:
             values = _leaf(next(self.batches), self.column)

@@ -1,7 +1,4 @@
-"""Where bytes lie: paths of this machine and URLs of any file system that fsspec knows, by the same few calls.
-
-Knows paths, URLs and ranges of bytes. Knows no image, table or archive.
-"""
+"""Paths of this machine and URLs of every file system that fsspec opens, read and listed by the same calls."""
 
 from __future__ import annotations
 
@@ -17,6 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urljoin, urlsplit
 
+import fsspec
+from fsspec.core import url_to_fs
+
+from resclip.errors import reason
+
+# Which package opens the URLs of a scheme; fsspec's own message names the others.
 PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -30,15 +33,24 @@ PACKAGES = {
     "sftp": "paramiko",
     "ssh": "paramiko",
 }
-"""Which package opens what; fsspec itself names the rest."""
+
+MAX_NAMES = 1_000_000
+"""Braces may stand for at most so many names: a longer range has a digit too many."""
 
 _UNTIDY = re.compile(r"(^|/)\.?(/|$)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_url(location: str) -> bool:
     """Whether a location is a URL, `file://` included."""
     return _SCHEME.match(location) is not None
+
+
+def is_web(location: str) -> bool:
+    """Whether a location is a web address."""
+    return location.lower().startswith(("http://", "https://"))
 
 
 def plain(location: str) -> str:
@@ -56,8 +68,8 @@ def local_path(location: str) -> Path | None:
 
 
 def suffix(location: str) -> str:
-    """The last suffix of a location's name, in small letters: ".jpg"; of a web address without its query."""
-    if location.lower().startswith(("http://", "https://")):
+    """The last suffix of a location's name, in lower case: ".jpg"; of a web address without its query."""
+    if is_web(location):
         location = urlsplit(location).path
     return posixpath.splitext(location.replace(os.sep, "/"))[1].lower()
 
@@ -71,21 +83,22 @@ def parent(location: str) -> str:
 
 
 def join(folder: str, location: str) -> str:
-    """What `location` means to a file in `folder`: itself where it is a URL or absolute, else a place beside it."""
+    """`location` as seen from `folder`: unchanged if it is a URL or absolute, else relative to the folder."""
     if is_url(location):
         return plain(location)
     if not is_url(folder):
+        # pathlib takes 10 microseconds longer, which counts for a million images.
         if os.sep == "/" and not location.startswith("/") and not _UNTIDY.search(location):
             return location if folder == "." else f"{folder.rstrip('/')}/{location}"
-        return str(Path(folder, location))  # The same, and 10 microseconds slower.
-    if folder.lower().startswith(("http://", "https://")):
+        return str(Path(folder, location))
+    if is_web(folder):
         return urljoin(f"{folder}/", location)
     scheme, _, path = folder.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(path, location))}"
 
 
 def inside(folder: str, location: str) -> str:
-    """`location` relative to `folder` with "/" between names, where it lies below it; else `location` as it is."""
+    """`location` relative to `folder` with "/" between names, if it lies below it; else `location` unchanged."""
     if os.sep != "/" and not is_url(location):
         folder, location = (text.replace(os.sep, "/") for text in (folder, location))
     beginning = "" if folder == "." else folder.rstrip("/") + "/"
@@ -93,21 +106,18 @@ def inside(folder: str, location: str) -> str:
 
 
 def file_system(location: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path in it.
+    """fsspec's file system of a path or URL, and the path in it.
 
     Raises:
-        ImportError: it needs a package that is not there; the message names it.
-        ValueError: nobody knows such URLs.
+        ImportError: it needs a package that is not installed; the message names it.
+        ValueError: no package is known for such URLs.
     """
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise ImportError(
-            f'{location}: URLs need fsspec; pip install "resclip[batch]", or name local files'
-        ) from None
+    path = local_path(location)
+    if path is not None:
+        return fsspec.filesystem("file"), str(path.absolute())
     scheme = location.partition("://")[0].lower()
     try:
-        opened, path = url_to_fs(location)
+        opened, inner = url_to_fs(location)
     except ImportError as error:
         package = PACKAGES.get(scheme)
         remedy = f"pip install {package}" if package else reason(error)
@@ -119,7 +129,7 @@ def file_system(location: str) -> tuple[Any, str]:
             f"{location}: expected a path or a URL such as s3://, gs:// or https://, "
             f"got one that cannot be opened ({reason(error)}); check the address"
         ) from error
-    return opened, str(path)
+    return opened, str(inner)
 
 
 def open_binary(location: str) -> BinaryIO:
@@ -129,40 +139,25 @@ def open_binary(location: str) -> BinaryIO:
         OSError: it cannot be opened.
         ImportError, ValueError: see `file_system`.
     """
-    path = local_path(location)
-    if path is not None:
-        return path.open("rb")
     opened, inner = file_system(location)
     with naming(location):
         return cast("BinaryIO", opened.open(inner, "rb"))
 
 
-def read_range(
-    location: str, start: int = 0, length: int | None = None, limit: int | None = None
-) -> bytes:
+def read_range(location: str, start: int = 0, length: int | None = None) -> bytes:
     """Bytes of a file: `length` from `start`, or all from `start` on.
 
     Raises:
         OSError: they cannot be read, or the file ends before.
-        ValueError: there are more than `limit`; no more than these have been read.
-        ImportError: see `file_system`.
+        ImportError, ValueError: see `file_system`.
     """
-    most = length if length is not None else None if limit is None else limit + 1
-    if limit is not None and length is not None and length > limit:
-        raise _too_long(location, limit)
-    path = local_path(location)
-    if path is not None:
-        with path.open("rb") as stream:
-            stream.seek(start)
-            data = stream.read(-1 if most is None else most)
-    else:
-        opened, inner = file_system(location)
-        with naming(location):
-            if most is None and start == 0:
-                data = opened.cat_file(inner)
-            else:
-                end = None if most is None else start + most
-                data = opened.cat_file(inner, start=start, end=end)
+    opened, inner = file_system(location)
+    with naming(location):
+        if length is None and start == 0:
+            data = opened.cat_file(inner)
+        else:
+            end = None if length is None else start + length
+            data = opened.cat_file(inner, start=start, end=end)
     if length is not None and len(data) != length:
         raise OSError(
             errno.EIO,
@@ -170,8 +165,6 @@ def read_range(
             "or its server sends no parts of files",
             location,
         )
-    if limit is not None and len(data) > limit:
-        raise _too_long(location, limit)
     return bytes(data)
 
 
@@ -192,34 +185,12 @@ def naming(location: str) -> Iterator[None]:
         raise OSError(number, reason(error), location) from error
 
 
-def reason(error: BaseException) -> str:
-    """An error's own words, in one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _too_long(location: str, limit: int) -> ValueError:
-    return ValueError(
-        f"{location}: expected at most {limit} bytes, got more; raise the limit for a file you trust"
-    )
-
-
-MAX_NAMES = 1_000_000
-"""That braces may stand for: beyond it a range has a digit too many."""
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-
-
 def is_folder(location: str) -> bool:
     """Whether a location is a folder that can be listed.
 
     Raises:
         ImportError, ValueError, OSError: see `file_system`; the file system does not answer.
     """
-    path = local_path(location)
-    if path is not None:
-        return path.is_dir()
     opened, inner = file_system(location)
     with naming(location):
         return bool(opened.isdir(inner))
@@ -234,6 +205,7 @@ def files_below(folder: str) -> Iterator[str]:
         OSError: some folder cannot be listed.
         ImportError, ValueError: see `file_system`.
     """
+    # fsspec's own listing of local folders leaves out those that it may not read, and goes round in circles of links.
     if not is_url(folder):
         yield from _matching(folder, "", ["**"], (_identity(folder),))
         return
@@ -247,14 +219,14 @@ def files_below(folder: str) -> Iterator[str]:
 
 
 def is_pattern(location: str) -> bool:
-    """Whether a location has `*`, `?`, `[` or braces in it; a web address's `?` is no sign of many files."""
-    signs = "*[{" if location.lower().startswith(("http://", "https://")) else "*?[{"
+    """Whether a location has `*`, `?`, `[` or braces in it; `?` in a web address begins its query."""
+    signs = "*[{" if is_web(location) else "*?[{"
     return any(sign in location for sign in signs)
 
 
 def pattern_root(pattern: str) -> str:
-    """The folder that everything of a pattern lies in: what stands before its first sign."""
-    first = next((place for place, sign in enumerate(pattern) if sign in "*?[{"), len(pattern))
+    """The folder that all files of a pattern lie in: what stands before its first sign."""
+    first = next((index for index, sign in enumerate(pattern) if sign in "*?[{"), len(pattern))
     before, slash, _ = pattern[:first].replace(os.sep, "/").rpartition("/")
     return plain(before or slash or ".")
 
@@ -265,36 +237,28 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         ValueError: that would be more than a million names.
     """
-    pieces = _BRACES.split(pattern)  # Text and what is in braces take turns.
-    choices = [
-        [piece] if number % 2 == 0 else _alternatives(piece, pattern)
-        for number, piece in enumerate(pieces)
-    ]
+    pieces = _BRACES.split(pattern)  # Texts and the contents of braces alternate.
+    choices: list[list[str]] = []
     count = 1
-    for choice in choices:
-        count *= len(choice)
-    if count > MAX_NAMES:
-        raise _too_many(pattern)
+    for number, piece in enumerate(pieces):
+        ends = _RANGE.fullmatch(piece) if number % 2 else None
+        size = abs(int(ends[2]) - int(ends[1])) + 1 if ends else piece.count(",") + 1
+        count *= size if number % 2 else 1
+        if count > MAX_NAMES:
+            raise ValueError(
+                f"{pattern}: expected braces for at most {MAX_NAMES:,} names, got more; "
+                "shorten the range, or write `*` for every file"
+            )
+        if ends:
+            first, last = int(ends[1]), int(ends[2])
+            digits = len(ends[1]) if "0" in (ends[1][0], ends[2][0]) else 1
+            step = 1 if first <= last else -1
+            choices.append([f"{value:0{digits}d}" for value in range(first, last + step, step)])
+        elif number % 2:
+            choices.append(piece.split(",") if "," in piece else [f"{{{piece}}}"])
+        else:
+            choices.append([piece])
     return ["".join(chosen) for chosen in itertools.product(*choices)]
-
-
-def _alternatives(inner: str, pattern: str) -> list[str]:
-    ends = _RANGE.fullmatch(inner)
-    if ends:
-        first, last = int(ends[1]), int(ends[2])
-        if abs(last - first) >= MAX_NAMES:
-            raise _too_many(pattern)
-        digits = len(ends[1]) if "0" in (ends[1][0], ends[2][0]) else 1
-        step = 1 if first <= last else -1
-        return [f"{number:0{digits}d}" for number in range(first, last + step, step)]
-    return inner.split(",") if "," in inner else [f"{{{inner}}}"]
-
-
-def _too_many(pattern: str) -> ValueError:
-    return ValueError(
-        f"{pattern}: expected braces for at most {MAX_NAMES:,} names, got more; "
-        "shorten the range, or write `*` for what is there"
-    )
 
 
 def matching(pattern: str) -> list[str]:
@@ -323,9 +287,10 @@ def matching(pattern: str) -> list[str]:
 def _matching(
     folder: str, prefix: str, parts: list[str], above: tuple[tuple[int, int], ...]
 ) -> Iterator[str]:
+    """Names in `folder`, each after `prefix`, that fit the parts of a pattern; `above` are the folders on the way."""
     part, rest = parts[0], parts[1:]
     if part == "**":
-        # No folder at all; the folders in it are gone through below.
+        # "**" as no folder at all; the loop below takes it as one folder or more.
         yield from _matching(folder, prefix, rest or ["*"], above)
         part, rest = "*", parts
     with os.scandir(folder) as entries:

@@ -1,12 +1,10 @@
 """The batch engine of a cluster: Ray Data reads, segments and writes on all its machines.
 
-Knows the order of the steps, which of a cluster's processors each of them takes, and how Ray's failures look from
-outside. Knows nothing of what the steps do. Scheduling, back-pressure and restarts are Ray Data's.
-
-An image comes out once, whatever dies on the way. Every step hands on portions of `PORTION` images, a portion is a
-row of Ray's tables, and a row is a block. A task that Ray runs again therefore gives the blocks it gave before, one for
-one, even where a file can no longer be read: Ray knows a block by its number among those of its task. What an image's
-files hold does not depend on its portion (`Segmenter.pad_batches`), and writing them twice leaves the same files.
+Scheduling, back-pressure and restarts are Ray Data's. An image comes out once, whatever process dies on the way: each
+step hands on chunks of four images, a chunk is a row of Ray's tables, and a row is a block. A task that Ray repeats
+therefore gives the blocks that it gave before, one for one, even where a file can no longer be read: Ray knows a block
+by its number among those of its task. What an image's files hold does not depend on its chunk
+(`Segmenter.pad_batches`), and writing them twice leaves the same files.
 """
 
 from __future__ import annotations
@@ -16,60 +14,61 @@ import itertools
 import logging
 import os
 import pickle
+import re
 import socket
+import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
-from resclip.batch.job import Task
+from resclip.batch.items import Item
+from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
-from resclip.batch.sources import Item
-from resclip.batch.steps import Outcome, Problem, Reading, read, segment, write
+from resclip.batch.steps import Outcome, finish, read_item, segment_images
 from resclip.batch.storage import Store
 from resclip.errors import WeightsUnavailable
-from resclip.inference.prefetch import map_ahead
+from resclip.inference.prefetch import prefetch
 from resclip.loading import PRECISIONS
 from resclip.segmenter import Segmenter
 
-PORTION = 4
-"""Images that travel together: of 12 megapixels 48 MB of labels, 144 MB more with an overlay."""
+CHUNK = 4
+"""Images of a chunk: with 12 megapixels each, their labels are 48 MB, and 144 MB more with an overlay."""
 
-PORTIONS_PER_CALL = 8
-"""Most portions that a model is given at once. A call fills up the last batch of windows: of 32 images with six each,
-half a batch of 16 in twelve."""
+MAX_CHUNKS_PER_CALL = 8
+"""A model is given at most so many chunks at once. The last batch of windows of a call is filled up with empty ones: of
+32 images with six windows each, half a batch of 16 in twelve."""
 
-BLOCKS = 1024
-"""Most blocks that items are put into, each of them read by one task."""
+MAX_BLOCKS = 1024
+"""Items are put into at most so many blocks, each of which one task reads."""
 
-ITEMS = 1 << 18
+ITEMS_PER_DATASET = 1 << 18
 """Images of one Ray dataset: their names take 40 MB here and in Ray's store. Models are loaded anew for the next
 262,144, which is half a minute in hours."""
 
 THREADS = 4
-"""That read, or write, in one task: they mostly wait for a disk or server."""
+"""Threads that read, or write, in one task: they mostly wait for a disk or server."""
 
 MAX_SECONDS = 86_400
-"""Without any image done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows, on a core six hours."""
+"""A job ends after a day without any image done. Ray Data's 30 minutes are too few: a gigapixel has 20,000 windows,
+which are six hours on a core."""
 
 SECONDS_TO_CONNECT = 5.0
+"""An address that has accepted no connection by then cannot be reached."""
 
-HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What a client of HTTP/2 says first, with empty settings (RFC 9113, section 3.4)."""
-SETTINGS = 4
+SECONDS_TO_JOIN = 30.0
+"""A service that Ray has not joined by then is no cluster: joining one takes 2 seconds, on a busy machine 10."""
 
 COLUMN = "images"
 
+# Errors of a step that end the job. They travel in place of chunks: Ray Data would put a paragraph behind their text.
 ERRORS = (OSError, MemoryError, ValueError, TypeError, ImportError, WeightsUnavailable)
-"""Of a step, that end the job. They travel as portions do: Ray Data would put a paragraph behind their text."""
 
 
 def run(
-    task: Task,
+    job: BatchJob,
     request: partial[Segmenter],
     segmenter: Segmenter,
     items: Iterable[Item],
@@ -86,37 +85,37 @@ def run(
     done the job ends.
 
     Args:
-        task: what is done to each.
+        job: what is made of each image.
         request: the call of `resclip.load` that made `segmenter`; "cpu" as its `device` leaves GPUs alone.
         segmenter: whose text features, precision and batch size all models take, so that their results are the same.
         items: the images; 262,144 are taken at a time.
-        store: where files go.
+        store: the output folder.
         address: HOST:PORT of a cluster's head; None for $RAY_ADDRESS, else the cluster that runs on this machine, else
             one that is started here for this job.
-        actors: models; None for one a GPU, or one a machine where there is none.
+        actors: models to run; None for one per GPU, or one per machine without any.
 
     Yields:
-        A row an image once its files are written, in no particular order.
+        A row for each image once its files are written, in no particular order.
 
     Raises:
         OSError: a file cannot be written.
         ConnectionError: there is no cluster at the address.
         MemoryError: there is not enough for a single window.
-        ValueError: the address is none; the cluster has no room for so many models, or no GPU for `device`.
+        ValueError: the address is not HOST:PORT; the cluster has no room for so many models, or no GPU for `device`.
         ImportError: Ray is not installed.
         RuntimeError: an error of Ray's, or one that no step should have.
     """
     remaining = iter(items)
-    chunks = iter(lambda: list(itertools.islice(remaining, ITEMS)), [])
-    first = next(chunks, None)
-    if first is None:
+    now = list(itertools.islice(remaining, ITEMS_PER_DATASET))
+    if not now:
         return
     with connection(address) as ray:
-        places = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        crew = plan_crew(places, actors, request.keywords.get("device"))
-        call = model_call(request, segmenter, crew)
-        for chunk in itertools.chain([first], chunks):
-            yield from rows_of(ray, pipeline(ray, task, call, store, crew, chunk))
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        plan = plan_workers(machines, actors, request.keywords.get("device"))
+        call = model_call(request, segmenter, plan)
+        while now:
+            yield from rows_of(ray, pipeline(ray, job, call, store, plan, now))
+            now = list(itertools.islice(remaining, ITEMS_PER_DATASET))
 
 
 def import_ray() -> Any:
@@ -151,16 +150,14 @@ def connection(address: str | None) -> Iterator[Any]:
         yield ray
         return
     target = address or os.environ.get("RAY_ADDRESS")
-    if target and target not in ("auto", "local"):
-        check_address(target)
+    options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if not target:
+        options["include_dashboard"] = False
     try:
-        with quiet_start():
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                **({} if target else {"include_dashboard": False}),
-            )
+        if target and target not in ("auto", "local"):
+            join_cluster(ray, target, options)
+        else:
+            ray.init(address=address, **options)
     except RuntimeError as error:
         raise ConnectionError(
             f"{target or 'this machine'}: expected a Ray cluster to join, got: {summary(error)}"
@@ -171,99 +168,93 @@ def connection(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def quiet_start() -> Iterator[None]:
-    """Without what Ray's C++ writes to the descriptor of stderr, past every logger: "Set ray log level ..."."""
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def check_address(address: str) -> None:
-    """Whether a Ray cluster may be there: by itself Ray tries for minutes.
+def join_cluster(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """Join the cluster at an address, or give up in seconds: by itself Ray tries for minutes.
 
     Raises:
-        ValueError: it is not of the form HOST:PORT.
-        ConnectionError: nobody answers, or somebody else.
+        ValueError: the address is not of the form HOST:PORT.
+        ConnectionError: nothing answers there, or another service than Ray.
+        RuntimeError: Ray cannot be joined.
     """
-    try:
-        parts = urlsplit(f"//{address}")
-        place = parts.hostname, parts.port
-    except ValueError:
-        place = None, None
-    if "/" in address or None in place:
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[\w.-]+|\[[\w.:%]+\]", host) or not port.isascii() or not port.isdigit():
         raise ValueError(
             f"expected the address of a Ray cluster's head as HOST:PORT, such as 10.0.0.1:6379, got {address!r}; "
             "`ray status` on the head shows whether it runs"
         )
     try:
-        with socket.create_connection(place, timeout=SECONDS_TO_CONNECT) as link:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-                return
-            link.sendall(HTTP2_PREFACE)
-            answer = link.recv(9, socket.MSG_WAITALL)
-    except OSError as error:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
         raise ConnectionError(
             f"{address}: expected the head of a Ray cluster, which cannot be reached ({error}); "
             "check the address, and whether `ray start --head` runs there"
         ) from error
-    # The head speaks gRPC, which is HTTP/2: its first frame holds settings.
-    if len(answer) < 9 or answer[3] != SETTINGS:
+    failures: list[Exception] = []
+
+    def join() -> None:
+        try:
+            ray.init(address=address, **options)
+        except Exception as error:  # noqa: BLE001 - raised again below, by the caller's thread
+            failures.append(error)
+
+    # A daemon: a call that never comes back must not keep the process from ending.
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(SECONDS_TO_JOIN)
+    if thread.is_alive():
         raise ConnectionError(
-            f"{address}: expected the head of a Ray cluster, got another service; "
-            "its port is the one that `ray start --head` names (6379, not the dashboard's 8265)"
+            f"{address}: expected the head of a Ray cluster, got a service that did not answer as one "
+            f"in {SECONDS_TO_JOIN:.0f} s; its port is the one that `ray start --head` names "
+            "(6379, not the dashboard's 8265)"
         )
+    if failures:
+        raise failures[0]
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who does the work."""
+class WorkerPlan:
+    """How many models a cluster runs, and what each of them takes."""
 
     models: int
     gpus: int
-    """Of a model."""
+    """GPUs of a model: 1, or 0."""
     cores: int
-    """Threads of a model without a GPU."""
+    """Threads of a model without a GPU; 0 for one with a GPU."""
 
     @property
     def model_cores(self) -> float:
-        """What Ray sets aside for a model: more than half of a core, so that no two of them share one."""
+        """Cores that Ray reserves for a model: more than half of one, so that no two models share it."""
         return 0.0 if self.gpus else self.cores - 0.4
 
     @property
     def task_cores(self) -> float:
-        """For a task that reads or writes: beside a model on all of its cores there is room for one.
+        """Cores that Ray reserves for a task that reads or writes: one such task fits beside a model.
 
-        Never what a model has: Ray Data does steps that ask for the same in one process, one by one.
+        Never as many as for a model: Ray Data runs steps that ask for the same in one process, one by one.
         """
         return 1.0 if self.gpus else 0.4
 
 
-def plan_crew(
-    places: Sequence[dict[str, float]], actors: int | None, device: str | torch.device | None
-) -> Crew:
+def plan_workers(
+    machines: Sequence[dict[str, float]], actors: int | None, device: str | torch.device | None
+) -> WorkerPlan:
     """How many models there are, and what each of them has.
 
     Args:
-        places: of each machine, how much it has: {"CPU": 8.0, "GPU": 1.0, ...}.
-        actors: models that are asked for.
-        device: that is asked for.
+        machines: the resources of each machine: {"CPU": 8.0, "GPU": 1.0, ...}.
+        actors: models to run; None for one per GPU, or one per machine without any.
+        device: of the models; None for the GPUs where there are any.
 
     Raises:
         ValueError: there is no room.
     """
-    gpus = sum(int(place.get("GPU", 0)) for place in places)
-    cores = [int(place["CPU"]) for place in places if place.get("CPU", 0) >= 1]
+    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+    cores = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
     kind = None if device is None else torch.device(device).type
     if kind not in (None, "cpu", "cuda") or (kind == "cuda" and not gpus):
         raise ValueError(
             f"expected a device that the cluster has, got {str(device)!r} of "
-            f"{gpus} GPUs and {sum(cores)} cores; leave --device out"
+            f"{gpus} GPUs and {sum(cores)} cores; leave device= out"
         )
     on_gpus = gpus > 0 and kind != "cpu"
     most = gpus if on_gpus else sum(cores)
@@ -274,23 +265,25 @@ def plan_crew(
             "ask for fewer, or add machines"
         )
     if on_gpus:
-        return Crew(wanted, 1, 0)
+        return WorkerPlan(wanted, 1, 0)
     share = max(
         share
         for share in range(1, max(cores) + 1)
         if sum(count // share for count in cores) >= wanted
     )
-    return Crew(wanted, 0, share)
+    return WorkerPlan(wanted, 0, share)
 
 
-def model_call(request: partial[Segmenter], segmenter: Segmenter, crew: Crew) -> partial[Segmenter]:
+def model_call(
+    request: partial[Segmenter], segmenter: Segmenter, plan: WorkerPlan
+) -> partial[Segmenter]:
     """The call that makes a model on any machine: one that gives the results of `segmenter`."""
     precision = {dtype: name for name, dtype in PRECISIONS.items()}[segmenter.encoder.tower.dtype]
     same = {
         "classes": segmenter.vocabulary.to(torch.device("cpu")),
-        "device": "cuda" if crew.gpus else "cpu",
+        "device": "cuda" if plan.gpus else "cpu",
         "precision": precision,
-        "batch_size": segmenter.batch_size,
+        "batch_size": segmenter.pipeline.batch_size,
         "cache": None,
         "progress": False,
     }
@@ -299,33 +292,33 @@ def model_call(request: partial[Segmenter], segmenter: Segmenter, crew: Crew) ->
 
 def pipeline(
     ray: Any,
-    task: Task,
+    job: BatchJob,
     call: partial[Segmenter],
     store: Store,
-    crew: Crew,
+    plan: WorkerPlan,
     items: Sequence[Item],
 ) -> Any:
-    """The Ray dataset whose rows are portions of the job's rows."""
-    portions = [items[start : start + PORTION] for start in range(0, len(items), PORTION)]
-    # A job of few portions is dealt out to all models, twice over.
-    per_call = min(PORTIONS_PER_CALL, max(1, len(portions) // (2 * crew.models)))
-    table = packed(*portions)
+    """The Ray dataset whose rows are chunks of the job's rows."""
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    # A job of few chunks is dealt out to all models, twice over.
+    per_call = min(MAX_CHUNKS_PER_CALL, max(1, len(chunks) // (2 * plan.models)))
+    table = packed(*chunks)
     options = {"batch_format": "pyarrow"}
-    tasks = {**options, "num_cpus": crew.task_cores}
+    tasks = {**options, "num_cpus": plan.task_cores}
     with quiet_context(ray):
-        dataset = ray.data.from_arrow(table, override_num_blocks=min(len(portions), BLOCKS))
+        dataset = ray.data.from_arrow(table, override_num_blocks=min(len(chunks), MAX_BLOCKS))
         return (
-            dataset.map_batches(read_portions, batch_size=None, fn_args=(task,), **tasks)
+            dataset.map_batches(read_chunks, batch_size=None, fn_args=(job,), **tasks)
             .map_batches(
                 Model,
                 batch_size=per_call,
-                fn_constructor_args=(task, call, store, crew.cores),
-                compute=ray.data.ActorPoolStrategy(size=crew.models),
-                num_cpus=crew.model_cores,
-                num_gpus=crew.gpus,
+                fn_constructor_args=(job, call, store, plan.cores),
+                compute=ray.data.ActorPoolStrategy(size=plan.models),
+                num_cpus=plan.model_cores,
+                num_gpus=plan.gpus,
                 **options,
             )
-            .map_batches(write_portions, batch_size=None, fn_args=(task, store), **tasks)
+            .map_batches(write_chunks, batch_size=None, fn_args=(job, store), **tasks)
         )
 
 
@@ -360,22 +353,23 @@ def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
         raise RuntimeError(f"Ray cannot go on: {summary(error)}") from error
 
 
-def read_portions(table: Any, task: Task) -> Iterator[Any]:
-    """Items → readings."""
-    return repacked(map_ahead(partial(read, task), unpacked(table), workers=THREADS, ahead=THREADS))
+def read_chunks(table: Any, job: BatchJob) -> Iterator[Any]:
+    """Items → images."""
+    items = unpacked(table)
+    return repacked(prefetch(partial(read_item, job), items, workers=THREADS, ahead=THREADS))
 
 
 class Model:
-    """Readings → outcomes: what an actor keeps.
+    """Images → results: what an actor keeps between calls.
 
     Args:
-        task, store: see `run`.
+        job, store: see `run`.
         call: makes the segmenter, once it is needed: an error in it is then one of a step.
         cores: threads of its own; 0 for torch's default.
     """
 
-    def __init__(self, task: Task, call: partial[Segmenter], store: Store, cores: int) -> None:
-        self.task = task
+    def __init__(self, job: BatchJob, call: partial[Segmenter], store: Store, cores: int) -> None:
+        self.job = job
         self.call = call
         self.store = store
         if cores:
@@ -387,49 +381,49 @@ class Model:
         return self.call()
 
     def __call__(self, table: Any) -> Iterator[Any]:
-        """Label the images of some portions, their windows in shared batches."""
-        return repacked(self.outcomes(unpacked(table)))
+        """Label the images of some chunks; windows of several images share batches."""
 
-    def outcomes(self, readings: Iterator[Reading | Problem]) -> Iterator[Outcome]:
-        """The same of images, one by one."""
-        yield from segment(self.task, self.segmenter, self.store, readings)
+        def outcomes() -> Iterator[Outcome]:
+            # A generator, so that an error in loading the model comes where `repacked` takes it.
+            yield from segment_images(self.job, self.segmenter, self.store, unpacked(table))
+
+        return repacked(outcomes())
 
 
-def write_portions(table: Any, task: Task, store: Store) -> Iterator[Any]:
-    """Outcomes → rows, once their files are written."""
-    return repacked(
-        map_ahead(partial(write, task, store), unpacked(table), workers=THREADS, ahead=THREADS)
-    )
+def write_chunks(table: Any, job: BatchJob, store: Store) -> Iterator[Any]:
+    """Results → rows, once their files are written."""
+    outcomes = unpacked(table)
+    return repacked(prefetch(partial(finish, job, store), outcomes, workers=THREADS, ahead=THREADS))
 
 
 def repacked(values: Iterator[Any]) -> Iterator[Any]:
-    """A table a portion, as soon as it is full; an error takes the place of what is missing."""
+    """A table for each chunk as soon as it is full; an error takes the place of the chunks that are missing."""
     try:
-        while portion := list(itertools.islice(values, PORTION)):
-            yield packed(portion)
+        while chunk := list(itertools.islice(values, CHUNK)):
+            yield packed(chunk)
     except ERRORS as error:
         yield packed(error)
 
 
-def packed(*portions: Sequence[Any] | Exception) -> Any:
-    """A table with a row a portion."""
+def packed(*chunks: Sequence[Any] | Exception) -> Any:
+    """A table with a row for each chunk."""
     import pyarrow as pa
 
-    data = [pickle.dumps(portion, pickle.HIGHEST_PROTOCOL) for portion in portions]
-    return pa.table({COLUMN: pa.array(data, pa.large_binary())})  # Large: of more than 2 GB.
+    data = [pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL) for chunk in chunks]
+    return pa.table({COLUMN: pa.array(data, pa.large_binary())})  # Chunks may have more than 2 GB.
 
 
 def unpacked(table: Any) -> Iterator[Any]:
-    """What the portions of a table hold.
+    """What the chunks of a table hold.
 
     Raises:
         Exception: one of `ERRORS`, from the step before.
     """
     for cell in table[COLUMN]:
-        portion = pickle.loads(cell.as_buffer())
-        if isinstance(portion, Exception):
-            raise portion
-        yield from portion
+        chunk = pickle.loads(cell.as_buffer())
+        if isinstance(chunk, Exception):
+            raise chunk
+        yield from chunk
 
 
 def summary(error: BaseException) -> str:

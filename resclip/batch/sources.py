@@ -1,7 +1,6 @@
 """Which images a batch job is about: folders, patterns, lists, Parquet tables and WebDataset archives.
 
-Knows the kinds of sources and what each calls its images. Reads no pixels. What a source is follows from its name;
-for a folder or pattern from what is there: images, else tables, else archives.
+The kind of a source follows from its name; of a folder or pattern from its files: images, else tables, else archives.
 """
 
 from __future__ import annotations
@@ -10,16 +9,14 @@ import errno
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from resclip.batch.items import Cell, Entries, Files
-from resclip.batch.output_names import Naming, PackedTexts, digest, repeated
-from resclip.batch.parquet import open_tables, read_cell
+from resclip.batch.items import Item
+from resclip.batch.output_names import contained_name, name_of, unique_names, without_suffix
+from resclip.batch.parquet import Cell, open_tables
 from resclip.batch.paths import (
     expand_braces,
     file_system,
@@ -27,131 +24,62 @@ from resclip.batch.paths import (
     inside,
     is_folder,
     is_pattern,
+    is_web,
     join,
     local_path,
     matching,
     naming,
-    open_binary,
     parent,
     pattern_root,
     plain,
     read_range,
-    reason,
     suffix,
 )
-from resclip.batch.webdataset import Members, check_compression
+from resclip.batch.webdataset import check_compression, images_in
+from resclip.errors import reason
 
-__all__ = ["IMAGE_SUFFIXES", "OUTPUT_ENDINGS", "Item", "Source", "open_source"]
-
+# Suffixes of the files that are taken from a folder, in upper case too.
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif",
     ".jpe", ".jfif", ".apng", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-"""Of the files that are taken from a folder; in capitals too."""
 
+# Files that a batch job writes end so: below a folder with a manifest they are not images to be segmented.
 OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
-"""Of the files that a batch job writes: below a folder with a manifest these are no images to be segmented."""
 
 LISTS = (".txt", ".lst")
 TABLES = (".parquet",)
 ARCHIVES = (".tar",)
 
-Suffixes: TypeAlias = Collection[str]
-
 _MANIFEST = re.compile(r"((?:.*/)?)manifest\.(?:parquet$|parts/)")
 
 
-@dataclass(frozen=True)
-class Item:
-    """An image to be segmented: small, and the same in any process.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The images of a batch job, in an order that does not depend on the machine.
 
     Args:
-        index: in the source's order, from 0.
-        name: relative, with "/" between parts, and no other item's: "sub/cat.jpg".
-        stem: of the output files, and no other item's on any disk: "sub/cat".
-        location: path or URL of the file that holds the bytes.
-        start, length: which bytes of it, where not all.
-        cell: which cell of it, where it is a Parquet file.
+        description: one line: "folder images: 200 files".
+        items: the images; about 400 bytes each.
+        skipped: files that were left out because their suffix is no image's.
     """
 
-    index: int
+    description: str
+    items: Sequence[Item]
+    skipped: int
+
+
+class _Entry(NamedTuple):
+    """An image of a source before it has a name that no other has; the rest as of `Item`."""
+
     name: str
-    stem: str
     location: str
     start: int = 0
     length: int | None = None
     cell: Cell | None = None
 
-    def read(self, limit: int | None = None) -> bytes:
-        """The encoded image.
 
-        Args:
-            limit: bytes that it may have.
-
-        Raises:
-            OSError: the file is missing or cannot be read; names the item.
-            ValueError: it has more bytes than `limit`, its table names no file or is damaged; names the item.
-            ImportError: the file system, or Parquet, needs a package that is not there.
-        """
-        if not self.location:
-            raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
-        try:
-            with naming(self.location):
-                if self.cell is None:
-                    return read_range(self.location, self.start, self.length, limit)
-                return read_cell(self.location, self.cell.column, self.cell.row, limit)
-        except OSError as error:
-            raise OSError(error.errno, reason(error), self._title) from error
-        except ValueError as error:
-            shown = "" if self._title == self.location else f"{self.name}: "
-            raise ValueError(f"{shown}{reason(error)}") from error
-
-    @property
-    def local_path(self) -> Path | None:
-        """The file, where the image is the whole of one on this machine."""
-        if self.cell is not None or self.length is not None or not self.location:
-            return None
-        return local_path(self.location)
-
-    @property
-    def _title(self) -> str:
-        named = self.location.endswith(self.name)
-        return self.location if named else f"{self.name} ({self.location})"
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The images of a batch job, in an order that does not depend on the machine. Can be pickled.
-
-    Args:
-        description: one line: "folder images: 200 files".
-        entries: what its kind knows of them.
-        skipped: files that were left out because their suffix is no image's.
-    """
-
-    description: str
-    entries: Entries
-    skipped: int
-    naming: Naming
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> Item:
-        if not 0 <= index < len(self):
-            raise IndexError(f"expected an index from 0 to {len(self) - 1}, got {index}")
-        entry = self.entries[index]
-        name = self.naming.name(entry.name, entry.origin)
-        stem = self.naming.stem(name)
-        return Item(index, name, stem, entry.location, entry.start, entry.length, entry.cell)
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
-
-
-def open_source(
-    source: str, *, suffixes: Suffixes = IMAGE_SUFFIXES, column: str | None = None
-) -> Source:
+def open_source(source: str, *, column: str | None = None) -> Source:
     """Find the images of a source.
 
     Args:
@@ -163,17 +91,16 @@ def open_source(
             a .parquet table with a column of bytes or of paths and URLs;
             a WebDataset archive, .tar;
             an image.
-        suffixes: of images, with their dots, in small letters.
         column: of tables, the one with the images; None to find it by name and type.
 
     Raises:
-        ValueError: there is no image, or something there cannot be used; one line with what to do.
-        OSError: there is nothing, or it cannot be read.
-        ImportError: it needs a package that is not there; the message names it.
+        ValueError: the source has no image, or something in it cannot be used; one line with what to do.
+        OSError: the source does not exist, or cannot be read.
+        ImportError: it needs a package that is not installed; the message names it.
     """
     location = plain(source)
     path = local_path(location)
-    opening = _Opening(source, suffixes, column)
+    opening = _Opening(source, column)
     if path is not None and _exists(path):
         return opening.folder(location) if path.is_dir() else opening.file(location)
     if is_pattern(location):
@@ -204,18 +131,17 @@ class _Opening:
     """The way from a source's name to its images."""
 
     shown: str
-    suffixes: Suffixes
     column: str | None
 
     def url(self, location: str) -> Source:
         """Of a URL without signs of a pattern."""
-        is_web = location.startswith(("http://", "https://"))
-        known = (*self.suffixes, *LISTS, *TABLES, *ARCHIVES)
+        web = is_web(location)
+        known = (*IMAGE_SUFFIXES, *LISTS, *TABLES, *ARCHIVES)
         # Any web page with links in it looks like a folder; a folder elsewhere may be called x.parquet.
-        if not (is_web and suffix(location) in known) and is_folder(location):
+        if not (web and suffix(location) in known) and is_folder(location):
             return self.folder(location)
         check_compression(location)
-        if is_web and suffix(location) not in known:
+        if web and suffix(location) not in known:
             raise ValueError(
                 f"{self.shown}: expected a list, a table, an archive or an image, or a folder whose server lists its "
                 "files, got none of these; name a list file (.txt) with a URL a line"
@@ -237,10 +163,10 @@ class _Opening:
         kind = suffix(location)
         if kind in LISTS:
             return self.list(location)
-        if kind not in (*self.suffixes, *TABLES, *ARCHIVES):
+        if kind not in (*IMAGE_SUFFIXES, *TABLES, *ARCHIVES):
             raise ValueError(
                 f"{self.shown}: expected a folder, a list (.txt, .lst), a table (.parquet), an archive (.tar) or a "
-                f"image ({', '.join(self.suffixes)}), got a file that ends with {kind or 'no suffix'}; convert it"
+                f"image ({', '.join(IMAGE_SUFFIXES)}), got a file that ends with {kind or 'no suffix'}; convert it"
             )
         base = parent(location)
         return self.files(base, [inside(base, location)], "file")
@@ -282,7 +208,7 @@ class _Opening:
     def files(self, base: str, found: list[str], kind: str, remark: str = "") -> Source:
         """Of files, which are sorted by name and relative to `base`."""
         groups: dict[str, list[str]] = {"images": [], "tables": [], "archives": []}
-        kinds = dict.fromkeys(self.suffixes, "images")
+        kinds = dict.fromkeys(IMAGE_SUFFIXES, "images")
         kinds |= dict.fromkeys(TABLES, "tables") | dict.fromkeys(ARCHIVES, "archives")
         for name in found:
             if (group := kinds.get(suffix(name))) is not None:
@@ -294,11 +220,8 @@ class _Opening:
                 f"got {_census(found)}; leave the column out"
             )
         if images and self.column is None:
-            entries: Entries = Files(base, PackedTexts(images))
-            skipped = len(found) - len(images)
-            return self.source(
-                f"{kind} {self.shown}: {_count(images, 'file')}{remark}", entries, skipped
-            )
+            description = f"{kind} {self.shown}: {_count(images, 'file')}{remark}"
+            return self.source(description, _files(base, images), skipped=len(found) - len(images))
         if tables and (self.column is not None or not archives):
             return self.tables(base, tables, len(found) - len(tables))
         if archives and not tables:
@@ -311,31 +234,39 @@ class _Opening:
                 f"{_count(archives, 'archive')}; name one kind by a pattern, as in *.parquet"
             )
         raise ValueError(
-            f"{self.shown}: expected images ({', '.join(self.suffixes)}), .parquet tables or .tar archives, "
+            f"{self.shown}: expected images ({', '.join(IMAGE_SUFFIXES)}), .parquet tables or .tar archives, "
             f"got {_census(found)}{remark}; check the path"
         )
 
     def tables(self, base: str, tables: list[str], skipped: int) -> Source:
         """Of Parquet tables."""
-        entries, column = open_tables(base, tables, self.column)
-        if not len(entries):
+        images, columns = open_tables(base, tables, self.column)
+        if not images:
             raise ValueError(
                 f"{self.shown}: expected rows, got an empty table; check what it was made of"
             )
-        if isinstance(entries, Files):
+        entries = [_Entry(image.name, image.location, cell=image.cell) for image in images]
+        if not columns.are_bytes:
             self.check_once(entries, "the table")
-        what = f"Parquet {self.shown}: {len(entries):,} rows, column {column}"
+        description = f"Parquet {self.shown}: {len(entries):,} rows, column {columns.images}"
         if len(tables) > 1:
-            what += f", {len(tables):,} tables"
-        return self.source(what, entries, skipped)
+            description += f", {len(tables):,} tables"
+        return self.source(description, entries, skipped)
 
     def archives(self, base: str, archives: list[str], skipped: int) -> Source:
-        """Of tar archives; what else is in them is counted as skipped, labels and texts as a rule."""
-        members = Members(base, archives, self.suffixes)
-        what = (
-            f"WebDataset {self.shown}: {_count(members, 'image')} in {_count(archives, 'archive')}"
-        )
-        return self.source(what, members, skipped + members.skipped)
+        """Of tar archives; other files in them are counted as skipped, labels and texts as a rule."""
+        entries = []
+        for archive in archives:
+            location = join(base, archive)
+            members, others = images_in(location, IMAGE_SUFFIXES)
+            folder = without_suffix(archive)
+            entries += [
+                _Entry(contained_name(f"{folder}/{member.name}"), location, *member[1:])
+                for member in members
+            ]
+            skipped += others
+        counts = f"{_count(entries, 'image')} in {_count(archives, 'archive')}"
+        return self.source(f"WebDataset {self.shown}: {counts}", entries, skipped)
 
     def list(self, location: str) -> Source:
         """Of the files that a text file names."""
@@ -343,40 +274,46 @@ class _Opening:
             raise ValueError(
                 f"{self.shown}: expected a Parquet table for the column {self.column!r}, got a list; leave it out"
             )
-        texts = PackedTexts(_lines(location))
-        if not len(texts):
+        entries = _files(parent(location), _lines(location))
+        if not entries:
             raise ValueError(
                 f"{self.shown}: expected a path or URL a line, got an empty list; add some"
             )
-        entries = Files(parent(location), texts)
         self.check_once(entries, "the list, without empty lines and comments,")
-        return self.source(f"list {self.shown}: {_count(texts, 'file')}", entries, 0)
+        return self.source(f"list {self.shown}: {_count(entries, 'file')}", entries, 0)
 
-    def check_once(self, entries: Files, where: str) -> None:
+    def check_once(self, entries: Sequence[_Entry], where: str) -> None:
         """Raise ValueError if two entries are of the same file."""
-        locations = np.fromiter(map(digest, entries.locations()), np.uint64, len(entries))
-        twice = set(repeated(locations).tolist())
-        seen: dict[str, int] = {}
-        for index in np.flatnonzero(np.isin(locations, list(twice))).tolist() if twice else ():
-            location = entries[index].location
-            if location in seen:
+        first: dict[str, int] = {}
+        for index, entry in enumerate(entries):
+            if first.setdefault(entry.location, index) != index and entry.location:
                 raise ValueError(
-                    f"{self.shown}: expected every image once, got {location} as number "
-                    f"{seen[location] + 1} and {index + 1} of {where}; remove one"
+                    f"{self.shown}: expected every image once, got {entry.location} as number "
+                    f"{first[entry.location] + 1} and {index + 1} of {where}; remove one"
                 )
-            if location:
-                seen[location] = index
 
-    def source(self, description: str, entries: Entries, skipped: int) -> Source:
-        """With names for all."""
-        return Source(description, entries, skipped, Naming(entry.name for entry in entries))
+    def source(self, description: str, entries: Sequence[_Entry], skipped: int) -> Source:
+        """With names that no two images share."""
+        names = [entry.name or f"{index:09d}" for index, entry in enumerate(entries)]
+        # No two entries are of the same bytes; this text is digested where names alone would clash.
+        origins = [f"{entry.location}\n{entry.start}\n{entry.cell}" for entry in entries]
+        items = [
+            Item(index, name, stem, *entry[1:])
+            for index, ((name, stem), entry) in enumerate(
+                zip(unique_names(names, origins), entries, strict=True)
+            )
+        ]
+        return Source(description, items, skipped)
+
+
+def _files(base: str, texts: Iterable[str]) -> list[_Entry]:
+    """Whole files, relative to the folder or URL `base`, or absolute, or URLs."""
+    return [_Entry(name_of(inside(base, plain(text))), join(base, text)) for text in texts]
 
 
 def _lines(location: str) -> Iterator[str]:
     """What a list names, line by line."""
-    here = local_path(location) is not None
-    binary = open_binary(location) if here else io.BytesIO(read_range(location))
-    with io.TextIOWrapper(binary, encoding="utf-8-sig") as stream:
+    with io.TextIOWrapper(io.BytesIO(read_range(location)), encoding="utf-8-sig") as stream:
         try:
             for line in stream:
                 text = line.strip()
@@ -397,7 +334,7 @@ def _is_output(name: str, roots: Collection[str]) -> bool:
 
 
 def _census(names: Iterable[str]) -> str:
-    """What there is, by suffix: "3 other files (2 .csv, 1 .json)"."""
+    """Counts of files by suffix: "3 other files (2 .csv, 1 .json)"."""
     counts = Counter(suffix(name) or "no suffix" for name in names)
     if not counts:
         return "no files"
@@ -405,5 +342,5 @@ def _census(names: Iterable[str]) -> str:
     return f"{sum(counts.values()):,} other files ({shown})"
 
 
-def _count(things: Entries | PackedTexts | list[str], name: str) -> str:
+def _count(things: Sequence[Any], name: str) -> str:
     return f"{len(things):,} {name}{'' if len(things) == 1 else 's'}"

@@ -1,8 +1,8 @@
-"""One image of a batch job, step by step: read, segment, write.
+"""An image's way through a batch job: read it, segment it, write its files, say in the manifest what became of it.
 
-Each step is a function of what the step before gave, so that an engine only has to chain them; what is handed on can be
-sent to another process. Whatever is wrong with one image becomes a `Problem`, which goes through the other steps;
-only what is wrong with the output, such as a full disk, ends the job.
+Both engines chain these functions; what one hands to the next can be sent to another process. If something is wrong
+with one image, a `Problem` goes through the remaining steps in its place; only a fault of the output, such as a full
+disk, ends the job.
 """
 
 from __future__ import annotations
@@ -11,99 +11,92 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from resclip.batch.job import Task
+from resclip.batch.items import Item
+from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
-from resclip.batch.outputs import BlockSink, MapSink, Result, as_scores, encode
-from resclip.batch.sources import Item
+from resclip.batch.outputs import (
+    NO_GEOREFERENCE,
+    BlockSink,
+    Georeference,
+    MemorySink,
+    Result,
+    as_scores,
+    encode,
+)
 from resclip.batch.storage import Store
 from resclip.errors import describe
+from resclip.inference import scheduler
+from resclip.inference.pipeline import ImageTask
 from resclip.inference.preprocessing import ArrayImage
-from resclip.inference.scheduler import Failure, Frame
+from resclip.inference.scheduler import Failure
 from resclip.io.images import ImageError, PixelArray, read_image
 from resclip.segmenter import Segmenter
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An image that cannot be done."""
+    """An image that cannot be segmented, and why."""
 
     item: Item
     started: float
+    """Seconds since the epoch."""
     error: str
+    """One line."""
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """An image that could be read, or can be read by block."""
+class LoadedImage:
+    """An image that was read, or only opened where it will be read by block."""
 
     item: Item
     started: float
     """Seconds since the epoch."""
     size: tuple[int, int]
     """(H, W) of the image."""
-    pixels: PixelArray
-    """(H', W', 3) uint8: resized for the model; without rows for one that is read by block."""
-    image: PixelArray | None = None
-    """(H, W, 3) uint8: as it is, where an overlay is wanted."""
+    pixels: PixelArray | None
+    """(H', W', 3) uint8: resized for the model; None for one that is read by block."""
+    original: PixelArray | None = None
+    """(H, W, 3) uint8: as it was, where an overlay is wanted."""
     path: Path | None = None
     """Of an image that is read by block."""
-    place: tuple[Any, Any] = (None, None)
-    """Coordinate reference system and transform."""
+    georeference: Georeference = NO_GEOREFERENCE
 
 
 @dataclass(frozen=True, eq=False)
-class Segmented:
+class SegmentedImage:
     """An image whose labels are known."""
 
     item: Item
     started: float
+    """Seconds since the epoch."""
     result: Result
 
 
-Outcome: TypeAlias = Segmented | Problem
+Outcome: TypeAlias = SegmentedImage | Problem
 
 
-def read(task: Task, item: Item) -> Reading | Problem:
-    """Read and resize an image; or only its header, where it will be read by block."""
+def read_item(job: BatchJob, item: Item) -> LoadedImage | Problem:
+    """Item → image: its pixels, resized; of a large TIFF the header alone, since it is read by block."""
     started = time.time()
     try:
-        raster = read_raster(task, item, started)
-        if raster is not None:
-            return raster
-        image = read_image(item.read(), name=item.name, max_pixels=task.largest_image)
+        loaded = _read_tiff(job, item, started)
+        if loaded is not None:
+            return loaded
+        pixels = read_image(item.read(), name=item.name, max_pixels=job.largest_image)
     except (ValueError, OSError, MemoryError) as error:
         return Problem(item, started, describe(error))
-    return in_memory(task, item, started, image)
+    return _loaded(job, item, started, pixels, NO_GEOREFERENCE)
 
 
-def in_memory(
-    task: Task,
-    item: Item,
-    started: float,
-    image: PixelArray,
-    place: tuple[Any, Any] = (None, None),
-) -> Reading:
-    """An image that is held whole."""
-    return Reading(
-        item,
-        started,
-        (image.shape[0], image.shape[1]),
-        task.preparation.resize(image),
-        image if task.overlay else None,
-        place=place,
-    )
-
-
-def read_raster(task: Task, item: Item, started: float) -> Reading | None:
-    """A TIFF that is too large for memory, or whose place on the earth is wanted; None for everything else."""
+def _read_tiff(job: BatchJob, item: Item, started: float) -> LoadedImage | None:
+    """A TIFF that is too large for memory, or whose georeference is wanted; None for everything else."""
     path = item.local_path
     if path is None or path.suffix.lower() not in TIFF_SUFFIXES:
         return None
@@ -112,95 +105,111 @@ def read_raster(task: Task, item: Item, started: float) -> Reading | None:
     except ImportError:
         return None
     try:
-        raster = open_raster(path, max_pixels=task.max_pixels)
+        raster = open_raster(path, max_pixels=job.max_pixels)
     except ImageError:
         return None  # Pillow reads some that GDAL's rows cannot give, and says what is wrong with the others.
     with raster:
         size = (raster.height, raster.width)
-        place = (raster.crs, raster.transform)
-        if size[0] * size[1] > task.block_pixels:
-            return Reading(item, started, size, NO_PIXELS, path=path, place=place)
-        if task.form == "tif":
-            return in_memory(task, item, started, raster.rows(0, size[0]), place)
+        georeference = Georeference(raster.crs, raster.transform)
+        if size[0] * size[1] > job.block_pixels:
+            return LoadedImage(item, started, size, None, path=path, georeference=georeference)
+        if job.form == "tif":
+            return _loaded(job, item, started, raster.rows(0, size[0]), georeference)
     return None
 
 
-def segment(
-    task: Task, segmenter: Segmenter, store: Store, readings: Iterable[Reading | Problem]
+def _loaded(
+    job: BatchJob, item: Item, started: float, pixels: PixelArray, georeference: Georeference
+) -> LoadedImage:
+    """An image that is held whole."""
+    return LoadedImage(
+        item,
+        started,
+        (pixels.shape[0], pixels.shape[1]),
+        job.preparation.resize(pixels),
+        original=pixels if job.overlay else None,
+        georeference=georeference,
+    )
+
+
+def segment_images(
+    job: BatchJob, segmenter: Segmenter, store: Store, images: Iterable[LoadedImage | Problem]
 ) -> Iterator[Outcome]:
-    """Label images, in their order, their windows in shared batches.
+    """Images → results, in their order; windows of several images share batches.
 
     Raises:
         OSError: what is written by block cannot be written.
         MemoryError: there is not enough for a single window.
     """
     unfinished: set[BlockSink] = set()
-    narrow = torch.uint8 if task.label_type == np.uint8 else torch.int32
+    narrow = torch.uint8 if job.label_type == np.uint8 else torch.int32
 
-    def frame(reading: Reading) -> Frame | Failure:
-        if reading.path is None:
-            tag = reading, MapSink(task, reading.size, reading.image, reading.place)
-            pixels = ArrayImage(reading.pixels)
-            return Frame(pixels, (pixels.height, pixels.width), reading.size, tag)
+    def task_of(image: LoadedImage) -> ImageTask | Failure:
+        if image.pixels is not None:
+            sink = MemorySink(job, image.size, image.original, image.georeference)
+            pixels = ArrayImage(image.pixels)
+            return ImageTask(segmenter.pipeline, pixels, image.size, (image, sink))
         from resclip.io.geotiff import open_raster
 
+        assert image.path is not None
         try:
-            raster = open_raster(reading.path)
+            raster = open_raster(image.path)
         except (ValueError, OSError) as error:
-            return Failure(Problem(reading.item, reading.started, describe(error)), error)
-        sink = BlockSink(task, reading.item.stem, raster, reading.place, store)
-        unfinished.add(sink)
-        return segmenter.frame(raster, (reading, sink))
+            return Failure(Problem(image.item, image.started, describe(error)), error)
+        block_sink = BlockSink(job, image.item.stem, raster, image.georeference, store)
+        unfinished.add(block_sink)
+        return segmenter.pipeline.task(raster, (image, block_sink))
 
-    frames = (
-        Failure(reading, ValueError(reading.error))
-        if isinstance(reading, Problem)
-        else frame(reading)
-        for reading in readings
+    tasks = (
+        Failure(image, ValueError(image.error)) if isinstance(image, Problem) else task_of(image)
+        for image in images
     )
     try:
-        for event in segmenter.stream(frames):
+        for event in scheduler.run(segmenter.pipeline, tasks):
             if isinstance(event, Failure):
-                yield problem_of(event)
+                if isinstance(event.tag, Problem):
+                    yield event.tag
+                else:
+                    image, sink = event.tag
+                    sink.abort()
+                    yield Problem(image.item, image.started, describe(event.error))
                 continue
-            reading, sink = event.frame.tag
-            # As small as they will be in the files, before they leave a GPU.
+            image, sink = event.tag
+            # Narrowed on the GPU, so that no more than the files' bytes is copied from it.
             labels = event.labels.to(narrow).cpu().numpy()
-            scores = as_scores(event.probabilities).cpu().numpy() if task.scores else None
+            scores = as_scores(event.probabilities).cpu().numpy() if job.scores else None
             sink.add(event.first, labels, scores)
-            if event.first + len(event.labels) == reading.size[0]:
+            if event.first + len(event.labels) == image.size[0]:
                 result = sink.finish()
                 unfinished.discard(sink)
-                yield Segmented(reading.item, reading.started, result)
+                yield SegmentedImage(image.item, image.started, result)
     finally:
         for sink in unfinished:
             sink.abort()
 
 
-def problem_of(failure: Failure) -> Problem:
-    """What became of an image that failed on its way."""
-    if isinstance(failure.tag, Problem):
-        return failure.tag
-    reading, sink = failure.tag
-    sink.abort()
-    return Problem(reading.item, reading.started, describe(failure.error))
-
-
-def write(task: Task, store: Store, outcome: Outcome) -> Row:
-    """Write an image's files, each whole or not at all; what the manifest says of it.
+def write_result(job: BatchJob, store: Store, outcome: Outcome) -> list[str]:
+    """Result → files, each whole or not at all; their names, sorted.
 
     Raises:
         OSError: they cannot be written.
     """
+    if isinstance(outcome, Problem):
+        return []
+    written = list(outcome.result.written)
+    for name, data in encode(job, outcome.item.stem, outcome.result):
+        store.write(name, data)
+        written.append(name)
+    return sorted(written)
+
+
+def manifest_row(job: BatchJob, outcome: Outcome, outputs: list[str]) -> Row:
+    """What the manifest says of an image whose files, `outputs`, are written."""
     item = outcome.item
     if isinstance(outcome, Problem):
         seconds = time.time() - outcome.started
         return Row(item.index, item.name, "failed", outcome.error, seconds, None, None, (), ())
     result = outcome.result
-    written = list(result.written)
-    for name, data in encode(task, item.stem, result):
-        store.write(name, data)
-        written.append(name)
     return Row(
         index=item.index,
         name=item.name,
@@ -209,6 +218,15 @@ def write(task: Task, store: Store, outcome: Outcome) -> Row:
         seconds=time.time() - outcome.started,
         width=result.width,
         height=result.height,
-        classes=result.areas(task.names),
-        outputs=tuple(sorted(written)),
+        classes=result.areas(job.names),
+        outputs=tuple(outputs),
     )
+
+
+def finish(job: BatchJob, store: Store, outcome: Outcome) -> Row:
+    """The last two steps, which an engine does together: a row must not exist before its files.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    return manifest_row(job, outcome, write_result(job, store, outcome))

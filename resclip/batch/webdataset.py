@@ -1,20 +1,17 @@
 """Images in tar archives, as WebDataset makes them: where in its archive each begins, so that it is read in place.
 
-Knows tar. Reads the headers of members, and none of their bytes.
+Only the headers of members are read to find them.
 """
 
 from __future__ import annotations
 
 import tarfile
-from array import array
-from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from itertools import groupby
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from resclip.batch.items import Entry
-from resclip.batch.output_names import PackedTexts, safe_name, without_suffix
-from resclip.batch.paths import join, naming, open_binary, reason
+from resclip.batch.paths import naming, open_binary
+from resclip.errors import reason
 
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 
@@ -27,76 +24,56 @@ def check_compression(location: str) -> None:
         raise _compressed(location, "a compressed one")
 
 
-class Members:
-    """The images of archives, in the order in which they lie there.
+class Member(NamedTuple):
+    """An image in an archive: its name there, and its bytes."""
+
+    name: str
+    start: int
+    length: int
+
+
+def images_in(location: str, suffixes: Collection[str]) -> tuple[list[Member], int]:
+    """The images of an archive in their order there, and how many other files it has.
 
     Of a key's members, which share their names up to the first dot, those are images whose whole rest is an image's
-    suffix: `a.jpg`, but not `a.seg.png` beside it. Where a key has none, its last suffixes count: `photo.v2.jpg`.
+    suffix: `a.jpg`, but not `a.seg.png` beside it. If a key has none, the last suffixes count: `photo.v2.jpg`.
 
     Args:
-        base: the folder of the archives, or its URL.
-        archives: their names relative to it.
-        suffixes: of images, with their dots, in small letters.
+        location: path or URL of the archive.
+        suffixes: of images, with their dots, in lower case.
 
     Raises:
-        ValueError: an archive is damaged, cut short or compressed, or holds no image.
-        OSError: an archive cannot be read.
+        ValueError: the archive is damaged, cut short or compressed, or holds no image.
+        OSError: the archive cannot be read.
     """
-
-    def __init__(self, base: str, archives: list[str], suffixes: Collection[str]) -> None:
-        self.base = base
-        self.archives = archives
-        self.skipped = 0
-        self._names = PackedTexts()
-        self._starts = array("Q")
-        self._lengths = array("Q")
-        self._ends: list[int] = []
-        for archive in archives:
-            self._add(join(base, archive), suffixes)
-            self._ends.append(len(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Entry:
-        archive = self.archives[bisect_right(self._ends, index)]
-        name = f"{without_suffix(archive)}/{self._names[index]}"
-        location = join(self.base, archive)
-        return Entry(safe_name(name), location, self._starts[index], self._lengths[index])
-
-    def __iter__(self) -> Iterator[Entry]:
-        return (self[index] for index in range(len(self)))
-
-    def _add(self, location: str, suffixes: Collection[str]) -> None:
-        before = len(self)
-        with naming(location), open_binary(location) as stream:
-            for _, members in groupby(_members(stream, location), lambda member: _split(member)[0]):
-                group = list(members)
-                images = [member for member in group if _split(member)[1] in suffixes]
-                if not images:
-                    endings = tuple(suffixes)
-                    images = [member for member in group if member.name.lower().endswith(endings)]
-                self.skipped += len(group) - len(images)
-                for image in images:
-                    self._names.append(image.name)
-                    self._starts.append(image.offset_data)
-                    self._lengths.append(image.size)
-        if len(self) == before:
-            raise ValueError(
-                f"{location}: expected members with the suffix of an image "
-                f"({', '.join(suffixes)}), got an archive without any; check what it was made of"
-            )
+    found = []
+    skipped = 0
+    with naming(location), open_binary(location) as stream:
+        for _, members in groupby(_members(stream, location), lambda member: _split(member)[0]):
+            group = list(members)
+            images = [member for member in group if _split(member)[1] in suffixes]
+            if not images:
+                endings = tuple(suffixes)
+                images = [member for member in group if member.name.lower().endswith(endings)]
+            skipped += len(group) - len(images)
+            found += [Member(image.name, image.offset_data, image.size) for image in images]
+    if not found:
+        raise ValueError(
+            f"{location}: expected members with the suffix of an image "
+            f"({', '.join(suffixes)}), got an archive without any; check what it was made of"
+        )
+    return found, skipped
 
 
 def _split(member: tarfile.TarInfo) -> tuple[str, str]:
-    """Key and the rest, in small letters with its dot: "a/b.seg.png" → "a/b", ".seg.png"."""
+    """Key and the rest, in lower case with its dot: "a/b.seg.png" → "a/b", ".seg.png"."""
     folder, slash, file = member.name.rpartition("/")
     key, dot, rest = file.partition(".")
     return folder + slash + key, (dot + rest).lower()
 
 
 def _members(stream: BinaryIO, location: str) -> Iterator[tarfile.TarInfo]:
-    """The files in an archive whose bytes lie there in one piece; no hidden ones."""
+    """The files in an archive that are stored in one piece; no hidden ones."""
     start = stream.read(6)
     stream.seek(0)
     for magic, name in _MAGIC.items():
@@ -105,7 +82,7 @@ def _members(stream: BinaryIO, location: str) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # It would remember all of them.
+                archive.members = []  # type: ignore[attr-defined]  # Else tarfile keeps all of them in memory.
                 hidden = member.name.rpartition("/")[2].startswith(".")
                 if member.isreg() and not member.issparse() and not hidden:
                     yield member

@@ -1,12 +1,13 @@
 """A small built-in CLIP, so that everything can be tried without a download.
 
-It is an open_clip model (12 blocks, patches of 8 pixels, 112 x 112 images) trained on images and captions alone,
-on scenes that this package draws itself: see `train.py`. It knows seventeen classes of picture-book things, colours
-and a few dozen words, and nothing of photographs.
+It is an open_clip model (12 blocks, patches of 8 pixels, images of 112 x 112) trained on scenes that this package draws
+itself and on captions of them: see `resclip.builtin.training`, which only the repository has. It knows seventeen
+classes of things as picture books show them, colours and a few dozen words, and nothing of photographs.
 
-Its losses see captions and the layout of mosaics, never where a thing is inside its image. Two things do look: the
-caption writer, who must know what is visible, and the camera, which likes to point at things. The losses also ask for
-sense in the values that key-key attention and the middle blocks gather, so NACLIP and RCS suit this model by design.
+Its training sees captions and the layout of mosaics of scenes, never where a thing is inside its scene. Two parts do
+look at that: the writer of captions, who must know what is visible, and the choice of crops, which prefers things. The
+training also asks the values to be meaningful when averaged by key-key attention or by the attention of the middle
+blocks, so NACLIP and RCS suit this model by design.
 
 Importing this module imports neither torch nor open_clip.
 """
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
 
     from resclip.builtin.tokenizer import WordTokenizer
 
-__all__ = ["TEMPLATES", "directory", "load_builtin"]
-
 TEMPLATES = (
     "a picture of {}.", "a photo of {}.", "a drawing of {}.", "a painting of {}.", "{}.", "this is {}.",
     "a picture of a {}.", "a picture of the {}.",
 )  # fmt: skip
-"""Prompts that the model has been trained with."""
+"""Prompts that the model was trained with."""
+CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME = (
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    "words.json",
+)
 
 
 def directory() -> Path:
-    """The folder to give open_clip as "local-dir:...": configuration, weights, words."""
+    """The folder with configuration, weights and words, which open_clip loads as "local-dir:..."."""
     return Path(__file__).parent
 
 
@@ -41,11 +45,11 @@ def load_builtin(
     precision: torch.dtype | None = None,
     folder: Path | None = None,
 ) -> tuple[CLIP, WordTokenizer, tuple[float, ...], tuple[float, ...]]:
-    """The model in eval mode, its tokenizer, and the mean and deviation of its pixels.
+    """The model in eval mode, its tokenizer, and mean and standard deviation per channel of its pixels.
 
     Args:
-        device: where the weights go.
-        precision: a floating dtype; None for float32 (the file holds float16).
+        device: of the weights.
+        precision: a floating dtype; None for float32 (the file has float16).
         folder: another export of `resclip.builtin.training.train`; None for the packaged one.
 
     Raises:
@@ -53,18 +57,17 @@ def load_builtin(
     """
     import open_clip
 
-    from resclip.builtin.model import CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME
     from resclip.builtin.tokenizer import WordTokenizer
 
-    place = directory() if folder is None else folder
+    folder = directory() if folder is None else folder
     for name in (CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME):
-        if not (place / name).is_file():
+        if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{place / name} is missing: reinstall resclip, or train it again with "
+                f"{folder / name} is missing: reinstall resclip, or train the model again in the repository: "
                 "`python -m resclip.builtin.training.train`"
             )
-    model = open_clip.create_model(f"local-dir:{place}", load_weights=True)
-    tokenizer = WordTokenizer.from_file(place / WORDS_NAME)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=True)
+    tokenizer = WordTokenizer.from_file(folder / WORDS_NAME)
     mean, std = model.visual.image_mean, model.visual.image_std
     model = model.to(device=device, dtype=precision).eval()
     return model, tokenizer, tuple(mean), tuple(std)

@@ -1,10 +1,7 @@
-"""Image-book scenes with a class mask, drawn from a seed: the same scene at every size.
+"""Scenes as in a picture book, with a class mask, drawn from a seed: the same scene at every size.
 
-Knows what a scene is made of (`ScenePlan`), how to draw one at random, and which seeds belong to training,
-validation and the held-out set. Does not know captions, crops, mosaics or CLIP, and needs numpy alone.
-
-A scene is a sky or a starry night above grass, sand, water, snow or road, with one to four things in it. Every
-class is drawn at most once, so that "the red car" is one car.
+A scene is a sky or a starry night above grass, sand, water, snow or road, with one to four things in it. Every class
+is drawn at most once, so that "the red car" is one car. Training, validation and held-out scenes have their own seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ from numpy.typing import NDArray
 
 from resclip.builtin.things import (
     CLASS_ID,
-    CLASS_NAMES,
     COLOURS,
     DRAWN,
     GROUNDS,
@@ -29,19 +25,12 @@ from resclip.builtin.things import (
     lighter,
     paint_thing,
 )
+from resclip.builtin.things import CLASS_NAMES as CLASS_NAMES  # noqa: PLC0414 - a scene's classes
 
-__all__ = [
-    "CLASS_NAMES", "Placement", "Scene", "ScenePlan", "demo_scene", "draw", "held_out_scenes",
-    "plan_scene", "render_scene", "training_scene", "validation_scenes",
-]  # fmt: skip
+# First number of the seeds of each set, so that no scene is in two sets.
+TRAINING, VALIDATION, HELD_OUT = 11, 22, 33
 
-TRAINING, VALIDATION, HELD_OUT = (
-    11,
-    22,
-    33,
-)  # first word of each set's seeds: no scene is in two sets
-
-SKY_COLOURS: tuple[tuple[Colour, Colour], ...] = (  # at the top, at the horizon
+SKY_COLOURS: tuple[tuple[Colour, Colour], ...] = (  # At the top and at the horizon.
     ((0.36, 0.62, 0.92), (0.76, 0.89, 0.98)),
     ((0.45, 0.74, 0.95), (0.88, 0.95, 0.98)),
     ((0.55, 0.66, 0.88), (0.99, 0.83, 0.72)),
@@ -50,7 +39,7 @@ NIGHT_COLOURS: tuple[tuple[Colour, Colour], ...] = (
     ((0.05, 0.06, 0.20), (0.16, 0.17, 0.38)),
     ((0.08, 0.05, 0.22), (0.26, 0.16, 0.40)),
 )
-GROUND_COLOURS: dict[str, tuple[Colour, Colour]] = {  # at the horizon, at the bottom
+GROUND_COLOURS: dict[str, tuple[Colour, Colour]] = {  # At the horizon and at the bottom.
     "grass": ((0.60, 0.80, 0.36), (0.40, 0.66, 0.24)),
     "sand": ((0.96, 0.87, 0.64), (0.90, 0.74, 0.46)),
     "water": ((0.26, 0.62, 0.74), (0.07, 0.38, 0.58)),
@@ -74,12 +63,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """Everything a scene is, before it has a size. `texture` seeds stars, tufts, waves and dashes."""
+    """A scene without a size. `texture` is the seed of stars, tufts, waves and dashes."""
 
     sky: str
     ground: str
     horizon: float
-    waves: tuple[float, float, float, float]  # amplitude and phase of the horizon's two sines
+    waves: tuple[float, float, float, float]  # Amplitude and phase of the two sines of the horizon.
     palette: int
     texture: int
     placements: tuple[Placement, ...]
@@ -116,9 +105,7 @@ def plan_scene(generator: np.random.Generator) -> ScenePlan:
         placed = _place(generator, THINGS[int(index)], horizon, placements)
         if placed is not None:
             placements.append(placed)
-    placements.sort(
-        key=lambda placement: placement.base
-    )  # farther things first: nearer ones cover them
+    placements.sort(key=lambda placement: placement.base)  # Nearer things cover farther ones.
     return ScenePlan(
         sky,
         ground,
@@ -131,7 +118,7 @@ def plan_scene(generator: np.random.Generator) -> ScenePlan:
 
 
 def _fits(name: str, sky: str, ground: str) -> float:
-    """How often a thing is in a scene: no sun at night; boats and fish mostly at sea, but not only there."""
+    """Relative frequency of a thing in a scene: no sun at night; boats and fish are mostly at sea."""
     if name == "sun" and sky == "night sky":
         return 0.0
     at_sea = name in ("boat", "fish")
@@ -143,7 +130,7 @@ def _fits(name: str, sky: str, ground: str) -> float:
 def _place(
     generator: np.random.Generator, name: str, horizon: float, others: list[Placement]
 ) -> Placement | None:
-    """A spot for `name` that keeps clear of the others; None when ten draws find none."""
+    """A position for `name` that is clear of the others; None if ten draws find none."""
     thing = DRAWN[name]
     for _ in range(10):
         height = float(generator.uniform(*thing.heights))
@@ -296,7 +283,7 @@ def held_out_scenes(count: int = 200, size: int = 112) -> Iterator[Scene]:
 
 
 def demo_scene(height: int = 336, width: int = 448) -> Scene:
-    """A composed image with many things in it, for a first look at a segmentation."""
+    """A composed scene with many things in it, for a first look at a segmentation."""
     plan = ScenePlan(
         sky="sky", ground="grass", horizon=0.56, waves=(0.022, 0.8, 0.006, 2.0), palette=0, texture=7,
         placements=(

@@ -1,7 +1,6 @@
-"""The ten picture-book things and the seven skies and grounds, each drawn from a few flat shapes.
+"""The ten things of the drawn scenes, and how flat shapes are painted on an image and its class mask.
 
-Knows how each thing looks and which class id its pixels carry. Does not know where a thing stands, how big it is
-or in what company: scenes.py decides that.
+Shapes are signed distances in a frame's own coordinates, negative inside; a thing is a function that paints some.
 """
 
 from __future__ import annotations
@@ -112,9 +111,9 @@ class Canvas:
         rows = (np.arange(top, max(top, bottom), dtype=np.float32) + 0.5) / self.unit
         u = (columns[None, :] - np.float32(origin[0])) / np.float32(-scale if mirrored else scale)
         v = (np.float32(origin[1]) - rows[:, None]) / np.float32(scale)
-        here = np.s_[top : max(top, bottom), left : max(left, right)]
+        covered = np.s_[top : max(top, bottom), left : max(left, right)]
         u, v = np.broadcast_arrays(u, v)
-        return Frame(self.image[here], self.mask[here], u, v, scale * self.unit)
+        return Frame(self.image[covered], self.mask[covered], u, v, scale * self.unit)
 
     def pixels(self) -> NDArray[np.uint8]:
         return np.asarray(np.clip(self.image * 255.0 + 0.5, 0, 255), np.uint8)

@@ -1,11 +1,8 @@
-"""CLIP's own tokenizer cut down to the words that the small model has learnt.
+"""CLIP's own tokenizer, cut down to the words that the built-in model was trained on.
 
-Knows how to turn text into the model's compact token ids, and which words it will not understand. Does not know
-captions, training or the text tower. Importing it imports open_clip.
-
-Row 0 pads (as in CLIP, where padding is never looked at), row 1 stands for any unknown word, then come the kept rows
-of CLIP's byte-pair vocabulary in CLIP's order, then start and end of text. End keeps the largest id: open_clip's
-text tower pools where the ids have their arg-max.
+Id 0 pads (as in CLIP, which never reads padding), id 1 is any unknown word, then come the tokens of CLIP's byte-pair
+vocabulary that are kept, in CLIP's order, then start and end of text. The end has the largest id: open_clip's text
+encoder pools at the position of the largest.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ _PIECES = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9]")
 
 
 class WordTokenizer:
-    """Callable as an open_clip tokenizer: texts -> (N, context_length) int64; longer texts are cut, as in CLIP."""
+    """An open_clip tokenizer: texts → (N, context_length) int64; longer texts are cut, as in CLIP."""
 
     def __init__(self, words: Sequence[str], context_length: int = 32) -> None:
         if context_length < 3:
@@ -59,9 +56,9 @@ class WordTokenizer:
         ]
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of `text` that the model has never read, each once, in order."""
-        found = [piece for piece in _PIECES.findall(text.lower()) if piece not in self._ids]
-        return list(dict.fromkeys(found))
+        """The words of `text` that the model does not know, each once, in order."""
+        pieces = dict.fromkeys(_PIECES.findall(text.lower()))
+        return [piece for piece in pieces if piece not in self._ids]
 
     def __call__(
         self, texts: str | Sequence[str], context_length: int | None = None

@@ -1,7 +1,6 @@
 """`resclip ablate`: studies × datasets, as tables and as files.
 
-Knows the options, what is printed and where files go. Measuring is resclip.evaluation's, which loads on use: `--help`
-must not wait for torch.
+What it imports from resclip.evaluation is loaded on use: `--help` must not wait for torch.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from resclip.cli.options import (
     add_model_options,
     add_window_options,
     check_out,
+    evaluation_progress,
     open_datasets,
     segmenter_for,
     write_tables,
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 ALL = "all"
 SCENE_COUNT = 40
-"""Scenes of the built-in set: all studies then take some minutes."""
+"""How many of the drawn scenes are used by default: all studies then take some minutes."""
 
 DESCRIPTION = f"""\
-Turns the options of RCS and SFR one at a time and measures each setting: the ablations of arXiv 2411.15851 as tables
+Varies the options of RCS and SFR one at a time and measures each setting: the ablations of arXiv 2411.15851 as tables
 and plots. A study starts from the dataset's own settings, or from those that --preset, --rcs and --sfr name. On the
 {SCENES} scenes it takes {SCENE_COUNT} of them unless --scenes names another number.
 """
@@ -69,11 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--fresh", action="store_true", help="measure every setting anew, whatever ablation.json holds"
     )  # fmt: skip
-    output.add_argument("--plot", action="store_true", help="draw each study: DIR/STUDY_SET.png")
+    output.add_argument(
+        "--plot", action="store_true", help="draw each study: DIR/STUDY_DATASET.png"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print and store; the exit status: 0, or 1 where images had to be left out.
+    """Measure, print and store; the exit status: 0, or 1 if images had to be left out.
 
     Raises:
         ValueError: an option that cannot be carried out, or an ablation.json with figures under other conditions.
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         ImportError: --plot without matplotlib.
     """
     from resclip.evaluation.ablation import ablate
-    from resclip.evaluation.distributed import join, local_device
+    from resclip.evaluation.distributed import local_device, process_group, rank
     from resclip.evaluation.tables import problem_lines
 
     check_out(arguments, "plot")
@@ -92,20 +94,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.scenes is None and SCENES in arguments.dataset.split(","):
         arguments.scenes = SCENE_COUNT
     datasets = open_datasets(arguments)
-    with join() as world:
+    with process_group():
         device = local_device(arguments.device)
-        ablation = ablate(
-            studies,
-            datasets,
-            lambda dataset: segmenter_for(arguments, base, dataset, device=device),
-            options,
-            path=arguments.out and arguments.out / "ablation.json",
-            fresh=arguments.fresh,
-            workers=arguments.workers,
-            world=world,
-            progress=True,
-        )
-        if world.is_first:
+        with evaluation_progress() as on_progress:
+            ablation = ablate(
+                studies,
+                datasets,
+                lambda dataset: segmenter_for(arguments, base, dataset, device=device),
+                options,
+                checkpoint=arguments.out and arguments.out / "ablation.json",
+                fresh=arguments.fresh,
+                workers=arguments.workers,
+                on_progress=on_progress,
+            )
+        if rank() == 0:
             write(ablation, arguments)
     return int(bool(problem_lines(ablation.report)))
 
@@ -140,19 +142,19 @@ def options_of(arguments: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]
 
 
 def write(ablation: Ablation, arguments: argparse.Namespace) -> None:
-    """Print the tables, name what was left out, and write the files that are asked for."""
-    from resclip.evaluation.study_tables import study_csv, study_markdown, study_text
-    from resclip.evaluation.tables import problem_lines
+    """Print the tables, name what was left out, and write the files that the options ask for."""
+    from resclip.evaluation.tables import ablation_tables, problem_lines
 
-    print(study_text(ablation))
+    tables = ablation_tables(ablation)
+    print(tables.text)
     for line in problem_lines(ablation.report):
         print(f"resclip: left out: {line}", file=sys.stderr)
     if arguments.out is None:
         return
-    write_tables(arguments.out, "ablation", study_csv(ablation), study_markdown(ablation))
+    write_tables(arguments.out, "ablation", tables)
     if arguments.plot:
         from resclip.evaluation.plots import plot_study
 
         for findings in ablation.findings:
-            for name, figures in ablation.report.sets.items():
-                plot_study(findings, figures, arguments.out / f"{findings.study.name}_{name}.png")
+            for name, column in ablation.report.datasets.items():
+                plot_study(findings, column, arguments.out / f"{findings.study.name}_{name}.png")

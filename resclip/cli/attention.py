@@ -1,8 +1,4 @@
-"""`resclip attention`: what points of an image attend to, drawn beside it.
-
-Knows the options, which patch a pixel belongs to and what is printed. The maps are DenseEncoder's, the drawing is
-heatmaps.py's.
-"""
+"""`resclip attention`: heat maps of what points of an image attend to, drawn beside it."""
 
 from __future__ import annotations
 
@@ -25,24 +21,25 @@ if TYPE_CHECKING:
 
 
 CAPTIONS = {"cross-layer": "Cross-layer (RCS)", "feedback": "Feedback (SFR)", "final": "Final"}
-STRONGEST = 0.1  # of the patches: the share of a map's mass that lies on them is printed
-# A segmenter has classes; without SFR the attention reads none of them. The built-in model knows this word.
+STRONGEST = 0.1
+"""Fraction of the patches whose share of a map's mass is printed."""
+# A segmenter needs a class, though attention without SFR reads none. The built-in model knows this word.
 NO_CLASSES = ["image"]
 
 
 class Grid(NamedTuple):
-    """Patches over the image as the model sees it, which may leave out a rest at its right and lower edges."""
+    """The grid of patches over an image; at its right and lower edges a rest may be left uncovered."""
 
     rows: int
     columns: int
     cover: tuple[float, float]
-    """The parts of the image's height and width under the patches."""
+    """Fractions of the image's height and width that the patches cover."""
 
     def patch_at(self, point: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-        """(row, column) of the patch that holds the centre of pixel (x, y); in the rest, of the nearest one.
+        """(row, column) of the patch that covers the centre of pixel (x, y), or of the nearest one.
 
         Args:
-            height, width: of the image that the pixel belongs to.
+            height, width: size in pixels of the image that the point belongs to.
         """
         row = (point[1] + 0.5) / height / self.cover[0] * self.rows
         column = (point[0] + 0.5) / width / self.cover[1] * self.columns
@@ -50,7 +47,7 @@ class Grid(NamedTuple):
 
 
 def show_attention(arguments: argparse.Namespace) -> int:
-    """Draw the maps of the points `arguments.at` into `arguments.out`; prints where they lie.
+    """Draw the maps of the points `arguments.at` into `arguments.out`; prints each point's patch.
 
     The image is resized as for a segmentation and run whole: without windows, and without the zeros that ProxyCLIP
     puts around them.
@@ -106,7 +103,7 @@ def parse_point(text: str, height: int, width: int) -> tuple[int, int]:
 
 
 def grids(encoder: DenseEncoder, pixels: Tensor) -> tuple[Grid, Grid]:
-    """The tower's grid and the result's, which is the proxy's where there is one."""
+    """The grid of the tower's patches and that of the result, which a proxy decides."""
     height, width = pixels.shape[2:]
     rows, columns = encoder.tower.grid(height, width)
     patch_height, patch_width = encoder.tower.patch_size
@@ -124,12 +121,12 @@ def maps_of(
     patch: tuple[int, int],
     grids: tuple[Grid, Grid],
 ) -> PointMaps:
-    """One row of the sheet: the maps of the patch that holds the point."""
+    """One row of the sheet: the maps of the patch that covers the point."""
     tower, result = grids
     encoder = segmenter.encoder
     text = None if encoder.sfr is None else segmenter.vocabulary.embeddings
     captions = {**CAPTIONS, "base": f"Base ({encoder.base.name})"}
-    # The base's map and the feedback lie on the result's grid, what gathers the tower's values on the tower's.
+    # The base's map and the feedback are on the result's grid; the maps that weigh the tower's values on the tower's.
     covers = {"base": result.cover, "feedback": result.cover}
     maps = [
         HeatMap(captions[name], plane[0, 0].float().cpu().numpy(), covers.get(name, tower.cover))
@@ -141,7 +138,7 @@ def maps_of(
 
 
 def footer(segmenter: Segmenter, image: PixelArray, pixels: Tensor, grid: Grid) -> str:
-    """What was run on what."""
+    """The sheet's last line: the model, the method and the sizes."""
     names = [segmenter.source.get(key) for key in ("model", "pretrained", "method")]
     height, width = pixels.shape[2:]
     return (
@@ -151,7 +148,7 @@ def footer(segmenter: Segmenter, image: PixelArray, pixels: Tensor, grid: Grid) 
 
 
 def summary(point: tuple[int, int], patch: tuple[int, int], row: PointMaps) -> str:
-    """Where the point's final map lies, in words."""
+    """The point's patch, and how concentrated its final map is, in words."""
     share = strongest_share(row.maps[-1].values, STRONGEST)
     return (
         f"{point[0]},{point[1]} is in patch row {patch[0]}, column {patch[1]}, with {share:.0%} of its final map "

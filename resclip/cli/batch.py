@@ -1,7 +1,4 @@
-"""`resclip batch`: a source of images → label maps and a manifest, by one machine or a cluster.
-
-Knows the options and what it prints. The work is that of `resclip.batch`.
-"""
+"""`resclip batch`: segments any number of images on one machine or a Ray cluster; see `resclip.batch`."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +16,7 @@ from resclip.cli.options import (
     CLASSES_HELP,
     add_model_options,
     add_window_options,
+    explain,
     memory_size,
     request_from,
     whole_number,
@@ -28,10 +26,11 @@ from resclip.text.class_names import parse_classes
 
 if TYPE_CHECKING:
     from resclip.batch.manifest import Manifest, Row
-    from resclip.batch.sources import Item, Source
+    from resclip.batch.sources import Source
 
 
 MAX_WORKERS = 16
+"""By default at most so many threads read, and as many write."""
 
 DESCRIPTION = """\
 Segments any number of images: DIR gets NAME_labels.png for each (pixel values are class indices), and a row in
@@ -107,14 +106,14 @@ def run(arguments: argparse.Namespace) -> int:
         ImportError: a package that the options need is not installed.
         WeightsUnavailable: the model cannot be fetched.
     """
-    from resclip.batch.job import Task
+    from resclip.batch.job import BatchJob
     from resclip.batch.manifest import Manifest
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
 
     classes = parse_classes(arguments.classes)
     if arguments.engine == "local" and (arguments.address or arguments.actors):
-        raise ValueError("--address and --actors are Ray's: add --engine ray, or leave them out")
+        raise ValueError('address= and actors= are Ray\'s: add engine="ray", or leave them out')
     if arguments.format == "tif":
         import resclip.io.geotiff  # noqa: F401 - where rasterio is not installed, say so now
     store = open_store(arguments.out)
@@ -133,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     segmenter = request()
-    task = Task(
+    job = BatchJob(
         segmenter.vocabulary.names,
         segmenter.preparation,
         arguments.format,
@@ -141,14 +140,14 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.scores,
         arguments.max_pixels,
     )
-    with Manifest(store, task.settings(segmenter), overwrite=arguments.overwrite) as manifest:
+    with Manifest(store, job.settings(segmenter), overwrite=arguments.overwrite) as manifest:
         store.clean()
-        missing = Missing(source, manifest)
+        missing = [item for item in source.items if item.name not in manifest.done]
         if arguments.engine == "ray":
             from resclip.batch import ray_engine
 
             rows = ray_engine.run(
-                task,
+                job,
                 request,
                 segmenter,
                 missing,
@@ -160,29 +159,14 @@ def run(arguments: argparse.Namespace) -> int:
             from resclip.batch import local
 
             workers = arguments.workers or min(available_cores(), MAX_WORKERS)
-            rows = local.run(task, segmenter, missing, store, workers=workers)
+            rows = local.run(job, segmenter, missing, store, workers=workers)
         tally = follow(rows, manifest, len(missing))
-    return report(tally, len(source), arguments.out)
-
-
-class Missing:
-    """The images of a source that a manifest does not call done."""
-
-    def __init__(self, source: Source, manifest: Manifest) -> None:
-        self.source = source
-        self.done = manifest.done
-        self.count = sum(1 for _ in self)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Item]:
-        return (item for item in self.source if item.name not in self.done)
+    return report(tally, len(source.items), arguments.out)
 
 
 @dataclass
 class Tally:
-    """What a run has done."""
+    """Counts of a run: images that are done, that failed, the pixels of the former, and seconds."""
 
     done: int = 0
     failed: int = 0
@@ -213,8 +197,8 @@ def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> 
 
 
 def named(row: Row) -> str:
-    """A failure, with the image's name in it."""
-    error = row.error or "failed"
+    """A failure, with the image's name in it and options in place of parameters."""
+    error = explain(row.error or "failed")
     return error if row.name in error else f"{row.name}: {error}"
 
 

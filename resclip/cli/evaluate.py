@@ -1,7 +1,6 @@
 """`resclip evaluate`: methods × datasets, as a table and as files.
 
-Knows the options, what is printed and where files go. Measuring is resclip.evaluation's, which loads on use: `--help`
-must not wait for torch.
+What it imports from resclip.evaluation is loaded on use: `--help` must not wait for torch.
 """
 
 from __future__ import annotations
@@ -17,17 +16,14 @@ from resclip.cli.options import (
     add_model_options,
     add_window_options,
     check_out,
+    evaluation_progress,
     open_datasets,
     segmenter_for,
     write_tables,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from resclip.evaluation.datasets import Dataset
     from resclip.evaluation.report import Report
-    from resclip.evaluation.runner import Candidate, Watch, Watcher
 
 
 METHODS = "clip,sclip,clearclip,naclip,resclip"
@@ -63,24 +59,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fresh", action="store_true", help="measure every row anew, whatever the JSON file holds"
     )
     output.add_argument(
-        "--plot", action="store_true", help="draw the classes' IoU: DIR/classes_SET.png"
+        "--plot", action="store_true", help="draw the classes' IoU: DIR/classes_DATASET.png"
     )
     output.add_argument(
         "--save-predictions",
         action="store_true",
-        help="write every label map: DIR/predictions/SET/METHOD/IMAGE.png",
+        help="write every label map: DIR/predictions/DATASET/METHOD/IMAGE.png",
     )
     output.add_argument(
         "--qualitative",
         type=int,
         default=0,
         metavar="N",
-        help="draw image, truth and prediction of N images: DIR/sheets/SET/METHOD/IMAGE.png",
+        help="draw image, truth and prediction of N images: DIR/sheets/DATASET/METHOD/IMAGE.png",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print and store; the exit status: 0, or 1 where images had to be left out.
+    """Measure, print and store; the exit status: 0, or 1 if images had to be left out.
 
     Raises:
         ValueError: an option that cannot be carried out, or a JSON file with figures under other conditions.
@@ -88,8 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         WeightsUnavailable: the model cannot be fetched.
         ImportError: --plot without matplotlib.
     """
-    from resclip.evaluation.distributed import join, local_device
-    from resclip.evaluation.runner import evaluate
+    from resclip.evaluation.distributed import local_device, process_group, rank
+    from resclip.evaluation.predictions import PredictionFiles
+    from resclip.evaluation.runner import evaluate, row_names
 
     check_out(arguments, "plot", "save_predictions", "qualitative")
     if arguments.qualitative < 0:
@@ -98,77 +95,49 @@ def run(arguments: argparse.Namespace) -> int:
         )
     path = arguments.json or (arguments.out and arguments.out / "report.json")
     datasets = open_datasets(arguments)
-    with join() as world:
-        report = evaluate(
-            candidates(arguments, local_device(arguments.device)),
-            datasets,
-            path=path,
-            fresh=arguments.fresh,
-            workers=arguments.workers,
-            world=world,
-            watch=watch_of(arguments),
-            progress=True,
+    on_image = None
+    if arguments.save_predictions or arguments.qualitative:
+        on_image = PredictionFiles(
+            arguments.out.resolve(), arguments.save_predictions, arguments.qualitative
         )
-        if world.is_first:
+    methods = None if arguments.method == ALL else map(str.strip, arguments.method.split(","))
+    with process_group():
+        device = local_device(arguments.device)
+        with evaluation_progress() as on_progress:
+            report = evaluate(
+                {
+                    name: partial(segmenter_for, arguments, name, device=device)
+                    for name in row_names(methods)
+                },
+                datasets,
+                checkpoint=path,
+                fresh=arguments.fresh,
+                workers=arguments.workers,
+                on_progress=on_progress,
+                on_image=on_image,
+            )
+        if rank() == 0:
             write(report, arguments)
-    rows = [row for figures in report.sets.values() for row in figures.rows.values()]
+    rows = [row for column in report.datasets.values() for row in column.rows.values()]
     return int(any(row.problems for row in rows))
 
 
-def candidates(arguments: argparse.Namespace, device: str | None) -> list[Candidate]:
-    """The rows that --method names."""
-    from resclip.evaluation.runner import Candidate, row_names
-
-    asked = (
-        None if arguments.method == ALL else [name.strip() for name in arguments.method.split(",")]
-    )
-    return [
-        Candidate(name, partial(segmenter_for, arguments, name, device=device))
-        for name in row_names(asked)
-    ]
-
-
-def watch_of(arguments: argparse.Namespace) -> Watch | None:
-    """Who looks on and writes files; None where none is asked for."""
-    count, predictions = arguments.qualitative, arguments.save_predictions
-    if not count and not predictions:
-        return None
-    from resclip.evaluation.predictions import SavePredictions, Sheets
-    from resclip.evaluation.runner import Watch
-
-    def make(row: str, dataset: Dataset) -> Sequence[Watcher]:
-        watchers: list[Watcher] = []
-        if predictions:
-            watchers.append(SavePredictions(arguments.out / "predictions", dataset, row))
-        if count:
-            watchers.append(Sheets(arguments.out / "sheets", dataset, row, count))
-        return watchers
-
-    folder = str(arguments.out.resolve())
-    return Watch(make, {"folder": folder, "predictions": predictions, "sheets": count})
-
-
 def write(report: Report, arguments: argparse.Namespace) -> None:
-    """Print the tables, name what was left out, and write the files that are asked for."""
-    from resclip.evaluation.tables import (
-        class_tables,
-        csv_table,
-        markdown_table,
-        problem_lines,
-        report_table,
-    )
+    """Print the tables, name what was left out, and write the files that the options ask for."""
+    from resclip.evaluation.tables import class_tables, problem_lines, report_tables
 
     if arguments.per_class:
-        for figures in report.sets.values():
-            print(class_tables(figures), end="\n\n")
-    print(report_table(report))
+        for column in report.datasets.values():
+            print(class_tables(column), end="\n\n")
+    tables = report_tables(report)
+    print(tables.text)
     for line in problem_lines(report):
         print(f"resclip: left out: {line}", file=sys.stderr)
     if arguments.out is None:
         return
-    write_tables(arguments.out, "report", csv_table(report), markdown_table(report))
+    write_tables(arguments.out, "report", tables)
     if arguments.plot:
         from resclip.evaluation.plots import plot_classes
 
-        for name, figures in report.sets.items():
-            plot_classes(figures, arguments.out / f"classes_{name}.png")
+        for name, column in report.datasets.items():
+            plot_classes(column, arguments.out / f"classes_{name}.png")

@@ -1,84 +1,127 @@
-"""Options that several commands share, and the segmenter that they describe.
-
-Knows option names and how their texts become values. Knows no command.
-"""
+"""Options that several commands share, the segmenter that they describe, and errors in the options' words."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resclip.errors import describe
 from resclip.io.files import write_atomically
 from resclip.text.class_names import DATASETS, parse_classes
 
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
+    from resclip.evaluation.runner import Progress
+    from resclip.evaluation.tables import Tables
     from resclip.methods.catalogue import Method
-    from resclip.segmenter import Segmenter
-from functools import partial
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from resclip.segmenter import Segmenter
 
 
 CLASSES_HELP = """\
-"sky, tree, house" is three classes; with a ";" anywhere, ";" separates classes and "," separates
-synonyms: "cat, kitten; dog" is two, "pet: cat, dog; grass" names the first. Or @ade20k, @voc21, ...
-for a dataset's classes, or a file: text with one class a line, JSON or YAML
+the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" separates classes and "," synonyms:
+"cat, kitten; dog" is two classes, and "pet: cat, dog; grass" names the first one "pet". Or the classes of a dataset:
+@ade20k, @voc21, ... Or a file: text with one class per line, JSON or YAML
 """
+
+# Parameters of the library whose option has the same name, with hyphens for underscores.
+OPTIONS = (
+    "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset", "device",
+    "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "method", "model", "out", "overlay",
+    "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr", "short_side",
+    "split", "stride", "templates", "window", "workers",
+)  # fmt: skip
+OPTION_OF = {
+    **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
+    "probability_threshold": "--threshold",
+}
+# A name alone, "window=", or with a value that can stand on a command line: 'precision="fp16"', "overwrite=True".
+# Other values belong to what the user wrote, such as "weight=0.4" in the text of an option.
+_PARAMETER = re.compile(
+    rf"(?<![\w-])({'|'.join(OPTION_OF)})=(?:True\b|\"([\w.:-]+)\"|(?![\w\"'\[({{+-]|\.\d))"
+)
+
+
+def explain(problem: BaseException | str) -> str:
+    """One line about an error, or a message of `resclip.errors.describe`, with options in place of parameters."""
+    text = problem if isinstance(problem, str) else describe(problem)
+    text = _PARAMETER.sub(
+        lambda found: " ".join(filter(None, (OPTION_OF[found[1]], found[2]))), text
+    )
+    if text.startswith("unexpected error: "):
+        text += " (--debug shows where)"
+    return text
 
 
 def add_model_options(
     parser: argparse.ArgumentParser, *, method: bool = True, background: bool = True
 ) -> None:
-    """Which model, and what is made of it.
+    """Which model and method, with which options, and how they run.
 
     Args:
-        method: False where a command names its methods itself.
-        background: False where the classes are a dataset's.
+        method: False for a command with its own option for methods.
+        background: False for a command whose classes are a dataset's.
     """
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", default="builtin", help="see `resclip models` (default: builtin, no download)"
+        "--model",
+        default="builtin",
+        help="name of a CLIP model; see `resclip models` (default: builtin, no download)",
     )
-    model.add_argument("--pretrained", metavar="TAG", help="tag, or path of a local checkpoint")
+    model.add_argument(
+        "--pretrained",
+        metavar="TAG",
+        help="name of the model's weights, or the path of a local checkpoint; builtin takes none",
+    )
     group = parser.add_argument_group("method")
     if method:
-        group.add_argument("--method", default="resclip", help="see `resclip methods`")
-    group.add_argument("--preset", help="a method's options; see `resclip methods`")
+        group.add_argument(
+            "--method", default="resclip", help="see `resclip methods` (default: resclip)"
+        )
+    group.add_argument(
+        "--preset",
+        help="options of a paper or a dataset; see `resclip methods` (default: the method's own)",
+    )
     group.add_argument(
         "--correlation",
         metavar="SCORES",
-        help='what the final block compares, such as "qq", "xx" or "random,projections=8"',
+        help='what the final block compares, such as "qq", "xx" or "random,projections=8" (default: the method\'s)',
     )
     group.add_argument(
-        "--rcs", metavar="OPTIONS", help='RCS with these options, such as "layers=6-9,weight=0.4"'
+        "--rcs",
+        metavar="OPTIONS",
+        help='add RCS, or change its options, such as "layers=6-9,weight=0.4" (default: the method\'s)',
     )
     group.add_argument(
         "--sfr",
         metavar="OPTIONS",
-        help='SFR with these options, such as "rounds=2,connectivity=line"',
+        help='add SFR, or change its options, such as "rounds=2,connectivity=line" (default: the method\'s)',
     )
     group.add_argument(
         "--proxy",
         metavar="OPTIONS",
-        help='ProxyCLIP\'s vision model: "colour", a timm name, or options such as "model=NAME,beta=1.2"',
+        help='ProxyCLIP\'s vision model: "colour", a timm name, or options such as "model=NAME,beta=1.2" '
+        "(default: colour for builtin, else vit_base_patch8_224.dino)",
     )
     names = parser.add_argument_group("class names")
     if background:
         names.add_argument(
             "--background",
             metavar="LIST",
-            help='put a class "background" in front, with the names that voc21 or coco-object have for it',
+            help='put a class "background" first, which stands for what voc21 or coco-object list as background '
+            "(default: no such class)",
         )
     names.add_argument(
         "--templates",
         metavar="SET",
-        help="prompts: imagenet, short, plain, name, or a file with one a line",
+        help="prompts that a class name is put into: imagenet, short, plain, name, or a file with one per line "
+        "(default: imagenet; builtin has its own)",
     )
     names.add_argument(
         "--cache",
@@ -87,38 +130,60 @@ def add_model_options(
         help="keep text features on disk, in $RESCLIP_CACHE or ~/.cache/resclip (default: yes)",
     )
     run = parser.add_argument_group("how it runs")
-    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     run.add_argument("--precision", help="fp32, fp16 or bf16 (default: fp16 on a GPU, else fp32)")
     run.add_argument(
-        "--implementation", default="auto", help="of the ops: auto, triton, torch or reference"
+        "--implementation",
+        default="auto",
+        help="code that computes attention and labels: triton (fused GPU kernels), torch, reference (plain formulas, "
+        "slow), or auto (triton on a GPU that supports it, else torch; default: auto)",
     )
     run.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="size the image's short side is given"
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="resize images so that their shorter side has this many pixels; 0 keeps their size "
+        "(default: 336; builtin: 224; cityscapes: 560)",
     )
 
 
 def add_window_options(parser: argparse.ArgumentParser) -> None:
-    """How an image is cut, and when a pixel counts as background."""
+    """How an image is cut into windows, and when a pixel counts as background."""
     windows = parser.add_argument_group("windows")
     windows.add_argument(
-        "--window", type=int, metavar="PIXELS", help="window's side; 0: no windows"
+        "--window",
+        type=int,
+        metavar="PIXELS",
+        help="segment images by overlapping square windows of this side; 0 segments them whole "
+        "(default: 224; builtin: 112; proxyclip: 336; voc20 and voc21: 0)",
     )
     windows.add_argument(
         "--overview",
         metavar="OPTIONS",
         nargs="?",
         const="",
-        help='windows also see the whole image, coarsely; options such as "weight=0.3,side=448"',
+        help="let windows also see the whole image at a low resolution; with options such as "
+        '"weight=0.3,side=448" (default: windows see themselves alone)',
     )
-    windows.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
     windows.add_argument(
-        "--batch-size", type=int, metavar="N", help="windows at once (default: 16 on a GPU, else 8)"
+        "--stride",
+        type=int,
+        metavar="PIXELS",
+        help="distance between neighbouring windows (default: half of --window if that is given; "
+        "else 112; builtin: 56)",
+    )
+    windows.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="windows that run together (default: 16 on a GPU, else 8)",
     )
     windows.add_argument(
         "--threshold",
         type=probability,
         metavar="P",
-        help="pixels whose best class has a smaller probability get the first class",
+        help="give a pixel the first class, meant as background, where its best class has a probability below P "
+        "(default: 0, never; voc21, context60 and coco-object: 0.1)",
     )
 
 
@@ -177,7 +242,7 @@ def request_from(
     overview = getattr(arguments, "overview", None)
     if overview is not None:
         overview = parse_options(Overview, overview) if overview else Overview()
-    given = {
+    options = {
         "method": getattr(arguments, "method", None),
         "preset": arguments.preset,
         "correlation": arguments.correlation,
@@ -191,8 +256,8 @@ def request_from(
         "short_side": arguments.short_side,
         "templates": arguments.templates,
         "cache": TextCache() if arguments.cache else None,
+        **changes,
     }
-    options = {**given, **changes}
     return partial(load, arguments.model, arguments.pretrained, classes=classes, **options)
 
 
@@ -200,17 +265,17 @@ SCENES = "builtin"
 """The name of the drawn scenes as a dataset."""
 
 _DATASETS_HELP = f"""\
-sets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
+datasets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
 {", ".join(DATASETS)}, or folder: images/, masks/ and classes.txt of your own
 (default: {SCENES})
 """
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -> None:
-    """Which sets, where they lie, and by which names their classes are asked for.
+    """Which datasets, where they lie, and what their classes are called.
 
     Args:
-        scenes: how many of the drawn ones the command takes where it is not told.
+        scenes: how many of the drawn scenes the command takes by default.
     """
     group = parser.add_argument_group("datasets")
     group.add_argument("--dataset", default=SCENES, metavar="NAMES", help=_DATASETS_HELP)
@@ -219,13 +284,13 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
         action="append",
         default=[],
         metavar="DIR",
-        help="folder that holds the data; with several sets NAME=DIR for each, or one DIR for all",
+        help="folder that holds the data; with several datasets NAME=DIR for each, or one DIR for all",
     )
-    group.add_argument("--split", help="instead of the set's standard split")
+    group.add_argument("--split", help="instead of the dataset's standard split")
     group.add_argument(
         "--classes",
         metavar="FILE",
-        help="names to ask for in place of the set's own, one class a line in the order of its labels",
+        help="class names to use in place of the dataset's own, one class per line in the order of its labels",
     )
     group.add_argument(
         "--scenes", type=int, metavar="N", help=f"how many scenes of {SCENES} (default: {scenes})"
@@ -242,29 +307,50 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
 
 
 def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
-    """The sets that the options name.
+    """The datasets that the options name, with other names for the classes if --classes gives some.
 
     Raises:
-        ValueError: an unknown set, one named twice, a folder that is none, options that fit no set.
+        ValueError: an unknown dataset, one named twice, a folder that does not exist, options that fit no dataset.
         OSError: a file that cannot be read.
     """
+    from resclip.evaluation.datasets import open_dataset
+
     names = [name.strip() for name in arguments.dataset.split(",")]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"expected each dataset once, got {twice!r} twice")
     if arguments.classes is not None and len(names) > 1:
         raise ValueError("--classes has the names of one dataset; name one with --dataset")
-    for option in ("scenes", "size"):
-        if getattr(arguments, option) is not None and SCENES not in names:
-            raise ValueError(f"--{option} is for {SCENES}; leave it out for {', '.join(names)}")
-    roots = roots_of(arguments.root, names)
-    return [open_one(arguments, name, roots.get(name)) for name in names]
+    scene_options = {
+        option: value
+        for option, value in (("count", arguments.scenes), ("size", arguments.size))
+        if value is not None
+    }
+    if scene_options and SCENES not in names:
+        option = "scenes" if "count" in scene_options else "size"
+        raise ValueError(f"--{option} is for {SCENES}; leave it out for {', '.join(names)}")
+    roots = parse_roots(arguments.root, names)
+    datasets = [
+        open_dataset(
+            name, roots.get(name), arguments.split, **(scene_options if name == SCENES else {})
+        )
+        for name in names
+    ]
+    if arguments.classes is not None:
+        entries = tuple(parse_classes(arguments.classes))
+        if len(entries) != len(datasets[0].entries):
+            raise ValueError(
+                f"{arguments.classes}: expected a name for each of the {len(datasets[0].entries)} classes of "
+                f"{names[0]}, got {len(entries)}"
+            )
+        datasets[0] = replace(datasets[0], entries=entries)
+    return datasets
 
 
-def roots_of(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """The folder of each set that has one, from "DIR" and "NAME=DIR"."""
+def parse_roots(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """The folder of each dataset that has one, from "DIR" and "NAME=DIR"."""
     roots: dict[str, Path] = {}
-    for text in given:
+    for text in texts:
         name, separator, folder = text.partition("=")
         if separator and name in names:
             roots[name] = Path(folder)
@@ -277,33 +363,10 @@ def roots_of(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     return roots
 
 
-def open_one(arguments: argparse.Namespace, name: str, root: Path | None) -> Dataset:
-    """One set, with other names for its classes where they are given."""
-    from resclip.evaluation.datasets import open_dataset
-
-    if name == SCENES:
-        from resclip.evaluation.datasets.builtin import scene_dataset
-
-        sizes = {"count": arguments.scenes, "size": arguments.size}
-        given = {option: value for option, value in sizes.items() if value is not None}
-        dataset = scene_dataset(arguments.split, **given)
-    else:
-        dataset = open_dataset(name, root, arguments.split)
-    if arguments.classes is None:
-        return dataset
-    entries = parse_classes(arguments.classes)
-    if len(entries) != len(dataset.entries):
-        raise ValueError(
-            f"{arguments.classes}: expected a name for each of the {len(dataset.entries)} classes of {name}, "
-            f"got {len(entries)}"
-        )
-    return replace(dataset, entries=tuple(entries))
-
-
 def segmenter_for(
     arguments: argparse.Namespace, method: str | Method, dataset: Dataset, device: str | None
 ) -> Segmenter:
-    """A method's segmenter for a set: the set's preset and settings, and above them what the options say.
+    """A method's segmenter for a dataset: the dataset's preset and settings, and above them the options.
 
     Options of RCS, SFR and the proxy are for the methods that have them.
 
@@ -314,15 +377,14 @@ def segmenter_for(
     from resclip.methods.catalogue import BASES, find_method
 
     chosen = find_method(method) if isinstance(method, str) else method
-    has = {
-        "rcs": chosen.rcs is not None,
-        "sfr": chosen.sfr is not None,
-        "proxy": (chosen.proxy or BASES[chosen.base].proxy) is not None,
-    }
-    own = argparse.Namespace(**vars(arguments))
-    for option, is_there in has.items():
-        if not is_there:
-            setattr(own, option, None)
+    of_method = argparse.Namespace(**vars(arguments))
+    for option, has_it in (
+        ("rcs", chosen.rcs is not None),
+        ("sfr", chosen.sfr is not None),
+        ("proxy", (chosen.proxy or BASES[chosen.base].proxy) is not None),
+    ):
+        if not has_it:
+            setattr(of_method, option, None)
     changes: dict[str, Any] = {
         "window": arguments.window,
         "stride": arguments.stride,
@@ -330,10 +392,10 @@ def segmenter_for(
         "batch_size": arguments.batch_size,
         "short_side": arguments.short_side,
     }
-    settings = {name: value for name, value in dataset.settings.items() if changes[name] is None}
+    changes |= {name: value for name, value in dataset.settings.items() if changes[name] is None}
     preset = arguments.preset or preset_of(dataset.name, arguments.model)
     return load_from(
-        own, dataset.entries, **{**changes, **settings}, method=method, preset=preset, device=device
+        of_method, dataset.entries, **changes, method=method, preset=preset, device=device
     )
 
 
@@ -345,10 +407,10 @@ def preset_of(dataset: str, model: str) -> str | None:
 
 
 def check_out(arguments: argparse.Namespace, *options: str) -> None:
-    """ValueError where one of `options` writes files and --out names no folder; ImportError where nothing can plot."""
-    asked = [option for option in options if getattr(arguments, option)]
-    if asked and arguments.out is None:
-        option = f"--{asked[0].replace('_', '-')}"
+    """ValueError if one of `options` writes files and --out names no folder; ImportError if --plot lacks matplotlib."""
+    used = [option for option in options if getattr(arguments, option)]
+    if used and arguments.out is None:
+        option = f"--{used[0].replace('_', '-')}"
         raise ValueError(f"expected --out DIR for what {option} writes, got none; name a folder")
     if arguments.plot:
         from resclip.evaluation.plots import check_matplotlib
@@ -356,8 +418,37 @@ def check_out(arguments: argparse.Namespace, *options: str) -> None:
         check_matplotlib()
 
 
-def write_tables(folder: Path, stem: str, csv: str, markdown: str) -> None:
-    """Write a report's tables into a folder that is made if need be: stem.csv and stem.md; OSError if that fails."""
+@contextlib.contextmanager
+def evaluation_progress() -> Iterator[Callable[[Progress], None]]:
+    """Draw a bar, and write a line for each complete row, on stderr, by the first process: an `on_progress`."""
+    from tqdm import tqdm
+
+    from resclip.evaluation.distributed import rank
+
+    if rank() != 0:
+        yield lambda progress: None
+        return
+    # disable=None: no bar if stderr is no terminal.
+    with tqdm(unit="image", disable=None, leave=False) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.set_description(f"{progress.dataset}, {progress.method}", refresh=False)
+            miou = "" if progress.miou is None else f"{progress.miou:.1f}"
+            bar.set_postfix_str(miou and f"mIoU {miou}", refresh=False)
+            bar.update(progress.images - bar.n)
+            if progress.row is not None:
+                took = "stored" if progress.stored else f"{progress.row.seconds:.0f} s"
+                figure = miou or "nothing to measure"
+                bar.write(
+                    f"{progress.dataset}, {progress.method}: {figure} ({took})", file=sys.stderr
+                )
+
+        yield show
+
+
+def write_tables(folder: Path, stem: str, tables: Tables) -> None:
+    """Write stem.csv and stem.md into a folder that is made if it is missing; OSError if that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{stem}.csv", csv.encode())
-    write_atomically(folder / f"{stem}.md", (markdown + "\n").encode())
+    write_atomically(folder / f"{stem}.csv", tables.csv.encode())
+    write_atomically(folder / f"{stem}.md", (tables.markdown + "\n").encode())

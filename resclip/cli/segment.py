@@ -1,7 +1,4 @@
-"""`resclip segment`: many images, one after another, each done or named as failed.
-
-Knows the options, the names of the files it writes and what it prints. The work is Segmenter's.
-"""
+"""`resclip segment`: many images, one after another, each done or reported as failed."""
 
 from __future__ import annotations
 
@@ -15,17 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from resclip.cli.options import load_from
-from resclip.errors import describe
+from resclip.cli.options import explain, load_from
 from resclip.io.images import MAX_PIXELS, read_image
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
 
 if TYPE_CHECKING:
     from resclip.segmenter import Segmenter
-
-
-_IMAGE_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 
 
 def segment(arguments: argparse.Namespace) -> int:
@@ -57,11 +50,13 @@ def segment(arguments: argparse.Namespace) -> int:
     with tqdm(total=len(images), unit="image", disable=None, leave=False) as bar:
         for image, stem in zip(images, output_stems(images, arguments.out), strict=True):
             try:
-                line = _segment_one(segmenter, image, stem, arguments)
-            except _IMAGE_FAILURES as error:
+                line = segment_one(segmenter, image, stem, arguments)
+            except Exception as error:  # It fails this image; the others are still segmented.
                 if arguments.debug:
                     raise
-                bar.write(_failure(image, error), file=sys.stderr)
+                text = explain(error)
+                named = text if str(image) in text else f"{image}: {text}"
+                bar.write(f"resclip: {named}", file=sys.stderr)
             else:
                 bar.write(line, file=sys.stdout)
                 done += 1
@@ -75,10 +70,10 @@ def segment(arguments: argparse.Namespace) -> int:
 
 
 def output_stems(images: Sequence[Path], directory: str | None) -> list[str]:
-    """For each image the stem of its output names: its own, or with -2, -3, ... where it is taken.
+    """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
-    Taken means: by an earlier image, whatever the case of its letters, or because an output of
-    that name would replace one of the images themselves.
+    A stem is taken by an earlier image, whatever the case of its letters, or if one of its output files would replace
+    one of the images themselves.
     """
     inputs = {image.resolve() for image in images}
     folder = Path(directory or ".").resolve()
@@ -97,9 +92,7 @@ def output_stems(images: Sequence[Path], directory: str | None) -> list[str]:
     return stems
 
 
-def _segment_one(
-    segmenter: Segmenter, image: Path, stem: str, arguments: argparse.Namespace
-) -> str:
+def segment_one(segmenter: Segmenter, image: Path, stem: str, arguments: argparse.Namespace) -> str:
     """Segment and save one image; the line to print about it."""
     pixels = read_image(image, max_pixels=arguments.max_pixels or MAX_PIXELS)
     result = segmenter.segment(pixels)
@@ -110,16 +103,12 @@ def _segment_one(
         files = {"file": str(image), "written": [str(path) for path in paths]}
         return json.dumps({**files, **result.to_dict()})
     shown = paths[1] if arguments.overlay else paths[0]
-    return f"{image}: {_summary(result)} -> {shown}"
+    return f"{image}: {summary(result)} -> {shown}"
 
 
-def _summary(result: Segmentation) -> str:
+def summary(result: Segmentation) -> str:
+    """The largest classes with their areas, and the mean probability."""
     areas = [f"{name} {fraction:.0%}" for name, fraction in result.areas().items()]
     more = f" and {len(areas) - 5} more" if len(areas) > 5 else ""
     confidence = float(np.mean(result.probabilities))
     return f"{', '.join(areas[:5])}{more} (mean probability {confidence:.2f})"
-
-
-def _failure(image: Path, error: Exception) -> str:
-    text = describe(error)
-    return f"resclip: {text}" if str(image) in text else f"resclip: {image}: {text}"

@@ -1,7 +1,4 @@
-"""`resclip demo`, `compare`, `models` and `methods`: what there is, and a first look at it.
-
-Knows what they print and draw. Knows no model and no method by itself, but for the built-in one's scene.
-"""
+"""`resclip demo`, `compare`, `models` and `methods`: a first look, and the lists to choose from."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ from resclip.result import comparison_sheet
 from resclip.text.class_names import parse_classes
 
 
-def show_demo(directory: str) -> int:
-    """Segment the packaged scene with the built-in model; writes scene.png and demo.png."""
+def show_demo(arguments: argparse.Namespace) -> int:
+    """Segment the packaged scene with the built-in model; writes scene.png and demo.png to `arguments.out`."""
     from resclip.builtin.scenes import CLASS_NAMES, demo_scene
     from resclip.loading import load
 
-    folder = Path(directory)
+    folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     scene = demo_scene()
     present = np.unique(scene.mask)
@@ -70,8 +67,8 @@ def show_comparison(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def show_models() -> int:
-    """One line a model: its name, then its pretrained tags."""
+def show_models(_: argparse.Namespace) -> int:
+    """Print one line per model: its name, then its pretrained tags."""
     from resclip.models import BUILTIN, list_models
 
     models = list_models()
@@ -82,8 +79,8 @@ def show_models() -> int:
     return 0
 
 
-def show_methods() -> int:
-    """The bases with what can be put on them, the correlations, ResCLIP, and the presets."""
+def show_methods(_: argparse.Namespace) -> int:
+    """Print the methods with what can be added to them, the correlations, and the presets."""
     from resclip.methods.catalogue import BASES, METHODS, MODULES, RESCLIP_CITATION
     from resclip.methods.correlation import MEANINGS
     from resclip.methods.presets import PRESETS
@@ -93,7 +90,7 @@ def show_methods() -> int:
     indent = " " * width
 
     def show(name: str, *texts: str) -> None:
-        """A name, and beside it its texts, each beginning a line."""
+        """Print a name, and beside it its texts, each starting a line."""
         label = f"  {name}"
         for text in texts:
             print(
@@ -103,26 +100,33 @@ def show_methods() -> int:
             )
             label = ""
 
-    print("Methods (--method): a base, alone or with +rcs, +sfr or +rcs+sfr behind its name\n")
-    print(f"  {'base':{width - 2}}{'compares':14}{'final block':16}{'+rcs':6}+sfr")
+    print("Methods (--method): one of these, alone or followed by +rcs, +sfr or +rcs+sfr\n")
+    print(f"  {'method':{width - 2}}{'compares':16}{'residual, MLP':15}{'+rcs':6}+sfr")
     for base in BASES.values():
-        compares: str = "proxy" if base.proxy else base.correlation.scores
+        compares: str = "proxy features" if base.proxy else base.correlation.scores
         if base.neighbourhood_std is not None:
-            compares += ", near"
-        modules = ["yes" if f"{base.name}+{name}" in METHODS else "-" for name in MODULES]
-        kind = base.final_block.replace("_", " ")
-        print(f"  {base.name:{width - 2}}{compares:14}{kind:16}{modules[0]:6}{modules[1]}")
-    print("\nBases")
+            compares += ", nearby"
+        block = "kept" if base.final_block == "full_residual" else "left out"
+        with_rcs, with_sfr = (
+            "yes" if f"{base.name}+{name}" in METHODS else "no" for name in MODULES
+        )
+        print(f"  {base.name:{width - 2}}{compares:16}{block:15}{with_rcs:6}{with_sfr}")
+    print()
+    show(
+        "",
+        "compares: what the final block's attention compares, see the correlations below; nearby: near patches count "
+        "more. residual, MLP: whether the final block keeps its own",
+    )
+    print()
     for base in BASES.values():
         show(base.name, base.summary, base.citation)
-    print()
-    show("resclip", f"{METHODS['resclip'].summary}: naclip+rcs+sfr", RESCLIP_CITATION)
-    print("\nCorrelations (--correlation), for the bases but proxyclip")
+    show("resclip", f"{METHODS['resclip'].summary}, the same as naclip+rcs+sfr", RESCLIP_CITATION)
+    print("\nCorrelations (--correlation), for all methods but proxyclip")
     for scores, meaning in MEANINGS.items():
         show(scores, meaning)
     show(
         "",
-        "behind the name, separated by commas: temperature=T (below 1 sharpens), window=W (odd, in patches), "
+        "options after the name, separated by commas: temperature=T (below 1 sharpens), window=W (odd, in patches), "
         "layer=N (an early block's attention), projections=N and seed=S (random)",
     )
     print("\nPresets (--preset)")

@@ -1,32 +1,32 @@
-"""Studies × datasets → figures: every setting is measured once, whichever studies it belongs to.
+"""Studies of RCS and SFR: one option at a time through its settings, each setting measured once on every dataset.
 
-Knows where a study starts from and how a segmenter gets other RCS and SFR. Which settings a study has is studies.py's,
-measuring protocol.py's, showing figures study_tables.py's and study_plots.py's.
+`STUDIES` says which settings a study has, `ablate` measures them; tables and plots are made elsewhere.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.evaluation.datasets import Dataset
-from resclip.evaluation.distributed import ALONE, World
-from resclip.evaluation.report import Evaluation, Report
-from resclip.evaluation.runner import Candidate, evaluate
+from resclip.evaluation.report import DatasetReport, Report
+from resclip.evaluation.runner import OnProgress, evaluate
 from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Method
 from resclip.methods.presets import find_preset
 from resclip.segmenter import Segmenter
 from resclip_kernels import Connectivity
 
 WINDOW = 4
-"""Neighbouring blocks that RCS averages: as many as the paper's 6-9."""
+"""How many neighbouring blocks RCS averages in the study of layers: as many as the paper's 6-9."""
 WEIGHTS = tuple(tenth / 10 for tenth in range(11))
+"""The weights of a module that are tried."""
 ITERATIONS = (0, 1, 5, 10, 20)
+"""The numbers of iterations of PAMR that are tried."""
 
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "no path decay": {"connectivity": None},
@@ -35,45 +35,45 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "no PAMR on the labels": {"refine_iterations": 0},
     "no label threshold": {"label_threshold": 0.0},
 }
-"""Parts of SFR by what their absence is called."""
+"""Options of SFR that switch off one part, by what SFR without it is called."""
 
 
 class Variation(NamedTuple):
-    """One point of a study."""
+    """One setting of a study."""
 
     label: str
     x: float | str
-    """Where it stands on the study's axis: a number where the scale has numbers, else the label."""
+    """Its position on the study's axis: a number where the scale has numbers, else the label."""
     method: Method
 
 
 @dataclass(frozen=True)
 class Study:
-    """One option, turned through its settings."""
+    """One option, varied over its settings."""
 
     name: str
     """As `resclip ablate --study` takes it."""
     title: str
     shows: str
-    """What can be read off it, as a sentence, and where the paper asks the same."""
+    """What the study shows, as a sentence, and where the paper asks the same."""
     x_label: str
     scale: Literal["numbers", "steps", "kinds"]
-    """Of x: numbers; labels in an order that means something; or labels that could stand in any order."""
+    """What x is: numbers; labels in an order that means something; or labels that could stand in any order."""
     needs: tuple[str, ...]
-    """Modules that it puts on the base: of `MODULES`."""
+    """The modules that the study puts on the base, of `MODULES`."""
     reference: tuple[str, ...]
-    """Modules of what its figures are compared with, at the settings that the study starts from; () for the base."""
+    """The modules of what figures are compared with, at the settings that the study starts from; () for the base."""
     vary: Callable[[Method, int], Sequence[Variation]]
-    """The points, from a method with `needs` and the depth of a tower."""
-    least_depth: int = 1
-    """Blocks that a tower must have."""
+    """Makes the settings from a method with `needs` and the depth of a tower."""
+    min_depth: int = 1
+    """How many blocks a tower must have."""
 
     def variations(self, method: Method, depth: int) -> Sequence[Variation]:
-        """The points of this study.
+        """The settings of this study.
 
         Args:
-            method: a base with RCS and, where it has a score, SFR, at the settings to start from.
-            depth: number of the tower's blocks.
+            method: a base with RCS and, if it has a score, SFR, at the settings to start from.
+            depth: the number of the tower's blocks.
 
         Raises:
             ValueError: the base has no score for SFR to change, or the tower lacks blocks.
@@ -84,16 +84,16 @@ class Study:
                 f"study {self.name!r} is about SFR, which changes the score of the attention, and base {method.base!r} "
                 f"has none: use another base, or only the studies {','.join(others)}"
             )
-        if depth < self.least_depth:
+        if depth < self.min_depth:
             raise ValueError(
-                f"study {self.name!r} needs a tower of at least {self.least_depth} blocks, got one of {depth}: "
+                f"study {self.name!r} needs a tower of at least {self.min_depth} blocks, got one of {depth}: "
                 "leave the study out, or use another model"
             )
-        points = self.vary(with_modules(method, self.needs), depth)
-        for point in points:
-            if point.method.rcs is not None:
-                point.method.rcs.layers_of(depth)  # Refuse before anything is measured.
-        return points
+        variations = self.vary(with_modules(method, self.needs), depth)
+        for variation in variations:
+            if variation.method.rcs is not None:
+                variation.method.rcs.layers_of(depth)  # Refuses before anything is measured.
+        return variations
 
 
 def with_modules(method: Method, modules: Iterable[str]) -> Method:
@@ -118,20 +118,21 @@ def with_layers(method: Method, first: int, last: int) -> Variation:
     return Variation(spell(layers), spell(layers), with_rcs(method, layers=layers))
 
 
-def windows(method: Method, depth: int) -> list[Variation]:
+def layer_windows(method: Method, depth: int) -> list[Variation]:
     """1-4, 2-5, …; the last window ends before the final block."""
     return [
         with_layers(method, first, first + WINDOW - 1) for first in range(1, depth - WINDOW + 1)
     ]
 
 
-def cumulative(method: Method, depth: int) -> list[Variation]:
+def layers_from_first(method: Method, depth: int) -> list[Variation]:
     """1, 1-2, …; the last one holds every block but the final one."""
     return [with_layers(method, 1, last) for last in range(1, depth)]
 
 
-def weights(method: Method, change: Callable[..., Method]) -> list[Variation]:
+def weights(module: str, method: Method, _: int) -> list[Variation]:
     """Weights of a module. 0 is the base alone: a module of weight 0 would still have its temperature."""
+    change = with_rcs if module == "rcs" else with_sfr
     alone = with_modules(method, ())
     return [
         Variation(f"{weight:g}", weight, change(method, weight=weight) if weight else alone)
@@ -139,35 +140,25 @@ def weights(method: Method, change: Callable[..., Method]) -> list[Variation]:
     ]
 
 
-def rcs_weights(method: Method, _: int) -> list[Variation]:
-    """λ_r."""
-    return weights(method, with_rcs)
-
-
-def sfr_weights(method: Method, _: int) -> list[Variation]:
-    """λ_s."""
-    return weights(method, with_sfr)
-
-
-def modules(method: Method, _: int) -> list[Variation]:
+def module_combinations(method: Method, _: int) -> list[Variation]:
     """The base, each module, and both."""
-    points = []
-    for chosen in ((), ("rcs",), ("sfr",), ("rcs", "sfr")):
-        label = " + ".join((method.base, *map(str.upper, chosen)))
-        points.append(Variation(label, label, with_modules(method, chosen)))
-    return points
+    variations = []
+    for modules in ((), ("rcs",), ("sfr",), ("rcs", "sfr")):
+        label = " + ".join((method.base, *map(str.upper, modules)))
+        variations.append(Variation(label, label, with_modules(method, modules)))
+    return variations
 
 
-def switches(method: Method, _: int) -> list[Variation]:
+def sfr_parts(method: Method, _: int) -> list[Variation]:
     """SFR as a whole, and without one part at a time."""
-    parts = {"whole": {}, **SWITCHES}
     return [
-        Variation(label, label, with_sfr(method, **options)) for label, options in parts.items()
+        Variation(label, label, with_sfr(method, **options))
+        for label, options in {"whole": {}, **SWITCHES}.items()
     ]
 
 
 def connectivities(method: Method, _: int) -> list[Variation]:
-    """Every rule for pairs that path decay spares, and no decay."""
+    """Every rule for the pairs that path decay spares, and no decay."""
     return [
         Variation(spell(kind), spell(kind), with_sfr(method, connectivity=kind))
         for kind in (*get_args(Connectivity), None)
@@ -191,8 +182,8 @@ STUDIES: Sequence[Study] = (
         scale="kinds",
         needs=("rcs", "sfr"),
         reference=(),
-        vary=modules,
-        least_depth=2,
+        vary=module_combinations,
+        min_depth=2,
     ),
     Study(
         name="layers-window",
@@ -202,8 +193,8 @@ STUDIES: Sequence[Study] = (
         scale="steps",
         needs=("rcs",),
         reference=(),
-        vary=windows,
-        least_depth=WINDOW + 1,
+        vary=layer_windows,
+        min_depth=WINDOW + 1,
     ),
     Study(
         name="layers-cumulative",
@@ -213,8 +204,8 @@ STUDIES: Sequence[Study] = (
         scale="steps",
         needs=("rcs",),
         reference=(),
-        vary=cumulative,
-        least_depth=2,
+        vary=layers_from_first,
+        min_depth=2,
     ),
     Study(
         name="rcs-weight",
@@ -224,8 +215,8 @@ STUDIES: Sequence[Study] = (
         scale="numbers",
         needs=("rcs",),
         reference=(),
-        vary=rcs_weights,
-        least_depth=2,
+        vary=partial(weights, "rcs"),
+        min_depth=2,
     ),
     Study(
         name="sfr-weight",
@@ -235,7 +226,7 @@ STUDIES: Sequence[Study] = (
         scale="numbers",
         needs=("sfr",),
         reference=(),
-        vary=sfr_weights,
+        vary=partial(weights, "sfr"),
     ),
     Study(
         name="sfr-switches",
@@ -245,7 +236,7 @@ STUDIES: Sequence[Study] = (
         scale="kinds",
         needs=("sfr",),
         reference=("sfr",),
-        vary=switches,
+        vary=sfr_parts,
     ),
     Study(
         name="connectivity",
@@ -278,16 +269,18 @@ def find_studies(names: Iterable[str]) -> list[Study]:
     Raises:
         ValueError: no such study, or none at all.
     """
-    known = {study.name: study for study in STUDIES}
-    asked = list(names)
-    for name in asked:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+    studies = {study.name: study for study in STUDIES}
+    wanted = list(names)
+    for name in wanted:
+        if name not in studies:
+            near = difflib.get_close_matches(name, studies, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown study {name!r}{hint}; use some of: {', '.join(known)}")
-    if not asked:
-        raise ValueError(f"expected at least one study, got none; use some of: {', '.join(known)}")
-    return [study for name, study in known.items() if name in asked]
+            raise ValueError(f"unknown study {name!r}{hint}; use some of: {', '.join(studies)}")
+    if not wanted:
+        raise ValueError(
+            f"expected at least one study, got none; use some of: {', '.join(studies)}"
+        )
+    return [study for name, study in studies.items() if name in wanted]
 
 
 def row_name(method: Method, start: Method) -> str:
@@ -320,38 +313,38 @@ def spell(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One setting, on every set."""
+class Setting:
+    """One setting of a study, on every dataset."""
 
     label: str
     x: float | str
     rows: Mapping[str, str]
-    """By the set's name, the name of the row that has its figures there."""
+    """By the dataset's name, the name of the row that has its figures there."""
 
-    def miou(self, figures: Evaluation) -> float | None:
-        """On one of the sets; None where nothing could be measured."""
-        return figures.rows[self.rows[figures.dataset]].scores.miou
+    def miou(self, column: DatasetReport) -> float | None:
+        """On one of the datasets; None if nothing could be measured."""
+        return column.rows[self.rows[column.dataset]].scores.miou
+
+    def has_row_of(self, other: Setting, column: DatasetReport) -> bool:
+        """Whether two settings come to the same on a dataset."""
+        return self.rows[column.dataset] == other.rows[column.dataset]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A study with where its figures are."""
+    """A study with the rows that have its figures."""
 
     study: Study
-    reference: Line
+    reference: Setting
     """What the others are compared with; it may be one of them as well."""
-    lines: tuple[Line, ...]
-
-    def is_reference(self, line: Line, dataset: str) -> bool:
-        """Whether a line has the reference's settings on a set."""
-        return line.rows[dataset] == self.reference.rows[dataset]
+    settings: tuple[Setting, ...]
 
     @property
-    def shown(self) -> tuple[Line, ...]:
-        """All lines, the reference first where none of them has its settings on every set."""
-        if any(line.rows == self.reference.rows for line in self.lines):
-            return self.lines
-        return (self.reference, *self.lines)
+    def shown(self) -> tuple[Setting, ...]:
+        """All settings, the reference first unless one of them has its rows on every dataset."""
+        if any(setting.rows == self.reference.rows for setting in self.settings):
+            return self.settings
+        return (self.reference, *self.settings)
 
 
 @dataclass(frozen=True)
@@ -359,7 +352,7 @@ class Ablation:
     """What some studies came to."""
 
     report: Report
-    """A row a setting."""
+    """A row per setting."""
     findings: tuple[Findings, ...]
 
 
@@ -369,52 +362,72 @@ def ablate(
     base_of: Callable[[Dataset], Segmenter],
     options: Mapping[str, Mapping[str, Any]] | None = None,
     *,
-    path: Path | None = None,
+    checkpoint: Path | None = None,
     fresh: bool = False,
     workers: int | None = None,
-    world: World = ALONE,
-    progress: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Ablation:
-    """Measure every setting of some studies on every set.
+    """Measure every setting of some studies on every dataset.
 
     Args:
-        studies: of `resclip.evaluation.ablation.STUDIES`.
+        studies: of `STUDIES`.
         datasets: the columns.
-        base_of: the segmenter of the base alone for a set, as `resclip.load` makes it. All settings share its model
-            and vocabulary, so that they are made once a set; its preset says where the studies start from.
-        options: of "rcs" and "sfr", above the preset's; the option that a study turns is above both.
-        path, fresh, workers, world, progress: as `resclip.evaluation.runner.evaluate` takes them.
+        base_of: makes the segmenter of the base alone for a dataset, as `resclip.load` does. All settings share its
+            model and vocabulary, so that they are made once per dataset; its preset says where the studies start from.
+        options: of "rcs" and "sfr", above the preset's; the option that a study varies is above both.
+        checkpoint, fresh, workers, on_progress: as `resclip.evaluation.runner.evaluate` takes them.
 
     Raises:
-        ValueError: a study that the base or the tower cannot be put to; and as `evaluate`.
+        ValueError: a study that does not fit the base or the tower; and as `evaluate`.
         OSError: the file cannot be written.
     """
     if not studies:
         raise ValueError("expected at least one study, got none")
     report = Report()
-    plans: list[list[Findings]] = []
+    # By study: its reference and its settings, each with a row per dataset.
+    settings: dict[str, list[Setting]] = {}
     for dataset in datasets:
         segmenter = base_of(dataset)
         start = starting_point(segmenter, options or {})
-        plan, methods = plan_of(studies, start, segmenter.encoder.tower.depth, dataset.name)
+        methods: dict[str, Method] = {}
+        for study in studies:
+            reference = with_modules(start, study.reference)
+            label = row_name(reference, start)
+            variations = study.variations(start, segmenter.encoder.tower.depth)
+            points = [Variation(label, label, reference), *variations]
+            earlier = settings.get(study.name, [Setting(*point[:2], {}) for point in points])
+            for point in points:
+                methods[row_name(point.method, start)] = point.method
+            settings[study.name] = [
+                replace(setting, rows={**setting.rows, dataset.name: row_name(point.method, start)})
+                for setting, point in zip(earlier, points, strict=True)
+            ]
+        entries = {
+            name: partial(segmenter_with, segmenter, replace(method, name=name))
+            for name, method in methods.items()
+        }
         measured = evaluate(
-            [candidate(name, segmenter, method) for name, method in methods.items()],
+            entries,
             [dataset],
-            path=path,
+            checkpoint=checkpoint,
             fresh=fresh,
             workers=workers,
-            world=world,
-            progress=progress,
+            on_progress=on_progress,
         )
-        report.sets |= measured.sets
-        plans.append(plan)
-    return Ablation(report, tuple(map(joined, zip(*plans, strict=True))))
+        report.datasets |= measured.datasets
+    return Ablation(
+        report,
+        tuple(
+            Findings(study, settings[study.name][0], tuple(settings[study.name][1:]))
+            for study in studies
+        ),
+    )
 
 
 def starting_point(segmenter: Segmenter, options: Mapping[str, Mapping[str, Any]]) -> Method:
-    """A segmenter's base with RCS and, where there is a score, SFR, at its preset's settings and above them `options`.
+    """A segmenter's base with RCS and, if it has a score, SFR, at its preset's settings and above them `options`.
 
-    The layers of RCS are named, so that a study of layers meets them again.
+    The layers of RCS are spelled out, so that a study of layers recognises them.
     """
     encoder = segmenter.encoder
     has_score = encoder.base.proxy is not None or encoder.correlation.has_score
@@ -428,63 +441,15 @@ def starting_point(segmenter: Segmenter, options: Mapping[str, Mapping[str, Any]
     return start
 
 
-def plan_of(
-    studies: Sequence[Study], start: Method, depth: int, dataset: str
-) -> tuple[list[Findings], dict[str, Method]]:
-    """Where each study's figures on a set will be, and what has to be measured for them, by the row's name."""
-    methods: dict[str, Method] = {}
-
-    def line(label: str, x: float | str, method: Method) -> Line:
-        name = row_name(method, start)
-        methods[name] = method
-        return Line(label, x, {dataset: name})
-
-    plan = []
-    for study in studies:
-        variations = study.variations(start, depth)
-        reference = with_modules(start, study.reference)
-        label = row_name(reference, start)
-        plan.append(
-            Findings(
-                study,
-                line(label, label, reference),
-                tuple(line(*variation) for variation in variations),
-            )
-        )
-    return plan, methods
-
-
-def joined(parts: Sequence[Findings]) -> Findings:
-    """One study's findings on several sets, from those on each."""
-
-    def merged(lines: Sequence[Line]) -> Line:
-        return replace(
-            lines[0], rows={name: row for line in lines for name, row in line.rows.items()}
-        )
-
-    return Findings(
-        parts[0].study,
-        merged([part.reference for part in parts]),
-        tuple(map(merged, zip(*(part.lines for part in parts), strict=True))),
-    )
-
-
-def candidate(name: str, segmenter: Segmenter, method: Method) -> Candidate:
-    """A row of the report: a base's segmenter with a method's modules."""
-    return Candidate(name, lambda _: with_method(segmenter, replace(method, name=name)))
-
-
-def with_method(segmenter: Segmenter, method: Method) -> Segmenter:
+def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmenter:
     """A copy with a method's RCS and SFR; model, vocabulary and windows are shared."""
     encoder = segmenter.encoder
-    other = copy.copy(segmenter)
-    other.source = {**segmenter.source, "method": method.name}
-    other.encoder = DenseEncoder(
+    changed = DenseEncoder(
         encoder.tower,
         base=encoder.base.name,
         rcs=method.rcs,
         sfr=method.sfr,
-        # A base without the prior, whose σ is None, makes nothing of it.
+        # A base without the prior has a σ of None, and does not use it.
         neighbourhood_std=encoder.neighbourhood_std or 0.0,
         final_block=encoder.final_block,
         implementation=encoder.implementation,
@@ -494,4 +459,4 @@ def with_method(segmenter: Segmenter, method: Method) -> Segmenter:
         proxy_attention=encoder.final.proxy_attention,
         overview=encoder.overview,
     )
-    return other
+    return segmenter.with_encoder(changed, method=method.name)

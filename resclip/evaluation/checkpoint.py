@@ -1,11 +1,8 @@
-"""How far a measurement has come, on disk, so that one that was interrupted goes on and gives the same figures.
+"""What has been measured of a dataset so far, on disk, so that an interrupted run goes on and gives the same figures.
 
-Knows counts and files. Knows no image, model or process group.
-
-A journal is one file a process, and one that holds what earlier runs did. A file has the sums over the groups of
-images that it lists, so files may be added up exactly where no group is in two of them. That holds at any instant:
-a process writes only of groups that nobody had done when it started, no two processes do the same group, and files
-that are being merged stay until the file that has all of them is there; from then on they are subsets of it.
+Each process appends one line for each finished group of images to a file of its own. A group counts once, however many
+lines tell of it, and a line that a killed process left unfinished counts as missing. So a kill at any moment loses at
+most the groups in progress, and nothing is ever rewritten.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,181 +19,130 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resclip.evaluation.datasets.base import Problem
-from resclip.io.files import read_text, write_atomically
-
-FORMAT = "resclip progress, version 1"
-MERGED = "earlier"
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What has been measured so far."""
+class DatasetResult:
+    """What was measured on a dataset or a part of it."""
 
-    groups: frozenset[int]
-    """Those that are done."""
-    counts: NDArray[np.int64]
-    """(C, C): `confusion`'s, over these groups."""
+    confusion: NDArray[np.int64]
+    """(C, C): pixels by true class (row) and predicted class (column)."""
     images: int = 0
-    """That the counts are of."""
+    """The number of images that the confusion is of."""
     problems: tuple[Problem, ...] = ()
-    """Images of these groups that are not in the counts."""
+    """The images that could not be read."""
     seconds: float = 0.0
-    peak_memory: int = 0
-    """Bytes."""
+    peak_bytes: int = 0
 
     @classmethod
-    def none(cls, classes: int) -> Progress:
-        """Nothing yet."""
-        return cls(frozenset(), np.zeros((classes, classes), np.int64))
+    def empty(cls, classes: int) -> DatasetResult:
+        """Of no image yet."""
+        return cls(np.zeros((classes, classes), np.int64))
 
-    @property
-    def dealt_with(self) -> int:
-        """Images of these groups, counted or not."""
-        return self.images + len(self.problems)
-
-    def and_then(self, later: Progress) -> Progress:
-        """Both, one after the other; their groups differ."""
-        return self.joined(later, self.seconds + later.seconds)
-
-    def beside(self, other: Progress) -> Progress:
-        """Both, at the same time, so that the longer one's seconds count; their groups differ."""
-        return self.joined(other, max(self.seconds, other.seconds))
-
-    def joined(self, other: Progress, seconds: float) -> Progress:
-        """Both, in the given time."""
-        return Progress(
-            self.groups | other.groups,
-            self.counts + other.counts,
+    def __add__(self, other: DatasetResult) -> DatasetResult:
+        """Both, measured one after the other."""
+        return DatasetResult(
+            self.confusion + other.confusion,
             self.images + other.images,
             self.problems + other.problems,
-            seconds,
-            max(self.peak_memory, other.peak_memory),
+            self.seconds + other.seconds,
+            max(self.peak_bytes, other.peak_bytes),
         )
 
 
 @dataclass(frozen=True)
-class Journal:
-    """The progress of one measurement in a folder that others may share.
+class Checkpoint:
+    """The finished groups of one method on one dataset.
 
     Args:
-        folder: made where it is missing; of several machines' processes, on a disk that they share.
-        key: everything that decides the figures, as JSON-able values. Progress under another key counts as missing.
+        folder: shared by all methods and datasets of a report; made if missing. Processes of several machines need
+            one on a disk that the machines share.
+        conditions: everything that decides the figures, as JSON-able values. Lines under other conditions are not
+            seen.
     """
 
     folder: Path
-    key: Mapping[str, Any]
+    conditions: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """How the files' names begin."""
-        return hashlib.sha256(text_of(self.key).encode()).hexdigest()[:24]
+        """The beginning of the files' names."""
+        text = json.dumps(self.conditions, sort_keys=True, default=dict)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    def path(self, part: str) -> Path:
-        """Of one file."""
-        return self.folder / f"{self.name}-{part}.json"
+    def path(self, rank: int) -> Path:
+        """The file of the process of this rank."""
+        return self.folder / f"{self.name}-{rank}.jsonl"
 
     def files(self) -> list[Path]:
-        """Those that are there, in the order of their names."""
-        return sorted(self.folder.glob(f"{self.name}-*.json"))
+        """The files that exist, in the order of their ranks."""
+        paths = self.folder.glob(f"{self.name}-*.jsonl")
+        return sorted(paths, key=rank_of)
 
-    def resume(self, terms: Mapping[str, Any]) -> Progress | None:
-        """What was done before, merged into one file. To be called by one process, before any writes.
-
-        Args:
-            terms: what must agree for progress to be of use, beside the key: how images are grouped.
-
-        Returns:
-            None where there is nothing of use.
+    def read(self, classes: int) -> tuple[set[int], dict[int, DatasetResult]]:
+        """The numbers of the finished groups, and what they sum to by the rank of the process that measured them.
 
         Raises:
-            OSError: the folder cannot be written to.
+            OSError: the folder cannot be made, or a file cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        merged, *parts = (self.read(path, terms) for path in self.sources())
-        earlier = together(merged, parts)
-        if earlier is not None and earlier is not merged:
-            self.write(MERGED, earlier, terms)
+        finished: set[int] = set()
+        sums: dict[int, DatasetResult] = {}
         for path in self.files():
-            if earlier is None or path != self.path(MERGED):
-                path.unlink(missing_ok=True)
-        return earlier
+            rank = rank_of(path)
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                # A line that was cut short by a kill or a power cut is no JSON.
+                with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
+                    number, result = parse_line(line, classes)
+                    if number not in finished:
+                        finished.add(number)
+                        sums[rank] = sums.get(rank, DatasetResult.empty(classes)) + result
+        return finished, sums
 
-    def sources(self) -> list[Path]:
-        """The file of earlier runs, whether it is there or not, and those of processes."""
-        first = self.path(MERGED)
-        return [first, *(path for path in self.files() if path != first)]
-
-    def write(self, part: str, progress: Progress, terms: Mapping[str, Any]) -> None:
-        """Replace one file.
-
-        Args:
-            part: which one; each process has its own.
-            progress: of the groups that this process has done since `resume`.
-            terms: those of `resume`.
+    def append(self, rank: int, number: int, result: DatasetResult) -> None:
+        """Add a finished group to the file of a process.
 
         Raises:
             OSError: it cannot be written.
         """
-        body = {
-            "key": dict(self.key),
-            "terms": dict(terms),
-            "groups": sorted(progress.groups),
-            "counts": progress.counts.tolist(),
-            "images": progress.images,
-            "problems": [[problem.name, problem.reason] for problem in progress.problems],
-            "seconds": progress.seconds,
-            "peak_memory": progress.peak_memory,
-        }
-        stored = {"format": FORMAT, "checksum": checksum(body), "body": body}
-        write_atomically(self.path(part), text_of(stored).encode())
-
-    def read(self, path: Path, terms: Mapping[str, Any]) -> Progress | None:
-        """What `write` wrote under the same key and terms; None for a file that is anything else, or not there."""
-        try:
-            stored = json.loads(read_text(path, "progress as JSON"))
-            body = stored["body"]
-            if stored["format"] != FORMAT or stored["checksum"] != checksum(body):
-                return None
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        if text_of([body["key"], body["terms"]]) != text_of([self.key, terms]):
-            return None
-        return Progress(
-            frozenset(body["groups"]),
-            np.array(body["counts"], np.int64),
-            body["images"],
-            tuple(Problem(*problem) for problem in body["problems"]),
-            body["seconds"],
-            body["peak_memory"],
-        )
+        with self.path(rank).open("a", encoding="utf-8") as file:
+            # The line break comes first: the last line in the file may be unfinished.
+            file.write("\n" + format_line(number, result))
 
     def clear(self) -> None:
-        """Forget it all, once the figures are safe elsewhere; the folder goes with its last file."""
+        """Remove the files, once the figures are safe elsewhere, and the folder with the last file in it."""
         for path in self.files():
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # It is not empty, or was never made.
+        with contextlib.suppress(OSError):  # The folder is not empty, or was never made.
             self.folder.rmdir()
 
 
-def together(merged: Progress | None, parts: Iterable[Progress | None]) -> Progress | None:
-    """Everything that files say, no group twice; `merged` itself where the others add nothing."""
-    beside: Progress | None = None
-    taken = merged.groups if merged is not None else frozenset()
-    for part in parts:
-        # What shares a group is in what was merged already.
-        if part is not None and part.groups and not part.groups & taken:
-            beside = part if beside is None else beside.beside(part)
-            taken |= part.groups
-    if merged is None or beside is None:
-        return merged or beside
-    return merged.and_then(beside)
+def rank_of(path: Path) -> int:
+    """The rank of the process that writes to a file."""
+    return int(path.stem.rpartition("-")[2])
 
 
-def checksum(body: Mapping[str, Any]) -> str:
-    """Of what a file says."""
-    return hashlib.sha256(text_of(body).encode()).hexdigest()
+def format_line(number: int, result: DatasetResult) -> str:
+    """A group as one line of JSON; of the confusion, the cells that are not 0, as flat index and count."""
+    cells = np.flatnonzero(result.confusion)
+    values = {
+        "group": number,
+        "cells": cells.tolist(),
+        "counts": result.confusion.flat[cells].tolist(),
+        "images": result.images,
+        "problems": [[problem.name, problem.reason] for problem in result.problems],
+        "seconds": result.seconds,
+        "peak_bytes": result.peak_bytes,
+    }
+    return json.dumps(values)
 
 
-def text_of(value: Any) -> str:
-    """JSON that is the same for the same values; TypeError for what JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, default=dict)
+def parse_line(line: str, classes: int) -> tuple[int, DatasetResult]:
+    """The number and result of the group that `format_line` wrote; ValueError, TypeError, KeyError, IndexError else."""
+    values = json.loads(line)
+    confusion = np.zeros((classes, classes), np.int64)
+    confusion.flat[values["cells"]] = values["counts"]
+    problems = tuple(Problem(name, reason) for name, reason in values["problems"])
+    return int(values["group"]), DatasetResult(
+        confusion, values["images"], problems, values["seconds"], values["peak_bytes"]
+    )

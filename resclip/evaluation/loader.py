@@ -1,9 +1,6 @@
-"""Groups of images, read and resized ahead of their use, in worker processes where that helps.
+"""Groups of images, read and resized before they are needed, in worker processes where that helps.
 
-Knows samples, and that an image becomes pixels of another size. Knows no model, no class names and no counts.
-
-What cannot be read is named and left out; its group goes on. What leaves a worker is bytes: a quarter of what
-normalised pixels would be.
+A worker sends bytes: a quarter of what normalised pixels would be. What cannot be read is named and left out.
 """
 
 from __future__ import annotations
@@ -13,9 +10,7 @@ import traceback
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,115 +19,111 @@ from resclip.inference.prefetch import available_cores
 from resclip.inference.preprocessing import Preparation
 from resclip.io.images import ImageError
 
-AHEAD = 2
-"""Groups that each worker reads ahead."""
+PREFETCHED_GROUPS = 2
+"""How many groups each worker reads before they are needed."""
 
 MAX_WORKERS = 8
-"""Reading and resizing takes 13 ms for a photograph of 500 × 375, 145 ms for one of 2048 × 1024: eight workers give 600
-or 55 images a second."""
+"""The most workers that are started by default. Reading and resizing takes 13 ms for a photograph of 500 × 375 pixels
+and 145 ms for one of 2048 × 1024: eight workers give 600 or 55 images per second."""
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedImage:
     """A sample that could be read."""
 
     index: int
-    """Of the sample in its set."""
+    """The sample's index in its dataset."""
     pixels: Tensor
     """(H', W', 3) uint8: the image, resized."""
     truth: Tensor
     """(H, W) uint8: class indices and `IGNORED`."""
-    image: Tensor | None
-    """(H, W, 3) uint8: as it was read; None where nobody asked for it."""
+    original: Tensor | None
+    """(H, W, 3) uint8: the image as it was read; None if it is not needed."""
 
-    def pin_memory(self) -> Loaded:
-        """With the pixels where a GPU can fetch them by itself."""
+    def pin_memory(self) -> LoadedImage:
+        """The same with pixels that a GPU can fetch by itself; the data loader calls this."""
         return replace(self, pixels=self.pixels.pin_memory())
 
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring samples that are measured together."""
+    """Neighbouring samples that are segmented together."""
 
     number: int
-    loaded: tuple[Loaded, ...]
+    images: tuple[LoadedImage, ...]
     problems: tuple[Problem, ...]
-    """Of samples that could not be read."""
+    """The samples that could not be read."""
 
     def pin_memory(self) -> Group:
-        """See `Loaded`."""
-        return replace(self, loaded=tuple(sample.pin_memory() for sample in self.loaded))
+        """See `LoadedImage.pin_memory`."""
+        return replace(self, images=tuple(image.pin_memory() for image in self.images))
 
 
 @dataclass(frozen=True)
 class Reader(Dataset[Group]):
-    """Reads groups by number; all that a worker is given.
+    """Reads groups by number; everything that a worker process needs.
 
     Args:
-        samples: of the whole set.
-        group_size: samples a group; the last has what remains.
-        classes: how many there are.
-        preparation: what is done to an image.
-        keep_images: whether `Loaded.image` is wanted.
+        samples: all samples of the dataset.
+        group_size: samples in a group; the last group has the rest.
+        classes: the number of classes.
+        preparation: resizes images.
+        keep_originals: whether `LoadedImage.original` is needed.
     """
 
     samples: Sequence[Sample]
     group_size: int
     classes: int
     preparation: Preparation
-    keep_images: bool
+    keep_originals: bool
 
     def __getitem__(self, number: int) -> Group:
-        """The group of samples number · group_size and following."""
+        """The samples from number · group_size on."""
         first = number * self.group_size
-        loaded, problems = [], []
+        images, problems = [], []
         for index, sample in enumerate(self.samples[first : first + self.group_size], first):
             try:
-                loaded.append(self.load(index, sample))
+                images.append(self.load(index, sample))
             except (ImageError, OSError) as error:
                 problems.append(Problem(sample.name, str(error)))
-        return Group(number, tuple(loaded), tuple(problems))
+        return Group(number, tuple(images), tuple(problems))
 
-    def load(self, index: int, sample: Sample) -> Loaded:
+    def load(self, index: int, sample: Sample) -> LoadedImage:
         """One sample.
 
         Raises:
-            ImageError, OSError: it cannot be read, or its truth does not fit.
+            ImageError, OSError: it cannot be read, or its mask does not fit the image or the classes.
         """
         image, truth = sample.image.read(), sample.truth.read()
-        self.check(image, truth)
-        return Loaded(
-            index,
-            torch.tensor(self.preparation.resize(image)),
-            torch.tensor(truth),
-            torch.tensor(image) if self.keep_images else None,
-        )
-
-    def check(self, image: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """ImageError where the truth is not one of this image, or not of these classes."""
         if truth.shape != image.shape[:2]:
             height, width = image.shape[:2]
             raise ImageError(
                 f"expected a mask of the image's size, {height} × {width} pixels, got one of "
                 f"{' × '.join(map(str, truth.shape))}; check that they belong together"
             )
-        strange = truth[(truth >= self.classes) & (truth != IGNORED)]
-        if strange.size:
+        invalid = truth[(truth >= self.classes) & (truth != IGNORED)]
+        if invalid.size:
             raise ImageError(
                 f"expected a mask with classes 0 to {self.classes - 1} and {IGNORED} where nothing counts, got "
-                f"{strange.max()} in {strange.size:,} pixels; check that it belongs to this dataset"
+                f"{invalid.max()} in {invalid.size:,} pixels; check that it belongs to this dataset"
             )
+        return LoadedImage(
+            index,
+            torch.tensor(self.preparation.resize(image)),
+            torch.tensor(truth),
+            torch.tensor(image) if self.keep_originals else None,
+        )
 
 
-def read_ahead(
+def prefetch_groups(
     reader: Reader, numbers: Sequence[int], workers: int, *, pin: bool = False
 ) -> Generator[Group, None, None]:
     """The groups of these numbers, in this order.
 
     Args:
         reader: reads them.
-        numbers: which groups.
-        workers: processes that read; 0: this one, when the next group is asked for.
+        numbers: the numbers of the groups.
+        workers: processes that read; 0: this one reads a group when it is requested.
         pin: whether the pixels go to a GPU.
 
     Raises:
@@ -146,14 +137,14 @@ def read_ahead(
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
+        prefetch_factor=PREFETCHED_GROUPS if workers else None,
         pin_memory=pin,
-        generator=torch.Generator(),  # Else it draws a seed for the workers from everybody's.
+        generator=torch.Generator(),  # Otherwise it draws the workers' seed from torch's global generator.
     )
     try:
         yield from loader
     except Exception as error:
-        # Its traceback keeps the workers, in a circle: the garbage collector would then wait 5 s for each.
+        # The traceback refers to the workers in a cycle: the garbage collector would then wait 5 s for each.
         traceback.clear_frames(error.__traceback__)
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -163,11 +154,11 @@ def read_ahead(
         ) from error
 
 
-def sensible_workers(device: torch.device) -> int:
-    """How many workers keep a device busy: for a GPU one a core but one; 0 on one core.
+def default_workers(device: torch.device) -> int:
+    """How many workers keep a device busy: one per core for a GPU, one core left free.
 
-    None for a CPU that computes itself: it takes a second or more for what a worker would read in 13 ms. The processes
-    that torchrun started on a machine share its cores.
+    0 on the CPU, which takes a second or more for what a worker reads in 13 ms. The processes that torchrun started on
+    a machine share its cores.
     """
     if device.type == "cpu":
         return 0

@@ -1,7 +1,4 @@
-"""How well pixels are labelled, as segmentation benchmarks count it.
-
-Knows arrays of class indices. Knows no image, model or method.
-"""
+"""How well pixels are labelled, as segmentation benchmarks count it."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of a whole set, in per cent: areas are summed over the set, then divided, as in mmsegmentation.
+    """Figures of a whole dataset, in per cent: areas are summed over it, then divided, as in mmsegmentation.
 
     With TP, FP and FN a class's pixels that were found, wrongly named and missed. A class that is neither there nor
     predicted has no IoU, one that is not there no accuracy: None, and left out of the means. A mean of none is None.
@@ -41,7 +38,7 @@ def confusion(
     classes: int,
     ignored: int | None = None,
 ) -> NDArray[np.int64]:
-    """How often each class was taken for each; the sum over images is that of their set.
+    """How often each class was taken for each; the sum over images is that of their dataset.
 
     Args:
         truth, labels: true and predicted class of every pixel, two arrays of one shape.
@@ -73,7 +70,7 @@ def confusion(
 
 
 def scores_of(counts: NDArray[np.int64]) -> Scores:
-    """The figures of `confusion`'s counts of a whole set."""
+    """The figures of `confusion`'s counts of a whole dataset."""
     hits = np.diag(counts).astype(np.float64)
     there = counts.sum(1).astype(np.float64)
     iou = shares(hits, counts.sum(0) + there - hits)

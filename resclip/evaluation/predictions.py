@@ -1,11 +1,10 @@
-"""What is written while a set is measured: predictions as label images, and sheets that show truth and prediction.
-
-Knows datasets, label maps and files. Knows no model, and computes no figure but an image's own.
-"""
+"""Files that show what methods predict on a dataset: label maps, and sheets that compare them with the truth."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,161 +18,141 @@ from resclip.visualization.overlay import LegendEntry, draw_sheet, palette
 from resclip_kernels import check_count
 
 OPACITY = 0.7
-"""Of the colours on a sheet's overlays: they matter more than the image, which stands beside them."""
+"""The opacity of the colours on a sheet: they matter more than the image, which stands beside them."""
 
 _RIGHT = (228, 228, 231)
-_WRONG = (
-    213,
-    94,
-    0,
-)  # Vermilion: far from the light grey of what is right, for colour-blind people too.
+# Vermilion: far from the light grey of what is right, for colour-blind people too.
+_WRONG = (213, 94, 0)
 _IGNORED = (161, 161, 170)
 
-# What Windows, the strictest, has no file names with; "%" as it starts the codes of the others.
+# What Windows, the strictest system, does not allow in file names; and "%", which starts the codes of the others.
 _UNSAFE = re.compile(r'[<>:"\\|?*%\x00-\x1f\x7f]|[. ]$')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 
 
-class SavePredictions:
-    """Writes each image's predicted classes as FOLDER/SET/ROW/NAME.png; a name's "/" are folders.
+@dataclass(frozen=True)
+class PredictionFiles:
+    """Writes what methods predict while they are evaluated; an `on_image` of `resclip.evaluation.runner.evaluate`.
 
-    The files are paletted PNGs whose values are class indices, in the set's own colours where it has some.
+    FOLDER/predictions/DATASET/METHOD/NAME.png: the predicted classes of each image, as a paletted PNG whose values are
+    class indices, in the dataset's own colours if it has some. A "/" in a name makes folders.
 
-    Args:
-        folder: made where it is missing; files that it has are replaced.
-        dataset: whose images come.
-        row: the method's name in the table.
-    """
-
-    def __init__(self, folder: Path, dataset: Dataset, row: str) -> None:
-        self.folder = folder / safe_name(dataset.name) / safe_name(row)
-        self.colours = colours_of(dataset).tobytes()
-
-    def __call__(
-        self,
-        sample: Sample,
-        image: NDArray[np.uint8],
-        truth: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-    ) -> None:
-        """Write one prediction. Raises OSError where that cannot be done."""
-        label_map = Image.fromarray(labels.astype(np.uint8))  # A dataset has at most 255 classes.
-        label_map.putpalette(self.colours)
-        write(label_map, self.folder / f"{safe_name(sample.name)}.png")
-
-
-class Sheets:
-    """Writes FOLDER/SET/ROW/NAME.png for a few images: image, truth, prediction and difference, side by side.
-
-    Pixels that do not count are striped. The legend names the classes that truth or prediction have, with their share
-    of the truth. The images are the same for every row, and however many processes share the set.
+    FOLDER/sheets/DATASET/METHOD/NAME.png: image, truth, prediction and difference side by side, for a few images.
+    Pixels that do not count are striped. The legend names the classes in truth or prediction with their share of the
+    truth. The images are the same for every method, however many processes share the dataset.
 
     Args:
-        folder: made where it is missing; files that it has are replaced.
-        dataset: whose images come.
-        row: the method's name in the table.
-        count: of images, spread evenly over the set; all of it where it has no more.
+        folder: made if it is missing; files in it are replaced.
+        label_maps: whether predictions are written.
+        sheets: for how many images sheets are written, spread evenly over the dataset; for all if it has no more.
 
     Raises:
-        ValueError, TypeError: a `count` that is none.
+        ValueError, TypeError: `sheets` is no number of images.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, row: str, count: int) -> None:
-        check_count("count", count, 0)
-        self.folder = folder / safe_name(dataset.name) / safe_name(row)
-        self.caption = f"{dataset.name}, {row}"
-        self.classes = dataset.classes
-        self.chosen = {dataset.samples[index].name for index in evenly_spaced(count, len(dataset))}
-        special = np.array([_IGNORED, _RIGHT, _WRONG], np.uint8)
-        self.colours = np.concatenate([colours_of(dataset), special])
+    folder: Path
+    label_maps: bool = True
+    sheets: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("sheets", self.sheets, 0)
 
     def __call__(
         self,
+        method: str,
+        dataset: Dataset,
         sample: Sample,
         image: NDArray[np.uint8],
         truth: NDArray[np.uint8],
         labels: NDArray[np.int64],
     ) -> None:
-        """Write the image's sheet if it is among the chosen. Raises OSError where that cannot be done."""
-        if sample.name in self.chosen:
-            sheet = self.draw(sample.name, image, truth, labels)
-            write(sheet, self.folder / f"{safe_name(sample.name)}.png")
+        """Write the files of one image. Raises OSError where that cannot be done."""
+        name = f"{portable_path(dataset.name)}/{portable_path(method)}/{portable_path(sample.name)}.png"
+        if self.label_maps:
+            label_map = Image.fromarray(labels.astype(np.uint8))  # At most 255 classes.
+            label_map.putpalette(colours_of(dataset).tobytes())
+            write(label_map, self.folder / "predictions" / name)
+        chosen = evenly_spaced(self.sheets, len(dataset))
+        if any(dataset.samples[index].name == sample.name for index in chosen):
+            sheet = draw_comparison(method, dataset, sample.name, image, truth, labels)
+            write(sheet, self.folder / "sheets" / name)
 
-    def draw(
-        self,
-        name: str,
-        image: NDArray[np.uint8],
-        truth: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-    ) -> Image.Image:
-        """The sheet of one image; mode RGB."""
-        ignored, right, wrong = range(len(self.classes), len(self.classes) + 3)
-        counted = truth != IGNORED
-        known = np.where(counted, truth, ignored).astype(np.int64)
-        judged = np.where(counted, np.where(truth == labels, right, wrong), ignored)
-        views = [("Truth", known), ("Prediction", labels), ("Difference", judged)]
-        special = {wrong: "wrong", right: "right", ignored: "ignored"}
-        shares = np.bincount(judged.ravel(), minlength=wrong + 1) / judged.size
-        entries = [(index, text, float(shares[index])) for index, text in special.items()]
-        return draw_sheet(
-            image,
-            views,
-            self.colours,
-            [*(entry for entry in entries if entry[2]), *self.present(known, labels)],
-            OPACITY,
-            footer=f"{self.caption}, {name}{self.figures(truth, labels)}",
-            legend_caption="Share of the truth",
-            hatched=ignored,
-        )
 
-    def present(self, known: NDArray[np.int64], labels: NDArray[np.int64]) -> list[LegendEntry]:
-        """(class, name, share of the truth), largest first, then what is only predicted, largest first."""
-        true, predicted = (
-            np.bincount(values.ravel(), minlength=len(self.classes) + 1) / values.size
-            for values in (known, labels)
-        )
-        there = [
-            index for index in range(len(self.classes)) if true[index] or predicted[index]
-        ]  # fmt: skip
-        there.sort(key=lambda index: (-true[index], -predicted[index]))
-        return [(index, self.classes[index], float(true[index])) for index in there]
+def draw_comparison(
+    method: str,
+    dataset: Dataset,
+    name: str,
+    image: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+) -> Image.Image:
+    """The sheet of one image; mode RGB."""
+    classes = len(dataset.classes)
+    ignored, right, wrong = range(classes, classes + 3)
+    counted = truth != IGNORED
+    true = np.where(counted, truth, ignored).astype(np.int64)
+    difference = np.where(counted, np.where(truth == labels, right, wrong), ignored)
+    shares = np.bincount(difference.ravel(), minlength=wrong + 1) / difference.size
+    special = {wrong: "wrong", right: "right", ignored: "ignored"}
+    legend = [
+        (index, text, float(shares[index])) for index, text in special.items() if shares[index]
+    ]
+    scores = scores_of(confusion(truth, labels, classes, IGNORED))
+    figures = ""
+    if scores.miou is not None:
+        figures = f": mIoU {scores.miou:.1f} in this image, {scores.pixel_accuracy:.1f} % of its pixels right"
+    return draw_sheet(
+        image,
+        [("Truth", true), ("Prediction", labels), ("Difference", difference)],
+        np.concatenate([colours_of(dataset), np.array([_IGNORED, _RIGHT, _WRONG], np.uint8)]),
+        [*legend, *legend_of_classes(dataset.classes, true, labels)],
+        OPACITY,
+        footer=f"{dataset.name}, {method}, {name}{figures}",
+        legend_caption="Share of the truth",
+        hatched=ignored,
+    )
 
-    def figures(self, truth: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-        """The image's own mIoU and pixel accuracy in words; nothing where no pixel counts."""
-        scores = scores_of(confusion(truth, labels, len(self.classes), IGNORED))
-        if scores.miou is None:
-            return ""
-        return f": mIoU {scores.miou:.1f} in this image, {scores.pixel_accuracy:.1f} % of its pixels right"
+
+def legend_of_classes(
+    classes: Sequence[str], true: NDArray[np.int64], labels: NDArray[np.int64]
+) -> list[LegendEntry]:
+    """(class, name, share of the truth): the true classes, largest first, then those that are only predicted."""
+    in_truth, predicted = (
+        np.bincount(values.ravel(), minlength=len(classes) + 1) / values.size
+        for values in (true, labels)
+    )
+    present = [index for index in range(len(classes)) if in_truth[index] or predicted[index]]
+    present.sort(key=lambda index: (-in_truth[index], -predicted[index]))
+    return [(index, classes[index], float(in_truth[index])) for index in present]
 
 
 def evenly_spaced(count: int, length: int) -> list[int]:
-    """`count` indices below `length`, the middles of as many equal parts; all indices where there are no more."""
+    """`count` indices below `length`, the middles of as many equal parts; all indices if there are no more."""
     count = min(count, length)
     return [(2 * part + 1) * length // (2 * count) for part in range(count)]
 
 
 def colours_of(dataset: Dataset) -> PixelArray:
-    """(classes, 3) uint8: the set's own colours, else the library's."""
+    """(classes, 3) uint8: the dataset's own colours, else the library's."""
     return palette(len(dataset.entries)) if dataset.palette is None else dataset.palette
 
 
-def safe_name(name: str) -> str:
-    """A relative path, "/" between its parts, that every system takes and that leads to no other folder.
+def portable_path(name: str) -> str:
+    """A relative path, "/" between its parts, that every system allows and that leads to no other folder.
 
     What some system does not allow in a file's name becomes its code, as in a web address: "a:b" is "a%3Ab". Different
     names stay different.
     """
-    return "/".join(map(_safe_part, name.split("/")))
-
-
-def _safe_part(part: str) -> str:
-    safe = _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", part)
-    if _DEVICES.fullmatch(safe):
-        safe = f"%{ord(safe[0]):02X}{safe[1:]}"
-    return safe or "%"
+    parts = []
+    for part in name.split("/"):
+        safe = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", part)
+        if _DEVICES.fullmatch(safe):
+            safe = f"%{ord(safe[0]):02X}{safe[1:]}"
+        parts.append(safe or "%")
+    return "/".join(parts)
 
 
 def write(image: Image.Image, path: Path) -> None:
-    """Save as PNG, whole or not at all, in a folder that is made if need be."""
+    """Save as PNG, whole or not at all, in a folder that is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(image, path)

@@ -1,12 +1,10 @@
-"""The mIoU that papers state for a method, a backbone and a dataset.
-
-Knows the packaged table, and which rows, models and settings its figures are of. Knows no measured figure.
-"""
+"""The mIoU that papers state for a method, a backbone and a dataset, and the settings that these figures are of."""
 
 from __future__ import annotations
 
 import csv
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,44 +15,24 @@ from resclip.methods.options_text import as_dict
 from resclip.methods.presets import PRESETS, Preset
 from resclip.text.class_names import DATASETS, dataset_classes
 
-TABLE = Path(__file__).parents[1] / "data" / "published_miou.csv"
+DATA = Path(__file__).parents[1] / "data"
+TABLE = DATA / "published_miou.csv"
+"""The figures: a line per method and backbone, a column per dataset."""
+NAMES = DATA / "published_names.json"
+"""What the table calls the rows of a report and the models of `resclip.load`.
 
-METHODS = {
-    "clip": "CLIP",
-    "maskclip": "MaskCLIP",
-    "sclip": "SCLIP",
-    "sclip+rcs+sfr": "SCLIP + ResCLIP",
-    "clearclip": "ClearCLIP",
-    "clearclip+rcs+sfr": "ClearCLIP + ResCLIP",
-    "naclip": "NACLIP",
-    "naclip+rcs": "NACLIP + RCS (ablation)",
-    "naclip+sfr": "NACLIP + SFR (ablation)",
-    "naclip+rcs+sfr": "NACLIP + ResCLIP",
-}
-"""The table's name of a row."""
-REFINED = {"naclip": "NACLIP + PAMR"}
-"""The table's name of a row whose logits PAMR refines, by the usual number of iterations."""
-PROXY = {"ViT-B/16": "ProxyCLIP (DINO B/8)", "OpenCLIP ViT-H/14": "ProxyCLIP"}
-"""The table's name of the row "proxyclip", by the table's name of the backbone."""
+"methods": by the row's name. "refined": the same for rows whose logits PAMR refines. "proxy": the row "proxyclip", by
+backbone. "backbones": by model and weights in small letters, with a space between them.
+"""
+
 REFINE_ITERATIONS = 10
-
-BACKBONES = {
-    ("vit-b-16", "openai"): "ViT-B/16",
-    ("vit-b-16-quickgelu", "openai"): "ViT-B/16",
-    ("transformers:openai/clip-vit-base-patch16", None): "ViT-B/16",
-    ("vit-l-14", "openai"): "ViT-L/14",
-    ("vit-l-14-quickgelu", "openai"): "ViT-L/14",
-    ("transformers:openai/clip-vit-large-patch14", None): "ViT-L/14",
-    ("vit-h-14", "laion2b_s32b_b79k"): "OpenCLIP ViT-H/14",
-    ("transformers:laion/clip-vit-h-14-laion2b-s32b-b79k", None): "OpenCLIP ViT-H/14",
-}
-"""The table's name of a model and its weights, by their names in small letters."""
-
+"""PAMR's iterations where published logits are refined."""
 RELEASED_LAYERS = [6, 7, 8, 9]
+"""The blocks that RCS averages in the released program."""
 TEMPLATES = (None, "imagenet")
-"""Names of CLIP's 80 prompts."""
+"""What the option `templates` is where CLIP's 80 prompts are used."""
 USUAL_WINDOWS = (224, 112)
-"""Window and stride of the papers that ResCLIP builds on."""
+"""Window and stride of the papers that ResCLIP builds on, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -71,39 +49,48 @@ class Published:
 def published(
     row: str, dataset: str, model: str, pretrained: str | None, options: Mapping[str, Any]
 ) -> Published | None:
-    """The figure to compare a row with; None where nobody has published one for just this configuration.
+    """The figure to compare a row with; None where nobody has published one for exactly this configuration.
 
     Args:
         row: a base and its modules: "naclip+rcs+sfr".
         dataset: one of `resclip.text.class_names.DATASETS`; others have no figures.
         model, pretrained: as `resclip.load` takes them.
         options: settings of the segmenter, as `Segmenter.settings` has them or as JSON gives them back. They must be
-            those that the figure is of; one that is not named counts as such.
+            those that the figure is of; an option that is missing counts as such.
     """
-    backbone = BACKBONES.get(backbone_key(model, pretrained))
+    names, figures = tables()
+    # "ViT-B/16" and "ViT-B-16" are one model of open_clip's; the "/" in "transformers:owner/name" stays.
+    model = model.lower() if ":" in model else model.lower().replace("/", "-")
+    backbone = names["backbones"].get(model if pretrained is None else f"{model} {pretrained}")
     if backbone is None or dataset not in DATASETS or not is_standard(row, dataset, options):
         return None
-    iterations = options.get("refine_iterations", 0)
     if row == "proxyclip":
-        method = PROXY.get(backbone)
+        method = names["proxy"].get(backbone)
+    elif options.get("refine_iterations", 0) == REFINE_ITERATIONS:
+        method = names["refined"].get(row)
     else:
-        method = (REFINED if iterations == REFINE_ITERATIONS else METHODS).get(row)
-    figures = table().get((method, backbone), {})
-    value = figures.get(dataset)
-    return Published(float(value), str(method), figures["source"]) if value else None
+        method = names["methods"].get(row)
+    line = figures.get((method, backbone), {})
+    value = line.get(dataset)
+    return Published(float(value), str(method), line["source"]) if value else None
 
 
-def backbone_key(model: str, pretrained: str | None) -> tuple[str, str | None]:
-    """A key of `BACKBONES`: "ViT-B/16" and "ViT-B-16" are one model of open_clip's."""
-    name = model.lower()
-    return (name if ":" in name else name.replace("/", "-")), pretrained
+@functools.lru_cache(maxsize=1)
+def tables() -> tuple[
+    Mapping[str, Mapping[str, str]], Mapping[tuple[str | None, str], Mapping[str, str]]
+]:
+    """The packaged names; and by method and backbone, a figure per dataset, as text, and the source."""
+    names = json.loads(NAMES.read_text(encoding="utf-8"))
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        lines = {(line["method"], line["backbone"]): line for line in csv.DictReader(stream)}
+    return names, lines
 
 
 def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
-    """Whether a row was measured as its method is published: its base's own attention, and the protocol of the set.
+    """Whether a row was measured as its method is published: its base's own attention, and the dataset's protocol.
 
-    RCS and SFR may have the set's released values or those of the paper's equations. A base alone may be measured by
-    the usual windows even where the released program takes the whole image.
+    RCS and SFR may have the dataset's released values or those of the paper's equations. A base alone may be measured
+    by the usual windows even where the released program takes the whole image.
     """
     name, *modules = row.split("+")
     if name not in BASES or not set(modules) <= set(MODULES):
@@ -125,49 +112,36 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
     }
     windows = protocol.pop("window", USUAL_WINDOWS[0]), protocol.pop("stride", USUAL_WINDOWS[1])
     allowed = [windows] if modules or base.proxy else [windows, USUAL_WINDOWS]
+    # A whole image (window 0) has no stride.
+    has_windows = any(
+        options.get("window", window) == window
+        and (window == 0 or options.get("stride", stride) == stride)
+        for window, stride in allowed
+    )
+    proxy, used_proxy = as_dict(base.proxy), options.get("proxy", as_dict(base.proxy))
+    if used_proxy:
+        used_proxy = {**used_proxy, "model": used_proxy["model"].removeprefix("timm:")}
     return (
         options.get("templates") in TEMPLATES
         and all(options.get(option, value) == value for option, value in protocol.items())
         and options.get("refine_iterations", 0) in (0, REFINE_ITERATIONS)
-        and any(has_windows(options, *pair) for pair in allowed)
-        and has_proxy(options, as_dict(base.proxy))
+        and has_windows
+        and used_proxy == proxy
         and any(has_modules(options, modules, values) for values in (preset, PRESETS["paper"]))
     )
 
 
-def has_windows(options: Mapping[str, Any], window: int, stride: int) -> bool:
-    """Whether the options name these windows; a whole image (0) has no stride."""
-    if options.get("window", window) != window:
-        return False
-    return window == 0 or options.get("stride", stride) == stride
-
-
-def has_proxy(options: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
-    """Whether the options name this proxy, with or without "timm:" in front of its model."""
-    found = options.get("proxy", wanted)
-    if found and wanted:
-        return {**found, "model": found["model"].removeprefix("timm:")} == wanted
-    return found is None and wanted is None
-
-
 def has_modules(options: Mapping[str, Any], modules: Sequence[str], preset: Preset) -> bool:
-    """Whether RCS and SFR, where they are among `modules`, have a preset's values, and are off where they are not."""
+    """Whether RCS and SFR have a preset's values where they are among `modules`, and are off where they are not."""
     rcs = asdict(RCS(**preset.rcs)) if "rcs" in modules else None
     sfr = asdict(SFR(**preset.sfr)) if "sfr" in modules else None
-    found = options.get("rcs", rcs)
-    if found and rcs:
+    used_rcs = options.get("rcs", rcs)
+    if used_rcs and rcs:
         # Which blocks None and text stand for depends on the tower: "rcs_layers" says.
-        found, rcs = ({**values, "layers": None} for values in (found, rcs))
+        used_rcs, rcs = {**used_rcs, "layers": None}, {**rcs, "layers": None}
     layers = RELEASED_LAYERS if rcs else []
     return (
-        found == rcs
+        used_rcs == rcs
         and options.get("sfr", sfr) == sfr
         and list(options.get("rcs_layers", layers)) == layers
     )
-
-
-@functools.lru_cache(maxsize=1)
-def table() -> Mapping[tuple[str | None, str], Mapping[str, str]]:
-    """The packaged table: by method and backbone a figure a dataset, as text, and the source."""
-    with TABLE.open(encoding="utf-8", newline="") as stream:
-        return {(line["method"], line["backbone"]): line for line in csv.DictReader(stream)}

@@ -1,13 +1,10 @@
-"""Measured figures as values and as a JSON file: a set's conditions once, and a row a method.
-
-Knows how figures are stored and which stored rows still hold. Knows no method, and not what was measured how.
-"""
+"""Measured figures as values and as a JSON file: the conditions of a dataset once, and one row per method."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +12,100 @@ from resclip.evaluation.datasets.base import Problem
 from resclip.evaluation.metrics import Scores
 from resclip.io.files import read_text, write_atomically
 
-FORMAT = "resclip evaluation, version 2"
+FORMAT = "resclip evaluation"
+VERSION = 3
+"""The version of the JSON file that this program reads and writes."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What measuring took. No figure depends on it."""
-
-    seconds: float
-    """For all images, without loading the model; of an interrupted run, of all its parts."""
-    processes: int
-    """That shared the images."""
-    threads: int
-    """Of the CPU, a process."""
-    machine: str
-    """The GPU's name, or the CPU's."""
-    peak_memory: int
-    """Bytes: of the GPU where one computes, else of the process; the largest of the processes'."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method's figures on one set."""
+class MethodResult:
+    """The figures of one method on one dataset, and what measuring them took."""
 
     scores: Scores
     images: int
-    """That the figures are of."""
+    """The number of images that the figures are of."""
     problems: tuple[Problem, ...]
-    """Images that are not in them, and why."""
-    cost: Cost
+    """The images that are not in the figures, and why."""
     options: Mapping[str, Any]
-    """What sets the method apart, as JSON-able values."""
+    """The settings of this method that other rows need not share, as JSON-able values."""
+    seconds: float
+    """For all images, without loading the model; all parts of an interrupted run together."""
+    processes: int
+    """How many processes shared the images."""
+    threads: int
+    """CPU threads of each process."""
+    machine: str
+    """The name of the GPU, or of the CPU."""
+    peak_memory: int
+    """Bytes of the GPU if one computes, else of the process; with several processes, of the one that took most."""
 
 
 @dataclass
-class Evaluation:
-    """The figures of some methods on one set, under the same conditions."""
+class DatasetReport:
+    """The figures of some methods on one dataset, under the same conditions."""
 
     dataset: str
-    """As it is asked for: "voc21"."""
+    """The dataset's name, as `open_dataset` takes it."""
     description: str
     """What was measured on, in words: "200 held-out scenes of 168 × 168"."""
     settings: Mapping[str, Any]
-    """What all rows share, as JSON-able values: windows, device, versions."""
+    """What all rows share, as JSON-able values: images, class names, device, versions."""
     classes: tuple[str, ...]
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, MethodResult] = field(default_factory=dict)
+    """By the method's name."""
+
+    def selection(self, methods: Iterable[str]) -> DatasetReport:
+        """The same with the rows of these methods alone, in the order of all."""
+        wanted = set(methods)
+        return replace(self, rows={name: row for name, row in self.rows.items() if name in wanted})
 
 
 @dataclass
 class Report:
-    """The figures of some methods on some sets."""
+    """The figures of some methods on some datasets."""
 
-    sets: dict[str, Evaluation] = field(default_factory=dict)
-    """By the set's name, in the order of the table's columns."""
+    datasets: dict[str, DatasetReport] = field(default_factory=dict)
+    """By the dataset's name, in the order of the table's columns."""
 
     @property
-    def rows(self) -> list[str]:
-        """The names of all rows, each once, in the order of their first set."""
-        return list(dict.fromkeys(name for figures in self.sets.values() for name in figures.rows))
+    def methods(self) -> list[str]:
+        """The names of all rows, each once, in the order of the first dataset that has them."""
+        return list(dict.fromkeys(name for part in self.datasets.values() for name in part.rows))
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all; OSError where that cannot be done."""
-        write_atomically(
-            path, (json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode()
-        )
+        """Write the report as JSON, whole or not at all; OSError where that cannot be done."""
+        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """What `save` wrote; ValueError for any other file."""
+        """What `save` wrote; ValueError for any other file and for one of another version."""
         try:
             stored = json.loads(read_text(path, "figures as JSON"))
-            if stored["format"] != FORMAT:
+            if not str(stored["format"]).startswith(FORMAT):
                 raise ValueError
-            return cls({name: evaluation_from(figures) for name, figures in stored["sets"].items()})
+            version = stored.get("version")
+            if version == VERSION:
+                return cls({name: parse(part) for name, part in stored["datasets"].items()})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{path}: expected figures that `resclip evaluate` or `resclip ablate` wrote; got something else: "
-                "name another file, or pass --fresh to replace it"
+                f"{path}: expected figures that `resclip evaluate` or `resclip ablate` wrote, got something else: "
+                "name another file, or pass fresh=True to replace it"
             ) from error
+        raise ValueError(
+            f"{path}: expected figures of version {VERSION}, got version {version or '2 or older'}: name another file, "
+            "or pass fresh=True to measure anew and replace it"
+        )
 
 
-def evaluation_from(stored: Mapping[str, Any]) -> Evaluation:
-    """An `Evaluation` from the values of a JSON file."""
-    rows = {name: row_from(row) for name, row in stored["rows"].items()}
-    return Evaluation(**{**stored, "classes": tuple(stored["classes"]), "rows": rows})
-
-
-def row_from(stored: Mapping[str, Any]) -> Row:
-    """A `Row` from the values of a JSON file."""
-    scores = {**stored["scores"]}
-    scores |= {name: tuple(scores[name]) for name in ("iou", "accuracy")}
-    problems = tuple(Problem(**problem) for problem in stored["problems"])
-    changes = {"scores": Scores(**scores), "cost": Cost(**stored["cost"]), "problems": problems}
-    return Row(**{**stored, **changes})
-
-
-def resume(wanted: Evaluation, stored: Evaluation, path: Path | None) -> Evaluation:
-    """`wanted` with the rows that `stored`, which the file at `path` holds, has for its set.
-
-    With the description that `wanted` has: it is words, and no condition.
-
-    Raises:
-        ValueError: the stored figures were taken under other conditions.
-    """
-    there = {**stored.settings, "classes": stored.classes}
-    here = {**wanted.settings, "classes": wanted.classes}
-    for name in {**here, **there}:
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"{path} holds figures of {wanted.dataset} under other conditions ({name}: {there.get(name)} there, "
-                f"{here.get(name)} here): name another file, or pass --fresh to replace it"
-            )
-    return Evaluation(
-        wanted.dataset, wanted.description, wanted.settings, wanted.classes, dict(stored.rows)
-    )
+def parse(stored: Mapping[str, Any]) -> DatasetReport:
+    """A `DatasetReport` from the values of a JSON file."""
+    rows = {}
+    for name, row in stored["rows"].items():
+        scores: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in row["scores"].items()
+        }
+        problems = tuple(Problem(**problem) for problem in row["problems"])
+        rows[name] = MethodResult(**{**row, "scores": Scores(**scores), "problems": problems})
+    return DatasetReport(**{**stored, "classes": tuple(stored["classes"]), "rows": rows})

@@ -1,276 +1,86 @@
-"""Datasets × methods → a report: which rows there are, what each is measured with, and what a file already holds.
+"""Datasets × methods → a report: the order of the work, from images to figures.
 
-Knows the order of the work. Measuring a row is measure.py's, reading datasets datasets', showing figures tables.py's.
+`evaluate` goes through the table's cells; `evaluate_dataset` measures one of them. Reading images is in `loader.py`,
+counting pixels in `metrics.py`, what is kept of an interrupted run in `checkpoint.py`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from resclip.evaluation.checkpoint import Journal, Progress
-from resclip.evaluation.datasets.base import IGNORED, Dataset, Problem, Sample
+from resclip.evaluation.checkpoint import Checkpoint, DatasetResult
+from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample
 from resclip.evaluation.distributed import (
-    ALONE,
-    World,
-    forget_peak_memory,
+    gather,
     machine_name,
     peak_memory,
+    process_count,
+    rank,
+    reset_peak_memory,
 )
-from resclip.evaluation.loader import Group, Reader, read_ahead, sensible_workers
+from resclip.evaluation.loader import Reader, default_workers, prefetch_groups
 from resclip.evaluation.metrics import confusion, scores_of
-from resclip.evaluation.report import Cost, Evaluation, Report, Row, resume
+from resclip.evaluation.report import DatasetReport, MethodResult, Report
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
 from resclip.segmenter import Segmenter
 from resclip_kernels import check_count
 
 GROUP_SIZE = 8
-"""Images a group: 50 to 100 windows of photographs, several full batches."""
+"""How many images are segmented together: 50 to 100 windows of photographs, several full batches."""
 
-WRITTEN_EVERY = 10.0
-"""Seconds between two writings of the journal, which take 13 ms for 171 classes."""
-
-
-class Watcher(Protocol):
-    """Sees every image that this process measures, in order."""
-
-    def __call__(
-        self,
-        sample: Sample,
-        image: NDArray[np.uint8],
-        truth: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-    ) -> None:
-        """See the (H, W, 3) image, its (H, W) true classes and its (H, W) predicted ones."""
-
-
-Tell: TypeAlias = Callable[[int, NDArray[np.int64]], object]
-"""Hears how many images more are done, by all processes and broken ones too: they sum to the size of the set. And the
-counts of earlier runs and of this process so far; at the last call, which may tell of no image more, everybody's."""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What was measured."""
-
-    counts: NDArray[np.int64]
-    """(C, C): `confusion`'s, over the whole set."""
-    images: int
-    """That the counts are of."""
-    problems: tuple[Problem, ...]
-    """Images that are not: the set's own first, then in the order of its samples."""
-    cost: Cost
-
-
-def measure(
-    segmenter: Segmenter,
-    dataset: Dataset,
-    *,
-    group_size: int = GROUP_SIZE,
-    workers: int | None = None,
-    journal: Journal | None = None,
-    world: World = ALONE,
-    tell: Tell | None = None,
-    watch: Sequence[Watcher] = (),
-) -> Tally:
-    """Segment every image of a dataset and count which class was taken for which.
-
-    Args:
-        segmenter: its classes are the set's, in the same order.
-        dataset: what to segment.
-        group_size: images that are segmented together.
-        workers: processes that read images, for each process that segments; 0: itself; None: as many as keep its
-            device busy.
-        journal: keeps what has been done, and says what had been; it is left in place. None: for no resuming.
-        world: the processes that share the groups. All of them call this, with equal arguments.
-        tell: is told of progress, after what the journal had and after each group.
-        watch: see each image after it was segmented. What the journal had is not shown again.
-
-    Returns:
-        The same in every process.
-
-    Raises:
-        ValueError: the segmenter has another number of classes than the set, or a group size below 1.
-        OSError: the journal cannot be written.
-        WorldError: another process failed.
-        Exception: whatever the segmenter and the watchers raise. Images that cannot be read raise nothing: they are
-            in `Tally.problems`.
-    """
-    check_count("group_size", group_size, 1)
-    classes = len(dataset.entries)
-    if len(segmenter.vocabulary.names) != classes:
-        raise ValueError(
-            f"expected a segmenter with the {classes} classes of {dataset.name}, got one with "
-            f"{len(segmenter.vocabulary.names)}: make it with the set's entries"
-        )
-    terms = terms_of(dataset, group_size)
-    check_alike(dataset, terms, world)
-    found = journal.resume(terms) if journal is not None and world.is_first else None
-    earlier = world.broadcast(found) or Progress.none(classes)
-    if tell is not None and earlier.groups:
-        tell(earlier.dealt_with, earlier.counts)
-    groups = -(-len(dataset) // group_size)
-    left = [number for number in range(groups) if number not in earlier.groups]
-    reader = Reader(dataset.samples, group_size, classes, segmenter.preparation, bool(watch))
-    own = Progress.none(classes)
-    diary = Diary(journal, f"rank-{world.rank}", terms)
-    try:
-        # What is left is dealt out anew, so that any number of processes can go on with it.
-        mine = left[world.rank :: world.size]
-        with closing(measured(segmenter, reader, mine, workers, watch)) as parts:
-            for part in parts:
-                own = own.and_then(part)
-                diary.keep(own)
-                done = world.advance(part.dealt_with)
-                if tell is not None:
-                    tell(done, earlier.counts + own.counts)
-    finally:
-        diary.keep(own, at_once=True)
-    everything = earlier.and_then(reduce(Progress.beside, world.gather(own)))
-    done = world.advance(0)
-    if tell is not None:
-        tell(done, everything.counts)
-    order = {sample.name: index for index, sample in enumerate(dataset.samples)}
-    problems = sorted(everything.problems, key=lambda problem: order[problem.name])
-    cost = Cost(
-        seconds=everything.seconds,
-        processes=world.size,
-        threads=torch.get_num_threads(),
-        machine=world.broadcast(machine_name(segmenter.device)),
-        peak_memory=everything.peak_memory,
-    )
-    return Tally(everything.counts, everything.images, (*dataset.problems, *problems), cost)
-
-
-def measured(
-    segmenter: Segmenter,
-    reader: Reader,
-    groups: Sequence[int],
-    workers: int | None,
-    watch: Sequence[Watcher],
-) -> Generator[Progress, None, None]:
-    """What each group of these numbers adds, in their order."""
-    device = segmenter.device
-    forget_peak_memory(device)
-    workers = sensible_workers(device) if workers is None else workers
-    before = time.perf_counter()
-    with closing(read_ahead(reader, groups, workers, pin=device.type == "cuda")) as loaded:
-        for group in loaded:
-            counts = counts_of(segmenter, reader, group, watch)
-            now = time.perf_counter()
-            yield Progress(
-                groups=frozenset({group.number}),
-                counts=counts,
-                images=len(group.loaded),
-                problems=group.problems,
-                seconds=now - before,
-                peak_memory=peak_memory(device),
-            )
-            before = now
-
-
-def counts_of(
-    segmenter: Segmenter, reader: Reader, group: Group, watch: Sequence[Watcher]
-) -> NDArray[np.int64]:
-    """A group's confusion counts."""
-    pixels = [
-        reader.preparation.normalise(sample.pixels.to(segmenter.device, non_blocking=True))
-        for sample in group.loaded
-    ]
-    sizes = [(sample.truth.shape[0], sample.truth.shape[1]) for sample in group.loaded]
-    counts = np.zeros((reader.classes, reader.classes), np.int64)
-    results = segmenter.classify(pixels, sizes)
-    for sample, (found, _) in zip(group.loaded, results, strict=True):
-        truth, labels = sample.truth.numpy(), found.cpu().numpy()
-        counts += confusion(truth, labels, reader.classes, ignored=IGNORED)
-        if sample.image is not None:
-            for watcher in watch:
-                watcher(reader.samples[sample.index], sample.image.numpy(), truth, labels)
-    return counts
-
-
-class Diary:
-    """Writes this process's progress into the journal, if there is one, now and then.
-
-    Args:
-        journal: to write into.
-        part: this process's file.
-        terms: see `Journal`.
-    """
-
-    def __init__(self, journal: Journal | None, part: str, terms: Mapping[str, Any]) -> None:
-        self.journal = journal
-        self.part = part
-        self.terms = terms
-        self.written = time.monotonic()
-
-    def keep(self, own: Progress, *, at_once: bool = False) -> None:
-        """Write what has been done so far, if it is time, or at once; nothing where nothing has been done."""
-        due = at_once or time.monotonic() - self.written >= WRITTEN_EVERY
-        if self.journal is not None and own.groups and due:
-            self.journal.write(self.part, own, self.terms)
-            self.written = time.monotonic()
-
-
-def terms_of(dataset: Dataset, group_size: int) -> dict[str, Any]:
-    """What decides which images are in which group."""
-    return {"group_size": group_size, "images": len(dataset), "names": dataset.digest}
-
-
-def check_alike(dataset: Dataset, terms: Mapping[str, Any], world: World) -> None:
-    """ValueError, in every process, where one has other images on its disk than the first."""
-    first, *others = world.gather(terms)
-    for rank, other in enumerate(others, 1):
-        if other != first:
-            raise ValueError(
-                f"expected the same images of {dataset.name} in every process, got {first['images']:,} in the "
-                f"first and {other['images']:,}, or others, in that of rank {rank}: copy the set anew, or put it on "
-                "a disk that the machines share"
-            )
-
-
-SHARED = (
+SHARED_SETTINGS = (
     "model", "pretrained", "templates", "precision", "implementation", "resclip", "torch", "python",
 )  # fmt: skip
-"""Settings of a segmenter that all rows of a set must agree in; the others are a row's options."""
+"""The settings of a segmenter that all rows of a dataset must agree in; the others are a row's options."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What a row of the table measures."""
+class Progress:
+    """How far an evaluation has come."""
 
-    name: str
-    make: Callable[[Dataset], Segmenter]
-    """Its segmenter for a set, whose vocabulary is the set's classes."""
+    dataset: str
+    method: str
+    images: int
+    """How many images are done, over all rows and datasets so far, those that cannot be read included. With several
+    processes it is reckoned from the share of this one until all have finished a row."""
+    total: int
+    """How many images there are, over all rows and datasets."""
+    miou: float | None
+    """In per cent, so far, over the images of this process and of earlier runs; None if no pixel has been counted."""
+    row: MethodResult | None = None
+    """The figures of the whole row once it is complete."""
+    stored: bool = False
+    """Whether the complete row was in the report's file already."""
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who looks on, such as what saves predictions."""
+MakeSegmenter: TypeAlias = Callable[[Dataset], Segmenter]
+"""Makes the segmenter of a row for a dataset; its vocabulary is the dataset's classes."""
 
-    make: Callable[[str, Dataset], Sequence[Watcher]]
-    """The watchers of a row on a set."""
-    key: Mapping[str, Any]
-    """What tells one kind of watching from another, as JSON-able values."""
+OnProgress: TypeAlias = Callable[[Progress], object]
+"""Is called after each group of images, and when a row is complete."""
+
+OnImage: TypeAlias = Callable[
+    [str, Dataset, Sample, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]], object
+]
+"""Is called with each image that this process has segmented, in order: method, dataset, sample, (H, W, 3) image,
+(H, W) true classes and (H, W) predicted classes."""
 
 
 def row_names(methods: Iterable[str] | None = None) -> list[str]:
     """The rows that methods stand for, each once: a base and its modules; "resclip" is "naclip+rcs+sfr".
 
     Args:
-        methods: names as `find_method` takes them; None: every base with everything that can be put on it.
+        methods: names as `find_method` takes them; None: every base with every module that fits it.
 
     Raises:
         ValueError: no such method, or none at all.
@@ -287,150 +97,294 @@ def row_names(methods: Iterable[str] | None = None) -> list[str]:
 
 
 def evaluate(
-    candidates: Sequence[Candidate],
+    entries: Mapping[str, MakeSegmenter],
     datasets: Sequence[Dataset],
     *,
-    path: Path | None = None,
+    checkpoint: Path | None = None,
     fresh: bool = False,
     workers: int | None = None,
-    world: World = ALONE,
-    watch: Watch | None = None,
-    progress: bool = False,
+    on_progress: OnProgress | None = None,
+    on_image: OnImage | None = None,
 ) -> Report:
-    """Measure every candidate on every set.
+    """Measure every method on every dataset.
+
+    Under torch.distributed, the processes share the images and all get the same report; the first one alone writes it.
 
     Args:
-        candidates: the rows.
+        entries: the rows, by the method's name.
         datasets: the columns.
-        path: JSON file that gets the figures after each row. Rows that it has under the same conditions are not
-            measured again, and a row that was interrupted goes on where it stopped; what else it has is kept.
-        fresh: measure everything anew; the file keeps only sets that are not asked for.
-        workers: processes that decode images; None: as many as are of use.
-        world: the processes that share the images; all get the same report, the first alone writes.
-        watch: sees every image. Rows are measured then, whether the file has them or not.
-        progress: draw a bar, and write a line a row, on stderr, by the first process.
+        checkpoint: JSON file of the report, written after each row. Rows that it holds under the same conditions are
+            not measured again, and an interrupted row goes on where it stopped; whatever else it holds is kept. None:
+            nothing is stored.
+        fresh: measure everything anew; the file keeps only datasets that are not measured here.
+        workers: processes that decode images, for each process that segments; 0: none; None: as many as keep the device
+            busy.
+        on_progress: see `OnProgress`.
+        on_image: see `OnImage`. All rows are measured then, even if the file holds them. An interrupted
+            row goes on where it stopped if `repr(on_image)` is the same in both runs, as that of a dataclass is.
 
     Returns:
-        The rows and sets asked for; the file keeps the others that it had as well.
+        The requested rows and datasets; the file keeps all others that it held.
 
     Raises:
-        ValueError: no candidate or set; a segmenter of other classes than the set's; a file with figures under other
+        ValueError: no row or dataset; a segmenter with other classes than the dataset; a file with figures under other
             conditions.
         OSError: the file cannot be written.
     """
-    if not candidates or not datasets:
+    if not entries or not datasets:
         raise ValueError("expected at least one method and one dataset to measure, got none")
-    report = begin(datasets, path, fresh, world)
-    shown = progress and world.is_first
-    total = len(candidates) * sum(map(len, datasets))
-    # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=total, unit="image", disable=None if shown else True, leave=False) as bar:
-        for dataset in datasets:
-            for candidate in candidates:
-                bar.set_description(f"{dataset.name}, {candidate.name}")
-                end = bar.n + len(dataset)
-                segmenter = candidate.make(dataset)
-                wanted, options = conditions(dataset, segmenter)
-                figures = resume(wanted, report.sets.get(dataset.name, wanted), path)
-                report.sets[dataset.name] = figures
-                row = figures.rows.get(candidate.name)
-                took = "stored"
-                if watch is not None or row is None or row.options != options:
-                    journal = journal_of(path, figures, candidate.name, options, watch)
-                    if fresh and journal is not None and world.is_first:
-                        journal.clear()
-                    tally = measure(
-                        segmenter,
-                        dataset,
-                        workers=workers,
-                        journal=journal,
-                        world=world,
-                        tell=partial(show, bar),
-                        watch=() if watch is None else watch.make(candidate.name, dataset),
-                    )
-                    scores = scores_of(tally.counts)
-                    row = Row(scores, tally.images, tally.problems, tally.cost, options)
-                    figures.rows = in_order({**figures.rows, candidate.name: row})
-                    took = f"{row.cost.seconds:.0f} s"
-                    if path is not None and journal is not None and world.is_first:
-                        report.save(path)
-                        journal.clear()
-                bar.update(end - bar.n)
-                if shown:
-                    miou = row.scores.miou
-                    figure = "nothing to measure" if miou is None else f"{miou:.1f}"
-                    bar.write(
-                        f"{dataset.name}, {candidate.name}: {figure} ({took})", file=sys.stderr
-                    )
-    names = [candidate.name for candidate in candidates]
-    return Report({one.name: selection(report.sets[one.name], names) for one in datasets})
-
-
-def begin(datasets: Sequence[Dataset], path: Path | None, fresh: bool, world: World) -> Report:
-    """What the file holds already, for all processes; without these sets where they are measured afresh."""
-    if path is None:
-        return Report()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = world.broadcast(stored_in(path, fresh) if world.is_first else Report())
+    report = stored_report(checkpoint, fresh)
     if fresh:
         for dataset in datasets:
-            report.sets.pop(dataset.name, None)
-    return report
+            report.datasets.pop(dataset.name, None)
+    total = len(entries) * sum(map(len, datasets))
+    done = 0
+
+    def show(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(replace(progress, images=done + progress.images, total=total))
+
+    for dataset in datasets:
+        for method, make_segmenter in entries.items():
+            segmenter = make_segmenter(dataset)
+            column, options = conditions_of(dataset, segmenter)
+            if dataset.name in report.datasets:
+                stored_column = report.datasets[dataset.name]
+                check_same_conditions(column, stored_column, checkpoint)
+                column.rows = stored_column.rows
+            report.datasets[dataset.name] = column
+            row = column.rows.get(method)
+            stored = on_image is None and row is not None and row.options == options
+            if row is None or not stored:
+                unfinished = None
+                if checkpoint is not None:
+                    unfinished = row_checkpoint(checkpoint, column, method, options, on_image)
+                    if fresh and rank() == 0:
+                        unfinished.clear()
+                result = evaluate_dataset(
+                    method,
+                    segmenter,
+                    dataset,
+                    workers=workers,
+                    checkpoint=unfinished,
+                    on_progress=show,
+                    on_image=on_image,
+                )
+                row = MethodResult(
+                    scores_of(result.confusion),
+                    result.images,
+                    result.problems,
+                    options,
+                    result.seconds,
+                    process_count(),
+                    torch.get_num_threads(),
+                    gather(machine_name(segmenter.device))[0],
+                    result.peak_bytes,
+                )
+                column.rows = in_order({**column.rows, method: row})
+                if checkpoint is not None and unfinished is not None and rank() == 0:
+                    report.save(checkpoint)
+                    unfinished.clear()
+            size = len(dataset)
+            show(Progress(dataset.name, method, size, size, row.scores.miou, row, stored))
+            done += size
+    return Report({part.name: report.datasets[part.name].selection(entries) for part in datasets})
 
 
-def stored_in(path: Path, fresh: bool) -> Report:
-    """The report in a file; an empty one where there is no file, or where `fresh` replaces one of something else.
+def evaluate_dataset(
+    method: str,
+    segmenter: Segmenter,
+    dataset: Dataset,
+    *,
+    group_size: int = GROUP_SIZE,
+    workers: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_progress: OnProgress | None = None,
+    on_image: OnImage | None = None,
+) -> DatasetResult:
+    """Segment every image of a dataset and count which class was taken for which.
+
+    Args:
+        method: the row's name, for `on_progress` and `on_image`.
+        segmenter: its classes are the dataset's, in the same order.
+        dataset: what to segment.
+        group_size: how many images are segmented together.
+        workers, on_progress, on_image: as `evaluate` takes them.
+        checkpoint: keeps what has been done, and says what was done before; its conditions include the dataset's
+            images and `group_size`. It is left in place. None: nothing is kept.
+
+    Returns:
+        The result for the whole dataset, the same in every process. Images that cannot be read are in its problems,
+        the dataset's own first, then in the order of its samples.
+
+    Raises:
+        ValueError: the segmenter has another number of classes than the dataset, the processes see different images,
+            or a group size below 1.
+        OSError: the checkpoint cannot be written.
+        RuntimeError: another process has ended.
+        Exception: whatever the segmenter and `on_image` raise.
+    """
+    check_count("group_size", group_size, 1)
+    classes = len(dataset.entries)
+    if len(segmenter.vocabulary.names) != classes:
+        raise ValueError(
+            f"expected a segmenter with the {classes} classes of {dataset.name}, got one with "
+            f"{len(segmenter.vocabulary.names)}: make it with the dataset's entries"
+        )
+    check_same_images(dataset)
+    done: set[int] = set()
+    earlier: dict[int, DatasetResult] = {}
+    if checkpoint is not None:
+        # The first process reads for all: another may not see a file yet that was written on another machine.
+        done, earlier = gather(checkpoint.read(classes) if rank() == 0 else (done, earlier))[0]
+    numbers = range(-(-len(dataset) // group_size))
+    left = [number for number in numbers if number not in done]
+    # What is left is dealt out anew, so that any number of processes can go on.
+    mine = left[rank() :: process_count()]
+    reader = Reader(
+        dataset.samples, group_size, classes, segmenter.preparation, on_image is not None
+    )
+    result = DatasetResult.empty(classes)
+    so_far = sum(earlier.values(), DatasetResult.empty(classes))
+    groups = measure_groups(method, segmenter, dataset, reader, mine, workers, on_image)
+    with closing(groups):
+        for position, (number, part) in enumerate(groups, 1):
+            result += part
+            so_far += part
+            if checkpoint is not None:
+                checkpoint.append(rank(), number, part)
+            if on_progress is not None:
+                # The others are taken to be as fast as this one: they have done what was dealt beside its groups.
+                size, rest = len(dataset), left[position * process_count() :]
+                undone = len(rest) * group_size
+                if rest and rest[-1] == numbers[-1]:  # The last group may be smaller.
+                    undone -= len(numbers) * group_size - size
+                miou = scores_of(so_far.confusion).miou
+                on_progress(Progress(dataset.name, method, size - undone, size, miou))
+    return whole_result(dataset, earlier, gather(result))
+
+
+def measure_groups(
+    method: str,
+    segmenter: Segmenter,
+    dataset: Dataset,
+    reader: Reader,
+    numbers: Sequence[int],
+    workers: int | None,
+    on_image: OnImage | None,
+) -> Generator[tuple[int, DatasetResult], None, None]:
+    """The number and the result of each of these groups of images, in their order."""
+    device = segmenter.device
+    reset_peak_memory(device)
+    workers = default_workers(device) if workers is None else workers
+    start = time.perf_counter()
+    with closing(prefetch_groups(reader, numbers, workers, pin=device.type == "cuda")) as groups:
+        for group in groups:
+            pixels = [
+                reader.preparation.normalise(image.pixels.to(device, non_blocking=True))
+                for image in group.images
+            ]
+            sizes = [(image.truth.shape[0], image.truth.shape[1]) for image in group.images]
+            counts = np.zeros((reader.classes, reader.classes), np.int64)
+            predictions = segmenter.predict_many(pixels, sizes)
+            for image, (prediction, _) in zip(group.images, predictions, strict=True):
+                truth, labels = image.truth.numpy(), prediction.cpu().numpy()
+                counts += confusion(truth, labels, reader.classes, ignored=IGNORED)
+                if on_image is not None and image.original is not None:
+                    sample = dataset.samples[image.index]
+                    on_image(method, dataset, sample, image.original.numpy(), truth, labels)
+            end = time.perf_counter()
+            yield (
+                group.number,
+                DatasetResult(
+                    counts, len(group.images), group.problems, end - start, peak_memory(device)
+                ),
+            )
+            start = end
+
+
+def whole_result(
+    dataset: Dataset, earlier: Mapping[int, DatasetResult], results: Sequence[DatasetResult]
+) -> DatasetResult:
+    """The result for a dataset from what each process did in earlier runs, by rank, and in this one.
+
+    Processes work at the same time, so the seconds are those of the one that took longest.
+    """
+    empty = DatasetResult.empty(len(dataset.entries))
+    ranks = {*earlier, *range(len(results))}
+    by_rank = [
+        earlier.get(number, empty) + (results[number] if number < len(results) else empty)
+        for number in sorted(ranks)
+    ]
+    whole = sum(by_rank, empty)
+    order = {sample.name: index for index, sample in enumerate(dataset.samples)}
+    problems = sorted(whole.problems, key=lambda problem: order[problem.name])
+    seconds = max(part.seconds for part in by_rank)
+    return replace(whole, problems=(*dataset.problems, *problems), seconds=seconds)
+
+
+def check_same_images(dataset: Dataset) -> None:
+    """ValueError, in every process, where one has other images on its disk than the first."""
+    (count, digest), *others = gather((len(dataset), dataset.digest))
+    for other, (other_count, other_digest) in enumerate(others, 1):
+        if other_digest != digest:
+            raise ValueError(
+                f"expected the same images of {dataset.name} in every process, got {count:,} in the first and "
+                f"{other_count:,}, or others, in that of rank {other}: copy the dataset anew, or put it on a disk that "
+                "the machines share"
+            )
+
+
+def stored_report(path: Path | None, fresh: bool) -> Report:
+    """The report that a file holds, for all processes; an empty one without a file, or where `fresh` replaces it.
 
     Raises:
         ValueError: the file holds something else.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or its folder cannot be made.
     """
-    if not path.exists():
-        return Report()
-    try:
-        return Report.read(path)
-    except ValueError:
-        if not fresh:
-            raise
-        return Report()
+    report = Report()
+    if path is not None and rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            report = Report.read(path)
+        except FileNotFoundError:
+            pass
+        except ValueError:
+            if not fresh:
+                raise
+    return gather(report)[0]
 
 
-def journal_of(
-    path: Path | None,
-    figures: Evaluation,
-    row: str,
+def row_checkpoint(
+    path: Path,
+    column: DatasetReport,
+    method: str,
     options: Mapping[str, Any],
-    watch: Watch | None,
-) -> Journal | None:
-    """Where a row's progress is kept, beside the report; None where there is no file."""
-    if path is None:
-        return None
-    key = {
-        "dataset": figures.dataset,
-        "settings": figures.settings,
-        "row": row,
+    on_image: OnImage | None,
+) -> Checkpoint:
+    """What is kept of an unfinished row, in a folder beside the report."""
+    conditions = {
+        "dataset": column.dataset,
+        "settings": column.settings,
+        "group_size": GROUP_SIZE,
+        "method": method,
         "options": options,
-        "watch": None if watch is None else watch.key,
+        "on_image": on_image and repr(on_image),
     }
-    return Journal(parts_of(path), key)
+    return Checkpoint(path.with_name(f"{path.name}.parts"), conditions)
 
 
-def parts_of(path: Path) -> Path:
-    """The folder beside a report that keeps rows which are not complete yet."""
-    return path.with_name(f"{path.name}.parts")
-
-
-def conditions(dataset: Dataset, segmenter: Segmenter) -> tuple[Evaluation, dict[str, Any]]:
-    """A set's evaluation without rows, with the conditions that its rows share; and the segmenter's own options.
+def conditions_of(dataset: Dataset, segmenter: Segmenter) -> tuple[DatasetReport, dict[str, Any]]:
+    """A dataset's report without rows, with the conditions that its rows share; and the segmenter's own options.
 
     Raises:
-        ValueError: the segmenter tells other classes apart than the set has.
+        ValueError: the segmenter has other classes than the dataset.
     """
     if segmenter.vocabulary.names != dataset.classes:
         raise ValueError(
             f"{dataset.name} has the {len(dataset.classes)} classes {dataset.classes[0]!r} to {dataset.classes[-1]!r}; "
             f"the segmenter's are {len(segmenter.vocabulary)}, from {segmenter.vocabulary.names[0]!r} on: make it with "
-            "the set's entries"
+            "the dataset's entries"
         )
     settings = segmenter.settings
     shared = {
@@ -439,32 +393,27 @@ def conditions(dataset: Dataset, segmenter: Segmenter) -> tuple[Evaluation, dict
         "names": dataset.digest[:16],
         "entries": dataset.entries,
         "device": segmenter.device.type,
-        **{name: settings[name] for name in SHARED},
+        **{name: settings[name] for name in SHARED_SETTINGS},
     }
-    own = {name: value for name, value in settings.items() if name not in (*shared, "method")}
-    evaluation = Evaluation(dataset.name, dataset.description, as_json(shared), dataset.classes)
-    return evaluation, as_json(own)
+    options = {name: value for name, value in settings.items() if name not in (*shared, "method")}
+    # As the JSON file gives them back: tuples become lists.
+    shared, options = json.loads(json.dumps([shared, options]))
+    return DatasetReport(dataset.name, dataset.description, shared, dataset.classes), options
 
 
-def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as a JSON file gives them back: tuples are lists."""
-    restored: dict[str, Any] = json.loads(json.dumps(values))
-    return restored
+def check_same_conditions(wanted: DatasetReport, stored: DatasetReport, path: Path | None) -> None:
+    """ValueError if the figures in the file at `path` were taken under other conditions. The description is none."""
+    before = {**stored.settings, "classes": stored.classes}
+    now = {**wanted.settings, "classes": wanted.classes}
+    for name in {**now, **before}:
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{path} holds figures of {wanted.dataset} under other conditions ({name}: {before.get(name)} there, "
+                f"{now.get(name)} here): name another file, or pass fresh=True to replace it"
+            )
 
 
-def show(bar: tqdm[Any], images: int, counts: NDArray[np.int64]) -> None:
-    """Some more images, and the mIoU so far."""
-    miou = scores_of(counts).miou
-    bar.set_postfix_str("" if miou is None else f"mIoU {miou:.1f}", refresh=False)
-    bar.update(images)
-
-
-def in_order(rows: Mapping[str, Row]) -> dict[str, Row]:
+def in_order(rows: Mapping[str, MethodResult]) -> dict[str, MethodResult]:
     """Methods in the order of `METHODS`, then all others as they come."""
     known = [name for name in METHODS if name in rows]
     return {name: rows[name] for name in dict.fromkeys((*known, *rows))}
-
-
-def selection(figures: Evaluation, names: Sequence[str]) -> Evaluation:
-    """The figures of these rows, in the order of all."""
-    return replace(figures, rows={name: row for name, row in figures.rows.items() if name in names})

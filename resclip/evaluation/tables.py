@@ -1,339 +1,334 @@
-"""Figures as text: methods by datasets for a report, bases by modules for one set, and the same as Markdown and CSV.
-
-Knows how a row's name is made of a base and modules ("naclip+rcs"). Knows no metric and no model.
-"""
+"""Reports and ablations as tables: aligned text, Markdown and CSV, with the notes that they need to be understood."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from tabulate import tabulate
+
+from resclip.evaluation.ablation import Ablation, Findings
 from resclip.evaluation.datasets.base import Problem
 from resclip.evaluation.published import Published, published
-from resclip.evaluation.report import Evaluation, Report, Row
+from resclip.evaluation.report import DatasetReport, MethodResult, Report
 
 RESCLIP = "naclip+rcs+sfr"
 """The row of the method "resclip"."""
-_PROBLEMS_SHOWN = 5  # Of a set, under a table; `problem_lines` has them all.
 
+MODULE_COLUMNS = {"": "none", "+rcs": "RCS", "+sfr": "SFR", "+rcs+sfr": "RCS + SFR"}
+"""Headers of a table of bases by modules, by what follows the base in a row's name."""
 
-def notes(report: Report) -> list[str]:
-    """What stands under a table: how to read it, conditions, sources, and images that are left out."""
-    sets = list(report.sets.values())
-    if len(sets) == 1:
-        lines = [
-            "Per cent; change: of the mIoU, from the base alone; weighted IoU: by the classes' shares of the pixels."
-        ]
-        lines += [f"Images per second: {text}." for text in machines(sets[0])]
-    else:
-        lines = [
-            "mIoU in per cent, in brackets its change from the base alone; mean: of rows that have every set."
-        ]
-    if RESCLIP in report.rows:
-        lines.append(f"{RESCLIP} is resclip.")
-    lines += [f"{figures.dataset}: {conditions(figures)}" for figures in sets]
-    methods: dict[str, list[str]] = {}
-    for figures in sets:
-        for name in figures.rows:
-            known = published_of(figures, name)
-            if known is not None:
-                methods.setdefault(known.source, []).append(known.method)
-    lines += [
-        f"Published: {', '.join(dict.fromkeys(names))}: {source}."
-        for source, names in methods.items()
-    ]
-    for figures in sets:
-        lines += problem_notes(figures)
-    return lines
+PROBLEMS_SHOWN = 5
+"""How many left-out images of a dataset the notes name; `problem_lines` has them all."""
 
-
-def conditions(evaluation: Evaluation) -> str:
-    """What the figures were measured on and with, as a sentence: of the settings, those that all rows have alike."""
-    rows = list(evaluation.rows.values())
-    settings: dict[str, Any] = {**evaluation.settings}
-    if rows:
-        first = rows[0].options.items()
-        settings |= {
-            option: value
-            for option, value in first
-            if all(row.options.get(option) == value for row in rows)
-        }
-    images = [evaluation.description, *windows_in_words(settings)]
-    return f"{', '.join(images)}; {', '.join(model_in_words(settings))}."
-
-
-def windows_in_words(settings: Mapping[str, Any]) -> Iterator[str]:
-    """How images are prepared and cut."""
-    if settings.get("short_side"):
-        yield f"short side {settings['short_side']}"
-    if "window" not in settings:
-        yield "windows by method"
-    elif settings["window"] == 0:
-        yield "whole"
-    else:
-        stride = f" every {settings['stride']} pixels" if "stride" in settings else ""
-        yield f"windows of {settings['window']}{stride}"
-    if settings.get("refine_iterations"):
-        yield f"{settings['refine_iterations']} iterations of PAMR"
-
-
-def model_in_words(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Model, preset, device and versions, as far as they are known."""
-    if settings.get("model"):
-        weights = f" ({settings['pretrained']})" if settings.get("pretrained") else ""
-        yield f"{settings['model']}{weights}"
-    if settings.get("preset"):
-        yield f"preset {settings['preset']}"
-    yield from (str(settings[name]) for name in ("device", "precision") if name in settings)
-    yield from (f"{name} {settings[name]}" for name in ("resclip", "torch") if name in settings)
-
-
-def machines(figures: Evaluation) -> list[str]:
-    """What each row was measured on, each once."""
-    costs = [row.cost for row in figures.rows.values()]
-    texts = [
-        f"{cost.machine}, {cost.processes} process{'' if cost.processes == 1 else 'es'} of {cost.threads} threads"
-        for cost in costs
-    ]
-    return list(dict.fromkeys(texts))
-
-
-def published_of(figures: Evaluation, name: str) -> Published | None:
-    """The published figure for a row as it was measured."""
-    row = figures.rows.get(name)
-    if row is None:
-        return None
-    settings = {**figures.settings, **row.options}
-    model, pretrained = settings.get("model", ""), settings.get("pretrained")
-    return published(name, figures.dataset, model, pretrained, settings)
-
-
-def problem_lines(report: Report) -> list[str]:
-    """Every image that is left out, a line each: the set, its name, why, and the rows unless it is all of them."""
-    sets = report.sets.values()
-    return [f"{figures.dataset}, {line}" for figures in sets for line in problems_of(figures)]
-
-
-def problem_notes(figures: Evaluation) -> Iterator[str]:
-    """How many images of a set are left out, and the first of the reasons."""
-    count = left_out(figures)
-    if not count:
-        return
-    images = "1 image is" if count == 1 else f"{count:,} images are"
-    yield f"* {figures.dataset}: {images} left out of the figures:"
-    lines = list(problems_of(figures))
-    yield from (f"  {line}" for line in lines[:_PROBLEMS_SHOWN])
-    if len(lines) > _PROBLEMS_SHOWN:
-        yield f"  and {len(lines) - _PROBLEMS_SHOWN:,} more, which the report's JSON lists"
-
-
-def problems_of(figures: Evaluation) -> Iterator[str]:
-    """A line a problem of a set; one that several rows share is there once."""
-    rows: dict[Problem, list[str]] = {}
-    for name, row in figures.rows.items():
-        for problem in row.problems:
-            rows.setdefault(problem, []).append(name)
-    for problem, names in rows.items():
-        where = "" if len(names) == len(figures.rows) else f" (only {', '.join(names)})"
-        yield f"{problem.name}: {' '.join(problem.reason.split())}{where}"
-
-
-def left_out(figures: Evaluation) -> int:
-    """Number of images that a row of the set is without."""
-    return len({problem.name for row in figures.rows.values() for problem in row.problems})
-
-
-__all__ = [
-    "COLUMNS",
-    "bases_of",
-    "class_tables",
-    "conditions",
-    "csv_table",
-    "markdown_table",
-    "problem_lines",
-    "report_table",
-    "row_of",
-]
-
-COLUMNS = {"": "none", "+rcs": "RCS", "+sfr": "SFR", "+rcs+sfr": "RCS + SFR"}
-"""Heads of the columns by what stands behind the base's name."""
-
-CSV_COLUMNS = (
+REPORT_CSV = (
     "set", "method", "miou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "images", "problems",
     "seconds", "images_per_second", "peak_memory", "published_miou", "published_method", "published_source",
     "iou", "accuracy",
 )  # fmt: skip
 
+ABLATION_CSV = (
+    "study", "set", "setting", "x", "row", "miou", "difference", "reference", "best", "published_miou",
+    "published_source", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "images", "problems", "seconds",
+)  # fmt: skip
+
 _MISSING = f"{'-':>5}"
+_BEST = " best"
 
 
-@dataclass(frozen=True)
-class Table:
-    """Heads, and a line a row; as many cells as heads in each."""
+class Tables(NamedTuple):
+    """The same figures in three forms."""
 
-    heads: list[str]
-    lines: list[list[str]]
+    text: str
+    markdown: str
+    csv: str
 
 
-def report_table(report: Report) -> str:
-    """Aligned text, methods as rows, and under it what it needs to be understood.
+def report_tables(report: Report) -> Tables:
+    """Methods as rows.
 
-    Several sets: a column each with mIoU and, in brackets, its change from the base, and their mean where a row has
-    them all; published figures stand in a line of their own under the measured ones. One set: a column a figure.
+    Several datasets: a column each with mIoU and, in brackets, its change from the base, and their mean for rows that
+    have them all; published figures stand in a line of their own under the measured ones. One dataset: a column a
+    figure. The CSV has a line per dataset and method with every figure, unrounded: shares in per cent, memory in bytes,
+    missing values empty, the IoU and accuracy of each class as JSON objects.
     """
-    return "\n\n".join(("\n".join(aligned(table_of(report))), "\n".join(notes(report))))
-
-
-def markdown_table(report: Report) -> str:
-    """`report_table` as a Markdown table, and its notes as a list."""
-    table = table_of(report)
-    lines = [table.heads, ["---"] * len(table.heads), *table.lines]
-    rows = [f"| {' | '.join(plain_markdown(cell.strip()) for cell in line)} |" for line in lines]
-    listed = [f"{indent_of(note)}- {plain_markdown(note.strip())}" for note in notes(report)]
-    return "\n".join([*rows, "", *listed])
-
-
-def indent_of(line: str) -> str:
-    """The spaces that a line starts with."""
-    return line[: len(line) - len(line.lstrip())]
-
-
-def plain_markdown(text: str) -> str:
-    """The text with what would end a cell or start an emphasis taken at its word."""
-    return text.replace("|", "\\|").replace("*", "\\*")
-
-
-def csv_table(report: Report) -> str:
-    """Every figure, unrounded, as RFC 4180 has it: a line a set and row, lines ended by CR LF.
-
-    Shares are in per cent, memory in bytes; what is not there is empty. The last two columns hold the IoU and the
-    accuracy of each class as JSON objects.
-    """
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, CSV_COLUMNS)
-    writer.writeheader()
-    for figures in report.sets.values():
-        for name, row in figures.rows.items():
-            writer.writerow(csv_line(figures, name, row))
-    return stream.getvalue()
-
-
-def csv_line(figures: Evaluation, name: str, row: Row) -> dict[str, Any]:
-    """A row's values by `CSV_COLUMNS`."""
-    scores, known = row.scores, published_of(figures, name)
-    by_class = {
-        kind: json.dumps(
-            dict(zip(figures.classes, getattr(scores, kind), strict=True)), ensure_ascii=False
-        )
-        for kind in ("iou", "accuracy")
+    columns = list(report.datasets.values())
+    stated = {
+        (column.dataset, name): published_figure(column, name)
+        for column in columns
+        for name in column.rows
     }
-    return {
-        "set": figures.dataset,
-        "method": name,
-        "miou": scores.miou,
-        "mean_accuracy": scores.mean_accuracy,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "frequency_weighted_iou": scores.frequency_weighted_iou,
-        "images": row.images,
-        "problems": len(row.problems),
-        "seconds": row.cost.seconds,
-        "images_per_second": rate(row),
-        "peak_memory": row.cost.peak_memory,
-        "published_miou": known and known.miou,
-        "published_method": known and known.method,
-        "published_source": known and known.source,
-        **by_class,
-    }
+    if len(columns) == 1:
+        headers, lines = figures_of_one(columns[0], stated)
+        notes = [
+            "Per cent; change: of the mIoU, from the base alone; weighted IoU: by the classes' shares of the pixels."
+        ]
+        machines = [
+            f"{row.machine}, {row.processes} process{'' if row.processes == 1 else 'es'} of {row.threads} threads"
+            for row in columns[0].rows.values()
+        ]
+        notes += [f"Images per second: {text}." for text in dict.fromkeys(machines)]
+    else:
+        headers, lines = figures_by_dataset(report, stated)
+        notes = [
+            "mIoU in per cent, in brackets its change from the base alone; mean: of rows that have every dataset."
+        ]
+    if RESCLIP in report.methods:
+        notes.append(f"{RESCLIP} is resclip.")
+    notes += [f"{column.dataset}: {conditions(column)}" for column in columns]
+    sources: dict[str, list[str]] = {}
+    for figure in stated.values():
+        if figure is not None:
+            sources.setdefault(figure.source, []).append(figure.method)
+    notes += [
+        f"Published: {', '.join(dict.fromkeys(names))}: {source}."
+        for source, names in sources.items()
+    ]
+    for column in columns:
+        notes += problem_notes(column)
+    return Tables(
+        f"{aligned(headers, lines)}\n\n" + "\n".join(notes),
+        f"{markdown(headers, lines)}\n\n{markdown_list(notes)}",
+        csv_text(REPORT_CSV, report_csv_lines(columns, stated)),
+    )
 
 
-def table_of(report: Report) -> Table:
-    """The cells of `report_table`."""
-    if len(report.sets) == 1:
-        return figures_of_one(*report.sets.values())
-    return figures_by_set(report)
-
-
-def figures_by_set(report: Report) -> Table:
-    """A line a method and, where there are any, one with its published figures; a column a set, and the mean."""
-    sets = list(report.sets.values())
-    heads = ["method", *(marked(figures) for figures in sets), "mean"]
+def figures_of_one(
+    column: DatasetReport, stated: Mapping[tuple[str, str], Published | None]
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and lines for one dataset: a line per method, a column per figure."""
+    headers = ["method", f"mIoU{'*' if left_out(column) else ''}", "change", "published"]
+    headers += ["mean accuracy", "pixel accuracy", "weighted IoU", "images/s"]
     lines = []
-    for name in report.rows:
-        values = [miou(some, name) for some in sets]
-        lines.append([name, *cells(values, [change_base(miou, some, name) for some in sets])])
-        stated = [stated_miou(some, name) for some in sets]
-        if any(value is not None for value in stated):
-            alone = [change_base(stated_miou, some, name) for some in sets]
-            lines.append(["  published", *cells(stated, alone)])
-    return Table(heads, lines)
-
-
-def cells(values: Sequence[float | None], alone: Sequence[float | None]) -> list[str]:
-    """A cell a set and one for the mean, each with its change from the base's value, where `alone` has it."""
-    means = mean_of_all(values), mean_of_all(alone)
-    return [cell(value, base) for value, base in [*zip(values, alone, strict=True), means]]
-
-
-def mean_of_all(values: Sequence[float | None]) -> float | None:
-    """The mean, where no value is missing: means over different sets would not compare."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def figures_of_one(figures: Evaluation) -> Table:
-    """A line a method, a column a figure."""
-    heads = ["method", f"mIoU{'*' if left_out(figures) else ''}", "change", "published"]
-    heads += ["mean accuracy", "pixel accuracy", "weighted IoU", "images/s"]
-    lines = []
-    for name, row in figures.rows.items():
-        scores, speed = row.scores, rate(row)
+    for name, row in column.rows.items():
+        scores, figure, speed = row.scores, stated[column.dataset, name], images_per_second(row)
+        base = base_of(name)
+        from_base = "" if base == name else change(scores.miou, miou_of(column, base))
         lines.append(
             [
                 name,
                 number(scores.miou),
-                f"{change(scores.miou, change_base(miou, figures, name)) or '-':>5}",
-                number(stated_miou(figures, name)),
+                f"{from_base or '-':>5}",
+                number(None if figure is None else figure.miou),
                 number(scores.mean_accuracy),
                 number(scores.pixel_accuracy),
                 number(scores.frequency_weighted_iou),
                 _MISSING if speed is None else f"{speed:7.2f}",
             ]
         )
-    return Table(heads, lines)
+    return headers, lines
 
 
-def marked(figures: Evaluation) -> str:
-    """The set's name, with a star where images are left out."""
-    return f"{figures.dataset}*" if left_out(figures) else figures.dataset
+def figures_by_dataset(
+    report: Report, stated: Mapping[tuple[str, str], Published | None]
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and lines for several datasets: a column each, and the mean."""
+    columns = list(report.datasets.values())
+    names = [f"{column.dataset}{'*' if left_out(column) else ''}" for column in columns]
+
+    def measured(name: str) -> list[float | None]:
+        return [miou_of(column, name) for column in columns]
+
+    def claimed(name: str) -> list[float | None]:
+        figures = [stated.get((column.dataset, name)) for column in columns]
+        return [None if figure is None else figure.miou for figure in figures]
+
+    lines = []
+    for name in report.methods:
+        base = base_of(name)
+        for label, values_of in ((name, measured), ("  published", claimed)):
+            values = values_of(name)
+            if values_of is measured or any(value is not None for value in values):
+                alone = values_of(base) if base != name else [None] * len(values)
+                pairs = zip([*values, mean_of_all(values)], [*alone, mean_of_all(alone)], strict=True)  # fmt: skip
+                lines.append([label, *(cell(value, reference) for value, reference in pairs)])
+    return ["method", *names, "mean"], lines
 
 
-def rate(row: Row) -> float | None:
-    """Images per second, as far as both are known."""
-    return row.images / row.cost.seconds if row.images and row.cost.seconds else None
+def report_csv_lines(
+    columns: Sequence[DatasetReport], stated: Mapping[tuple[str, str], Published | None]
+) -> Iterator[dict[str, Any]]:
+    """A line per dataset and method, by the names in `REPORT_CSV`."""
+    for column in columns:
+        for name, row in column.rows.items():
+            scores, figure = row.scores, stated[column.dataset, name]
+            by_class = {
+                kind: json.dumps(dict(zip(column.classes, values, strict=True)), ensure_ascii=False)
+                for kind, values in (("iou", scores.iou), ("accuracy", scores.accuracy))
+            }
+            yield {
+                "set": column.dataset,
+                "method": name,
+                **figures_for_csv(row, figure),
+                "images_per_second": images_per_second(row),
+                "peak_memory": row.peak_memory,
+                "published_method": figure and figure.method,
+                **by_class,
+            }
 
 
-def change_base(
-    value_of: Callable[[Evaluation, str], float | None], figures: Evaluation, name: str
-) -> float | None:
-    """The base's value that a row's is compared with; None for the base itself."""
-    base = base_of(name)
-    return None if base == name else value_of(figures, base)
+def figures_for_csv(row: MethodResult, figure: Published | None) -> dict[str, Any]:
+    """The values that both CSV files have of a row."""
+    scores = row.scores
+    return {
+        "miou": scores.miou,
+        "mean_accuracy": scores.mean_accuracy,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "frequency_weighted_iou": scores.frequency_weighted_iou,
+        "images": row.images,
+        "problems": len(row.problems),
+        "seconds": row.seconds,
+        "published_miou": figure and figure.miou,
+        "published_source": figure and figure.source,
+    }
 
 
-def miou(figures: Evaluation, name: str) -> float | None:
-    """A row's mIoU; None where it was not measured."""
-    row = figures.rows.get(name)
-    return None if row is None else row.scores.miou
+def ablation_tables(ablation: Ablation) -> Tables:
+    """A table per study, settings as rows and datasets as columns, and under all of them the notes.
+
+    Figures are mIoU with, in brackets, the difference to the study's reference; the best of a column is marked, in
+    Markdown in bold; what papers state for just that setting stands in square brackets.
+    """
+    columns = list(ablation.report.datasets.values())
+    stated = {
+        (column.dataset, name): published_figure(column, name)
+        for column in columns
+        for name in column.rows
+    }
+    texts, sections = [], []
+    for findings in ablation.findings:
+        study = findings.study
+        headers, lines = study_figures(findings, columns, stated)
+        texts.append(f"{study.name}: {study.title}\n{study.shows}\n\n{aligned(headers, lines)}")
+        heading = f"## {study.title} (`{study.name}`)\n\n{escaped(study.shows)}"
+        sections.append(f"{heading}\n\n{markdown(headers, lines)}")
+    notes = list(ablation_notes(ablation, columns, stated))
+    return Tables(
+        "\n\n".join([*texts, "\n".join(notes)]),
+        "\n\n".join([*sections, markdown_list(notes)]),
+        csv_text(ABLATION_CSV, ablation_csv_lines(ablation, columns, stated)),
+    )
 
 
-def stated_miou(figures: Evaluation, name: str) -> float | None:
-    """The published mIoU for a row as it was measured."""
-    known = published_of(figures, name)
-    return None if known is None else known.miou
+def study_figures(
+    findings: Findings,
+    columns: Sequence[DatasetReport],
+    stated: Mapping[tuple[str, str], Published | None],
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and lines of a study: its settings, a column per dataset and, of several, their mean."""
+    reference, shown = findings.reference, findings.shown
+    headers = [findings.study.x_label, *(column.dataset for column in columns)]
+    cells = [[setting.label for setting in shown]]
+    for column in columns:
+        figures = [stated[column.dataset, setting.rows[column.dataset]] for setting in shown]
+        cells.append(
+            study_column(
+                [setting.miou(column) for setting in shown],
+                [
+                    None if setting.has_row_of(reference, column) else reference.miou(column)
+                    for setting in shown
+                ],
+                ["" if figure is None else f" [{figure.miou:.1f}]" for figure in figures],
+            )
+        )
+    if len(columns) > 1:
+        headers.append("mean")
+        alone = mean_of_all([reference.miou(column) for column in columns])
+        cells.append(
+            study_column(
+                [mean_of_all([setting.miou(column) for column in columns]) for setting in shown],
+                [None if setting.rows == reference.rows else alone for setting in shown],
+                [""] * len(shown),
+            )
+        )
+    return headers, [list(line) for line in zip(*cells, strict=True)]
+
+
+def study_column(
+    values: Sequence[float | None], references: Sequence[float | None], stated: Sequence[str]
+) -> list[str]:
+    """Figures with their differences and what is published, the best one marked."""
+    best = max((value for value in values if value is not None), default=None)
+    return [
+        f"{cell(value, reference)}{text}{_BEST if value is not None and value == best else ''}"
+        for value, reference, text in zip(values, references, stated, strict=True)
+    ]
+
+
+def ablation_notes(
+    ablation: Ablation,
+    columns: Sequence[DatasetReport],
+    stated: Mapping[tuple[str, str], Published | None],
+) -> Iterator[str]:
+    """How to read the tables, the conditions, and images that are left out."""
+    yield "mIoU in per cent; best: the highest of its column, before rounding."
+    references: dict[str, list[str]] = {}
+    for findings in ablation.findings:
+        references.setdefault(findings.reference.label, []).append(findings.study.name)
+    for label, names in references.items():
+        yield f"In brackets, of {', '.join(names)}: the difference to {label}."
+    yield from (f"{column.dataset}: {conditions(column)}" for column in columns)
+    for source in dict.fromkeys(figure.source for figure in stated.values() if figure is not None):
+        yield f"In square brackets, published: {source}."
+    count = sum(map(left_out, columns))
+    if count:
+        images = "1 image is" if count == 1 else f"{count:,} images are"
+        first = problem_lines(ablation.report)[0]
+        yield f"{images} left out of the figures; the first: {first}"
+
+
+def ablation_csv_lines(
+    ablation: Ablation,
+    columns: Sequence[DatasetReport],
+    stated: Mapping[tuple[str, str], Published | None],
+) -> Iterator[dict[str, Any]]:
+    """A line per study, dataset and setting, by the names in `ABLATION_CSV`."""
+    for findings in ablation.findings:
+        for column in columns:
+            alone = findings.reference.miou(column)
+            measured = [setting.miou(column) for setting in findings.shown]
+            best = max((value for value in measured if value is not None), default=None)
+            for setting, miou in zip(findings.shown, measured, strict=True):
+                name = setting.rows[column.dataset]
+                yield {
+                    "study": findings.study.name,
+                    "set": column.dataset,
+                    "setting": setting.label,
+                    "x": setting.x,
+                    "row": name,
+                    **figures_for_csv(column.rows[name], stated[column.dataset, name]),
+                    "difference": None if miou is None or alone is None else miou - alone,
+                    "reference": findings.reference.rows[column.dataset],
+                    "best": miou is not None and miou == best,
+                }
+
+
+def class_tables(column: DatasetReport) -> str:
+    """The IoU of every class as text: a table per base, a column per combination of modules."""
+    tables = []
+    for base in bases_of(column.rows):
+        rows = {name: row for name, row in column.rows.items() if base_of(name) == base}
+        # Behind the usual columns stands whatever else follows the base in a row's name.
+        suffixes = [name.removeprefix(base) for name in rows]
+        other = {suffix: suffix.lstrip("+") for suffix in suffixes if suffix not in MODULE_COLUMNS}
+        heads = {**MODULE_COLUMNS, **other}
+        lines = []
+        for index, label in enumerate(column.classes):
+            values = {name: row.scores.iou[index] for name, row in rows.items()}
+            alone, *others = module_values(base, values, heads)
+            lines.append([label, cell(alone, None), *(cell(value, alone) for value in others)])
+        tables.append(aligned([base, *heads.values()], lines))
+    return "\n\n".join(tables)
+
+
+def module_values(
+    base: str, values: Mapping[str, float | None], suffixes: Iterable[str] = MODULE_COLUMNS
+) -> list[float | None]:
+    """A base's values with each combination of modules; None for a row that is missing."""
+    return [values.get(base + suffix) for suffix in suffixes]
 
 
 def base_of(name: str) -> str:
@@ -346,55 +341,106 @@ def bases_of(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(base_of, names)))
 
 
-def row_of(
-    base: str, values: Mapping[str, float | None], columns: Iterable[str] = COLUMNS
-) -> list[float | None]:
-    """A base's figures in the order of `columns`; None for a row that is not there."""
-    return [values.get(base + column) for column in columns]
+# Notes
 
 
-def class_tables(evaluation: Evaluation) -> str:
-    """The IoU of every class, a table a base and a column a combination of modules."""
-    tables = []
-    for base in bases_of(evaluation.rows):
-        own = {name: row for name, row in evaluation.rows.items() if base_of(name) == base}
-        columns = columns_of(own)
-        rows = {}
-        for index, label in enumerate(evaluation.classes):
-            values = {name: row.scores.iou[index] for name, row in own.items()}
-            rows[label] = row_of(base, values, columns)
-        tables.append(grid(base, columns, rows))
-    return "\n\n".join(tables)
+def conditions(column: DatasetReport) -> str:
+    """What the figures were measured on and with, as a sentence: of the settings, those that all rows have alike."""
+    rows = list(column.rows.values())
+    settings = dict(column.settings)
+    if rows:
+        settings |= {
+            option: value
+            for option, value in rows[0].options.items()
+            if all(row.options.get(option) == value for row in rows)
+        }
+    images = [column.description]
+    if settings.get("short_side"):
+        images.append(f"short side {settings['short_side']}")
+    if "window" not in settings:
+        images.append("windows by method")
+    elif settings["window"] == 0:
+        images.append("whole")
+    else:
+        stride = f" every {settings['stride']} pixels" if "stride" in settings else ""
+        images.append(f"windows of {settings['window']}{stride}")
+    if settings.get("refine_iterations"):
+        images.append(f"{settings['refine_iterations']} iterations of PAMR")
+    model = []
+    if settings.get("model"):
+        weights = f" ({settings['pretrained']})" if settings.get("pretrained") else ""
+        model.append(f"{settings['model']}{weights}")
+    if settings.get("preset"):
+        model.append(f"preset {settings['preset']}")
+    model += [str(settings[name]) for name in ("device", "precision") if name in settings]
+    model += [f"{name} {settings[name]}" for name in ("resclip", "torch") if name in settings]
+    return f"{', '.join(images)}; {', '.join(model)}."
 
 
-def columns_of(names: Iterable[str]) -> dict[str, str]:
-    """`COLUMNS`, and behind them whatever else stands behind the base in some rows' names."""
-    rests = [name[len(base_of(name)) :] for name in names]
-    return {**COLUMNS, **{rest: rest.lstrip("+") for rest in rests if rest not in COLUMNS}}
+def published_figure(column: DatasetReport, name: str) -> Published | None:
+    """The published figure for a row as it was measured."""
+    settings = {**column.settings, **column.rows[name].options}
+    model, pretrained = settings.get("model", ""), settings.get("pretrained")
+    return published(name, column.dataset, model, pretrained, settings)
 
 
-def grid(
-    corner: str, columns: Mapping[str, str], rows: Mapping[str, Sequence[float | None]]
-) -> str:
-    """Aligned text: a line a row, a cell a column, with its change from the first."""
-    lines = []
-    for name, (alone, *others) in rows.items():
-        lines.append([name, cell(alone, None), *(cell(value, alone) for value in others)])
-    return "\n".join(aligned(Table([corner, *columns.values()], lines)))
+def problem_lines(report: Report) -> list[str]:
+    """Every image that is left out, a line each: the dataset, its name, why, and the rows unless it is all of them."""
+    columns = report.datasets.values()
+    return [f"{column.dataset}, {line}" for column in columns for line in problems_of(column)]
 
 
-def aligned(table: Table) -> Iterator[str]:
-    """A line of text a row, each column as wide as it needs."""
-    lines = [table.heads, *table.lines]
-    widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
-    for line in lines:
-        padded = (f"{text:{width}}" for text, width in zip(line, widths, strict=True))
-        yield "".join(padded).rstrip()
+def problems_of(column: DatasetReport) -> Iterator[str]:
+    """A line per problem of a dataset; one that several rows share is listed once."""
+    rows: dict[Problem, list[str]] = {}
+    for name, row in column.rows.items():
+        for problem in row.problems:
+            rows.setdefault(problem, []).append(name)
+    for problem, names in rows.items():
+        only = "" if len(names) == len(column.rows) else f" (only {', '.join(names)})"
+        yield f"{problem.name}: {' '.join(problem.reason.split())}{only}"
 
 
-def cell(value: float | None, alone: float | None) -> str:
-    """A figure with its change from the base, where that is known; "-" where it was not measured."""
-    difference = change(value, alone)
+def problem_notes(column: DatasetReport) -> Iterator[str]:
+    """How many images of a dataset are left out, and the first of the reasons."""
+    count = left_out(column)
+    if count:
+        images = "1 image is" if count == 1 else f"{count:,} images are"
+        yield f"* {column.dataset}: {images} left out of the figures:"
+        lines = list(problems_of(column))
+        yield from (f"  {line}" for line in lines[:PROBLEMS_SHOWN])
+        if len(lines) > PROBLEMS_SHOWN:
+            yield f"  and {len(lines) - PROBLEMS_SHOWN:,} more, which the report's JSON lists"
+
+
+def left_out(column: DatasetReport) -> int:
+    """How many images some row of the dataset is without."""
+    return len({problem.name for row in column.rows.values() for problem in row.problems})
+
+
+# Cells
+
+
+def miou_of(column: DatasetReport, name: str) -> float | None:
+    """A row's mIoU; None if it was not measured."""
+    row = column.rows.get(name)
+    return None if row is None else row.scores.miou
+
+
+def images_per_second(row: MethodResult) -> float | None:
+    """The speed, as far as it is known."""
+    return row.images / row.seconds if row.images and row.seconds else None
+
+
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean; None if a value is missing, as means over different datasets would not compare."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def cell(value: float | None, reference: float | None) -> str:
+    """A figure with its change from a reference if both are known; "-" if it was not measured."""
+    difference = change(value, reference)
     return f"{number(value)} ({difference})" if difference else number(value)
 
 
@@ -403,8 +449,57 @@ def number(value: float | None) -> str:
     return _MISSING if value is None else f"{value:5.1f}"
 
 
-def change(value: float | None, alone: float | None) -> str:
-    """The signed difference to one decimal; nothing where one of the two is not known."""
-    if value is None or alone is None:
+def change(value: float | None, reference: float | None) -> str:
+    """The signed difference to one decimal; nothing if one of the two is missing."""
+    if value is None or reference is None:
         return ""
-    return f"{round(value - alone, 1) + 0.0:+.1f}"  # -0.0 + 0.0 is 0.0
+    return f"{round(value - reference, 1) + 0.0:+.1f}"  # -0.0 + 0.0 is 0.0
+
+
+# Forms
+
+
+def aligned(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table as text, without rules."""
+    # As `headers=` they would be padded.
+    text: str = tabulate(
+        [headers, *lines], tablefmt="plain", disable_numparse=True, preserve_whitespace=True
+    )
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def markdown(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; cells that are marked as the best are bold."""
+    rows = []
+    for line in lines:
+        cells = [escaped(text.strip()) for text in line]
+        rows.append(
+            [f"**{text.removesuffix(_BEST)}**" if text.endswith(_BEST) else text for text in cells]
+        )
+    text: str = tabulate(
+        rows, list(map(escaped, headers)), tablefmt="github", disable_numparse=True
+    )
+    return text
+
+
+def markdown_list(notes: Iterable[str]) -> str:
+    """A list in Markdown; a note that is indented stands below the one before."""
+    lines = []
+    for note in notes:
+        text = note.lstrip()
+        lines.append(f"{note[: len(note) - len(text)]}- {escaped(text)}")
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """The text with what would end a Markdown cell or start an emphasis taken literally."""
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """As RFC 4180 has it: lines end in CR LF, and what needs quotes has them."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, columns)
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()

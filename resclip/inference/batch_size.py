@@ -1,14 +1,10 @@
-"""What a batch of windows takes of memory while it is encoded, and how large a batch may therefore be.
-
-Knows the encoder's stages and what each of them holds at its worst. Knows no image and no stream.
-"""
+"""The largest batch of windows that fits into memory, by an upper estimate of what encoding takes."""
 
 from __future__ import annotations
 
 import itertools
 import math
 
-import torch
 from torch import nn
 
 from resclip.encoder.dense_encoder import DenseEncoder
@@ -18,45 +14,45 @@ from resclip.models.proxy_models import ColourProxy, TimmProxy, whole_patches
 from resclip_kernels import Implementation
 
 SHARE = 0.7
-"""Of what is free, the most that a batch may take; the rest is for images, results and holes between tensors."""
+"""Share of the free memory that a batch may take; the rest is for images, results and gaps between tensors."""
 
-HOLES = 1.5
-"""Resident pages of a CPU process a byte of its tensors: malloc keeps what was freed between them. Measured: up to 1.6
-where nothing but the blocks ran (naclip, 8 windows of 224), whose estimate is a third too high."""
+FRAGMENTATION = 1.5
+"""Resident bytes of a CPU process per byte of its tensors: malloc keeps what was freed between them. Measured: up to
+1.6 where only the blocks ran (naclip, 8 windows of 224), whose estimate is a third too high."""
 
 WORKSPACES = {"cpu": 8 << 20, "cuda": 64 << 20}
-"""Bytes that the libraries of matrix products take for themselves at the first one: on a CPU 4 MB were measured for a
-thread; cuBLAS takes 32 MiB on Hopper."""
+"""Bytes that matrix product libraries take for themselves at the first product: on a CPU 4 MB per thread were measured;
+cuBLAS takes 32 MiB on Hopper."""
 
 FLOAT = 4
-"""Bytes of a float32, in which labels are found whatever the tower computes in."""
+"""Bytes of a float32 value; labels are computed in float32 whatever the tower's dtype."""
 
 PAIRS = 1 << 21
-"""Pairs of patches that the portable ops hold at a time."""
+"""Largest number of pairs of patches that the portable ops hold at a time."""
 
-ROWS = 40
-"""Bytes a pair of the feedback's rows, with what they are smoothed and rounded by: 12 to 39 measured, on label maps of
-one label, of two at random, and of dots."""
+PAIR_BYTES = 40
+"""Bytes that the portable ops hold per pair of patches while they smooth and round rows of the feedback: 12 to 39 were
+measured, on label maps of one label, of two at random, and of dots."""
 
 
 def weights_bytes(encoder: DenseEncoder) -> int:
-    """Bytes of the encoder's parameters and buffers, its proxy's with them."""
+    """Bytes of the parameters and buffers of the encoder and its proxy."""
     tensors = itertools.chain(encoder.parameters(), encoder.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def window_bytes(encoder: DenseEncoder, size: tuple[int, int], queries: int, count: int = 1) -> int:
-    """The most bytes that `count` windows take together, from their pixels to their logits.
+    """An upper estimate of the bytes that a batch of windows takes, from its pixels to its logits.
 
-    An upper estimate: what is kept throughout and the largest of the stages. Some stages work on a few megabytes at a
-    time however many windows there are, so that a batch takes less than its windows one by one. Not counted are what a
-    proxy takes that `resclip.models.proxy_models` has not made, and the maps that implementation "reference" holds.
+    It is the sum of what is kept throughout and of the largest stage. Some stages work on a few megabytes at a time
+    however many windows there are, so a batch takes less than its windows one by one. It leaves out proxies that are
+    not from `resclip.models.proxy_models`, and the maps of implementation "reference".
 
     Args:
-        encoder: whose stages run.
+        encoder: the dense encoder.
         size: (height, width) of a window in pixels, padding included.
-        queries: of the vocabulary.
-        count: windows of the batch.
+        queries: number of the vocabulary's queries.
+        count: number of windows in the batch.
     """
     tower = encoder.tower
     height, width = size
@@ -65,14 +61,14 @@ def window_bytes(encoder: DenseEncoder, size: tuple[int, int], queries: int, cou
     patches = math.prod(tower.grid(height, width))
     row = tower.width * element  # Bytes of a token.
     tokens = count * (patches + tower.has_cls) * row
-    # Windows and the batch they are stacked into, and the batch in the weights' dtype.
+    # The windows, the batch that they are stacked into, and the batch in the weights' dtype.
     kept = pixels * 3 * (2 * FLOAT + element)
-    # RCS keeps q and k of its blocks: views of one projection, with v in it, or rotated copies, which the kernel copies
-    # once more to lie as v does. ViT-B/16 at 224: four blocks, 16 × 0.6 MB a window.
+    # RCS keeps q and k of its blocks: views of one projection that holds v too, or rotated copies, which the kernel
+    # copies once more into v's layout. ViT-B/16 at 224: four blocks, 16 × 0.6 MB per window.
     kept += 4 * len(encoder.layers) * tokens
     stages = [
-        # The block's input, its norm, q, k and v, and a second norm, before the MLP; this holds its hidden layer
-        # twice, or three times with QuickGELU. Measured on ViT-B/16: 14 × 0.6 MB a window at 224.
+        # A block's input, its norm, q, k and v, and the second norm before the MLP, which holds its hidden layer twice,
+        # or three times with QuickGELU. Measured on ViT-B/16: 14 × 0.6 MB per window at 224.
         8 * tokens + 3 * tokens * widest_layer(tower) // tower.width,
     ]
     if isinstance(encoder.proxy, (ColourProxy, TimmProxy)):
@@ -80,22 +76,22 @@ def window_bytes(encoder: DenseEncoder, size: tuple[int, int], queries: int, cou
         stages.append(proxy)
         patches = math.prod(grid)
         tokens = max(tokens, count * patches * row)
-    # Features, in float32 and as unit rows, and logits: the first pass's and the result's.
+    # Logits of the first pass and of the result; features in float32 and as unit rows.
     kept += 2 * count * patches * queries * FLOAT
     features = 4 * count * patches * tower.output_dim * FLOAT
-    # The final block's input, q, k and v, projections of its own and what they are drawn from.
+    # The final block's input, q, k and v, and the correlation's own projections with their inputs.
     final = (4 + 2 * encoder.correlation.projections) * tokens
     if encoder.overview is not None:
-        # Coarse keys, two of them for "qq+kk", and values, as kept and as picked for each window.
+        # The coarse pass's keys (two for "qq+kk") and values, once per image and once per window.
         side = encoder.overview.side or math.sqrt(height * width)
         coarse = int(side**2) // math.prod(tower.patch_size) + 1
         final += 6 * count * coarse * row + 3 * tokens
     kernels = uses_kernels(encoder)
-    # Attended values of each branch, their sums and projections.
+    # The attended values of each branch, their sums and projections.
     attended = 8 * tokens + map_bytes(encoder, patches, count, kernels)
     stages.append(final + max(attended, features))
     if encoder.sfr is not None:
-        # Beside what the final block reads, the first pass's features and A_c·v.
+        # Beside the final block's inputs, the first pass's features and A_c·v.
         first = final + tokens + features // 4
         stages.append(first + features)
         plane = pixels * FLOAT
@@ -103,8 +99,8 @@ def window_bytes(encoder: DenseEncoder, size: tuple[int, int], queries: int, cou
         stages.append(first + label_bytes(plane, size, queries, guided, kernels))
         stages.append(first + feedback_bytes(encoder.sfr, patches, count, kernels))
     tensors = kept + max(stages)
-    place = tower.device.type
-    return WORKSPACES.get(place, 0) + int(tensors * (HOLES if place == "cpu" else 1))
+    device = tower.device.type
+    return WORKSPACES.get(device, 0) + int(tensors * (FRAGMENTATION if device == "cpu" else 1))
 
 
 def plan_batch_size(
@@ -112,38 +108,34 @@ def plan_batch_size(
     size: tuple[int, int],
     queries: int,
     *,
-    device: torch.device | str,
-    most: int,
+    batch_size: int,
     max_memory: int | None = None,
 ) -> int:
-    """The largest batch of windows that takes at most `SHARE` of the memory there is.
+    """The largest batch of windows that takes at most `SHARE` of the free memory.
 
     Args:
         encoder, size, queries: as in `window_bytes`; the encoder's weights are loaded.
-        device: that it runs on.
-        most: never more windows than that.
-        max_memory: bytes that the process may hold in all, its weights included; None: what is free decides.
+        batch_size: the result's upper limit.
+        max_memory: bytes that the process may hold in all, weights included; None: what is free decides.
 
     Raises:
-        ValueError: there is not enough for one window.
+        ValueError: there is not enough memory for one window.
     """
-    there = free_memory(device)
+    device = encoder.tower.device
+    free = free_memory(device)
     if max_memory is not None:
-        # Weights that are mapped from a file are resident when they have been read.
+        # Weights that are mapped from a file only count as held once they have been read.
         held = max(held_memory(device), weights_bytes(encoder))
-        there = min(there, max(0, max_memory - held))
-    usable = int(SHARE * there)
-    fitting = next(
-        (n for n in range(most, 0, -1) if window_bytes(encoder, size, queries, n) <= usable), 0
-    )
-    if fitting:
-        return fitting
+        free = min(free, max(0, max_memory - held))
+    for count in range(batch_size, 0, -1):
+        if window_bytes(encoder, size, queries, count) <= int(SHARE * free):
+            return count
     needed = math.ceil(window_bytes(encoder, size, queries) / SHARE)
-    limit = "" if max_memory is None else f" of the {format_bytes(max_memory)} allowed"
+    allowed = "" if max_memory is None else f" of the {format_bytes(max_memory)} allowed"
     raise ValueError(
         f"one window of {size[0]} × {size[1]} pixels with {queries} queries needs about {format_bytes(needed)} of "
-        f"memory, and {format_bytes(there)}{limit} are left: take a smaller --window or --short-side, --precision "
-        "fp16 on a GPU, or fewer classes"
+        f"memory, and {format_bytes(free)}{allowed} are left: take a smaller window or short_side, precision fp16 on "
+        "a GPU, or fewer classes"
     )
 
 
@@ -155,7 +147,7 @@ def uses_kernels(encoder: DenseEncoder) -> bool:
 
 
 def widest_layer(module: nn.Module) -> int:
-    """Output features of the widest linear layer: the hidden one of an MLP; two of them side by side in SwiGLU."""
+    """Output width of the widest linear layer: an MLP's hidden one, which SwiGLU has twice side by side."""
     return max(
         (layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)),
         default=0,
@@ -165,64 +157,64 @@ def widest_layer(module: nn.Module) -> int:
 def proxy_bytes(
     proxy: ColourProxy | TimmProxy, size: tuple[int, int], count: int
 ) -> tuple[tuple[int, int], int]:
-    """((H_v, W_v), bytes at its worst) of a proxy."""
-    seen = whole_patches(*size, proxy.patch, proxy.input_size)
-    grid = seen[0] // proxy.patch, seen[1] // proxy.patch
-    pixels = count * math.prod(seen)
-    # Colours taken back, resized, normalised, and two steps between.
+    """((H_v, W_v), bytes of its largest stage) of a proxy."""
+    resized = whole_patches(*size, proxy.patch, proxy.input_size)
+    grid = resized[0] // proxy.patch, resized[1] // proxy.patch
+    pixels = count * math.prod(resized)
+    # The image without CLIP's normalisation, resized, normalised anew, and two steps between.
     images = 5 * 3 * pixels * FLOAT
     if isinstance(proxy, ColourProxy):
         return grid, images
     element = proxy.dtype.itemsize
     if proxy.patch >= 32:
-        # A pyramid's first stage: 58 numbers a pixel in ResNet-50, 94 in ConvNeXt-B.
+        # A pyramid's first stage: 58 values per pixel in ResNet-50, 94 in ConvNeXt-B.
         return grid, images + 96 * pixels * element
-    # A transformer's block: 14 numbers a pixel in a ViT-Ti/16, where 7 widths of its MLP make 21; 75 and 84 in SAM's.
+    # A transformer's block: 14 values per pixel in a ViT-Ti/16, where 7 widths of its MLP make 21; 75 and 84 in SAM's.
     return grid, images + 7 * count * math.prod(grid) * widest_layer(proxy) * element
 
 
 def map_bytes(encoder: DenseEncoder, patches: int, count: int, kernels: bool) -> int:
-    """Rows of the final block's map, or of what is added to its scores: the kernels form them in registers."""
+    """Rows of the final block's attention map or of what is added to its scores; the kernels need none."""
     if kernels:
         return 0
     # Per pair of patches, in float32: the prior, its padded copy and its factors; or a proxy's scores and softmax.
     rows = 16 * min(patches**2, PAIRS)
-    return rows if encoder.sfr is None else rows + ROWS * min(count * patches**2, PAIRS)
+    return rows if encoder.sfr is None else rows + PAIR_BYTES * min(count * patches**2, PAIRS)
 
 
 def label_bytes(
     plane: int, size: tuple[int, int], queries: int, guided: bool, kernels: bool
 ) -> int:
-    """Patch labels from logits, where `plane` is one float32 a pixel of the batch.
+    """Patch labels from logits, where `plane` is one float32 per pixel of the batch.
 
-    Both paths hold PAMR's 16 weights, a running maximum, a sum and a label a pixel, and then planes of the queries in
-    groups: together with the sorted labels 20 planes.
+    Both paths hold PAMR's 16 weights, a running maximum, a sum and a label per pixel, 20 planes with the sorted labels,
+    and then planes of the queries in groups.
     """
     if kernels:
-        # Groups of 16 planes or 16 MiB, whichever is more: as they are, refined, and to refine into.
+        # Groups of 16 planes or 16 MiB, whichever is more: before refinement, after it, and a buffer.
         return 20 * plane + 3 * min(queries * plane, max(16 * plane, 1 << 24))
-    # Groups of 8 planes or 8 MiB: as they are, refined in pieces, and these joined.
+    # Groups of 8 planes or 8 MiB, whichever is more: before refinement, refined in pieces, and these joined.
     streamed = 20 * plane + 3 * min(queries * plane, max(8 * plane, 1 << 23))
     if not guided:
         return streamed
     height, width = size
     padded = (height + 32) * (width + 32) / (height * width)  # By 16 on each side.
-    # A piece is one plane or 2 MiB: its border and sums of its neighbours.
+    # A piece of one plane or 2 MiB, with its border and the sums over its neighbours.
     piece = min(queries * plane, max(plane, 1 << 21))
-    # The weights are made from a list of 16, stacked, and their softmax, beside mean, variance and scale of three
+    # While PAMR's weights are made: 16 planes, these stacked, their softmax, and mean, variance and scale of three
     # channels. Measured: 61 planes at 224.
     return max(int((58 + 3 * padded) * plane), streamed + int((6 + padded) * piece))
 
 
 def feedback_bytes(sfr: SFR, patches: int, count: int, kernels: bool) -> int:
-    """Making the semantic feedback's state: bits of pairs, and what they are found by."""
+    """Making the semantic feedback's state: one bit per pair of patches, and the search for them."""
     bits = 2 * count * patches**2 // 8
     if kernels:
         return bits
-    # Per pair of an image, the indices and steps of paths that are followed. Measured: 25 on a map of one label, 142 on
-    # one of scattered dots.
-    followed = 144 if sfr.connectivity in ("prefix", "line") else 18
+    # Bytes per pair of patches for the indices and steps of paths. Measured: 25 on a map of one label, 142 on one of
+    # scattered dots.
+    path_bytes = 144 if sfr.connectivity in ("prefix", "line") else 18
     return bits + max(
-        followed * min(patches**2, PAIRS),
-        ROWS * min(count * patches**2, PAIRS),
+        path_bytes * min(patches**2, PAIRS),
+        PAIR_BYTES * min(count * patches**2, PAIRS),
     )

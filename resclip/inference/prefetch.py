@@ -1,7 +1,4 @@
-"""A function over many things, in threads that run ahead of their reader, in order and bounded.
-
-Knows threads and cores. Knows nothing of what the function does.
-"""
+"""Map a function over items in threads that work a bounded number of items ahead, results in order."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
 ) -> Generator[Result, None, None]:
     """`map`, with up to `ahead` results computed before they are asked for; close it to leave early.

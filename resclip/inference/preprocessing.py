@@ -1,7 +1,4 @@
-"""What is done to an image before it is cut into windows: its size, and its pixels' scale.
-
-Knows pixels. Knows no model, no window and no class; small and picklable, for other processes.
-"""
+"""What is done to an image before it is cut into windows: it is resized, and its pixels are normalised."""
 
 from __future__ import annotations
 
@@ -12,15 +9,17 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from resclip.io.images import PixelArray, resize, resize_shape
-from resclip.io.resize import resize_rows, source_rows
+from resclip.io.resize import PixelArray, resize, resize_rows, resize_shape, source_rows
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 SOURCE_BYTES = 1 << 26
-"""Pixels of a large image that are in memory while it is resized: 64 MiB."""
+"""While a large image is resized, this many bytes of its pixels are in memory at a time."""
 
 
 class ImageRows(Protocol):
-    """Rows of pixels, on demand."""
+    """An image whose rows are read when they are needed."""
 
     @property
     def height(self) -> int:
@@ -36,7 +35,7 @@ class ImageRows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayImage:
-    """An image in memory: (H, W, 3) uint8."""
+    """An image in memory as `ImageRows`: (H, W, 3) uint8."""
 
     pixels: PixelArray
 
@@ -57,7 +56,7 @@ class ArrayImage:
 
 @dataclass(frozen=True, eq=False)
 class ResizedImage:
-    """Another image at another size; its rows are made when they are asked for.
+    """An image at another size; its rows are resized when they are needed.
 
     Args:
         image: the image.
@@ -94,12 +93,12 @@ class ResizedImage:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Size and scale of a model's images.
+    """How images are resized and normalised for a model; small and picklable, for other processes.
 
     Args:
         short_side, long_side: see `Segmenter`.
-        smallest: (height, width) that an image has at least: a patch.
-        mean, std: per channel, of pixels in [0, 1].
+        smallest: (height, width) of a patch; smaller images are enlarged to it.
+        mean, std: of each channel, for pixels in [0, 1].
     """
 
     short_side: int
@@ -119,7 +118,7 @@ class Preparation:
         return resize(image, self.size(image.shape[0], image.shape[1]))
 
     def resized(self, image: ImageRows) -> ImageRows:
-        """The same of an image of which rows are read: at once where it is in memory, else row by row."""
+        """Like `resize`: at once for an image in memory, else row by row as its rows are read."""
         if isinstance(image, ArrayImage):
             return ArrayImage(self.resize(image.pixels))
         size = self.size(image.height, image.width)

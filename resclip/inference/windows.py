@@ -1,7 +1,4 @@
-"""Cut an image into windows, and put their logits together again.
-
-Knows geometry only: no model, no class.
-"""
+"""Where an image's windows are, and how their logits are put together again."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_AT_A_TIME = 512
-"""Rows of a large image that are shrunk together: 184 MB of normalised pixels at a width of 30,000."""
+"""A large image is shrunk this many rows at a time: 184 MB of normalised pixels at a width of 30,000."""
 
 
 class Window(NamedTuple):
@@ -71,7 +68,7 @@ class Padding(NamedTuple):
 
 
 def padding(window: Window, multiple: int) -> Padding:
-    """What brings both sides to a multiple (0: none asked for), evenly, an odd pixel behind."""
+    """What brings both sides to a multiple (0: no padding), evenly; an odd pixel goes to the bottom or right."""
     if multiple == 0:
         return Padding(0, 0, 0, 0)
     rows, columns = -window.height % multiple, -window.width % multiple
@@ -96,10 +93,10 @@ def bilinear_weights(cells: int, length: int, device: torch.device, dtype: torch
     return (1 - distance).clamp(min=0).to(device, dtype)
 
 
-class Mosaic:
-    """The logits of one image's windows: small grids, resized and averaged when rows of the image are asked for.
+class LogitStitcher:
+    """The logits of an image's windows at the resolution of patches; resized and averaged for some rows at a time.
 
-    Memory is that of the grids, (Q, h, w) a window, and of the rows asked for; not (Q, height, width).
+    Memory is that of the grids, (Q, h, w) for each window, and of the rows asked for; not (Q, height, width).
 
     Args:
         height, width: of the image, in pixels.

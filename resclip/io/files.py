@@ -1,7 +1,4 @@
-"""Reading text from files, and writing files so that nothing is ever left half-written.
-
-Knows the file system; knows nothing of images, classes or models.
-"""
+"""Reading text files, and writing files so that they are complete or not there at all."""
 
 from __future__ import annotations
 
@@ -11,11 +8,15 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def is_file(text: str) -> bool:
-    """Whether any text at all is the path of something to read: a file, or a pipe, as a shell's `<(...)` is."""
+    """Whether a text, of whatever content, is the path of a file, or of a pipe as a shell's `<(...)` is."""
     try:
         path = Path(text)
         return path.exists() and not path.is_dir()
@@ -27,8 +28,8 @@ def read_text(path: str | os.PathLike[str], expected: str) -> str:
     """The text of a UTF-8 file, without its byte-order mark.
 
     Args:
-        path: of the file; a pipe will do.
-        expected: what the file should hold, for the error: "class names, one a line".
+        path: of a file or a pipe.
+        expected: the expected content, for the error: "class names, one per line".
 
     Raises:
         ValueError: the file is not UTF-8.
@@ -43,42 +44,18 @@ def read_text(path: str | os.PathLike[str], expected: str) -> str:
         ) from None
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`, or leave `path` as it was; see `atomic_file`.
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
 
     Raises:
-        OSError: the directory is missing, is not a directory, is not writable or is full.
+        OSError: it cannot be made, or a file has its name.
     """
-    with atomic_file(path) as stream:
-        stream.write(data)
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A stream whose bytes become the file `path` when the block ends, or leave `path` as it was.
-
-    The bytes go to a temporary name in the same directory and on to the disk; the file then replaces `path` in one
-    step. If anything fails on the way the temporary file is removed. After a power failure `path` is the old file or
-    the new one; to be sure of the new one, `sync_folder` its directory.
-
-    Raises:
-        OSError: the directory is missing, is not a directory, is not writable or is full.
-    """
-    target = Path(path)
-    temporary = target.with_name(temporary_name())
     try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())  # Else the new name may outlive a power failure, empty.
-        temporary.replace(target)
-    except OSError as error:
-        _remove(temporary)
-        # In the name of the file that was asked for; the class follows from the number.
-        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
-    except BaseException:  # Ctrl-C, most likely.
-        _remove(temporary)
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            errno.ENOTDIR, "expected a folder, got a file of that name", str(folder)
+        ) from None
 
 
 def temporary_name() -> str:
@@ -87,54 +64,80 @@ def temporary_name() -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that was being written, by this library."""
+    """Whether a name is one by `temporary_name`."""
     return name.startswith(".resclip-") and name.endswith(".tmp")
 
 
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Bring the names in a folder to the disk: 5 ms on ext4, however many are new.
+class NewFile:
+    """An empty file under a temporary name beside `target`, which it replaces when it is published.
+
+    As a context manager it removes the temporary file unless it was published, and errors of its block name the target.
+
+    Attributes:
+        target: the final path.
+        path: the temporary path, to write to until then.
 
     Raises:
-        OSError: there is no such folder, or the disk fails.
+        OSError: the directory is missing, is not a directory or is not writable.
     """
-    if os.name == "nt":  # Folders cannot be opened there; NTFS keeps a journal of names.
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (
-        PermissionError
-    ):  # Names may be added to a folder, or passed through it, that may not be read.
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems have no such call for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.target = Path(target)
+        self.path = self.target.with_name(temporary_name())
+        try:
+            self.path.open("xb").close()
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def publish(self) -> None:
+        """Replace the target in one step, after the bytes are on the disk: a power failure leaves the old or the new.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        with self.path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        self.path.replace(self.target)
+
+    def discard(self) -> None:
+        """Remove the temporary file, if it was not published."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def failure(self, error: OSError) -> OSError:
+        """The same error with the target's name; errors of GDAL, which have no number, become EIO."""
+        if error.errno is None:
+            return OSError(errno.EIO, f"not written ({error})", str(self.target))
+        return OSError(error.errno, error.strerror or str(error), str(self.target))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.discard()
+        if isinstance(error, OSError):
+            raise self.failure(error) from error
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that they outlive a power failure.
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file `path` when the block ends, or leave `path` as it was; see `NewFile`.
 
     Raises:
-        OSError: it cannot be made, or something else is in its place.
+        OSError: the directory is missing, is not a directory, is not writable or is full.
     """
-    if folder.is_dir():
-        return
-    if folder.parent != folder:
-        make_folder(folder.parent)
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(
-            errno.ENOTDIR, "expected a folder, got a file of that name", str(folder)
-        ) from None
-    sync_folder(folder.parent)
+    with NewFile(path) as file:
+        with file.path.open("rb+") as stream:
+            yield stream
+        file.publish()
 
 
-def _remove(path: Path) -> None:
-    # It may never have been made; where its directory is none, unlink fails as open did.
-    with contextlib.suppress(OSError):
-        path.unlink()
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, or leave `path` as it was; raises as `atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(data)

@@ -1,13 +1,11 @@
-"""Label maps as GeoTIFF, written strip by strip, and turned into PNG: whole or not at all, and always the same bytes.
+"""Rasters by block: any that GDAL opens is read by rows, label maps are written from the top as GeoTIFF, or as PNG.
 
-Knows tiles, palettes and files. Knows no image and no model.
+What is written is complete or not there at all, and the same input always gives the same bytes.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.io.files import temporary_name
+from resclip.io.files import NewFile
 from resclip.io.images import (
     ImageError,
     PixelArray,
@@ -37,13 +35,12 @@ from resclip.io.images import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-
 try:
     import rasterio
     import rasterio.shutil
     from rasterio._err import (
-        CPLE_BaseError,  # What rasterio.shutil raises, and no other name for it.
-    )
+        CPLE_BaseError,
+    )  # rasterio.shutil raises it, and exports no name for it.
     from rasterio.errors import RasterioError
 except ImportError as error:
     raise ImportError(
@@ -51,30 +48,41 @@ except ImportError as error:
         f'imported ({error}); pip install "resclip[geo]"'
     ) from error
 
-
 CACHE_BYTES = 64 << 20
-"""GDAL's cache of decoded blocks; of its own accord it takes 5% of the machine's memory."""
+"""Bytes of GDAL's cache of decoded blocks, which by default takes 5 % of the machine's memory."""
+LARGEST_ROW_OF_BLOCKS = 512 << 20
+"""Bytes of the largest row of blocks that is read: 350,000 pixels wide in RGB tiles of 512 rows."""
+TILE = 512
+"""Rows and columns of a written tile. One row of tiles is held in memory: 15 MB for a width of 30,000 pixels."""
+
+# All that environment variables could change is spelled out. One thread, so that tiles are written in order.
+_CREATION = {
+    "driver": "GTiff", "count": 1, "tiled": True, "blockxsize": TILE, "blockysize": TILE,
+    "compress": "deflate", "zlevel": 6, "bigtiff": "IF_SAFER", "num_threads": 1,
+}  # fmt: skip
+_LEVELS = {"uint8": 256, "uint16": 65536}
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 def cache_for(row_of_blocks: int) -> int:
-    """Bytes of cache for a raster of which one row of blocks takes so many bytes.
+    """Bytes of cache for a raster whose rows of blocks take `row_of_blocks` bytes each.
 
-    Rows are read and written in runs that cross from one row of blocks to the next: with less than two of them every
-    block would be decoded again for each run.
+    Rows are read and written in runs that cross from one row of blocks to the next: a cache of less than two of them
+    would decode every block again for each run.
     """
     return max(CACHE_BYTES, 2 * row_of_blocks)
 
 
 @contextmanager
 def gdal(cache: int = CACHE_BYTES, **options: Any) -> Iterator[Any]:
-    """rasterio, with GDAL set up for this thread; everything that GDAL says is wrong is raised as an OSError.
+    """rasterio, with GDAL set up for this thread; all errors of GDAL are raised as OSError.
 
     Args:
-        cache: bytes of GDAL's cache of blocks, which all rasters of the process share.
-        options: GDAL's own settings, by name.
+        cache: bytes of GDAL's cache of blocks, shared by all rasters of the process.
+        options: further settings of GDAL, by name.
 
     Raises:
-        OSError: GDAL failed; the reason alone, without errno and the file's name.
+        OSError: GDAL failed; with the reason, without errno and the file's name.
     """
     try:
         with rasterio.Env(GDAL_CACHEMAX=cache, **options):
@@ -84,24 +92,18 @@ def gdal(cache: int = CACHE_BYTES, **options: Any) -> Iterator[Any]:
         raise OSError(str(error.__cause__ or error)) from error
 
 
-__all__ = ["Raster", "RasterWriter", "encode_geotiff", "open_raster", "raster_to_png"]
-
-LARGEST_ROW_OF_BLOCKS = 512 << 20
-"""Bytes of one row of blocks that are thought readable in pieces: 350,000 pixels wide in RGB tiles of 512 rows."""
-
-
 def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Raster:
-    """Open an image of which rows are read on demand; nothing but its header is read now.
+    """Open an image whose rows are read on demand; only its header is read now.
 
     Args:
-        path: of a local file that GDAL reads: GeoTIFF best, with tiles or strips.
+        path: of a local file that GDAL reads; GeoTIFF in tiles or strips is best.
         max_pixels: the largest H * W; None for any.
 
-    Rows are those of `read_image`, where it reads the same file: one band is grey, a palette is applied, CMYK is
+    Rows are the same as by `read_image`, for files that it reads too: one band is grey, a palette is applied, CMYK is
     converted, an alpha band is composited over white. Of several bands those marked red, green and blue are taken,
     else the first three. 16 bits become the nearest of 8, in colour too (where `read_image` keeps the high byte: one
-    level of difference at most). Unlike there, what a nodata value or a mask band hides becomes white, an EXIF
-    orientation is not applied, and all 32-bit images are refused.
+    level of difference at most). Unlike by `read_image`, what a nodata value or a mask band hides becomes white, an
+    EXIF orientation is not applied, and all 32-bit images are refused.
 
     Raises:
         ImageError: the file is missing, empty, damaged, no raster or over `max_pixels`; its bands are neither grey,
@@ -130,13 +132,13 @@ def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) 
 
 
 class Raster:
-    """A `ImageRows` on disk, and a context manager; made by `open_raster`.
+    """An image on disk whose rows are read on demand; made by `open_raster`, closed as a context manager.
 
-    One thread at a time may read it, any thread.
+    Any thread may read it, one at a time.
 
     Attributes:
         crs: its coordinate reference system (rasterio's CRS), or None.
-        transform: from pixels to coordinates (affine.Affine), or None where it has none.
+        transform: from pixels to coordinates (affine.Affine), or None.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -201,7 +203,7 @@ class Raster:
 
 @dataclass(frozen=True, eq=False)
 class _Bands:
-    """Which bands are read, and what they are.
+    """The bands that are read, and their meaning.
 
     Args:
         indexes: from 1: the colours, then the alpha band if there is one.
@@ -259,7 +261,7 @@ def _choose_bands(dataset: Any, name: str) -> _Bands:
     kinds = sorted({dataset.dtypes[index - 1] for index in indexes} - {"uint8", "uint16"})
     if kinds:
         raise ImageError(
-            f"{name}: expected 8 or 16 bits a channel (uint8, uint16), got {', '.join(kinds)}; "
+            f"{name}: expected 8 or 16 bits per channel (uint8, uint16), got {', '.join(kinds)}; "
             "convert the image to 8 bits first (gdal_translate -ot Byte -scale)"
         )
     valid = all("all_valid" in [f.name for f in dataset.mask_flag_enums[i - 1]] for i in colours)
@@ -271,7 +273,7 @@ def _named(meanings: list[str], wanted: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _palette(dataset: Any) -> PixelArray | None:
-    """RGB for each value of the first band, transparent ones over white; None where the values are levels."""
+    """RGB of each value of the first band, transparent ones over white; None if the values are levels."""
     if dataset.count == 0 or dataset.dtypes[0] not in ("uint8", "uint16"):
         return None
     bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
@@ -289,7 +291,7 @@ def _palette(dataset: Any) -> PixelArray | None:
 
 
 def _row_of_blocks(dataset: Any, name: str) -> int:
-    """Bytes that one row of blocks takes, decoded; all bands of a pixel may share a block."""
+    """Bytes of one decoded row of blocks, with all bands, since these may share a block."""
     if dataset.count == 0:
         raise ImageError(f"{name}: expected an image, got a file without bands; name its parts")
     height, width = dataset.block_shapes[0]
@@ -307,32 +309,18 @@ def _in_8_bits(values: NDArray[Any]) -> PixelArray:
     return values if values.dtype == np.uint8 else to_8_bits(values)
 
 
-TILE = 512
-"""Rows and columns of a tile: one row of tiles is held back, which is 15 MB at 30,000 pixels."""
-
-# Spelled out where the environment could say otherwise; one thread, so that tiles come in their order.
-_CREATION = {
-    "driver": "GTiff", "count": 1, "tiled": True, "blockxsize": TILE, "blockysize": TILE,
-    "compress": "deflate", "zlevel": 6, "bigtiff": "IF_SAFER", "num_threads": 1,
-}  # fmt: skip
-
-_LEVELS = {"uint8": 256, "uint16": 65536}
-
-_PNG_END = b"IEND\xaeB`\x82"
-
-
 class RasterWriter:
     """A map of small numbers, classes or scores, written from the top as a tiled GeoTIFF.
 
-    One band in tiles of 512 x 512, deflate, BigTIFF where it may pass 4 GB. The file's bytes follow from the numbers
-    alone, however they were cut into strips. It has another name until `commit`, which reads it all back first: what
-    GDAL writes last, when it closes a file, may be lost on a full disk without an error. Memory: one row of tiles,
-    and GDAL's cache (`resclip.io.geotiff`). As a context manager it aborts unless it was committed.
+    It has one band in tiles of 512 x 512, deflate, and is a BigTIFF if it may pass 4 GB. Its bytes depend on the
+    numbers alone, not on how they were cut into strips. It has a temporary name until `commit`, which first reads
+    everything back: what GDAL writes as it closes a file may be lost on a full disk without an error. It needs memory
+    for one row of tiles and GDAL's cache. As a context manager it aborts unless it was committed.
 
     Args:
-        path: of the file; an existing one is replaced in the end.
+        path: of the file; an existing one is replaced by `commit`.
         height, width: in pixels.
-        classes: every number is below it; at most 256 for uint8, 65,536 for uint16.
+        classes: upper bound, exclusive, of the numbers; at most 256 for uint8, 65,536 for uint16.
         palette: (N, 3) uint8, N <= 256: RGB of each number; for uint8 alone.
         crs: coordinate reference system (rasterio's CRS, or what it takes for one), or None.
         transform: from pixels to coordinates (affine.Affine), or None.
@@ -359,19 +347,18 @@ class RasterWriter:
         self._file = NewFile(path)
         try:
             self._tiles = _Tiles(str(self._file.path), layout)
-        except OSError as error:
+        except BaseException as error:
             self._file.discard()
-            raise self._file.failure(error) from error
-        except BaseException:
-            self._file.discard()
+            if isinstance(error, OSError):
+                raise self._file.failure(error) from error
             raise
 
     def write(self, first_row: int, array: NDArray[Any]) -> None:
-        """The next rows, (n, width) of any integer dtype, from `first_row` on: where the last ones ended.
+        """The next rows, (n, width) of any integer dtype, starting at `first_row`, where the last ones ended.
 
         Raises:
             ValueError: they are not the next rows, do not fit, or a number is not below `classes`.
-            TypeError: they are no integers.
+            TypeError: they are not integers.
             OSError: the disk is full or fails.
         """
         self._check_open()
@@ -386,11 +373,11 @@ class RasterWriter:
             raise self._file.failure(error) from error
 
     def commit(self) -> None:
-        """Give the file its name, once all its rows are on the disk.
+        """Give the file its name, after all its rows are on the disk and read back.
 
         Raises:
             ValueError: a row is missing.
-            OSError: the disk is full or fails; nothing is left behind then.
+            OSError: the disk is full or fails; no file is left behind.
         """
         self._check_open()
         height = self._tiles.layout.height
@@ -399,19 +386,13 @@ class RasterWriter:
                 f"{self._file.target}: expected {height} rows before the file is finished, got "
                 f"{self._tiles.rows}; write the others, or abort"
             )
-        try:
+        with self._file as file:
             self._tiles.close()
             self._tiles.verify()
-            self._file.publish()
-        except OSError as error:
-            self._file.discard()
-            raise self._file.failure(error) from error
-        except BaseException:
-            self._file.discard()
-            raise
+            file.publish()
 
     def abort(self) -> None:
-        """Leave nothing behind; after `commit`, do nothing."""
+        """Remove what was written; does nothing after `commit`."""
         with suppress(OSError):
             self._tiles.close()
         self._file.discard()
@@ -443,7 +424,7 @@ def encode_geotiff(
     transform: Any = None,
     dtype: str = "uint8",
 ) -> bytes:
-    """A small map as the bytes of a GeoTIFF: the same that a `RasterWriter` puts into its file.
+    """A small map as the bytes of a GeoTIFF: the same that a `RasterWriter` writes.
 
     Args:
         labels: (H, W) of any integer dtype.
@@ -465,84 +446,24 @@ def encode_geotiff(
 
 
 def raster_to_png(tiff_path: str | os.PathLike[str], png_path: str | os.PathLike[str]) -> None:
-    """A finished map as PNG, with its palette if it has one, row by row, whole or not at all.
+    """Write a finished map as PNG too, with its palette if it has one, row by row; complete or not at all.
 
     Raises:
         OSError: the map cannot be read, or the PNG cannot be written.
     """
     with NewFile(png_path) as file:
-        try:
-            with gdal() as rasterio, without_warnings(), rasterio.open(tiff_path) as source:
-                row_of_tiles = source.block_shapes[0][0] * source.width * 2
-            # Without its permission GDAL puts a file of its own beside the PNG.
-            with gdal(cache_for(row_of_tiles), GDAL_PAM_ENABLED=False) as rasterio:
-                rasterio.shutil.copy(str(tiff_path), str(file.path), driver="PNG")
-            _check_png_end(file.path)
-            file.publish()
-        except OSError as error:
-            raise file.failure(error) from error
-
-
-class NewFile:
-    """A place for a new file beside its name, which it takes when it is whole.
-
-    As a context manager it is discarded unless it was published.
-
-    Attributes:
-        target: the name it will have.
-        path: where it is written until then.
-
-    Raises:
-        OSError: the directory is missing or cannot be written to.
-    """
-
-    def __init__(self, target: str | os.PathLike[str]) -> None:
-        self.target = Path(target)
-        self.path = self.target.with_name(temporary_name())
-        try:
-            self.path.open("xb").close()
-        except OSError as error:  # GDAL would not say which.
-            raise self.failure(error) from error
-
-    def publish(self) -> None:
-        """Bring it to the disk and give it its name.
-
-        Raises:
-            OSError: the disk fails.
-        """
-        with self.path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        self.path.replace(self.target)
-
-    def discard(self) -> None:
-        """Remove it, unless it has its name."""
-        with suppress(OSError):
-            self.path.unlink()
-
-    def failure(self, error: OSError) -> OSError:
-        """The error in the name of the file that was asked for; GDAL's come without a number."""
-        if error.errno is not None:
-            return OSError(error.errno, error.strerror, str(self.target))
-        with suppress(OSError):
-            if shutil.disk_usage(self.target.parent).free < 1 << 20:
-                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.target))
-        return OSError(errno.EIO, f"not written ({error})", str(self.target))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.discard()
+        with gdal() as rasterio, without_warnings(), rasterio.open(tiff_path) as source:
+            row_of_tiles = source.block_shapes[0][0] * source.width * 2
+        # Unless this is off, GDAL puts a file with metadata beside the PNG.
+        with gdal(cache_for(row_of_tiles), GDAL_PAM_ENABLED=False) as rasterio:
+            rasterio.shutil.copy(str(tiff_path), str(file.path), driver="PNG")
+        _check_png_end(file.path)
+        file.publish()
 
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """What a map is, before it has numbers; see `RasterWriter`."""
+    """The properties of a map without its numbers; see `RasterWriter`."""
 
     height: int
     width: int
@@ -572,7 +493,7 @@ class _Layout:
             )
 
     def check(self, array: NDArray[Any]) -> None:
-        """Refuse what is no run of rows."""
+        """ValueError or TypeError unless the array is a run of this map's rows."""
         if array.ndim != 2 or array.shape[1] != self.width or len(array) > self.height:
             raise ValueError(
                 f"expected rows of shape (up to {self.height}, {self.width}), got {array.shape}"
@@ -586,7 +507,7 @@ class _Layout:
 
 
 class _Tiles:
-    """An open TIFF that is filled from the top, a whole row of tiles at a time: GDAL then writes each tile once."""
+    """An open TIFF that is filled from the top by whole rows of tiles, so that GDAL writes each tile once."""
 
     def __init__(self, name: str, layout: _Layout) -> None:
         self.name = name
@@ -611,7 +532,7 @@ class _Tiles:
                 self.dataset.write_colormap(1, colours)
 
     def add(self, rows: NDArray[Any]) -> None:
-        """The next rows; OSError where they cannot be written."""
+        """Append rows; OSError if they cannot be written."""
         if self.rows + len(rows) > self.layout.height:
             raise ValueError(
                 f"expected {self.layout.height} rows in all, got {self.rows + len(rows)}"
@@ -639,7 +560,7 @@ class _Tiles:
             self.dataset.close()
 
     def verify(self) -> None:
-        """Read the closed file back; OSError where it holds something else than what was written."""
+        """Read the closed file back; OSError if it differs from what was written."""
         with gdal(self.cache) as rasterio, without_warnings():
             dataset = rasterio.open(self.name)
         with gdal(self.cache) as rasterio, dataset:
@@ -652,7 +573,7 @@ class _Tiles:
 
 
 def _check_png_end(path: Path) -> None:
-    """PNG is written from front to back: where its end is there, all of it is."""
+    """OSError for a PNG that was cut short: it is written from front to back."""
     with path.open("rb") as stream:
         stream.seek(-min(len(_PNG_END), path.stat().st_size), os.SEEK_END)
         if stream.read() != _PNG_END:

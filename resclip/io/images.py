@@ -1,7 +1,6 @@
 """Images in and out: any source becomes one plain array, and a PIL image becomes a file.
 
-Knows Pillow and NumPy. Knows no model, no tensor and no class. Everything that can be wrong with an
-image file ends here, as one sentence.
+Whatever can be wrong with an image file is reported as an `ImageError` of one sentence.
 """
 
 from __future__ import annotations
@@ -27,25 +26,45 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
+from resclip.errors import reason
 from resclip.io.files import write_atomically
-from resclip.io.resize import PixelArray, resize, resize_rows, resize_shape, source_rows
+from resclip.io.resize import PixelArray as PixelArray  # noqa: PLC0414 - exported from here too
 
-# How files of the commonest formats begin: one of these that cannot be read is damaged or rare.
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+
+MAX_PIXELS = 178_956_970
+"""Images with more pixels are refused: Pillow's own limit, about 0.5 GB of pixels."""
+
+# First bytes of the commonest formats: a file that starts so and cannot be read is damaged or of a rare kind.
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# The warning filters belong to the whole process.
+# Errors that Pillow's decoders have been seen to raise on damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,  # A frame or a tile far larger than its header says.
+)
+
+# Held while warning filters are changed, since they belong to the whole process.
 _WARNING_FILTERS = threading.Lock()
 
 
 class ImageError(ValueError):
-    """An image that cannot be read, with what was expected, what came and what to do."""
+    """An image that cannot be read; the message says what was expected, what came and what to do."""
 
 
 def check_file(path: Path, name: str) -> None:
-    """Refuse what is no file with something in it; `name` is what errors call it.
+    """Refuse a path that is no readable, non-empty file; errors call it `name`.
 
     Raises:
-        ImageError: nothing is there, or it is a directory, empty or out of reach.
+        ImageError: it is missing, a directory, empty or out of reach.
     """
     try:
         is_directory, size = path.is_dir(), path.stat().st_size
@@ -60,11 +79,7 @@ def check_file(path: Path, name: str) -> None:
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int | None) -> None:
-    """Refuse no pixels at all, and more than `max_pixels` (None: any number).
-
-    Raises:
-        ImageError: it is one of these.
-    """
+    """ImageError for an image without pixels, or with more than `max_pixels` (None: any number)."""
     pixels = width * height
     if pixels == 0:
         raise ImageError(f"{name}: expected at least one pixel, got {width} x {height}")
@@ -73,28 +88,28 @@ def check_size(width: int, height: int, name: str, max_pixels: int | None) -> No
 
 
 def too_large(name: str, came: str, max_pixels: int) -> str:
-    """The sentence for an image with more than `max_pixels`; `came` says how many."""
+    """The message for an image with more than `max_pixels`; `came` says how many."""
     return (
         f"{name}: expected at most {max_pixels:,} pixels, got {came}, which may be a file "
-        "made to exhaust memory; scale it down, or raise max_pixels if you trust it"
+        "made to exhaust memory; scale it down, or raise max_pixels= if you trust it"
     )
 
 
 def unreachable(name: str, error: Exception) -> str:
-    """The sentence for a file that the system does not open, with its reason."""
-    return f"{name}: cannot be opened ({_reason(error)}); check the path"
+    """The message for a file that the system does not open, with its reason."""
+    return f"{name}: cannot be opened ({reason(error)}); check the path"
 
 
 def damaged(name: str, error: BaseException) -> str:
-    """The sentence for an image that a decoder gave up on, with its reason."""
+    """The message for an image that a decoder gave up on, with its reason."""
     return (
         f"{name}: expected a whole image, got one that is cut short or damaged "
-        f"({_reason(error)}); get the file again or convert it to PNG"
+        f"({reason(error)}); get the file again or convert it to PNG"
     )
 
 
 def unknown_format(name: str, start: bytes) -> str:
-    """The sentence for a file that no decoder knows, from its first 16 bytes."""
+    """The message for a file that no decoder recognises, by its first 16 bytes."""
     if start.startswith(_SIGNATURES):
         return (
             f"{name}: expected an image of a common kind, got one whose header is damaged or names "
@@ -108,52 +123,10 @@ def unknown_format(name: str, start: bytes) -> str:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence, for one thread at a time: what matters is raised, not warned of."""
+    """Suppresses warnings, in one thread at a time: what matters is raised as an error."""
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _reason(error: BaseException) -> str:
-    """The error's own words, in one line without a file name."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-__all__ = [
-    "MAX_PIXELS",
-    "ImageError",
-    "ImageSource",
-    "PixelArray",
-    "encode_png",
-    "over_white",
-    "read_image",
-    "resize",
-    "resize_rows",
-    "resize_shape",
-    "save_png",
-    "source_rows",
-    "to_8_bits",
-]
-
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
-
-MAX_PIXELS = 178_956_970
-"""Images with more pixels are refused: Pillow's own limit, about 0.5 GB of pixels."""
-
-# What Pillow's decoders are seen to raise on damaged files, beside their own OSError.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,  # A frame or a tile far larger than its header says.
-)
 
 
 def read_image(
@@ -170,7 +143,7 @@ def read_image(
     are composited over white. 16-bit greyscale is scaled to the nearest of 8 bits, 16-bit colour
     keeps each channel's high byte; greyscale, palette and CMYK images are converted. A CMYK JPEG
     is taken as inverted, as Adobe and browsers do, whether it says so or not. An array is returned
-    as it is (not copied) where it is contiguous.
+    as it is (not copied) if it is contiguous.
 
     Raises:
         ImageError: the file is missing, empty, damaged, no image or over `max_pixels`; the array
@@ -283,14 +256,14 @@ def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str) -> PixelArray:
-    """The first frame of `image`, upright, opaque, 8 bits a channel: (H, W, 3) uint8."""
+    """The first frame of `image`, upright, opaque, 8 bits per channel: (H, W, 3) uint8."""
     try:
         image.load()
         tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
         if _are_planes_misread(image, tags):
             raise ImageError(
                 f"{name}: expected 16-bit channels pixel by pixel, got one plane after the other, "
-                "which Pillow misreads where they are not compressed; convert it to 8 bits"
+                "which Pillow misreads unless they are compressed; convert it to 8 bits"
             )
         image = _upright(image)
         if image.mode.startswith(("I", "F")):
@@ -310,7 +283,7 @@ def _are_planes_misread(image: Image.Image, tags: Mapping[int, Any]) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """`image` with its EXIF orientation applied, or as stored where the EXIF block is damaged."""
+    """`image` with its EXIF orientation applied, or as stored if the EXIF block is damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS:
@@ -322,7 +295,7 @@ def _narrow(image: Image.Image, name: str, *, white_is_zero: bool) -> Image.Imag
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(
-            f"{name}: expected 8 or 16 bits a channel, got 32 ({image.mode}, from {values.min():g} "
+            f"{name}: expected 8 or 16 bits per channel, got 32 ({image.mode}, from {values.min():g} "
             f"to {values.max():g}); convert the image to 8 bits first"
         )
     grey = to_8_bits(values.astype(np.uint16))

@@ -1,7 +1,4 @@
-"""Bilinear resizing of bytes as OpenCV does it, of a whole image or of a few of its rows.
-
-Knows pixels in memory. Knows no file, no window and no model.
-"""
+"""Bilinear resizing of bytes as OpenCV does it, of a whole image or of a few of its rows."""
 
 from __future__ import annotations
 
@@ -39,10 +36,10 @@ def resize(image: PixelArray, size: tuple[int, int]) -> PixelArray:
 
     Args:
         image: (H, W, 3) uint8.
-        size: (height, width) wanted, in pixels.
+        size: new (height, width), in pixels.
 
     Returns:
-        (height, width, 3) uint8; `image` itself where the size is already right.
+        (height, width, 3) uint8; `image` itself if it has this size.
 
     Raises:
         ValueError: a side of `size` is below 1.
@@ -53,7 +50,7 @@ def resize(image: PixelArray, size: tuple[int, int]) -> PixelArray:
 
 
 def source_rows(height: int, new_height: int, first: int, last: int) -> tuple[int, int]:
-    """The source rows that `resize_rows` needs for the rows from `first` up to `last` of the result.
+    """The source rows that `resize_rows` needs for rows `first` to `last` of the result, `last` excluded.
 
     Args:
         height: of the source, in pixels.
@@ -76,7 +73,7 @@ def source_rows(height: int, new_height: int, first: int, last: int) -> tuple[in
 def resize_rows(
     rows: PixelArray, source_first: int, height: int, size: tuple[int, int], first: int, last: int
 ) -> PixelArray:
-    """The rows from `first` up to `last` of a resized image: the same bits as `resize(image, size)[first:last]`.
+    """Rows `first` to `last` of a resized image: the same bits as `resize(image, size)[first:last]`.
 
     Args:
         rows: (n, W, 3) uint8: the source's rows from `source_first` on, those of `source_rows` at least.
@@ -104,7 +101,7 @@ def resize_rows(
     left, right, left_weight, right_weight = _bilinear_taps(rows.shape[1], width)
     # An image made ten times smaller looks at one row in five.
     used, position = np.unique(np.concatenate((top, bottom)), return_inverse=True)
-    # `take` lets other threads go on meanwhile, as arithmetic does; an index in brackets holds Python's lock.
+    # `take` releases Python's lock, as arithmetic does; an index in brackets holds it.
     rows = rows.take(used - source_first, axis=0)
     across = (
         rows.take(left, axis=1) * left_weight[:, None]
@@ -135,8 +132,8 @@ def _check_rows(height: int, new_height: int, first: int, last: int) -> None:
 def _bilinear_taps(
     length: int, new_length: int, first: int = 0, last: int | None = None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
-    """For each new position from `first` up to `last`: two old positions, and their weights out of 2048."""
-    step = 1.0 / (new_length / length)  # OpenCV's own detour: the last bit decides some weights.
+    """For new positions `first` to `last`: the two old positions each, and their weights out of 2048."""
+    step = 1.0 / (new_length / length)  # As OpenCV computes it: the last bit decides some weights.
     new = np.arange(first, new_length if last is None else last)
     position = ((new + 0.5) * step - 0.5).astype(np.float32)
     before = np.floor(position).astype(np.intp)
@@ -145,5 +142,5 @@ def _bilinear_taps(
     before = before.clip(0, length - 1)
     before_weight = np.rint((1 - fraction) * 2048).astype(np.int32)
     after_weight = np.rint(fraction * 2048).astype(np.int32)
-    after = before + (after_weight > 0)  # Where it has no weight it is not needed either.
+    after = before + (after_weight > 0)  # A row without weight need not be read.
     return before, after, before_weight, after_weight

@@ -1,7 +1,4 @@
-"""The methods as values: one base attention each, RCS and SFR as options on any of them.
-
-Knows the papers' settings. Knows no tensor and no model; `DenseEncoder` carries a method out.
-"""
+"""The methods as values: each is a base attention, with RCS and SFR as options on any of them."""
 
 from __future__ import annotations
 
@@ -26,20 +23,21 @@ from resclip_kernels import (
 FinalBlockKind = Literal["attention_only", "full_residual"]
 FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlockKind)
 MODULES = ("rcs", "sfr")
+"""ResCLIP's two modules, in the order in which they follow a base's name."""
 
 
 @dataclass(frozen=True)
 class ProxyAttention:
-    """ProxyCLIP's options: whose features make the attention, and how (arXiv 2408.04883, section 3.3)."""
+    """ProxyCLIP's options: the model whose features make the attention, and how (arXiv 2408.04883, section 3.3)."""
 
     model: str = "vit_base_patch8_224.dino"
     """"colour" (built in, no weights), or a timm model that gives patch features."""
     beta: float = ProxyAttentionOptions.beta
-    """β: how far above the image's mean similarity an entry must lie, as a multiple of the mean."""
+    """β: the multiple of the image's mean similarity that an entry has to exceed."""
     gamma: float = ProxyAttentionOptions.gamma
     """γ > 0: sharpness of the softmax."""
     input_size: int | tuple[int, int] | None = None
-    """What the image is resized to for the proxy: short side, or (height, width), in pixels; None: its own size."""
+    """Size in pixels of the image as the proxy sees it: short side, or (height, width); None keeps its size."""
 
     def __post_init__(self) -> None:
         check_positive("proxy gamma", self.gamma)
@@ -47,25 +45,25 @@ class ProxyAttention:
 
 @dataclass(frozen=True)
 class Base:
-    """What a method makes of the final block, before RCS and SFR."""
+    """The final block of a method, before RCS and SFR."""
 
     name: str
     correlation: Correlation
-    """What scores the attention."""
+    """What the attention compares."""
     final_block: FinalBlockKind
     """"attention_only": no residual and no MLP; "full_residual": CLIP's own block."""
     summary: str
     citation: str
     neighbourhood_std: float | None = None
-    """σ of NACLIP's Gaussian neighbourhood prior, in patches; None: the base has no prior."""
+    """σ in patches of NACLIP's Gaussian neighbourhood prior; None: no prior."""
     proxy: ProxyAttention | None = None
-    """Where another vision model's features make the attention."""
+    """Options of a base whose attention is made by another vision model's features; None for the others."""
     segmenter: Mapping[str, Any] = field(default_factory=dict)
-    """The base's own windows, where they are not `Segmenter`'s defaults."""
+    """Settings of `Segmenter` that the base has instead of the defaults."""
 
     @property
     def has_score(self) -> bool:
-        """Whether there is a score for SFR to change."""
+        """Whether the attention has a score, which SFR could change."""
         return self.proxy is not None or self.correlation.has_score
 
 
@@ -142,11 +140,13 @@ class RCS:
     """
 
     layers: tuple[int, ...] | str | None = None
-    """Blocks counted from 1, none of them the final one: a tuple, or text: a window "6-9", cumulative "1-9", a list
-    "3,6-9"; a tuple once made. None: from the middle to three quarters of the depth, which is the released 6–9 of 12
-    blocks, 12–18 of 24 and 16–24 of 32. The middle is where the paper finds maps that follow objects (section 3.1,
-    figure 3), and in deeper towers the blocks of one stage of that development are more, not earlier: the same
-    fractions of the depth. The released program takes blocks 6–9 of any tower: the preset "released" does."""
+    """Blocks counted from 1, without the final one: a tuple, or text such as "6-9" or "3,6-9", which becomes a tuple.
+
+    None: from the middle to three quarters of the depth, which are the released blocks 6–9 of 12, 12–18 of 24 and
+    16–24 of 32. The paper finds maps that follow objects in the middle (section 3.1, figure 3); deeper towers pass
+    through the same stages in more blocks, so the same fractions of the depth are taken. The authors' program takes
+    blocks 6–9 of any tower, as the preset "released" does.
+    """
     weight: float = AttentionOptions.cross_weight
     """λ_r in [0, 1]."""
     temperature: float = AttentionOptions.cross_temperature
@@ -163,7 +163,7 @@ class RCS:
         return {"cross_weight": self.weight, "cross_temperature": self.temperature}
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
-        """The blocks to take from a tower of `depth` blocks; ValueError where one of them cannot be taken."""
+        """The blocks of a tower of `depth` blocks; ValueError if it lacks one of them."""
         if self.layers is None:
             if depth < 2:
                 raise ValueError(f"RCS needs blocks before the final one; the tower has {depth}")
@@ -179,7 +179,7 @@ class RCS:
 
 
 def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
-    """Block numbers from a tuple, or from text such as "6-9" or "3,6-9"; ValueError unless each stands there once."""
+    """Block numbers from a tuple, or from text such as "6-9" or "3,6-9"; ValueError unless each occurs once."""
     if isinstance(layers, str):
         numbers: list[int] = []
         for part in layers.split(","):
@@ -206,7 +206,8 @@ def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
 class SFR:
     """Semantic feedback refinement: a first segmentation becomes an attention term of the next pass.
 
-    S ← τ_s · ((1 − λ_s) · S + λ_s · Ŝ); arXiv 2411.15851, section 3.3. The defaults are the released program's.
+    S ← τ_s · ((1 − λ_s) · S + λ_s · Ŝ); arXiv 2411.15851, section 3.3. The defaults are those of the released program,
+    the code that the paper's authors published.
     """
 
     weight: float = AttentionOptions.feedback_weight
@@ -214,19 +215,20 @@ class SFR:
     temperature: float = AttentionOptions.feedback_temperature
     """τ_s > 0."""
     label_threshold: float = 0.3
-    """θ: pixels whose largest probability is under it get query 0."""
+    """θ in [0, 1]: pixels whose largest probability is below it get query 0."""
     smoothing_std: float = FeedbackOptions.smoothing_std
-    """σ of the Gaussian along the flattened patch index, in patches; 0 for none."""
+    """σ in patches of the Gaussian along the flattened patch index; 0 for none."""
     connectivity: Connectivity | None = FeedbackOptions.connectivity
-    """Which pairs path decay spares ("prefix" released, "line" paper, "component"); None: no decay."""
+    """Rule for the pairs of patches without path decay: "prefix" (released), "line" (paper) or "component"; None: no
+    decay."""
     refine_iterations: int = 10
-    """PAMR iterations on the logits that the labels are read from; 0 for none."""
+    """Iterations of PAMR on the logits of the first segmentation; 0 for none."""
     logit_scale: float = 40.0
     """Factor of the logits before the softmax over queries."""
     normalise: bool = FeedbackOptions.normalise
-    """Rows of Ŝ divided by their sums and the matrix by its maximum (released); False is the paper's equation."""
+    """Divides rows of Ŝ by their sums, and Ŝ by its maximum (released); False is the paper's equation."""
     rounds: int = 1
-    """How often the result is fed back; each round segments by the features of the one before."""
+    """How often a segmentation is fed back; each round segments by the features of the one before."""
 
     def __post_init__(self) -> None:
         check_fraction("SFR weight", self.weight)
@@ -257,21 +259,21 @@ class SFR:
 
 @dataclass(frozen=True)
 class Overview:
-    """Mixed mode: a window's final block also attends to the whole image, seen once at a small size.
+    """A window's final block also attends to the whole image, which is encoded once at a small size.
 
-    With o for the tokens of that coarse pass, and A_o as the base compares tokens (no prior, no local window, no
-    feedback):
+    With o for the tokens of that small image, and A_o the base's attention from the window to them (without prior,
+    local window or feedback):
 
         out = τ_r · ((1 − λ_r) · ((1 − w) · A_base·v + w · A_o·v_o) + λ_r · A_c·v)
 
-    It stands within RCS's sum since A_o has the mass of A_base, 2 for SCLIP's sum of maps and 1 for the others, and
-    A_c has 1: so the rows keep the mass that they have without it.
+    It is inside RCS's sum because rows of A_o sum to what rows of A_base do (2 for SCLIP's sum of maps, 1 for the
+    others), while rows of A_c sum to 1: so rows of the whole keep their sum.
     """
 
     weight: float = 0.1
     """w in [0, 1]; 0 is the plain method."""
     side: int = 0
-    """The coarse image has as many pixels as a square of this side; 0: the window's."""
+    """The small image has as many pixels as a square of this side; 0: as a window."""
 
     def __post_init__(self) -> None:
         check_fraction("overview weight", self.weight)
@@ -280,18 +282,18 @@ class Overview:
     def size(
         self, height: int, width: int, window: int, patch_size: tuple[int, int]
     ) -> tuple[int, int]:
-        """(height, width) of an image's coarse pass, in pixels: multiples of a patch, in the image's ratio.
+        """(height, width) in pixels of the small image: multiples of a patch, in the image's ratio.
 
-        An image is never enlarged by more than the rest of a patch, and one that is thinner than a patch at this size
-        loses its ratio rather than take more patches than a square of `side` has.
+        An image is never enlarged, except to fill its last patch. One that would be thinner than a patch loses its
+        ratio, so that it never takes more patches than a square of `side`.
 
         Args:
-            height, width: of the image.
+            height, width: of the image, in pixels.
             window: side of the segmenter's windows, the default of `side`.
-            patch_size: of the tower.
+            patch_size: of the tower, (height, width) in pixels.
 
         Raises:
-            ValueError: neither `side` nor `window` names a size.
+            ValueError: `side` and `window` are both 0.
         """
         side = self.side or window
         if side == 0:
@@ -300,9 +302,9 @@ class Overview:
                 "give the overview a side, or segment by windows"
             )
         scale = min(1.0, side / math.sqrt(height * width))
-        most = max(1, side * side // math.prod(patch_size))
+        largest = max(1, side * side // math.prod(patch_size))  # Patches along a thin image.
         rows, columns = (
-            min(max(1, round(scale * length / patch)), most)
+            min(max(1, round(scale * length / patch)), largest)
             for length, patch in zip((height, width), patch_size, strict=True)
         )
         return rows * patch_size[0], columns * patch_size[1]
@@ -310,7 +312,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class Method:
-    """A base with or without ResCLIP's two modules, under the name that the command line takes."""
+    """A base with or without ResCLIP's two modules, by the name that the command line takes."""
 
     name: str
     base: str
@@ -327,7 +329,7 @@ class Method:
 
 
 def combinations(base: Base) -> list[Method]:
-    """The base alone, and with each of the modules that can be put on it: RCS on any, SFR where there is a score."""
+    """The base alone, and with the modules that can be added: RCS to any, SFR to bases whose attention has a score."""
     methods = [Method(base.name, base.name, base.summary, base.citation)]
     cited = f"{base.citation}; {RESCLIP_CITATION}"
     for modules in (("rcs",), ("sfr",), ("rcs", "sfr")):
@@ -366,7 +368,7 @@ def find_method(name: str) -> Method:
         return METHODS[ordered]
     if base in BASES and "sfr" in modules and not BASES[base].has_score:
         raise ValueError(
-            f"SFR changes the score of the attention, and base {base!r} has none: leave +sfr out, or use one of: "
+            f"SFR changes the attention's score, which base {base!r} does not have: leave +sfr out, or use one of: "
             f"{', '.join(other.name for other in BASES.values() if other.has_score)}"
         )
     near = difflib.get_close_matches(name, METHODS, 1)

@@ -1,7 +1,4 @@
-"""What the final block's tokens are compared by: one option for the bases' choices and SCLIP's ablations.
-
-Knows names and ranges. Knows no tensor; `DenseEncoder` makes the operands, `residual_attention` the map.
-"""
+"""What the final block's attention compares: one option for the bases' choices and SCLIP's ablations."""
 
 from __future__ import annotations
 
@@ -18,35 +15,38 @@ MEANINGS = {
     "qq": "query-query",
     "kk": "key-key",
     "qq+kk": "the sum of both maps",
-    "xx": "the block's normalised input with itself: the identity projection",
-    "random": "the mean over random projections of it",
-    "none": "nothing: every token alike, so that a prior alone decides",
+    "xx": "the block's normalised input with itself, without projection",
+    "random": "random projections of that input; the mean of several maps",
+    "none": "nothing: all tokens count the same, so a neighbourhood prior alone decides",
     "identity": "no attention: each patch keeps its own value",
 }
+"""The choices with their explanations, as `resclip methods` prints them."""
 
 
 @dataclass(frozen=True)
 class Correlation:
     """The map that the final block attends with, before prior, SFR and RCS.
 
-    With x = LN1(tokens) and q, k its projections, per head: softmax(a bᵀ / (√d·τ)). The choices beside the bases' own
-    are the ablations of SCLIP (Wang et al., arXiv 2312.01597, sections 3 and 4), NACLIP's neighbourhood-only attention
-    ("none": a score of 0, so that the prior alone decides) and MaskCLIP's unit matrix ("identity").
+    With x = LN1(tokens) and q, k its projections, per head: softmax(a bᵀ / (√d·τ)). Beside the bases' own choices
+    there are the ablations of SCLIP (Wang et al., arXiv 2312.01597, sections 3 and 4), NACLIP's neighbourhood-only
+    attention ("none": a score of 0, so that the prior alone decides) and MaskCLIP's identity matrix ("identity").
     """
 
     scores: Scores = "kk"
-    """A key of `MEANINGS`; the rows of "qq+kk" add to 2, all others' to 1."""
+    """A key of `MEANINGS`; rows of the map sum to 2 for "qq+kk", to 1 for the others."""
     temperature: float = 1.0
-    """τ > 0 beside √d: below 1 sharpens the attention."""
+    """τ > 0, a divisor of the score beside √d: below 1 sharpens the attention."""
     window: int | None = None
-    """Odd side w of a local window in patches: a patch attends to the w × w patches around it alone, and [CLS] to all.
-    1 is the unit matrix. None: every patch sees the whole image."""
+    """Odd side w in patches of a local window: a patch attends to the w × w patches around it, [CLS] to all.
+
+    1 is the identity matrix. None: every patch attends to the whole image.
+    """
     layer: int | None = None
     """Block, counted from 1, whose x, q and k are compared; the values stay the final block's. None: the final one."""
     projections: int = 1
     """Number of random projections ("random" alone): D × D, entries normal with variance 1 / D, heads as q has them."""
     seed: int = 0
-    """Of the random projections: the same seed gives the same ones, whatever the device."""
+    """Seed of the random projections, which are the same on every device."""
 
     def __post_init__(self) -> None:
         if self.scores not in SCORES:
@@ -69,20 +69,20 @@ class Correlation:
                 "use correlation 'random', or leave projections out"
             )
         if not self.has_score:
-            given = [
+            changed = [
                 item.name
                 for item in fields(self)
                 if item.name != "scores" and getattr(self, item.name) != item.default
             ]
-            if given:
+            if changed:
                 raise ValueError(
-                    f"correlation 'identity' compares nothing, so {', '.join(given)} would change nothing: "
+                    f"correlation 'identity' compares nothing, so {', '.join(changed)} would change nothing: "
                     "leave it out, or choose another correlation"
                 )
 
     @property
     def has_score(self) -> bool:
-        """Whether there is a score that a prior or SFR could change."""
+        """Whether the attention has a score, which a prior or SFR could change."""
         return self.scores != "identity"
 
     @classmethod
@@ -93,6 +93,6 @@ class Correlation:
             ValueError, TypeError: an unknown name, an option that does not exist, or a value that does not fit.
         """
         scores, comma, rest = (part.strip() for part in text.partition(","))
-        # Made first without the rest, so that an unknown name is what the message speaks of.
+        # Made first without the rest, so that the error for an unknown name is about the name.
         chosen = cls(scores)  # type: ignore[arg-type]
         return parse_options(cls, rest, scores=chosen.scores) if comma else chosen

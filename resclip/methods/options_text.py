@@ -1,7 +1,4 @@
-"""Options as text: "weight=0.6,rounds=2" for a dataclass of options, as the command line takes them.
-
-Knows how values are spelled. Knows no option: which there are, the dataclass says, and which values fit, it checks.
-"""
+"""Options as text, such as "weight=0.6,rounds=2", for any dataclass of options."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ Options = TypeVar("Options")
 CONSTANTS = {"none": None, "true": True, "false": False}
 
 
-def parse_options(kind: type[Options], text: str, **given: Any) -> Options:
-    """A `kind` with the values that `text` names, and the others' defaults; `given` come in beside them.
+def parse_options(kind: type[Options], text: str, **others: Any) -> Options:
+    """A `kind` with the values of `text` and of `others`, and else its defaults.
 
     Args:
         kind: a dataclass whose fields are the options.
@@ -24,23 +21,23 @@ def parse_options(kind: type[Options], text: str, **given: Any) -> Options:
     Raises:
         ValueError, TypeError: a name that is no option, one named twice, or a value that does not fit.
     """
-    return kind(**given, **split_options(kind, text))
+    return kind(**others, **split_options(kind, text))
 
 
 def split_options(kind: type[Any], text: str) -> Mapping[str, Any]:
-    """The values that `text` names."""
-    known = {field.name: str(field.type) for field in fields(kind)}
+    """The values in `text`, by the names of the fields of `kind`; raises as `parse_options`."""
+    types = {field.name: str(field.type) for field in fields(kind)}
     values: dict[str, Any] = {}
-    # A comma that no name follows belongs to the value, as in "layers=3,6-9".
+    # A comma separates options only before a name: "layers=3,6-9" is one.
     for part in re.split(r",(?=\s*\w+\s*=)", text):
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or name not in known:
+        if not equals or name not in types:
             raise ValueError(
-                f"expected name=value for some of {', '.join(known)}, separated by commas; got {part.strip()!r}"
+                f"expected name=value for some of {', '.join(types)}, separated by commas; got {part.strip()!r}"
             )
         if name in values:
             raise ValueError(f"expected {name} once, got it twice in {text!r}")
-        values[name] = parse_value(value, is_text="| str" in known[name])
+        values[name] = parse_value(value, is_text="| str" in types[name])
     return values
 
 

@@ -1,7 +1,4 @@
-"""Presets: values for the options of RCS, SFR and the segmenter, as papers, released programs and datasets have them.
-
-Knows settings and where they come from. Knows no method and no model.
-"""
+"""Presets: options of RCS, SFR and the segmenter as papers, released programs and datasets set them."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from resclip.methods.catalogue import Method
 
 @dataclass(frozen=True)
 class Preset:
-    """Values for the options of RCS, SFR and the segmenter; an option that is not named keeps its default."""
+    """Options of RCS, SFR and the segmenter; options that are not named keep their defaults."""
 
     name: str
     summary: str
@@ -38,10 +35,10 @@ def released(
     rcs: tuple[float, float],
     **segmenter: float,
 ) -> Preset:
-    """A row of the released settings; pairs are (temperature, weight) as published."""
+    """The settings of the authors' program for a dataset; pairs are (temperature, weight), as published."""
     return Preset(
         name,
-        f"released settings for {name}",
+        f"settings of the authors' program for {name}",
         rcs={"layers": (6, 7, 8, 9), "temperature": rcs[0], "weight": rcs[1]},
         sfr={"label_threshold": label_threshold, "temperature": sfr[0], "weight": sfr[1]},
         segmenter=segmenter,
@@ -53,12 +50,12 @@ PRESETS: Mapping[str, Preset] = {
     for preset in (
         Preset(
             "released",
-            "the released program: layers 6-9 whatever the depth",
+            "the authors' program: RCS takes layers 6-9 whatever the depth",
             rcs={"layers": (6, 7, 8, 9)},
         ),
         Preset(
             "paper",
-            "the paper's equations: no PAMR, no normalisation of the feedback, whole path tested",
+            "the paper's equations: no PAMR, feedback not normalised, connectivity by the whole line between patches",
             rcs={"layers": (6, 7, 8, 9), "temperature": 1.0, "weight": 0.5},
             sfr={
                 "temperature": 1.0,
@@ -78,7 +75,7 @@ PRESETS: Mapping[str, Preset] = {
         released("ade20k", 0.25, (2.1, 0.7), (2.0, 0.3)),
         Preset(
             "builtin",
-            "chosen for the built-in model on validation scenes",
+            "chosen for the built-in model on its validation scenes",
             segmenter={"window": 112, "stride": 56, "short_side": 224},
         ),
     )

@@ -1,7 +1,4 @@
-"""CLIP models of every family behind one interface: the tower that the encoder runs, and how a model is loaded.
-
-`adapt` makes a `Tower` of an open_clip or Hugging Face model; `load_model` finds one by its name. One file a family.
-"""
+"""CLIP models of every family behind one interface: `load_model` finds one by name, `adapt` runs its tower in steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Hugging Face's CLIPModel: its tower in steps, its text side as open_clip's models have it, and loading from a folder.
+"""Hugging Face's CLIPModel: its tower in steps, its text encoder behind open_clip's interface, and its loading.
 
-Knows the module layout and the configuration of transformers' CLIP, of versions 4.4x and 5. transformers is an extra
-and is imported only inside these functions.
+It works with versions 4.4x and 5 of transformers, which is an extra and is imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -12,12 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resclip.errors import WeightsUnavailable, first_line
+from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models.tower import Tower, merge_heads, resize_position_embedding, split_heads
 
 INSTALL = 'pip install "resclip[hf]"'
 LEGACY_END_OF_TEXT = 2
-"""Older configurations say so whatever the tokenizer does; transformers then looks for the largest id, as open_clip."""
+"""Value of eos_token_id in older configurations, whatever the tokenizer does.
+
+transformers then reads the embedding at the largest id, as open_clip does.
+"""
 
 
 class HuggingFaceTower(Tower):
@@ -50,7 +52,7 @@ class HuggingFaceTower(Tower):
         position = resize_position_embedding(
             embeddings.position_embedding.weight, self.trained_grid, grid
         )
-        # The library's own spelling.
+        # transformers spells it so.
         tokens: Tensor = self.vision.pre_layrnorm(torch.cat([cls, patches], dim=1) + position)
         return tokens
 
@@ -82,14 +84,14 @@ class HuggingFaceTower(Tower):
 
 
 class HuggingFaceClip(nn.Module):
-    """A `CLIPModel` with the methods of open_clip's models: `visual`, `encode_image`, `encode_text`."""
+    """A `CLIPModel` behind the interface of open_clip's models: `visual`, `encode_image`, `encode_text`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.visual = HuggingFaceTower(model)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(N, context) token ids, as the tokenizer pads them → (N, E)."""
+        """(N, context) token ids, padded by the tokenizer → (N, E)."""
         return pooled(self.visual.visual.get_text_features(input_ids=tokens))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ class HuggingFaceTokenizer:
         self.context_length = context_length
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        # No attention mask is needed: text attends backwards alone, so what pads the end changes nothing before it.
+        # No attention mask is needed: text attends backwards only, so padding at the end changes nothing before it.
         ids: Tensor = self.tokenizer(
             prompts,
             padding="max_length",
@@ -117,17 +119,17 @@ class HuggingFaceTokenizer:
 
 
 class HuggingFaceParts(NamedTuple):
-    """What a folder or repository holds."""
+    """What is loaded from a folder or repository."""
 
     model: HuggingFaceClip
     tokenizer: HuggingFaceTokenizer
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Per channel, of pixels in [0, 1]; OpenAI's where no image processor is stored."""
+    """Mean and standard deviation per channel of pixels in [0, 1]; OpenAI's if no image processor is stored."""
 
 
 def is_clip(model: Any) -> bool:
-    """Whether this is one of transformers' CLIP models with a projected image tower; told without the import."""
+    """Whether this is a CLIP model of transformers with a projected image tower; does not import transformers."""
     kinds = {
         kind.__name__
         for kind in type(model).__mro__
@@ -137,7 +139,7 @@ def is_clip(model: Any) -> bool:
 
 
 def pooled(features: Any) -> Tensor:
-    """What get_…_features gives: the projected embedding itself up to transformers 4, and within an output in 5."""
+    """The projected embedding, which get_…_features returns itself in transformers 4 and within an output in 5."""
     embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return embedding
 
@@ -151,8 +153,8 @@ def load_clip(source: str) -> HuggingFaceParts:
     Raises:
         ImportError: transformers is not installed.
         TypeError: a model of another kind.
-        WeightsUnavailable: it cannot be fetched or read, lacks weights, or its tokenizer ends texts otherwise than its
-            configuration says.
+        WeightsUnavailable: it cannot be fetched or read, lacks weights, or its tokenizer ends texts with another
+            id than its configuration says.
     """
     transformers = import_transformers()
     try:
@@ -194,16 +196,16 @@ def load_clip(source: str) -> HuggingFaceParts:
 
 
 def load_image_processor(source: str) -> Any:
-    """The stored one, which knows `image_mean` and `image_std`, or OpenAI's where none is stored."""
+    """The stored image processor, with `image_mean` and `image_std`, or OpenAI's where none is stored."""
     transformers = import_transformers()
     try:
         return transformers.CLIPImageProcessor.from_pretrained(source)
-    except OSError:  # The model has just come from there, so it is the file that is not.
+    except OSError:  # The model was just read from there, so only this file is missing.
         return transformers.CLIPImageProcessor()
 
 
 def import_transformers() -> Any:
-    """The library, or an ImportError that says how to get it."""
+    """The package transformers, or an ImportError that says how to install it."""
     try:
         import transformers
     except ImportError as error:
@@ -212,10 +214,10 @@ def import_transformers() -> Any:
 
 
 def unavailable(source: str, error: Exception) -> str:
-    """One sentence for a model that could not be loaded, and what to do."""
+    """One sentence on why a model could not be loaded, and what to do."""
     advice = (
         "the folder must hold what save_pretrained writes for a CLIPModel and its tokenizer"
         if Path(source).is_dir()
         else "check the name and the network, or pass a folder that holds the model"
     )
-    return f"cannot load 'transformers:{source}' ({first_line(error)}); {advice}"
+    return f"cannot load 'transformers:{source}' ({first_sentence(error)}); {advice}"

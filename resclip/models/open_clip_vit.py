@@ -1,7 +1,6 @@
-"""open_clip's own `VisionTransformer`: OpenAI's CLIP, LAION's, DataComp's, MetaCLIP, CLIPA, CoCa.
+"""The tower of open_clip's own `VisionTransformer`: OpenAI's CLIP, LAION's, DataComp's, MetaCLIP, CLIPA, CoCa.
 
-Knows its module layout and variants (average pooling, CoCa's attention pool, normed queries and keys, scaled heads).
-Knows nothing of loading.
+Its variants are average pooling, CoCa's attention pool, normed queries and keys, and scaled heads.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from resclip.models.tower import ADVICE, Tower, merge_heads, resize_position_emb
 class OpenClipTower(Tower):
     """An open_clip `VisionTransformer`, in steps; see `Tower`.
 
-    With average pooling (CLIPA) the model itself never reads what `head` makes of [CLS].
+    With average pooling (CLIPA) the model itself never uses the output of `head` for [CLS].
 
     Raises:
         TypeError: a variant whose final block cannot be rebuilt; the message says why and names other models.
@@ -94,7 +93,7 @@ class OpenClipTower(Tower):
 
 
 def pool_alone(pool: AttentionalPooler, tokens: Tensor) -> Tensor:
-    """CoCa's attention pool of every token alone: (B, L, D) → (B, L, E).
+    """CoCa's attention pool, applied to every token alone: (B, L, D) → (B, L, E).
 
     A softmax over one key is 1, whatever the query, so the pool is its value and output projections.
     """
@@ -112,17 +111,18 @@ def check(visual: VisionTransformer) -> None:
     """TypeError, with the reason, for a variant whose final block cannot be rebuilt."""
     blocks = visual.transformer.resblocks
     kinds = (ResidualAttentionBlock, CustomResidualAttentionBlock)
-    if not all(type(block) in kinds for block in blocks):
+    other = next((block for block in blocks if type(block) not in kinds), None)
+    if other is not None:
         raise TypeError(
-            f"the tower's blocks are {type(blocks[0]).__name__}, whose layout is not CLIP's: {ADVICE}"
+            f"the tower has a block of type {type(other).__name__}, whose layout is not CLIP's: {ADVICE}"
         )
     if getattr(blocks[0].attn, "logit_scale", None) is not None:
-        raise TypeError(f"the tower's attention is of cosines, with a learnt scale: {ADVICE}")
+        raise TypeError(f"the tower's attention compares by cosines, with a learnt scale: {ADVICE}")
     if getattr(visual, "attn_pool_contrastive", None) is not None:
         raise TypeError(
-            f"the tower has two attention pools, so no token alone has a place in the text's space: {ADVICE}"
+            f"the tower has two attention pools, so no token alone lies in the text's embedding space: {ADVICE}"
         )
     if visual.proj is None:
         raise TypeError(
-            f"the tower's output projection was removed, so patches have no place in the text's space: {ADVICE}"
+            f"the tower's output projection was removed, so patches do not lie in the text's embedding space: {ADVICE}"
         )

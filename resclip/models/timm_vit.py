@@ -1,7 +1,6 @@
-"""open_clip's `TimmModel` around a plain timm vision transformer: EVA, EVA02, SigLIP, SigLIP2, PE-Core.
+"""The tower of open_clip's `TimmModel` around a plain timm vision transformer: EVA, EVA02, SigLIP, SigLIP2, PE-Core.
 
-Knows the layouts of timm's `VisionTransformer` and `Eva`: their blocks, rotary embeddings and pooling heads. Knows
-nothing of loading.
+It covers timm's `VisionTransformer` and `Eva`, with their rotary embeddings and pooling heads.
 """
 
 from __future__ import annotations
@@ -58,15 +57,15 @@ class TimmTower(Tower):
         trunk = self.trunk
         tokens, grid = self.embed_patches(pixels)
         tokens = trunk.patch_embed.norm(tokens)
-        cls_has_place = self.has_cls and not trunk.no_embed_class
+        cls_has_position = self.has_cls and not trunk.no_embed_class
         position = resize_position_embedding(
-            trunk.pos_embed[0], self.trained_grid, grid, has_cls=cls_has_place
+            trunk.pos_embed[0], self.trained_grid, grid, has_cls=cls_has_position
         )
-        if not cls_has_place:
+        if not cls_has_position:
             tokens = tokens + position
         if self.has_cls:
             tokens = torch.cat([trunk.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        if cls_has_place:
+        if cls_has_position:
             tokens = tokens + position
         ready: Tensor = trunk.norm_pre(tokens)
         return ready
@@ -87,7 +86,7 @@ class TimmTower(Tower):
         return query, key, value
 
     def rotate(self, tokens: Tensor, rotation: Tensor) -> Tensor:
-        """Patches turned by their positions, [CLS] as it is: (B, A, L, d) → (B, A, L, d)."""
+        """Rotary embedding of the patches by their positions; [CLS] is left alone: (B, A, L, d) → (B, A, L, d)."""
         cls, patches = tokens[:, :, : int(self.has_cls)], tokens[:, :, int(self.has_cls) :]
         turned = apply_rot_embed_cat(patches, rotation)
         return torch.cat([cls, turned.to(tokens.dtype)], dim=2)
@@ -95,9 +94,9 @@ class TimmTower(Tower):
     def rotation(self, grid: tuple[int, int]) -> Tensor | None:
         """Sines and cosines of the patches' angles, (h·w, 2·d); None for a model without rotary embeddings.
 
-        At another grid than the trained one they are timm's own for that grid: EVA02 and PE-Core lay any grid over the
-        square they were trained on, so patches half as wide turn by steps half as large. The last such table is kept,
-        since every block of an image asks for the same.
+        At another grid than the trained one they are timm's own for that grid: EVA02 and PE-Core stretch any grid over
+        the square they were trained on, so patches half as wide rotate by steps half as large. The last such table is
+        kept, since every block of an image needs the same one.
         """
         rope = getattr(self.trunk, "rope", None)
         if rope is None:
@@ -130,7 +129,7 @@ class TimmTower(Tower):
 
 
 def project(attention: Any, normed: Tensor) -> tuple[Tensor, ...]:
-    """q, k and v before the heads are told apart: (B, L, D) → three (B, L, A·d)."""
+    """q, k and v before they are split into heads: (B, L, D) → three (B, L, A·d)."""
     if attention.qkv is None:
         return attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
     bias = attention.qkv.bias
@@ -140,7 +139,7 @@ def project(attention: Any, normed: Tensor) -> tuple[Tensor, ...]:
 
 
 def layer_scale(block: Any, branch: int, tokens: Tensor) -> Tensor:
-    """The learnt factor a channel of a block's attention (branch 1) or MLP (branch 2), where it has one."""
+    """Scales each channel of the output of a block's attention (branch 1) or MLP (branch 2), if it learnt a factor."""
     if isinstance(block, Block):
         scaled: Tensor = (block.ls1 if branch == 1 else block.ls2)(tokens)
         return scaled
@@ -149,7 +148,7 @@ def layer_scale(block: Any, branch: int, tokens: Tensor) -> Tensor:
 
 
 def pool_alone(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
-    """The attention pool of every token alone: (B, L, D) → (B, L, D).
+    """The attention pool, applied to every token alone: (B, L, D) → (B, L, D).
 
     A softmax over one key is 1, whatever the query, so what remains of the attention is its value and output
     projections; the pool's own MLP follows, with its residual.
@@ -169,21 +168,23 @@ def check(visual: TimmModel) -> None:
 
 
 def obstacle(visual: TimmModel) -> str | None:
-    """Why a tower cannot be taken apart, or None if it can."""
+    """Why a tower cannot be run in steps, or None if it can."""
     trunk: Any = visual.trunk
     if type(trunk) not in (VisionTransformer, Eva):
         return f"the tower is timm's {type(trunk).__name__}, which is no plain vision transformer"
     if type(trunk.patch_embed) is not PatchEmbed:
-        return "the tower makes its patches with a convolutional network, so it is a hybrid"
+        return "the tower is a hybrid: a convolutional network makes its patches"
     blocks = list(trunk.blocks)
-    if any(type(block) not in (Block, EvaBlock) for block in blocks):
-        name = type(blocks[0]).__name__
-        return f"the tower's blocks are timm's {name}, which do not norm before the attention as CLIP does"
-    kinds = (Attention, EvaAttention, AttentionRope)
-    if any(type(block.attn) not in kinds for block in blocks):
+    other = next((block for block in blocks if type(block) not in (Block, EvaBlock)), None)
+    if other is not None:
         return (
-            f"the tower's attention is timm's {type(blocks[0].attn).__name__}, which is not CLIP's"
+            f"the tower has a block of timm's {type(other).__name__}, which does not norm before the attention as "
+            "CLIP's do"
         )
+    kinds = (Attention, EvaAttention, AttentionRope)
+    odd = next((block.attn for block in blocks if type(block.attn) not in kinds), None)
+    if odd is not None:
+        return f"the tower's attention is timm's {type(odd).__name__}, which is not CLIP's"
     if any(
         getattr(block.attn, "gate", None) is not None or getattr(block.attn, "num_kv_groups", 1) > 1
         for block in blocks
@@ -198,5 +199,7 @@ def obstacle(visual: TimmModel) -> str | None:
     if trunk.num_prefix_tokens > 1:
         return "the tower has register tokens beside [CLS]"
     if not isinstance(trunk.attn_pool, AttentionPoolLatent | None) or hasattr(visual.head, "pool"):
-        return "the tower's pooling mixes its patches in a way that no patch alone has an output"
+        return (
+            "the tower's pooling mixes its patches so that no single patch has an output of its own"
+        )
     return None

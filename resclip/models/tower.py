@@ -1,7 +1,4 @@
-"""What every image tower offers the encoder: embedding, blocks and head, callable one by one.
-
-Knows the shapes between these steps and how a position embedding is resized. Knows no model library.
-"""
+"""The interface to an image tower: embedding, blocks and head of a vision transformer, callable one by one."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ ADVICE = (
 class Tower(nn.Module, ABC):
     """A vision transformer in steps.
 
-    A plain forward pass of (B, 3, H, W) pixels is the following, and the encoder rebuilds the last turn of its loop:
+    A plain forward pass of (B, 3, H, W) pixels is the following; the encoder replaces the last round of the loop:
 
         tokens = tower.embed(pixels)
         for block in tower.blocks:
@@ -30,21 +27,22 @@ class Tower(nn.Module, ABC):
             tokens = tower.feed_forward(block, tokens + tower.project_out(block, heads))
         features = tower.head(tokens)
 
-    B images, L tokens of width D, A heads of width d, h × w patches, outputs of width E. The wrapped modules are used
-    as they are, in eval mode: nothing is copied or changed.
+    There are B images, L tokens of width D, A heads of width d, h × w patches, and outputs of width E. The wrapped
+    modules are used as they are, in eval mode: nothing is copied or changed.
     """
 
     visual: Any
-    """The wrapped model; nn.Module's attributes have no types."""
+    """The wrapped model; `Any`, since attributes of an nn.Module have no types."""
     patch_size: tuple[int, int]
     """(height, width) of a patch in pixels."""
     trained_grid: tuple[int, int]
     """(h, w) that the position embedding was trained for."""
     heads: int
+    """A, the number of attention heads."""
     output_dim: int
-    """E."""
+    """E, the width of the output and of the text embeddings."""
     blocks: list[Any]
-    """In order; to be handed to the methods below, and no more."""
+    """The blocks in order; callers only pass them to the methods below."""
     has_cls: bool
     """Whether the first token is [CLS]: L = h·w + has_cls."""
 
@@ -56,7 +54,7 @@ class Tower(nn.Module, ABC):
     @property
     @abstractmethod
     def patch_embedding(self) -> nn.Conv2d:
-        """The convolution that makes a token of every patch."""
+        """The convolution that turns each patch into a token."""
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> Tensor:
@@ -64,7 +62,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def norm(self, block: Any, tokens: Tensor) -> Tensor:
-        """LN1(tokens), of which q, k and v are made: (B, L, D) → (B, L, D)."""
+        """LN1(tokens), the input of q, k and v: (B, L, D) → (B, L, D)."""
 
     @abstractmethod
     def project_qkv(
@@ -74,7 +72,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def project_out(self, block: Any, heads: Tensor) -> Tensor:
-        """(B, A, L', d) attended values → (B, L', D), with all that the model does before the residual sum."""
+        """(B, A, L', d) attended values → (B, L', D), ready to be added to the residual stream."""
 
     @abstractmethod
     def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
@@ -89,17 +87,17 @@ class Tower(nn.Module, ABC):
 
     @property
     def depth(self) -> int:
-        """Number of blocks M."""
+        """M, the number of blocks."""
         return len(self.blocks)
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the width of the tokens."""
         return self.patch_embedding.out_channels
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The weights' device."""
         return self.patch_embedding.weight.device
 
     @property

@@ -1,18 +1,16 @@
-"""Class names as people write them: one class as text, lists of classes in files, and the benchmarks' own lists.
-
-Knows text and files. Knows no model: turning names into features is vocabulary.py's part.
+"""Class names as people write them: an entry per class, lists of entries as text or files, and datasets' own lists.
 
 A class is written as one entry:
 
     entry = [ name ":" ] query { "," query }
 
-    sky                             the class "sky", asked for as "sky"
-    cat, kitten                     the class "cat", asked for as "cat" and as "kitten"; the better one counts
-    background: sky, wall, tree     the class "background", asked for as "sky", "wall" and "tree", not by its name
+    sky                             the class "sky", with the query "sky"
+    cat, kitten                     the class "cat", with the queries "cat" and "kitten"; the better one counts
+    background: sky, wall, tree     the class "background", with the queries "sky", "wall" and "tree", not its name
 
-A query is what the model is asked for; the name is what a person is shown, by default the first query. A colon counts
-only before a space or at the end, so "16:9 screen" is a name. Spaces at the ends do not count, and several are as one.
-Names and queries are in any script and hold no comma, and a name holds no colon before a space.
+A query is what the model is asked for; the name is what a person is shown, by default the first query. A colon
+separates only before a space or at the end, so "16:9 screen" is a name. Spaces at the ends are dropped, and several
+count as one. Names and queries are in any script and contain no comma; a name contains no colon before a space.
 
 A list of classes comes from text (`parse_classes`), a file (`read_classes`) or a dataset (`dataset_classes`).
 """
@@ -31,99 +29,31 @@ from typing import Any
 
 from resclip.io.files import is_file, read_text
 
-YAML_DEPTH = 3
-"""Lists and objects within one another that are read: deeper ones come out empty, as an alias may hold itself."""
-
-
-class Pairs(list[tuple[Any, Any]]):
-    """An object as it is written: a dict would lose a key that comes twice."""
-
-
-def load_json(text: str) -> object:
-    """The value of a JSON document.
-
-    Raises:
-        ValueError: where it is no JSON, and why.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=Pairs)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"line {error.lineno}, column {error.colno}: expected JSON, got an error: {error.msg}"
-        ) from None
-    except RecursionError:
-        raise ValueError("expected JSON, got lists too deep to read") from None
-
-
-def load_yaml(text: str) -> object:
-    """The value of a YAML document, every scalar of it text: `no` and `7` are words; None where it is empty.
-
-    Raises:
-        ValueError: where it is no YAML, and why.
-        ImportError: PyYAML is not installed.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError(
-            "reading YAML needs PyYAML: run `pip install pyyaml`, or write JSON or one entry a line"
-        ) from error
-
-    def plain(node: Any, depth: int) -> object:
-        if isinstance(node, yaml.ScalarNode):
-            return node.value
-        items = node.value if depth < YAML_DEPTH else []
-        if isinstance(node, yaml.SequenceNode):
-            return [plain(item, depth + 1) for item in items]
-        return Pairs((plain(key, YAML_DEPTH), plain(value, depth + 1)) for key, value in items)
-
-    try:
-        # Nodes keep a key that comes twice, and make no objects of Python's whatever the tags say.
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected YAML, got an error: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ValueError("expected YAML, got lists too deep to read") from None
-    return None if node is None else plain(node, 0)
-
-
-def kind_of(value: object) -> str:
-    """What a value is, in a document's own words: "an object", "a list", or the value as JSON."""
-    if isinstance(value, Pairs):
-        return "an object"
-    return "a list" if isinstance(value, list) else json.dumps(value)
-
-
 DATASETS = (
-    "voc20",
-    "voc21",
-    "context59",
-    "context60",
-    "coco-object",
-    "coco-stuff",
-    "cityscapes",
-    "ade20k",
-)
-"""The benchmarks whose classes `dataset_classes` knows."""
-
+    "voc20", "voc21", "context59", "context60", "coco-object", "coco-stuff", "cityscapes", "ade20k",
+)  # fmt: skip
+"""The benchmarks whose classes `dataset_classes` returns."""
 BACKGROUND_LISTS = ("voc21", "coco-object")
-"""Those whose background is a list of names: the first line of their files."""
-
-_BACKGROUND = "background"
+"""The benchmarks whose background is a list of names: the first line of their files."""
+BACKGROUND = "background"
+"""The name of the class that `with_background` puts first."""
+FORMATS = (".txt", ".json", ".yaml", ".yml")
+"""Endings by which text that a person typed is taken for the path of a file, even of a missing one."""
+YAML_DEPTH = 3
+"""Levels of nested lists and objects that are read; deeper ones come out empty, as an alias may contain itself."""
 _NAMED = re.compile(r"(.*?):(?:$| (.*))")
-_FORMATS = (".txt", ".json", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class: what it is called, and what the model is asked for. `str` writes it as an entry.
+    """One class; `str` writes it as an entry.
 
     Attributes:
         name: what people are shown.
-        queries: at least one; each once, whatever the case and the Unicode form.
+        queries: what the model is asked for; at least one, none twice whatever the case and the Unicode form.
 
     Raises:
-        ValueError: no query, an empty name or query, or one that no entry can hold.
+        ValueError: no query, an empty name or query, or one that cannot be written in an entry.
     """
 
     name: str
@@ -158,10 +88,10 @@ class ClassEntry:
 
 
 def parse_entry(text: str) -> ClassEntry:
-    """The class that an entry stands for; see the module's head.
+    """The class that an entry stands for; the module's docstring has the grammar.
 
     Raises:
-        ValueError: what is wrong with the entry.
+        ValueError: the text is no entry.
     """
     text = _squeeze(text)
     named = _NAMED.fullmatch(text)
@@ -176,25 +106,23 @@ def parse_entry(text: str) -> ClassEntry:
     return ClassEntry(name, tuple(listed.split(",")))
 
 
-def parse_entries(entries: Sequence[str]) -> list[ClassEntry]:
+def parse_entries(entries: Sequence[str | ClassEntry]) -> list[ClassEntry]:
     """The classes of a list of entries: at least one, none twice.
 
-    Two entries name the same class where their names agree, or all their queries do, whatever the case and the Unicode
-    form. A query may stand in several entries.
+    Two entries are the same class if their names agree, or all their queries do, whatever the case and the Unicode
+    form. A query may occur in several entries.
 
     Raises:
-        ValueError: which entries are at fault, and why.
-        TypeError: `entries` is one string, or holds something that is not a string.
+        ValueError: which entries are wrong, and why.
+        TypeError: `entries` is one string, or an item is no string.
     """
     if isinstance(entries, str):
         raise TypeError(f"expected a list of class names, got the string {entries!r}; split it")
-    places = [f"class {number}" for number in range(1, len(entries) + 1)]
-    classes = [_parse_at(place, entry) for place, entry in zip(places, entries, strict=True)]
-    return _distinct(places, classes)
+    return _parse_all([(f"class {number}", entry) for number, entry in enumerate(entries, 1)])
 
 
 def check_classes(entries: Sequence[str]) -> list[str]:
-    """`entries` with surplus spaces and repeated queries removed, after the checks of `parse_entries`."""
+    """`entries` without surplus spaces and repeated queries; raises as `parse_entries`."""
     return [str(entry) for entry in parse_entries(entries)]
 
 
@@ -202,8 +130,8 @@ def parse_classes(text_or_path: str | os.PathLike[str]) -> list[str]:
     """Entries from what a person typed: a dataset's name, a file's path, or the classes themselves.
 
     "@voc21" is a dataset: see `dataset_classes`. An existing file is read by `read_classes`. In any other text, a `;`
-    anywhere means that `;` separates classes and `,` separates queries: "cat, kitten; dog" is two classes.
-    Without `;`, commas separate classes: "sky, tree" is two. So no class typed here starts with "@"; one in a file may.
+    anywhere means that `;` separates classes and `,` separates queries: "cat, kitten; dog" is two classes. Without
+    `;`, commas separate classes: "sky, tree" is two. A class that starts with "@" has to be written in a file.
 
     Raises:
         ValueError: no class, an empty one, one named twice, an unknown dataset, or a file that is no list of classes.
@@ -214,7 +142,7 @@ def parse_classes(text_or_path: str | os.PathLike[str]) -> list[str]:
     text = text_or_path.strip()
     if text.startswith("@"):
         return dataset_classes(text[1:])
-    if is_file(text_or_path) or (text.endswith(_FORMATS) and "," not in text and ";" not in text):
+    if is_file(text_or_path) or (text.endswith(FORMATS) and "," not in text and ";" not in text):
         return read_classes(text_or_path)
     separator = ";" if ";" in text else ","
     entries = text.split(separator)
@@ -229,44 +157,42 @@ def parse_classes(text_or_path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_classes(path: str | os.PathLike[str]) -> list[str]:
-    """Entries from a UTF-8 file, whose format follows from its name.
+    """Entries from a UTF-8 file, in a format by its ending.
 
-    | name | holds |
+    | ending | content |
     |---|---|
     | .json | a list, each item one class: an entry, a list of names (the first is the class's), or an object as below |
     | .json | an object, each key one class's name, each value what it is asked for: a list, or text with commas |
     | .yaml, .yml | the same; every scalar is text, so `no` and `7` are names |
-    | any other | one entry a line; blank lines are skipped |
+    | any other | one entry per line; blank lines are skipped |
 
-    An object's key is a name only, as what stands before an entry's colon: {"cat": ["kitten"]} asks for "kitten" alone.
-    Where the value is empty or null the name itself is asked for.
+    An object's key is a name and no query, as before an entry's colon: {"cat": ["kitten"]} asks for "kitten" alone.
+    If the value is empty or null, the name is the query.
 
     Raises:
-        ValueError: the file, the line or item, what was expected there and what came.
-        ImportError: a YAML file where PyYAML is not installed.
+        ValueError: names the file, the line or item, what was expected there and what it was.
         OSError: the file cannot be read.
     """
     file = Path(path)
     suffix = file.suffix.lower()
-    layout = "" if suffix in _FORMATS[1:] else ", one class a line"
+    layout = "" if suffix in FORMATS[1:] else ", one class per line"
     text = read_text(file, f"class names{layout}")
     with _naming(file):
         if suffix == ".json":
             return _document_classes(load_json(text))
         if suffix in (".yaml", ".yml"):
             return _document_classes(load_yaml(text))
-        lines = {f"line {n}": line for n, line in enumerate(text.splitlines(), 1) if line.strip()}
+        lines = [(f"line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
         if not lines:
-            raise ValueError("expected one class a line, got an empty file")
-        classes = [_parse_at(place, line) for place, line in lines.items()]
-        return [str(entry) for entry in _distinct(list(lines), classes)]
+            raise ValueError("expected one class per line, got an empty file")
+        return [str(entry) for entry in _parse_all(lines)]
 
 
 def dataset_classes(name: str) -> list[str]:
-    """The entries of a benchmark, in label order, with its background as class 0 where it has one.
+    """The entries of a benchmark, in label order, with the background, if it has one, as class 0.
 
-    They are the lists that the methods' authors released. "voc21" and "coco-object" ask for their background by a list
-    of things (see `background_names`), "context60" by the word.
+    They are the lists that the methods' authors released. The background of "voc21" and "coco-object" has a list of
+    queries (see `background_names`), that of "context60" is the word itself.
 
     Args:
         name: one of `DATASETS`.
@@ -277,12 +203,12 @@ def dataset_classes(name: str) -> list[str]:
     _check_choice(name, DATASETS, "dataset")
     entries = _packaged_lines(name)
     if name in BACKGROUND_LISTS:
-        entries[0] = f"{_BACKGROUND}: {entries[0]}"
+        entries[0] = f"{BACKGROUND}: {entries[0]}"
     return check_classes(entries)
 
 
 def background_names(name: str = "voc21") -> list[str]:
-    """What a benchmark's background is asked for as: "sky", "wall", "tree" and so on.
+    """The queries of a benchmark's background: "sky", "wall", "tree" and so on.
 
     Args:
         name: one of `BACKGROUND_LISTS`.
@@ -295,10 +221,10 @@ def background_names(name: str = "voc21") -> list[str]:
 
 
 def with_background(classes: Sequence[str], background: str = "voc21") -> list[str]:
-    """`classes` with one more in front: "background", asked for by the names of a background list.
+    """`classes` with one more in front: "background", whose queries are a background list.
 
-    The word "background" itself is a poor query: captions seldom say it, so it resembles little in an image, while the
-    names of what tends to stand behind things do. What `classes` ask for themselves is left out of the background:
+    The word "background" is a poor query: captions seldom contain it, so it resembles little in an image, while the
+    names of what is usually behind things do. Queries that `classes` have themselves are left out of the background:
     of two equal queries the first class would always win.
 
     Args:
@@ -306,17 +232,46 @@ def with_background(classes: Sequence[str], background: str = "voc21") -> list[s
         background: one of `BACKGROUND_LISTS`.
 
     Raises:
-        ValueError: an unknown list, classes that already have a background, or that ask for all of the list.
+        ValueError: an unknown list, classes that already have a background, or that leave nothing of the list.
         TypeError: `classes` is no list of text.
     """
     entries = parse_entries(classes)
-    asked = {_key(query) for entry in entries for query in entry.queries}
-    names = tuple(name for name in background_names(background) if _key(name) not in asked)
+    taken = {_key(query) for entry in entries for query in entry.queries}
+    names = tuple(name for name in background_names(background) if _key(name) not in taken)
     if not names:
         raise ValueError(
             f"expected classes that leave something to the background, got all names of {background!r} among them"
         )
-    return check_classes([str(ClassEntry(_BACKGROUND, names)), *map(str, entries)])
+    return [str(entry) for entry in parse_entries([ClassEntry(BACKGROUND, names), *entries])]
+
+
+def _parse_all(entries: Sequence[tuple[str, object]]) -> list[ClassEntry]:
+    """The classes of entries, each with its position for errors: at least one, none twice."""
+    classes: list[ClassEntry] = []
+    first: dict[
+        str | frozenset[str], int
+    ] = {}  # Number of the first entry with this name or these queries.
+    for number, (position, entry) in enumerate(entries):
+        if isinstance(entry, str):
+            if not entry.strip():
+                raise ValueError(f"expected a class name, got nothing for {position}")
+            with _naming(position):
+                parsed = parse_entry(entry)
+        elif isinstance(entry, ClassEntry):
+            parsed = entry
+        else:
+            raise TypeError(f"expected class names to be text, {position} is {entry!r}")
+        classes.append(parsed)
+        for key in (_key(parsed.name), frozenset(map(_key, parsed.queries))):
+            earlier = first.setdefault(key, number)
+            if earlier != number:
+                raise ValueError(
+                    f"expected each class once, got {str(classes[earlier])!r} ({entries[earlier][0]}) "
+                    f"and {str(parsed)!r} ({position}); remove or rename one"
+                )
+    if not classes:
+        raise ValueError("expected at least one class name, got none")
+    return classes
 
 
 def _document_classes(document: object) -> list[str]:
@@ -325,19 +280,17 @@ def _document_classes(document: object) -> list[str]:
         raise ValueError(
             f"expected a list of class names, or an object from names to names, got {kind_of(document)}"
         )
-    places = [f"item {number}" for number in range(1, len(document) + 1)]
-    wrap = isinstance(document, Pairs)
-    classes = [
-        _item_class(place, Pairs([item]) if wrap else item)
-        for place, item in zip(places, document, strict=True)
-    ]
-    return [str(entry) for entry in _distinct(places, classes)]
+    items = [Pairs([pair]) for pair in document] if isinstance(document, Pairs) else document
+    positions = [f"item {number}" for number in range(1, len(items) + 1)]
+    classes = [_item_class(position, item) for position, item in zip(positions, items, strict=True)]
+    return [str(entry) for entry in _parse_all(list(zip(positions, classes, strict=True)))]
 
 
-def _item_class(place: str, item: object) -> ClassEntry:
+def _item_class(position: str, item: object) -> str | ClassEntry:
+    """An item of a document: text is an entry, a list its queries, an object of one key its name and queries."""
     if isinstance(item, str):
-        return _parse_at(place, item)
-    with _naming(place):
+        return item
+    with _naming(position):
         if not isinstance(item, list) or not item:
             raise ValueError(f"expected a name or a list of names, got {kind_of(item)}")
         if not isinstance(item, Pairs):
@@ -355,44 +308,68 @@ def _item_class(place: str, item: object) -> ClassEntry:
 
 
 def _texts(items: Sequence[object]) -> tuple[str, ...]:
+    """The items, if all are text."""
     for number, item in enumerate(items, 1):
         if not isinstance(item, str):
             raise ValueError(f"expected a name, got {kind_of(item)} as name {number}")
     return tuple(map(str, items))
 
 
-def _parse_at(place: str, entry: object) -> ClassEntry:
-    if not isinstance(entry, str):
-        raise TypeError(f"expected class names to be text, {place} is {entry!r}")
-    if not entry.strip():
-        raise ValueError(f"expected a class name, got nothing for {place}")
-    with _naming(place):
-        return parse_entry(entry)
+class Pairs(list[tuple[Any, Any]]):
+    """The keys and values of a JSON or YAML object; a dict would lose a key that occurs twice."""
 
 
-def _distinct(places: Sequence[str], classes: Sequence[ClassEntry]) -> list[ClassEntry]:
-    """`classes`, of which there is at least one and none is there twice."""
-    if not classes:
-        raise ValueError("expected at least one class name, got none")
-    seen: dict[str | frozenset[str], int] = {}
-    for position, entry in enumerate(classes):
-        for key in (_key(entry.name), frozenset(map(_key, entry.queries))):
-            earlier = seen.setdefault(key, position)
-            if earlier != position:
-                raise ValueError(
-                    f"expected each class once, got {str(classes[earlier])!r} ({places[earlier]}) "
-                    f"and {str(entry)!r} ({places[position]}); remove or rename one"
-                )
-    return list(classes)
+def load_json(text: str) -> object:
+    """The value of a JSON document; ValueError says where and why it is none."""
+    try:
+        return json.loads(text, object_pairs_hook=Pairs)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"line {error.lineno}, column {error.colno}: expected JSON, got an error: {error.msg}"
+        ) from None
+    except RecursionError:
+        raise ValueError("expected JSON, got lists too deep to read") from None
+
+
+def load_yaml(text: str) -> object:
+    """The value of a YAML document, None if it is empty; ValueError says why it is none.
+
+    Every scalar stays text, so `no` and `7` are words.
+    """
+    import yaml  # Here, so that commands which read no YAML need not wait for it.
+
+    def plain(node: Any, depth: int) -> object:
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        items = node.value if depth < YAML_DEPTH else []
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(item, depth + 1) for item in items]
+        return Pairs((plain(key, YAML_DEPTH), plain(value, depth + 1)) for key, value in items)
+
+    try:
+        # Nodes keep a key that occurs twice, and no tag can make them Python objects.
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML, got an error: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError("expected YAML, got lists too deep to read") from None
+    return None if node is None else plain(node, 0)
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON: "an object", "a list", or the value itself."""
+    if isinstance(value, Pairs):
+        return "an object"
+    return "a list" if isinstance(value, list) else json.dumps(value)
 
 
 @contextlib.contextmanager
-def _naming(place: object) -> Iterator[None]:
-    """Errors within say where they arose."""
+def _naming(position: object) -> Iterator[None]:
+    """Puts `position` in front of the message of a ValueError."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+        raise ValueError(f"{position}: {error}") from None
 
 
 def _check_choice(name: str, choices: Sequence[str], kind: str) -> None:
@@ -402,13 +379,14 @@ def _check_choice(name: str, choices: Sequence[str], kind: str) -> None:
 
 def _packaged_lines(name: str) -> list[str]:
     path = Path(__file__).parents[1] / "data" / "classnames" / f"{name}.txt"
-    return read_text(path, "class names, one class a line").splitlines()
+    return read_text(path, "class names, one class per line").splitlines()
 
 
 def _squeeze(text: str) -> str:
+    """The text with single spaces, and none at its ends."""
     return " ".join(text.split())
 
 
 def _key(name: str) -> str:
-    """What two spellings of one name have in common."""
+    """The form in which two spellings of one name are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

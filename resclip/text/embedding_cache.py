@@ -1,10 +1,8 @@
 """Text embeddings kept on disk, so that a name is encoded once for each model and set of templates.
 
-Knows how an embedding is named, stored and checked. Knows neither classes nor how a name is encoded.
-
-One safetensors file holds one name's embedding, so adding a name to a list encodes one name, an interrupted run keeps
-what it had, and two programs that write at once write different files, or the same bytes to one file. Whatever cannot
-be read back whole counts as missing; deleting any file or folder here is safe.
+Each safetensors file has the embedding of one name: adding a name to a list encodes one name, an interrupted run keeps
+what it had, and two programs that write at once write different files, or the same bytes to one file. A file that
+cannot be read back whole counts as missing; any file or folder of the cache may be deleted.
 """
 
 from __future__ import annotations
@@ -27,10 +25,8 @@ from torch import Tensor
 from resclip.io.files import write_atomically
 
 FORMAT = "resclip text embedding, version 1"
-
-NOT_TEXT = frozenset(
-    {"visual", "vision_model", "visual_projection", "logit_scale", "logit_bias"},
-)
+"""Part of every key and checksum: a change of it leaves all older files unread."""
+NOT_TEXT = frozenset({"visual", "vision_model", "visual_projection", "logit_scale", "logit_bias"})
 """Parts of a CLIP model, open_clip's or Hugging Face's, that encoding text does not use."""
 
 PROBES = (
@@ -38,15 +34,15 @@ PROBES = (
     "The Quick_brown-fox's 12:30, 3/4 & 50% “JUMPS” (over) [it]; naïve café!",
     "  two  spaces,\ttab ",
     "猫 собака قطة बिल्ली 🐈",
-    "word and number 7 " * 100,  # Longer than any context: shows where it is cut.
+    "word and number 7 " * 100,  # Longer than any context, so it shows where texts are cut.
 )
-"""Texts by which tokenizers are told apart; the first also tells text towers apart."""
+"""Texts whose tokens tell tokenizers apart; the embedding of the first tells text encoders apart."""
 
 
 def default_directory() -> Path:
     """`$RESCLIP_CACHE`, else `$XDG_CACHE_HOME/resclip`, else `~/.cache/resclip`.
 
-    An empty variable counts as unset, and so does a relative `$XDG_CACHE_HOME`, as its specification demands.
+    An empty variable counts as unset, and so does a relative `$XDG_CACHE_HOME`, as the XDG specification says.
 
     Raises:
         RuntimeError: neither variable is set and the home directory is unknown.
@@ -70,7 +66,7 @@ class TextCache:
     """Text embeddings on disk, by tower and prompts.
 
     Attributes:
-        directory: made on the first write; `default_directory()` if left out.
+        directory: created by the first write; `default_directory()` if left out.
     """
 
     directory: Path = field(default_factory=default_directory)
@@ -79,15 +75,15 @@ class TextCache:
         object.__setattr__(self, "directory", Path(self.directory))
 
     def path(self, tower: str, prompts: Sequence[str]) -> Path:
-        """Where the embedding of `prompts` by `tower` is, or would be."""
+        """The file of the embedding of `prompts` by `tower`, whether it exists or not."""
         key = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
         return self.directory / "text" / tower / f"{key}.safetensors"
 
     def read(self, tower: str, prompts: Sequence[str]) -> Tensor | None:
-        """The (E,) float32 embedding that was written, on the CPU; None where it is missing or not whole.
+        """The stored (E,) float32 embedding, on the CPU; None if it is missing or damaged.
 
         Args:
-            tower: what `tower_fingerprint` said.
+            tower: the fingerprint by `tower_fingerprint`.
             prompts: a name in each of its templates.
         """
         path = self.path(tower, prompts)
@@ -100,7 +96,7 @@ class TextCache:
         return embedding if stored == _checksum(path, embedding) else None
 
     def write(self, tower: str, prompts: Sequence[str], embedding: Tensor) -> None:
-        """Keep an (E,) float32 embedding; a directory that cannot be written to is worth a warning, not an error.
+        """Store an (E,) float32 embedding; if the directory cannot be written to, that is a warning, not an error.
 
         Warns:
             RuntimeWarning: the file could not be written.
@@ -114,32 +110,32 @@ class TextCache:
         except OSError as error:
             warnings.warn(
                 f"cannot write to the text cache in {self.directory} ({error.strerror}), so names will be encoded "
-                "again next time; set RESCLIP_CACHE to a directory that can be written to",
+                "again next time; set RESCLIP_CACHE to a writable directory",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
 
 def _checksum(path: Path, embedding: Tensor) -> str:
-    """Of an embedding and of what it is the embedding of, so that a file moved elsewhere is not believed."""
+    """Hash of an embedding with its tower and prompts, so that a file under another's name is not taken for it."""
     identity = f"{FORMAT}\n{path.parent.name}\n{path.stem}\n{_digest(embedding)}"
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
 @torch.no_grad()
 def tower_fingerprint(clip_model: Any, tokenizer: Callable[[list[str]], Tensor]) -> str:
-    """What tells two text towers apart, as 64 hexadecimal digits: same digits, same embeddings bit for bit.
+    """64 hexadecimal digits that identify a text encoder: if they are equal, embeddings are equal bit for bit.
 
-    It is a hash of every weight and buffer that encoding text uses, of the tokens of a few texts, and of one text's
-    embedding. The tokens stand for the tokenizer. The embedding stands for what weights do not show: the activation
-    function, the precision, the device and how it multiplies (open_clip's "ViT-B-16" and "ViT-B-16-quickgelu" can hold
-    the same weights and differ in the activation alone).
+    They hash every weight and buffer that encoding text uses, the tokens of a few texts, which identify the tokenizer,
+    and one text's embedding, which depends on what weights do not show: the activation function, the precision, the
+    device and how it multiplies. (open_clip's "ViT-B-16" and "ViT-B-16-quickgelu" can have the same weights and differ
+    in the activation alone.)
 
-    For 150 million float32 weights (600 MB) on one CPU core it takes about 2 s, half of it the embedding; more cores
-    share the hashing.
+    For 150 million float32 weights (600 MB) on one CPU core it takes about 2 s, half of it for the embedding; more
+    cores share the hashing.
 
     Args:
-        clip_model: has `encode_text`, `parameters` and `state_dict`; the image tower's weights are left out.
+        clip_model: has `encode_text`, `parameters` and `state_dict`; the weights of its image tower are left out.
         tokenizer: list of prompts → (N, context) token ids.
     """
     tokens = tokenizer(list(PROBES))
@@ -151,7 +147,7 @@ def tower_fingerprint(clip_model: Any, tokenizer: Callable[[list[str]], Tensor])
         if NOT_TEXT.isdisjoint(name.split("."))
     }
     tensors |= {"tokens of probes": tokens, "embedding of a probe": embedding}
-    with ThreadPoolExecutor() as threads:  # Hashing lets go of the interpreter.
+    with ThreadPoolExecutor() as threads:  # Hashing releases Python's lock.
         digests = list(threads.map(_digest, tensors.values()))
     parts = [
         FORMAT,
@@ -163,7 +159,7 @@ def tower_fingerprint(clip_model: Any, tokenizer: Callable[[list[str]], Tensor])
 
 
 def _digest(tensor: Tensor) -> str:
-    """Hash of a tensor's dtype, shape and bytes, wherever it is."""
+    """Hash of a tensor's dtype, shape and bytes, on any device."""
     content = tensor.detach().cpu().contiguous()
     total = hashlib.sha256(f"{content.dtype} {tuple(content.shape)}\n".encode())
     total.update(content.reshape(-1).view(torch.uint8).numpy().data)

@@ -1,7 +1,4 @@
-"""Prompt templates: the sentences that a class's name is put into before it is encoded.
-
-Knows the named sets and how to read one's own. Knows no class and no model.
-"""
+"""Prompt templates: the sentences that a class name is put into before it is encoded."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ SHORT_TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven of the 80 that CLIP's authors' prompt engineering notebook found to do most of the work."""
+"""The seven of the 80 that the prompt engineering notebook of CLIP's authors selects."""
 
 
 def imagenet_templates() -> tuple[str, ...]:
     """CLIP's 80 ImageNet prompt templates (Radford et al. 2021), each with "{}" for the class name."""
-    import open_clip  # Seconds to import, and only this set needs it.
+    import open_clip  # It takes seconds to import, and only this set needs it.
 
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
@@ -36,20 +33,20 @@ TEMPLATE_SETS: Mapping[str, Callable[[], tuple[str, ...]]] = {
     "plain": lambda: ("a photo of a {}.",),
     "name": lambda: ("{}",),
 }
-"""The sets that have names, each as a function that gives its templates."""
+"""The named sets, each as a function that returns its templates."""
 
 
 def find_templates(
     templates: str | os.PathLike[str] | Sequence[str] | None = None,
 ) -> tuple[str, ...]:
-    """The templates of a named set, of a file, or one's own, checked.
+    """The templates of a named set, of a file, or of a list, checked.
 
     Args:
-        templates: a name of `TEMPLATE_SETS`; or one template, known by its "{}"; or the path of a UTF-8 file with one
-            template a line, blank lines skipped; or a list of templates. None: "imagenet".
+        templates: a name of `TEMPLATE_SETS`; or one template, recognised by its "{}"; or the path of a UTF-8 file with
+            one template per line, blank lines skipped; or a list of templates. None: "imagenet".
 
     Returns:
-        At least one template, each with "{}" at every place where the name goes.
+        At least one template, each with "{}" wherever the name goes.
 
     Raises:
         ValueError: an unknown name (with the valid ones), no template, or one without "{}".
@@ -66,7 +63,7 @@ def find_templates(
         if not is_file(templates):
             raise ValueError(
                 f"unknown templates {templates!r}; use one of: {', '.join(TEMPLATE_SETS)}, a sentence with '{{}}' for "
-                "the class name, or the path of a file with one template a line"
+                "the class name, or the path of a file with one template per line"
             )
         templates = Path(templates)
     if isinstance(templates, os.PathLike):
@@ -79,17 +76,17 @@ def find_templates(
 
 
 def _read_templates(path: Path) -> tuple[str, ...]:
-    lines = read_text(path, "prompt templates, one a line").splitlines()
+    lines = read_text(path, "prompt templates, one per line").splitlines()
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
-        raise ValueError(f"{path}: expected one prompt template a line, got an empty file")
+        raise ValueError(f"{path}: expected one prompt template per line, got an empty file")
     for number, line in numbered:
         _check_template(line, f"{path}, line {number}: ")
     return tuple(line for _, line in numbered)
 
 
-def _check_template(template: object, place: str) -> None:
+def _check_template(template: object, position: str) -> None:
     if not isinstance(template, str):
-        raise TypeError(f"{place}expected templates to be text, got {template!r}")
+        raise TypeError(f"{position}expected templates to be text, got {template!r}")
     if "{}" not in template:
-        raise ValueError(f"{place}template {template!r} has no '{{}}' for the class name")
+        raise ValueError(f"{position}template {template!r} has no '{{}}' for the class name")

@@ -1,7 +1,4 @@
-"""Class names become text features: templates, queries, and which query stands for which class.
-
-Knows prompts and text encoders. Knows no image, and neither how names are written nor where embeddings are kept.
-"""
+"""From class names to text features: each query in every template, encoded, and the class that it belongs to."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resclip.models import Tokenizer
-from resclip.text.class_names import parse_entries
+from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache, tower_fingerprint
 from resclip.text.templates import find_templates
 
 PROMPTS_PER_CALL = 512
-"""Of the largest call of the text tower; more templates than that take several."""
+"""Most prompts in one call of the text encoder; more templates than that take several calls."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +26,11 @@ class Vocabulary:
     """The classes to tell apart, as text features."""
 
     embeddings: Tensor
-    """(Q, E) float: unit rows, one a query (a name of a class)."""
+    """(Q, E) float: unit rows, one per query."""
     query_to_class: Tensor
     """(Q,) int64: the class of each query."""
     names: tuple[str, ...]
-    """One name a class."""
+    """The name of each class."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -69,7 +66,7 @@ class Vocabulary:
     @classmethod
     def from_names(
         cls,
-        classes: Sequence[str],
+        classes: Sequence[str | ClassEntry],
         clip_model: Any,
         tokenizer: Tokenizer,
         *,
@@ -77,19 +74,19 @@ class Vocabulary:
         cache: TextCache | None = None,
         progress: bool = False,
     ) -> Vocabulary:
-        """Encode class names with a CLIP text tower.
+        """Encode class names with a CLIP text encoder.
 
         Each query is put into every template; the embeddings are unit-normed, averaged and unit-normed again (CLIP,
         Radford et al. 2021, section 3.1.4).
 
         Args:
-            classes: one entry a class: "cat", "cat, kitten" or "background: sky, wall", as `resclip.text.class_names`
-                defines them. Each name in it is a query of its own, and the class takes the best of them.
+            classes: one entry per class: "cat", "cat, kitten" or "background: sky, wall"; `resclip.text.class_names`
+                defines them. A class scores as the best of its queries.
             clip_model: has `encode_text`; runs on the device of its parameters.
             tokenizer: list of prompts → (N, context) token ids.
             templates: a set's name ("imagenet", "short", "plain", "name"), strings with "{}" for the name, or a file
                 of them; None for CLIP's 80 ImageNet templates. See `resclip.text.templates.find_templates`.
-            cache: where embeddings are looked up and kept; None for neither. They are the same bit for bit either way.
+            cache: embeddings on disk, read and added to; None for none. Results are the same bit for bit either way.
             progress: draw a progress bar on stderr.
 
         Raises:
@@ -122,9 +119,9 @@ def encode_names(
 ) -> Tensor:
     """(Q, E) float32 unit rows: the mean over templates of each name's unit text embedding.
 
-    A row depends on its own name alone: each name has the text tower to itself. Several in one call are rounded
-    differently with their number (by up to 4.5e-8 on a CPU, with one template), and save little where each brings 80
-    prompts.
+    A row depends on its own name alone, since each name is encoded by itself: rounding changes with the number of
+    names in a call (by up to 4.5e-8 on a CPU, with one template), and with 80 prompts per name a call for several
+    names saves little.
     """
     tower = tower_fingerprint(clip_model, tokenizer) if cache is not None else ""
     device = next(clip_model.parameters()).device

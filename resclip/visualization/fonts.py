@@ -1,7 +1,4 @@
-"""Text in images: which font has which letters, how wide a line is, how to shorten it.
-
-Knows Pillow's fonts and Unicode. Knows no class, no label map and no layout.
-"""
+"""Text in images: a font that has the letters, the width of a line, and shortening it."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from PIL import ImageFont
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
-# Looked for by name, in the system's font directories, where the built-in font lacks a letter.
+# Fonts that are looked for in the system's directories if the built-in font lacks a letter.
 _FALLBACK_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -25,13 +22,13 @@ _FALLBACK_FONTS = (
     "msyh.ttc",
     "PingFang.ttc",
 )
-# A code point that no font may assign: what it draws is the font's sign for a missing letter.
+# A code point that no font may assign: a font draws its sign for a missing letter.
 _UNASSIGNED = "\uffff"
 
 
 @functools.lru_cache(maxsize=8)
 def built_in_font(size: int) -> Font:
-    """Pillow's own scalable font, Latin letters mostly, at `size` pixels."""
+    """Pillow's own scalable font, mostly of Latin letters, at `size` pixels."""
     return ImageFont.load_default(size)
 
 
@@ -40,7 +37,7 @@ def find_font(text: str, size: int) -> Font | None:
 
     Args:
         text: one line.
-        size: pixels.
+        size: in pixels.
     """
     for font in (built_in_font(size), *_system_fonts(size)):
         if all(_has_letter(font, letter) for letter in dict.fromkeys(text)):
@@ -49,7 +46,7 @@ def find_font(text: str, size: int) -> Font | None:
 
 
 def text_width(text: str, font: Font) -> float:
-    """Pixels from the start of `text` to where the next letter would start."""
+    """Width of `text` in pixels, up to where a next letter would start."""
     return font.getlength(text)
 
 
@@ -68,7 +65,7 @@ def shorten(text: str, font: Font, width: float) -> str:
 
 
 def without_marks(text: str) -> str:
-    """`text` with its letters' accents taken off: "café" becomes "cafe"."""
+    """`text` without accents: "café" becomes "cafe"."""
     parts = unicodedata.normalize("NFKD", text)
     return "".join(letter for letter in parts if unicodedata.category(letter) != "Mn")
 
@@ -86,7 +83,7 @@ def _system_fonts(size: int) -> tuple[Font, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _has_letter(font: Font, letter: str) -> bool:
-    # Marks, joiners and spaces draw nothing of their own, or nothing alone.
+    # Marks, joiners and spaces draw nothing by themselves.
     if unicodedata.category(letter)[0] in "MZC":
         return True
     return bytes(font.getmask(letter)) != bytes(font.getmask(_UNASSIGNED))

@@ -1,7 +1,4 @@
-"""Drawing a segmentation: colours, the overlay, the legend, and all of it side by side.
-
-Knows arrays, class names and Pillow. Knows no Segmentation, no model and no file.
-"""
+"""Drawing a segmentation: colours, the overlay, the legend, and all of it side by side."""
 
 from __future__ import annotations
 
@@ -23,34 +20,38 @@ from resclip.visualization.fonts import (
     text_width,
     without_marks,
 )
+from resclip.visualization.style import CAPTION, FAINT_INK, INK, LUMA, MARGIN, PAPER, resampling
 
 LegendEntry: TypeAlias = "tuple[int, str, float]"  # class index, name, fraction of the image
 
-# Neighbours in this list are far apart in hue or in lightness: few classes look best.
+# Neighbours in this list differ much in hue or lightness, so that few classes look best.
 _FIRST_COLOURS = (
     "3b82f6 22c55e f97316 a855f7 facc15 ef4444 14b8a6 ec4899 92400e a3e635 475569 22d3ee "
     "f9a8d4 1e3a8a 166534 fdba74 6b21a8 99f6e4 9f1239 d6d3d1 65a30d c4b5fd b45309 0e7490"
 )
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
-_FADING = 1.4  # of the image's colour per unit of opacity: at 0.55, three quarters are gone
-# Rec. 601 luma of an RGB row, three times over.
-_LUMINANCE = np.array([[0.299], [0.587], [0.114]], dtype=np.float32).repeat(3, axis=1)
+# Of the image's own colour, this much is lost per unit of opacity: at 0.55, three quarters are gone.
+_FADING = 1.4
+# LUMA as a matrix that maps an RGB row to three times its luma.
+_TO_GREY = LUMA[:, None].astype(np.float32).repeat(3, axis=1)
 
-_INK = (24, 24, 27)
-_FAINT_INK = (113, 113, 122)
 _TRACK = (228, 228, 231)
-_PAPER = (255, 255, 255)
-
-_MARGIN = 28  # pixels, round the sheet and between its panels
-_TEXT = 17  # pixels, the height of names in the legend
-_CAPTION = 15
-_ROWS = (30, 38)  # pixels a row of the legend takes, at least and at most
+"""Colour of the empty part of a legend's bars."""
+_TEXT = 17
+"""Height in pixels of the names in the legend."""
+_ROWS = (30, 38)
+"""Least and greatest height in pixels of a row of the legend."""
 _CHIP = 18
-_STRIPES = (2, 8)  # pixels, how wide a dark stripe is, and from one to the next
-_NAME_WIDTHS = (90, 230)  # pixels, at least and at most
-_SMALLEST_PANEL = 440  # pixels on the longer side, reached by whole factors
+"""Side in pixels of the coloured square before a name."""
+_STRIPES = (2, 8)
+"""Width in pixels of a dark stripe, and distance in pixels from one to the next."""
+_NAME_WIDTHS = (90, 230)
+"""Least and greatest width in pixels of the column of names."""
+_SMALLEST_PANEL = 440
+"""Pixels that the longer side of a panel has at least; smaller images are enlarged by a whole factor."""
 _LARGEST_PANEL = 900
+"""Pixels that the longer side of a panel has at most."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -79,25 +80,25 @@ def draw_overlay(
     opacity: float,
     hatched: int | None = None,
 ) -> Image.Image:
-    """`image` tinted with each pixel's class colour, thin white lines between the regions.
+    """`image` tinted with each pixel's class colour, with thin white lines between regions.
 
     Args:
         image: (H, W, 3) uint8.
         labels: (H, W), class indices into `colours`.
         colours: (classes, 3) uint8.
         opacity: of the colours, 0 to 1.
-        hatched: class whose pixels get dark stripes, so that its colour is taken for no other class's; None: none.
+        hatched: class whose pixels get dark stripes, to tell its colour from the others; None: none.
     """
     if not 0.0 <= opacity <= 1.0:
         raise ValueError(f"expected an opacity from 0 to 1, got {opacity}")
-    # Towards grey as the colours come in: mixed with a vivid image they would no longer be those
-    # of the legend.
+    # The image turns grey as the colours come in: mixed with a vivid image they would differ from
+    # those of the legend.
     faded = np.float32(1.0 - opacity) * image
-    faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _LUMINANCE - faded)
+    faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _TO_GREY - faded)
     tint = (colours.astype(np.float32) * opacity)[labels]
     pixels = (faded + tint + 0.5).astype(np.uint8)  # [H, W, 3]
     if hatched is not None:
-        pixels[(labels == hatched) & _stripes(*labels.shape)] = _INK
+        pixels[(labels == hatched) & _stripes(*labels.shape)] = INK
     width = max(1, round(min(labels.shape) / 360))
     pixels[_borders(labels, width)] = 255
     return Image.fromarray(pixels)
@@ -106,12 +107,12 @@ def draw_overlay(
 def draw_legend(
     entries: Sequence[LegendEntry], colours: PixelArray, height: int, hatched: int | None = None
 ) -> Image.Image:
-    """Colour, name, share of the image: one row a class, in one or two columns.
+    """Colour, name and share of the image: one row per class, in one or two columns.
 
     Args:
         entries: (class index, name, fraction) of the classes to show, most important first.
         colours: (classes, 3) uint8.
-        height: the pixels to fill; classes that do not fit are counted in a last line.
+        height: of the legend in pixels; a last line counts the classes that do not fit.
         hatched: class whose colour gets dark stripes; None: none.
     """
     columns, rows, row_height = _legend_grid(len(entries), height)
@@ -121,25 +122,25 @@ def draw_legend(
     name_width = max(_NAME_WIDTHS[0], min(_NAME_WIDTHS[1], name_width))
     share_width = math.ceil(text_width("100.0 %", built_in_font(_TEXT)))
     column_width = _CHIP + 12 + name_width + 20 + share_width
-    size = (columns * (column_width + _MARGIN) - _MARGIN, rows * row_height)
-    canvas = Image.new("RGB", size, _PAPER)
-    for position, ((index, _, fraction), (text, font)) in enumerate(
+    size = (columns * (column_width + MARGIN) - MARGIN, rows * row_height)
+    canvas = Image.new("RGB", size, PAPER)
+    for number, ((index, _, fraction), (text, font)) in enumerate(
         zip(shown, rendered, strict=True)
     ):
-        column, row = divmod(position, rows)
-        box = (column * (column_width + _MARGIN), row * row_height, column_width, row_height)
+        column, row = divmod(number, rows)
+        box = (column * (column_width + MARGIN), row * row_height, column_width, row_height)
         name = shorten(text, font, _NAME_WIDTHS[1])
         _draw_row(canvas, box, name, font, fraction, colours[index], index == hatched)
     if len(shown) < len(entries):
-        place = (column_width + _MARGIN, (rows - 1) * row_height + row_height // 2 - 3)
+        position = (column_width + MARGIN, (rows - 1) * row_height + row_height // 2 - 3)
         text = f"and {len(entries) - len(shown):,} more"
         draw = ImageDraw.Draw(canvas)
-        draw.text(place, text, fill=_FAINT_INK, font=built_in_font(_TEXT), anchor="lm")
+        draw.text(position, text, fill=FAINT_INK, font=built_in_font(_TEXT), anchor="lm")
     return canvas
 
 
 def draw_key(entries: Sequence[tuple[int, str]], colours: PixelArray, width: int) -> Image.Image:
-    """Colour and name, in as many lines as an image of this width takes.
+    """Colour and name of each class, in as many lines as the width needs.
 
     Args:
         entries: (class index, name) of the classes to show.
@@ -147,7 +148,7 @@ def draw_key(entries: Sequence[tuple[int, str]], colours: PixelArray, width: int
         width: in pixels.
     """
     step, row_height = _CHIP + 10, _ROWS[0]
-    places: list[tuple[int, int]] = []
+    corners: list[tuple[int, int]] = []
     texts = []
     left, row = 0, 0
     for index, name in entries:
@@ -156,16 +157,16 @@ def draw_key(entries: Sequence[tuple[int, str]], colours: PixelArray, width: int
         needed = step + math.ceil(text_width(text, font))
         if left > 0 and left + needed > width:
             left, row = 0, row + 1
-        places.append((left, row * row_height))
+        corners.append((left, row * row_height))
         texts.append((text, font))
-        left += needed + _MARGIN
-    canvas = Image.new("RGB", (width, (row + 1) * row_height), _PAPER)
+        left += needed + MARGIN
+    canvas = Image.new("RGB", (width, (row + 1) * row_height), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for (index, _), (x, y), (text, font) in zip(entries, places, texts, strict=True):
+    for (index, _), (x, y), (text, font) in zip(entries, corners, texts, strict=True):
         middle = y + row_height // 2
         red, green, blue = colours[index].tolist()
         canvas.paste((red, green, blue), (x, middle - _CHIP // 2), _chip())
-        draw.text((x + step, middle), text, fill=_INK, font=font, anchor="lm")
+        draw.text((x + step, middle), text, fill=INK, font=font, anchor="lm")
     return canvas
 
 
@@ -187,12 +188,14 @@ def draw_sheet(
     Args:
         segmentations: (caption, labels) of each overlay.
         footer: the small print; empty: none.
-        legend_caption: of the fractions of `entries`.
+        legend_caption: above the legend; says what the fractions of `entries` are.
         hatched: class that is striped in overlays and legend; None: none.
     """
     shape = image.shape[0], image.shape[1]
     height, width = _panel_shape(*shape)
-    pixels = np.asarray(Image.fromarray(image).resize((width, height), _filter(shape[0], height)))
+    pixels = np.asarray(
+        Image.fromarray(image).resize((width, height), resampling(shape[0], height))
+    )
     nearest_row = (np.arange(height) * shape[0]) // height
     nearest_column = (np.arange(width) * shape[1]) // width
     columns = [("Image", Image.fromarray(pixels))]
@@ -202,23 +205,23 @@ def draw_sheet(
     body_height = max(height, 4 * _ROWS[1])
     legend = draw_legend(entries, colours, body_height, hatched)
     body_height = max(body_height, legend.height)
-    top = _MARGIN + _CAPTION + 12
+    top = MARGIN + CAPTION + 12
     columns.append((legend_caption, legend))
-    sheet_width = sum(panel.width + _MARGIN for _, panel in columns) + _MARGIN
-    footer_height = _CAPTION + 14 if footer else 0
-    sheet = Image.new("RGB", (sheet_width, top + body_height + footer_height + _MARGIN), _PAPER)
+    sheet_width = sum(panel.width + MARGIN for _, panel in columns) + MARGIN
+    footer_height = CAPTION + 14 if footer else 0
+    sheet = Image.new("RGB", (sheet_width, top + body_height + footer_height + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    left = _MARGIN
+    left = MARGIN
     for caption, panel in columns:
-        place = (left, _MARGIN + _CAPTION // 2)
-        draw.text(place, caption, fill=_FAINT_INK, font=built_in_font(_CAPTION), anchor="lm")
+        position = (left, MARGIN + CAPTION // 2)
+        draw.text(position, caption, fill=FAINT_INK, font=built_in_font(CAPTION), anchor="lm")
         sheet.paste(panel, (left, top))
-        left += panel.width + _MARGIN
+        left += panel.width + MARGIN
     if footer:
-        font = built_in_font(_CAPTION)
-        text = shorten(footer, font, sheet_width - 2 * _MARGIN)
-        place = (_MARGIN, top + body_height + 14 + _CAPTION // 2)
-        draw.text(place, text, fill=_FAINT_INK, font=font, anchor="lm")
+        font = built_in_font(CAPTION)
+        text = shorten(footer, font, sheet_width - 2 * MARGIN)
+        position = (MARGIN, top + body_height + 14 + CAPTION // 2)
+        draw.text(position, text, fill=FAINT_INK, font=font, anchor="lm")
     return sheet
 
 
@@ -251,16 +254,8 @@ def _panel_shape(height: int, width: int) -> tuple[int, int]:
     return height * factor, width * factor
 
 
-def _filter(height: int, new_height: int) -> Image.Resampling:
-    """Smooth for photographs; enlarged more than four times, pixels are shown as they are."""
-    return Image.Resampling.NEAREST if new_height > 4 * height else Image.Resampling.LANCZOS
-
-
 def _legible(index: int, name: str, size: int) -> tuple[str, Font]:
-    """`name` in one line and a font that has its letters.
-
-    Where no font has them: without its accents, else the class's number.
-    """
+    """`name` in one line and a font that has its letters; if none has, without accents, else the class's number."""
     line = " ".join(name.split())
     for text in (line, without_marks(line)):
         font = find_font(text, size)
@@ -292,13 +287,13 @@ def _draw_row(
     fill = (int(colour[0]), int(colour[1]), int(colour[2]))
     chip = np.full((_CHIP, _CHIP, 3), fill, np.uint8)
     if hatched:
-        chip[_stripes(_CHIP, _CHIP)] = _INK
+        chip[_stripes(_CHIP, _CHIP)] = INK
     canvas.paste(Image.fromarray(chip), (left, middle - _CHIP // 2), _chip())
     draw = ImageDraw.Draw(canvas)
     text_left, right = left + _CHIP + 12, left + width
-    draw.text((text_left, middle), name, fill=_INK, font=font, anchor="lm")
+    draw.text((text_left, middle), name, fill=INK, font=font, anchor="lm")
     share = "< 0.1 %" if 0 < fraction < 0.0005 else f"{fraction:.1%}".replace("%", " %")
-    draw.text((right, middle), share, fill=_FAINT_INK, font=built_in_font(_TEXT), anchor="rm")
+    draw.text((right, middle), share, fill=FAINT_INK, font=built_in_font(_TEXT), anchor="rm")
     bar_top = top + height - 8
     draw.rounded_rectangle((text_left, bar_top, right, bar_top + 2), radius=1, fill=_TRACK)
     length = round((right - text_left) * fraction)

@@ -1,7 +1,4 @@
-"""Heat maps over an image: what points of it attend to, a row a point, a column a map.
-
-Knows arrays, colours and Pillow. Knows no model, no tensor, no patch size and no file.
-"""
+"""Sheets of heat maps over an image: what points of it attend to, one row per point, one column per map."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from resclip.io.images import PixelArray
 from resclip.visualization.fonts import built_in_font, shorten
+from resclip.visualization.style import CAPTION, FAINT_INK, INK, LUMA, MARGIN, PAPER, resampling
 
 # Black through purple and orange to a pale yellow, at equal distances in OKLab, lightness rising in equal steps.
 _ANCHORS = np.array(
@@ -24,38 +22,38 @@ _ANCHORS = np.array(
     ]
 )  # fmt: skip
 
-_OPACITIES = (0.6, 0.9)  # of the smallest and the largest value, over the image, grey and dimmed
+_OPACITIES = (0.6, 0.9)
+"""Opacity of a map's smallest and largest value over the image, which is grey and dimmed."""
 _DIMMING = 0.62
-# Rec. 601 luma.
-_LUMINANCE = np.array([0.299, 0.587, 0.114])
-
-_INK = (24, 24, 27)
-_FAINT_INK = (113, 113, 122)
-_PAPER = (255, 255, 255)
+"""Factor of the grey image under a map."""
 _DARK = (0, 0, 0)
 
-_MARGIN = 28  # pixels, round the sheet and between its panels
-_CAPTION = 15  # pixels, the height of letters
-_LINE = 20  # pixels, a line of them
-_GAP = 8  # pixels, between a panel and the words above or below it
-_BAR = 8  # pixels, the height of a scale
-_PANEL = 400  # pixels, the longer side of a panel
-_NARROWEST = 170  # pixels, of a column: room for its captions
-_RING = 7  # pixels, the radius of the mark
+LINE = 20
+"""Height in pixels of a line of text."""
+GAP = 8
+"""Pixels between a panel and the text above or below it."""
+BAR = 8
+"""Height in pixels of the bar of colours under a map."""
+PANEL = 400
+"""Pixels of a panel's longer side."""
+NARROWEST = 170
+"""Least width in pixels of a column: room for its captions."""
+RING = 7
+"""Radius in pixels of the ring that marks a point."""
 
 
 class HeatMap(NamedTuple):
-    """What a point attends to, by one map."""
+    """One map of what a point attends to."""
 
     caption: str
     values: NDArray[np.floating]
     """(h, w), at least 0, finite."""
     cover: tuple[float, float] = (1.0, 1.0)
-    """The parts of the image's height and width that the map lies over, from the top left."""
+    """Fractions of the image's height and width that the map covers, from the top left."""
 
 
 class PointMaps(NamedTuple):
-    """A row of the sheet."""
+    """A row of the sheet: a point and its maps."""
 
     point: tuple[float, float]
     """(x, y) in pixels of the image, from its top left."""
@@ -82,60 +80,58 @@ def strongest_share(values: NDArray[np.floating], part: float = 0.1) -> float:
 
 
 def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "") -> Image.Image:
-    """The image with a point marked, and that point's maps beside it, on white.
+    """The image with a point marked and that point's maps beside it, one row per point, on white.
 
-    A map's colours run from 0 to its own largest value, which is written under it.
+    The colours of a map go from 0 to its own largest value, which is written under it.
 
     Args:
         image: (H, W, 3) uint8.
-        rows: one a point, all with the same maps.
+        rows: one per point, all with the same maps.
         footer: a line of small print below.
 
     Raises:
-        ValueError: no row, rows with other maps, a map with negative or infinite entries.
+        ValueError: no row, rows with different maps, a map with negative or infinite entries.
     """
     check_rows(rows)
     height, width = panel_shape(image.shape[0], image.shape[1])
-    enlarged = height > 4 * image.shape[0]
-    resampling = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
-    panel = Image.fromarray(image).resize((width, height), resampling)
-    column = max(width, _NARROWEST)
+    panel = Image.fromarray(image).resize((width, height), resampling(image.shape[0], height))
+    column = max(width, NARROWEST)
     captions = ["Image", *(heat_map.caption for heat_map in rows[0].maps)]
-    row_height = height + _GAP + 2 * _LINE + _MARGIN
-    top = _MARGIN + _LINE + _GAP
-    sheet_width = _MARGIN + len(captions) * (column + _MARGIN)
-    sheet_height = top + len(rows) * row_height + (_LINE + _MARGIN if footer else 0)
-    sheet = Image.new("RGB", (sheet_width, sheet_height), _PAPER)
+    row_height = height + GAP + 2 * LINE + MARGIN
+    top = MARGIN + LINE + GAP
+    sheet_width = MARGIN + len(captions) * (column + MARGIN)
+    sheet_height = top + len(rows) * row_height + (LINE + MARGIN if footer else 0)
+    sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = built_in_font(_CAPTION)
+    font = built_in_font(CAPTION)
     for number, caption in enumerate(captions):
-        place = (_MARGIN + number * (column + _MARGIN), _MARGIN + _LINE // 2)
-        draw.text(place, shorten(caption, font, column), fill=_INK, font=font, anchor="lm")
+        position = (MARGIN + number * (column + MARGIN), MARGIN + LINE // 2)
+        draw.text(position, shorten(caption, font, column), fill=INK, font=font, anchor="lm")
     scale = width / image.shape[1], height / image.shape[0]
     for row in rows:
         point = row.point[0] * scale[0], top + row.point[1] * scale[1]
-        left = _MARGIN
+        left = MARGIN
         sheet.paste(panel, (left, top))
         mark(sheet, (left + point[0], point[1]), dotted=True)
-        under = top + height + _GAP
+        under = top + height + GAP
         for number, line in enumerate(row.caption):
-            place = (left, under + number * _LINE + _LINE // 2)
-            draw.text(place, shorten(line, font, column), fill=_FAINT_INK, font=font, anchor="lm")
+            position = (left, under + number * LINE + LINE // 2)
+            draw.text(position, shorten(line, font, column), fill=FAINT_INK, font=font, anchor="lm")
         for heat_map in row.maps:
-            left += column + _MARGIN
+            left += column + MARGIN
             sheet.paste(draw_heat(panel, heat_map), (left, top))
             mark(sheet, (left + point[0], point[1]), dotted=False)
             draw_scale(sheet, (left, under), column, float(heat_map.values.max()))
         top += row_height
     if footer:
-        place = (_MARGIN, top + _LINE // 2)
-        text = shorten(footer, font, sheet_width - 2 * _MARGIN)
-        draw.text(place, text, fill=_FAINT_INK, font=font, anchor="lm")
+        position = (MARGIN, top + LINE // 2)
+        text = shorten(footer, font, sheet_width - 2 * MARGIN)
+        draw.text(position, text, fill=FAINT_INK, font=font, anchor="lm")
     return sheet
 
 
 def check_rows(rows: Sequence[PointMaps]) -> None:
-    """ValueError unless the rows can be drawn below one another."""
+    """ValueError unless the rows can be drawn as one sheet."""
     if not rows:
         raise ValueError("expected at least one point to draw maps of, got none")
     captions = [heat_map.caption for heat_map in rows[0].maps]
@@ -154,13 +150,13 @@ def check_rows(rows: Sequence[PointMaps]) -> None:
 
 def panel_shape(height: int, width: int) -> tuple[int, int]:
     """(height, width) of a panel, in pixels."""
-    scale = _PANEL / max(height, width)
+    scale = PANEL / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def draw_heat(image: Image.Image, heat_map: HeatMap) -> Image.Image:
-    """The map's colours over `image`, grey and dimmed, and nothing but that where the map does not reach."""
-    grey = _DIMMING * (np.asarray(image) @ _LUMINANCE)[..., None].repeat(3, axis=2)
+    """The map's colours over `image`, grey and dimmed; only the grey image where the map does not cover it."""
+    grey = _DIMMING * (np.asarray(image) @ LUMA)[..., None].repeat(3, axis=2)
     largest = float(heat_map.values.max())
     shares = heat_map.values / largest if largest else heat_map.values
     rows = max(1, round(heat_map.cover[0] * image.height))
@@ -174,33 +170,33 @@ def draw_heat(image: Image.Image, heat_map: HeatMap) -> Image.Image:
 
 
 def mark(sheet: Image.Image, centre: tuple[float, float], *, dotted: bool) -> None:
-    """A ring round a point of the sheet, white with a dark rim; `dotted`: and a dot in it."""
-    place = round(centre[0]) - 2 * _RING, round(centre[1]) - 2 * _RING
-    for colour, thickness in ((_DARK, 2.2), (_PAPER, 1.0)):
-        sheet.paste(colour, place, ring_mask(thickness, dotted))
+    """Draw a ring around a point of the sheet, white with a dark rim; `dotted` adds a dot in it."""
+    corner = round(centre[0]) - 2 * RING, round(centre[1]) - 2 * RING
+    for colour, thickness in ((_DARK, 2.2), (PAPER, 1.0)):
+        sheet.paste(colour, corner, ring_mask(thickness, dotted))
 
 
 @functools.lru_cache(maxsize=4)
 def ring_mask(thickness: float, dotted: bool) -> Image.Image:
-    """Mode L: a ring that reaches `thickness` pixels to both sides of its radius, round the mask's centre."""
-    factor, side = 8, 4 * _RING  # Drawn at eight times the size: Pillow itself draws hard edges.
+    """A ring of mode L around the mask's centre, `thickness` pixels to both sides of its radius."""
+    factor, side = 8, 4 * RING  # Drawn at eight times the size, since Pillow draws hard edges.
     large = Image.new("L", (factor * side, factor * side))
     pen = ImageDraw.Draw(large)
-    discs = [(_RING + thickness, 255), (_RING - thickness, 0)]
+    discs = [(RING + thickness, 255), (RING - thickness, 0)]
     for radius, value in [*discs, (1.0 + thickness, 255)] if dotted else discs:
         corners = [factor * (side / 2 + reach) for reach in (-radius, radius)]
         pen.ellipse((corners[0], corners[0], corners[1], corners[1]), fill=value)
     return large.resize((side, side), Image.Resampling.BOX)
 
 
-def draw_scale(sheet: Image.Image, place: tuple[int, int], column: int, largest: float) -> None:
-    """A bar of the colours at `place`, (left, top), with what its two ends stand for."""
-    left, top = place
-    width = min(column, _NARROWEST)
-    ramp = heat_colours(np.linspace(0.0, 1.0, width))[None].repeat(_BAR, axis=0)
-    sheet.paste(Image.fromarray(ramp), (left, top + (_LINE - _BAR) // 2))
-    draw, font = ImageDraw.Draw(sheet), built_in_font(_CAPTION)
-    middle = top + _LINE + _LINE // 2
-    draw.text((left, middle), "0", fill=_FAINT_INK, font=font, anchor="lm")
+def draw_scale(sheet: Image.Image, corner: tuple[int, int], column: int, largest: float) -> None:
+    """A bar of the colours at `corner`, (left, top), with the values of its two ends."""
+    left, top = corner
+    width = min(column, NARROWEST)
+    ramp = heat_colours(np.linspace(0.0, 1.0, width))[None].repeat(BAR, axis=0)
+    sheet.paste(Image.fromarray(ramp), (left, top + (LINE - BAR) // 2))
+    draw, font = ImageDraw.Draw(sheet), built_in_font(CAPTION)
+    middle = top + LINE + LINE // 2
+    draw.text((left, middle), "0", fill=FAINT_INK, font=font, anchor="lm")
     text = f"{largest:.2g}"
-    draw.text((left + width, middle), text, fill=_FAINT_INK, font=font, anchor="rm")
+    draw.text((left + width, middle), text, fill=FAINT_INK, font=font, anchor="rm")

@@ -1,10 +1,7 @@
-"""Captions for images: what a person would write who sees an image, or a part of one, for a moment.
+"""Captions of scenes: what a person would write who sees an image, or a part of one, for a moment.
 
-Knows how to say what is visible ("a photo of a red car and a tree on the sand under the night sky") and how to cut
-such a caption into its phrases again. The writer looks at the mask to know what is visible, as a person looks at
-the image; the mask goes no further, and what is written says nothing about where a thing is.
-
-Does not know pixels, tokens or losses.
+A caption names what is visible ("a photo of a red car and a tree on the sand under the night sky"), which is read from
+the mask; it says nothing about where a thing is, and the mask goes no further.
 """
 
 from __future__ import annotations
@@ -35,14 +32,16 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "balloon": ("balloon", "hot air balloon"),
     "cloud": ("cloud",),
 }
-TEMPLATES = (  # for a caption or a class name alike
+TEMPLATES = (  # For captions and class names.
     "a picture of {}.", "a photo of {}.", "a drawing of {}.", "a painting of {}.", "a picture book page with {}.",
     "{}.", "this is {}.", "a small picture of {}.", "part of a picture of {}.", "a close-up of {}.",
 )  # fmt: skip
 PLAIN_TEMPLATES = TEMPLATES[:6]
-PLAIN_NAME_SHARE = 0.6  # of the phrases use the class's own name, the others one of its synonyms
+PLAIN_NAME_SHARE = 0.6
+"""Share of the phrases that use the class's own name; the others use one of its synonyms."""
 
-Phrase = tuple[str, str]  # class name, colour word ("" when none is said)
+Phrase = tuple[str, str]
+"""A class name and a colour word, "" if no colour is said."""
 
 
 def visible_names(labels: NDArray[np.uint8], share: float = 0.03) -> tuple[str, ...]:
@@ -107,7 +106,7 @@ def caption(
 
 
 def describes(said: Phrase, seen: Sequence[Phrase]) -> bool:
-    """Whether a caption made of `seen` bears `said` out: "a car" is true where "a red car" was written."""
+    """Whether `said` is true by a caption made of `seen`: "a car" is, where "a red car" was written."""
     return any(said[0] == name and said[1] in ("", colour) for name, colour in seen)
 
 

@@ -1,9 +1,7 @@
-"""Where attention falls: `python -m resclip.builtin.training.diagnostics` looks for the blocks that localise.
+"""Which blocks of the built-in model localise: `python -m resclip.builtin.training.diagnostics`.
 
-For each block and each patch that lies inside one class, the share of its attention on patches that are mostly of the
-same class, against the share that even attention would have: 1 means that the block tells things apart no better
-than chance. Knows the tower's layers and the drawn masks. Does not know any method; it only shows which blocks a
-method could use.
+For each block and each patch that is inside one class, it measures the share of the patch's attention on patches that
+are mostly of the same class. The line "chance" is the share that uniform attention would have.
 """
 
 from __future__ import annotations
@@ -22,9 +20,10 @@ from torch import Tensor
 from resclip.builtin import load_builtin
 from resclip.builtin.scenes import Scene, validation_scenes
 from resclip.builtin.things import CLASS_NAMES, GROUNDS, SKIES
-from resclip.builtin.training.mosaics import normalised
+from resclip.builtin.training.batches import normalised
 
-PURE = 0.75  # of a patch's pixels are of one class, or the patch asks nothing
+PURE = 0.75
+"""Share of a patch's pixels that must be of one class for the patch to be measured."""
 FIRST_THING = len(SKIES) + len(GROUNDS)
 
 

@@ -1,13 +1,11 @@
-"""What training asks of the model, from captions and the layout of mosaics alone.
+"""The losses of training, from captions and the layout of mosaics alone.
 
-Knows three questions. Which caption is this image's, and which image is this caption's (CLIP's own)? The same for
-the mean of the patches that show an image. And for phrases ("a red car") cut from the captions: is every patch
-about something that its image's caption names, and is everything that a caption names found in some patch?
+There are three questions. Which caption is this image's, and which image is this caption's (CLIP's own)? The same for
+the mean of the patches that show an image. And for phrases ("a red car") cut from the captions: is every patch about
+something that its image's caption names, and is everything that a caption names found in some patch?
 
 The last two never say which patch shows what. A patch of an image captioned "a tree and grass" may be about either;
 that a patch of leaves is about the tree follows only from all the other images.
-
-Does not know the model, tokens or how batches are made.
 """
 
 from __future__ import annotations
@@ -21,7 +19,8 @@ from torch import Tensor
 
 from resclip.builtin.training.captions import Phrase, describes
 
-MIN_SHARE = 0.08  # of an image, for a thing that its caption finds worth naming
+MIN_SHARE = 0.08
+"""Share of an image's patches that a thing named in its caption has at least."""
 
 
 def phrase_list(images: Sequence[Sequence[Phrase]]) -> list[Phrase]:
@@ -31,7 +30,7 @@ def phrase_list(images: Sequence[Sequence[Phrase]]) -> list[Phrase]:
 
 
 def truth_table(said: Sequence[Sequence[Phrase]], images: Sequence[Sequence[Phrase]]) -> Tensor:
-    """(len(images), len(said)) bool: every phrase of a text is borne out by the image's own caption."""
+    """(len(images), len(said)) bool: whether every phrase of a text is true by the image's own caption."""
     texts = list(dict.fromkeys(tuple(text) for text in said))
     rows = list(dict.fromkeys(tuple(image) for image in images))
     unique = torch.tensor(
@@ -100,7 +99,7 @@ def share_loss(
     group: Tensor,
     scale: Tensor,
 ) -> Tensor:
-    """Everything that a caption names holds MIN_SHARE of its image's patches.
+    """Everything that a caption names has MIN_SHARE of its image's patches.
 
     group (P,) numbers the noun of each phrase: "a car" and "a red car" share one. Without this, a patch of a tree
     may as well be called grass, since nearly every caption with a tree names grass too.

@@ -1,9 +1,7 @@
-"""Train the small CLIP on captioned scenes: `python -m resclip.builtin.training.train --output DIR`.
+"""Train the built-in CLIP on captioned scenes: `python -m resclip.builtin.training.train --output DIR`.
 
-Knows the order of a training run: pool of scenes, batches, losses, optimiser, running mean of the weights,
-checkpoints, export. A run is a pure function of its settings; each step draws its batch from (seed, step), so that an
-interrupted run continues from its checkpoint to the same weights. Does not know how a scene is drawn, what a
-caption says, or any mask.
+A run depends on its settings alone: each step draws its batch from (seed, step), so that an interrupted run continues
+from its checkpoint to the same weights.
 """
 
 from __future__ import annotations
@@ -11,8 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from resclip.builtin.model import (
-    build,
-    configuration,
-    decayed_and_plain,
-    export,
-    image_views,
-    text_embeddings,
-)
 from resclip.builtin.tokenizer import WordTokenizer
+from resclip.builtin.training.batches import Batch, Pool, draw_batch
 from resclip.builtin.training.captions import PLAIN_TEMPLATES, every_word, say
 from resclip.builtin.training.losses import (
     caption_loss,
@@ -40,15 +31,23 @@ from resclip.builtin.training.losses import (
     share_loss,
     truth_table,
 )
-from resclip.builtin.training.mosaics import Batch, Pool, draw_batch
+from resclip.builtin.training.model import (
+    build,
+    configuration,
+    decayed_and_plain,
+    export,
+    image_views,
+    text_embeddings,
+)
 from resclip.io.files import write_atomically
 
-LARGEST_SCALE = 100.0  # CLIP's bound on the logit scale
+LARGEST_SCALE = 100.0
+"""CLIP's bound on the logit scale."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the weights, but for the number of steps."""
+    """Everything that decides the weights, apart from the number of steps."""
 
     seed: int = 0
     scenes: int = 3000
@@ -62,11 +61,11 @@ class Settings:
     layers: int = 12
     width: int = 128
     size: int = 112
-    view_weights: tuple[float, float, float] = (0.3, 1.0, 1.0)  # value, key, middle
+    view_weights: tuple[float, float, float] = (0.3, 1.0, 1.0)  # Of value, key and middle.
     find_weight: float = 0.3
     mean_decay: float = 0.99
     things_from: int = 750
-    """Step from which close-ups are among the images and every named thing must hold some patches."""
+    """Step from which some images are close-ups and every named thing must have some patches."""
     close_ups: float = 0.35
     share_weight: float = 1.0
 
@@ -157,7 +156,7 @@ class Trainer:
         total = torch.stack(list(losses.values())).sum()
         if not bool(torch.isfinite(total)):
             raise RuntimeError(
-                f"the loss is {float(total)} at step {self.done + 1}: try a smaller --rate"
+                f"the loss is {float(total)} at step {self.done + 1}: try a smaller rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -183,11 +182,11 @@ class Trainer:
         write_atomically(path, content.getvalue())
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint. Its settings must be this run's: ValueError names those that are not."""
+        """Continue from a checkpoint; ValueError names settings that differ from this run's."""
         stored: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         mine, theirs = asdict(self.settings), stored["settings"]
         different = [
-            f"{name}: {theirs.get(name)} there, {mine[name]} here"
+            f"{name}: {theirs.get(name)} in it, {mine[name]} now"
             for name in mine if theirs.get(name) != mine[name]
         ]  # fmt: skip
         if different:
@@ -202,41 +201,29 @@ class Trainer:
         self.done = stored["done"]
 
     def export(self, directory: Path) -> int:
-        """Write the running mean of the weights as a folder that open_clip loads; returns its bytes."""
+        """Write the running mean of the weights as a folder that open_clip loads; returns its size in bytes."""
         return export(directory, self.config, self.mean, self.tokenizer)
-
-
-def progress(name: str, total: int, every: int) -> Callable[[int, str], None]:
-    """A function that prints `name done/total, time left` every so many calls; counting starts at its first."""
-    first: list[tuple[float, int]] = []
-
-    def tell(done: int, extra: str = "") -> None:
-        if not first:
-            first.append((time.monotonic(), done))
-        if done % every and done != total:
-            return
-        elapsed, made = time.monotonic() - first[0][0], done - first[0][1]
-        left = f"{(total - done) * elapsed / made / 60:.1f} min left" if made else "..."
-        print(f"{name} {done}/{total}  {left}  {extra}", flush=True)
-
-    return tell
 
 
 def run(trainer: Trainer, directory: Path, every: int = 50) -> None:
     """Train to the end; a checkpoint and an export every `every` steps and at the end."""
     checkpoint = directory / "checkpoint.pt"
-    tell = progress("step", trainer.steps, min(every, 10))
     recent: list[dict[str, float]] = []
-    while trainer.done < trainer.steps:
-        recent = [*recent[-19:], trainer.step()]
-        summary = {
-            name: sum(losses[name] for losses in recent) / len(recent) for name in recent[-1]
-        }
-        tell(trainer.done, "  ".join(f"{name} {value:.3f}" for name, value in summary.items()))
-        if trainer.done % every == 0 or trainer.done == trainer.steps:
-            trainer.save(checkpoint)
-            size = trainer.export(directory / "model")
-            print(f"wrote {checkpoint} and {directory / 'model'} ({size / 1e6:.1f} MB)", flush=True)
+    with tqdm(total=trainer.steps, initial=trainer.done, desc="steps") as bar:
+        while trainer.done < trainer.steps:
+            recent = [*recent[-19:], trainer.step()]
+            bar.set_postfix(
+                {
+                    name: f"{sum(losses[name] for losses in recent) / len(recent):.3f}"
+                    for name in recent[-1]
+                },
+                refresh=False,
+            )
+            bar.update()
+            if trainer.done % every == 0 or trainer.done == trainer.steps:
+                trainer.save(checkpoint)
+                size = trainer.export(directory / "model")
+                bar.write(f"wrote {checkpoint} and {directory / 'model'} ({size / 1e6:.1f} MB)")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -281,13 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device {options.device} cannot be used here: {str(error).splitlines()[0]}")
     settings = replace(Settings(), seed=options.seed, scenes=options.scenes, rate=options.rate)
-    drawn = progress("scene", options.scenes, max(1, options.scenes // 5))
-    trainer = Trainer(
-        settings,
-        Pool.draw(options.scenes, tell=lambda done: drawn(done, "")),
-        options.steps,
-        options.device,
-    )
+    pool = Pool.draw(options.scenes, progress=True)
+    trainer = Trainer(settings, pool, options.steps, options.device)
     checkpoint = options.output / "checkpoint.pt"
     if checkpoint.exists() and not options.fresh:
         try:

@@ -1,7 +1,4 @@
-"""The datasets of the benchmarks, as they lie on disk, and folders of anyone's own.
-
-Knows which reader takes which dataset. Each reader knows the layouts and label encodings of its own.
-"""
+"""The datasets to measure on: benchmarks as they lie on disk, folders of anyone's own, and the drawn scenes."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from resclip.evaluation.datasets import ade20k, cityscapes, coco, context, folder, voc
+from resclip.evaluation.datasets import ade20k, builtin, cityscapes, coco, context, folder, voc
 from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
@@ -39,7 +36,8 @@ __all__ = [
     "open_dataset",
 ]
 
-_READERS: Mapping[str, Callable[[Path, str | None], Dataset]] = {
+_READERS: Mapping[str, Callable[..., Dataset]] = {
+    "builtin": builtin.builtin,
     "voc21": voc.voc21,
     "context60": context.context60,
     "coco-object": coco.coco_object,
@@ -50,29 +48,34 @@ _READERS: Mapping[str, Callable[[Path, str | None], Dataset]] = {
     "ade20k": ade20k.ade20k,
     "folder": folder.folder,
 }
-"""In the order of the papers' tables: those with a background first."""
+"""The drawn scenes; the benchmarks in the order of the papers' tables, those with a background first; a folder."""
 
 DATASETS = tuple(_READERS)
-"""What `open_dataset` takes: the eight benchmarks and "folder"."""
+"""What `open_dataset` takes: the scenes, the eight benchmarks and "folder"."""
 
 
 def open_dataset(
-    name: str, root: str | os.PathLike[str] | None, split: str | None = None
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    **options: int,
 ) -> Dataset:
     """The dataset called `name`, as it lies below `root`. Lists files; opens no image.
 
     Args:
         name: one of `DATASETS`.
-        root: the folder that holds it; each reader's docstring says which layouts it finds.
+        root: the folder that holds it; each reader's docstring says which layouts it finds. The scenes need none.
         split: instead of the standard one, where the layout has several.
+        options: of the scenes, their `count` and `size`.
 
     Raises:
-        DatasetError: an unknown name, no root, or a layout that is not there: what was looked for and what was found.
+        DatasetError: an unknown name, no root, or a layout that is missing: what was looked for and what was found.
         ImportError: the layout needs a package that is not installed.
         OSError: a list of names or classes cannot be read.
     """
     if name not in _READERS:
         raise DatasetError(f"unknown dataset {name!r}; use one of: {', '.join(DATASETS)}")
-    if root is None:
+    if root is None and name != "builtin":
         raise DatasetError(f"{name}: expected the folder that holds the dataset, got none")
-    return replace(_READERS[name](Path(root).expanduser(), split), split=split)
+    folder = None if root is None else Path(root).expanduser()
+    return replace(_READERS[name](folder, split, **options), split=split)

@@ -1,11 +1,11 @@
 """ADE20K (Zhou et al., CVPR 2017): the 150 classes of the scene parsing challenge of 2016.
 
-Knows the folders of the challenge's archive ADEChallengeData2016.zip, which mmsegmentation takes as it is:
+The folders of the challenge's archive ADEChallengeData2016.zip, which mmsegmentation takes as it is:
 
     ADEChallengeData2016/images/validation/ADE_val_00000001.jpg
     ADEChallengeData2016/annotations/validation/ADE_val_00000001.png    0 does not count, 1-150 classes
 
-Does not know the full release of ADE20K, but tells it when it sees it.
+The full release of ADE20K is not read, but recognised and refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from resclip.evaluation.datasets.base import (
 from resclip.text.class_names import dataset_classes
 
 _NAME = "ade20k"
-_PLACES = ("", "ADEChallengeData2016/", "ade/ADEChallengeData2016/")
+_FOLDERS = ("", "ADEChallengeData2016/", "ade/ADEChallengeData2016/")
 _OFFICIAL = {"training": 20_210, "validation": 2_000}
 
 # The challenge's objectInfo150.txt counts the classes from 1. 0 is for other objects, which its evaluation leaves out.
@@ -52,16 +52,16 @@ def ade20k(root: Path, split: str | None) -> Dataset:
         DatasetError: a folder is missing, or is of ADE20K's full release; or no image has a mask.
     """
     split = split or "validation"
-    candidates = [f"{place}annotations/{split}" for place in _PLACES]
+    candidates = [f"{folder}annotations/{split}" for folder in _FOLDERS]
     if not any((root / candidate).exists() for candidate in candidates):
         _refuse_full_release(root)
-    folder = first_that_exists(root, f"the masks of ADE20K's {split}", candidates)
-    release = folder.parents[1]
-    place = first_that_exists(release, f"the images of ADE20K's {split}", [f"images/{split}"])
-    pairs, problems = pair_up(_NAME, files_under(place, [".jpg"]), files_under(folder, [".png"]))
+    masks = first_that_exists(root, f"the masks of ADE20K's {split}", candidates)
+    release = masks.parents[1]
+    images = first_that_exists(release, f"the images of ADE20K's {split}", [f"images/{split}"])
+    pairs, problems = pair_up(_NAME, files_under(images, [".jpg"]), files_under(masks, [".png"]))
     return Dataset(
         name=_NAME,
-        description=describe(len(pairs), f"ADE20K's {split}", place, root, _OFFICIAL.get(split)),
+        description=describe(len(pairs), f"ADE20K's {split}", images, root, _OFFICIAL.get(split)),
         entries=tuple(dataset_classes(_NAME)),
         samples=samples_of(pairs, _VALUES),
         problems=problems,
@@ -70,9 +70,9 @@ def ade20k(root: Path, split: str | None) -> Dataset:
 
 
 def _refuse_full_release(root: Path) -> None:
-    found = next((name for name in _FULL_RELEASE if (root / name).exists()), None)
-    if found is not None:
+    sign = next((name for name in _FULL_RELEASE if (root / name).exists()), None)
+    if sign is not None:
         raise DatasetError(
-            f"{root}: expected the scene parsing challenge's data with its 150 classes, found {found!r} of ADE20K's "
+            f"{root}: expected the scene parsing challenge's data with its 150 classes, found {sign!r} of ADE20K's "
             "full release, whose masks hold thousands of object names as colours; get ADEChallengeData2016.zip instead"
         )

@@ -1,7 +1,4 @@
-"""What a dataset is to an evaluation: images with the true class of each pixel, and the classes.
-
-Knows arrays and image files. Knows no benchmark, no folder layout and no model.
-"""
+"""What a dataset is to an evaluation, images with the true class of each pixel, and what readers of datasets share."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from resclip.io.files import read_text
 from resclip.io.images import ImageError, PixelArray, read_image
 from resclip.text.class_names import parse_entries
 
-_FILE = Path(__file__).parents[2] / "data" / "palettes.json"
+_PALETTES = Path(__file__).parents[2] / "data" / "palettes.json"
 
 
 def benchmark_palette(name: str) -> PixelArray:
@@ -36,7 +33,7 @@ def benchmark_palette(name: str) -> PixelArray:
     Raises:
         ValueError: another name.
     """
-    palettes = json.loads(read_text(_FILE, "colours as JSON"))
+    palettes = json.loads(read_text(_PALETTES, "colours as JSON"))
     if name not in palettes:
         raise ValueError(f"unknown palette {name!r}; use one of: {', '.join(palettes)}")
     colours = " ".join(palettes[name]["colours"]).split()
@@ -45,7 +42,7 @@ def benchmark_palette(name: str) -> PixelArray:
 
 
 IGNORED = 255
-"""The value of pixels that do not count."""
+"""The value of pixels that do not count, in masks and labels."""
 
 
 class DatasetError(ValueError):
@@ -97,30 +94,27 @@ class Values:
     classes: Mapping[int, int]
     ignored: frozenset[int] = frozenset({IGNORED})
 
-    def table(self) -> NDArray[np.int16]:
-        """(65536,): the class of each value, `IGNORED`, or −1 for a value that must not occur."""
-        table = np.full(65536, -1, np.int16)
-        table[sorted(self.ignored)] = IGNORED
-        for value, label in self.classes.items():
-            table[value] = label
-        return table
-
     def labels(self, raw: NDArray[np.uint16], path: Path) -> PixelArray:
         """The classes of a mask's values, uint8, in their shape.
 
         Raises:
-            ImageError: a value that stands for nothing; it names `path`.
+            ImageError: a value that stands for nothing; the error names `path`.
         """
-        found = self.table()[raw]
-        if found.min() < 0:
-            strange = np.unique(raw[found < 0])
-            shown = ", ".join(map(str, strange[:8])) + (", …" if len(strange) > 8 else "")
+        # (65536,): the class of each value, `IGNORED`, or −1 for a value that must not occur.
+        table = np.full(65536, -1, np.int16)
+        table[sorted(self.ignored)] = IGNORED
+        for value, label in self.classes.items():
+            table[value] = label
+        labels = table[raw]
+        if labels.min() < 0:
+            unknown = np.unique(raw[labels < 0])
+            shown = ", ".join(map(str, unknown[:8])) + (", …" if len(unknown) > 8 else "")
             raise ImageError(
                 f"{path}: expected values among {shorten(sorted({*self.classes, *self.ignored}))}, got {shown} in "
-                f"{int((found < 0).sum()):,} pixels; check that the mask belongs to this dataset"
+                f"{int((labels < 0).sum()):,} pixels; check that the mask belongs to this dataset"
             )
-        labels: PixelArray = found.astype(np.uint8)
-        return labels
+        classes: PixelArray = labels.astype(np.uint8)
+        return classes
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,7 @@ def read_values(path: Path) -> NDArray[np.uint16]:
         with Image.open(path) as image:
             if image.mode not in ("1", "L", "P", "I", "I;16"):
                 raise ImageError(
-                    f"{path}: expected one number a pixel (a greyscale or paletted PNG), got mode {image.mode}; "
+                    f"{path}: expected one number per pixel (a greyscale or paletted PNG), got mode {image.mode}; "
                     "convert colours to class indices first"
                 )
             image.load()
@@ -183,7 +177,7 @@ class Sample:
     """One image of a dataset."""
 
     name: str
-    """Unique in the set, such as "2007_000033" or "frankfurt/frankfurt_000000_000294"."""
+    """Unique in the dataset, such as "2007_000033" or "frankfurt/frankfurt_000000_000294"."""
     image: SampleImage
     truth: Truth
 
@@ -197,20 +191,20 @@ class Dataset:
     """
 
     name: str
-    """As it is asked for: "voc21"."""
+    """The name that `open_dataset` takes: "voc21"."""
     description: str
-    """What was found, for people: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)"."""
+    """What was found, in words: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)"."""
     entries: tuple[str, ...]
-    """A class each in label order, with its synonyms, as `resclip.text.class_names` reads them."""
+    """The classes in label order, each with its synonyms, as `resclip.text.class_names` reads them."""
     samples: tuple[Sample, ...]
     split: str | None = None
-    """As it was asked for; None for the standard one, which published figures are of."""
+    """The requested split; None for the standard one, which published figures are of."""
     problems: tuple[Problem, ...] = ()
-    """Of images that could not be listed: they are in no figure and in every report."""
+    """The images without a mask and masks without an image: they are in no figure and in every report."""
     palette: PixelArray | None = None
-    """(C, 3) uint8: the set's own colours; None where it has none."""
+    """(C, 3) uint8: the dataset's own colours; None if it has none."""
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Arguments of `resclip.load` that go with the set, whatever the method."""
+    """Arguments of `resclip.load` that go with the dataset, whatever the method."""
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -232,13 +226,13 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """One name a class."""
+        """One name per class."""
         return tuple(entry.name for entry in parse_entries(self.entries))
 
     @property
     def digest(self) -> str:
-        """Of the samples' names in their order: two sets of one digest have the same images."""
-        names = "\n".join(sample.name for sample in self.samples)
+        """A hash of the samples' names in their order: two datasets of one digest have the same images."""
+        names = "\n".join([sample.name for sample in self.samples])
         return hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
 
     def __len__(self) -> int:
@@ -246,23 +240,23 @@ class Dataset:
         return len(self.samples)
 
 
-_SHOWN = 8  # Names that an error lists: two lines of a terminal.
+_SHOWN = 8  # How many names an error lists: two lines of a terminal.
 
 
 def first_that_exists(root: Path, what: str, candidates: Sequence[str]) -> Path:
-    """The first of `candidates`, paths below `root`, that is there: a folder or a file.
+    """The first of `candidates`, paths below `root`, that exists: a folder or a file.
 
     Args:
-        root: the folder that a person named.
-        what: is looked for, for the error: "the images of PASCAL VOC 2012".
+        root: the folder that the user named.
+        what: what is looked for, for the error: "the images of PASCAL VOC 2012".
         candidates: relative paths with "/", the preferred one first.
 
     Raises:
-        DatasetError: `root` is no folder, or holds none of them: what was looked for, and what `root` does hold.
+        DatasetError: `root` is no folder, or holds none of them: what was looked for, and what `root` holds.
     """
     if not root.is_dir():
-        found = "a file" if root.exists() else "nothing there"
-        raise DatasetError(f"{root}: expected a folder with {what}, got {found}; check the path")
+        got = "a file" if root.exists() else "nothing there"
+        raise DatasetError(f"{root}: expected a folder with {what}, got {got}; check the path")
     for candidate in candidates:
         if (root / candidate).exists():
             return root / candidate
@@ -277,22 +271,22 @@ def split_names(path: Path) -> list[str]:
     """The lines of a split file, in its order, without blank ones and spaces at the ends.
 
     Raises:
-        DatasetError: the file is missing (the error lists the splits that are there), empty or not UTF-8.
+        DatasetError: the file is missing (the error lists the splits that exist), empty or not UTF-8.
     """
     if not path.is_file():
-        there = _contents(path.parent) if path.parent.is_dir() else "no such folder"
+        splits = _contents(path.parent) if path.parent.is_dir() else "no such folder"
         raise DatasetError(
-            f"{path}: expected a split file with an image's name a line, got none; "
-            f"in {path.parent.name}: {there}; name another split, or get the file"
+            f"{path}: expected a split file with one image's name per line, got none; "
+            f"in {path.parent.name}: {splits}; name another split, or get the file"
         )
-    return lines_of(path, "an image's name a line")
+    return lines_of(path, "one image's name per line")
 
 
 def lines_of(path: Path, expected: str) -> list[str]:
     """The lines of a text file, without blank ones and spaces at the ends.
 
     Args:
-        expected: what the file should hold, for the error: "an image's name a line".
+        expected: what the file should hold, for the error: "one image's name per line".
 
     Raises:
         DatasetError: there is no such line, or the file is not UTF-8.
@@ -322,27 +316,31 @@ def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
         DatasetError: a folder cannot be read, a link leads round in a circle, or two files differ in nothing but
             their endings.
     """
-    found: dict[str, Path] = {}
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+    paths: dict[str, Path] = {}
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        here = Path(place)
+        here = Path(current)
         if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
             raise DatasetError(
                 f"{here}: expected a folder, got a link to one that it is in; remove it"
             )
         for file in files:
-            ending = next((end for end in endings if file.lower().endswith(end.lower())), None)
-            if ending is None or file.startswith("."):
+            for ending in endings:
+                if file.lower().endswith(ending.lower()):
+                    break
+            else:
+                continue
+            if file.startswith("."):
                 continue
             path = here / file
             name = path.relative_to(folder).as_posix().removesuffix(file[len(file) - len(ending) :])
-            if name in found:
-                first, second = sorted((found[name].name, file))
+            if name in paths:
+                first, second = sorted((paths[name].name, file))
                 raise DatasetError(
                     f"{here}: expected one file called {name!r}, got {first} and {second}; remove one"
                 )
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def pair_up(
@@ -355,9 +353,8 @@ def pair_up(
 
     Args:
         name: of the dataset, for the error.
-        images, masks: the files that are there, by the name that an image and its mask share.
-        listed: the names that should be there, as of a split file; what else is there does not belong to the split.
-            None: all that are there.
+        images, masks: the existing files, by the name that an image and its mask share.
+        listed: the expected names, as of a split file; all others do not belong to the split. None: all that exist.
 
     Returns:
         (name, image, mask) of each whole pair, and the problems; both sorted by name.
@@ -395,26 +392,27 @@ def pair_up(
 
 def samples_of(pairs: Sequence[tuple[str, Path, Path]], values: Values) -> tuple[Sample, ...]:
     """`pair_up`'s pairs as a dataset's samples, all masks read by `values`."""
-    return tuple(
+    samples = [
         Sample(name, ImageFile(image), LabelFile(mask, values)) for name, image, mask in pairs
-    )
+    ]
+    return tuple(samples)
 
 
-def describe(count: int, what: str, place: Path, root: Path, official: int | None = None) -> str:
+def describe(count: int, what: str, folder: Path, root: Path, official: int | None = None) -> str:
     """A dataset in words: "1,449 images of PASCAL VOC 2012's val (VOCdevkit/VOC2012)".
 
     Args:
-        count: of images that can be measured on.
-        what: they are of: "PASCAL VOC 2012's val".
-        place: the folder that they were found in: `root` or below it.
-        root: the folder that a person named.
-        official: how many the set is published with, where that is known; said where `count` is another number.
+        count: how many images can be measured on.
+        what: what they are of: "PASCAL VOC 2012's val".
+        folder: where they were found: `root` or a folder below it.
+        root: the folder that the user named.
+        official: how many the dataset is published with, if that is known; it is named if `count` differs.
     """
     images = f"{count:,} image{'' if count == 1 else 's'} of {what}"
     if official not in (None, count):
         images += f", which has {official:,}"
-    below = place.relative_to(root).as_posix()
-    return f"{images} ({place.name if below == '.' else below})"
+    below = folder.relative_to(root).as_posix()
+    return f"{images} ({folder.name if below == '.' else below})"
 
 
 def names_in_words(names: Sequence[str]) -> str:
@@ -441,15 +439,15 @@ def _refuse(error: OSError) -> None:
 
 
 _CONVERTED = "TrainIds"
-"""In the name of every mask that mmsegmentation's and GroupViT's converters write, beside the archive's own masks."""
+"""Part of the name of every mask that mmsegmentation's and GroupViT's converters write beside the archive's own."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """One kind of masks."""
+    """One kind of mask files."""
 
     ending: str
-    """Of their files' names; ".png" stands for the masks that no converter wrote."""
+    """How their names end; ".png" stands for the masks that no converter wrote."""
     values: Values
 
 
@@ -464,22 +462,21 @@ def best_masks(
         images: by the name that an image and its mask share.
 
     Returns:
-        The encoding, and its masks by name, whether or not their images are there.
+        The encoding, and its masks by name, whether or not they have images.
 
     Raises:
         DatasetError: there is no mask of any of the encodings; or as `files_under`.
     """
-    found = [(encoding, _masks(folder, encoding.ending)) for encoding in encodings]
-    if not any(masks for _, masks in found):
+    candidates = []
+    for encoding in encodings:
+        files = files_under(folder, [encoding.ending])
+        masks = {name: path for name, path in files.items() if _CONVERTED not in name}
+        candidates.append((encoding, masks))
+    if not any(masks for _, masks in candidates):
         endings = " or ".join(f"*{encoding.ending}" for encoding in encodings)
-        there = sorted(path.name for path in folder.rglob("*") if path.is_file())
+        present = sorted(path.name for path in folder.rglob("*") if path.is_file())
         raise DatasetError(
-            f"{folder}: expected masks called {endings}, found {names_in_words(there)}; "
+            f"{folder}: expected masks called {endings}, found {names_in_words(present)}; "
             "check that they were unpacked there"
         )
-    return max(found, key=lambda masks: len(masks[1].keys() & images.keys()))
-
-
-def _masks(folder: Path, ending: str) -> dict[str, Path]:
-    files = files_under(folder, [ending])
-    return {name: path for name, path in files.items() if _CONVERTED not in name}
+    return max(candidates, key=lambda candidate: len(candidate[1].keys() & images.keys()))

@@ -1,11 +1,9 @@
-"""The drawn scenes as a dataset: images with the class of every pixel, as `resclip evaluate` reads them.
-
-Knows the sets of scenes and the colours that their classes are shown in. Knows no method and no metric.
-"""
+"""The drawn scenes of the built-in model as a dataset: nothing to download."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes, validation_scenes
 from resclip.evaluation.datasets.base import Dataset, DatasetError, Sample
@@ -14,7 +12,7 @@ from resclip.visualization.overlay import palette
 
 SPLITS = {"held-out": held_out_scenes, "validation": validation_scenes}
 
-# Of `drawing.palette`, the number that comes nearest to what one would paint each class with.
+# The colour of `overlay.palette`, by number, that comes nearest to what one would paint each class with.
 _COLOUR_NUMBERS = {
     "sky": 0, "night sky": 13, "grass": 1, "sand": 15, "water": 6, "snow": 19, "road": 10,
     "house": 5, "tree": 14, "sun": 4, "car": 3, "boat": 8, "fish": 2, "flower": 7,
@@ -23,8 +21,8 @@ _COLOUR_NUMBERS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """An image, or the classes of its pixels, in memory."""
+class InMemory:
+    """An image, or the classes of its pixels."""
 
     values: PixelArray
 
@@ -33,35 +31,39 @@ class Drawn:
         return self.values
 
 
-def scene_dataset(split: str | None = None, count: int = 200, size: int = 168) -> Dataset:
+def builtin(
+    root: Path | None, split: str | None = None, *, count: int = 200, size: int = 168
+) -> Dataset:
     """The first scenes of a split, always the same, drawn at `size` × `size` pixels and segmented at that.
 
     Args:
-        split: "held-out", the figures' (None), or "validation", by which the model's options were chosen.
-        count: at least 1.
-        size: at least 8.
+        root: is not used.
+        split: "held-out", which the published figures are of (None), or "validation", on which the model's options
+            were chosen.
+        count: the number of scenes, at least 1.
+        size: of each scene in pixels, at least 8.
 
     Raises:
         DatasetError: no such split, or numbers below those.
     """
-    asked, split = split, split or "held-out"
-    if split not in SPLITS:
+    chosen = split or "held-out"
+    if chosen not in SPLITS:
         raise DatasetError(
-            f"unknown split {split!r} of the scenes; use one of: {', '.join(SPLITS)}"
+            f"unknown split {chosen!r} of the scenes; use one of: {', '.join(SPLITS)}"
         )
     for name, value, least in (("number", count, 1), ("size", size, 8)):
         if value < least:
             raise DatasetError(f"expected a {name} of scenes of at least {least}, got {value}")
     samples = [
-        Sample(f"{split}-{number:04}", Drawn(scene.image), Drawn(scene.mask))
-        for number, scene in enumerate(SPLITS[split](count, size))
+        Sample(f"{chosen}-{number:04}", InMemory(scene.image), InMemory(scene.mask))
+        for number, scene in enumerate(SPLITS[chosen](count, size))
     ]
     return Dataset(
         name="builtin",
-        description=f"{count:,} {split} scene{'' if count == 1 else 's'} of {size} × {size}",
+        description=f"{count:,} {chosen} scene{'' if count == 1 else 's'} of {size} × {size}",
         entries=CLASS_NAMES,
         samples=tuple(samples),
-        split=asked,
+        split=split,
         palette=class_colours(),
         settings={"short_side": 0},
     )

@@ -1,6 +1,6 @@
 """Cityscapes (Cordts et al., CVPR 2016): its finely annotated images, 19 classes.
 
-Knows the folders of the official archives, leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, and the masks that
+The folders of the official archives, leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, and the masks that
 mmsegmentation's converter puts beside the archive's own:
 
     leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png
@@ -71,15 +71,15 @@ def cityscapes(root: Path, split: str | None) -> Dataset:
         "the masks of Cityscapes",
         ["gtFine", "cityscapes/gtFine", "gtFine_trainvaltest/gtFine"],
     )
-    place = first_that_exists(images_of_all, f"the images of the split {split!r}", [split])
-    folder = first_that_exists(masks_of_all, f"the masks of the split {split!r}", [split])
-    images = files_under(place, ["_leftImg8bit.png"])
-    encoding, masks = best_masks(folder, _ENCODINGS, images)
+    image_folder = first_that_exists(images_of_all, f"the images of the split {split!r}", [split])
+    mask_folder = first_that_exists(masks_of_all, f"the masks of the split {split!r}", [split])
+    images = files_under(image_folder, ["_leftImg8bit.png"])
+    encoding, masks = best_masks(mask_folder, _ENCODINGS, images)
     pairs, problems = pair_up(_NAME, images, masks)
     what = f"Cityscapes' {split} with masks *{encoding.ending}"
     return Dataset(
         name=_NAME,
-        description=describe(len(pairs), what, place, root, _OFFICIAL.get(split)),
+        description=describe(len(pairs), what, image_folder, root, _OFFICIAL.get(split)),
         entries=tuple(dataset_classes(_NAME)),
         samples=samples_of(pairs, encoding.values),
         problems=problems,

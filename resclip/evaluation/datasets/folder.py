@@ -1,12 +1,12 @@
 """A folder of anyone's own: images, masks and a list of classes.
 
-Knows this layout, in which folders may be nested:
+The layout, in which folders may be nested:
 
     images/street/0001.jpg      any usual image format
     masks/street/0001.png       of the same name: value i is class i of the list, 255 does not count
-    classes.txt                 one class a line, or classes.json or classes.yaml: see `resclip.text.class_names`
+    classes.txt                 one class per line, or classes.json or classes.yaml: see `resclip.text.class_names`
 
-Knows no splits: each has a folder of its own.
+There are no splits: each has a folder of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ def folder(root: Path, split: str | None) -> Dataset:
 
     Raises:
         DatasetError: a folder or the list of classes is missing, the list cannot be used, or no image has a mask.
-        ImportError: the list is YAML and PyYAML is not installed.
     """
     if split is not None:
         raise DatasetError(

@@ -1,13 +1,13 @@
-"""PASCAL VOC 2012's segmentation set, with its background as a class (voc21) and without (voc20).
+"""PASCAL VOC 2012's segmentation dataset, with its background as a class (voc21) and without (voc20).
 
-Knows the development kit's folders, which the official archive VOCtrainval_11-May-2012.tar and mmsegmentation share:
+The development kit's folders, which the official archive VOCtrainval_11-May-2012.tar and mmsegmentation share:
 
     VOCdevkit/VOC2012/JPEGImages/2007_000033.jpg
     VOCdevkit/VOC2012/SegmentationClass/2007_000033.png      paletted: 0 background, 1-20 classes, 255 borders
     VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt         1,449 names
 
-Does not know the additional masks of "SegmentationClassAug": they are for training. The numbers are the kit's own;
-the names asked for are the methods' authors' ("ship" for the kit's boat).
+The additional masks of "SegmentationClassAug" are not read: they are for training. The numbers are the kit's own; the
+names of the classes are those of the methods' authors ("ship" for the kit's boat).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resclip.evaluation.datasets.base import (
 )
 from resclip.text.class_names import dataset_classes
 
-_PLACES = ("VOCdevkit/VOC2012/", "VOC2012/", "")
+_FOLDERS = ("VOCdevkit/VOC2012/", "VOC2012/", "")
 _OFFICIAL = {"train": 1_464, "val": 1_449, "trainval": 2_913}
 
 _VOC20 = Values({value: value - 1 for value in range(1, 21)}, frozenset({0, IGNORED}))
@@ -55,7 +55,9 @@ def voc21(root: Path, split: str | None) -> Dataset:
 
 def _voc(name: str, values: Values, root: Path, split: str | None) -> Dataset:
     split = split or "val"
-    images = first_that_exists(root, "PASCAL VOC 2012", [f"{place}JPEGImages" for place in _PLACES])
+    images = first_that_exists(
+        root, "PASCAL VOC 2012", [f"{folder}JPEGImages" for folder in _FOLDERS]
+    )
     kit = images.parent
     masks = first_that_exists(kit, "the masks of PASCAL VOC 2012", ["SegmentationClass"])
     listed = split_names(kit / "ImageSets" / "Segmentation" / f"{split}.txt")

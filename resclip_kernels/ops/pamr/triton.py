@@ -12,8 +12,8 @@ weights. Cycles for 128 pixels at dilations (8, 16), sm_90:
 | float16, bfloat16 | 25 | 36 | 167 / 4 = 42 |
 
 The columns within the largest dilation of the left and right edges are given to programs that clamp each coordinate;
-clamping in the strips' programs would take 204 registers per thread where the strips alone take 128, and halve the
-threads that hide memory's latency.
+clamping in the strips' programs would take so many registers that half the threads were left to hide memory's latency:
+the strips alone take 126 to 128 (sm_80 and sm_90, triton 3.8.0).
 """
 
 # Tuples grow by tensors while a kernel is traced; mypy would hold them to their first, empty type.

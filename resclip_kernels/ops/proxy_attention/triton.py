@@ -54,31 +54,31 @@ class Blocks:
 def attention_blocks(
     value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target, feedback: bool
 ) -> Blocks:
-    """Tiles by dtype and target, counted in registers: none of these spills for C and A·d up to 1,280.
+    """Tiles by dtype and target, by what benchmarks/kernels_report.py counts: none of these spills.
 
     64 × 384 accumulators take 96 registers of each of 256 threads, so that 768 columns need the scores twice, not the
-    six times of 64 × 128. 128 keys a step share one start-up of the loads, and fit (247 registers) where products
-    accumulate out of shared memory; where operands pass through registers, 32 fit (234). Three TF32 products hold six
-    operand tiles: a third of the columns.
+    six times of 64 × 128. 128 keys a step share one start-up of the loads, and fit where products accumulate out of
+    shared memory; where operands pass through registers, 32 fit. On AMD more keys, and tiles in flight, exceed the
+    scalar registers. Three TF32 products hold six operand tiles: a third of the columns.
     """
     if feedback:
         return feedback_blocks(value_dtype, feature_dtype, target)
     if torch.float32 in (value_dtype, feature_dtype):
         if reads_shared_memory(target):
             return Blocks(64, 32, 32, 128, 1, Options(num_warps=8, num_stages=2))
-        tiles = 2 if value_dtype == feature_dtype else 1  # Mixed, two would spill 8 bytes.
+        tiles = 2 if value_dtype == feature_dtype else 1  # Mixed, two would spill.
         return Blocks(64, 32, 32, 64, tiles, Options(num_warps=8, num_stages=2))
+    if target.backend == "hip":
+        return Blocks(64, 32, 64, 128, 3, Options(num_warps=8, num_stages=1))
     keys = 128 if reads_shared_memory(target) else 32
     return Blocks(64, keys, 64, 128, 3, Options(num_warps=8, num_stages=3))
 
 
 def feedback_blocks(value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target) -> Blocks:
-    """Tiles where a program forms Ŝ's too: none spills for C and A·d up to 1,280 and a Gaussian of σ up to 8.
+    """Tiles where a program forms Ŝ's too: none spills, with a Gaussian of σ up to 8.
 
     32 keys a step, which is what the smoothing's products are made of. Ŝ's tile is formed again for each further group
-    of columns: three accumulators (253 registers on sm_90, 231 on gfx942), two where operands pass through registers
-    (241 on sm_120; three spill 8 to 40 bytes with a wide Gaussian or without path decay). In float32 32 rows: 64 spill
-    88 to 320 bytes.
+    of columns: three accumulators, two where operands pass through registers. In float32 half as many rows.
     """
     if torch.float32 in (value_dtype, feature_dtype):
         return Blocks(32, 32, 32, 64, 2, Options(num_warps=8, num_stages=1))

@@ -19,7 +19,7 @@ SHORTEST = tl.constexpr(1e-12)
 NO_POSITION = tl.constexpr(-1.0)
 # Features and values are laid out with zeros behind, up to whole tiles: positions to a multiple of `PAD_POSITIONS`,
 # channels to one of `PAD`. The attention then masks nothing on the way in, and a thread's addresses are one pointer and
-# constants: 246 registers against 254 with clamped rows and masks (sm_90, float16).
+# constants.
 PAD_POSITIONS = 128
 PAD = 64
 

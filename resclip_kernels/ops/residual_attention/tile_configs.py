@@ -31,21 +31,21 @@ WARPGROUP = TileConfig(1, 128, 64, 8, 2)
 WARPGROUP_MANY = TileConfig(1, 128, 64, 8, 1)
 WARPGROUP_NARROW = TileConfig(1, 128, 32, 8, 2)
 WARPGROUP_TOGETHER = TileConfig(2, 128, 32, 8, 2)
-# Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, or fewer rows.
+# Before Hopper, and on consumer cards, operands pass through registers: one tile of keys in flight, and fewer rows of
+# wide heads or with feedback.
 WARP = TileConfig(1, 128, 32, 8, 1)
-WARP_WIDE = TileConfig(1, 64, 32, 8, 2)
-WARP_FEEDBACK = TileConfig(1, 64, 32, 8, 1)
+WARP_FEW_ROWS = TileConfig(1, 64, 32, 8, 1)
 # Float32 goes through multiply-adds, as torch's own products do by default, and there a thread holds whole rows of q
 # and of k: 256 threads of one score each. Ŝ's tiles are 32 columns, which leaves 8 rows. Two stages fetch keys and
 # values straight into shared memory, past the registers.
 FLOAT = TileConfig(1, 16, 16, 8, 2)
 FLOAT_FEEDBACK = TileConfig(1, 8, 32, 8, 2)
-# AMD: 102 scalar registers are what runs out, sooner with a window, whose masks take them too.
+# AMD: 102 scalar registers are what runs out, sooner with a window, whose masks take them too, and with the feedback of
+# wide heads.
 AMD = TileConfig(1, 128, 32, 8, 1)
 AMD_WIDE = TileConfig(1, 64, 32, 8, 2)
 AMD_BFLOAT = TileConfig(1, 64, 32, 8, 1)
-AMD_FEW_ROWS = TileConfig(1, 32, 32, 8, 1)
-AMD_FLOAT = TileConfig(1, 16, 32, 8, 1)
+AMD_FEW_ROWS = TileConfig(1, 16, 32, 8, 1)
 # The interpreter has no registers: few, large steps, two heads at a time so that the tests see that too.
 INTERPRETED = TileConfig(2, 64, 32, 4, 1)
 
@@ -57,9 +57,7 @@ def choose_config(
     if target.backend == "interpreter":
         return INTERPRETED
     if target.backend == "hip":
-        if dtype == torch.float32:
-            return AMD_FLOAT
-        if window or (feedback and width > 64):
+        if dtype == torch.float32 or window or (feedback and width > 64):
             return AMD_FEW_ROWS
         if width > 64:
             return AMD_WIDE
@@ -67,9 +65,7 @@ def choose_config(
     if dtype == torch.float32:
         return FLOAT_FEEDBACK if feedback else FLOAT
     if not warpgroups(target):
-        if feedback:
-            return WARP_FEEDBACK
-        return WARP_WIDE if width > 64 else WARP
+        return WARP_FEW_ROWS if width > 64 or feedback else WARP
     if width <= 64 and not feedback:
         return WARPGROUP if branches <= 2 else WARPGROUP_MANY
     together = width <= 64 and branches == 1

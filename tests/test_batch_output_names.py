@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tracemalloc
 import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resclip.batch.output_names import Naming, PackedTexts, safe_name
+from resclip.batch.output_names import contained_name, unique_names
 
 
 @pytest.mark.parametrize(
@@ -28,15 +27,15 @@ from resclip.batch.output_names import Naming, PackedTexts, safe_name
         ("каф é 猫.jpg", "каф é 猫.jpg"),
     ],
 )
-def test_safe_names(text: str, expected: str) -> None:
-    assert safe_name(text) == expected
-    assert safe_name(expected) == expected
+def test_contained_names(text: str, expected: str) -> None:
+    assert contained_name(text) == expected
+    assert contained_name(expected) == expected
 
 
 @given(st.text(st.one_of(st.sampled_from("./\\:~ a\x00é猫\ud812"), st.characters()), max_size=400))
 def test_any_text_becomes_a_name_that_stays_in_its_folder(text: str) -> None:
-    name = safe_name(text)
-    assert safe_name(name) == name
+    name = contained_name(text)
+    assert contained_name(name) == name
     assert not name.startswith("/")
     assert all(part not in ("", ".", "..") for part in name.split("/") if name)
     assert all(len(part.encode()) <= 180 for part in name.split("/"))
@@ -60,13 +59,14 @@ def test_any_text_becomes_a_name_that_stays_in_its_folder(text: str) -> None:
     ],
 )
 def test_stems(given_names: list[str], stems: list[str]) -> None:
-    naming = Naming(given_names)
-    assert [naming.stem(naming.name(name, name)) for name in given_names] == stems
+    assert list(unique_names(given_names, given_names)) == list(
+        zip(given_names, stems, strict=True)
+    )
 
 
 def test_names_that_differ_in_case_alone_have_marked_stems() -> None:
-    naming = Naming(["Cat.jpg", "cat.jpg"])
-    first, second = (naming.stem(name) for name in ("Cat.jpg", "cat.jpg"))
+    names = ["Cat.jpg", "cat.jpg"]
+    (_, first), (_, second) = unique_names(names, names)
     assert re.fullmatch(r"Cat\.jpg~[0-9a-f]{16}", first)
     assert re.fullmatch(r"cat\.jpg~[0-9a-f]{16}", second)
     assert first.lower() != second.lower()
@@ -84,35 +84,14 @@ def test_no_two_items_share_a_name_or_stem_in_any_order(data: st.DataObject) -> 
     suffix = st.sampled_from(["", ".jpg", ".JPG", ".png", ".b", "~0123456789abcdef"])
     texts = data.draw(st.lists(st.builds(lambda a, b: a + b, part, suffix), max_size=12))
     # What another pair of names is marked with.
-    texts += [Naming(["a.jpg", "A.jpg"]).stem("a.jpg")] * data.draw(st.integers(0, 2))
-    origins = {index: f"file {index}" for index in range(len(texts))}
+    (_, marked), _ = unique_names(["a.jpg", "A.jpg"], ["", ""])
+    texts += [marked] * data.draw(st.integers(0, 2))
     order = data.draw(st.permutations(range(len(texts))))
     found = {}
     for numbers in (range(len(texts)), order):
-        naming = Naming(texts[number] for number in numbers)
-        for number in numbers:
-            name = naming.name(texts[number], origins[number])
-            pair = name, naming.stem(name)
+        names = [texts[number] for number in numbers]
+        origins = [f"file {number}" for number in numbers]
+        for number, pair in zip(numbers, unique_names(names, origins), strict=True):
             assert found.setdefault(number, pair) == pair
     assert len({name for name, _ in found.values()}) == len(texts)
     assert len({folded(stem) for _, stem in found.values()}) == len(texts)
-
-
-@given(st.lists(st.text(st.characters(), max_size=5), max_size=20))
-def test_packed_texts_are_a_list(texts: list[str]) -> None:
-    packed = PackedTexts(texts)
-    assert list(packed) == texts
-    assert len(packed) == len(texts)
-
-
-def test_many_files_take_little_memory() -> None:
-    """About 90 bytes each, so that ten million fit into a gigabyte; as Items they take over 500."""
-    entries = PackedTexts()
-    tracemalloc.start()
-    for number in range(10_000):
-        entries.append(f"folder-{number // 1000:04d}/image-{number:08d}.jpg")
-    naming = Naming(entries)
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert held < 10_000 * 100
-    assert naming.stem(entries[5]) == entries[5].removesuffix(".jpg")

@@ -1,73 +1,70 @@
 """Training batches: whole images, and mosaics of captioned images whose layout is known.
 
-Knows the pool of scenes, crops of them, layouts (straight cuts, or cells with wavy borders) and which patch of the
-grid belongs to which captioned image. A batch carries pixels, captions and this layout, and no mask: where a
-thing is inside its own image is nowhere in it.
-
-Does not know tokens, models or losses.
+A batch has pixels, captions and, for each patch, which captioned image it shows; it has no mask, so where a thing is
+inside its own image is nowhere in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from resclip.builtin.model import MEAN, STD
 from resclip.builtin.scenes import training_scene
 from resclip.builtin.training.captions import Phrase, caption
+from resclip.builtin.training.model import MEAN, STD
 
-SMALLEST_CELL = 3  # patches; a cell with fewer is left out of the losses
-OWN_SHARE = 0.7  # of a patch's pixels must be of one cell, or the patch belongs to none
+SMALLEST_CELL = 3
+"""Patches that a cell of a mosaic has at least; a smaller one is left out of the losses."""
+OWN_SHARE = 0.7
+"""Share of a patch's pixels that must be of one cell, or the patch belongs to none."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Drawn scenes to take images of: images (N, S, S, 3) and masks (N, S, S), uint8."""
+    """Drawn scenes to crop images from: images (N, S, S, 3) and masks (N, S, S), uint8."""
 
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     colours: list[dict[str, str]]
-    centres: list[list[tuple[float, float, float]]]  # of each thing: x, y, height in scene units
+    centres: list[list[tuple[float, float, float]]]  # Of each thing: x, y, height in scene units.
 
     @classmethod
-    def draw(
-        cls, count: int, size: int = 160, tell: Callable[[int], None] = lambda done: None
-    ) -> Pool:
-        """Draw the first `count` training scenes; `tell(done)` is called after each."""
+    def draw(cls, count: int, size: int = 160, *, progress: bool = False) -> Pool:
+        """Draw the first `count` training scenes; `progress` draws a progress bar."""
         images = np.empty((count, size, size, 3), np.uint8)
         masks = np.empty((count, size, size), np.uint8)
         colours, centres = [], []
-        for index in range(count):
+        for index in tqdm(range(count), "scenes", disable=not progress):
             scene = training_scene(index, size)
             images[index], masks[index] = scene.image, scene.mask
             colours.append(scene.colours)
             centres.append([(p.x, p.base - p.height / 2, p.height) for p in scene.plan.placements])
-            tell(index + 1)
         return cls(images, masks, colours, centres)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step sees.
-
-    pixels (B, 3, H, W) float32 normalised; cell_of_patch (B, n) int64, the image that a patch shows a part of, or
-    -1; captions and phrases, one an image; whole, the images that fill canvas i, for i = 0..len(whole) - 1.
-    """
+    """The input of one training step."""
 
     pixels: torch.Tensor
+    """(B, 3, H, W) float32, normalised: the canvases."""
     cell_of_patch: torch.Tensor
+    """(B, n) int64: the number of the image that a patch of a canvas shows, or -1."""
     captions: list[str]
+    """The caption of each image."""
     phrases: list[tuple[Phrase, ...]]
+    """The phrases of each image's caption."""
     whole: list[int]
+    """The images that fill the first canvases, one each."""
 
 
 def normalised(images: NDArray[np.uint8] | NDArray[np.float32]) -> torch.Tensor:
-    """(B, H, W, 3) in 0..255 -> (B, 3, H, W), CLIP's mean and deviation."""
+    """(B, H, W, 3) in 0..255 → (B, 3, H, W), normalised by CLIP's mean and standard deviation."""
     mean, deviation = np.array(MEAN, np.float32), np.array(STD, np.float32)
     scaled = (np.asarray(images, np.float32) / 255.0 - mean) / deviation
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
@@ -81,11 +78,10 @@ def photograph(
     zoom: tuple[float, float],
     close_ups: float = 0.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], dict[str, str]]:
-    """An image of a random part of a random scene: pixels, labels, colours.
+    """A random crop of a random scene: pixels, labels, colours.
 
-    `zoom` bounds the image's magnification of the pool's pixels. Four times out of ten the camera points at a
-    thing, as cameras do; else anywhere. `close_ups` is the share of images taken from so near that little but the
-    thing fits in.
+    `zoom` bounds the magnification of the pool's pixels. Four times out of ten the crop is of a thing, as photographs
+    mostly are; else of anywhere. `close_ups` is the share of crops so near that they show little but the thing.
     """
     index = int(generator.integers(len(pool.images)))
     size = pool.masks.shape[1]
@@ -156,9 +152,9 @@ def wavy_cells(size: int, count: int, generator: np.random.Generator) -> NDArray
 
 
 def cells_of_patches(owner: NDArray[np.int64], patch: int) -> NDArray[np.int64]:
-    """(h·w,) the cell that holds OWN_SHARE of a patch's pixels, or -1.
+    """(h·w,): the cell that has OWN_SHARE of a patch's pixels, or -1.
 
-    A cell that would have fewer than SMALLEST_CELL patches has none.
+    A cell with fewer than SMALLEST_CELL patches loses them.
     """
     grid = owner.shape[0] // patch
     blocks = owner[: grid * patch, : grid * patch].reshape(grid, patch, grid, patch)
@@ -200,11 +196,11 @@ def draw_batch(
         for number in np.unique(owner):
             inside = owner == number
             rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-            here = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            inside = inside[here]
+            box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            inside = inside[box]
             tall, wide = inside.shape
             pixels, labels, colours = photograph(pool, generator, tall, wide, (0.5, 1.6), close_ups)
-            canvases[index][here][inside] = pixels[inside]
+            canvases[index][box][inside] = pixels[inside]
             if (local == number).any():
                 membership[index, local == number] = len(captions)
                 text, said = caption(labels[inside], colours, generator)

@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from backbones_support import attend, randomise, run_blocks
+from models_support import attend, randomise, run_blocks
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable

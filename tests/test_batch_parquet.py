@@ -48,13 +48,13 @@ def test_tables(columns: dict[str, Any], expected: dict[str, bytes], tmp_path: P
     source = open_source(table(tmp_path / "t.parquet", columns))
     assert list(contents(source).items()) == list(expected.items())
     assert source.description.startswith(f"Parquet {tmp_path}/t.parquet: 2 rows, column ")
-    assert list(pickle.loads(pickle.dumps(source))) == list(source)
+    assert pickle.loads(pickle.dumps(source.items)) == source.items
 
 
 def test_a_column_may_be_named(tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", {"image": [b"A"], "thumbnail": [b"B"], "n": [1]})
-    assert open_source(path)[0].read() == b"A"
-    assert open_source(path, column="thumbnail")[0].read() == b"B"
+    assert open_source(path).items[0].read() == b"A"
+    assert open_source(path, column="thumbnail").items[0].read() == b"B"
     for column in ("absent", "n"):
         with pytest.raises(ValueError, match=rf"'{column}'.*image \(binary\).*n \(int64\)"):
             open_source(path, column=column)
@@ -70,11 +70,11 @@ def test_several_tables_are_one_source(tmp_path: Path) -> None:
     table(tmp_path / "x" / "a.parquet", {"path": ["1.jpg", str(tmp_path / "far.jpg"), None]})
     source = open_source(str(tmp_path / "*" / "*.parquet"))
     assert names(source)[::3] == ["x/1.jpg", "y/1.jpg"]
-    assert source[0].read() == b"x/1.jpg"
-    assert source[3].read() == b"y/1.jpg"
-    with pytest.raises(ValueError, match=f"{source[2].name}.*got none"):
-        source[2].read()
-    assert source[2].local_path is None
+    assert source.items[0].read() == b"x/1.jpg"
+    assert source.items[3].read() == b"y/1.jpg"
+    with pytest.raises(ValueError, match=f"{source.items[2].name}.*got none"):
+        source.items[2].read()
+    assert source.items[2].local_path is None
     table(tmp_path / "y" / "c.parquet", {"image": [b"A"]})
     with pytest.raises(ValueError, match=r"y/c\.parquet: expected images in column path"):
         open_source(str(tmp_path / "*" / "*.parquet"))
@@ -93,7 +93,7 @@ def test_rows_come_in_any_order_from_threads_and_small_row_groups(
     """150 rows, so that batches of 16 end within row groups of 37, and these within the table."""
     data = [str(number).encode() * 9 for number in range(150)]
     path = table(tmp_path / "t.parquet", {"image": data}, row_group_size=37)
-    items = list(open_source(path))
+    items = open_source(path).items
     order = random.Random(seed).sample(items, len(items))
     assert [item.read() for item in order] == [data[item.index] for item in order]
     wrong: list[int] = []
@@ -120,7 +120,7 @@ def test_rows_in_order_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     source = open_source(path)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", count)
-    assert all(item.read() == b"A" for item in source)
+    assert all(item.read() == b"A" for item in source.items)
     assert opened == [0, 1]
 
 
@@ -149,6 +149,6 @@ def test_tables_that_cannot_be_used(content: Any, message: str, tmp_path: Path) 
 
 def test_an_empty_cell_is_one_image_that_fails(tmp_path: Path) -> None:
     source = open_source(table(tmp_path / "t.parquet", {"image": [b"A", None], "id": [3, 4]}))
-    assert source[0].read() == b"A"
+    assert source.items[0].read() == b"A"
     with pytest.raises(ValueError, match="^4: .*row 1, got none"):
-        source[1].read()
+        source.items[1].read()

@@ -8,13 +8,13 @@ import torch
 
 from resclip.builtin import load_builtin
 from resclip.builtin.scenes import validation_scenes
+from resclip.builtin.training.batches import normalised
 from resclip.builtin.training.diagnostics import (
     attention_maps,
     main,
     own_class_shares,
     patch_classes,
 )
-from resclip.builtin.training.mosaics import normalised
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,4 @@
-"""The small CLIP: its open_clip configuration, the forward pass that training needs, and its files.
-
-Knows open_clip's layers well enough to run the image tower once and read off three views of the final block's
-values. Does not know captions, batches or losses.
-"""
+"""The built-in CLIP as training needs it: its configuration, one forward pass for all losses, and its export."""
 
 from __future__ import annotations
 
@@ -18,17 +14,13 @@ from open_clip.model import CLIP
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from resclip.builtin import CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME
 from resclip.builtin.tokenizer import WordTokenizer
 from resclip.io.files import write_atomically
 
-CONFIG_NAME, WEIGHTS_NAME, WORDS_NAME = (
-    "open_clip_config.json",
-    "open_clip_model.safetensors",
-    "words.json",
-)
-# CLIP's own, so that every caller normalises images as for CLIP.
+# CLIP's own statistics, so that images are normalised as for any CLIP.
 MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-# 1-based, of 12; a shallower tower uses the same fractions of its depth.
+# Blocks of a tower of 12, counted from 1; a shallower tower uses the same fractions of its depth.
 MIDDLE_BLOCKS = (6, 7, 8, 9)
 
 
@@ -48,6 +40,7 @@ def configuration(
 
 
 def build(config: Mapping[str, Any]) -> CLIP:
+    """The model of a configuration, with fresh weights."""
     return CLIP(
         embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"]
     )
@@ -63,12 +56,13 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def image_views(model: CLIP, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the image tower.
+    """Run the image tower on (B, 3, H, W) pixels.
 
-    Returns the image embeddings (B, E), as `model.encode_image` gives them, and, for each patch, three embeddings
-    (B, n, E) of the final block's values (no residual, no MLP, then LN_post and projection):
-    `value` its own; `key` gathered by the final block's key-key attention; `middle` gathered by the mean query-key
-    attention of the middle blocks.
+    Returns:
+        The image embeddings (B, E), as by `model.encode_image`, and by name three embeddings (B, n, E) of each patch,
+        made of the final block's values (no residual, no MLP, then LN_post and projection): `value` is the patch's own,
+        `key` is averaged by the final block's key-key attention, `middle` by the mean query-key attention of the
+        middle blocks.
     """
     visual = cast(Any, model.visual)
     blocks = visual.transformer.resblocks
@@ -112,7 +106,7 @@ def image_views(model: CLIP, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]
 
 
 def text_embeddings(model: CLIP, tokens: Tensor) -> Tensor:
-    """(N, length) ids -> (N, E), as `model.encode_text` gives them, without the padding past the longest text."""
+    """(N, length) ids → (N, E), as by `model.encode_text`, but without the padding past the longest text."""
     length = int((tokens > 0).sum(1).max())
     tokens = tokens[:, :length]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -132,7 +126,7 @@ def export(
     weights: Mapping[str, Tensor],
     tokenizer: WordTokenizer,
 ) -> int:
-    """Write a folder that `open_clip.create_model_and_transforms("local-dir:...")` loads; returns its bytes."""
+    """Write a folder that `open_clip.create_model_and_transforms("local-dir:...")` loads; returns its size in bytes."""
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     stored = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n"
     directory.mkdir(parents=True, exist_ok=True)

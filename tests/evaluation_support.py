@@ -1,4 +1,4 @@
-"""Small datasets in memory, a segmenter that needs no model, and processes that meet, for tests of measuring."""
+"""Small datasets in memory, a segmenter that needs no model, and groups of processes, for tests of evaluations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes
-from resclip.evaluation import runner as protocol
+from resclip.evaluation import runner
 from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
@@ -29,10 +29,9 @@ from resclip.evaluation.datasets.base import (
     Sample,
     Values,
 )
-from resclip.evaluation.distributed import World, join
-from resclip.inference.preprocessing import Preparation
+from resclip.evaluation.distributed import process_group
+from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, Preparation
 from resclip.io.images import ImageError
-from resclip.segmenter import CLIP_MEAN, CLIP_STD, Segmenter
 
 CLASSES = ("sky", "grass", "water", "road")
 
@@ -67,14 +66,14 @@ def sample(generator: np.random.Generator, index: int) -> Sample:
     return Sample(f"image {-index % 7}.{index}", InMemory(image), InMemory(truth))
 
 
-def made_up(seed: int, count: int, broken: Sequence[int] = (), **options: Any) -> Dataset:
-    """A set of `count` samples, of which those in `broken` cannot be read."""
+def random_dataset(seed: int, count: int, broken: Sequence[int] = (), **options: Any) -> Dataset:
+    """A dataset of `count` samples, of which those in `broken` cannot be read."""
     generator = np.random.default_rng(seed)
     samples = [sample(generator, index) for index in range(count)]
     for index in broken:
         broken_one = Broken(ImageError(f"number {index} is damaged"))
         samples[index] = Sample(samples[index].name, broken_one, samples[index].truth)
-    return Dataset("made-up", f"{count} made-up images", CLASSES, tuple(samples), **options)
+    return Dataset("random", f"{count} random images", CLASSES, tuple(samples), **options)
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Stub:
     """A segmenter whose labels follow from the pixels of the image, and from what is in its group.
 
     Args:
-        fail_at: number of the call of `classify`, from 0, that raises `error`.
+        fail_at: number of the call of `predict_many`, from 0, that raises `error`.
     """
 
     fail_at: int | None = None
@@ -94,7 +93,7 @@ class Stub:
         default_factory=lambda: Preparation(8, 64, (4, 4), CLIP_MEAN, CLIP_STD)
     )
 
-    def classify(
+    def predict_many(
         self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor]]:
         if self.calls == self.fail_at:
@@ -143,7 +142,7 @@ class Outcome:
 def together(
     folder: Path, work: Callable[..., Any], *arguments: Any, size: int = 2, seconds: float = 60
 ) -> list[Outcome | None]:
-    """What `work(world, *arguments)` comes to in each of some processes that `join`; None for one that was killed.
+    """What `work(*arguments)` returns in each process of a group; None for one that was killed.
 
     They are forked, so that nothing is imported anew.
     """
@@ -158,8 +157,8 @@ def together(
             for name, value in {"RANK": rank, "WORLD_SIZE": size, **where}.items()
         }  # fmt: skip
         try:
-            with join() as world:
-                outcome = Outcome(work(world, *arguments))
+            with process_group():
+                outcome = Outcome(work(*arguments))
         except BaseException as error:  # noqa: BLE001 (an interrupt is an outcome too)
             traceback.print_exc()
             outcome = Outcome(error=f"{type(error).__name__}: {error}")
@@ -187,19 +186,14 @@ def values(outcomes: Sequence[Outcome | None]) -> list[Any]:
     return [outcome.value for outcome in outcomes if outcome is not None]
 
 
-def gathered(world: World) -> list[int]:
-    """The ranks of all, as each hears them."""
-    return world.gather(world.rank)
-
-
-def spy_on_measure(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The methods that `protocol` has measured, and not read from a file, as they come."""
+def record_measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The rows that `evaluate` measures, and does not read from a file, as they come."""
     methods: list[str] = []
-    original = protocol.measure
+    original = runner.evaluate_dataset
 
-    def spy(segmenter: Segmenter, *arguments: Any, **options: Any) -> Any:
-        methods.append(segmenter.settings["method"])
-        return original(segmenter, *arguments, **options)
+    def spy(method: str, *arguments: Any, **options: Any) -> Any:
+        methods.append(method)
+        return original(method, *arguments, **options)
 
-    monkeypatch.setattr(protocol, "measure", spy)
+    monkeypatch.setattr(runner, "evaluate_dataset", spy)
     return methods

@@ -33,9 +33,9 @@ def test_images_of_archives_are_read_in_place(form: int, tmp_path: Path) -> None
     ]  # fmt: skip
     expected = {f"shard-000/{name}": data for name, data in members.items()}
     assert all(expected[name] == data for name, data in contents(source).items())
-    assert len(source) == (6 if form != tarfile.USTAR_FORMAT else 5)
+    assert len(source.items) == (6 if form != tarfile.USTAR_FORMAT else 5)
     assert source.skipped == 3
-    assert source[0].local_path is None
+    assert source.items[0].local_path is None
 
 
 def test_many_archives_by_braces_and_in_a_folder(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from backbones_support import TEXT, small_timm
+from models_support import TEXT, small_timm
 from safetensors.torch import save_file
 from toys import CONFIG, MODEL, toy_clip
 
@@ -89,7 +89,7 @@ def test_half_precision_holds_half_the_bytes(tmp_path: Path) -> None:
     assert loaded.visual.dtype is torch.bfloat16
 
 
-def test_the_model_in_the_box_is_loaded() -> None:
+def test_the_builtin_model_is_loaded() -> None:
     loaded = load_model("builtin", device=CPU)
     assert loaded.visual.patch_size == (8, 8)
     assert loaded.visual.trained_grid == (14, 14)
@@ -142,7 +142,7 @@ def test_a_checkpoint_has_the_statistics_of_its_models_tags(
 def test_a_pickle_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(pickle.dumps({"state_dict": Payload()}, protocol=2))
-    with pytest.raises(WeightsUnavailable, match="safetensors or a pickle of tensors alone"):
+    with pytest.raises(WeightsUnavailable, match="safetensors"):
         load_model(MODEL, str(path), device=CPU)
     assert "ran" not in capsys.readouterr().out
 
@@ -150,7 +150,7 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"visual.proj": torch.zeros(2, 2)}, path)
-    with pytest.raises(WeightsUnavailable, match="must be a state dict of this model"):
+    with pytest.raises(WeightsUnavailable, match="state dict"):
         load_model(MODEL, str(path), device=CPU)
 
 
@@ -160,10 +160,10 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         (
             "ViT-B-32",
             "laion2b_s34b_b79k",
-            "'ViT-B-32' with pretrained 'laion2b_s34b_b79k' .*pass the file's path as pretrained",
+            "'ViT-B-32'.*'laion2b_s34b_b79k'.*pretrained=",
         ),
-        ("hf-hub:nobody/nothing", None, "of 'hf-hub:nobody/nothing' .*check the"),
-        ("ViT-B-16-SigLIP", "webli", "the tokenizer of 'ViT-B-16-SigLIP' .*check the network"),
+        ("hf-hub:nobody/nothing", None, "'hf-hub:nobody/nothing' .*network"),
+        ("ViT-B-16-SigLIP", "webli", "tokenizer of 'ViT-B-16-SigLIP' .*network"),
     ],
 )
 def test_what_cannot_be_fetched_says_what_to_do(
@@ -177,15 +177,15 @@ def test_what_cannot_be_fetched_says_what_to_do(
 @pytest.mark.parametrize(
     ("name", "pretrained", "message"),
     [
-        ("ViT-Z-99", "openai", "unknown model 'ViT-Z-99'; use 'builtin'.* one of: .*ViT-B-16"),
-        ("RN50", "openai", "'RN50' has no plain vision transformer tower; .*'ViT-B-16'"),
-        ("EVA02-E-14", "laion2b_s4b_b115k", "no plain vision transformer tower; .*'EVA02-B-16'"),
-        ("ViT-B-16", None, "needs pretrained weights: a tag of openai"),
-        ("ViT-B-16", "nothing", "no pretrained tag 'nothing'; it has: openai"),
+        ("ViT-Z-99", "openai", "'ViT-Z-99'.*'builtin'.*ViT-B-16"),
+        ("RN50", "openai", "'RN50'.*'ViT-B-16'"),
+        ("EVA02-E-14", "laion2b_s4b_b115k", "'EVA02-E-14'.*'EVA02-B-16'"),
+        ("ViT-B-16", None, "pretrained.*openai"),
+        ("ViT-B-16", "nothing", "'nothing'.*openai"),
         ("ViT-B-16", "missing.pt", "no checkpoint at 'missing.pt'"),
         ("ViT-B-16", "folder/missing", "no checkpoint at 'folder/missing'"),
-        ("builtin", "openai", "comes with its weights"),
-        ("hf-hub:nobody/nothing", "openai", "comes with its weights"),
+        ("builtin", "openai", "leave out pretrained="),
+        ("hf-hub:nobody/nothing", "openai", "leave out pretrained="),
     ],
 )
 def test_wrong_names_list_the_valid_ones(name: str, pretrained: str | None, message: str) -> None:

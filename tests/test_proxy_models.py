@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 import pytest
@@ -154,15 +153,15 @@ def test_a_model_that_was_made_by_hand(seed: int) -> None:
     made: Proxy = TimmProxy(model, **STATISTICS)
     assert made(normalised(colours(seed, 48, 32))).shape == (2, 192, 3, 2)
     strict = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
-    with pytest.raises(TypeError, match="VisionTransformer.*32 × 48.*dynamic_img_size=True"):
+    with pytest.raises(TypeError, match="32 × 48.*dynamic_img_size=True"):
         TimmProxy(strict, **STATISTICS)
 
 
 def test_models_without_maps_are_refused() -> None:
-    with pytest.raises(TypeError, match="Linear gives no maps of its inner features"):
+    with pytest.raises(TypeError, match="Linear gives no maps"):
         TimmProxy(nn.Linear(3, 3), **STATISTICS)
     # An MLP over the positions is made for one number of them.
-    with pytest.raises(TypeError, match="MlpMixer gives no map.*Input height.*vit_base_patch8"):
+    with pytest.raises(TypeError, match="MlpMixer gives no .*Input height.*vit_base_patch8"):
         TimmProxy.from_name("mixer_s32_224", pretrained=False, **STATISTICS)
 
 
@@ -172,7 +171,7 @@ def test_a_folder_that_timm_saved(seed: int, tmp_path: Any) -> None:
     found = find_proxy(f"timm:local-dir:{tmp_path}", **STATISTICS)
     pixels = normalised(colours(seed, 32, 48))
     torch.testing.assert_close(found(pixels), made(pixels), rtol=1e-5, atol=1e-5)
-    with pytest.raises(WeightsUnavailable, match="cannot load the weights of timm's 'local-dir:"):
+    with pytest.raises(WeightsUnavailable, match="local-dir:.*nowhere"):
         find_proxy(f"local-dir:{tmp_path / 'nowhere'}", **STATISTICS)
 
 
@@ -182,7 +181,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
         raise ConnectionError("no route to host\nand more")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    message = "'vit_base_patch8_224.dino' .ConnectionError: no route to host.; .*local-dir:FOLDER"
+    message = "'vit_base_patch8_224.dino' .ConnectionError: no route to host.;.*FOLDER"
     with pytest.raises(WeightsUnavailable, match=message):
         find_proxy("vit_base_patch8_224.dino", **STATISTICS)
 
@@ -192,11 +191,11 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (
             "vit_base_patch16_dino3",
-            "unknown proxy.*'colour' or.*near are.*'vit_base_patch16_dinov3'",
+            "'vit_base_patch16_dino3'.*'colour'.*'vit_base_patch16_dinov3'",
         ),
-        ("timm:dinov2", "near are .*dinov2.*tag after a dot picks the weights"),
-        ("qqqqqqqq", r"unknown proxy 'qqqqqqqq'.*timm.list_models\(\) has them"),
-        ("vit_base_patch8_224.dinov9", "no tag 'dinov9'.*it has: .*dino"),
+        ("timm:dinov2", "'dinov2'.*_dinov2'"),
+        ("qqqqqqqq", r"'qqqqqqqq'.*timm.list_models\(\)"),
+        ("vit_base_patch8_224.dinov9", "'dinov9'.*it has: .*dino"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -209,13 +208,6 @@ def test_a_model_without_weights_is_refused_where_they_are_wanted() -> None:
     bare = next(name for name in models if not timm.list_pretrained(f"{name}.*"))
     with pytest.raises(ValueError, match="no weights for .*pretrained=False"):
         find_proxy(bare, **STATISTICS)
-
-
-def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match="needs the package timm, which comes with open_clip"):
-        find_proxy("vit_base_patch8_224.dino", **STATISTICS)
-    assert isinstance(find_proxy("colour", **STATISTICS), ColourProxy)
 
 
 def test_colours_by_hand() -> None:

@@ -1,0 +1,330 @@
+"""From the pixels of one image to its labels: windows → encoder → logits → stitched rows → labels.
+
+`ImagePipeline` has the model and its settings, `ImageTask` one image on its way. `resclip.inference.scheduler` makes
+batches of the windows of many images.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from resclip.encoder.dense_encoder import DenseEncoder, similarity
+from resclip.encoder.final_block import Coarse
+from resclip.inference.batch_size import plan_batch_size
+from resclip.inference.preprocessing import ImageRows, Preparation, normalise
+from resclip.inference.windows import (
+    LogitStitcher,
+    Window,
+    check_window,
+    pad,
+    padding,
+    plan_windows,
+    resized_rows,
+    shrunk,
+    source_span,
+)
+from resclip.text.vocabulary import Vocabulary
+from resclip_kernels import check_count, resize_planes, upsample_argmax
+
+STRIP_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
+"""By kind of device: a result whose stitched logits and labels would take more bytes comes in strips of rows.
+
+847 queries at 336 × 448 pixels take 0.5 GB, which a GPU does at once."""
+
+PAMR_DILATIONS = (8, 16)
+
+
+class Strip(NamedTuple):
+    """Rows of an image's result. Strips come in order from row 0; the last one ends at the result's height."""
+
+    tag: Any
+    """What the caller gave with the image."""
+    size: tuple[int, int]
+    """(height, width) of the whole result."""
+    first: int
+    """The strip's first row."""
+    labels: Tensor
+    """(n, W) int64."""
+    probabilities: Tensor
+    """(n, W) float32."""
+
+    @property
+    def last(self) -> int:
+        """The row after the strip's last one."""
+        return self.first + len(self.labels)
+
+
+class ImageTask:
+    """One image on its way: its windows, the logits of those that are done, and the rows that have come out.
+
+    Args:
+        pipeline: the model and the settings.
+        pixels: at the size at which they go through the model: rows of uint8, read as windows need them, or a
+            normalised (3, H, W) tensor on the model's device.
+        size: (height, width) of the result.
+        tag: the caller's own, handed back with the result.
+    """
+
+    def __init__(
+        self,
+        pipeline: ImagePipeline,
+        pixels: ImageRows | Tensor,
+        size: tuple[int, int],
+        tag: Any = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.pixels = pixels
+        if isinstance(pixels, Tensor):
+            self.shape = (int(pixels.shape[1]), int(pixels.shape[2]))
+        else:
+            self.shape = (pixels.height, pixels.width)
+        self.size = size
+        self.tag = tag
+        self.windows = plan_windows(*self.shape, pipeline.window, pipeline.stride)
+        self.stitcher = LogitStitcher(*self.shape, pipeline.pad_multiple)
+        self.overview: Coarse | None = None
+        self.error: ValueError | OSError | None = None
+        """Why nothing more will come of this image."""
+        self.windows_read = 0
+        self.rows_out = 0
+        self._done: set[Window] = set()
+        self._first_missing = 0  # All windows before this one have their logits.
+
+    def read_windows(self) -> Iterator[WindowPixels]:
+        """Each window's pixels, from top left to bottom right.
+
+        Rows of the image are read when the windows that start there are asked for, and not before.
+
+        Raises:
+            ValueError, OSError: the pixels cannot be read.
+        """
+        self.overview = self.pipeline.encode_overview(self)
+        for _, row in itertools.groupby(self.windows, key=lambda window: window.top):
+            windows = list(row)
+            pixels = self.normalised_rows(windows[0].rows.start, windows[0].rows.stop)
+            for window in windows:
+                self.windows_read += 1
+                yield WindowPixels(self, window, pixels[:, :, window.columns])
+
+    def put(self, window: Window, logits: Tensor) -> None:
+        """Take a window's (Q, h, w) logits; windows may come in any order."""
+        if self.error is not None:
+            return
+        self.stitcher.put(window, logits)
+        self._done.add(window)
+        while (
+            self._first_missing < len(self.windows)
+            and self.windows[self._first_missing] in self._done
+        ):
+            self._done.discard(self.windows[self._first_missing])
+            self._first_missing += 1
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more comes of this image: all its rows have come out, or it has failed."""
+        return self.error is not None or self.rows_out == self.size[0]
+
+    @torch.no_grad()
+    def next_strip(self) -> Strip | None:
+        """The next rows of the result; None while windows that they depend on are missing.
+
+        Raises:
+            ValueError: the logits hold NaN.
+        """
+        pipeline, (height, width) = self.pipeline, self.size
+        first = self.rows_out
+        last = min(height, first + self._strip_height())
+        top, bottom = max(0, first - pipeline.margin), min(height, last + pipeline.margin)
+        if self._final_rows() < source_span(self.shape[0], height, top, bottom)[1]:
+            return None
+        is_whole = (top, bottom) == (0, height)
+        is_one_window = is_whole and self._is_one_window()
+        if is_one_window:
+            # The op takes the small grid of the image's only window, and never holds it at full size.
+            logits = self.stitcher.grids[self.windows[0]]
+        elif is_whole:
+            logits = self.stitcher.rows(0, self.shape[0])
+        else:
+            logits = resized_rows(self.stitcher.rows, self.shape[0], height, top, bottom)
+        labels, probabilities = upsample_argmax(
+            logits.unsqueeze(0),
+            (bottom - top, width),
+            query_to_class=pipeline.vocabulary.query_to_class,
+            logit_scale=pipeline.logit_scale,
+            threshold=pipeline.probability_threshold,
+            through=self.shape if is_one_window else None,
+            guide=self._guide(top, bottom) if pipeline.refine_iterations else None,
+            refine_iterations=pipeline.refine_iterations,
+            dilations=PAMR_DILATIONS,
+            implementation=pipeline.encoder.implementation,
+        )
+        self.rows_out = last
+        next_top = max(0, last - pipeline.margin)
+        self.stitcher.forget(source_span(self.shape[0], height, next_top, height)[0])
+        inner = slice(first - top, last - top)
+        return Strip(self.tag, self.size, first, labels[0, inner], probabilities[0, inner])
+
+    def normalised_rows(self, first: int, last: int) -> Tensor:
+        """(3, last − first, W') normalised pixels, on the model's device."""
+        if isinstance(self.pixels, Tensor):
+            return self.pixels[:, first:last]
+        pixels = torch.tensor(self.pixels.rows(first, last)).to(self.pipeline.device)
+        return normalise(pixels, self.pipeline.preparation.mean, self.pipeline.preparation.std)
+
+    def _is_one_window(self) -> bool:
+        """Whether a single window, without padding, is the whole image."""
+        return len(self.windows) == 1 and not any(
+            padding(self.windows[0], self.pipeline.pad_multiple)
+        )
+
+    def _final_rows(self) -> int:
+        """Rows from the top, at the model's size, that no missing window covers."""
+        if self._first_missing < len(self.windows):
+            return self.windows[self._first_missing].top
+        return self.shape[0]
+
+    def _strip_height(self) -> int:
+        """Rows of the result that come out together: all of them, or as many as `STRIP_BYTES` hold."""
+        (height, width), (rows, columns) = self.size, self.shape
+        queries = len(self.pipeline.vocabulary.embeddings)
+        # The op holds its result and, on a CPU, planes of a group of 8 queries: 64 bytes a pixel.
+        result = 64 * width
+        stitched = 0 if self._is_one_window() else 4 * queries * rows * columns
+        limit = STRIP_BYTES.get(self.pipeline.device.type, STRIP_BYTES["cpu"])
+        if self._is_one_window() or stitched + result * height <= limit:
+            return height
+        # At least twice the margin, or most rows would be refined only for their neighbours.
+        return max(1, limit // (4 * queries * columns + result), 2 * self.pipeline.margin)
+
+    def _guide(self, first: int, last: int) -> Tensor:
+        """(1, 3, last − first, W): these rows of the image at the size of its result."""
+        rows = resized_rows(self.normalised_rows, self.shape[0], self.size[0], first, last)
+        return resize_planes(rows.unsqueeze(0), (last - first, self.size[1]))
+
+
+class WindowPixels(NamedTuple):
+    """A window of an image that waits for a batch."""
+
+    task: ImageTask
+    window: Window
+    pixels: Tensor
+    """(3, h, w) normalised, on the model's device."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Windows with equal keys can share a batch."""
+        overview = None if self.task.overview is None else self.task.overview.key
+        return self.window.height, self.window.width, overview
+
+
+class ImagePipeline:
+    """A model, the classes, and how images are cut into windows and put together again.
+
+    Args: see `resclip.Segmenter`, which makes it.
+    """
+
+    def __init__(
+        self,
+        encoder: DenseEncoder,
+        vocabulary: Vocabulary,
+        preparation: Preparation,
+        *,
+        window: int,
+        stride: int,
+        probability_threshold: float,
+        refine_iterations: int,
+        logit_scale: float,
+        batch_size: int,
+        pad_batches: bool,
+        max_memory: int | None,
+        pad_multiple: int,
+    ) -> None:
+        check_window(window, stride, encoder.tower.patch_size)
+        if vocabulary.embeddings.shape[1] != encoder.tower.output_dim:
+            raise ValueError(
+                f"the vocabulary's embeddings are {vocabulary.embeddings.shape[1]} wide, the image tower's "
+                f"output {encoder.tower.output_dim}: encode the names with the same CLIP model"
+            )
+        if window == 0 and encoder.overview is not None:
+            raise ValueError(
+                "an overview is what windows see of the whole image, and window=0 is the whole image: "
+                "leave one of them out"
+            )
+        check_count("batch_size", batch_size, 1)
+        check_count("pad_multiple", pad_multiple, 0)
+        self.encoder = encoder
+        self.device = encoder.tower.device
+        self.vocabulary = vocabulary.to(self.device)
+        self.preparation = preparation
+        self.window = window
+        self.stride = stride
+        self.probability_threshold = probability_threshold
+        self.refine_iterations = refine_iterations
+        self.logit_scale = logit_scale
+        self.batch_size = batch_size
+        self.pad_batches = pad_batches
+        self.max_memory = max_memory
+        self.pad_multiple = pad_multiple
+
+    @property
+    def margin(self) -> int:
+        """Rows above and below a strip that its refinement reads.
+
+        An iteration moves logits by up to the largest dilation, and the weights look as far once more.
+        """
+        return (self.refine_iterations + 1) * max(PAMR_DILATIONS) if self.refine_iterations else 0
+
+    def task(self, image: ImageRows, tag: Any = None) -> ImageTask:
+        """An image at its own size, to be segmented at the model's; the result has the image's size."""
+        return ImageTask(self, self.preparation.resized(image), (image.height, image.width), tag)
+
+    def encode_overview(self, task: ImageTask) -> Coarse | None:
+        """The whole image at low resolution, encoded for the windows to attend to; None where that is not wanted."""
+        overview = self.encoder.overview
+        if overview is None:
+            return None
+        size = overview.size(*task.shape, self.window, self.encoder.tower.patch_size)
+        return self.encoder.coarse(shrunk(task.normalised_rows, task.shape, size).unsqueeze(0))
+
+    def batch_limit(self, window: Window) -> int:
+        """How many windows of this size may run together.
+
+        Raises:
+            ValueError: there is not enough memory for one.
+        """
+        around = padding(window, self.pad_multiple)
+        # A batch of windows of another size might hold one window, and would be filled up with fifteen empty ones.
+        is_odd = (window.height, window.width) != (self.window, self.window)
+        return plan_batch_size(
+            self.encoder,
+            (
+                around.top + window.height + around.bottom,
+                around.left + window.width + around.right,
+            ),
+            len(self.vocabulary.embeddings),
+            batch_size=1 if self.pad_batches and is_odd else self.batch_size,
+            max_memory=self.max_memory,
+        )
+
+    @torch.no_grad()
+    def encode_windows(self, windows: Sequence[WindowPixels], limit: int) -> list[Tensor]:
+        """The (Q, h, w) logits of each window of a batch.
+
+        Args:
+            windows: with equal keys.
+            limit: to which the batch is filled up with empty windows where `pad_batches` is on, so that every batch
+                goes through products of one shape.
+        """
+        text = self.vocabulary.embeddings
+        empty = limit - len(windows) if self.pad_batches else 0
+        views = [pad(one.pixels, padding(one.window, self.pad_multiple)) for one in windows]
+        views += [torch.zeros_like(views[0])] * empty
+        overviews = [one.task.overview for one in windows if one.task.overview is not None]
+        overview = Coarse.stack(overviews + overviews[:1] * empty) if overviews else None
+        features = self.encoder(torch.stack(views), text, overview)
+        return list(similarity(features.patches, text)[: len(windows)])

@@ -1,0 +1,401 @@
+"""Datasets × methods: the rows, the file that a run goes on from, and what makes figures comparable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluation_support import record_measured
+
+from resclip import Segmenter, load
+from resclip.builtin.scenes import CLASS_NAMES
+from resclip.evaluation import runner
+from resclip.evaluation.datasets import IGNORED, Dataset, DatasetError, open_dataset
+from resclip.evaluation.metrics import confusion, scores_of
+from resclip.evaluation.predictions import PredictionFiles
+from resclip.evaluation.report import Report
+from resclip.evaluation.runner import MakeSegmenter, Progress, evaluate, row_names
+from resclip.methods.catalogue import BASES, METHODS
+
+TWO = open_dataset("builtin", count=2, size=48)  # two small scenes: rows and files, no quality
+
+
+def segmenter(dataset: Dataset, method: str, **options: Any) -> Segmenter:
+    return load(
+        classes=list(dataset.entries),
+        method=method,
+        device="cpu",
+        **{**dataset.settings, **options},
+    )
+
+
+def entries(*names: str, **options: Any) -> dict[str, MakeSegmenter]:
+    return {name: partial(segmenter, method=name, **options) for name in names}
+
+
+def small(*names: str, **options: Any) -> Report:
+    return evaluate(entries(*names), [TWO], workers=0, **options)
+
+
+def ious(report: Report) -> dict[str, Any]:
+    return {
+        (name, row): column.rows[row].scores
+        for name, column in report.datasets.items()
+        for row in column.rows
+    }
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods that were measured, and not read from a file, as they come."""
+    return record_measured(monkeypatch)
+
+
+# Rows
+
+
+def test_every_method_has_a_row_and_none_has_two() -> None:
+    names = row_names()
+    assert names == [name for name in METHODS if name != "resclip"]
+    assert {name.partition("+")[0] for name in names} == set(BASES)
+    assert "maskclip+rcs" in names
+    assert "maskclip+sfr" not in names
+
+
+def test_rows_are_named_by_base_and_modules() -> None:
+    assert row_names(["resclip", "clip", "naclip+sfr+rcs"]) == ["naclip+rcs+sfr", "clip"]
+    with pytest.raises(ValueError, match="unknown method 'naclop'"):
+        row_names(["clip", "naclop"])
+    with pytest.raises(ValueError, match="maskclip"):
+        row_names(["maskclip+sfr"])
+    with pytest.raises(ValueError, match="at least one method"):
+        row_names([])
+
+
+def test_figures_are_those_of_the_images_one_by_one() -> None:
+    """Eleven images: a group of eight and a rest of three."""
+    dataset = open_dataset("builtin", count=11, size=48)
+    report = evaluate(entries("naclip"), [dataset], workers=0)
+    alone = segmenter(dataset, "naclip")
+    counts = sum(
+        confusion(sample.truth.read(), alone.segment(sample.image.read()).labels, len(CLASS_NAMES))
+        for sample in dataset.samples
+    )
+    found, wanted = report.datasets["builtin"].rows["naclip"].scores, scores_of(np.asarray(counts))
+    # The arg-max of two nearly equal classes may change with the size of a batch, at a few pixels.
+    assert found.pixel_accuracy == pytest.approx(wanted.pixel_accuracy, abs=0.1)
+    assert found.miou == pytest.approx(wanted.miou, abs=0.5)
+
+
+def test_the_methods_come_in_the_papers_order() -> None:
+    """Twenty held-out scenes, each one window: the whole table has two hundred."""
+    dataset = open_dataset("builtin", count=20, size=112)
+    names = ("clip", "maskclip", "naclip", "naclip+rcs+sfr")
+    rows = evaluate(entries(*names), [dataset], workers=0).datasets["builtin"].rows
+    means = [row.scores.miou or 0.0 for row in rows.values()]
+    assert list(rows) == list(names)
+    assert sorted(means) == means
+    assert means[2] > 60
+    # A class that is not there, but was predicted, has 0.
+    drawn = set(np.unique([sample.truth.read() for sample in dataset.samples]))
+    assert len(drawn) > 10
+    assert all((rows["naclip+rcs+sfr"].scores.iou[label] or 0) > 20 for label in drawn)
+
+
+def test_nothing_to_measure_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one method and one dataset"):
+        evaluate({}, [TWO])
+    with pytest.raises(ValueError, match="at least one method and one dataset"):
+        evaluate(entries("clip"), [])
+
+
+def test_a_segmenter_of_other_classes_is_refused() -> None:
+    other = {"clip": lambda _: load(classes=["sky", "grass"], method="clip", device="cpu")}
+    with pytest.raises(
+        ValueError, match=r"17 classes 'sky' to .* the segmenter's are 2, from 'sky'"
+    ):
+        evaluate(other, [TWO])
+
+
+# The file
+
+
+def test_the_file_says_what_was_measured_and_how(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.json"
+    came = small("naclip+rcs", "clip", checkpoint=path)
+    stored = json.loads(path.read_text())["datasets"]["builtin"]
+    assert stored["description"] == "2 held-out scenes of 48 × 48"
+    assert stored["classes"] == stored["settings"]["entries"] == list(CLASS_NAMES)
+    settings = stored["settings"]
+    assert (settings["model"], settings["device"], settings["precision"]) == (
+        "builtin",
+        "cpu",
+        "float32",
+    )
+    assert {"resclip", "torch", "python", "templates", "names"} <= set(settings)
+    assert list(stored["rows"]) == ["clip", "naclip+rcs"]
+    row = stored["rows"]["naclip+rcs"]
+    known = [value for value in row["scores"]["iou"] if value is not None]
+    assert 0 < len(known) < len(CLASS_NAMES) == len(row["scores"]["iou"])
+    assert row["scores"]["miou"] == pytest.approx(sum(known) / len(known))
+    assert (row["images"], row["problems"]) == (2, [])
+    assert row["seconds"] > 0
+    assert row["options"]["rcs"]["weight"] == 0.4
+    assert row["options"]["sfr"] is None
+    assert (row["options"]["window"], row["options"]["stride"]) == (112, 56)
+    assert Report.read(path) == came
+    assert not path.with_name("report.json.parts").exists()
+
+
+def test_two_runs_give_the_same_figures() -> None:
+    assert ious(small("naclip+sfr")) == ious(small("naclip+sfr"))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two rows."""
+    path = tmp_path / "report.json"
+    spy = runner.evaluate_dataset
+
+    def stop(method: str, *arguments: Any, **options: Any) -> Any:
+        if method == "maskclip":
+            raise KeyboardInterrupt
+        return spy(method, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "evaluate_dataset", stop)
+        with pytest.raises(KeyboardInterrupt):
+            small("clip", "maskclip", checkpoint=path)
+    first = Report.read(path).datasets["builtin"].rows
+    assert list(first) == ["clip"]
+    came = small("clip", "maskclip", checkpoint=path)
+    assert measured == ["clip", "maskclip"]
+    assert came.datasets["builtin"].rows["clip"] == first["clip"]
+    assert Report.read(path).methods == ["clip", "maskclip"]
+
+
+def test_a_row_goes_on_within_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seventeen images are three groups; the second run finds the first two done."""
+    path = tmp_path / "report.json"
+    dataset = open_dataset("builtin", count=17, size=16)
+    seen: list[int] = []
+    original = Segmenter.predict_many
+
+    def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
+        seen.append(len(pixels))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return original(self, pixels, sizes)
+
+    monkeypatch.setattr(Segmenter, "predict_many", predict_many)
+    run = partial(evaluate, entries("clip"), [dataset], workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=path)
+    assert path.with_name("report.json.parts").exists()
+    came = run(checkpoint=path)
+    assert seen == [8, 8, 1, 1]
+    assert not path.with_name("report.json.parts").exists()
+    assert ious(came) == ious(run())
+
+
+def test_a_row_asked_for_alone_leaves_the_others_in_the_file(
+    tmp_path: Path, measured: list[str]
+) -> None:
+    path = tmp_path / "report.json"
+    small("maskclip", checkpoint=path)
+    assert small("clip", checkpoint=path).methods == ["clip"]
+    assert Report.read(path).methods == ["clip", "maskclip"]
+    assert measured == ["maskclip", "clip"]
+    small("maskclip", checkpoint=path, fresh=True)
+    assert measured == ["maskclip", "clip", "maskclip"]
+    assert Report.read(path).methods == ["maskclip"]
+
+
+def test_datasets_are_columns_of_one_file(tmp_path: Path, measured: list[str]) -> None:
+    path = tmp_path / "report.json"
+    second = replace(open_dataset("builtin", split="validation", count=2, size=48), name="second")
+    both = evaluate(entries("clip"), [TWO, second], checkpoint=path, workers=0)
+    assert list(both.datasets) == ["builtin", "second"]
+    assert list(evaluate(entries("clip"), [second], checkpoint=path, workers=0).datasets) == [
+        "second"
+    ]
+    assert measured == ["clip", "clip"]
+    small("clip", checkpoint=path, fresh=True)
+    assert list(Report.read(path).datasets) == ["second", "builtin"]
+
+
+def test_a_row_with_other_options_is_measured_again(tmp_path: Path, measured: list[str]) -> None:
+    path = tmp_path / "report.json"
+    wanted = small("naclip", checkpoint=path)
+    stored = json.loads(path.read_text())
+    stored["datasets"]["builtin"]["rows"]["naclip"]["options"]["neighbourhood_std"] = 1.0
+    path.write_text(json.dumps(stored))
+    assert ious(small("naclip", checkpoint=path)) == ious(wanted)
+    assert measured == ["naclip", "naclip"]
+    rows = Report.read(path).datasets["builtin"].rows
+    assert rows["naclip"].options == wanted.datasets["builtin"].rows["naclip"].options
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (open_dataset("builtin", count=3, size=48), "images: 2 there, 3 here"),
+        (
+            open_dataset("builtin", split="validation", count=2, size=48),
+            "split: None there, validation here",
+        ),
+        (
+            replace(open_dataset("builtin", split="validation", count=2, size=48), split=None),
+            "names: .* there, .* here",
+        ),
+        (replace(TWO, entries=("sky, air", *CLASS_NAMES[1:])), "entries: .* there, .* here"),
+    ],
+)
+def test_figures_under_other_conditions_are_left_alone(
+    other: Dataset, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    small("clip", checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"of builtin under other conditions .{said}"):
+        evaluate(entries("clip"), [other], checkpoint=path, workers=0)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "resclip evaluation", "version": 3, "datasets": {"a": 1}}',
+        "\xff",
+    ],
+)
+def test_a_file_of_something_else_is_replaced_where_that_is_asked_for(
+    content: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="pass fresh=True to replace it"):
+        small("clip", checkpoint=path)
+    assert path.read_bytes() == content.encode("latin-1")
+    came = small("clip", checkpoint=path, fresh=True)
+    assert Report.read(path) == came
+
+
+@pytest.mark.parametrize(
+    ("head", "came"),
+    [
+        ('"format": "resclip evaluation, version 2"', "2 or older"),
+        ('"format": "resclip evaluation", "version": 4', "4"),
+    ],
+)
+def test_a_file_of_another_version_says_what_to_do(head: str, came: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(f"{{{head}}}")
+    with pytest.raises(ValueError, match=f"report.json.*got version {came}.*fresh=True"):
+        small("clip", checkpoint=path)
+
+
+def test_a_report_is_stored_byte_for_byte_as_it_was_read(tmp_path: Path) -> None:
+    path, again = tmp_path / "report.json", tmp_path / "again.json"
+    small("clip", checkpoint=path)
+    before = path.read_bytes()
+    small("clip", checkpoint=path)
+    Report.read(path).save(again)
+    assert path.read_bytes() == again.read_bytes() == before
+
+
+# Images and progress
+
+
+def test_every_image_is_shown_though_the_file_has_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    seen: list[str] = []
+    small("clip", checkpoint=path)
+    small(
+        "clip",
+        checkpoint=path,
+        on_image=lambda method, dataset, sample, *_: seen.append(sample.name),
+    )
+    assert seen == [sample.name for sample in TWO.samples]
+
+
+def test_an_interrupted_run_has_the_files_of_all_images_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on does not show again what was shown before, to the same folder; to another it does."""
+    dataset = open_dataset("builtin", count=17, size=16)
+    original = Segmenter.predict_many
+    seen: list[int] = []
+
+    def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
+        seen.append(len(pixels))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return original(self, pixels, sizes)
+
+    monkeypatch.setattr(Segmenter, "predict_many", predict_many)
+    run = partial(
+        evaluate, entries("clip"), [dataset], checkpoint=tmp_path / "report.json", workers=0
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(on_image=PredictionFiles(tmp_path / "a"))
+    run(on_image=PredictionFiles(tmp_path / "a"))
+    assert seen == [8, 8, 8, 1]
+    assert len([*(tmp_path / "a").rglob("*.png")]) == 17
+    run(on_image=PredictionFiles(tmp_path / "b"))
+    assert len([*(tmp_path / "b").rglob("*.png")]) == 17
+
+
+def test_progress_goes_over_all_rows(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    small("clip", checkpoint=path)
+    told: list[Progress] = []
+    report = small("clip", "maskclip", checkpoint=path, on_progress=told.append)
+    rows = report.datasets["builtin"].rows
+    assert [(one.method, one.images, one.total, one.stored) for one in told] == [
+        ("clip", 2, 4, True),
+        ("maskclip", 4, 4, False),
+        ("maskclip", 4, 4, False),
+    ]
+    assert [one.row for one in told] == [rows["clip"], None, rows["maskclip"]]
+
+
+# The drawn scenes
+
+
+def test_the_scenes_are_a_dataset_like_the_others() -> None:
+    dataset = open_dataset("builtin", count=3, size=40)
+    assert (dataset.name, len(dataset), dataset.classes) == ("builtin", 3, CLASS_NAMES)
+    assert [sample.name for sample in dataset.samples][-1] == "held-out-0002"
+    for sample in dataset.samples:
+        assert sample.image.read().shape == (40, 40, 3)
+        truth = sample.truth.read()
+        assert truth.shape == (40, 40)
+        assert truth.max() < len(CLASS_NAMES) < IGNORED
+    assert (
+        open_dataset("builtin", split="validation", count=1, size=40).description
+        == "1 validation scene of 40 × 40"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"split": "training"}, "unknown split 'training' .* use one of: held-out, validation"),
+        ({"count": 0}, "number of scenes of at least 1, got 0"),
+        ({"size": 7}, "size of scenes of at least 8, got 7"),
+    ],
+)
+def test_scenes_say_what_they_cannot_be(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(DatasetError, match=said):
+        open_dataset("builtin", **values)
