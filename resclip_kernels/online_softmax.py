@@ -62,7 +62,7 @@ def best_query(
     """Largest probability of softmax(logit_scale · planes) over queries, and its query (the first on a tie).
 
     Args:
-        logits: (B, Q, h, w), resized bilinearly to `through` first where given, then to `size`.
+        logits: (B, Q, h, w), resized bilinearly to `through` first, if it is not None, then to `size`.
         guide: (B, C, H, W) for PAMR on the resized planes; None for none.
         order: (Q,) the order in which queries are taken, None: as they come; the result is a position in it.
 
@@ -98,7 +98,7 @@ def best_query(
 
 
 def upsample(planes: Tensor, size: tuple[int, int], through: tuple[int, int] | None) -> Tensor:
-    """Bilinear to `through` where given, then to `size`; a step that changes nothing is left out."""
+    """Bilinear to `through`, if it is not None, then to `size`; a step that changes nothing is left out."""
     for step in (through, size):
         if step is not None and tuple(planes.shape[2:]) != tuple(step):
             planes = resize_planes(planes, (step[0], step[1]))

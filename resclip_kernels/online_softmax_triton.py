@@ -343,7 +343,7 @@ def best_query(
     """Write the label and the largest probability of softmax(logit_scale · planes) over queries into `result`.
 
     Args:
-        logits: (B, Q, h, w), resized bilinearly to `through` first where given, then to `size`.
+        logits: (B, Q, h, w), resized bilinearly to `through` first, if it is not None, then to `size`.
         guide: (B, C, H, W) for PAMR on the resized planes; None for none.
     """
     geometry = sampling(logits, size, through)

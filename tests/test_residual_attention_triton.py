@@ -174,16 +174,6 @@ def test_every_margin_of_the_smoothing(seed, std: float, margin: int, dtype: tor
     judge(inputs, (5, 16), arguments)
 
 
-@pytest.mark.parametrize("correlation", OF_QUERY_AND_KEY)
-def test_rows_sum_to_their_mass(seed: int, correlation: str) -> None:
-    mass = len(SCORES[correlation]) or 1
-    inputs = sample(seed)
-    ones = inputs._replace(value=torch.ones_like(inputs.value))
-    arguments = all_terms(inputs) if SCORES[correlation] else {}
-    output = run(ones, **{**arguments, "correlation": correlation}).output
-    assert ((output / (2.0 * (0.6 * mass + 0.4)) - 1).abs() <= 1e-6).all()
-
-
 def test_which_kernels_run(seed: int) -> None:
     inputs = sample(seed, (2, 3), torch.float16)
     with watch() as watcher:
@@ -226,27 +216,6 @@ def test_the_cross_layer_part_can_be_handed_back(seed, correlation: str, dtype) 
         second = run(other, **arguments, cross_layer=handed)
         assert torch.equal(second.output, first.output)
         assert second.cross_layer is handed
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_weight_zero_and_temperature_one_turn_a_module_off(seed: int, dtype: torch.dtype) -> None:
-    inputs = sample(seed, dtype=dtype)
-    for correlation in ("kk", "qq+kk", "identity"):
-        without = run(inputs, correlation=correlation, cross_layers=()).output
-        off = {"correlation": correlation, "cross_weight": 0.0, "cross_temperature": 1.0}
-        assert torch.equal(run(inputs, **off).output, without)
-    feedback = {"feedback": state(inputs), "feedback_weight": 0.0, "feedback_temperature": 1.0}
-    without = run(inputs, cross_layers=()).output
-    torch.testing.assert_close(run(inputs, cross_layers=(), **feedback).output, without)
-
-
-def test_cls_row_sees_neither_prior_nor_feedback(seed: int) -> None:
-    inputs = sample(seed, layers=0)
-    plain = run(inputs).output
-    arguments = all_terms(inputs, feedback_weight=0.5, feedback_temperature=2.0)
-    changed = run(inputs, **arguments).output
-    torch.testing.assert_close(changed[:, :, 0], plain[:, :, 0])
-    assert not torch.allclose(changed[:, :, 1:], plain[:, :, 1:])
 
 
 def test_each_image_is_on_its_own(seed: int) -> None:

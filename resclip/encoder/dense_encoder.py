@@ -240,7 +240,7 @@ class DenseEncoder(nn.Module):
         features = None if self.proxy is None else self.proxy(pixels)
         pixels = pixels.to(tower.dtype)
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
-        # Before the final block attention is plain: torch's own, unless the reference's is requested.
+        # Before the final block attention is plain: torch's own, or the formula's with its map in memory.
         attend: Callable[[Tensor, Tensor, Tensor], Tensor] = deterministic_attention
         if self.implementation is Implementation.REFERENCE:
             attend = partial(plain_attention, grid=grid)

@@ -1,4 +1,4 @@
-"""Patch labels in lean torch: queries stream through, three (H, W) planes an image are kept."""
+"""Patch labels in lean torch: queries stream through, three (H, W) planes per image are kept."""
 
 from __future__ import annotations
 

@@ -105,11 +105,11 @@ def row_weights(
         bonus = options.weighted(rows, feedback.options.normalise)
         score = score.mul_((1 - weight) * options.gamma).add_(bonus).mul_(temperature)
     dropped = score < 0
-    own = torch.arange(last - first, device=unit.device)
+    index = torch.arange(last - first, device=unit.device)
     alone = dropped.all(dim=1)
     score = score.masked_fill_(dropped, -torch.inf)
-    diagonal = score[own, own + first].masked_fill(alone, 0.0)
-    score[own, own + first] = diagonal
+    diagonal = score[index, index + first].masked_fill(alone, 0.0)
+    score[index, index + first] = diagonal
     weights: Tensor = score.softmax(dim=1)
     return weights
 
