@@ -11,14 +11,14 @@ import json
 import os
 from typing import Any
 
-import kernels_report
 import torch
 import triton
 import triton.language as tl
-from cubin import Facts, specialise
-from kernel_calls import Call, standard_calls
-from known_spills import KnownSpills, Spill
 
+from benchmarks import kernels_report
+from benchmarks.cubin import Facts, specialise
+from benchmarks.kernel_calls import Call, standard_calls
+from benchmarks.known_spills import KnownSpills, Spill
 from resclip_kernels.launch import Launch, Options, Target, launch
 
 

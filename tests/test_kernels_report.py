@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import subprocess
@@ -13,25 +12,25 @@ from typing import Any
 
 import pytest
 
+from benchmarks.kernel_calls import OPS, standard_calls
 from resclip_kernels.launch import Target, watch
 
 ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "benchmarks/kernels_report.py"
-
+REPORT = ("-m", "benchmarks", "kernels-report")
 pytest.importorskip("triton", reason="kernels need Triton, which exists for Linux alone")
 
 
 def compiling(
-    script: Path, *arguments: str, cache: Path, interpret: str | None = None
+    *arguments: str, cache: Path, interpret: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script where kernels are compiled: Triton's interpreter is on in this process."""
+    """Run Python where kernels are compiled: Triton's interpreter is on in this process."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": f"{ROOT / 'benchmarks'}{os.pathsep}{ROOT}"}
-    environment |= {"TRITON_CACHE_DIR": str(cache)}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
     if interpret is not None:
         environment["TRITON_INTERPRET"] = interpret
     return subprocess.run(
-        [sys.executable, script, *arguments],
+        [sys.executable, *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env=environment,
@@ -43,7 +42,7 @@ def compiling(
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the report makes of `kernel_samples`."""
-    done = compiling(ROOT / "tests/kernel_samples.py", cache=tmp_path_factory.mktemp("cache"))
+    done = compiling("tests/kernel_samples.py", cache=tmp_path_factory.mktemp("cache"))
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(done.stdout)
     return results
@@ -198,26 +197,22 @@ def test_arguments_are_specialised_as_triton_does(samples: dict[str, Any]) -> No
 
 
 def test_the_interpreter_is_refused(tmp_path: Path) -> None:
-    done = compiling(REPORT, cache=tmp_path, interpret="1")
+    done = compiling(*REPORT, cache=tmp_path, interpret="1")
     assert done.returncode == 2
     assert "unset TRITON_INTERPRET" in done.stderr
 
 
-def test_the_quick_calls_leave_no_case_model_or_dtype_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    calls = importlib.import_module("kernel_calls")
-    every, quick = (list(calls.standard_calls(calls.OPS, quick=quick)) for quick in (False, True))
+def test_the_quick_calls_leave_no_case_model_or_dtype_out() -> None:
+    every, quick = (list(standard_calls(OPS, quick=quick)) for quick in (False, True))
     assert len(quick) < len(every) / 2
     for part in ("case", "model", "dtype"):
         assert parts(quick, part) == parts(every, part)
 
 
-def test_every_form_of_the_feedback_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_form_of_the_feedback_is_compiled() -> None:
     """Quick or not: without far pairs' bits, and with a Gaussian whose margin is more than one chunk of columns."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    calls = importlib.import_module("kernel_calls")
     forms: dict[str, set[tuple[bool, bool]]] = {}
-    for call in calls.standard_calls(calls.OPS, quick=True):
+    for call in standard_calls(OPS, quick=True):
         with watch(execute=False, target=Target("cuda", 90)) as watcher:
             call.run()
         for launch in watcher.launches:
@@ -234,12 +229,8 @@ def test_every_form_of_the_feedback_is_compiled(monkeypatch: pytest.MonkeyPatch)
         assert seen == {(True, False), (False, False), (True, True)}, kernel
 
 
-def test_one_pass_is_compiled_at_every_width_by_the_quick_report(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    calls = importlib.import_module("kernel_calls")
-    quick = calls.standard_calls(["residual_attention"], quick=True)
+def test_one_pass_is_compiled_at_every_width_by_the_quick_report() -> None:
+    quick = standard_calls(["residual_attention"], quick=True)
     pairs = {(call.model, call.dtype) for call in quick if call.case == "one pass"}
     assert {("B/16", "fp16"), ("L/14", "bf16"), ("H/14", "fp16")} <= pairs
 
@@ -280,7 +271,7 @@ def test_no_kernel_is_left_out(tmp_path: Path) -> None:
         for name in ast.walk(function)
         if isinstance(name, ast.Name) and name.id != function.name
     }
-    done = compiling(REPORT, "--list", "--targets", "sm_90", "--quick", cache=tmp_path)
+    done = compiling(*REPORT, "--list", "--targets", "sm_90", "--quick", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     listed = set(done.stdout.split())
     assert listed == functions.keys() - called
