@@ -1,7 +1,4 @@
-"""Only what is correct is timed: every op's Triton implementation against the float64 reference, on small shapes.
-
-Knows the ops and their error budgets. Knows no time.
-"""
+"""Only what is correct is timed: every op's Triton implementation against the float64 reference, on small shapes."""
 
 from __future__ import annotations
 
@@ -61,9 +58,9 @@ class Check:
 def budget(got: Tensor, reference: Tensor, oracle: Tensor) -> Error:
     """`check_budget`, and the two numbers that it compares."""
     check_budget(got, reference, oracle)
-    own = (reference.double() - oracle).abs().max().item()
+    reference_error = (reference.double() - oracle).abs().max().item()
     rounding = torch.finfo(got.dtype).eps * oracle.abs().max().item()
-    return Error((got.double() - oracle).abs().max().item(), 2 * (own + rounding))
+    return Error((got.double() - oracle).abs().max().item(), 2 * (reference_error + rounding))
 
 
 def check_attention(device: Device, dtype: torch.dtype) -> Iterator[Error]:
@@ -202,14 +199,16 @@ def clear(planes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def agreement(got: Tensor, oracle: Tensor, compared: Tensor) -> Error:
-    """AssertionError unless labels agree wherever they are compared, at no fewer than 30 % of the places.
+    """AssertionError unless labels agree wherever they are compared, at no fewer than 30 % of the positions.
 
     bfloat16's rounding leaves a third of the patches in doubt; the other dtypes hardly any.
     """
     share = compared.double().mean().item()
     wrong = (got != oracle)[compared].sum().item()
     if wrong or share < 0.3:
-        raise AssertionError(f"{wrong} labels differ, {share:.0%} of the places could be compared")
+        raise AssertionError(
+            f"{wrong} labels differ, {share:.0%} of the positions could be compared"
+        )
     return Error(0.0, 0.0)
 
 
