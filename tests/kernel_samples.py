@@ -145,6 +145,7 @@ def main() -> None:
     broken = call(broken_kernel, quick, single, BLOCK=1024)
     sm_90 = ("--targets", "sm_90")
     results = {
+        "names": outcome([tiles, plain, plain], *sm_90, "--list"),
         "sound": outcome([plain, plain, tiles], "--targets", "sm_80,sm_90,gfx942"),
         "spilling": outcome([plain, spilling], *sm_90),
         "deep": outcome([deep], *sm_90),
