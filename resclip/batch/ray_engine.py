@@ -370,7 +370,7 @@ def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
 def read_chunks(table: Any, job: BatchJob) -> Iterator[Any]:
     """Items → images."""
     items = unpacked(table)
-    return repacked(prefetch(partial(read_item, job), items, workers=THREADS, ahead=THREADS))
+    return repacked(prefetch(partial(read_item, job), items, workers=THREADS))
 
 
 class Model:
@@ -407,7 +407,7 @@ class Model:
 def write_chunks(table: Any, job: BatchJob, store: Store) -> Iterator[Any]:
     """Results → rows, once their files are written."""
     outcomes = unpacked(table)
-    return repacked(prefetch(partial(finish, job, store), outcomes, workers=THREADS, ahead=THREADS))
+    return repacked(prefetch(partial(finish, job, store), outcomes, workers=THREADS))
 
 
 def repacked(values: Iterator[Any]) -> Iterator[Any]:
