@@ -428,7 +428,7 @@ def test_errors_say_what_was_expected(
         (torch.tensor([12]), ValueError, "between 0 and 11; got 12"),
         (torch.tensor([-1]), ValueError, "between 0 and 11"),
         (torch.tensor([0.0]), TypeError, "int64 tensor .R,.*float32"),
-        (torch.tensor(0), TypeError, "int64 tensor .R,"),
+        (torch.tensor(0), ValueError, "must be .R,.*got ..$"),
         ([0], TypeError, "int64 tensor .R,.*got list"),
     ],
 )

@@ -212,7 +212,7 @@ def test_no_score_and_no_prior_is_the_mean(seed: int, cls: bool, implementation:
 
 @pytest.mark.parametrize(
     ("switch", "implementation"),
-    zip(SWITCHES, itertools.cycle(("torch", "triton", "reference")), strict=False),
+    list(zip(SWITCHES, itertools.cycle(("torch", "triton", "reference")), strict=False)),
 )
 @sequences
 def test_rows_sum_to_their_mass(seed: int, switch: str, implementation: str, cls: bool) -> None:
