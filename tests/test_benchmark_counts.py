@@ -60,11 +60,10 @@ def test_the_attention_reference_takes_what_is_predicted(batch: int, layers: int
     with torch.no_grad(), LiveTensors() as live:
         residual_attention(
             *tensors[:3],
-            grid=shape.grid,
+            attention.attention_options(shape),
             feedback=state,
             cross_layers=tensors.cross_layers,
             implementation="reference",
-            **attention.OPTIONS,
         )
     # Without layers the bound is of three steps that never quite meet.
     least = 0.98 if layers else 0.85

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_support import check_budget, kernel_device
 from method_support import colours, small_tower, text
-from resclip_kernels.testing import check_budget, kernel_device
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -178,7 +178,7 @@ def test_an_overview_does_not_depend_on_the_batch() -> None:
 
 
 def test_an_overview_of_the_whole_image_at_once_is_refused() -> None:
-    with pytest.raises(ValueError, match="window 0 is the whole image"):
+    with pytest.raises(ValueError, match="window=0 is the whole image"):
         mixed(window=0)
 
 
@@ -194,13 +194,8 @@ def test_settings_say_what_decides_a_result() -> None:
     segmenter = make(refine_iterations=3, pad_multiple=16, source={"model": "toy"})
     settings = segmenter.settings
     assert (settings["model"], settings["base"], settings["device"]) == ("toy", "naclip", "cpu")
-    for name in (
-        "window",
-        "stride",
-        "short_side",
-        "long_side",
-        "refine_iterations",
-        "pad_multiple",
-    ):
-        assert settings[name] == getattr(segmenter, name)
+    for name in ("window", "stride", "refine_iterations", "pad_multiple"):
+        assert settings[name] == getattr(segmenter.pipeline, name)
+    for name in ("short_side", "long_side"):
+        assert settings[name] == getattr(segmenter.preparation, name)
     assert segmenter.segment(random_image(8, 8)).settings == settings
