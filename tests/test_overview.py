@@ -251,9 +251,9 @@ def test_coarse_passes_are_picked_and_stacked() -> None:
     stacked = Coarse.stack(list(coarse))
     assert torch.equal(stacked.value, coarse.value)
     assert all(map(torch.equal, stacked.keys, coarse.keys))
-    with pytest.raises(ValueError, match=r"as many tokens each, at least one; got \[5, 6\]"):
+    with pytest.raises(ValueError, match=r"as many tokens.*got \[5, 6\]"):
         Coarse.stack([coarse, coarse_tokens(1, 6, 2, torch.float32)])
-    with pytest.raises(ValueError, match="at least one; got none"):
+    with pytest.raises(ValueError, match="at least one.*got none"):
         Coarse.stack([])
 
 

@@ -30,8 +30,10 @@ def residual_attention(
     rows = range(query.shape[2])
     bonus = None
     if feedback is not None:
-        everywhere = around_cls(feedback_matrix(feedback), options, rows, query.shape[2])
-        bonus = options.weighted(everywhere, feedback.options.normalise)
+        bonus = options.weighted(
+            around_cls(feedback_matrix(feedback), options, rows, query.shape[2]),
+            feedback.options.normalise,
+        )
     output = base_map(query, key, projections, options, rows, bonus) @ value
     if cross_layer is None and cross_layers:
         cross_layer = cross_layer_map(cross_layers, rows) @ value
