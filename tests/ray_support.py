@@ -98,7 +98,7 @@ def shades(seconds: float) -> Any:
         queries = [first_query[torch.bucketize(level, limits)] for level in levels]
         return [torch.nn.functional.one_hot(one, 4).movedim(-1, 0).float() for one in queries]
 
-    segmenter = toy_segmenter(window=0)
+    segmenter = toy_segmenter(window=0, batch_size=1)  # So that a sleep lasts for one image alone.
     segmenter.pipeline.encode_windows = encode_windows
     return segmenter
 
