@@ -141,7 +141,7 @@ def weakest(evaluation: Evaluation, name: str) -> tuple[float, str]:
 
 def method_table(evaluation: Evaluation) -> str:
     """Markdown: a row a base, mIoU by what is put on it, the row's best in bold and that one's weakest class."""
-    heads = ["base", *COLUMNS.values(), "weakest class of the best"]
+    heads = ["base", *COLUMNS.values(), "class with the lowest IoU"]
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     means = {name: miou_of(evaluation, name) for name in evaluation.rows}
     for base in bases_of(means):
