@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status. Errors are one line on stderr, never a traceback (unless --debug).
     """
     _tolerate_any_script()
-    parser = _build_parser()
+    parser = build_parser()
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as leaving:  # --help, --version, or an error already reported.
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="resclip", description="Training-free open-vocabulary segmentation from CLIP."
     )
