@@ -21,7 +21,7 @@ from PIL import Image
 
 import resclip.models.loading
 from resclip.builtin import load_builtin
-from resclip.cli.main import build_parser
+from resclip.cli.commands import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/high-resolution.md", "docs/scale.md")
