@@ -331,7 +331,8 @@ def test_an_interrupt_ends_the_models(
     setting: Setting, joined: Any, notes: Path, tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path / "ray"))
-    rows = setting.on_ray(partial(load_slow, str(notes), seconds=5.0), store)
+    # A model ends after the chunk that it is at, of 8 s; all images would take it 40.
+    rows = setting.on_ray(partial(load_slow, str(notes), seconds=2.0), store)
 
     def interrupt() -> None:
         until(lambda: bool(models(notes)), seconds=60)
