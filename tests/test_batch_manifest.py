@@ -17,13 +17,14 @@ from typing import Any
 
 import fsspec
 import hypothesis.strategies as st
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
 from resclip.batch import manifest as module
-from resclip.batch.manifest import ClassArea, Manifest, Row, schema, table_of
+from resclip.batch.manifest import ClassArea, Manifest, Row, newest, schema, table_of
 from resclip.batch.storage import Store, open_store
 from resclip.io.files import write_atomically
 
@@ -390,3 +391,18 @@ def test_where_there_are_no_locks_nobody_is_kept_out(
     with Manifest(store, SETTINGS) as manifest:
         manifest.add(row(0))
     assert rows_in(store) == [row(0)]
+
+
+@pytest.mark.slow
+def test_more_than_2_gb_of_class_names_are_merged() -> None:
+    """Of a million images with long names of classes: more than Arrow's ordinary texts hold in one piece."""
+    areas = tuple(ClassArea(index, f"{index:03d} {'long ' * 199}", 1, 0.1) for index in range(10))
+    one = table_of([Row(0, "0", "done", None, 0.0, 1, 1, areas, ())])
+    names = pa.array([str(index) for index in range(4096)])
+    piece = one.take(pa.array(np.zeros(4096, np.int64))).set_column(
+        1, schema().field("name"), names
+    )
+    tables = [piece] * 53  # 2.2 GB; only the last of them counts.
+    (kept,) = newest(tables)
+    assert len(kept) == 4096
+    assert kept.cast(schema())["classes"][0].as_py() == [vars(area) for area in areas]

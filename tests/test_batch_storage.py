@@ -152,6 +152,18 @@ def test_a_server_that_refuses_files(monkeypatch: pytest.MonkeyPatch) -> None:
         store.write("a", b"")
 
 
+def test_a_server_that_fails_has_not_lost_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a manifest that is there would be replaced by one without its rows."""
+    store = open_store("memory://jobs/out")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("503 Slow Down")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", fail)
+    with pytest.raises(OSError, match="503 Slow Down.*memory://jobs/out/a"):
+        store.exists("a")
+
+
 def test_a_full_disk_leaves_neither_the_file_nor_half_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,15 @@
 Of rows with the same name the one in the later part counts, and any part counts more than manifest.parquet. A run
 writes its last part anew until it is full and then begins the next. In the end manifest.parquet is replaced by all
 rows, and the parts are removed, the oldest first: whenever a run is killed, the files that are left say the same.
-Tested to a million images, which take 90 s of recording in all, and 20 s and 0.9 GB to put together.
+Tested to a million images with five classes each: they take 31 s of a core to record in all, and 5 s and 1.1 GB to put
+together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -93,15 +95,16 @@ class Row:
 
 
 @cache
-def schema() -> Any:
-    """The columns of the manifest and its parts."""
+def schema(*, large: bool = False) -> Any:
+    """The columns of the manifest and its parts; `large` for tables whose texts may exceed 2 GB."""
     import pyarrow as pa
 
     parquet()  # If pyarrow is missing, its error says what to install.
+    text = pa.large_string() if large else pa.string()
     area = pa.struct(
         [
             pa.field("index", pa.int32(), nullable=False),
-            pa.field("name", pa.string(), nullable=False),
+            pa.field("name", text, nullable=False),
             pa.field("pixels", pa.int64(), nullable=False),
             pa.field("area", pa.float64(), nullable=False),
         ]
@@ -109,14 +112,14 @@ def schema() -> Any:
     return pa.schema(
         [
             pa.field("index", pa.int64(), nullable=False),
-            pa.field("name", pa.string(), nullable=False),
-            pa.field("status", pa.string(), nullable=False),
-            pa.field("error", pa.string()),
+            pa.field("name", text, nullable=False),
+            pa.field("status", text, nullable=False),
+            pa.field("error", text),
             pa.field("seconds", pa.float64(), nullable=False),
             pa.field("width", pa.int64()),
             pa.field("height", pa.int64()),
             pa.field("classes", pa.list_(area), nullable=False),
-            pa.field("outputs", pa.list_(pa.string()), nullable=False),
+            pa.field("outputs", pa.list_(text), nullable=False),
         ]
     )
 
@@ -130,10 +133,12 @@ def table_of(rows: Sequence[Row]) -> Any:
     return pa.Table.from_pylist(values, schema())
 
 
-def newest(table: Any) -> Iterator[Any]:
+def newest(tables: Iterable[Any]) -> Iterator[Any]:
     """Of rows with the same name the last one, sorted by index and name, in tables of a row group each."""
     import pyarrow as pa
 
+    # In one piece, as `take` would put the pieces together each time; large, as they fail to fit into 2 GB then.
+    table = pa.concat_tables(table.cast(schema(large=True)) for table in tables).combine_chunks()
     numbered = table.select(["name"]).append_column("number", pa.array(np.arange(len(table))))
     last = numbered.group_by("name").aggregate([("number", "max")])["number_max"]
     keys = table.select(["index", "name"]).take(last).append_column("number", last)
@@ -151,7 +156,7 @@ def write_rows(store: Store, name: str, tables: Iterable[Any], settings: Mapping
         parquet().ParquetWriter(stream, described, compression="zstd") as writer,
     ):
         for table in tables:
-            writer.write_table(table.replace_schema_metadata(described.metadata))
+            writer.write_table(table.cast(described))
 
 
 def read_rows(
@@ -304,15 +309,14 @@ class Manifest:
         Raises:
             OSError: it cannot be written; nothing is lost then.
         """
-        import pyarrow as pa
-
         try:
             self.flush()
             names = self._files()
             if names != [MANIFEST]:
-                tables = [read_rows(self.store, name, self.settings) for name in names]
-                rows = pa.concat_tables([table_of([]), *tables])
-                write_rows(self.store, MANIFEST, newest(rows), self.settings)
+                # One by one, so that each is let go when it has been copied.
+                tables = (read_rows(self.store, name, self.settings) for name in names)
+                rows = newest(itertools.chain([table_of([])], tables))
+                write_rows(self.store, MANIFEST, rows, self.settings)
                 for name in names:
                     if name != MANIFEST:
                         self.store.remove(name)

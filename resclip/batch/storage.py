@@ -117,8 +117,12 @@ class Store:
         """Whether there is such a file."""
         location = self.location(name)
         files, inner = file_system(location)
-        with naming(location):
-            return bool(files.isfile(inner))
+        # Not fsspec's `isfile`, which takes any error, such as a server's that is busy, for a missing file.
+        try:
+            with naming(location):
+                return bool(files.info(inner)["type"] == "file")
+        except FileNotFoundError:
+            return False
 
     def list(self, folder: str = "") -> list[str]:
         """Names of the files in a folder, without those in folders below it, sorted; none where it is missing."""
