@@ -114,11 +114,10 @@ def test_the_attention_reference_takes_what_is_predicted(
     with torch.no_grad(), Peak() as peak:
         residual_attention(
             *tensors[:3],
-            grid=shape.grid,
+            attention.attention_options(shape),
             feedback=state,
             cross_layers=tensors.cross_layers,
             implementation="reference",
-            **attention.OPTIONS,
         )
     least = (
         0.98 if layers else 0.85
