@@ -22,22 +22,17 @@ lint: $(VENV)/.dev  ## Check style, layout and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## Time the ops; JSON goes to benchmarks/results/
-	@mkdir -p benchmarks/results
-	$(BIN)/python -m pytest benchmarks --benchmark-only \
-		--benchmark-json=benchmarks/results/benchmark.json
-	$(BIN)/python benchmarks/report.py --figures
+bench: $(VENV)/.dev  ## Time the ops and judge their figures; JSON goes to benchmarks/results/
+	$(BIN)/python -m benchmarks cpu
 
 bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU; tables and plots go to benchmarks/results/
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks gpu
 
 bench-scale: $(VENV)/.dev  ## Time batch jobs, ways to see large images, and one of 30,000 × 30,000 pixels
-	$(BIN)/python benchmarks/batch.py
-	$(BIN)/python benchmarks/high_resolution.py
-	$(BIN)/python benchmarks/gigapixel.py
+	$(BIN)/python -m benchmarks scale
 
 kernels-report: $(VENV)/.dev  ## Compile every kernel, without a GPU: registers, spills, matrix instructions
-	$(BIN)/python benchmarks/kernels_report.py $(ARGS)
+	$(BIN)/python -m benchmarks kernels-report $(ARGS)
 
 scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes (ARGS=--fresh: all anew); JSON goes to benchmarks/results/
 	@mkdir -p benchmarks/results
@@ -48,8 +43,8 @@ readme: $(VENV)/.dev  ## Make the README's images and tables again, from the sto
 	$(BIN)/resclip compare docs/scene.png --classes "sky, grass, house, tree, sun, car, flower, balloon, cloud" \
 		--out docs/comparison.png
 	$(BIN)/resclip attention docs/scene.png --at 60,120 --method naclip+rcs --out docs/attention.png
-	$(BIN)/python -m benchmarks.gallery --out docs/gallery.png
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks gallery --out docs/gallery.png
+	$(BIN)/python -m benchmarks readme
 
 clean:  ## Remove .venv, builds and caches
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -73,7 +73,7 @@ setup(
             "transformers>=4.49",
         ],
     },
-    entry_points={"console_scripts": ["resclip = resclip.cli.main:main"]},
+    entry_points={"console_scripts": ["resclip = resclip.cli:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

@@ -1,16 +1,17 @@
-"""Many images on a CPU: one by one with one window at a time, against batches of windows; see `make bench-scale`.
+"""Many images on a CPU: one by one with one window at a time, against batches of windows, which give the same labels.
 
 Writes results/batch.json: images a second both ways, for small and large windows and two methods, and of the whole of
-`resclip batch` from JPEG files to PNG files. Both ways must give the same labels.
+`resclip batch` from JPEG files to PNG files. docs/scale.md shows them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.reporting import RESULTS, conditions, store, table
 from resclip import Segmenter, load
 from resclip.batch import local
 from resclip.batch.job import BatchJob
@@ -27,16 +29,17 @@ from resclip.batch.storage import open_store
 from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.distributed import machine_name
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES = ["sky", "grass", "house", "tree", "sun", "car", "flower", "balloon", "cloud"]
 IMAGES = 24
 ROUNDS = 3
 THREADS = 2
 BATCH_SIZE = 16
 PHOTOGRAPH = (500, 375)
-"""Width and height of what datasets of photographs hold."""
+"""Width and height in pixels, as most datasets of photographs have them."""
+PHOTOGRAPHS = 100_000_000
+"""Images of the example job in docs/scale.md."""
 CASES = (("naclip", 56), ("resclip", 56), ("naclip", 112), ("resclip", 112))
-"""Methods, and sides of windows in pixels: 49 and 196 patches of the built-in model."""
+"""Methods, and the sides of their windows in pixels: 49 and 196 patches of the built-in model."""
 
 
 def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -62,18 +65,8 @@ def segmenter(method: str, window: int, batch_size: int, short_side: int = 0) ->
     )
 
 
-def labels_one_by_one(model: Segmenter, images: list[Any]) -> list[Any]:
-    """An image at a time; the model's batches hold one window."""
-    return [model.segment(image).labels for image in images]
-
-
-def labels_together(model: Segmenter, images: list[Any]) -> list[Any]:
-    """All in one stream."""
-    return [result.labels for result in model.segment_many(images)]
-
-
 def best_time(function: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
-    """Seconds of the fastest round, after one to warm up; and the last one's result."""
+    """Seconds of the fastest of `ROUNDS` calls, after one to warm up, and the result of the last one."""
     result = function()
     seconds = []
     for _ in range(ROUNDS):
@@ -87,9 +80,9 @@ def compare(method: str, window: int) -> dict[str, Any]:
     """Both ways on the same images."""
     images = drawn_images(IMAGES)
     alone, many = segmenter(method, window, 1), segmenter(method, window, BATCH_SIZE)
-    slow, expected = best_time(lambda: labels_one_by_one(alone, images))
-    fast, came = best_time(lambda: labels_together(many, images))
-    equal = [float((one == two).mean()) for one, two in zip(came, expected, strict=True)]
+    slow, expected = best_time(lambda: [alone.segment(image).labels for image in images])
+    fast, labels = best_time(lambda: [result.labels for result in many.segment_many(images)])
+    equal = [float((one == two).mean()) for one, two in zip(labels, expected, strict=True)]
     if min(equal) < 0.999:
         raise ValueError(f"the labels differ in {1 - min(equal):.2%} of an image's pixels")
     return {
@@ -103,7 +96,7 @@ def compare(method: str, window: int) -> dict[str, Any]:
 
 
 def whole_job(method: str, window: int) -> dict[str, Any]:
-    """From JPEG files to label maps."""
+    """The rates of a job from JPEG files to label maps."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
@@ -136,7 +129,6 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
 
 def file_steps() -> dict[str, Any]:
     """What reading and writing a photograph-sized image takes on one core, without a model."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
@@ -156,7 +148,9 @@ def file_steps() -> dict[str, Any]:
         rows = [finish(job, store, outcome) for outcome in outcomes]
         writing = time.perf_counter() - start
         read_bytes = sum(path.stat().st_size for path in (root / "in").iterdir())
-        written_bytes = sum((root / "out" / name).stat().st_size for row in rows for name in row.outputs)  # fmt: skip
+        written_bytes = sum(
+            (root / "out" / name).stat().st_size for row in rows for name in row.outputs
+        )
     return {
         "size": PHOTOGRAPH,
         "read_seconds": reading / len(items),
@@ -166,18 +160,80 @@ def file_steps() -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def batch_tables(run: dict[str, Any]) -> str:
+    """Images one by one against all together, and whole jobs."""
+    ways = table(
+        ["method", "window", "one by one, images/s", "together, images/s", "faster"],
+        [
+            [
+                row["method"],
+                row["window"],
+                f"{row['one_by_one']:.2f}",
+                f"{row['together']:.2f}",
+                f"{row['ratio']:.1f} ×",
+            ]
+            for row in run["rows"]
+        ],
+    )
+    note = (
+        f"{run['images']} images of 60 to 250 pixels a side, built-in model, at their own size. One by one: an "
+        "image and a window at a time. Together: `segment_many`, batches of "
+        f"{run['batch_size']}. The labels are the same. {conditions(run)}"
+    )
+    jobs = table(
+        ["JPEG to PNG", "window", "images/s", "megapixels/s", "bytes a label map"],
+        [
+            [
+                job["method"],
+                job["window"],
+                f"{job['images_per_second']:.2f}",
+                f"{job['megapixels_per_second']:.3f}",
+                f"{job['bytes_per_image']:,.0f}",
+            ]
+            for job in run["jobs"]
+        ],
+    )
+    return f"{ways}\n\n{note}\n\n{jobs}"
+
+
+def million_table(run: dict[str, Any]) -> str:
+    """What `PHOTOGRAPHS` images take beside the model, by the measured steps."""
+    steps = run["steps"]
+    width, height = steps["size"]
+    on_a_core = steps["read_seconds"] + steps["write_seconds"]
+    rows = [
+        ["reading a JPEG, and resizing it", f"{1000 * steps['read_seconds']:.1f} ms of a core"],
+        [
+            "writing its label map",
+            f"{1000 * steps['write_seconds']:.1f} ms of a core, fsync included",
+        ],
+        [f"{PHOTOGRAPHS:,} of both", f"{PHOTOGRAPHS * on_a_core / 3600:,.0f} core hours"],
+        ["cores that keep up with a model of 100 images/s", f"{100 * on_a_core:.1f}"],
+        [f"{PHOTOGRAPHS:,} read", f"{PHOTOGRAPHS * steps['read_bytes'] / 1e12:.1f} TB"],
+        [f"{PHOTOGRAPHS:,} written", f"{PHOTOGRAPHS * steps['written_bytes'] / 1e12:.2f} TB"],
+        [
+            "network at 100 images/s",
+            f"{100 * (steps['read_bytes'] + steps['written_bytes']) / 1e6:.1f} MB/s",
+        ],
+    ]
+    return f"{table([f'{width} × {height} pixels', 'measured'], rows)}\n\n{conditions(run)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and store."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks batch", description=__doc__.splitlines()[0]
+    )
+    parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
     rows = []
     for method, window in CASES:
         rows.append(compare(method, window))
         print(json.dumps(rows[-1]), flush=True)
     jobs = [whole_job("naclip", 56), whole_job("naclip", 112)]
-    for job in jobs:
-        print(json.dumps(job), flush=True)
     steps = file_steps()
-    print(json.dumps(steps), flush=True)
+    for figures in (*jobs, steps):
+        print(json.dumps(figures), flush=True)
     run = {
         "machine": machine_name(torch.device("cpu")),
         "threads": THREADS,
@@ -188,9 +244,5 @@ def main() -> None:
         "jobs": jobs,
         "steps": steps,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "batch.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    store(RESULTS / "batch.json", run)
+    return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import shapes
 import torch
 
+from benchmarks import shapes
 from resclip_kernels import pamr
 
 

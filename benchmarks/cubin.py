@@ -1,7 +1,6 @@
-"""What a launch compiles to for a target that need not be here, and what that uses.
+"""Compiles a kernel's launch for any target, without that device, and reads what its machine code uses.
 
-Knows how Triton specialises arguments and where registers, memory and matrix instructions can be read. Knows no op and
-judges nothing.
+Registers, memory and matrix instructions come from Triton's metadata and from `cuobjdump`, or from AMD's assembly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What each method makes of a few scenes, as one image: `python -m benchmarks.gallery`.
+"""What each method makes of a few scenes, as one image: `python -m benchmarks gallery`.
 
-Knows which scenes and methods are worth a look, and how they are laid out. Does not know how a method works, nor how
-well each does over many scenes: that is for `evaluate` to say.
+It shows what kind of mistakes a method makes; how well each does over many scenes, `resclip evaluate` says.
 """
 
 from __future__ import annotations
@@ -102,10 +101,8 @@ def draw_gallery(
         middle = top + cell_height // 2
         half_line = 12 if row.note else 0
         name, note = shorten(row.name, large, caption), shorten(row.note, small, caption)
-        place = (_MARGIN, middle - half_line)
-        drawing.text(place, name, fill=_INK, font=large, anchor="lm")
-        place = (_MARGIN, middle + half_line)
-        drawing.text(place, note, fill=_FAINT_INK, font=small, anchor="lm")
+        drawing.text((_MARGIN, middle - half_line), name, fill=_INK, font=large, anchor="lm")
+        drawing.text((_MARGIN, middle + half_line), note, fill=_FAINT_INK, font=small, anchor="lm")
         for number, cell in enumerate(row.cells):
             left = _MARGIN + caption + _SPACE + number * (cell_width + _GAP)
             sheet.paste(cell, (left, top))
@@ -119,7 +116,7 @@ def gallery(count: int) -> Image.Image:
     scenes = varied_scenes(count)
     colours = class_colours()
     truth = [scene.mask.astype(np.int64) for scene in scenes]
-    found = {method: segment_scenes(scenes, method) for method in METHODS}
+    predicted = {method: segment_scenes(scenes, method) for method in METHODS}
 
     def show(labels: Sequence[NDArray[np.int64]]) -> list[Image.Image]:
         return [
@@ -133,9 +130,9 @@ def gallery(count: int) -> Image.Image:
     ]
     rows += [
         GalleryRow(method, f"{agreement(labels, truth):.0%} as drawn", show(labels))
-        for method, labels in found.items()
+        for method, labels in predicted.items()
     ]
-    shown = np.unique([truth, *found.values()])
+    shown = np.unique([truth, *predicted.values()])
     return draw_gallery(rows, [(int(label), CLASS_NAMES[label]) for label in shown], colours)
 
 
@@ -152,7 +149,7 @@ def agreement(labels: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.in
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the gallery; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gallery", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks gallery", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
         "--out", type=Path, default=Path("gallery.png"), help="PNG file to write (%(default)s)"
@@ -168,7 +165,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_png(image, options.out)
     print(f"{len(METHODS)} methods on {options.scenes} scenes: open {options.out}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

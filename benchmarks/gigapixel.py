@@ -1,7 +1,7 @@
-"""One very large image through `resclip batch`, in a process whose memory is watched; see `make bench-scale`.
+"""One very large image through `resclip batch`, in a process whose memory is measured.
 
-Draws a quilt of scenes as a tiled TIFF unless it is there, segments it by block with the built-in model, and writes
-results/gigapixel.json: seconds, peak resident memory, and what of it is there before the first pixel.
+Draws a quilt of scenes as a tiled TIFF unless the file exists, segments it by block with the built-in model, and writes
+results/gigapixel.json: seconds, peak resident memory, and the same for a small image. docs/scale.md shows them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.reporting import RESULTS, conditions, store, table
 from benchmarks.synthetic_raster import sew
 from resclip.evaluation.distributed import machine_name
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES = "sky; grass; house; tree; sun; car; flower; balloon; cloud"
 OPTIONS = (
     "--format", "tif", "--short-side", "0", "--window", "112", "--stride", "112",
@@ -41,24 +43,45 @@ def run(source: Path, out: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
 
 
-def main() -> None:
+def gigapixel_table(run: dict[str, Any]) -> str:
+    """What the one very large image took."""
+    megapixels = run["side"] ** 2 / 1e6
+    rows = [
+        ["peak resident memory", f"{run['peak_gb']:.2f} GB"],
+        ["the same for an image of 112 × 112", f"{run['floor_gb']:.2f} GB"],
+        ["its pixels alone", f"{3 * megapixels / 1e3:.1f} GB"],
+        ["its logits alone", f"{4 * run['classes'] * megapixels / 1e3:.1f} GB"],
+        [
+            "time",
+            f"{run['seconds'] / 60:.1f} min, {megapixels / run['seconds']:.2f} megapixels/s",
+        ],
+        ["input", f"{run['input_bytes'] / 1e6:.0f} MB"],
+        ["label map", f"{run['output_bytes'] / 1e6:.0f} MB"],
+    ]
+    head = [f"{run['side']:,} × {run['side']:,} pixels, {run['classes']} classes", "measured"]
+    return f"{table(head, rows)}\n\n`{run['options']}`; {conditions(run)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and store."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gigapixel", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--side", type=int, default=30_000, metavar="PIXELS")
     parser.add_argument("--folder", type=Path, help="for the images (default: a temporary one)")
-    arguments = parser.parse_args()
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
+        folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        large, small = folder / f"quilt_{arguments.side}.tif", folder / "quilt_112.tif"
-        for path, side in ((large, arguments.side), (small, 112)):
+        large, small = folder / f"quilt_{options.side}.tif", folder / "quilt_112.tif"
+        for path, side in ((large, options.side), (small, 112)):
             if not path.exists():
                 sew(path, side)
         _, floor = run(small, folder / "small")
         seconds, peak = run(large, folder / "large")
         result = folder / "large" / f"{large.stem}_labels.tif"
         figures = {
-            "side": arguments.side,
+            "side": options.side,
             "classes": CLASSES.count(";") + 1,
             "options": shlex.join(OPTIONS),
             "seconds": seconds,
@@ -71,9 +94,5 @@ def main() -> None:
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
     print(json.dumps(figures, indent=1))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "gigapixel.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    store(RESULTS / "gigapixel.json", figures)
+    return 0

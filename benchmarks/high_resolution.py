@@ -1,7 +1,7 @@
 """Large images: shrunk, by windows, whole, or by windows with an overview; which is good for what.
 
-    high_resolution.py            measures all of them: results/high_resolution.json
-    high_resolution.py --image  draws one scene by each of them: docs/high-resolution.png
+    python -m benchmarks high-resolution            measures all of them: results/high_resolution.json
+    python -m benchmarks high-resolution --image    draws one scene by each of them: docs/high-resolution.png
 
 The scenes are the built-in model's, drawn four times as large as the images that it was trained on. The overview's
 weight is chosen on validation scenes, and everything is reported on held-out ones. Times are CPU seconds of one thread,
@@ -11,12 +11,10 @@ on which the machine's other work has little influence; the modes take turns sce
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +24,7 @@ from PIL import Image
 
 import resclip
 from benchmarks.gallery import GalleryRow, draw_gallery
+from benchmarks.reporting import RESULTS, ROOT, in_order, store, table, versions_text
 from resclip import load
 from resclip.builtin.scenes import (
     CLASS_NAMES,
@@ -41,18 +40,15 @@ from resclip.builtin.things import COLOURS, DRAWN, THINGS
 from resclip.evaluation.datasets.builtin import class_colours
 from resclip.evaluation.distributed import machine_name
 from resclip.evaluation.metrics import confusion, scores_of
-from resclip.io.files import write_atomically
 from resclip.io.images import save_png
 from resclip.methods.catalogue import Overview
 from resclip.segmenter import Segmenter
 from resclip.visualization.overlay import draw_overlay
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks/results/high_resolution.json"
 IMAGE = ROOT / "docs/high-resolution.png"
 
 SIDE = 448
-"""Of a scene, in pixels: four times the model's 112."""
+"""Height and width of a scene in pixels: four times the model's 112."""
 METHODS = ("naclip", "resclip")
 MODES: Mapping[str, Mapping[str, Any]] = {
     "shrunk": {"short_side": 224},
@@ -60,11 +56,13 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "whole": {"short_side": 0, "window": 0},
     "mixed": {"short_side": 0, "overview": Overview()},
 }
+MODE_NAMES = {"whole": "whole image"}
+"""Names in the tables, where they differ from those of `MODES`."""
 WEIGHTS = (0.1, 0.2, 0.4, 0.6)
 SCENES = {VALIDATION: 8, HELD_OUT: 24}
 SMALL_THINGS = 12
 RESAMPLES = 500
-"""Of the scenes, for the standard error of a difference: it is itself then known to 3 %."""
+"""Times that scenes are drawn anew for the standard error of a difference, which is then itself known to 3 %."""
 
 Counts: TypeAlias = NDArray[np.int64]
 """(scenes, classes, classes): how often each class was taken for each."""
@@ -224,26 +222,81 @@ def image() -> Image.Image:
         return panel.resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX)
 
     rows = [GalleryRow("image", "", [cell(Image.fromarray(scene.image)) for scene in drawn])]
-    for name, found in labels.items():
-        share = float(np.mean(np.stack(found) == np.stack(truth)))
+    for name, predicted in labels.items():
+        share = float(np.mean(np.stack(predicted) == np.stack(truth)))
         note = "" if name == "as drawn" else f"{share:.0%} as drawn"
         overlays = [
             cell(draw_overlay(scene.image, part, colours, opacity=1.0))
-            for scene, part in zip(drawn, found, strict=True)
+            for scene, part in zip(drawn, predicted, strict=True)
         ]
         rows.append(GalleryRow(name, note, overlays))
-    shown = np.unique(np.stack([part for found in labels.values() for part in found]))
+    shown = np.unique(np.stack([part for predicted in labels.values() for part in predicted]))
     return draw_gallery(rows, [(int(label), CLASS_NAMES[label]) for label in shown], colours)
 
 
-def main() -> None:
+def tables(run: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/high-resolution.md by the marker that each stands between."""
+    return {"modes": mode_table(run), "weights": weight_table(run)}
+
+
+def mode_table(run: dict[str, Any]) -> str:
+    """One row for each method and mode: mIoU by kind of scene, its distance from windows alone, and the time."""
+    rows = run["rows"]
+    kinds = in_order(row["kind"] for row in rows)
+    lines = []
+    for method in in_order(row["method"] for row in rows):
+        for mode in in_order(row["mode"] for row in rows):
+            by_kind = {
+                row["kind"]: row for row in rows if (row["method"], row["mode"]) == (method, mode)
+            }
+            seconds = sum(row["seconds"] for row in by_kind.values()) / len(by_kind)
+            cells = [miou_cell(by_kind[kind], mode) for kind in kinds]
+            lines.append([method, MODE_NAMES.get(mode, mode), *cells, f"{seconds:.1f}"])
+    note = (
+        f"mIoU in per cent, {run['scenes']['held-out']} held-out scenes of {run['side']} × {run['side']} a kind; in "
+        f"brackets the change from windows and its standard error over scenes. Model in the box, windows of "
+        f"{run['window']} every {run['stride']} pixels, shrunk to {run['shrunk_side']}, overview with weight "
+        f"{run['weight']}; {run['machine']}, one thread, float32, "
+        f"{versions_text(run['versions'])}."
+    )
+    return f"{table(['method', 'mode', *kinds, 'CPU seconds an image'], lines)}\n\n{note}"
+
+
+def miou_cell(row: dict[str, Any], mode: str) -> str:
+    """The mIoU of a row, and how far it is from windows."""
+    if mode == "windows":
+        return f"{row['miou']:.1f}"
+    change = f"{row['change']:+.1f}".replace("-", "−")
+    return f"{row['miou']:.1f} ({change} ± {row['error']:.1f})"
+
+
+def weight_table(run: dict[str, Any]) -> str:
+    """One row for each weight: mIoU by method and kind, and the mean by which the default was chosen."""
+    rows = run["sweep"]
+    columns = in_order((row["method"], row["kind"]) for row in rows)
+    head = ["weight", *(f"{method}, {kind}" for method, kind in columns), "mean"]
+    lines = []
+    for weight in in_order(row["weight"] for row in rows):
+        by_column = {
+            (row["method"], row["kind"]): row["miou"] for row in rows if row["weight"] == weight
+        }
+        values = [by_column[column] for column in columns]
+        cells = [f"{value:.1f}" for value in (*values, sum(values) / len(values))]
+        lines.append([f"{weight:g}", *cells])
+    note = f"mIoU in per cent, {run['scenes']['validation']} validation scenes a kind; 0 is windows alone."
+    return f"{table(head, lines)}\n\n{note}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or draw."""
-    parser = argparse.ArgumentParser(description="Ways to segment a large image.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks high-resolution", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--image", action="store_true", help=f"draw {IMAGE.name}, no more")
     torch.set_num_threads(1)
-    if parser.parse_args().image:
+    if parser.parse_args(arguments).image:
         save_png(image(), IMAGE)
-        return
+        return 0
     windows = load(classes=CLASS_NAMES, **MODES["windows"])
     result = {
         "side": SIDE,
@@ -261,8 +314,5 @@ def main() -> None:
         "sweep": sweep(),
         "rows": measure(),
     }
-    write_atomically(RESULT, json.dumps(result, indent=1).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main()
+    store(RESULTS / "high_resolution.json", result)
+    return 0

@@ -1,7 +1,7 @@
 """What every Triton kernel uses on every target, read from its machine code: no GPU is needed.
 
-`kernels_report.py` makes the calls of `kernel_calls` on tensors without values, collects the launches, compiles each
-different one and prints a table. It fails where a kernel does not compile, spills more than `known_spills` lists, needs
+The report makes the calls of `kernel_calls` on tensors without values, collects the launches, compiles each different
+one and prints a table. It fails where a kernel does not compile, spills more than `known_spills` lists, needs
 more shared memory than the target has, or forms half-precision products without matrix units. `--list` prints the
 kernels' names and compiles nothing.
 """
@@ -10,35 +10,35 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import triton
-from cubin import Compilation, Facts, compile_for, specialise
-from kernel_calls import OPS, Call, standard_calls
-from known_spills import KNOWN_SPILLS, KnownSpills, Spill
 
-from resclip.io.files import write_atomically
+from benchmarks.cubin import Compilation, Facts, compile_for, specialise
+from benchmarks.kernel_calls import OPS, Call, standard_calls
+from benchmarks.known_spills import KNOWN_SPILLS, KnownSpills, Spill
+from benchmarks.reporting import in_order, store
 from resclip_kernels.dispatch import interpreting
 from resclip_kernels.launch import Target, watch
 
 TARGETS = "sm_80,sm_90,sm_100,sm_120,gfx942"
 HALVES = {"f16", "bf16"}
-TENSOR_MEMORY = 512  # Columns.
+TENSOR_MEMORY = 512
+"""Columns of tensor memory that a block may have on sm_100."""
 HEADER = (
     *("kernel", "target", "models", "dtypes", "case", "compiled", "warps", "stages"),
     *("registers", "spilled", "shared", "limit", "matrix"),
 )
-# Of what a worker that failed has said: enough for an assertion's message.
 LAST_LINES = 12
+"""Lines of a failed compiler's output that are shown: enough for the message of an assertion."""
 
 
 @dataclass
@@ -75,9 +75,9 @@ class Row:
         return {
             "op": self.op,
             "kernel": self.kernel,
-            "models": distinct(call.model for call in self.calls),
-            "dtypes": distinct(call.dtype for call in self.calls),
-            "calls": distinct(f"{call.op}: {call.case}" for call in self.calls),
+            "models": in_order(call.model for call in self.calls),
+            "dtypes": in_order(call.dtype for call in self.calls),
+            "calls": in_order(f"{call.op}: {call.case}" for call in self.calls),
             "target": self.target,
             "warps": options["num_warps"],
             "stages": options["num_stages"],
@@ -85,10 +85,6 @@ class Row:
             **(asdict(self.facts) if self.facts else {}),
             "problems": self.problems,
         }
-
-
-def distinct(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
 
 
 def parse_target(name: str) -> Target:
@@ -139,7 +135,7 @@ def compile_all(compilations: Sequence[Compilation], jobs: int) -> list[Facts | 
                 results[number] = worker.pipe.recv()
                 idle.append(worker)
             except EOFError:
-                results[number] = worker.last_words()
+                results[number] = worker.failure()
     return results
 
 
@@ -157,25 +153,26 @@ class Worker:
         self.process.start()
         theirs.close()
 
-    def last_words(self) -> str:
+    def failure(self) -> str:
+        """Why the process ended."""
         self.process.join()
         self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace")
-        return essence(said) or f"its process ended with status {self.process.exitcode}"
+        output = self.errors.read().decode(errors="replace")
+        return error_message(output) or f"its process ended with status {self.process.exitcode}"
 
 
-def essence(said: str) -> str:
-    """The compiler's own errors and the exception's message; the last lines where there is no exception."""
-    before, traceback, after = said.rpartition("Traceback (most recent call last):\n")
+def error_message(output: str) -> str:
+    """The compiler's errors and the exception's message; the last lines where there is no exception."""
+    before, traceback, after = output.rpartition("Traceback (most recent call last):\n")
     if not traceback:
-        return "\n".join(said.splitlines()[-LAST_LINES:])
+        return "\n".join(output.splitlines()[-LAST_LINES:])
     errors = [line for line in before.splitlines() if "error:" in line]
     message = itertools.dropwhile(lambda line: line.startswith(" "), after.splitlines())
     return "\n".join([*errors[-LAST_LINES:], *message])
 
 
 def serve(pipe: Connection, errors: int, compilations: Sequence[Compilation]) -> None:
-    """A worker's loop; what goes wrong is said on its standard error."""
+    """The loop of a worker, which writes errors to the file `errors` and ends."""
     os.dup2(errors, sys.stderr.fileno())
     while True:
         pipe.send(compile_for(compilations[pipe.recv()]))
@@ -209,8 +206,8 @@ def judge(target: Target, facts: Facts, allowed: int = 0) -> list[str]:
     return problems
 
 
-def needless(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
-    """The spills listed of this Triton that are none any more, of the calls whose kernels these rows are."""
+def stale_spills(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
+    """The listed spills that no longer occur, of those whose kernels are all among these rows and compile."""
     spilled: dict[Spill, int] = {}
     failed: set[Spill] = set()
     for row in rows:
@@ -286,7 +283,7 @@ def uses(row: Row) -> tuple[str, ...]:
 def cells(kernel: str, target: str, *used: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """One line of the table, for rows that use the same."""
     calls = [call for row in rows for call in row.calls]
-    cases = distinct(f"{call.op}: {call.case}" for call in calls)
+    cases = in_order(f"{call.op}: {call.case}" for call in calls)
     first = calls[0].case + (f" +{len(cases) - 1}" if len(cases) > 1 else "")
     models = " ".join(sorted({call.model for call in calls}))
     dtypes = " ".join(sorted({call.dtype for call in calls}))
@@ -298,8 +295,10 @@ def main(
     calls: Sequence[Call] | None = None,
     known: KnownSpills = KNOWN_SPILLS,
 ) -> int:
-    """The report of these calls, `kernel_calls`' own by default: 0 where every kernel is sound, else 1."""
-    parser = argparse.ArgumentParser(description="What every Triton kernel uses on every target.")
+    """Report these calls, those of `kernel_calls` by default; returns 0 where every kernel is sound, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks kernels-report", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--targets", default=TARGETS, help=f"default: {TARGETS}")
     parser.add_argument("--ops", default=",".join(OPS), help=f"default: {','.join(OPS)}")
     parser.add_argument("--quick", action="store_true", help="few pairs of model and dtype")
@@ -315,10 +314,10 @@ def main(
         targets = [parse_target(name) for name in options.targets.split(",")]
     except ValueError as error:
         parser.error(str(error))
-    asked = set(options.ops.split(","))
-    if unknown := asked - OPS.keys():
+    wanted = set(options.ops.split(","))
+    if unknown := wanted - OPS.keys():
         parser.error(f"an op is one of {', '.join(OPS)}; got {', '.join(sorted(unknown))}")
-    ops = [op for op in OPS if op in asked]
+    ops = [op for op in OPS if op in wanted]
     calls = list(standard_calls(ops, quick=options.quick)) if calls is None else calls
     if options.list:
         print("\n".join(sorted({row.kernel for row in collect(calls, targets)})))
@@ -328,21 +327,19 @@ def main(
 
 def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:
     """Print the table, what is wrong, which listed spills are gone, and the count; the exit status."""
-    order = list(OPS)
-    rows = sorted(
-        rows, key=lambda row: (order.index(row.op) if row.op in order else -1, row.kernel)
-    )
+    order = {op: number for number, op in enumerate(OPS)}
+    rows = sorted(rows, key=lambda row: (order.get(row.op, -1), row.kernel))
     print(table(rows))
     for row in rows:
         for problem in row.problems:
             call = row.calls[0]
             wanted = f"{call.model}, {call.dtype}, {call.case}"
             print(f"\n{row.kernel} on {row.target} ({wanted}): {problem}")
-    for spill in needless(rows, known):
+    for spill in stale_spills(rows, known):
         print(f"\nno spill any more with triton {triton.__version__}, in known_spills.py: {spill}")
     if file is not None:
         content = {"triton": triton.__version__, "kernels": [row.summary() for row in rows]}
-        write_atomically(file, json.dumps(content, indent=1).encode() + b"\n")
+        store(file, content)
     compiled = [row.facts for row in rows if row.facts is not None]
     missing = f" of {len(rows)}" if len(compiled) < len(rows) else ""
     spilling = [row for row in rows if row.facts is not None and row.facts.spilled > 0]
@@ -350,7 +347,3 @@ def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:
     among = f", {listed} of them listed" if listed else ""
     print(f"\n{len(compiled)}{missing} kernels × targets compiled, {len(spilling)} spills{among}")
     return int(any(row.problems for row in rows))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

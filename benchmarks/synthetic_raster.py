@@ -1,7 +1,6 @@
-"""One very large image, sewn from drawn scenes: `python -m benchmarks.synthetic_raster --side 30000 --out quilt.tif`.
+"""One very large image, sewn from drawn scenes: `python -m benchmarks synthetic-raster --side 30000 --out quilt.tif`.
 
-Knows how scenes are laid out in tiles of a georeferenced TIFF, in bounded memory. Does not know how a scene is drawn,
-and nothing of segmentation: it is something large to try it on.
+It is a georeferenced TIFF of tiles, written in bounded memory: something large to try segmentation on.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from tqdm import tqdm
 from resclip.builtin.scenes import render_scene
 
 PATCH = 512
-"""Pixels of a scene's side, and of a tile's."""
-
+"""Height and width in pixels of a scene and of a tile."""
 SCENES = 200
-"""Scenes that are drawn, 157 MB of them: at 0.3 s each the 3,481 of 30,000 pixels would take 17 minutes."""
-
-FAMILY = 44  # First word of the scenes' seeds: neither trained on nor reported.
+"""Different scenes, 157 MB of them: at 0.3 s each the 3,481 tiles of 30,000 pixels would take 17 minutes to draw."""
+FAMILY = 44
+"""The first word of the scenes' seeds, which no training and no evaluation uses."""
 
 
 def sew(path: Path, side: int, seed: int = 0) -> None:
@@ -56,9 +54,9 @@ def sew(path: Path, side: int, seed: int = 0) -> None:
                 compress="deflate", predictor=2, zlevel=1, bigtiff="IF_SAFER",
                 crs="EPSG:3857", transform=metres,
             ) as dataset:  # fmt: skip
-                for place in tqdm(range(across**2), "tiles"):
-                    top, left = place // across * PATCH, place % across * PATCH
-                    tile = scenes[order[place]][: side - top, : side - left]
+                for position in tqdm(range(across**2), "tiles"):
+                    top, left = position // across * PATCH, position % across * PATCH
+                    tile = scenes[order[position]][: side - top, : side - left]
                     window = rasterio.windows.Window(left, top, tile.shape[1], tile.shape[0])
                     dataset.write(np.ascontiguousarray(tile.transpose(2, 0, 1)), window=window)
         file.publish()
@@ -67,7 +65,7 @@ def sew(path: Path, side: int, seed: int = 0) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.synthetic_raster", description=__doc__.split("\n", maxsplit=1)[0]
+        prog="python -m benchmarks synthetic-raster", description=__doc__.split("\n", maxsplit=1)[0]
     )
     parser.add_argument("--side", type=int, default=30000, help="pixels (default: 30000)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .tif")
@@ -78,7 +76,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

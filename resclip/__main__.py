@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from resclip.cli.main import main
+from resclip.cli.commands import main
 
 sys.exit(main())

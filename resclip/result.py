@@ -1,7 +1,4 @@
-"""Segmentation: what an image was found to hold, and how to look at it, measure it and keep it.
-
-Knows arrays, names and files. Knows no model and no tensor; the drawing itself is in drawing.py.
-"""
+"""`Segmentation`: the labels of one image, with methods to measure, draw and save them."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ from resclip.visualization.overlay import (
     palette,
 )
 
-_PALETTE_LIMIT = 256  # Colours a paletted PNG can hold.
-_LABEL_LIMIT = 65536  # Values a 16-bit PNG can hold.
+_PALETTE_LIMIT = 256  # Number of colours that a paletted PNG can hold.
+_LABEL_LIMIT = 65536  # Number of values that a 16-bit PNG can hold.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,8 +35,8 @@ class Segmentation:
         image: (H, W, 3) uint8, the image as it was read.
         labels: (H, W) int64, the index into `names` of each pixel's class.
         probabilities: (H, W) float32, 0 to 1, the largest class probability at each pixel.
-        names: one distinct name a class.
-        settings: what made it (model, method, options, versions), ready for JSON.
+        names: one distinct name per class.
+        settings: model, method, options and versions that made it, as values for JSON.
 
     Raises:
         ValueError, TypeError: a field has another shape, dtype or range than stated.
@@ -78,8 +75,8 @@ class Segmentation:
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
-        found = ", ".join(f"{name} {part:.0%}" for name, part in list(self.areas().items())[:5])
-        return f"Segmentation({width} x {height} pixels: {found})"
+        areas = ", ".join(f"{name} {part:.0%}" for name, part in list(self.areas().items())[:5])
+        return f"Segmentation({width} x {height} pixels: {areas})"
 
     def areas(self) -> dict[str, float]:
         """Each present class's fraction of the image, largest first."""
@@ -100,7 +97,7 @@ class Segmentation:
         (mode I;16) up to 65,536.
 
         Raises:
-            ValueError: there are more classes than that.
+            ValueError: more classes than that.
         """
         if len(self.names) > _LABEL_LIMIT:
             raise ValueError(
@@ -118,11 +115,14 @@ class Segmentation:
 
         Args:
             opacity: of the colours, from 0 (only the image) to 1 (only the colours).
+
+        Raises:
+            ValueError: another opacity.
         """
         return draw_overlay(self.image, self.labels, palette(len(self.names)), opacity)
 
     def legend(self, height: int = 440) -> Image.Image:
-        """Present classes by area, with colour and share; those past `height` pixels are counted."""
+        """Present classes by area, with colour and share; those that do not fit into `height` pixels are counted."""
         return draw_legend(self.present(), palette(len(self.names)), height)
 
     def sheet(self, opacity: float = 0.55) -> Image.Image:
@@ -134,7 +134,7 @@ class Segmentation:
         return draw_sheet(self.image, views, colours, self.present(), opacity, footer)
 
     def to_dict(self) -> dict[str, Any]:
-        """Size, present classes, all names and settings, ready for JSON."""
+        """Size, present classes, all names and settings, as values for JSON."""
         height, width = self.labels.shape
         scores = self.scores()
         return {
@@ -157,15 +157,15 @@ class Segmentation:
     ) -> list[Path]:
         """Write stem_labels.png, stem_overlay.png (unless `overlay` is false) and stem.json.
 
-        The directory is made where it is missing, existing files are replaced, and each file is
-        written whole or not at all, the JSON last.
+        A missing directory is created, existing files are replaced, and each file is written whole or not at all, the
+        JSON last.
 
         Returns:
             The paths written, in that order.
 
         Raises:
-            ValueError: `stem` is empty or holds a directory.
-            OSError: the directory cannot be made or written to.
+            ValueError: `stem` is empty or contains a directory.
+            OSError: the directory cannot be created or written to.
         """
         if not stem or Path(stem).name != stem:
             raise ValueError(f"expected a file name's stem without directories, got {stem!r}")

@@ -227,7 +227,7 @@ class Segmenter:
                 return Failure(source, error)
             return self.pipeline.task(ArrayImage(image), image)
 
-        tasks = prefetch(read, images, workers=READERS, ahead=READERS)
+        tasks = prefetch(read, images, workers=READERS)
         with contextlib.closing(tasks):
             for result in whole_results(scheduler.run(self.pipeline, tasks)):
                 if not isinstance(result, Failure):

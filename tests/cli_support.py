@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resclip.cli.main import main
+from resclip.cli.commands import main
 from resclip.io.images import read_image
 from resclip.result import Segmentation
 

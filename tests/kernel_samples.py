@@ -11,14 +11,14 @@ import json
 import os
 from typing import Any
 
-import kernels_report
 import torch
 import triton
 import triton.language as tl
-from cubin import Facts, specialise
-from kernel_calls import Call, standard_calls
-from known_spills import KnownSpills, Spill
 
+from benchmarks import kernels_report
+from benchmarks.cubin import Facts, specialise
+from benchmarks.kernel_calls import Call, standard_calls
+from benchmarks.known_spills import KnownSpills, Spill
 from resclip_kernels.launch import Launch, Options, Target, launch
 
 
@@ -148,6 +148,7 @@ def main() -> None:
     broken = call(broken_kernel, quick, single, BLOCK=1024)
     sm_90 = ("--targets", "sm_90")
     results = {
+        "names": outcome([tiles, plain, plain], *sm_90, "--list"),
         "sound": outcome([plain, plain, tiles], "--targets", "sm_80,sm_90,gfx942"),
         "spilling": outcome([plain, spilling], *sm_90),
         "deep": outcome([deep], *sm_90),

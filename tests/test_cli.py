@@ -18,7 +18,7 @@ from cli_support import StandIn, names_in, one_line, run
 from PIL import Image
 
 import resclip
-from resclip.cli.main import COMMANDS
+from resclip.cli.commands import COMMANDS
 from resclip.cli.options import OPTION_OF, explain
 from resclip.errors import WeightsUnavailable
 from resclip.methods.catalogue import BASES, Overview, ProxyAttention
@@ -281,7 +281,7 @@ def in_a_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess
 
 def test_help_and_wrong_requests_do_not_wait_for_torch() -> None:
     code = (
-        "import sys; from resclip.cli.main import main; main(sys.argv[1:]); "
+        "import sys; from resclip.cli.commands import main; main(sys.argv[1:]); "
         "print([name for name in ('torch', 'open_clip', 'numpy') if name in sys.modules])"
     )
     for arguments, loaded in (
@@ -309,7 +309,7 @@ def test_what_libraries_warn_of_and_log_stays_out_of_the_way(image: Path) -> Non
         "    raise WeightsUnavailable('no network')\n"
         "module = types.ModuleType('resclip.loading'); module.load = load\n"
         "sys.modules['resclip.loading'] = module\n"
-        "from resclip.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        "from resclip.cli.commands import main; sys.exit(main(sys.argv[1:]))"
     )
     for options, quiet in (([], True), (["-W", "default"], False)):
         result = subprocess.run(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="kernels need Triton, which exists for Linux alone")
+
+from benchmarks.gpu import checks, visit
+from benchmarks.gpu.inputs import FUSED
+from resclip_kernels.launch import watch
+
 ROOT = Path(__file__).parents[1]
 MS = {"q1_ms", "median_ms", "q3_ms"}
 MAX_FILES, MAX_BYTES = 8, 16 << 20
-"""What a machine with a GPU may hand back."""
+"""Files, and bytes of each, that a machine with a GPU may hand back."""
 
 
 def script(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -76,7 +80,7 @@ def check_benchmark(folder: Path) -> None:
     ops = {case["op"] for case in document["cases"]}
     assert ops == {check["op"] for check in document["checks"]} | {"pipeline"}
     for case in document["cases"]:
-        assert case["variants"]["triton"]["status"] == "ok", case
+        assert case["variants"][FUSED]["status"] == "ok", case
         for name, outcome in case["variants"].items():
             assert outcome["status"] in ("ok", "skipped"), (case["op"], name, outcome["reason"])
             assert outcome["status"] == "ok" or outcome["reason"], (case["op"], name)
@@ -96,21 +100,9 @@ def check_benchmark(folder: Path) -> None:
 
 
 def check_schema(document: dict[str, Any]) -> None:
-    """Keys and types of everything that a later run is compared by."""
+    """The keys of everything that a later run is compared by."""
     assert document["schema"] == 1
-    for key, kind in {
-        "date": str,
-        "commit": str,
-        "device": dict,
-        "versions": dict,
-        "settings": dict,
-        "ceilings": dict,
-        "checks": list,
-        "cases": list,
-        "figures": list,
-        "seconds": float,
-    }.items():
-        assert isinstance(document[key], kind), key
+    assert {"date", "commit", "settings", "seconds"} <= set(document)
     assert {"torch", "triton", "numpy", "python", "resclip"} <= set(document["versions"])
     assert {"name", "driver", "memory_bytes"} <= set(document["device"])
     assert set(document["ceilings"]) == {"fp16_tflops", "bf16_tflops", "copy_gbps"}
@@ -164,34 +156,26 @@ def test_other_arguments_are_refused(arguments: tuple[str, ...]) -> None:
     assert finished.stderr.startswith("visit.sh: expected OUT, the folder of the results")
 
 
-@pytest.fixture
-def visit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return importlib.import_module("benchmarks.gpu.visit")
-
-
 def test_a_part_that_fails_stops_no_other(
-    visit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(_: Any) -> None:
         raise RuntimeError("no such kernel")
 
     given = [("first", wrong), ("second", lambda each: each.say("here"))]
     monkeypatch.setattr(visit, "parts", lambda _: given)
-    assert visit.main() == 1
+    assert visit.main([]) == 1
     printed = capsys.readouterr().out
     assert "FAILED first: RuntimeError: no such kernel\n" in printed
     assert "] here\n" in printed
     assert printed.endswith("] done, 1 failures\n")
     given.pop(0)
-    assert visit.main() == 0
+    assert visit.main([]) == 0
 
 
 def test_a_wrong_op_or_prototype_fails(
-    visit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checks = importlib.import_module("benchmarks.gpu.checks")
     wanted = torch.ones(2, 3, dtype=torch.float16)
     trip = visit.Visit(dry=True)
     visit.compare(trip, "near", 1.0, wanted, lambda: wanted * (1 + 3 * 2**-10))
@@ -207,13 +191,11 @@ def test_a_wrong_op_or_prototype_fails(
     assert "FAILED check residual_attention fp32: over its budget\n" in capsys.readouterr().out
 
 
-def test_programs_of_another_shape_are_launched(visit: ModuleType) -> None:
+def test_programs_of_another_shape_are_launched() -> None:
     kernels = visit.attention_kernels
     own = kernels.choose_config
     config = visit.TileConfig(heads=1, rows=16, columns=16, num_warps=4, num_stages=1)
     tensors = visit.Device("cpu").attention(visit.TINY_SHAPES[0], torch.float32)
-    from resclip_kernels.launch import watch
-
     with visit.program_of(config), watch() as seen:
         visit.residual_attention(
             *tensors[:3], grid=visit.TINY_SHAPES[0].grid, implementation=visit.FUSED

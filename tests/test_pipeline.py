@@ -159,7 +159,7 @@ def test_a_tall_images_strips_come_while_it_is_read(
         kept.append(len(task.stitcher.grids))
     assert asked == [(top, top + 32) for top in range(0, 769, 16)]
     assert max(kept) <= 12
-    assert len(task.windows) == 98
+    assert len(task.stitcher.windows) == 98
 
 
 def test_how_far_it_runs_ahead_is_bounded(seed: int) -> None:

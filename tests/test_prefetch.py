@@ -1,4 +1,4 @@
-"""Threads that run ahead of their reader: order, bounds, errors and leaving early."""
+"""prefetch: order, bounds, errors and stopping early."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def test_results_come_in_order_however_long_each_takes() -> None:
         time.sleep(0.02 if number % 3 == 0 else 0.0)
         return number * number
 
-    assert list(prefetch(slow, range(20), workers=4, ahead=4)) == [n * n for n in range(20)]
-    assert list(prefetch(slow, [], workers=1, ahead=1)) == []
+    assert list(prefetch(slow, range(20), workers=4)) == [n * n for n in range(20)]
+    assert list(prefetch(slow, [], workers=1)) == []
 
 
-def test_how_far_it_runs_ahead_is_bounded() -> None:
+def test_the_look_ahead_is_bounded() -> None:
     taken = []
 
     def items() -> Iterator[int]:
@@ -29,26 +29,26 @@ def test_how_far_it_runs_ahead_is_bounded() -> None:
             taken.append(number)
             yield number
 
-    results = prefetch(lambda number: number, items(), workers=2, ahead=3)
+    results = prefetch(lambda number: number, items(), workers=2)
     for number in results:
-        assert taken[-1] <= number + 4
+        assert taken[-1] <= number + 3
 
 
-def test_an_error_comes_at_its_turn_and_ends_the_threads() -> None:
+def test_an_error_comes_in_its_position_and_ends_the_threads() -> None:
     def fail(number: int) -> int:
         if number == 3:
             raise KeyError(number)
         return number
 
     before = threading.active_count()
-    results = prefetch(fail, range(100), workers=2, ahead=4)
+    results = prefetch(fail, range(100), workers=2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError, match="3"):
         next(results)
     assert threading.active_count() == before
 
 
-def test_leaving_early_leaves_nothing_behind() -> None:
+def test_closing_it_early_ends_the_threads() -> None:
     done = []
 
     def work(number: int) -> int:
@@ -57,7 +57,7 @@ def test_leaving_early_leaves_nothing_behind() -> None:
         return number
 
     before = threading.active_count()
-    results = prefetch(work, range(1000), workers=2, ahead=10)
+    results = prefetch(work, range(1000), workers=2)
     assert next(results) == 0
     results.close()
     assert threading.active_count() == before

@@ -1,9 +1,8 @@
-"""The whole pipeline with a random small model: shapes, batches, windows, and its errors."""
+"""Segmenter: results of the right size from any source, its settings, and what it refuses."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,23 @@ import pytest
 import torch
 from golden import arrays, cases, encoder
 from PIL import Image
-from toys import toy_clip, toy_tokenizer
+from toys import random_image, toy_clip, toy_segmenter
 
-from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary, load
-from resclip.errors import UnknownWordsWarning
-from resclip.inference.preprocessing import normalise
+from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary
 from resclip.io.images import ImageError
-from resclip.loading import choose_device, choose_precision
 from resclip.methods.catalogue import Overview
 from resclip.segmenter import READERS
 
-CLASSES = ["cat, kitten", "dog", "grass"]
-
 
 def make(**arguments: Any) -> Segmenter:
-    dense = DenseEncoder(toy_clip().visual, rcs=RCS(), sfr=SFR(refine_iterations=1))
-    vocabulary = Vocabulary.from_names(CLASSES, toy_clip(), toy_tokenizer, templates=["{}"])
-    return Segmenter(
-        dense, vocabulary, **{"window": 32, "stride": 16, "short_side": 48, **arguments}
-    )
+    return toy_segmenter({"rcs": RCS(), "sfr": SFR(refine_iterations=1)}, **arguments)
 
 
-def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height)))
-
-
-@pytest.mark.parametrize("size", [(60, 90), (1, 1), (7, 60), (90, 33)])
-@pytest.mark.parametrize("window", (0, 32))
+@pytest.mark.parametrize(
+    ("size", "window"),
+    # Many windows, less than a patch either way; and each of these at once.
+    [((60, 90), 32), ((1, 1), 32), ((7, 60), 32), ((90, 33), 0), ((1, 1), 0)],
+)
 def test_a_result_has_the_images_size(size: tuple[int, int], window: int) -> None:
     result = make(window=window).segment(random_image(*size))
     assert isinstance(result, Segmentation)
@@ -50,20 +38,6 @@ def test_a_result_has_the_images_size(size: tuple[int, int], window: int) -> Non
     assert (result.probabilities > 0).all()
     assert (result.probabilities <= 1).all()
     assert result.settings["window"] == window
-
-
-def test_images_of_many_sizes_share_batches_and_nothing_else() -> None:
-    images = [
-        random_image(60, 90, 1),
-        random_image(90, 60, 2),
-        random_image(48, 48, 3),
-        random_image(60, 90, 4),
-    ]
-    segmenter = make(batch_size=7)
-    together = segmenter.segment(images)
-    for alone, shared in zip((make().segment(one) for one in images), together, strict=True):
-        assert np.array_equal(alone.labels, shared.labels)
-        np.testing.assert_allclose(alone.probabilities, shared.probabilities, atol=1e-5)
 
 
 def test_sources_are_paths_images_and_arrays(tmp_path: Path) -> None:
@@ -89,20 +63,6 @@ def test_predict_works_on_batches_at_the_inputs_size() -> None:
     assert segmenter.predict(batch[:0]).shape == (0, 336, 448)
 
 
-def test_windows_run_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    segmenter = make(batch_size=4)
-    sizes = []
-    forward = DenseEncoder.forward
-
-    def spy(self, pixels, *others):
-        sizes.append(len(pixels))
-        return forward(self, pixels, *others)
-
-    monkeypatch.setattr(DenseEncoder, "forward", spy)
-    segmenter.segment(random_image(48, 80))
-    assert sizes == [4, 4]
-
-
 def test_a_single_window_equals_the_whole_image() -> None:
     image = random_image(40, 40)
     windowed = make(window=64, stride=32, short_side=40).segment(image)
@@ -110,32 +70,28 @@ def test_a_single_window_equals_the_whole_image() -> None:
     assert np.array_equal(windowed.labels, whole.labels)
 
 
-def test_final_refinement_follows_the_image() -> None:
+def test_refinement_of_the_result_changes_it() -> None:
     image = random_image(64, 64)
     plain, refined = (make(refine_iterations=count).segment(image) for count in (0, 10))
     assert not np.allclose(plain.probabilities, refined.probabilities, atol=1e-4)
 
 
-def test_own_size_is_kept_with_short_side_zero() -> None:
+def test_prepared_pixels_have_the_short_side_or_their_own_size() -> None:
     segmenter = make(short_side=0)
     assert segmenter.prepare(random_image(61, 83)).shape == (3, 61, 83)
     assert segmenter.prepare(random_image(3, 83)).shape == (3, 8, 83)
     assert make().prepare(random_image(61, 83)).shape == (3, 48, 65)
 
 
-def test_normalisation() -> None:
-    image = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 1, 3)
-    pixels = normalise(image, (0.5, 0.5, 0.1), (0.5, 0.25, 0.1))
-    assert pixels.flatten().tolist() == pytest.approx([-1.0, 2.0, 1.0])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"window": 4}, "at least a patch of 8"),
-        ({"stride": 64}, "never seen"),
+        ({"window": 4}, "window must .* at least a patch of 8"),
+        ({"stride": 64}, "stride must"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"pad_multiple": -1}, "pad_multiple must be at least 0"),
         ({"short_side": -1}, "short_side must be at least 0"),
+        ({"long_side": 0}, "long_side at least 1"),
     ],
 )
 def test_wrong_settings_say_what_is_valid(arguments: dict[str, Any], message: str) -> None:
@@ -154,44 +110,7 @@ def test_pixels_without_a_batch_are_refused() -> None:
         make().predict(torch.zeros(3, 32, 32))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"model": "ViT-X"}, "unknown model 'ViT-X'"),
-        ({"method": "magic"}, "unknown method 'magic'; use one of: clip"),
-        ({"preset": "best"}, "unknown preset 'best'; use one of: released"),
-        ({"device": "toaster"}, "device 'toaster' cannot be used"),
-        ({"precision": "fp4"}, "unknown precision 'fp4'; use one of: fp32, fp16, bf16"),
-    ],
-)
-def test_load_lists_what_is_valid(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load(**{"classes": ["cat", "dog"], **arguments})
-
-
-def test_devices_and_precisions() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_precision(None, torch.device("cpu")) is torch.float32
-    assert choose_precision(None, torch.device("cuda")) is torch.float16
-    assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="'cuda' cannot be used"):
-            choose_device("cuda")
-
-
-def test_the_model_in_the_box_says_which_words_it_has_never_read() -> None:
-    with pytest.warns(UnknownWordsWarning, match=r"never read 'zebra', 'giraffe', so.*house, tree"):
-        load(classes=["sky", "zebra, giraffe", "tree"])
-    with pytest.warns(UnknownWordsWarning, match=r"'7' and 92 more, so"):
-        load(classes=[str(number) for number in range(100)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = load(classes=["sky", "night sky", "house, tree"]).segment(random_image(40, 60))
-    assert result.settings["preset"] == "builtin"
-    assert result.settings["model"] == "builtin"
-
-
-def test_many_images_come_in_order_and_bad_ones_in_their_place(tmp_path: Path) -> None:
+def test_many_images_come_in_order_with_errors_in_their_position(tmp_path: Path) -> None:
     images: list[Any] = [random_image(40 + number, 60, number) for number in range(7)]
     (tmp_path / "bad.png").write_bytes(b"no image")
     images.insert(3, tmp_path / "bad.png")
@@ -209,7 +128,7 @@ def test_many_images_come_in_order_and_bad_ones_in_their_place(tmp_path: Path) -
 
 
 def test_many_images_are_read_as_they_are_needed() -> None:
-    """And no more of them than threads and batches need, of a source without an end."""
+    """No more than threads and batches need, of a source without an end."""
     taken = []
 
     def endless() -> Iterator[np.ndarray]:
@@ -231,15 +150,12 @@ def test_large_images_can_be_refused() -> None:
 
 
 def mixed(**arguments: Any) -> Segmenter:
-    dense = DenseEncoder(toy_clip().visual, rcs=RCS(), overview=Overview(weight=0.5))
-    vocabulary = Vocabulary.from_names(CLASSES, toy_clip(), toy_tokenizer, templates=["{}"])
-    return Segmenter(
-        dense, vocabulary, **{"window": 32, "stride": 16, "short_side": 0, **arguments}
-    )
+    encoder = {"rcs": RCS(), "overview": Overview(weight=0.5)}
+    return toy_segmenter(encoder, **{"short_side": 0, **arguments})
 
 
 def test_windows_with_an_overview_see_the_whole_image() -> None:
-    """What lies outside a window changes its labels' probabilities; without an overview it does not."""
+    """Pixels outside a window change its probabilities; without an overview they do not."""
     image = random_image(64, 64, 1)
     other = image.copy()
     other[:, 32:] = 255 - other[:, 32:]
@@ -266,9 +182,20 @@ def test_an_overview_of_the_whole_image_at_once_is_refused() -> None:
         mixed(window=0)
 
 
-def test_batches_are_as_large_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resclip.inference.batch_size.free_memory", lambda device: 1 << 20)
     with pytest.raises(ValueError, match="one window of 32 × 32 pixels with 4 queries needs about"):
         make().segment(random_image(48, 48))
     monkeypatch.setattr("resclip.inference.batch_size.free_memory", lambda device: 1 << 34)
     make(max_memory=1 << 34).segment(random_image(48, 48))
+
+
+def test_settings_say_what_decides_a_result() -> None:
+    segmenter = make(refine_iterations=3, pad_multiple=16, source={"model": "toy"})
+    settings = segmenter.settings
+    assert (settings["model"], settings["base"], settings["device"]) == ("toy", "naclip", "cpu")
+    for name in ("window", "stride", "refine_iterations", "pad_multiple"):
+        assert settings[name] == getattr(segmenter.pipeline, name)
+    for name in ("short_side", "long_side"):
+        assert settings[name] == getattr(segmenter.preparation, name)
+    assert segmenter.segment(random_image(8, 8)).settings == settings

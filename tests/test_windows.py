@@ -1,4 +1,4 @@
-"""Cutting, stitching, and resizing by rows."""
+"""Where windows lie, stitching, and resizing by rows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from resclip.inference import windows as windows_module
 from resclip.inference.windows import (
     LogitStitcher,
     Window,
     bilinear_weights,
     check_window,
+    downsample,
+    interpolate_rows,
     pad,
     padding,
     plan_windows,
-    resized_rows,
-    source_span,
+    source_range,
     window_starts,
 )
 
@@ -35,8 +37,11 @@ def test_the_last_window_ends_at_the_border(length, window, stride, starts) -> N
     assert window_starts(length, window, stride) == starts
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (224, 500), (333, 777), (90, 1000)])
-@pytest.mark.parametrize("stride", (50, 112, 224))
+@pytest.mark.parametrize(
+    ("height", "width", "stride"),
+    # Under a window, exactly one high, no multiple of the stride, one side short; strides of a part and of a window.
+    [(1, 1, 112), (224, 500, 224), (333, 777, 50), (333, 777, 224), (90, 1000, 112)],
+)
 def test_windows_cover_every_pixel(height: int, width: int, stride: int) -> None:
     seen = torch.zeros(height, width)
     for window in plan_windows(height, width, 224, stride):
@@ -50,30 +55,45 @@ def test_window_zero_is_the_whole_image() -> None:
     assert plan_windows(300, 500, 0, 1) == [Window(0, 0, 300, 500)]
 
 
-def mosaic(
+def stitched(
     windows: list[Window], height: int, width: int, queries: int, seed: int, multiple: int = 0
 ) -> LogitStitcher:
     """Random logits on grids of 3 × 5."""
     generator = torch.Generator().manual_seed(seed)
-    tiles = LogitStitcher(height, width, multiple)
+    stitcher = LogitStitcher(height, width, windows, multiple)
     for window in windows:
-        tiles.put(window, torch.randn(queries, 3, 5, generator=generator))
-    return tiles
+        stitcher.add(window, torch.randn(queries, 3, 5, generator=generator))
+    return stitcher
 
 
 def test_stitching_takes_the_mean_where_windows_overlap() -> None:
-    tiles = LogitStitcher(4, 6)
-    for number, window in enumerate(plan_windows(4, 6, 4, 2)):
-        tiles.put(window, torch.full((2, 1, 1), float(number)))
-    stitched = tiles.rows(0, 4)
-    assert stitched.shape == (2, 4, 6)
-    assert stitched[0, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1]
+    windows = plan_windows(4, 6, 4, 2)
+    stitcher = LogitStitcher(4, 6, windows)
+    for number, window in enumerate(windows):
+        stitcher.add(window, torch.full((2, 1, 1), float(number)))
+    logits = stitcher.rows(0, 4)
+    assert logits.shape == (2, 4, 6)
+    assert logits[0, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1]
+
+
+def test_rows_are_complete_when_no_missing_window_reaches_them() -> None:
+    """Windows of 4 × 4 at rows 0, 2 and 4, two in each."""
+    windows = plan_windows(8, 6, 4, 2)
+    stitcher = LogitStitcher(8, 6, windows)
+    complete = []
+    for index in (0, 2, 1, 3, 5, 4):
+        stitcher.add(windows[index], torch.zeros(1, 1, 1))
+        complete.append(stitcher.complete_rows)
+    assert complete == [0, 0, 2, 4, 4, 8]
+    assert not stitcher.is_single
+    assert LogitStitcher(8, 6, [Window(0, 0, 8, 6)]).is_single
+    assert not LogitStitcher(8, 6, [Window(0, 0, 8, 6)], 4).is_single, "it is padded"
 
 
 @pytest.mark.parametrize("multiple", (0, 7))
 def test_stitching_is_the_mean_of_whole_planes(seed: int, multiple: int) -> None:
     windows = plan_windows(41, 60, 24, 16)
-    tiles = mosaic(windows, 41, 60, 4, seed, multiple)
+    stitcher = stitched(windows, 41, 60, 4, seed, multiple)
     total = torch.zeros(4, 41, 60, dtype=torch.float64)
     count = torch.zeros(41, 60)
     for window in windows:
@@ -82,34 +102,36 @@ def test_stitching_is_the_mean_of_whole_planes(seed: int, multiple: int) -> None
             window.height + around.top + around.bottom,
             window.width + around.left + around.right,
         )
-        plane = F.interpolate(tiles.grids[window].double()[None], size=size, mode="bilinear")[0]
+        plane = F.interpolate(stitcher.grids[window].double()[None], size=size, mode="bilinear")[0]
         inner = plane[:, around.top :, around.left :][:, : window.height, : window.width]
         total[:, window.rows, window.columns] += inner
         count[window.rows, window.columns] += 1
-    torch.testing.assert_close(tiles.rows(0, 41), (total / count).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(stitcher.rows(0, 41), (total / count).float(), atol=1e-6, rtol=0)
 
 
-def test_the_order_of_windows_does_not_matter(seed: int) -> None:
+def test_the_order_in_which_windows_are_added_does_not_matter(seed: int) -> None:
     windows = plan_windows(40, 60, 24, 16)
-    forward = mosaic(windows, 40, 60, 3, seed)
-    backward = LogitStitcher(40, 60)
+    forward = stitched(windows, 40, 60, 3, seed)
+    backward = LogitStitcher(40, 60, windows)
     for window in windows[::-1]:
-        backward.put(window, forward.grids[window])
+        backward.add(window, forward.grids[window])
     assert torch.equal(forward.rows(0, 40), backward.rows(0, 40))
 
 
 def test_rows_alone_are_the_rows_of_the_whole(seed: int) -> None:
     windows = plan_windows(70, 33, 24, 16)
-    tiles = mosaic(windows, 70, 33, 3, seed)
-    whole = tiles.rows(0, 70)
+    stitcher = stitched(windows, 70, 33, 3, seed)
+    whole = stitcher.rows(0, 70)
     for first, last in ((0, 1), (13, 57), (69, 70)):
-        torch.testing.assert_close(tiles.rows(first, last), whole[:, first:last], atol=1e-6, rtol=0)
-    tiles.forget(40)
-    assert min(window.top + window.height for window in tiles.grids) == 56
-    assert len(tiles.grids) < len(windows)
-    torch.testing.assert_close(tiles.rows(46, 70), whole[:, 46:], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            stitcher.rows(first, last), whole[:, first:last], atol=1e-6, rtol=0
+        )
+    stitcher.drop_above(40)
+    assert min(window.top + window.height for window in stitcher.grids) == 56
+    assert len(stitcher.grids) < len(windows)
+    torch.testing.assert_close(stitcher.rows(46, 70), whole[:, 46:], atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="no window covers the rows 0 to 16"):
-        tiles.rows(0, 16)
+        stitcher.rows(0, 16)
 
 
 @pytest.mark.parametrize(("cells", "length"), [(14, 224), (7, 112), (5, 5), (9, 4), (1, 6), (6, 1)])
@@ -134,19 +156,27 @@ def test_rows_of_a_resized_plane_need_only_their_own_source(
 
     for first in range(0, new, 7):
         last = min(first + 7, new)
-        rows = resized_rows(read, length, new, first, last)
+        rows = interpolate_rows(read, length, new, first, last)
         torch.testing.assert_close(rows, resized[:, first:last], atol=1e-6, rtol=0)
-        assert asked[-1] == source_span(length, new, first, last)
+        assert asked[-1] == source_range(length, new, first, last)
         assert asked[-1][1] - asked[-1][0] <= 8 * max(1, length / new) + 1
+
+
+def test_downsampling_by_rows_is_antialiased(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows_module, "DOWNSAMPLE_ROWS", 16)
+    image = torch.randn(3, 70, 45, generator=torch.Generator().manual_seed(seed))
+    small = downsample(lambda first, last: image[:, first:last], (70, 45), (9, 20))
+    wanted = F.interpolate(image[None], size=(9, 20), mode="bilinear", antialias=True)[0]
+    torch.testing.assert_close(small, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("window", "stride", "error", "message"),
     [
-        (8, 8, ValueError, "at least a patch of 16 pixels; got 8"),
-        (-1, 8, ValueError, "at least a patch"),
-        (224, 225, ValueError, "parts of the image are never seen; got 225"),
-        (224, 0, ValueError, "between 1 and the window's 224"),
+        (8, 8, ValueError, "window must .* a patch of 16 pixels; got 8"),
+        (-1, 8, ValueError, "window must .* got -1"),
+        (224, 225, ValueError, "stride must .* got 225"),
+        (224, 0, ValueError, "stride must .* between 1 and the window's 224"),
         (224.0, 112, TypeError, "window must be an integer"),
     ],
 )
@@ -177,6 +207,8 @@ def test_what_lies_over_the_padding_is_cut_off() -> None:
     planes = torch.randn(3, 10, 13)
     window = Window(0, 0, 10, 13)
     around = padding(window, 8)
-    tiles = LogitStitcher(10, 13, 8)
-    tiles.put(window, pad(planes, around) + 7.0 * pad(torch.ones(1, 10, 13), around).logical_not())
-    assert torch.equal(tiles.rows(0, 10), planes)
+    stitcher = LogitStitcher(10, 13, [window], 8)
+    stitcher.add(
+        window, pad(planes, around) + 7.0 * pad(torch.ones(1, 10, 13), around).logical_not()
+    )
+    assert torch.equal(stitcher.rows(0, 10), planes)

@@ -1,4 +1,4 @@
-"""One run on one GPU: every op and the whole pipeline, checked, timed and set beside the figures they must reach.
+"""One run on one GPU: every op and the whole pipeline, checked, timed and set beside the figures that they must reach.
 
-`python -m benchmarks.gpu` from the project's root. Read `suite.py` first: it says what is measured.
+`suite.py` says what is measured, and in which order.
 """

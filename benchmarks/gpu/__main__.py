@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: check, measure, and write one JSON, one Markdown file and plots.
+"""`python -m benchmarks gpu`: check, measure, and write one JSON, one Markdown file and plots.
 
 Without a GPU: `--dry-run` runs every case and every code path on tiny shapes in Triton's interpreter.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results"
+from benchmarks.reporting import RESULTS, store
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny shapes, one sample, interpreted on the CPU"
     )
@@ -47,33 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     if not options.dry_run and not torch.cuda.is_available():
-        print(
-            "bench-gpu: torch finds no GPU here; run it on a machine with one, or pass --dry-run",
-            file=sys.stderr,
-        )
-        return 1
+        return refuse("torch finds no GPU here; run it on a machine with one, or pass --dry-run")
     if not options.dry_run and os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
-        print(
-            "bench-gpu: TRITON_INTERPRET is set, so no kernel would run on the GPU; unset it",
-            file=sys.stderr,
-        )
-        return 1
+        return refuse("TRITON_INTERPRET is set, so no kernel would run on the GPU; unset it")
     from benchmarks.gpu import suite
 
     ops = tuple(options.only.split(",")) if options.only else tuple(suite.OPS)
-    unknown = [name for name in ops if name not in suite.OPS]
-    if unknown:
-        print(
-            f"bench-gpu: no op {unknown[0]!r}; use some of {','.join(suite.OPS)}", file=sys.stderr
-        )
-        return 1
+    for name in ops:
+        if name not in suite.OPS:
+            return refuse(f"no op {name!r}; use some of {','.join(suite.OPS)}")
     settings = suite.Settings(options.dry_run, options.minutes, ops)
     try:
         checks = suite.check(settings)
     except suite.ChecksFailed as error:
-        print(f"bench-gpu: {error}", file=sys.stderr)
-        return 1
+        return refuse(str(error))
     return measure(settings, checks, start, folder_of(options))
+
+
+def refuse(reason: str) -> int:
+    """Say in one line why nothing is measured; the exit status."""
+    print(f"bench-gpu: {reason}", file=sys.stderr)
+    return 1
 
 
 def folder_of(options: argparse.Namespace) -> Path:
@@ -87,31 +83,25 @@ def folder_of(options: argparse.Namespace) -> Path:
 
 def measure(settings: Any, checks: Any, start: float, folder: Path) -> int:
     """Run, write and print."""
-    from benchmarks.gpu import environment, suite
-    from resclip.io.files import write_atomically
+    from benchmarks.gpu import suite
 
-    stem = f"gpu_{environment.slug(environment.device_record(settings.dry_run)['name'])}"
-    path = folder / f"{stem}.json"
-
-    def keep(document: dict[str, Any]) -> None:
-        write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
-
-    document = suite.run(settings, checks, start, keep)
-    return present(document, path)
+    device = suite.device_record(settings.dry_run)["name"]
+    path = folder / f"gpu_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+    return present(suite.run(settings, checks, start, partial(store, path)), path)
 
 
 def present(document: dict[str, Any], path: Path) -> int:
     """Write the tables and plots beside the document at `path`, and print the figures."""
-    from benchmarks.gpu import figures, plots, tables
+    from benchmarks.gpu import report
+    from benchmarks.gpu.figures import figures
     from resclip.io.files import write_atomically
 
-    table = path.with_suffix(".md")
-    write_atomically(table, tables.markdown(document).encode())
-    drawn = plots.draw(document, path.parent, path.stem)
-    rows = figures.figures(document)
-    for row in rows:
-        print(figures.line(row))
-    names = ", ".join(each.name for each in (path, table, *drawn))
+    page = path.with_suffix(".md")
+    write_atomically(page, report.markdown(document).encode())
+    drawn = report.draw(document, path.parent, path.stem)
+    rows = figures(document)
+    print("\n".join(map(str, rows)))
+    names = ", ".join(each.name for each in (path, page, *drawn))
     print(f"{document['seconds']:.0f} s; {names} in {path.parent}")
     if document["dry_run"]:
         print("a dry run: the figures above mean nothing")

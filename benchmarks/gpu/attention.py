@@ -1,7 +1,4 @@
-"""Cases of `residual_attention` and `semantic_feedback`, by number of tokens.
-
-Knows both ops, what PyTorch offers in their place, and how far each of these goes.
-"""
+"""Cases of `residual_attention` and `semantic_feedback` by number of tokens, beside what PyTorch offers instead."""
 
 from __future__ import annotations
 
@@ -29,7 +26,6 @@ from resclip_kernels import (
 from resclip_kernels.ops.residual_attention import portable, reference
 from resclip_kernels.ops.semantic_feedback.portable import row_blocks
 
-# (batch, grid): windows of 224, whole images of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels.
 GRIDS = (
     (64, (14, 14)),
     (16, (21, 28)),
@@ -38,8 +34,10 @@ GRIDS = (
     (1, (128, 128)),
     (1, (256, 256)),
 )
+"""(batch, grid): windows of 224, images of 336 × 448, and squares of 512, 1,024, 2,048 and 4,096 pixels."""
 TINY_GRIDS = ((2, (3, 4)), (1, (5, 5)))
-FIGURE_TOKENS = 4097  # From here on the attention must keep up with plain attention.
+FIGURE_TOKENS = 4097
+"""Tokens from which on the attention must keep up with plain attention."""
 
 
 def attention_options(shape: Attention) -> AttentionOptions:
@@ -67,7 +65,7 @@ def attention_cases(*, tiny: bool) -> list[Case]:
 
 
 def attention_variants(bench: Bench, shape: Attention) -> list[Variant]:
-    """The fused op, the same by other means, and attention that knows neither prior nor feedback."""
+    """The fused op, the same by other means, and attention without prior or feedback."""
     dtype = bench.dtype(torch.float16)
     tensors = bench.device.attention(shape, dtype)
     shape = replace(shape, element=tensors.value.element_size())

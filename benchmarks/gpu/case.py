@@ -1,7 +1,4 @@
-"""What a case is, and the bench on which its variants are set up.
-
-Knows no op.
-"""
+"""What a case of the GPU benchmark is, and the device and sizes with which its variants are set up."""
 
 from __future__ import annotations
 
@@ -12,12 +9,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.files import FILES
 from benchmarks.gpu.inputs import FUSED, Device
 from benchmarks.gpu.timing import FAILURES, Variant
 
-# Rows of the tables, in this order.
+FILES = "files"
+"""The variant that runs from file to file."""
 VARIANTS = (FUSED, "torch", "reference", "compiled", "sdpa", "flex", FILES)
+"""Columns of the tables, in this order."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""Only what is correct is timed: every op's Triton implementation against the float64 reference, on small shapes.
-
-Knows the ops and their error budgets. Knows no time.
-"""
+"""Only what is correct is timed: every op's Triton implementation against the float64 reference, on small shapes."""
 
 from __future__ import annotations
 
@@ -212,14 +209,16 @@ def clear(planes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def agreement(got: Tensor, oracle: Tensor, compared: Tensor) -> Error:
-    """AssertionError unless labels agree wherever they are compared, at no fewer than 30 % of the places.
+    """AssertionError unless labels agree wherever they are compared, at no fewer than 30 % of the positions.
 
     bfloat16's rounding leaves a third of the patches in doubt; the other dtypes hardly any.
     """
     share = compared.double().mean().item()
     wrong = (got != oracle)[compared].sum().item()
     if wrong or share < 0.3:
-        raise AssertionError(f"{wrong} labels differ, {share:.0%} of the places could be compared")
+        raise AssertionError(
+            f"{wrong} labels differ, {share:.0%} of the positions could be compared"
+        )
     return Error(0.0, 0.0)
 
 

@@ -1,6 +1,4 @@
-"""Operations and bytes of every op, counted in the open, and what the references need in memory.
-
-Knows shapes. Knows no tensor and no time.
+"""Operations and bytes of every op by formula, and the memory that the references need.
 
 FLOPs are those of the formula, each once: a fused kernel that computes something twice gets no credit for it, and
 softmaxes, masks and look-ups, which no matrix unit does, are left out where they are a few per cent. Bytes are the
@@ -12,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHANNELS = 3  # Of a guide image.
+CHANNELS = 3
+"""Colours of a guide image."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ class Attention:
     def dense_bytes(self) -> int:
         """Ŝ as the reference takes it: (B, n, n) float32."""
         return 4 * self.batch * self.patches**2
-
-    @property
-    def bias_bytes(self) -> int:
-        """What FlexAttention needs of it: (B, L, L) in the tensors' dtype."""
-        return self.element * self.batch * self.tokens**2
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""Random inputs for every op, laid out as the pipeline hands them over.
-
-Knows the ops' shapes. Knows no variant and no time.
-"""
+"""Random inputs for every op, laid out as the pipeline hands them over."""
 
 from __future__ import annotations
 
@@ -18,7 +15,8 @@ from benchmarks.label_maps import label_map
 from resclip_kernels import SemanticFeedback, semantic_feedback
 
 SEED = 0
-FUSED = "triton"  # The implementation that is judged.
+FUSED = "triton"
+"""The implementation that is judged."""
 
 
 class AttentionTensors(NamedTuple):

@@ -1,6 +1,6 @@
-"""Cases of the ops on planes and features: `pamr`, `patch_labels`, `upsample_argmax`, `proxy_attention`.
+"""Cases of the ops on planes and features, `pamr`, `patch_labels`, `upsample_argmax` and `proxy_attention`.
 
-Knows these ops' shapes in the released protocols.
+Their shapes are those of the released protocols.
 """
 
 from __future__ import annotations
@@ -31,78 +31,88 @@ FIGURE_PAMR = "150 planes of 336 × 448, fp32"
 READS_VALUES = (
     "the reference decides by tensor values in Python, image by image: no graph to compile"
 )
+NO_ATTENTION = {"sdpa": "no attention", "flex": "no attention"}
 
 
-def implementations(
+def case_of(
+    op: str, name: str, shape: Any, variants: Callable[..., Sequence[Variant]], **more: Any
+) -> Case:
+    """The case of a shape of `counts`, which `variants` gets as well."""
+    make = partial(variants, shape=shape)
+    return Case(op, name, shape.flops, shape.bytes, make, asdict(shape), **more)
+
+
+def variants_of(
     run: Callable[[str], Any],
     held: tuple[Tensor, ...],
     reference_bytes: int,
     *,
-    essential: bool = False,
+    compiled: Callable[[], Any] | None = None,
+    essential_reference: bool = False,
+    impossible: dict[str, str] = NO_ATTENTION,
 ) -> list[Variant]:
-    """The op's own three; with `essential` the reference too."""
+    """The op's three implementations, its reference by torch.compile, and why there are no others.
+
+    Args:
+        run: the op by the name of an implementation.
+        held: its inputs.
+        reference_bytes: predicted memory of the reference.
+        compiled: the compiled reference; None where it reads values.
+        essential_reference: whether a figure needs the reference.
+        impossible: reasons by variant.
+    """
+    needs = {"needs_bytes": reference_bytes}
     return [
+        Variant(FUSED, partial(run, FUSED), held=held, essential=True),
+        Variant("torch", partial(run, "torch"), held=held),
         Variant(
-            name,
-            partial(run, name),
+            "reference",
+            partial(run, "reference"),
             held=held,
-            needs_bytes=reference_bytes if name == "reference" else 0,
-            essential=name == FUSED or (essential and name == "reference"),
-        )
-        for name in (FUSED, "torch", "reference")
+            essential=essential_reference,
+            **needs,
+        ),
+        Variant("compiled", compiled, held=held, compiles=True, **needs)
+        if compiled
+        else missing("compiled", READS_VALUES),
+        *(missing(name, reason) for name, reason in impossible.items()),
     ]
-
-
-def no_attention() -> list[Variant]:
-    """Rows that stay empty."""
-    return [missing(name, "no attention") for name in ("sdpa", "flex")]
 
 
 def pamr_cases(*, tiny: bool) -> list[Case]:
     """ADE20K's names on a whole image, as float32 and float16, and a few names on a large one."""
-    shapes = [
-        (FIGURE_PAMR, Pamr(1, 150, (336, 448)), torch.float32),
-        ("150 planes of 336 × 448, fp16", Pamr(1, 150, (336, 448), element=2), torch.float16),
-        ("20 planes of 2048 × 2048, fp32", Pamr(1, 20, (2048, 2048)), torch.float32),
-    ]
+    shapes = {
+        FIGURE_PAMR: Pamr(1, 150, (336, 448)),
+        "150 planes of 336 × 448, fp16": Pamr(1, 150, (336, 448), element=2),
+        "20 planes of 2048 × 2048, fp32": Pamr(1, 20, (2048, 2048)),
+    }
     if tiny:
-        shapes = [(FIGURE_PAMR, Pamr(1, 2, (9, 8), iterations=1), torch.float32)]
+        shapes = {FIGURE_PAMR: Pamr(1, 2, (9, 8), iterations=1)}
     return [
-        Case(
+        case_of(
             "pamr",
             name,
-            shape.flops,
-            shape.bytes,
-            partial(pamr_variants, shape=shape, dtype=dtype),
-            asdict(shape),
-            rank=0 if name == FIGURE_PAMR else 1,
+            shape,
+            partial(pamr_variants, judged=name == FIGURE_PAMR),
+            rank=int(name != FIGURE_PAMR),
         )
-        for name, shape, dtype in shapes
+        for name, shape in shapes.items()
     ]
 
 
-def pamr_variants(bench: Bench, shape: Pamr, dtype: torch.dtype) -> Sequence[Variant]:
+def pamr_variants(bench: Bench, shape: Pamr, *, judged: bool) -> Sequence[Variant]:
     """The op, and the reference by torch.compile."""
+    dtype = torch.float32 if shape.element == 4 else torch.float16
     image = bench.device.images(shape.batch, shape.size, dtype)
     masks = bench.device.normal(shape.batch, shape.queries, *shape.size, dtype=dtype)
     compiled = bench.compile(pamr_reference.pamr)
-
-    def run(name: str) -> Tensor:
-        return pamr(image, masks, iterations=shape.iterations, implementation=name)
-
-    held = (image, masks)
-    essential = dtype is torch.float32 and shape.queries != 20
-    return [
-        *implementations(run, held, shape.reference_bytes, essential=essential),
-        Variant(
-            "compiled",
-            lambda: compiled(image, masks, shape.iterations, (8, 16)),
-            held=held,
-            needs_bytes=shape.reference_bytes,
-            compiles=True,
-        ),
-        *no_attention(),
-    ]
+    return variants_of(
+        lambda name: pamr(image, masks, iterations=shape.iterations, implementation=name),
+        (image, masks),
+        shape.reference_bytes,
+        compiled=lambda: compiled(image, masks, shape.iterations, (8, 16)),
+        essential_reference=judged,
+    )
 
 
 def patch_label_cases(*, tiny: bool) -> list[Case]:
@@ -111,13 +121,11 @@ def patch_label_cases(*, tiny: bool) -> list[Case]:
     if tiny:
         shapes = [PatchLabels(1, 3, (8, 12), patch=4)]
     return [
-        Case(
+        case_of(
             "patch_labels",
             f"{shape.queries} queries, {shape.size[0]} × {shape.size[1]}, batch {shape.batch}",
-            shape.flops,
-            shape.bytes,
-            partial(patch_label_variants, shape=shape),
-            asdict(shape),
+            shape,
+            patch_label_variants,
         )
         for shape in shapes
     ]
@@ -125,21 +133,15 @@ def patch_label_cases(*, tiny: bool) -> list[Case]:
 
 def patch_label_variants(bench: Bench, shape: PatchLabels) -> Sequence[Variant]:
     """Logits in float32, as `similarity` returns them; the guide in the tower's dtype."""
-    height, width = shape.size
-    grid = (height // shape.patch, width // shape.patch)
+    patch = (shape.patch, shape.patch)
+    grid = (shape.size[0] // shape.patch, shape.size[1] // shape.patch)
     image = bench.device.images(shape.batch, shape.size, bench.dtype(torch.float16))
     logits = bench.device.logits(shape.batch, shape.queries, grid, torch.float32)
-
-    def run(name: str) -> Tensor:
-        return patch_labels(
-            logits, image, patch_size=(shape.patch, shape.patch), implementation=name
-        )
-
-    return [
-        *implementations(run, (image, logits), shape.reference_bytes),
-        missing("compiled", READS_VALUES),
-        *no_attention(),
-    ]
+    return variants_of(
+        lambda name: patch_labels(logits, image, patch_size=patch, implementation=name),
+        (image, logits),
+        shape.reference_bytes,
+    )
 
 
 def upsample_cases(*, tiny: bool) -> list[Case]:
@@ -152,30 +154,24 @@ def upsample_cases(*, tiny: bool) -> list[Case]:
     if tiny:
         shapes = [Upsample(1, 3, (4, 5), (16, 21))]
     return [
-        Case(
+        case_of(
             "upsample_argmax",
             f"{shape.queries} queries to {shape.size[0]} × {shape.size[1]}",
-            shape.flops,
-            shape.bytes,
-            partial(upsample_variants, shape=shape),
-            asdict(shape),
+            shape,
+            upsample_variants,
         )
         for shape in shapes
     ]
 
 
 def upsample_variants(bench: Bench, shape: Upsample) -> Sequence[Variant]:
-    """One class a query."""
+    """One class for each query."""
     logits = bench.device.logits(shape.batch, shape.queries, shape.grid, torch.float32)
-
-    def run(name: str) -> tuple[Tensor, Tensor]:
-        return upsample_argmax(logits, shape.size, implementation=name)
-
-    return [
-        *implementations(run, (logits,), shape.reference_bytes),
-        missing("compiled", READS_VALUES),
-        *no_attention(),
-    ]
+    return variants_of(
+        lambda name: upsample_argmax(logits, shape.size, implementation=name),
+        (logits,),
+        shape.reference_bytes,
+    )
 
 
 def proxy_cases(*, tiny: bool) -> list[Case]:
@@ -187,13 +183,11 @@ def proxy_cases(*, tiny: bool) -> list[Case]:
     if tiny:
         shapes = [Proxy(1, 2, 32, (6, 5), (3, 3))]
     return [
-        Case(
+        case_of(
             "proxy_attention",
             f"{shape.fine[0]} × {shape.fine[1]} positions of {shape.channels}, batch {shape.batch}",
-            shape.flops,
-            shape.bytes,
-            partial(proxy_variants, shape=shape),
-            asdict(shape),
+            shape,
+            proxy_variants,
         )
         for shape in shapes
     ]
@@ -206,21 +200,13 @@ def proxy_variants(bench: Bench, shape: Proxy) -> Sequence[Variant]:
     cells = shape.grid[0] * shape.grid[1]
     value = bench.device.normal(shape.batch, shape.heads, cells, shape.width, dtype=dtype)
     compiled = bench.compile(proxy_reference.proxy_attention)
-
-    def run(name: str) -> Tensor:
-        return proxy_attention(features, value, grid=shape.grid, implementation=name)
-
-    held = (features, value)
-    masked = "its mask is where X Xᵀ exceeds the image's mean: as a score_mod it needs heads of 768 for q and k"
-    return [
-        *implementations(run, held, shape.reference_bytes),
-        Variant(
-            "compiled",
-            lambda: compiled(features, value, shape.grid, ProxyAttentionOptions()),
-            held=held,
-            needs_bytes=shape.reference_bytes,
-            compiles=True,
-        ),
-        missing("sdpa", "one map for all heads, its entries under 0 left out"),
-        missing("flex", masked),
-    ]
+    return variants_of(
+        lambda name: proxy_attention(features, value, grid=shape.grid, implementation=name),
+        (features, value),
+        shape.reference_bytes,
+        compiled=lambda: compiled(features, value, shape.grid, ProxyAttentionOptions()),
+        impossible={
+            "sdpa": "one map for all heads, its entries under 0 left out",
+            "flex": "its mask is where X Xᵀ exceeds the image's mean: as a score_mod it needs heads of 768 for q and k",
+        },
+    )

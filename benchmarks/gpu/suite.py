@@ -1,32 +1,31 @@
-"""What is measured, in which order, and how a run becomes a document.
+"""A run of the GPU benchmark: checks, ceilings and cases in their order, and the document that they become.
 
-Knows the stages of a run. Each stage is a module that knows nothing of the others:
-
-    checks.py     the fused ops against float64, in every dtype; nothing is timed unless all hold
-    ceilings.py   what this device can do at best
-    attention.py, planes.py, pipeline.py, files.py    the cases: op, shape, and each way to compute it
-    counts.py     their operations, bytes and predicted memory
-    timing.py     samples
-    figures.py    what must be reached
+checks.py     the fused ops against float64, in every dtype; nothing is timed unless all hold
+attention.py, planes.py, pipeline.py    the cases: op, shape, and each way to compute it
+counts.py     their operations, bytes and predicted memory
+timing.py     samples
+figures.py    what must be reached
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import gc
+import importlib.metadata
+import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.gpu import environment
+import resclip
 from benchmarks.gpu.attention import attention_cases, feedback_cases
 from benchmarks.gpu.case import Bench, Case
-from benchmarks.gpu.ceilings import measure_ceilings
 from benchmarks.gpu.checks import CHECKS, Check, run_checks
 from benchmarks.gpu.figures import figures
 from benchmarks.gpu.inputs import Device
@@ -34,6 +33,7 @@ from benchmarks.gpu.pipeline import OP as PIPELINE
 from benchmarks.gpu.pipeline import pipeline_cases
 from benchmarks.gpu.planes import pamr_cases, patch_label_cases, proxy_cases, upsample_cases
 from benchmarks.gpu.timing import FAILURES, Clock, Limits, Outcome, Pace, measure, shorten
+from benchmarks.reporting import ROOT, Document
 
 SCHEMA = 1
 OPS: dict[str, Callable[..., list[Case]]] = {
@@ -45,7 +45,6 @@ OPS: dict[str, Callable[..., list[Case]]] = {
     "proxy_attention": proxy_cases,
     PIPELINE: pipeline_cases,
 }
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,8 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
-        """Of a case."""
-        return (
-            Limits(least=1, most=1, slow_seconds=0.1, patient=False) if self.dry_run else Limits()
-        )
+        """How long a case may take."""
+        return Limits(turns=1, slow_seconds=0.1, patient=False) if self.dry_run else Limits()
 
     @property
     def checked(self) -> list[str]:
@@ -111,18 +108,16 @@ def run(
     pace = Pace(60 * settings.minutes - (time.monotonic() - start), settings.limits)
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
         bench = Bench(device, settings.dry_run, Path(scratch))
-        sizes = {"side": 32, "copy_bytes": 1 << 12} if settings.dry_run else {}
-        ceilings = measure_ceilings(clock, **sizes)
         document: Document = {
             "schema": SCHEMA,
             "dry_run": settings.dry_run,
             "complete": False,
             "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-            "commit": environment.commit(),
-            "device": environment.device_record(settings.dry_run),
-            "versions": environment.versions(),
+            "commit": commit(),
+            "device": device_record(settings.dry_run),
+            "versions": versions(),
             "settings": {**asdict(settings), "limits": asdict(settings.limits)},
-            "ceilings": ceilings.record(),
+            "ceilings": ceilings(clock),
             "checks": [each.record() for each in checks],
             "cases": [],
             "figures": [],
@@ -141,7 +136,7 @@ def run(
 
 
 def run_case(case: Case, bench: Bench, clock: Clock, pace: Pace) -> Document:
-    """One case's part of the document; a line is printed."""
+    """Measure one case, print a line and return its part of the document."""
     start = time.monotonic()
     reason = ""
     outcomes: dict[str, Outcome] = {}
@@ -154,7 +149,7 @@ def run_case(case: Case, bench: Bench, clock: Clock, pace: Pace) -> Document:
     except FAILURES as error:
         reason = shorten(error)
     gc.collect()  # Closures over tensors in cycles would hold their memory into the next case.
-    clock.forget()
+    clock.release()
     result: Document = {
         "op": case.op,
         "name": case.name,
@@ -185,3 +180,64 @@ def with_rates(outcome: Outcome, case: Case) -> Document:
         record["tflops"] = 1e-9 * case.flops / record["median_ms"]
         record["gbps"] = 1e-6 * case.bytes / record["median_ms"]
     return record
+
+
+def ceilings(clock: Clock) -> dict[str, float]:
+    """What this device can do at best: TFLOP/s of large products, and GB/s of a copy, read and written.
+
+    The matrices are random, since zeros run faster than real data; the copy is far larger than any cache.
+    """
+    side, copy_bytes = (8192, 4 << 30) if clock.cuda else (32, 1 << 12)
+    rates = {}
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        left, right = (torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2))
+        taken = clock.kernel_ms(partial(torch.mm, left, right, out=torch.empty_like(left)), 100)
+        rates[f"{name}_tflops"] = 2e-9 * side**3 / taken
+    source = torch.ones(copy_bytes, dtype=torch.int8, device=clock.device)
+    taken = clock.kernel_ms(partial(torch.empty_like(source).copy_, source), 100)
+    return {**rates, "copy_gbps": 2e-6 * copy_bytes / taken}
+
+
+def device_record(dry_run: bool) -> Document:
+    """Name, driver and size of the device."""
+    if dry_run:
+        return {"name": "interpreter", "driver": "none", "memory_bytes": 0, "capability": ""}
+    properties = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {
+        "name": properties.name,
+        "driver": output_of(query).split("\n", maxsplit=1)[0],
+        "memory_bytes": properties.total_memory,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(0))),
+        "multiprocessors": properties.multi_processor_count,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The version of everything that a time depends on."""
+    found = {"resclip": resclip.__version__, "python": platform.python_version()}
+    for name in ("torch", "triton", "numpy", "open_clip_torch"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    found["cuda"] = torch.version.cuda or torch.version.hip or "none"
+    return found
+
+
+def commit() -> str:
+    """The commit, with a plus sign where files were changed since."""
+    name = output_of(["git", "rev-parse", "--short=12", "HEAD"])
+    changed = output_of(["git", "status", "--porcelain", "-uno"]) not in ("", "unknown")
+    return name + "+" * (changed and name != "unknown")
+
+
+def output_of(command: list[str]) -> str:
+    """The output of a command; "unknown" where it cannot run."""
+    try:
+        finished = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return finished.stdout.strip()

@@ -1,10 +1,8 @@
-"""Times calls on one device: warm, interleaved, with a cold cache, and with the memory they took.
+"""Times the ways to compute a case, which take turns on one device, and measures the memory that each takes.
 
-Knows variants and samples. Knows no op, no shape and no figure.
-
-A sample is the device's time between two events around one call. Before each, a buffer far larger than the cache is
-overwritten, so that nothing is warm and the host runs ahead of the device: launching costs show only where they exceed
-that buffer's time. Variants of one case take turns, so that a drift of the clocks meets them all.
+In a turn, `triton.testing.do_bench` calls a kernel many times with a cold cache and gives the median of the device's
+times. A slow call, or a whole pipeline, is timed once a turn by the host until the device is idle. A drift of the
+clocks meets all variants of a case alike, because they take turns.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ try:
 except ImportError:  # Without triton its variants fail with the ImportError that says so.
     TritonError = ImportError
 
-# What a variant that cannot run may raise; anything else is a mistake in the benchmark itself.
 FAILURES = (
     RuntimeError,
     ValueError,
@@ -38,32 +35,26 @@ FAILURES = (
     subprocess.SubprocessError,
     TritonError,
 )
-# Written before each sample: 20 times an H200's cache, a quarter of a millisecond at its bandwidth.
-FLUSH_BYTES = 1 << 30
+"""What a variant that cannot run may raise; anything else is a mistake in the benchmark itself."""
 REASON_LENGTH = 300
+"""Characters of an error's message that a report shows."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """How long a case may take."""
 
-    seconds: float = 1.2
-    """Of samples a case, all variants together."""
-    least: int = 5
-    most: int = 30
+    turns: int = 5
+    turn_ms: float = 20.0
+    """Milliseconds of timed calls in one turn of a variant."""
+    host_seconds: float = 0.02
+    """A call that takes longer is timed by the host: launches hardly count, and do_bench would make eight calls."""
     slow_seconds: float = 2.0
     """A call that takes longer gives one sample."""
-    patient: bool = True
-    """Whether what a figure needs, or what compiles, is repeated after a slow first call."""
     longest_seconds: float = 12.0
     """A call that is predicted to take longer is left out."""
-
-    def rounds(self, estimates: Sequence[float]) -> int:
-        """How many turns variants of these seconds a call get."""
-        total = sum(estimates)
-        return (
-            self.most if total == 0 else max(self.least, min(self.most, int(self.seconds / total)))
-        )
+    patient: bool = True
+    """Whether what a figure needs, or what compiles, is repeated after a slow first call."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +63,18 @@ class Variant:
 
     name: str
     run: Callable[[], Any] | None
-    """None: it cannot be expressed; `reason` says why."""
+    """None where the case cannot be expressed; `reason` says why."""
     reason: str = ""
     held: tuple[Tensor, ...] = ()
-    """What must be in memory before the call."""
+    """Tensors that must be in memory before the call."""
     needs_bytes: int = 0
-    """Predicted memory of the call beside `held`; 0 where there is nothing to fear."""
+    """Predicted memory of the call beside `held`; 0 where it certainly fits."""
     essential: bool = False
-    """Needed by a figure: runs however late it is."""
+    """Whether a figure needs it: it then runs however late it is."""
     compiles: bool = False
-    """Its first call compiles, so a slow one says nothing."""
+    """Whether its first call compiles, so that a slow one says nothing."""
     share: float = 1.0
-    """Of the case's work that one call does; samples are divided by it."""
+    """Part of the case's work that one call does; samples are divided by it."""
 
     @property
     def held_bytes(self) -> int:
@@ -96,18 +87,19 @@ class Variant:
 class Outcome:
     """What came of a variant."""
 
-    status: str
+    status: str = "ok"
     """"ok", "skipped", "out of memory" or "failed"."""
     reason: str = ""
     first_seconds: float | None = None
-    """Of the first call, compilation included."""
+    """Seconds of the first call, compilation included."""
     samples_ms: list[float] = field(default_factory=list)
+    """One a turn."""
     extra_bytes: int | None = None
     """Largest memory during a call beyond what was there before it."""
     held_bytes: int = 0
 
     def record(self) -> dict[str, Any]:
-        """As JSON-able values, with the median, the quartiles and the whole peak."""
+        """As values that JSON can hold, with the median, the quartiles and the whole peak."""
         result = asdict(self)
         if self.samples_ms:
             result |= quartiles(self.samples_ms)
@@ -118,10 +110,8 @@ class Outcome:
 
 def quartiles(samples: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of one sample or more."""
-    if len(samples) == 1:
-        low = middle = high = samples[0]
-    else:
-        low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    many = samples if len(samples) > 1 else [*samples, *samples]
+    low, middle, high = statistics.quantiles(many, n=4, method="inclusive")
     return {"q1_ms": low, "median_ms": middle, "q3_ms": high}
 
 
@@ -129,42 +119,37 @@ class Clock:
     """The device's clock and memory; on the CPU, a stand-in that lets every line run without a GPU."""
 
     def __init__(self, device: str) -> None:
+        self.device = device
         self.cuda = device == "cuda"
-        size = FLUSH_BYTES if self.cuda else 1 << 10
-        self.buffer = torch.empty(size, dtype=torch.int8, device=device)
 
     def wait(self) -> None:
         """Until the device is idle."""
         if self.cuda:
             torch.cuda.synchronize()
 
-    def sample(self, run: Callable[[], Any], *, whole: bool) -> float:
-        """Milliseconds of one call: between events on the device, or with `whole` by the host until all is done."""
-        self.buffer.zero_()
-        if whole or not self.cuda:
-            self.wait()
-            start = time.perf_counter()
-            run()
-            self.wait()
-            return 1e3 * (time.perf_counter() - start)
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
+    def kernel_ms(self, run: Callable[[], Any], milliseconds: float) -> float:
+        """Median time of a call on the device with a cold cache, over about this long."""
+        if not self.cuda:
+            return self.host_ms(run)
+        from triton.testing import do_bench
+
+        return float(do_bench(run, warmup=5, rep=milliseconds, return_mode="median"))
+
+    def host_ms(self, run: Callable[[], Any]) -> float:
+        """Time of one call by the host, until the device is idle."""
+        self.wait()
+        start = time.perf_counter()
         run()
-        after.record()
-        after.synchronize()
-        return float(before.elapsed_time(after))
+        self.wait()
+        return 1e3 * (time.perf_counter() - start)
 
     def peak(self, run: Callable[[], Any]) -> tuple[float, int]:
-        """Seconds of one call by the host's clock, and the most bytes it held at a time, its result included."""
-        self.wait()
+        """Seconds of one call by the host, and the most bytes it held at a time, its result included."""
         before = 0
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        start = time.perf_counter()
-        run()
-        self.wait()
-        seconds = time.perf_counter() - start
+        seconds = 1e-3 * self.host_ms(run)
         return seconds, torch.cuda.max_memory_allocated() - before if self.cuda else 0
 
     def free_bytes(self) -> int:
@@ -174,7 +159,7 @@ class Clock:
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + cached
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Give cached memory back; after a fault of the device even that fails, and the fault is on record by then."""
         if self.cuda:
             try:
@@ -189,21 +174,23 @@ class Pace:
     def __init__(self, seconds: float, limits: Limits) -> None:
         self.limits = limits
         self.end = time.monotonic() + seconds
-        self.known: dict[tuple[str, str], tuple[float, float]] = {}
+        self.seconds_by_work: dict[tuple[str, str], float] = {}
 
-    @property
-    def late(self) -> bool:
-        """Whether only what a figure needs may still start."""
-        return time.monotonic() > self.end
-
-    def predict(self, op: str, variant: str, work: float) -> float:
-        """Seconds of a call in proportion to its work; 0 where nothing is known."""
-        seconds, done = self.known.get((op, variant), (0.0, 1.0))
-        return seconds * work / done
-
-    def learn(self, op: str, variant: str, work: float, seconds: float) -> None:
-        """Remember a call."""
-        self.known[op, variant] = (seconds, work)
+    def objection(self, variant: Variant, op: str, work: float, free: int) -> str:
+        """Why a variant does not even start with this much memory free; "" where it does."""
+        if variant.run is None:
+            return variant.reason
+        if variant.needs_bytes > free:
+            needed = f"needs {variant.needs_bytes / 1e9:.0f} GB by prediction"
+            return f"{needed}, {free / 1e9:.0f} GB are free"
+        if variant.essential:
+            return ""
+        if time.monotonic() > self.end:
+            return "the run's time was up"
+        seconds = work * self.seconds_by_work.get((op, variant.name), 0.0)
+        if seconds > self.limits.longest_seconds:
+            return f"would take {seconds:.0f} s a call, by what a smaller case took"
+        return ""
 
 
 def shorten(error: BaseException) -> str:
@@ -212,38 +199,19 @@ def shorten(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:REASON_LENGTH]
 
 
-def objection(variant: Variant, op: str, work: float, clock: Clock, pace: Pace) -> str | None:
-    """Why a variant does not even start; None where it does."""
-    if variant.run is None:
-        return variant.reason
-    free = clock.free_bytes()
-    if variant.needs_bytes > free:
-        return (
-            f"needs {variant.needs_bytes / 1e9:.0f} GB by prediction, {free / 1e9:.0f} GB are free"
-        )
-    if variant.essential:
-        return None
-    if pace.late:
-        return "the run's time was up"
-    seconds = pace.predict(op, variant.name, work)
-    if seconds > pace.limits.longest_seconds:
-        return f"would take {seconds:.0f} s a call, by what a smaller case took"
-    return None
-
-
-def attempt(outcome: Outcome, step: Callable[[], None], clock: Clock) -> bool:
-    """Run a step of a variant; False, with the reason in its outcome, where it fails."""
+def attempt(
+    outcome: Outcome, clock: Clock, step: Callable[..., float], *arguments: Any
+) -> float | None:
+    """What a step returns; None, with the reason in the outcome of its variant, where it fails."""
     try:
-        step()
+        return step(*arguments)
     except torch.OutOfMemoryError as error:
         outcome.status, outcome.reason = "out of memory", shorten(error)
     except FAILURES as error:
         outcome.status, outcome.reason = "failed", shorten(error)
-    else:
-        return True
     outcome.samples_ms.clear()
-    clock.forget()
-    return False
+    clock.release()
+    return None
 
 
 def measure(
@@ -253,63 +221,54 @@ def measure(
 
     Args:
         op: under which name times are remembered.
-        work: what a call's time is in proportion to, among the cases of `op`.
+        work: what a call's time is in proportion to, among the cases of `op`; above 0.
         variants: the ways to compute the case.
         clock, pace: of the run.
-        whole: time by the host until the device is idle (a pipeline), not between events (an op).
+        whole: time by the host (a pipeline, whose launches are part of it), not on the device (an op).
     """
-    outcomes: dict[str, Outcome] = {}
+    limits = pace.limits
+    outcomes = {variant.name: Outcome() for variant in variants}
     ready: list[tuple[Variant, float]] = []
     for variant in variants:
-        reason = objection(variant, op, work, clock, pace)
-        if reason is not None:
-            outcomes[variant.name] = Outcome("skipped", reason)
+        outcome = outcomes[variant.name]
+        reason = pace.objection(variant, op, work, clock.free_bytes())
+        if reason or variant.run is None:
+            outcome.status, outcome.reason = "skipped", reason
             continue
-        outcome = outcomes[variant.name] = Outcome("ok", held_bytes=variant.held_bytes)
-        seconds = first_calls(outcome, variant, clock, pace.limits)
+        outcome.held_bytes = variant.held_bytes
+        seconds = attempt(outcome, clock, first_calls, outcome, variant, clock, limits)
         if seconds is not None:
-            pace.learn(op, variant.name, work, seconds)
+            pace.seconds_by_work[op, variant.name] = seconds / work
             if not outcome.samples_ms:
                 ready.append((variant, seconds))
-    slow = pace.limits.slow_seconds
-    rounds = pace.limits.rounds([seconds for _, seconds in ready if seconds <= slow])
-    for turn in range(rounds):
+    for turn in range(limits.turns):
         for variant, seconds in ready:
-            outcome = outcomes[variant.name]
-            if outcome.status == "ok" and (turn == 0 or seconds <= slow):
-                attempt(outcome, sampler(outcome, variant, clock, whole), clock)
+            outcome, run = outcomes[variant.name], variant.run
+            if outcome.status != "ok" or run is None or (turn and seconds > limits.slow_seconds):
+                continue
+            if whole or seconds > limits.host_seconds:
+                taken = attempt(outcome, clock, clock.host_ms, run)
+            else:
+                taken = attempt(outcome, clock, clock.kernel_ms, run, limits.turn_ms)
+            if taken is not None:
+                outcome.samples_ms.append(taken / variant.share)
     return outcomes
 
 
-def first_calls(outcome: Outcome, variant: Variant, clock: Clock, limits: Limits) -> float | None:
-    """Warm a variant up and measure its memory; seconds of a call, None where it failed.
+def first_calls(outcome: Outcome, variant: Variant, clock: Clock, limits: Limits) -> float:
+    """Warm a variant up and measure its memory; returns the seconds of a call.
 
     A slow first call that no figure needs and that compiled nothing is not repeated: it is the sample.
     """
     run = variant.run
-    warm: list[float] = []
-
-    def step() -> None:
-        if run is None:
-            return
+    if run is None:
+        raise ValueError(f"{variant.name}: expected something to call, got none")
+    seconds, outcome.extra_bytes = clock.peak(run)
+    outcome.first_seconds = seconds
+    repeated = limits.patient and (variant.essential or variant.compiles)
+    if seconds > limits.slow_seconds and not repeated:
+        outcome.samples_ms.append(1e3 * seconds / variant.share)
+        outcome.reason = "one cold call, timed by the host"
+    else:
         seconds, outcome.extra_bytes = clock.peak(run)
-        outcome.first_seconds = seconds
-        wanted = limits.patient and (variant.essential or variant.compiles)
-        if seconds > limits.slow_seconds and not wanted:
-            outcome.samples_ms.append(1e3 * seconds / variant.share)
-            outcome.reason = "one cold call, timed by the host"
-        else:
-            seconds, outcome.extra_bytes = clock.peak(run)
-        warm.append(seconds)
-
-    return warm[0] if attempt(outcome, step, clock) and warm else None
-
-
-def sampler(outcome: Outcome, variant: Variant, clock: Clock, whole: bool) -> Callable[[], None]:
-    """A step that adds one sample."""
-
-    def step() -> None:
-        if variant.run is not None:
-            outcome.samples_ms.append(clock.sample(variant.run, whole=whole) / variant.share)
-
-    return step
+    return seconds

@@ -2,18 +2,19 @@
 
 From the project's root:
 
-    python3 -m benchmarks.gpu.visit                       # about 3 minutes on an H100
-    TRITON_INTERPRET=1 python3 -m benchmarks.gpu.visit    # tiny shapes on the CPU: proves that every line runs
+    python3 -m benchmarks gpu-visit                       # about 3 minutes on an H100
+    TRITON_INTERPRET=1 python3 -m benchmarks gpu-visit    # tiny shapes on the CPU: proves that every line runs
 
-It needs `resclip_kernels` and no open_clip, which a machine with a GPU may lack. Each line is printed as soon as it is
-known. What fails is a line with FAILED and stops nothing else; the exit status is 1 then.
+It runs without open_clip, which a machine with a GPU may lack. Each result is printed at once. A part that fails prints
+a line with FAILED and stops nothing else; the exit status is 1 then.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from unittest import mock
@@ -70,7 +71,7 @@ SHAPES = (
 )
 TINY_SHAPES = (Attention(batch=1, heads=2, grid=(5, 9)),)
 BONUS_BYTES = 1 << 31
-"""A stored bonus larger than this is left out."""
+"""Bytes of the largest stored bonus that is tried."""
 LAYER_PROGRAMS = (
     Program(rows=128, columns=64, num_warps=8),
     Program(rows=64, columns=64, num_warps=4),
@@ -81,7 +82,7 @@ TINY_PROGRAM = Program(rows=32, columns=32, num_warps=4)
 
 
 class Visit:
-    """Where it runs, what it prints and whether something failed."""
+    """The device that a visit runs on, what it prints, and what failed."""
 
     def __init__(self, *, dry: bool) -> None:
         self.dry = dry
@@ -336,8 +337,12 @@ def parts(dry: bool) -> Iterator[tuple[str, Callable[[Visit], None]]]:
         )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 where everything ran and every check held, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gpu-visit", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.parse_args(arguments)
     dry = interpreting()
     if not dry and not torch.cuda.is_available():
         print(

@@ -33,6 +33,6 @@ def run(
         OSError: a file cannot be written.
         MemoryError: there is not enough for a single window.
     """
-    images = prefetch(partial(read_item, job), items, workers=workers, ahead=workers)
+    images = prefetch(partial(read_item, job), items, workers=workers)
     outcomes = segment_images(job, segmenter, store, images)
-    return prefetch(partial(finish, job, store), outcomes, workers=workers, ahead=workers)
+    return prefetch(partial(finish, job, store), outcomes, workers=workers)

@@ -16,10 +16,12 @@ import os
 import pickle
 import re
 import socket
-import threading
+import subprocess
+import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +61,11 @@ SECONDS_TO_CONNECT = 5.0
 """An address that has accepted no connection by then cannot be reached."""
 
 SECONDS_TO_JOIN = 30.0
-"""A service that Ray has not joined by then is no cluster: joining one takes 2 seconds, on a busy machine 10."""
+"""A service that Ray has not joined by then is no cluster: importing Ray and joining take 3 seconds, and 15 on a
+machine with much else to do."""
+
+JOIN = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
+"""What a process does to see whether its argument is the address of a cluster."""
 
 COLUMN = "images"
 
@@ -153,10 +159,10 @@ def connection(address: str | None) -> Iterator[Any]:
     options = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if not target:
         options["include_dashboard"] = False
+    if target and target not in ("auto", "local"):
+        check_address(target)
     try:
-        if target and target not in ("auto", "local"):
-            join_cluster(ray, target, options)
-        else:
+        with quiet_start():
             ray.init(address=address, **options)
     except RuntimeError as error:
         raise ConnectionError(
@@ -168,13 +174,25 @@ def connection(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def join_cluster(ray: Any, address: str, options: dict[str, Any]) -> None:
-    """Join the cluster at an address, or give up in seconds: by itself Ray tries for minutes.
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Without what Ray's C++ writes to the descriptor of stderr, past every logger: "Set ray log level ..."."""
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def check_address(address: str) -> None:
+    """Whether a Ray cluster can be joined at an address: by itself Ray tries for minutes.
 
     Raises:
         ValueError: the address is not of the form HOST:PORT.
         ConnectionError: nothing answers there, or another service than Ray.
-        RuntimeError: Ray cannot be joined.
     """
     host, _, port = address.rpartition(":")
     if not re.fullmatch(r"[\w.-]+|\[[\w.:%]+\]", host) or not port.isascii() or not port.isdigit():
@@ -189,26 +207,22 @@ def join_cluster(ray: Any, address: str, options: dict[str, Any]) -> None:
             f"{address}: expected the head of a Ray cluster, which cannot be reached ({error}); "
             "check the address, and whether `ray start --head` runs there"
         ) from error
-    failures: list[Exception] = []
-
-    def join() -> None:
-        try:
-            ray.init(address=address, **options)
-        except Exception as error:  # noqa: BLE001 - raised again below, by the caller's thread
-            failures.append(error)
-
-    # A daemon: a call that never comes back must not keep the process from ending.
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    thread.join(SECONDS_TO_JOIN)
-    if thread.is_alive():
-        raise ConnectionError(
-            f"{address}: expected the head of a Ray cluster, got a service that did not answer as one "
-            f"in {SECONDS_TO_JOIN:.0f} s; its port is the one that `ray start --head` names "
-            "(6379, not the dashboard's 8265)"
+    # In a process of its own: Ray cannot be stopped while it tries, and a thread of it would abort the process later.
+    try:
+        subprocess.run(
+            [sys.executable, "-c", JOIN, address],
+            capture_output=True,
+            check=True,
+            timeout=SECONDS_TO_JOIN,
         )
-    if failures:
-        raise failures[0]
+    except subprocess.SubprocessError as error:
+        said = f"no answer of Ray in {SECONDS_TO_JOIN:.0f} s"
+        if isinstance(error, subprocess.CalledProcessError) and error.stderr:
+            said = error.stderr.decode(errors="replace").splitlines()[-1]
+        raise ConnectionError(
+            f"{address}: expected the head of a Ray cluster, got another service ({said}); "
+            "its port is the one that `ray start --head` names (6379, not the dashboard's 8265)"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -356,7 +370,7 @@ def rows_of(ray: Any, dataset: Any) -> Iterator[Row]:
 def read_chunks(table: Any, job: BatchJob) -> Iterator[Any]:
     """Items → images."""
     items = unpacked(table)
-    return repacked(prefetch(partial(read_item, job), items, workers=THREADS, ahead=THREADS))
+    return repacked(prefetch(partial(read_item, job), items, workers=THREADS))
 
 
 class Model:
@@ -393,7 +407,7 @@ class Model:
 def write_chunks(table: Any, job: BatchJob, store: Store) -> Iterator[Any]:
     """Results → rows, once their files are written."""
     outcomes = unpacked(table)
-    return repacked(prefetch(partial(finish, job, store), outcomes, workers=THREADS, ahead=THREADS))
+    return repacked(prefetch(partial(finish, job, store), outcomes, workers=THREADS))
 
 
 def repacked(values: Iterator[Any]) -> Iterator[Any]:

@@ -21,12 +21,12 @@ from resclip.inference.windows import (
     LogitStitcher,
     Window,
     check_window,
+    downsample,
+    interpolate_rows,
     pad,
     padding,
     plan_windows,
-    resized_rows,
-    shrunk,
-    source_span,
+    source_range,
 )
 from resclip.text.vocabulary import Vocabulary
 from resclip_kernels import check_count, resize_planes, upsample_argmax
@@ -85,15 +85,13 @@ class ImageTask:
             self.shape = (pixels.height, pixels.width)
         self.size = size
         self.tag = tag
-        self.windows = plan_windows(*self.shape, pipeline.window, pipeline.stride)
-        self.stitcher = LogitStitcher(*self.shape, pipeline.pad_multiple)
+        windows = plan_windows(*self.shape, pipeline.window, pipeline.stride)
+        self.stitcher = LogitStitcher(*self.shape, windows, pipeline.pad_multiple)
         self.overview: Coarse | None = None
         self.error: ValueError | OSError | None = None
         """Why nothing more will come of this image."""
         self.windows_read = 0
         self.rows_out = 0
-        self._done: set[Window] = set()
-        self._first_missing = 0  # All windows before this one have their logits.
 
     def read_windows(self) -> Iterator[WindowPixels]:
         """Each window's pixels, from top left to bottom right.
@@ -104,7 +102,7 @@ class ImageTask:
             ValueError, OSError: the pixels cannot be read.
         """
         self.overview = self.pipeline.encode_overview(self)
-        for _, row in itertools.groupby(self.windows, key=lambda window: window.top):
+        for _, row in itertools.groupby(self.stitcher.windows, key=lambda window: window.top):
             windows = list(row)
             pixels = self.normalised_rows(windows[0].rows.start, windows[0].rows.stop)
             for window in windows:
@@ -113,16 +111,8 @@ class ImageTask:
 
     def put(self, window: Window, logits: Tensor) -> None:
         """Take a window's (Q, h, w) logits; windows may come in any order."""
-        if self.error is not None:
-            return
-        self.stitcher.put(window, logits)
-        self._done.add(window)
-        while (
-            self._first_missing < len(self.windows)
-            and self.windows[self._first_missing] in self._done
-        ):
-            self._done.discard(self.windows[self._first_missing])
-            self._first_missing += 1
+        if self.error is None:
+            self.stitcher.add(window, logits)
 
     @property
     def is_finished(self) -> bool:
@@ -140,17 +130,17 @@ class ImageTask:
         first = self.rows_out
         last = min(height, first + self._strip_height())
         top, bottom = max(0, first - pipeline.margin), min(height, last + pipeline.margin)
-        if self._final_rows() < source_span(self.shape[0], height, top, bottom)[1]:
+        if self.stitcher.complete_rows < source_range(self.shape[0], height, top, bottom)[1]:
             return None
         is_whole = (top, bottom) == (0, height)
-        is_one_window = is_whole and self._is_one_window()
+        is_one_window = is_whole and self.stitcher.is_single
         if is_one_window:
             # The op takes the small grid of the image's only window, and never holds it at full size.
-            logits = self.stitcher.grids[self.windows[0]]
+            logits = self.stitcher.grids[self.stitcher.windows[0]]
         elif is_whole:
             logits = self.stitcher.rows(0, self.shape[0])
         else:
-            logits = resized_rows(self.stitcher.rows, self.shape[0], height, top, bottom)
+            logits = interpolate_rows(self.stitcher.rows, self.shape[0], height, top, bottom)
         labels, probabilities = upsample_argmax(
             logits.unsqueeze(0),
             (bottom - top, width),
@@ -165,7 +155,7 @@ class ImageTask:
         )
         self.rows_out = last
         next_top = max(0, last - pipeline.margin)
-        self.stitcher.forget(source_span(self.shape[0], height, next_top, height)[0])
+        self.stitcher.drop_above(source_range(self.shape[0], height, next_top, height)[0])
         inner = slice(first - top, last - top)
         return Strip(self.tag, self.size, first, labels[0, inner], probabilities[0, inner])
 
@@ -176,34 +166,22 @@ class ImageTask:
         pixels = torch.tensor(self.pixels.rows(first, last)).to(self.pipeline.device)
         return normalise(pixels, self.pipeline.preparation.mean, self.pipeline.preparation.std)
 
-    def _is_one_window(self) -> bool:
-        """Whether a single window, without padding, is the whole image."""
-        return len(self.windows) == 1 and not any(
-            padding(self.windows[0], self.pipeline.pad_multiple)
-        )
-
-    def _final_rows(self) -> int:
-        """Rows from the top, at the model's size, that no missing window covers."""
-        if self._first_missing < len(self.windows):
-            return self.windows[self._first_missing].top
-        return self.shape[0]
-
     def _strip_height(self) -> int:
         """Rows of the result that come out together: all of them, or as many as `STRIP_BYTES` hold."""
         (height, width), (rows, columns) = self.size, self.shape
         queries = len(self.pipeline.vocabulary.embeddings)
         # The op holds its result and, on a CPU, planes of a group of 8 queries: 64 bytes a pixel.
         result = 64 * width
-        stitched = 0 if self._is_one_window() else 4 * queries * rows * columns
+        stitched = 0 if self.stitcher.is_single else 4 * queries * rows * columns
         limit = STRIP_BYTES.get(self.pipeline.device.type, STRIP_BYTES["cpu"])
-        if self._is_one_window() or stitched + result * height <= limit:
+        if self.stitcher.is_single or stitched + result * height <= limit:
             return height
         # At least twice the margin, or most rows would be refined only for their neighbours.
         return max(1, limit // (4 * queries * columns + result), 2 * self.pipeline.margin)
 
     def _guide(self, first: int, last: int) -> Tensor:
         """(1, 3, last − first, W): these rows of the image at the size of its result."""
-        rows = resized_rows(self.normalised_rows, self.shape[0], self.size[0], first, last)
+        rows = interpolate_rows(self.normalised_rows, self.shape[0], self.size[0], first, last)
         return resize_planes(rows.unsqueeze(0), (last - first, self.size[1]))
 
 
@@ -289,7 +267,7 @@ class ImagePipeline:
         if overview is None:
             return None
         size = overview.size(*task.shape, self.window, self.encoder.tower.patch_size)
-        return self.encoder.coarse(shrunk(task.normalised_rows, task.shape, size).unsqueeze(0))
+        return self.encoder.coarse(downsample(task.normalised_rows, task.shape, size).unsqueeze(0))
 
     def batch_limit(self, window: Window) -> int:
         """How many windows of this size may run together.

@@ -1,4 +1,4 @@
-"""Map a function over items in threads that work a bounded number of items ahead, results in order."""
+"""A map over many items whose next results are computed in threads before they are asked for."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ Result = TypeVar("Result")
 
 
 def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
 ) -> Generator[Result, None, None]:
-    """`map`, with up to `ahead` results computed before they are asked for; close it to leave early.
+    """`map` in threads, each of them one result ahead of the consumer; close the generator to stop early.
 
     Args:
-        function: called in threads; its error is raised at its result's turn.
-        items: taken one at a time, in this thread.
-        workers: threads.
-        ahead: results that wait, finished or not.
+        function: called in threads; its error is raised when its result's turn comes.
+        items: taken one at a time, in the consumer's thread.
+        workers: number of threads, and of results that wait, finished or not.
 
     Yields:
         The results in the order of `items`.
@@ -31,7 +30,7 @@ def prefetch(
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                while len(pending) > ahead or (pending and pending[0].done()):
+                while len(pending) > workers or (pending and pending[0].done()):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -41,7 +40,7 @@ def prefetch(
 
 
 def available_cores() -> int:
-    """Those that this process may run on."""
+    """Number of CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What is done to an image before it is cut into windows: it is resized, and its pixels are normalised."""
+"""Resize and normalise an image before it is cut into windows, as a whole or a few rows at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 SOURCE_BYTES = 1 << 26
-"""While a large image is resized, this many bytes of its pixels are in memory at a time."""
+"""Bytes of a large image's pixels, 64 MiB, that are in memory while rows of it are resized."""
 
 
 class ImageRows(Protocol):
-    """An image whose rows are read when they are needed."""
+    """An image whose rows are read on demand."""
 
     @property
     def height(self) -> int:
@@ -35,7 +35,7 @@ class ImageRows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayImage:
-    """An image in memory as `ImageRows`: (H, W, 3) uint8."""
+    """An image in memory: (H, W, 3) uint8."""
 
     pixels: PixelArray
 
@@ -56,11 +56,11 @@ class ArrayImage:
 
 @dataclass(frozen=True, eq=False)
 class ResizedImage:
-    """An image at another size; its rows are resized when they are needed.
+    """An image at another size, resized row by row as its rows are asked for.
 
     Args:
-        image: the image.
-        size: (height, width) wanted.
+        image: the image at its own size.
+        size: (height, width) of this one.
     """
 
     image: ImageRows
@@ -77,28 +77,28 @@ class ResizedImage:
         return self.size[1]
 
     def rows(self, first: int, last: int) -> PixelArray:
-        """The same pixels as those of the whole image after `resclip.io.resize.resize`."""
+        """The same pixels, bit for bit, as `resclip.io.resize.resize` makes of the whole image."""
         height = self.image.height
-        # An image made much smaller takes many of its rows for each new one: some new rows at a time.
-        source = 3 * self.image.width * max(1, height // self.height)
-        step = max(1, SOURCE_BYTES // source)
-        runs = []
+        # Where the image shrinks, each new row is made of many old ones: only as many at a time as SOURCE_BYTES hold.
+        bytes_per_row = 3 * self.image.width * max(1, height // self.height)
+        step = max(1, SOURCE_BYTES // bytes_per_row)
+        parts = []
         for top in range(first, last, step):
             bottom = min(top + step, last)
             start, end = source_rows(height, self.height, top, bottom)
             rows = self.image.rows(start, end)
-            runs.append(resize_rows(rows, start, height, self.size, top, bottom))
-        return np.concatenate(runs)
+            parts.append(resize_rows(rows, start, height, self.size, top, bottom))
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are resized and normalised for a model; small and picklable, for other processes.
+    """How images are resized and normalised for a model; can be pickled, for worker processes.
 
     Args:
-        short_side, long_side: see `Segmenter`.
-        smallest: (height, width) of a patch; smaller images are enlarged to it.
-        mean, std: of each channel, for pixels in [0, 1].
+        short_side, long_side: see `resclip.Segmenter`.
+        smallest: (height, width) of the smallest image that the model takes: one patch.
+        mean, std: per channel, of pixels in [0, 1].
     """
 
     short_side: int
@@ -108,7 +108,7 @@ class Preparation:
     std: tuple[float, ...]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image of this size is given."""
+        """(height, width) after the resize of an image of this height and width."""
         if self.short_side:
             height, width = resize_shape(height, width, self.short_side, self.long_side)
         return max(height, self.smallest[0]), max(width, self.smallest[1])
@@ -118,7 +118,7 @@ class Preparation:
         return resize(image, self.size(image.shape[0], image.shape[1]))
 
     def resized(self, image: ImageRows) -> ImageRows:
-        """Like `resize`: at once for an image in memory, else row by row as its rows are read."""
+        """The same of an image whose rows are read on demand: at once where it is in memory, else row by row."""
         if isinstance(image, ArrayImage):
             return ArrayImage(self.resize(image.pixels))
         size = self.size(image.height, image.width)
@@ -132,6 +132,6 @@ class Preparation:
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(…, H, W, 3) uint8 → (…, 3, H, W) float32: (x / 255 − mean) / std per channel, the same bits on every device."""
     pixels = image.movedim(-1, -3).float()
-    # By a tensor: a GPU multiplies by a number's reciprocal instead, which may end in another bit.
+    # Divided by a tensor: for a Python number a GPU multiplies by its reciprocal, which may differ in the last bit.
     pixels = pixels / pixels.new_tensor(255.0)
     return (pixels - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)

@@ -1,8 +1,8 @@
-"""Where an image's windows are, and how their logits are put together again."""
+"""Where an image's windows lie, and how their logits are stitched together, a few rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS_AT_A_TIME = 512
-"""A large image is shrunk this many rows at a time: 184 MB of normalised pixels at a width of 30,000."""
+DOWNSAMPLE_ROWS = 512
+"""Rows of a large image that are downsampled together: 184 MB of normalised pixels at a width of 30,000."""
 
 
 class Window(NamedTuple):
@@ -59,7 +59,7 @@ def plan_windows(height: int, width: int, window: int, stride: int) -> list[Wind
 
 
 class Padding(NamedTuple):
-    """Pixels added around a window, of zeros in normalised pixels."""
+    """Numbers of pixels added around a window; they are 0 after normalisation."""
 
     top: int
     left: int
@@ -68,7 +68,7 @@ class Padding(NamedTuple):
 
 
 def padding(window: Window, multiple: int) -> Padding:
-    """What brings both sides to a multiple (0: no padding), evenly; an odd pixel goes to the bottom or right."""
+    """What brings both sides of a window to a multiple (0: no padding), evenly; an odd pixel goes below or right."""
     if multiple == 0:
         return Padding(0, 0, 0, 0)
     rows, columns = -window.height % multiple, -window.width % multiple
@@ -76,16 +76,16 @@ def padding(window: Window, multiple: int) -> Padding:
 
 
 def pad(pixels: Tensor, around: Padding) -> Tensor:
-    """(…, H, W) with zeros around it."""
+    """(…, H, W) with zeros around."""
     return F.pad(pixels, (around.left, around.right, around.top, around.bottom))
 
 
 @lru_cache(maxsize=64)
 def bilinear_weights(cells: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(length, cells): what each cell adds to each position, as F.interpolate does it (`align_corners=False`).
+    """(length, cells): the weight of each cell at each position, as in F.interpolate with `align_corners=False`.
 
-    A resize of both sides is then two small matrix products, of which any rows can be had alone; on two CPU threads
-    they take a third of F.interpolate's time.
+    A resize of both sides is then two small matrix products, and any rows of it can be computed alone; on two CPU
+    threads this takes a third of F.interpolate's time.
     """
     position = (torch.arange(length, dtype=torch.float64) + 0.5) * (cells / length) - 0.5
     position = position.clamp(0, cells - 1).unsqueeze(1)
@@ -94,32 +94,54 @@ def bilinear_weights(cells: int, length: int, device: torch.device, dtype: torch
 
 
 class LogitStitcher:
-    """The logits of an image's windows at the resolution of patches; resized and averaged for some rows at a time.
+    """The mean of an image's overlapping window logits, computed for the rows that are asked for.
 
-    Memory is that of the grids, (Q, h, w) for each window, and of the rows asked for; not (Q, height, width).
+    Memory is that of the windows' patch grids, (Q, h, w) each, and of those rows; not that of (Q, height, width).
 
     Args:
         height, width: of the image, in pixels.
-        pad_multiple: to which windows were padded; what lies over the padding is cut off.
+        windows: from top left to bottom right.
+        pad_multiple: to which windows were padded; logits over the padding are cut off.
     """
 
-    def __init__(self, height: int, width: int, pad_multiple: int = 0) -> None:
+    def __init__(
+        self, height: int, width: int, windows: Sequence[Window], pad_multiple: int = 0
+    ) -> None:
         self.height = height
         self.width = width
+        self.windows = windows
         self.pad_multiple = pad_multiple
         self.grids: dict[Window, Tensor] = {}
+        self._added: set[Window] = set()
+        self._first_missing = 0  # Windows before this one have all been added.
 
-    def put(self, window: Window, grid: Tensor) -> None:
+    @property
+    def is_single(self) -> bool:
+        """Whether one window, without padding, is the whole image."""
+        return len(self.windows) == 1 and not any(padding(self.windows[0], self.pad_multiple))
+
+    @property
+    def complete_rows(self) -> int:
+        """Rows of the image, from the top, to which no missing window contributes."""
+        if self._first_missing < len(self.windows):
+            return self.windows[self._first_missing].top
+        return self.height
+
+    def add(self, window: Window, grid: Tensor) -> None:
         """Keep a window's logits: (Q, h, w), of the padded window."""
         self.grids[window] = grid
+        self._added.add(window)
+        count = len(self.windows)
+        while self._first_missing < count and self.windows[self._first_missing] in self._added:
+            self._first_missing += 1
 
     def rows(self, first: int, last: int) -> Tensor:
         """(Q, last − first, width): mean of the windows over these rows, each resized bilinearly to its own size.
 
-        Windows are added from top left to bottom right, in whatever order they came.
+        Windows are summed from top left to bottom right, whatever the order in which they were added.
 
         Raises:
-            ValueError: there is no window over these rows.
+            ValueError: no window covers these rows.
         """
         total = count = None
         for window in sorted(self.grids):
@@ -137,37 +159,37 @@ class LogitStitcher:
             columns = bilinear_weights(
                 grid.shape[2], around.left + window.width + around.right, grid.device, grid.dtype
             )[around.left : around.left + window.width]
-            here = slice(top - first, bottom - first)
-            total[:, here, window.columns] += rows @ (grid @ columns.T)
-            count[here, window.columns] += 1
+            covered = slice(top - first, bottom - first)
+            total[:, covered, window.columns] += rows @ (grid @ columns.T)
+            count[covered, window.columns] += 1
         if total is None or count is None:
             raise ValueError(f"no window covers the rows {first} to {last}")
         return total.div_(count)
 
-    def forget(self, row: int) -> None:
-        """Drop the windows that end above a row."""
+    def drop_above(self, row: int) -> None:
+        """Free the logits of windows that end above a row."""
         for window in [one for one in self.grids if one.top + one.height <= row]:
             del self.grids[window]
 
 
-def source_span(length: int, new_length: int, first: int, last: int) -> tuple[int, int]:
-    """Rows [start, end) of a plane of `length` rows from which a bilinear resize makes rows [first, last)."""
+def source_range(length: int, new_length: int, first: int, last: int) -> tuple[int, int]:
+    """Rows [start, end) that a bilinear resize from `length` to `new_length` reads to make rows [first, last)."""
     if first >= last or length == new_length:
         return first, last
     upper, lower, _ = bilinear_rows(length, new_length, first, last)
     return int(upper[0]), int(lower[-1]) + 1
 
 
-def resized_rows(
+def interpolate_rows(
     read: Callable[[int, int], Tensor], length: int, new_length: int, first: int, last: int
 ) -> Tensor:
-    """Rows [first, last) of planes whose rows are resized bilinearly from `length` to `new_length`.
+    """Rows [first, last) of a bilinear resize from `length` rows to `new_length`; columns stay as they are.
 
     Args:
-        read: (first, last) → (…, last − first, W), rows of the planes as they are.
+        read: (first, last) → (…, last − first, W), rows before the resize.
 
     Returns:
-        (…, last − first, W), as F.interpolate makes them (`align_corners=False`).
+        (…, last − first, W), as in F.interpolate with `align_corners=False`.
     """
     if length == new_length:
         return read(first, last)
@@ -182,41 +204,41 @@ def resized_rows(
 def bilinear_rows(
     length: int, new_length: int, first: int, last: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each new position its two old ones, and the second one's weight: (last − first,) each."""
+    """The two rows that each new row lies between, and the second one's weight: (last − first,) each."""
     position = (torch.arange(first, last, dtype=torch.float64) + 0.5) * (length / new_length) - 0.5
     position = position.clamp(0, length - 1)
     upper = position.floor().long()
     return upper, (upper + 1).clamp(max=length - 1), position - upper
 
 
-def shrunk(
+def downsample(
     read: Callable[[int, int], Tensor], shape: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """A plane at another size, antialiased, from rows that are read a few at a time.
+    """An image at a smaller size, antialiased, from rows that are read a few at a time.
 
     Args:
-        read: (first, last) → (C, last − first, W), rows of the plane.
-        shape: (H, W) of the plane.
-        size: (h, w) wanted.
+        read: (first, last) → (C, last − first, W), rows of the image.
+        shape: (H, W) of the image.
+        size: (h, w) of the result.
 
     Returns:
-        (C, h, w), as F.interpolate makes it (bilinear, `antialias=True`).
+        (C, h, w), as in F.interpolate (bilinear, `antialias=True`).
     """
     total: Tensor | None = None
-    for first in range(0, shape[0], ROWS_AT_A_TIME):
-        rows = read(first, min(first + ROWS_AT_A_TIME, shape[0]))
+    for first in range(0, shape[0], DOWNSAMPLE_ROWS):
+        rows = read(first, min(first + DOWNSAMPLE_ROWS, shape[0]))
         across = rows @ triangle_weights(shape[1], size[1], rows.device, rows.dtype).T
         down = triangle_weights(shape[0], size[0], rows.device, rows.dtype)
         part = down[:, first : first + rows.shape[1]] @ across
         total = part if total is None else total + part
     if total is None:
-        raise ValueError(f"expected at least one row to shrink; got a plane of {shape}")
+        raise ValueError(f"expected an image of at least one row; got {shape}")
     return total
 
 
 @lru_cache(maxsize=16)
 def triangle_weights(length: int, cells: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(cells, length): what each position adds to each cell, a triangle as wide as two cells."""
+    """(cells, length): the weight of each position in each cell, a triangle as wide as two cells."""
     support = max(length / cells, 1.0)
     centre = (torch.arange(cells, dtype=torch.float64) + 0.5) * (length / cells) - 0.5
     distance = (centre.unsqueeze(1) - torch.arange(length, dtype=torch.float64)).abs()
@@ -225,7 +247,7 @@ def triangle_weights(length: int, cells: int, device: torch.device, dtype: torch
 
 
 def check_window(window: int, stride: int, patch_size: tuple[int, int]) -> None:
-    """ValueError unless the windows cover an image and hold at least a patch."""
+    """TypeError or ValueError unless windows hold at least one patch and together cover every image."""
     for name, value in (("window", window), ("stride", stride)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer number of pixels; got {value!r}")

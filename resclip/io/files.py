@@ -84,6 +84,7 @@ class NewFile:
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self.target = Path(target)
         self.path = self.target.with_name(temporary_name())
+        self._published = False
         try:
             self.path.open("xb").close()
         except OSError as error:
@@ -98,11 +99,13 @@ class NewFile:
         with self.path.open("rb+") as stream:
             os.fsync(stream.fileno())
         self.path.replace(self.target)
+        self._published = True
 
     def discard(self) -> None:
-        """Remove the temporary file, if it was not published."""
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        """Remove the temporary file, unless it was published."""
+        if not self._published:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
     def failure(self, error: OSError) -> OSError:
         """The same error with the target's name; errors of GDAL, which have no number, become EIO."""

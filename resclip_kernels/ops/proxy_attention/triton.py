@@ -54,7 +54,7 @@ class Blocks:
 def attention_blocks(
     value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target, feedback: bool
 ) -> Blocks:
-    """Tiles by dtype and target, by what benchmarks/kernels_report.py counts: none of these spills.
+    """Tiles by dtype and target, chosen so that none spills in benchmarks/kernels_report.py.
 
     64 × 384 accumulators take 96 registers of each of 256 threads, so that 768 columns need the scores twice, not the
     six times of 64 × 128. 128 keys a step share one start-up of the loads, and fit where products accumulate out of
@@ -75,7 +75,7 @@ def attention_blocks(
 
 
 def feedback_blocks(value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target) -> Blocks:
-    """Tiles where a program forms Ŝ's too: none spills, with a Gaussian of σ up to 8.
+    """Tiles where a program forms Ŝ's too, chosen so that none spills with σ up to 8.
 
     32 keys a step, which is what the smoothing's products are made of. Ŝ's tile is formed again for each further group
     of columns: three accumulators, two where operands pass through registers. In float32 half as many rows.

@@ -28,16 +28,25 @@ def residual_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The formula of `resclip_kernels.residual_attention`; computes in the tensors' own dtype."""
     rows = range(query.shape[2])
-    bonus = None
-    if feedback is not None:
-        everywhere = around_cls(feedback_matrix(feedback), options, rows, query.shape[2])
-        bonus = options.weighted(everywhere, feedback.options.normalise)
-    output = base_map(query, key, projections, options, rows, bonus) @ value
+    output = (
+        base_map(query, key, projections, options, rows, feedback_bonus(feedback, options, rows))
+        @ value
+    )
     if cross_layer is None and cross_layers:
         cross_layer = cross_layer_map(cross_layers, rows) @ value
     if cross_layer is not None:
         output = mixed(output, cross_layer, options)
     return output, cross_layer
+
+
+def feedback_bonus(
+    feedback: SemanticFeedback | None, options: AttentionOptions, rows: range
+) -> Tensor | None:
+    """λ_s·Ŝ among all tokens, (B, L, L); None for no SFR."""
+    if feedback is None:
+        return None
+    everywhere = around_cls(feedback_matrix(feedback), options, rows, len(rows))
+    return options.weighted(everywhere, feedback.options.normalise)
 
 
 def mixed(base: Tensor, cross_layer: Tensor, options: AttentionOptions) -> Tensor:

@@ -22,10 +22,10 @@ class TileConfig:
     num_stages: int
 
 
-# Registers decide: none of these programs spills in float16 or bfloat16 on any target of benchmarks/kernels_report.py,
-# compiled by triton 3.6.0 and by 3.8.0; where one spills in float32, benchmarks/known_spills.py says how much. 128 rows
-# read each key half as often as 64 do, at the same registers per thread. Ŝ's tiles cost registers too, so with feedback
-# columns are 32; two heads a program halve their cost a head.
+# Registers decide: of the calls of `benchmarks/kernels_report.py --quick` none spills in float16 or bfloat16 on sm_80,
+# sm_90 and gfx942, compiled by triton 3.6.0 and by 3.8.0; where one spills in float32, benchmarks/known_spills.py says
+# how much. 128 rows read each key half as often as 64 do, with as many registers a thread. Ŝ's tiles cost registers,
+# so with feedback columns are 32; two heads a program halve their cost a head.
 WARPGROUP = TileConfig(1, 128, 64, 8, 2)
 # Three softmaxes and more take the addresses of as many tensors: one tile in flight.
 WARPGROUP_MANY = TileConfig(1, 128, 64, 8, 1)

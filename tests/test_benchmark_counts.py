@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import weakref
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from memory_support import LiveTensors
 
+from benchmarks.gpu import attention, counts
+from benchmarks.gpu.inputs import Device, with_matrix
 from resclip_kernels import (
     feedback_matrix,
     pamr,
@@ -24,18 +21,8 @@ from resclip_kernels import (
     upsample_argmax,
 )
 
-ROOT = Path(__file__).parents[1]
 
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """A module of the benchmark, which is no part of the installed packages."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"benchmarks.gpu.{name}")
-
-
-def test_operations_and_bytes_by_hand(module: Callable[[str], ModuleType]) -> None:
-    counts = module("counts")
+def test_operations_and_bytes_by_hand() -> None:
     attention = counts.Attention(batch=2, heads=3, grid=(2, 2), width=8, layers=1)
     # 5 tokens; 2·3·25 pairs; two branches of two products of 2·8.
     assert attention.flops == 150 * 2 * 2 * 16
@@ -63,55 +50,14 @@ def test_operations_and_bytes_by_hand(module: Callable[[str], ModuleType]) -> No
     assert 30e9 < counts.Tower(1, 197).flops < 37e9
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made by torch's operators hold at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, tuple[int, int]] = {}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        given = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((arguments, options))
-            if isinstance(leaf, torch.Tensor)
-        }
-        result = function(*arguments, **(options or {}))
-        for leaf in tree_leaves(result):
-            if not isinstance(leaf, torch.Tensor):
-                continue
-            storage = leaf.untyped_storage()
-            address = storage.data_ptr()
-            if address in given and address not in self.live:
-                continue
-            count, size = self.live.get(address, (0, storage.nbytes()))
-            if count == 0:
-                self.now += size
-                self.most = max(self.most, self.now)
-            self.live[address] = (count + 1, size)
-            weakref.finalize(leaf, self.drop, address)
-        return result
-
-    def drop(self, address: int) -> None:
-        count, size = self.live.pop(address)
-        if count > 1:
-            self.live[address] = (count - 1, size)
-        else:
-            self.now -= size
-
-
 @pytest.mark.parametrize(("batch", "layers"), [(1, 4), (2, 2), (1, 0)])
-def test_the_attention_reference_takes_what_is_predicted(
-    module: Callable[[str], ModuleType], batch: int, layers: int
-) -> None:
-    inputs, attention = module("inputs"), module("attention")
-    shape = module("counts").Attention(batch, 8, (12, 11), layers=layers, element=4)
-    device = inputs.Device("cpu")
+def test_the_attention_reference_takes_what_is_predicted(batch: int, layers: int) -> None:
+    shape = counts.Attention(batch, 8, (12, 11), layers=layers, element=4)
+    device = Device("cpu")
     tensors = device.attention(shape, torch.float32)
     state = semantic_feedback(device.labels(batch, shape.grid), implementation="torch")
-    state = inputs.with_matrix(state, feedback_matrix(state))
-    with torch.no_grad(), Peak() as peak:
+    state = with_matrix(state, feedback_matrix(state))
+    with torch.no_grad(), LiveTensors() as live:
         residual_attention(
             *tensors[:3],
             attention.attention_options(shape),
@@ -119,17 +65,14 @@ def test_the_attention_reference_takes_what_is_predicted(
             cross_layers=tensors.cross_layers,
             implementation="reference",
         )
-    least = (
-        0.98 if layers else 0.85
-    )  # Without layers the bound is of three steps that never quite meet.
-    assert least <= peak.most / shape.reference_bytes <= 1.0
+    # Without layers the bound is of three steps that never quite meet.
+    least = 0.98 if layers else 0.85
+    assert least <= live.peak / shape.reference_bytes <= 1.0
 
 
-def test_the_other_references_stay_within_their_predictions(
-    module: Callable[[str], ModuleType],
-) -> None:
+def test_the_other_references_stay_within_their_predictions() -> None:
     """At most what is predicted, and more than half of it: a case is not left out that would have fitted twice."""
-    counts, device = module("counts"), module("inputs").Device("cpu")
+    device = Device("cpu")
     labels = device.labels(1, (14, 14))
     image = device.images(1, (48, 48), torch.float32)
     masks = device.normal(1, 12, 48, 48)
@@ -137,7 +80,7 @@ def test_the_other_references_stay_within_their_predictions(
     features = device.features(1, 32, (20, 20), torch.float32)
     value = device.normal(1, 2, 100, 64)
     options: dict[str, Any] = {"implementation": "reference"}
-    runs = [
+    runs: list[tuple[Any, Callable[[], object]]] = [
         (counts.Feedback(1, (14, 14)), lambda: semantic_feedback(labels, **options)),
         (counts.Pamr(1, 12, (48, 48)), lambda: pamr(image, masks, **options)),
         (
@@ -154,6 +97,6 @@ def test_the_other_references_stay_within_their_predictions(
         ),
     ]
     for shape, run in runs:
-        with torch.no_grad(), Peak() as peak:
+        with torch.no_grad(), LiveTensors() as live:
             run()
-        assert 0.5 <= peak.most / shape.reference_bytes <= 1.0, shape
+        assert 0.5 <= live.peak / shape.reference_bytes <= 1.0, shape

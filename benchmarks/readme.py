@@ -1,10 +1,7 @@
-"""The figures of a benchmark run, and the README's generated tables.
+"""The generated parts of README.md and of the pages in docs/, from stored results.
 
-`report.py` prints the figures of results/benchmark.json and of the methods in results/builtin.json beside what they
-must reach, and writes between the README's markers: both as tables, the figures of every results/gpu_*.json, and what
-the quick start and `resclip evaluate` print; into docs/evaluation.md the published figures, into docs/scale.md and
-docs/high-resolution.md what was measured for them. `report.py --figures` only prints, and fails where a figure falls
-short.
+`python -m benchmarks readme` prints the figures of results/benchmark.json and of the methods in results/builtin.json,
+and writes between the pages' markers. With `--figures` it only prints, and fails where a figure falls short.
 """
 
 from __future__ import annotations
@@ -15,13 +12,21 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import high_resolution_table
-import scale_tables
-
+from benchmarks import batch, cpu, gigapixel, high_resolution
+from benchmarks.reporting import (
+    RESULTS,
+    ROOT,
+    Figure,
+    figure_table,
+    stored,
+    table,
+    versions_text,
+)
 from resclip.cli.evaluate import METHODS
 from resclip.evaluation.report import DatasetReport, Report
 from resclip.evaluation.runner import row_names
@@ -33,75 +38,20 @@ from resclip.evaluation.tables import (
     report_tables,
 )
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks/results"
 
-
-class Figure(NamedTuple):
-    """One line of the table of figures."""
-
-    what: str
-    measured: str
-    wanted: str
-    reached: bool
-
-
-def figures(run: dict[str, Any]) -> list[Figure]:
-    """The published figures of a pytest-benchmark run."""
-    best = {entry["name"]: entry["stats"]["min"] for entry in run["benchmarks"]}
-    extra = {entry["name"]: entry["extra_info"] for entry in run["benchmarks"]}
-
-    def ratio(what: str, slow: str, fast: str) -> Figure:
-        factor = best[slow] / best[fast]
-        measured = f"{factor:.1f} × ({best[slow]:.2f} s against {best[fast]:.2f} s)"
-        return Figure(what, measured, "≥ 15 × faster", factor >= 15)
-
-    names = best["test_names[847]"] / best["test_names[20]"]
-    batch = best["test_batch[8]"] / best["test_batch[1]"]
-    large = extra["test_large_image"]
-    return [
-        ratio(
-            "encoder, ViT-B/16, 224 × 224, 150 queries: torch against reference",
-            "test_encoder[reference]",
-            "test_encoder[torch]",
-        ),
-        ratio(
-            "PAMR alone, 150 planes of 224 × 224: torch against reference",
-            "test_pamr[reference]",
-            "test_pamr[torch]",
-        ),
-        Figure(
-            "2048 × 2048 image, whole, ViT-B/16, 20 queries",
-            f"{large['seconds']:.0f} s, peak memory {large['peak_gb']:.1f} GB",
-            "under 8 GB",
-            large["peak_gb"] < 8,
-        ),
-        Figure("847 names against 20, same image", f"{names:.1f} × the time", "≤ 8 ×", names <= 8),
-        Figure(
-            "batch of 8 against 8 singles: time per image (labels identical)",
-            f"{batch:.2f} ×",
-            "≤ 1 ×",
-            batch <= 1,
-        ),
-    ]
-
-
-def figure_table(run: dict[str, Any]) -> str:
-    """Markdown, with the conditions under it."""
-    rows = ["| what | measured | to reach |", "|---|---|---|"]
-    rows += [f"| {row.what} | {row.measured} | {row.wanted} |" for row in figures(run)]
+def cpu_table(run: dict[str, Any]) -> str:
+    """The CPU's figures, with their conditions."""
     machine = run["machine_info"]
     brand = machine.get("cpu", {}).get("brand_raw", machine["machine"])
-    return "\n".join(
-        [*rows, "", f"{brand}, 2 threads, float32, Python {machine['python_version']}."]
-    )
+    rows = figure_table(row.record() for row in cpu.figures(run))
+    return f"{rows}\n\n{brand}, 2 threads, float32, Python {machine['python_version']}."
 
 
 def method_figures(evaluation: DatasetReport) -> list[Figure]:
     """What the methods must reach on the drawn scenes: the papers' order, no class lost, and in what time."""
     ordered = ("clip", "maskclip", "naclip", "naclip+rcs+sfr")
     means = [miou_of(evaluation, name) for name in ordered]
-    low, label = weakest(evaluation, ordered[-1])
+    low, label = lowest_class(evaluation, ordered[-1])
     usual = usual_rows(evaluation).rows.values()
     seconds = sum(row.seconds for row in usual)
     return [
@@ -112,7 +62,7 @@ def method_figures(evaluation: DatasetReport) -> list[Figure]:
             all(lower < higher for lower, higher in pairwise(means)),
         ),
         Figure("mIoU of resclip", f"{means[-1]:.1f}", "> 55", means[-1] > 55),
-        Figure("weakest class of resclip", f"{label} {low:.1f}", "> 20", low > 20),
+        Figure("lowest IoU of a class of resclip", f"{label} {low:.1f}", "> 20", low > 20),
         Figure(
             f"time of `resclip evaluate`, {len(usual)} methods",
             f"{seconds:.0f} s",
@@ -135,7 +85,7 @@ def miou_of(evaluation: DatasetReport, name: str) -> float:
     return miou
 
 
-def weakest(evaluation: DatasetReport, name: str) -> tuple[float, str]:
+def lowest_class(evaluation: DatasetReport, name: str) -> tuple[float, str]:
     """The lowest IoU of a row, in per cent, and its class."""
     iou = evaluation.rows[name].scores.iou
     return min(
@@ -146,10 +96,9 @@ def weakest(evaluation: DatasetReport, name: str) -> tuple[float, str]:
 
 
 def method_table(evaluation: DatasetReport) -> str:
-    """Markdown: a row a base, mIoU by what is put on it, the row's best in bold and that one's weakest class."""
-    heads = ["base", *MODULE_COLUMNS.values(), "weakest class of the best"]
-    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    """mIoU of each base by what is put on it, the best of a row in bold, with the class that it finds hardest."""
     means = {name: miou_of(evaluation, name) for name in evaluation.rows}
+    rows = []
     for base in bases_of(means):
         best = max(
             (name for name in means if name.partition("+")[0] == base), key=means.__getitem__
@@ -157,9 +106,10 @@ def method_table(evaluation: DatasetReport) -> str:
         shown = ["–" if mean is None else f"{mean:.1f}" for mean in module_values(base, means)]
         # Figures that read the same are equally good.
         bold = [f"**{mean}**" if mean == f"{means[best]:.1f}" else mean for mean in shown]
-        low, label = weakest(evaluation, best)
-        rows.append(f"| {' | '.join([base, *bold, f'{label} {low:.1f}'])} |")
-    return "\n".join([*rows, "", f"mIoU in per cent: {conditions(evaluation)}"])
+        low, label = lowest_class(evaluation, best)
+        rows.append([base, *bold, f"{label} {low:.1f}"])
+    heads = ["base", *MODULE_COLUMNS.values(), "class with the lowest IoU"]
+    return f"{table(heads, rows)}\n\nmIoU in per cent: {conditions(evaluation)}"
 
 
 def evaluation_output(evaluation: DatasetReport) -> str:
@@ -169,11 +119,10 @@ def evaluation_output(evaluation: DatasetReport) -> str:
 
 
 def published_table() -> str:
-    """Markdown: the figures of the packaged table, as their sources state them."""
+    """The published figures, as their sources state them."""
     with (ROOT / "resclip/data/published_miou.csv").open(encoding="utf-8", newline="") as stream:
         heads, *lines = csv.reader(stream)
-    rows = [heads, ["---"] * len(heads), *([cell or "–" for cell in line] for line in lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return table(heads, [[cell or "–" for cell in line] for line in lines])
 
 
 def gpu_table(folder: Path) -> str:
@@ -184,15 +133,10 @@ def gpu_table(folder: Path) -> str:
             "No GPU has been measured yet, so there are no figures: the kernels' results are checked in Triton's "
             "interpreter, and that they compile without spills by `make kernels-report`. `make bench-gpu` measures."
         )
-    parts = []
-    for run in runs:
-        rows = ["| what | measured | to reach |", "|---|---|---|"]
-        rows += [
-            f"| {row['what']} | {row['measured']} | {row['wanted']} |" for row in run["figures"]
-        ]
-        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        parts += ["\n".join([*rows, "", f"{run['device']['name']}, {versions}."])]
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        f"{figure_table(run['figures'])}\n\n{run['device']['name']}, {versions_text(run['versions'])}."
+        for run in runs
+    )
 
 
 def quick_start(readme: str) -> str:
@@ -226,29 +170,30 @@ def fill_file(path: Path, contents: dict[str, str]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def stored(name: str) -> Any:
-    """What a benchmark has written into results/."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def main() -> int:
-    """Print the figures; write or check the README."""
-    parser = argparse.ArgumentParser(description="Figures and the README's tables.")
-    parser.add_argument("--figures", action="store_true", help="print the figures, no more")
-    only_figures = parser.parse_args().figures
-    run = stored("benchmark")
+def judge_stored() -> int:
+    """Print the figures of the stored results; returns 1 where one falls short, else 0."""
     methods = Report.read(RESULTS / "builtin.json").datasets["builtin"]
-    rows = [*figures(run), *method_figures(methods)]
-    for row in rows:
-        mark = "ok " if row.reached else "NOT"
-        print(f"{mark} {row.what}: {row.measured} (to reach: {row.wanted})")
+    rows = [*cpu.figures(stored("benchmark")), *method_figures(methods)]
+    print("\n".join(map(str, rows)))
+    return int(not all(row.reached for row in rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the figures, then fill the pages."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks readme", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--figures", action="store_true", help="print the figures, no more")
+    only_figures = parser.parse_args(arguments).figures
+    status = judge_stored()
     if only_figures:
-        return int(not all(row.reached for row in rows))
+        return status
+    methods = Report.read(RESULTS / "builtin.json").datasets["builtin"]
     readme = ROOT / "README.md"
     fill_file(
         readme,
         {
-            "figures": figure_table(run),
+            "figures": cpu_table(stored("benchmark")),
             "gpu": gpu_table(RESULTS),
             "methods": method_table(methods),
             "evaluate": evaluation_output(methods),
@@ -259,16 +204,10 @@ def main() -> int:
     fill_file(
         ROOT / "docs/scale.md",
         {
-            "batch": scale_tables.batch_tables(stored("batch")),
-            "million": scale_tables.million_table(stored("batch")),
-            "gigapixel": scale_tables.gigapixel_table(stored("gigapixel")),
+            "batch": batch.batch_tables(stored("batch")),
+            "million": batch.million_table(stored("batch")),
+            "gigapixel": gigapixel.gigapixel_table(stored("gigapixel")),
         },
     )
-    fill_file(
-        ROOT / "docs/high-resolution.md", high_resolution_table.tables(stored("high_resolution"))
-    )
+    fill_file(ROOT / "docs/high-resolution.md", high_resolution.tables(stored("high_resolution")))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

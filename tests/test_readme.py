@@ -1,0 +1,151 @@
+"""What the documentation shows works as it stands: Python examples, and commands.
+
+Only what cannot be had in a test is replaced: a model that would be downloaded, by the built-in one. Commands that need
+datasets, URLs or hours are read by the real parser, and not run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from cli_support import run
+from PIL import Image
+
+import resclip.models.loading
+from resclip.builtin import load_builtin
+from resclip.cli.commands import build_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/evaluation.md",
+    "docs/high-resolution.md",
+    "docs/scale.md",
+)
+# What a command does is the same with less of it.
+SMALLER = {"evaluate": ["--scenes", "2", "--method", "clip"], "ablate": ["--scenes", "2"]}
+# A download, a dataset, a storage service or a cluster is at the other end.
+ELSEWHERE = re.compile(
+    r"/data/|s3://|--engine ray|\$METHODS|shards/|large\.jpg|list\.txt|--root mine"
+)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(start: str) -> list[tuple[str, str]]:
+    """(page, command) of every documented command that starts so; continued lines are one."""
+    found = [
+        (page, " ".join(shlex.split(line, comments=True, posix=False)))
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith(start)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def words_of(command: str) -> list[str]:
+    """As a shell splits it, names of files filled in."""
+    words = shlex.split(command)[1:]
+    if "*.jpg" in words:
+        at = words.index("*.jpg")
+        words[at : at + 1] = [path.name for path in sorted(Path().glob("*.jpg"))]
+    return words
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that examples name; models that would be downloaded are the built-in one."""
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs/scene.png", tmp_path / "docs")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in ("one.jpg", "two.png", "photos/three.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(tmp_path / "map.tif")
+    monkeypatch.chdir(tmp_path)
+    load_model = resclip.models.loading.load_model
+
+    def from_the_package(name: str, pretrained: str | None = None, **options: Any) -> Any:
+        return load_model("builtin", None, **options)
+
+    monkeypatch.setattr("resclip.loading.load_model", from_the_package)
+    # 2 of 80: 150 classes of synonyms are 15,000 prompts else.
+    templates = open_clip.OPENAI_IMAGENET_TEMPLATES[:2]
+    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", templates)
+    return tmp_path
+
+
+def test_python_examples_run_in_order(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, *_ = load_builtin()
+    namespace: dict[str, Any] = {
+        "paths": [workspace / "one.jpg", workspace / "two.png"],
+        "clip_model": model,
+        "pixels": torch.zeros(1, 3, 112, 112),
+        "text": torch.nn.functional.normalize(torch.randn(4, 128), dim=1),
+    }
+    examples = blocks("README.md", "python")
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert re.search(r"^sky +\d+\.\d%$", printed, re.MULTILINE)
+    assert sorted(path.name for path in (workspace / "out").iterdir()) == [
+        "scene.json", "scene_labels.png", "scene_overlay.png",
+    ]  # fmt: skip
+    assert namespace["patches"].shape == namespace["features"].patches.shape
+
+
+def test_the_quick_start_prints_what_the_readme_says(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"<!-- quick start -->\s*prints\s*```text\n(.*?)```", text, re.DOTALL)
+    assert said is not None
+    exec(compile(blocks("README.md", "python")[0], "README.md", "exec"), {})
+    came = dict(re.findall(r"(\w+) +([\d.]+)%", capsys.readouterr().out))
+    expected = dict(re.findall(r"(\w+) +([\d.]+)%", said[1]))
+    assert came.keys() == expected.keys()
+    # Another processor rounds differently, and a few pixels on borders follow.
+    assert all(abs(float(came[name]) - float(expected[name])) <= 0.2 for name in expected)
+
+
+@pytest.mark.parametrize(("page", "command"), commands("resclip "))
+def test_commands(workspace: Path, page: str, command: str) -> None:
+    words = words_of(command)
+    if ELSEWHERE.search(command):
+        assert build_parser().parse_args([word for word in words if word != "$METHODS"]).command
+    else:
+        assert run(*words, *SMALLER.get(words[0], [])) == 0, f"{page}: {command}"
+
+
+def test_make_targets_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        target
+        for page in PAGES
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(), re.MULTILINE)
+    }
+    assert named
+    assert named <= targets
+
+
+def test_extras_are_there() -> None:
+    extras = set(importlib.metadata.metadata("resclip").get_all("Provides-Extra") or [])
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert set(re.findall(r"resclip\[(\w+)\]", text)) <= extras, page
