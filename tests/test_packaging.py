@@ -111,7 +111,7 @@ def test_the_wheel_s_description(wheel: Path) -> None:
     needed = [line for line in fields.get_all("Requires-Dist") or [] if "extra ==" not in line]
     assert any(line.startswith("torch") for line in needed)
     assert any(line.startswith("triton") and "Linux" in line for line in needed)
-    assert b"resclip = resclip.cli.commands:main" in archive.read(f"{folder}/entry_points.txt")
+    assert b"resclip = resclip.cli:main" in archive.read(f"{folder}/entry_points.txt")
     assert any(name.endswith("LICENSE") for name in archive.namelist())
 
 
