@@ -1,6 +1,6 @@
 """One very large image through `resclip batch`, in a process whose memory is measured.
 
-Draws a quilt of scenes as a tiled TIFF unless the file exists, segments it by block with the built-in model, and writes
+Draws a raster of scenes as a tiled TIFF unless the file exists, segments it by block with the built-in model, and writes
 results/gigapixel.json: seconds, peak resident memory, and the same for a small image. docs/scale.md shows them.
 """
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        large, small = folder / f"quilt_{options.side}.tif", folder / "quilt_112.tif"
+        large, small = folder / f"raster_{options.side}.tif", folder / "raster_112.tif"
         for path, side in ((large, options.side), (small, 112)):
             if not path.exists():
                 sew(path, side)

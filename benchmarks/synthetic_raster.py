@@ -23,7 +23,7 @@ FAMILY = 44
 
 
 def sew(path: Path, side: int, seed: int = 0) -> None:
-    """Write the quilt of this seed: side x side pixels, RGB, deflate, EPSG:3857 at 1 m a pixel, whole or not at all.
+    """Write the raster of this seed: side x side pixels, RGB, deflate, EPSG:3857 at 1 m a pixel, whole or not at all.
 
     Scenes of 512 pixels lie side by side, cut at the right and lower edge; every one of the first 200 comes before one
     comes again.
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--side", type=int, default=30000, help="pixels (default: 30000)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .tif")
-    parser.add_argument("--seed", type=int, default=0, help="another one, another quilt")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes and their order")
     options = parser.parse_args(argv)
     try:
         sew(options.out, options.side, options.seed)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resclip.result import Segmentation, comparison_sheet
-from resclip.visualization import fonts as lettering
+from resclip.visualization import fonts
 from resclip.visualization.fonts import built_in_font, find_font, shorten, text_width
 from resclip.visualization.overlay import draw_legend, draw_overlay, palette
 
@@ -200,14 +200,14 @@ def test_names_in_any_script_and_of_any_length_are_drawn() -> None:
 
 
 def test_a_font_is_found_only_where_it_has_every_letter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_system_fonts", lambda _: ())
+    monkeypatch.setattr(fonts, "_system_fonts", lambda _: ())
     assert find_font("sky and 2 trees", 16) is built_in_font(16)
     assert find_font("猫", 16) is None
     assert find_font("sky 猫", 16) is None
 
 
 def test_without_a_font_accents_go_first_and_then_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_system_fonts", lambda _: ())
+    monkeypatch.setattr(fonts, "_system_fonts", lambda _: ())
     colours = palette(1)
 
     def drawn(name: str) -> bytes:

@@ -28,8 +28,8 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def test_every_tile_has_a_scene_and_the_edges_are_cut(tmp_path: Path) -> None:
-    sew(tmp_path / "quilt.tif", 150, seed=1)
-    pixels = pixels_of(tmp_path / "quilt.tif")
+    sew(tmp_path / "raster.tif", 150, seed=1)
+    pixels = pixels_of(tmp_path / "raster.tif")
     assert pixels.shape == (150, 150, 3)
     scenes = [render_scene(np.random.default_rng([44, 1, i]), 64).image for i in range(3)]
     seen = []
@@ -63,6 +63,6 @@ def test_what_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([*options, "--out", str(tmp_path / "absent" / "quilt.tif")])
+        main([*options, "--out", str(tmp_path / "absent" / "raster.tif")])
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
