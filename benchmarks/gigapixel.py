@@ -1,6 +1,6 @@
 """One very large image through `resclip batch`, in a process whose memory is measured.
 
-Draws a raster of scenes as a tiled TIFF unless the file exists, segments it by block with the built-in model, and writes
+Draws a tiled TIFF of scenes unless the file exists, segments it by block with the built-in model, and writes
 results/gigapixel.json: seconds, peak resident memory, and the same for a small image. docs/scale.md shows them.
 """
 
