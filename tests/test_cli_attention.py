@@ -220,3 +220,13 @@ def test_the_builtin_model_attends_to_the_thing(
     assert share is not None
     assert int(share[1]) > 60
     assert Image.open(out).width > 5 * 400  # The image, the base, RCS, SFR and the final map.
+
+
+def test_without_classes_nothing_is_said_about_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without SFR no class is needed; the one that stands in has to be a word that the built-in model knows."""
+    scene = Path(__file__).parent.parent / "docs/scene.png"
+    options = ("--method", "naclip", "--short-side", "112", "--out", tmp_path / "maps.png")
+    assert run("attention", scene, "--at", "134,134", *options) == 0
+    assert capsys.readouterr().err == ""

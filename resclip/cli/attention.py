@@ -24,7 +24,7 @@ CAPTIONS = {"cross-layer": "Cross-layer (RCS)", "feedback": "Feedback (SFR)", "f
 STRONGEST = 0.1
 """Fraction of the patches whose share of a map's mass is printed."""
 # A segmenter needs a class, though attention without SFR reads none. The built-in model knows this word.
-NO_CLASSES = ["image"]
+NO_CLASSES = ["picture"]
 
 
 class Grid(NamedTuple):
