@@ -126,10 +126,10 @@ def gallery(count: int) -> Image.Image:
 
     rows = [
         GalleryRow("image", "", [shrink(Image.fromarray(scene.image)) for scene in scenes]),
-        GalleryRow("as drawn", "", show(truth)),
+        GalleryRow("ground truth", "", show(truth)),
     ]
     rows += [
-        GalleryRow(method, f"{agreement(labels, truth):.0%} as drawn", show(labels))
+        GalleryRow(method, f"{agreement(labels, truth):.0%} correct", show(labels))
         for method, labels in predicted.items()
     ]
     shown = np.unique([truth, *predicted.values()])

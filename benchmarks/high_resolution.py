@@ -209,11 +209,11 @@ def measure() -> list[dict[str, Any]]:
 
 
 def image() -> Image.Image:
-    """The first held-out scene of each kind: as drawn, and as each mode of ResCLIP sees it."""
+    """The first held-out scene of each kind: its ground truth, and how each mode of ResCLIP sees it."""
     drawn = [next(scenes(kind, HELD_OUT)) for kind in KINDS]
     colours = class_colours()
     truth = [scene.mask.astype(np.int64) for scene in drawn]
-    labels = {"as drawn": truth}
+    labels = {"ground truth": truth}
     for mode, options in MODES.items():
         segmenter = load(classes=CLASS_NAMES, method="resclip", **options)
         labels[mode] = [segmenter.segment(scene.image).labels for scene in drawn]
@@ -224,7 +224,7 @@ def image() -> Image.Image:
     rows = [GalleryRow("image", "", [cell(Image.fromarray(scene.image)) for scene in drawn])]
     for name, predicted in labels.items():
         share = float(np.mean(np.stack(predicted) == np.stack(truth)))
-        note = "" if name == "as drawn" else f"{share:.0%} as drawn"
+        note = "" if name == "ground truth" else f"{share:.0%} correct"
         overlays = [
             cell(draw_overlay(scene.image, part, colours, opacity=1.0))
             for scene, part in zip(drawn, predicted, strict=True)

@@ -22,7 +22,7 @@ GREY = (120, 120, 120)
 
 def sheet(name: str, size: tuple[int, int]) -> np.ndarray:
     """A gallery of three rows of four grey cells."""
-    rows = [GalleryRow(name, "94% as drawn", [Image.new("RGB", size, GREY)] * 4)] * 3
+    rows = [GalleryRow(name, "94% correct", [Image.new("RGB", size, GREY)] * 4)] * 3
     return np.asarray(draw_gallery(rows, [(0, "sky")], palette(1)))
 
 
