@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from resclip.encoder.dense_encoder import DenseEncoder
-from resclip.errors import UnknownWordsWarning
+from resclip.errors import UnknownWordsWarning, first_sentence
 from resclip.inference.memory import cap_memory
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
@@ -216,9 +216,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:120]
         raise ValueError(
-            f"device {str(device)!r} cannot be used ({reason}); use 'cpu', or 'cuda' if torch finds a GPU"
+            f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or "
+            "'cuda' if torch finds a GPU"
         ) from error
     return chosen
 

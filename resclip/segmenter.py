@@ -26,6 +26,7 @@ from resclip.methods.options_text import as_dict
 from resclip.result import Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
+from resclip_kernels import check_count
 
 READERS = 4
 """How many threads read images ahead; Pillow decodes without Python's lock."""
@@ -79,10 +80,8 @@ class Segmenter:
         std: Sequence[float] = CLIP_STD,
         source: dict[str, Any] | None = None,
     ) -> None:
-        if short_side < 0 or long_side < 1:
-            raise ValueError(
-                f"short_side must be at least 0 and long_side at least 1; got {short_side} and {long_side}"
-            )
+        check_count("short_side", short_side, 0)
+        check_count("long_side", long_side, 1)
         self.pipeline = ImagePipeline(
             encoder,
             vocabulary,

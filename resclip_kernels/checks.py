@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -69,6 +69,18 @@ def check_same_images(first_name: str, first: Tensor, second_name: str, second: 
         )
 
 
+def check_grid(grid: Sequence[int]) -> tuple[int, int]:
+    """(h, w) as a tuple; TypeError or ValueError unless it is two integers of at least 0."""
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise TypeError(f"grid must be (h, w) in patches, two integers; got {grid!r}")
+    height, width = grid
+    if not (hasattr(height, "__index__") and hasattr(width, "__index__")):
+        raise TypeError(f"grid must be (h, w) in patches, two integers; got {grid!r}")
+    if height < 0 or width < 0:
+        raise ValueError(f"grid must be (h, w) in patches, at least 0 each; got {grid!r}")
+    return height, width
+
+
 def set_floats(options: Any, *names: str) -> None:
     """Make these fields of a frozen dataclass Python's own floats: operators and kernels take no NumPy scalars."""
     for name in names:
@@ -94,11 +106,31 @@ def merge_options(
 ) -> Options:
     """An op's options: `options`, or the defaults where it is None, with the fields that `keywords` name replaced."""
     if options is None:
-        return kind(**keywords)
+        try:
+            return kind(**keywords)
+        except TypeError as error:
+            raise unfit_arguments(kind, keywords) or error from None
     if not isinstance(options, kind):
         raise TypeError(
             f"options must be {kind.__name__}; got {type(options).__name__}: "
             "make one, or pass its fields as keyword arguments"
         )
-    merged: Options = replace(options, **keywords) if keywords else options  # type: ignore[type-var]
+    if not keywords:
+        return options
+    try:
+        merged: Options = replace(options, **keywords)  # type: ignore[type-var]
+    except TypeError as error:
+        raise unfit_arguments(kind, keywords) or error from None
     return merged
+
+
+def unfit_arguments(kind: type[Any], keywords: Mapping[str, Any]) -> TypeError | None:
+    """What is wrong with the names of these keyword arguments of an op; None if it is a value that does not fit."""
+    known = {field.name: field for field in fields(kind)}
+    for name in keywords:
+        if name not in known:
+            return TypeError(f"unexpected argument {name!r}; the options are {', '.join(known)}")
+    for name, field in known.items():
+        if field.default is MISSING and name not in keywords:
+            return TypeError(f"expected {name}=, or options={kind.__name__}(…); got neither")
+    return None

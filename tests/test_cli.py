@@ -203,7 +203,7 @@ def test_interrupt(
         (["--window", "112", "--stride", "113"], "stride"),
         (["--window", "-5"], "window"),
         (["--batch-size", "0"], "batch"),
-        (["--short-side", "-1"], "short_side"),
+        (["--short-side", "-1"], "--short-side"),
         (["--implementation", "no-such"], "torch"),
         (["--threshold", "1.5"], "0 to 1"),
         (["--threshold", "half"], "half"),
@@ -237,6 +237,26 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("segment", "demo", "models", "methods"):
         assert run(command, "--help") == 0
         assert f"usage: resclip {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--window", "5"], "--window must be 0"),
+        (["--stride", "0"], "--stride must lie"),
+        (["--short-side", "-3"], "--short-side must be at least 0"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--method", "maskclip", "--overview"], "use no --overview"),
+        (["--method", "naclip", "--correlation", "identity", "--sfr", "rounds=1"], "use no --sfr"),
+    ],
+)
+def test_refusals_of_the_library_name_options(
+    image: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert run("segment", image, "--json", "--classes", "sky; tree", *options) in (1, 2)
+    came = capsys.readouterr().err
+    assert words in came
+    assert "Traceback" not in came
 
 
 def test_methods_have_their_papers(capsys: pytest.CaptureFixture[str]) -> None:

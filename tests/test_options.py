@@ -137,3 +137,17 @@ def test_numbers_of_numpy_do() -> None:
 
     options = AttentionOptions(grid=GRID, cross_weight=np.float32(0.5), score_temperature=2)
     assert type(options.cross_weight) is type(options.score_temperature) is float
+
+
+@pytest.mark.parametrize("grid", [(3,), 3, (3, 3, 3), (3.0, 3.0), (-3, -3), "ab"])
+def test_a_grid_is_two_integers(grid: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"grid must be \(h, w\)"):
+        AttentionOptions(grid=grid)
+
+
+def test_arguments_that_no_op_has_are_named() -> None:
+    tensors = [torch.zeros(1, 1, 10, 4)] * 3
+    with pytest.raises(TypeError, match="'cross_wieght'.*cross_weight"):
+        residual_attention(*tensors, grid=(3, 3), cross_wieght=0.5)
+    with pytest.raises(TypeError, match="expected grid="):
+        residual_attention(*tensors)

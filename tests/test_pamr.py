@@ -119,3 +119,9 @@ def test_unfolded_neighbours_are_clamped() -> None:
 def test_errors_say_what_was_expected(image, masks, arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         pamr(image, masks, **arguments)
+
+
+@pytest.mark.parametrize("implementation", ("reference", "torch"))
+def test_a_batch_of_no_images(implementation: str) -> None:
+    refined = pamr(torch.zeros(0, 3, 8, 9), torch.zeros(0, 2, 8, 9), implementation=implementation)
+    assert refined.shape == (0, 2, 8, 9)

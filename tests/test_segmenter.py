@@ -91,7 +91,7 @@ def test_prepared_pixels_have_the_short_side_or_their_own_size() -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"pad_multiple": -1}, "pad_multiple must be at least 0"),
         ({"short_side": -1}, "short_side must be at least 0"),
-        ({"long_side": 0}, "long_side at least 1"),
+        ({"long_side": 0}, "long_side must be at least 1"),
     ],
 )
 def test_wrong_settings_say_what_is_valid(arguments: dict[str, Any], message: str) -> None:
@@ -199,3 +199,19 @@ def test_settings_say_what_decides_a_result() -> None:
     for name in ("short_side", "long_side"):
         assert settings[name] == getattr(segmenter.preparation, name)
     assert segmenter.segment(random_image(8, 8)).settings == settings
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"probability_threshold": 3.0},
+        {"refine_iterations": -1},
+        {"refine_iterations": 1.5},
+        {"logit_scale": -1.0},
+        {"short_side": 1.5},
+        {"long_side": 0},
+    ],
+)
+def test_values_that_do_not_fit_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(wrong))} must"):
+        make(**wrong)

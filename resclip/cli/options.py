@@ -46,6 +46,8 @@ OPTION_OF = {
 _PARAMETER = re.compile(
     rf"(?<![\w-])({'|'.join(OPTION_OF)})=(?:True\b|\"([\w.:-]+)\"|(?![\w\"'\[({{+-]|\.\d))"
 )
+_ABSENT = re.compile(rf"(?<![\w-])({'|'.join(OPTION_OF)})=None\b")
+_SUBJECT = re.compile(rf"^({'|'.join(OPTION_OF)})(?= must\b)")
 
 
 def explain(problem: BaseException | str) -> str:
@@ -54,6 +56,8 @@ def explain(problem: BaseException | str) -> str:
     text = _PARAMETER.sub(
         lambda found: " ".join(filter(None, (OPTION_OF[found[1]], found[2]))), text
     )
+    text = _ABSENT.sub(lambda found: f"no {OPTION_OF[found[1]]}", text)
+    text = _SUBJECT.sub(lambda found: OPTION_OF[found[1]], text)
     if text.startswith("unexpected error: "):
         text += " (--debug shows where)"
     return text

@@ -104,8 +104,8 @@ class DenseEncoder(nn.Module):
         self.correlation = correlation or self.base.correlation
         if sfr is not None and self.base.proxy is None and not self.correlation.has_score:
             raise ValueError(
-                f"SFR changes the score of the attention, and base {base!r} has none: "
-                "use sfr=None or another base"
+                f"SFR changes the score of the attention, and correlation {self.correlation.scores!r} of base {base!r} "
+                "has none: use sfr=None or another correlation"
             )
         if overview is not None:
             check_overview(self.base, self.correlation)

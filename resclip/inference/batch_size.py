@@ -134,8 +134,8 @@ def plan_batch_size(
     allowed = "" if max_memory is None else f" of the {format_bytes(max_memory)} allowed"
     raise ValueError(
         f"one window of {size[0]} × {size[1]} pixels with {queries} queries needs about {format_bytes(needed)} of "
-        f"memory, and {format_bytes(free)}{allowed} are left: take a smaller window or short_side, precision fp16 on "
-        "a GPU, or fewer classes"
+        f"memory, and {format_bytes(free)}{allowed} are left: take a smaller window= or short_side=, "
+        'precision="fp16" on a GPU, or fewer classes'
     )
 
 

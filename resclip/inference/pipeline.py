@@ -29,7 +29,13 @@ from resclip.inference.windows import (
     source_range,
 )
 from resclip.text.vocabulary import Vocabulary
-from resclip_kernels import check_count, resize_planes, upsample_argmax
+from resclip_kernels import (
+    check_count,
+    check_fraction,
+    check_positive,
+    resize_planes,
+    upsample_argmax,
+)
 
 STRIP_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 """By kind of device: a result whose stitched logits and labels would take more bytes comes in strips of rows.
@@ -233,6 +239,9 @@ class ImagePipeline:
                 "an overview is what windows see of the whole image, and window=0 is the whole image: "
                 "leave one of them out"
             )
+        check_fraction("probability_threshold", probability_threshold)
+        check_count("refine_iterations", refine_iterations, 0)
+        check_positive("logit_scale", logit_scale)
         check_count("batch_size", batch_size, 1)
         check_count("pad_multiple", pad_multiple, 0)
         self.encoder = encoder

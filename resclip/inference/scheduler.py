@@ -153,7 +153,7 @@ class _Scheduler:
                     height, width = key[:2]
                     raise MemoryError(
                         f"there is not enough memory for one window of {height} × {width} pixels: take a smaller "
-                        "window= or short_side=, fewer classes, or precision='fp16' on a GPU"
+                        'window= or short_side=, fewer classes, or precision="fp16" on a GPU'
                     ) from error
                 windows.extendleft(reversed(batch))
                 self.limits[key] = len(batch) // 2

@@ -32,7 +32,7 @@ def pamr(image: Tensor, masks: Tensor, iterations: int, dilations: tuple[int, ..
 def planes_per_group(masks: Tensor) -> int:
     """How many mask planes are refined together."""
     batch, _, height, width = masks.shape
-    return max(1, PLANE_BYTES // (4 * batch * height * width))
+    return max(1, PLANE_BYTES // max(1, 4 * batch * height * width))
 
 
 def pamr_weights(image: Tensor, dilations: tuple[int, ...]) -> Tensor:

@@ -14,6 +14,7 @@ from resclip_kernels.checks import (
     check_count,
     check_float,
     check_fraction,
+    check_grid,
     check_positive,
     set_floats,
 )
@@ -75,7 +76,7 @@ class AttentionOptions(FeedbackMixing):
     def __post_init__(self) -> None:
         super().__post_init__()
         # A list or a torch.Size does as well.
-        object.__setattr__(self, "grid", (self.grid[0], self.grid[1]))
+        object.__setattr__(self, "grid", check_grid(self.grid))
         if self.correlation not in CORRELATIONS:
             valid = ", ".join(repr(name) for name in CORRELATIONS)
             raise ValueError(f"correlation must be one of {valid}; got {self.correlation!r}")
