@@ -254,7 +254,7 @@ def mode_table(run: dict[str, Any]) -> str:
             lines.append([method, MODE_NAMES.get(mode, mode), *cells, f"{seconds:.1f}"])
     note = (
         f"mIoU in per cent, {run['scenes']['held-out']} held-out scenes of {run['side']} × {run['side']} a kind; in "
-        f"brackets the change from windows and its standard error over scenes. Model in the box, windows of "
+        f"brackets the change from windows and its standard error over scenes. Built-in model, windows of "
         f"{run['window']} every {run['stride']} pixels, shrunk to {run['shrunk_side']}, overview with weight "
         f"{run['weight']}; {run['machine']}, one thread, float32, "
         f"{versions_text(run['versions'])}."
