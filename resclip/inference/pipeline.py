@@ -285,8 +285,8 @@ class ImagePipeline:
             ValueError: there is not enough memory for one.
         """
         around = padding(window, self.pad_multiple)
-        # A batch of windows of another size might hold one window, and would be filled up with fifteen empty ones.
-        is_odd = (window.height, window.width) != (self.window, self.window)
+        # Windows of another size are rare: one of them would fill a batch with empty windows all by itself.
+        is_smaller = (window.height, window.width) != (self.window, self.window)
         return plan_batch_size(
             self.encoder,
             (
@@ -294,7 +294,7 @@ class ImagePipeline:
                 around.left + window.width + around.right,
             ),
             len(self.vocabulary.embeddings),
-            batch_size=1 if self.pad_batches and is_odd else self.batch_size,
+            batch_size=1 if self.pad_batches and is_smaller else self.batch_size,
             max_memory=self.max_memory,
         )
 

@@ -132,7 +132,8 @@ class _Scheduler:
     def encode(self, key: tuple[Any, ...]) -> None:
         """Run the windows that wait under a key; in smaller batches from now on where memory runs out."""
         windows = deque(self.waiting.pop(key))
-        alone = 0  # So many run by themselves, since one of them spoils its batch.
+        # After an error in a batch, its windows run one by one, so that only the image at fault fails.
+        alone = 0
         while windows:
             count = 1 if alone else self.limits[key]
             batch = [windows.popleft() for _ in range(min(count, len(windows)))]
