@@ -310,7 +310,7 @@ def test_every_byte_is_that_of_one_machine_whatever_process_dies(
     store.clean()  # As the next job does: the writer may have left a temporary file.
     assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
     assert not ray.is_initialized()
-    assert not any(map(is_alive, models(notes)))
+    assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
 
 
 @pytest.mark.slow

@@ -72,10 +72,12 @@ def test_an_edge_in_the_image_holds_the_masks_apart() -> None:
 def test_batch_and_groups_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     image, masks = inputs(seed, 33, 21, planes=7)
     together = pamr(image, masks)
-    # A vectorised loop may fuse its last elements' multiply-adds otherwise: one rounding, no more.
-    torch.testing.assert_close(together[1:], pamr(image[1:], masks[1:]), rtol=1e-5, atol=1e-6)
+    # A vectorised loop may fuse its last elements' multiply-adds otherwise: a rounding of the largest value in each of
+    # the ten iterations, which their weights, that sum to 1, do not enlarge.
+    bound = 10 * torch.finfo(torch.float32).eps * masks.abs().max()
+    assert (together[1:] - pamr(image[1:], masks[1:])).abs().max() <= bound
     monkeypatch.setattr(portable, "PLANE_BYTES", 1)
-    torch.testing.assert_close(together, pamr(image, masks), rtol=1e-5, atol=1e-6)
+    assert (together - pamr(image, masks)).abs().max() <= bound
 
 
 def test_views_and_nan_around_them_change_nothing(seed: int) -> None:
