@@ -105,32 +105,26 @@ def merge_options(
     kind: type[Options], options: Options | None, keywords: Mapping[str, Any]
 ) -> Options:
     """An op's options: `options`, or the defaults where it is None, with the fields that `keywords` name replaced."""
-    if options is None:
-        try:
-            return kind(**keywords)
-        except TypeError as error:
-            raise unfit_arguments(kind, keywords) or error from None
-    if not isinstance(options, kind):
+    if options is not None and not isinstance(options, kind):
         raise TypeError(
             f"options must be {kind.__name__}; got {type(options).__name__}: "
             "make one, or pass its fields as keyword arguments"
         )
-    if not keywords:
+    if options is not None and not keywords:
         return options
     try:
-        merged: Options = replace(options, **keywords)  # type: ignore[type-var]
-    except TypeError as error:
-        raise unfit_arguments(kind, keywords) or error from None
-    return merged
-
-
-def unfit_arguments(kind: type[Any], keywords: Mapping[str, Any]) -> TypeError | None:
-    """What is wrong with the names of these keyword arguments of an op; None if it is a value that does not fit."""
-    known = {field.name: field for field in fields(kind)}
-    for name in keywords:
-        if name not in known:
-            return TypeError(f"unexpected argument {name!r}; the options are {', '.join(known)}")
-    for name, field in known.items():
-        if field.default is MISSING and name not in keywords:
-            return TypeError(f"expected {name}=, or options={kind.__name__}(…); got neither")
-    return None
+        return kind(**keywords) if options is None else replace(options, **keywords)  # type: ignore[type-var]
+    except TypeError:
+        # Python's own message about a name would speak of the options' constructor, which nobody called.
+        known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+        for name in keywords:
+            if name not in known:
+                raise TypeError(
+                    f"unexpected argument {name!r}; the options are {', '.join(known)}"
+                ) from None
+        for name, field in known.items():
+            if options is None and field.default is MISSING and name not in keywords:
+                raise TypeError(
+                    f"expected {name}=, or options={kind.__name__}(…); got neither"
+                ) from None
+        raise

@@ -151,3 +151,5 @@ def test_arguments_that_no_op_has_are_named() -> None:
         residual_attention(*tensors, grid=(3, 3), cross_wieght=0.5)
     with pytest.raises(TypeError, match="expected grid="):
         residual_attention(*tensors)
+    with pytest.raises(TypeError, match="window must be an integer"):
+        residual_attention(*tensors, AttentionOptions(grid=(3, 3)), window="x")
