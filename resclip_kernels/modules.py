@@ -225,10 +225,14 @@ class QueryKeyRecorder(SelfAttention):
         """Plain self-attention; q and k are kept until the next call or `clear()`."""
         query, key = self.project(tokens, 0, 2)
         (value,) = self.project(tokens, 2, 3)
-        self._recorded = query, key
+        self.keep(query, key)
         return F.scaled_dot_product_attention(
             query, key, value, dropout_p=self.dropout if self.training else 0.0
         )
+
+    def keep(self, query: Tensor, key: Tensor) -> None:
+        """Remember q and k, (B, A, L, d) each; a subclass may keep them elsewhere."""
+        self._recorded = query, key
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was recorded: it belongs to the images of one run, and its graph cannot be copied."""

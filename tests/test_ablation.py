@@ -98,8 +98,8 @@ def test_a_correlation_of_its_own_is_kept() -> None:
     came = segmenter_with(given, METHODS["naclip+rcs"], TWO)
     assert came.settings["correlation"] == given.settings["correlation"]
     assert torch.equal(
-        came.encoder.random_projections,  # type: ignore[arg-type]
-        given.encoder.random_projections,  # type: ignore[arg-type]
+        came.encoder.final.random_projections,  # type: ignore[arg-type]
+        given.encoder.final.random_projections,  # type: ignore[arg-type]
     )
 
 

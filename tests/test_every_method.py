@@ -188,7 +188,7 @@ def test_correlations_that_are_the_bases_own() -> None:
 def test_random_projections_depend_on_their_seed_alone() -> None:
     def drawn(**options: int) -> Tensor:
         encoder = DenseEncoder(small_tower(), correlation=Correlation("random", **options))
-        return encoder.random_projections
+        return encoder.final.random_projections
 
     assert torch.equal(drawn(seed=5), drawn(seed=5))
     assert not torch.equal(drawn(seed=5), drawn(seed=6))
@@ -205,7 +205,7 @@ def test_no_rounds_but_the_first_is_sfr_as_released_and_more_go_on(seed: int) ->
         for rounds in (1, 2)
     )
     dense = DenseEncoder(small_tower(), rcs=RCS(), sfr=SFR())
-    labels = dense.segment_patches(dense.sfr, once.patches, pixels, queries)
+    labels = dense.final.segment_patches(dense.sfr, once.patches, pixels, queries)
     assert torch.equal(twice.feedback_labels, labels)
 
 

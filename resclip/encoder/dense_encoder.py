@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.encoder.attention_maps import AttentionMaps, proxy_maps, tower_maps
-from resclip.encoder.final_block import Coarse, FinalBlock, FinalInputs, Pass
+from resclip.encoder.final_block import Coarse, FinalBlock, FinalInputs
 from resclip.methods.catalogue import (
-    BASES,
-    FINAL_BLOCKS,
     RCS,
     SFR,
-    Base,
     FinalBlockKind,
     Overview,
     ProxyAttention,
@@ -26,12 +22,8 @@ from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt
 from resclip_kernels import (
     Implementation,
-    check_implementation,
     deterministic_attention,
-    patch_labels,
     residual_attention,
-    resize_planes,
-    semantic_feedback,
 )
 
 
@@ -71,9 +63,6 @@ class DenseEncoder(nn.Module):
             that is missing or has no use.
     """
 
-    random_projections: Tensor | None
-    """(N, D, D) for correlation "random"."""
-
     def __init__(
         self,
         visual: nn.Module,
@@ -90,62 +79,32 @@ class DenseEncoder(nn.Module):
         overview: Overview | None = None,
     ) -> None:
         super().__init__()
-        if base not in BASES:
-            raise ValueError(f"unknown base {base!r}; use one of: {', '.join(BASES)}")
-        if final_block is not None and final_block not in FINAL_BLOCKS:
-            valid = ", ".join(map(repr, FINAL_BLOCKS))
-            raise ValueError(
-                f"final_block must be one of {valid}, or None for the base's own; got {final_block!r}"
-            )
-        self.base = BASES[base]
-        if isinstance(correlation, str):
-            correlation = Correlation.parse(correlation)
-        check_proxy(self.base, proxy, correlation, final_block)
-        self.correlation = correlation or self.base.correlation
-        if sfr is not None and self.base.proxy is None and not self.correlation.has_score:
-            raise ValueError(
-                f"SFR changes the score of the attention, and correlation {self.correlation.scores!r} of base {base!r} "
-                "has none: use sfr=None or another correlation"
-            )
-        if overview is not None:
-            check_overview(self.base, self.correlation)
-        self.overview = overview
         self.tower = adapt(visual)
-        self.rcs = rcs
-        self.sfr = sfr
-        self.layers = () if rcs is None else rcs.layers_of(self.tower.depth)
-        has_prior = self.base.neighbourhood_std is not None and self.correlation.has_score
-        self.neighbourhood_std = neighbourhood_std if has_prior else None
-        self.final_block: FinalBlockKind = final_block or self.base.final_block
-        self.proxy = proxy
-        self.implementation = check_implementation(implementation)
-        layer = self.correlation.layer
-        if layer is not None and layer > self.tower.depth:
-            raise ValueError(
-                f"correlation layer must lie between 1 and {self.tower.depth}, the tower's depth; got {layer}"
-            )
         self.final = FinalBlock(
             self.tower,
-            self.final_block,
-            self.correlation,
-            self.neighbourhood_std,
-            proxy_attention or self.base.proxy,
+            base,
             rcs,
             sfr,
-            overview,
-            self.implementation,
+            neighbourhood_std,
+            final_block,
+            implementation,
+            correlation=correlation,
+            proxy=proxy,
+            proxy_attention=proxy_attention,
+            overview=overview,
         )
-        self.register_buffer("random_projections", self.draw_projections(), persistent=False)
-
-    def draw_projections(self) -> Tensor | None:
-        """(N, D, D) of correlation "random": normal with variance 1 / D, drawn on the CPU whatever the device."""
-        if self.correlation.scores != "random":
-            return None
-        width = self.tower.width
-        generator = torch.Generator().manual_seed(self.correlation.seed)
-        drawn = torch.randn(self.correlation.projections, width, width, generator=generator)
-        scaled: Tensor = drawn / width**0.5
-        return scaled.to(self.tower.device, self.tower.dtype)
+        self.tower.check_host()
+        self.eval()
+        self.base = self.final.base
+        self.correlation = self.final.correlation
+        self.overview = overview
+        self.rcs = rcs
+        self.sfr = sfr
+        self.layers = self.final.layers
+        self.neighbourhood_std = self.final.neighbourhood_std
+        self.final_block: FinalBlockKind = self.final.kind
+        self.proxy = proxy
+        self.implementation = self.final.implementation
 
     @torch.no_grad()
     def forward(
@@ -170,9 +129,9 @@ class DenseEncoder(nn.Module):
         inputs = self.run_blocks(pixels)
         if coarse is not None:
             inputs = self.final.add_overview(inputs, coarse)
-        final = self.run_passes(inputs, pixels, text)
+        final = self.final.run_passes(inputs, pixels, text)
         labels = None if final.feedback is None else final.feedback.labels
-        return DenseFeatures(final.patches, final.cls, labels)
+        return DenseFeatures(*self.final.features(inputs, final.tokens), labels)
 
     @torch.no_grad()
     def coarse(self, pixels: Tensor) -> Coarse:
@@ -229,7 +188,7 @@ class DenseEncoder(nn.Module):
                     f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
                 )
             rows = torch.tensor([row * width + column], device=pixels.device)
-        feedback = self.run_passes(inputs, pixels, text).feedback
+        feedback = self.final.run_passes(inputs, pixels, text).feedback
         if inputs.features is None:
             return tower_maps(self.final, inputs, rows, feedback)
         return proxy_maps(self.final, inputs, inputs.features, rows, feedback)
@@ -247,7 +206,8 @@ class DenseEncoder(nn.Module):
         tokens = tower.embed(pixels)
         recorded = []
         compared = None
-        for number, block in enumerate(tower.blocks[:-1], start=1):
+        blocks = tower.blocks
+        for number, block in enumerate(blocks[:-1], start=1):
             normed = tower.norm(block, tokens)
             query, key, value = tower.project_qkv(block, normed, grid)
             if number in self.layers:
@@ -256,64 +216,11 @@ class DenseEncoder(nn.Module):
                 compared = normed, query, key
             tokens = tokens + tower.project_out(block, attend(query, key, value))
             tokens = tower.feed_forward(block, tokens)
-        normed = tower.norm(tower.blocks[-1], tokens)
-        query, key, value = tower.project_qkv(tower.blocks[-1], normed, grid)
-        normed, query, key = compared or (normed, query, key)
-        projections = self.project(normed)
-        return FinalInputs(tokens, value, query, key, projections, tuple(recorded), grid, features)
-
-    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
-        """What the correlations "xx" and "random" compare: (B, A, L, d) each, from x (B, L, D)."""
-        if self.correlation.scores == "xx":
-            projected = [normed]
-        elif self.random_projections is not None:
-            projected = [normed @ matrix for matrix in self.random_projections]
-        else:
-            projected = []
-        return tuple(x.unflatten(-1, (self.tower.heads, -1)).transpose(1, 2) for x in projected)
-
-    def run_passes(self, inputs: FinalInputs, pixels: Tensor, text: Tensor | None) -> Pass:
-        """The first pass, and one more per round of SFR, into which the segmentation of the pass before is fed back."""
-        result = self.final.run(inputs, None, None)
-        if self.sfr is None or text is None:
-            return result
-        for _ in range(self.sfr.rounds):
-            feedback = semantic_feedback(
-                self.segment_patches(self.sfr, result.patches, pixels, text),
-                self.sfr.feedback_options(),
-                implementation=self.implementation,
-            )
-            result = self.final.run(inputs, feedback, result.cross_layer)
-        return result
-
-    def segment_patches(self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor) -> Tensor:
-        """The query of every patch: (B, h, w) labels from (B, h, w, E) features.
-
-        A proxy's patch need not be a whole number of pixels wide: the guide is then resized so that it is.
-        """
-        cell = self.tower.patch_size
-        guide = pixels.to(self.tower.dtype)
-        if self.proxy is not None:
-            cells = list(zip(pixels.shape[2:], patches.shape[1:3], strict=True))
-            cell = (
-                max(1, round(cells[0][0] / cells[0][1])),
-                max(1, round(cells[1][0] / cells[1][1])),
-            )
-            size = (cell[0] * patches.shape[1], cell[1] * patches.shape[2])
-            if size != tuple(pixels.shape[2:]):
-                guide = resize_planes(guide, size)
-        return patch_labels(
-            similarity(patches, text),
-            guide,
-            patch_size=cell,
-            logit_scale=sfr.logit_scale,
-            threshold=sfr.label_threshold,
-            refine_iterations=sfr.refine_iterations,
-            implementation=self.implementation,
-        )
+        return self.final.make_inputs(blocks[-1], tokens, grid, recorded, compared, features)
 
     def check(self, pixels: Tensor, text: Tensor | None) -> None:
-        """Raise for inputs that do not fit, saying what would."""
+        """Raise for inputs that do not fit, and for a model that was changed since, saying what would."""
+        self.tower.check_host()
         check_pixels(pixels, self.tower)
         if self.sfr is not None:
             check_text(text, self.tower.output_dim)
@@ -324,58 +231,6 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, 
     return residual_attention(
         query, key, value, grid=grid, correlation="qk", implementation=Implementation.REFERENCE
     ).output
-
-
-def similarity(patches: Tensor, text: Tensor) -> Tensor:
-    """Cosine of every patch and every query: (B, h, w, E) and unit rows (Q, E) → (B, Q, h, w), float32 or wider."""
-    dtype = torch.promote_types(patches.dtype, torch.float32)
-    unit = F.normalize(patches.to(dtype), dim=-1).flatten(1, 2)
-    logits: Tensor = (text.to(dtype) @ unit.mT).unflatten(2, patches.shape[1:3])
-    return logits
-
-
-def check_proxy(
-    base: Base,
-    proxy: Callable[[Tensor], Tensor] | None,
-    correlation: Correlation | None,
-    final_block: FinalBlockKind | None,
-) -> None:
-    """ValueError unless a proxy is passed exactly where the base attends by one."""
-    if base.proxy is None:
-        if proxy is not None:
-            raise ValueError(
-                f"base {base.name!r} has no use for a proxy; use base 'proxyclip', or proxy=None"
-            )
-        return
-    if proxy is None:
-        raise ValueError(
-            f"base {base.name!r} takes its attention from another vision model: pass proxy=, such as "
-            "resclip.models.proxy_models.find_proxy('colour') or find_proxy('vit_base_patch8_224.dino')"
-        )
-    if correlation is not None:
-        raise ValueError(
-            f"base {base.name!r} compares the proxy's features, so correlation must be None; "
-            f"got {correlation.scores!r}"
-        )
-    if final_block not in (None, base.final_block):
-        raise ValueError(
-            f"base {base.name!r} works on the proxy's grid, where the final block has no residual: "
-            f"final_block must be None or {base.final_block!r}; got {final_block!r}"
-        )
-
-
-def check_overview(base: Base, correlation: Correlation) -> None:
-    """ValueError unless the base compares tokens, so that it can compare them with those of a coarse pass."""
-    if base.proxy is not None:
-        raise ValueError(
-            f"an overview compares CLIP's tokens, and base {base.name!r} attends by another model's features: "
-            "use overview=None or another base"
-        )
-    if correlation.scores in ("identity", "none"):
-        raise ValueError(
-            f"an overview attends by what the base compares, and correlation {correlation.scores!r} of base "
-            f"{base.name!r} compares nothing: use overview=None or another correlation"
-        )
 
 
 def check_pixels(pixels: Tensor, tower: Tower) -> None:

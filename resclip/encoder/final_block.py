@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Overview, ProxyAttention
+from resclip.methods.catalogue import (
+    BASES,
+    FINAL_BLOCKS,
+    RCS,
+    SFR,
+    Base,
+    FinalBlockKind,
+    Overview,
+    ProxyAttention,
+)
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower
+from resclip.models.tower import split_heads
 from resclip_kernels import (
     AttentionOptions,
     Implementation,
     ProxyAttentionOptions,
     SemanticFeedback,
+    check_implementation,
     deterministic_attention,
+    patch_labels,
     proxy_attention,
     residual_attention,
+    resize_planes,
     score_operands,
+    semantic_feedback,
 )
 from resclip_kernels import Correlation as OpCorrelation
 
@@ -134,29 +149,177 @@ class FinalInputs(NamedTuple):
 class Pass(NamedTuple):
     """What one pass of the final block gives."""
 
-    patches: Tensor
-    """(B, h, w, E)."""
-    cls: Tensor | None
-    """(B, E)."""
+    tokens: Tensor
+    """(B, L', D): the block's output, before the tower's head."""
     cross_layer: Tensor | None
     """A_c·v, for the next pass."""
     feedback: SemanticFeedback | None
     """The state that was fed back into this pass; None for the first."""
 
 
-@dataclass(frozen=True)
 class FinalBlock:
-    """The final block with a method's attention in place of its own; the fields are `DenseEncoder`'s arguments."""
+    """The final block of a tower with a method's attention in place of its own.
 
-    tower: Tower
-    kind: FinalBlockKind
-    correlation: Correlation
-    neighbourhood_std: float | None
-    proxy_attention: ProxyAttention | None
-    rcs: RCS | None
-    sfr: SFR | None
-    overview: Overview | None
-    implementation: Implementation
+    It holds the method and no state of an image; several threads may use it at once.
+
+    Args: see `resclip.DenseEncoder`.
+
+    Raises:
+        ValueError, TypeError: as `resclip.DenseEncoder` does.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        base: str = "naclip",
+        rcs: RCS | None = None,
+        sfr: SFR | None = None,
+        neighbourhood_std: float = 5.0,
+        kind: FinalBlockKind | None = None,
+        implementation: Implementation | str = Implementation.AUTO,
+        *,
+        correlation: Correlation | str | None = None,
+        proxy: Callable[[Tensor], Tensor] | None = None,
+        proxy_attention: ProxyAttention | None = None,
+        overview: Overview | None = None,
+    ) -> None:
+        if base not in BASES:
+            raise ValueError(f"unknown base {base!r}; use one of: {', '.join(BASES)}")
+        if kind is not None and kind not in FINAL_BLOCKS:
+            valid = ", ".join(map(repr, FINAL_BLOCKS))
+            raise ValueError(
+                f"final_block must be one of {valid}, or None for the base's own; got {kind!r}"
+            )
+        self.base = BASES[base]
+        if isinstance(correlation, str):
+            correlation = Correlation.parse(correlation)
+        check_proxy(self.base, proxy, correlation, kind)
+        self.correlation = correlation or self.base.correlation
+        if sfr is not None and self.base.proxy is None and not self.correlation.has_score:
+            raise ValueError(
+                f"SFR changes the score of the attention, and correlation {self.correlation.scores!r} of base {base!r} "
+                "has none: use sfr=None or another correlation"
+            )
+        if sfr is not None and tower.text_obstacle is not None:
+            raise ValueError(
+                f"SFR segments by text, and {tower.text_obstacle}; without SFR this tower can be used"
+            )
+        if overview is not None:
+            check_overview(self.base, self.correlation)
+        self.overview = overview
+        self.tower = tower
+        self.rcs = rcs
+        self.sfr = sfr
+        self.layers = () if rcs is None else rcs.layers_of(tower.depth)
+        has_prior = self.base.neighbourhood_std is not None and self.correlation.has_score
+        self.neighbourhood_std = neighbourhood_std if has_prior else None
+        self.kind: FinalBlockKind = kind or self.base.final_block
+        self.proxy = proxy
+        self.proxy_attention = proxy_attention or self.base.proxy
+        self.implementation = check_implementation(implementation)
+        layer = self.correlation.layer
+        if layer is not None and layer > tower.depth:
+            raise ValueError(
+                f"correlation layer must lie between 1 and {tower.depth}, the tower's depth; got {layer}"
+            )
+        self.random_projections = self.draw_projections()
+
+    def draw_projections(self) -> Tensor | None:
+        """(N, D, D) of correlation "random": normal with variance 1 / D, drawn on the CPU whatever the device."""
+        if self.correlation.scores != "random":
+            return None
+        width = self.tower.width
+        generator = torch.Generator().manual_seed(self.correlation.seed)
+        drawn = torch.randn(self.correlation.projections, width, width, generator=generator)
+        scaled: Tensor = drawn / width**0.5
+        return scaled.to(self.tower.device, self.tower.dtype)
+
+    def on(self, entrance: nn.Module) -> FinalBlock:
+        """The same method over a replica of the tower; see `Tower.on`."""
+        tower = self.tower.on(entrance)
+        if tower is self.tower:
+            return self
+        other = copy.copy(self)
+        other.tower = tower
+        return other
+
+    def make_inputs(
+        self,
+        block: Any,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        cross_layers: Sequence[tuple[Tensor, Tensor]] = (),
+        compared: tuple[Tensor, Tensor, Tensor] | None = None,
+        features: Tensor | None = None,
+    ) -> FinalInputs:
+        """What the final block's passes read.
+
+        Args:
+            block: the final block's modules.
+            tokens: its input (B, L, D).
+            grid: (h, w) in patches.
+            cross_layers: (q, k) of the middle blocks that RCS averages.
+            compared: LN1's output, q and k of the block whose tokens are compared; None for the final one's.
+            features: of the proxy.
+        """
+        normed = self.tower.norm(block, tokens)
+        query, key, value = self.tower.project_qkv(block, normed, grid)
+        normed, query, key = compared or (normed, query, key)
+        projections = self.project(normed)
+        return FinalInputs(
+            tokens, value, query, key, projections, tuple(cross_layers), grid, features
+        )
+
+    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
+        """What the correlations "xx" and "random" compare: (B, A, L, d) each, from x (B, L, D)."""
+        if self.correlation.scores == "xx":
+            projected = [normed]
+        elif self.random_projections is not None:
+            projected = [normed @ matrix for matrix in self.random_projections.to(normed)]
+        else:
+            projected = []
+        return tuple(split_heads(x, self.tower.heads) for x in projected)
+
+    def run_passes(self, inputs: FinalInputs, pixels: Tensor, text: Tensor | None) -> Pass:
+        """The first pass, and one more per round of SFR, into which the segmentation of the pass before is fed back."""
+        result = self.run(inputs, None, None)
+        if self.sfr is None or text is None:
+            return result
+        for _ in range(self.sfr.rounds):
+            patches, _ = self.features(inputs, result.tokens)
+            feedback = semantic_feedback(
+                self.segment_patches(self.sfr, patches, pixels, text),
+                self.sfr.feedback_options(),
+                implementation=self.implementation,
+            )
+            result = self.run(inputs, feedback, result.cross_layer)
+        return result
+
+    def segment_patches(self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor) -> Tensor:
+        """The query of every patch: (B, h, w) labels from (B, h, w, E) features.
+
+        A proxy's patch need not be a whole number of pixels wide: the guide is then resized so that it is.
+        """
+        cell = self.tower.patch_size
+        guide = pixels.to(self.tower.dtype)
+        if self.proxy is not None:
+            cells = list(zip(pixels.shape[2:], patches.shape[1:3], strict=True))
+            cell = (
+                max(1, round(cells[0][0] / cells[0][1])),
+                max(1, round(cells[1][0] / cells[1][1])),
+            )
+            size = (cell[0] * patches.shape[1], cell[1] * patches.shape[2])
+            if size != tuple(pixels.shape[2:]):
+                guide = resize_planes(guide, size)
+        return patch_labels(
+            similarity(patches, text),
+            guide,
+            patch_size=cell,
+            logit_scale=sfr.logit_scale,
+            threshold=sfr.label_threshold,
+            refine_iterations=sfr.refine_iterations,
+            implementation=self.implementation,
+        )
 
     def make_coarse(self, inputs: FinalInputs) -> Coarse:
         """The keys and values of whole images, to which their windows will attend."""
@@ -186,17 +349,21 @@ class FinalBlock:
     def run(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
     ) -> Pass:
-        """One pass: the attention, the rest of the block, the head."""
-        tower, block = self.tower, self.tower.blocks[-1]
+        """One pass: the attention and the rest of the block."""
+        tower, block = self.tower, self.tower.block_list[-1]
         attend = self.attend if inputs.features is None else self.attend_by_proxy
         attended, cross_layer = attend(inputs, feedback, cross_layer)
         tokens = tower.project_out(block, attended)
         if self.kind == "full_residual":
             tokens = tower.feed_forward(block, inputs.tokens + tokens)
-        tokens = tower.head(tokens)
-        has_cls = tower.has_cls and inputs.features is None
+        return Pass(tokens, cross_layer, feedback)
+
+    def features(self, inputs: FinalInputs, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tower's head on a pass's tokens: (B, h, w, E) of the patches, and (B, E) of [CLS]."""
+        tokens = self.tower.head(tokens)
+        has_cls = self.tower.has_cls and inputs.features is None
         patches = tokens[:, int(has_cls) :].unflatten(1, inputs.output_grid)
-        return Pass(patches, tokens[:, 0] if has_cls else None, cross_layer, feedback)
+        return patches, tokens[:, 0] if has_cls else None
 
     def attend(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
@@ -296,3 +463,55 @@ def resize_heads(heads: Tensor, grid: tuple[int, int], size: tuple[int, int]) ->
     resized = F.interpolate(planes.to(wide), size=size, mode="bilinear", align_corners=False)
     result: Tensor = resized.to(heads.dtype).flatten(2).mT.unflatten(0, heads.shape[:2])
     return result
+
+
+def similarity(patches: Tensor, text: Tensor) -> Tensor:
+    """Cosine of every patch and every query: (B, h, w, E) and unit rows (Q, E) → (B, Q, h, w), float32 or wider."""
+    dtype = torch.promote_types(patches.dtype, torch.float32)
+    unit = F.normalize(patches.to(dtype), dim=-1).flatten(1, 2)
+    logits: Tensor = (text.to(dtype) @ unit.mT).unflatten(2, patches.shape[1:3])
+    return logits
+
+
+def check_proxy(
+    base: Base,
+    proxy: Callable[[Tensor], Tensor] | None,
+    correlation: Correlation | None,
+    final_block: FinalBlockKind | None,
+) -> None:
+    """ValueError unless a proxy is passed exactly where the base attends by one."""
+    if base.proxy is None:
+        if proxy is not None:
+            raise ValueError(
+                f"base {base.name!r} has no use for a proxy; use base 'proxyclip', or proxy=None"
+            )
+        return
+    if proxy is None:
+        raise ValueError(
+            f"base {base.name!r} takes its attention from another vision model: pass proxy=, such as "
+            "resclip.models.proxy_models.find_proxy('colour') or find_proxy('vit_base_patch8_224.dino')"
+        )
+    if correlation is not None:
+        raise ValueError(
+            f"base {base.name!r} compares the proxy's features, so correlation must be None; "
+            f"got {correlation.scores!r}"
+        )
+    if final_block not in (None, base.final_block):
+        raise ValueError(
+            f"base {base.name!r} works on the proxy's grid, where the final block has no residual: "
+            f"final_block must be None or {base.final_block!r}; got {final_block!r}"
+        )
+
+
+def check_overview(base: Base, correlation: Correlation) -> None:
+    """ValueError unless the base compares tokens, so that it can compare them with those of a coarse pass."""
+    if base.proxy is not None:
+        raise ValueError(
+            f"an overview compares CLIP's tokens, and base {base.name!r} attends by another model's features: "
+            "use overview=None or another base"
+        )
+    if correlation.scores in ("identity", "none"):
+        raise ValueError(
+            f"an overview attends by what the base compares, and correlation {correlation.scores!r} of base "
+            f"{base.name!r} compares nothing: use overview=None or another correlation"
+        )

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from resclip.encoder.dense_encoder import DenseEncoder, similarity
-from resclip.encoder.final_block import Coarse
+from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.encoder.final_block import Coarse, similarity
 from resclip.inference.batch_size import plan_batch_size
 from resclip.inference.preprocessing import ImageRows, Preparation, normalise
 from resclip.inference.windows import (

@@ -1,20 +1,31 @@
-"""Hugging Face's CLIPModel: its tower in steps, its text encoder behind open_clip's interface, and its loading.
+"""Hugging Face's CLIP and SigLIP models: the tower in steps, its text encoder behind open_clip's interface, loading.
 
 It works with versions 4.4x and 5 of transformers, which is an extra and is imported only when a model is loaded.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models.tower import Tower, merge_heads, resize_position_embedding, split_heads
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 INSTALL = 'pip install "resclip[hf]"'
+MODULES = (
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.siglip.modeling_siglip",
+)
+"""Where transformers defines the models that `HuggingFaceTower` runs in steps, and all their layers."""
 LEGACY_END_OF_TEXT = 2
 """Value of eos_token_id in older configurations, whatever the tokenizer does.
 
@@ -23,38 +34,107 @@ transformers then reads the embedding at the largest id, as open_clip does.
 
 
 class HuggingFaceTower(Tower):
-    """The image tower of a `CLIPModel` or `CLIPVisionModelWithProjection`, in steps; see `Tower`.
+    """The image tower of a CLIP or SigLIP model of transformers, with or without its text side, in steps; see `Tower`.
 
     For the same weights it gives what open_clip's tower gives, position embeddings at any grid included.
     """
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__(visual)
-        self.vision: Any = self.visual.vision_model
         embeddings = self.vision.embeddings
         side = embeddings.image_size // embeddings.patch_size
         self.patch_size = (embeddings.patch_size, embeddings.patch_size)
         self.trained_grid = (side, side)
-        self.blocks = list(self.vision.encoder.layers)
         self.heads = self.blocks[0].self_attn.num_heads
-        self.output_dim = self.visual.visual_projection.out_features
-        self.has_cls = True
+        self.has_cls = hasattr(embeddings, "class_embedding")
+        self.output_dim = self.width if self.projection is None else self.projection.out_features
+        if self.has_cls and self.projection is None:
+            self.text_obstacle = (
+                "a CLIPVisionModel has no projection into the text's space: use CLIPVisionModelWithProjection "
+                "or CLIPModel"
+            )
+        elif not self.has_cls and self.pool is None:
+            self.text_obstacle = (
+                "this SigLIP model was made without its pooling head (vision_use_head=False), so its features are "
+                "not in the text's space"
+            )
+
+    def on(self, entrance: nn.Module) -> Self:
+        other = super().on(entrance)
+        if other is not self:
+            # The entrance lies within the model that has the projection, of which no replica passes by.
+            vars(other)["outer"] = self.visual
+        return other
+
+    @property
+    def vision(self) -> Any:
+        """The module that has the embeddings, the encoder and the final norm."""
+        vision = self.visual
+        while not hasattr(vision, "embeddings"):
+            vision = vision.vision_model
+        return vision
+
+    @property
+    def projection(self) -> Any:
+        """CLIP's projection into the text's space; None where the model has none."""
+        return getattr(vars(self).get("outer", self.visual), "visual_projection", None)
+
+    @property
+    def pool(self) -> Any:
+        """SigLIP's pooling head; None where the model has none."""
+        return getattr(self.vision, "head", None)
+
+    @property
+    def block_list(self) -> Any:
+        return self.vision.encoder.layers
+
+    @property
+    def entrance(self) -> nn.Module:
+        entrance: nn.Module = self.vision
+        return entrance
 
     @property
     def patch_embedding(self) -> nn.Conv2d:
         convolution: nn.Conv2d = self.vision.embeddings.patch_embedding
         return convolution
 
+    def host_parts(self) -> Iterable[tuple[str, nn.Module]]:
+        parts = [("vision_model", self.vision)]
+        return (
+            parts if self.projection is None else [*parts, ("visual_projection", self.projection)]
+        )
+
+    def called_parts(self) -> Iterator[nn.Module]:
+        vision = self.vision
+        yield from (self.patch_embedding, vision.post_layernorm)
+        if self.has_cls:
+            yield vision.pre_layrnorm  # transformers spells it so.
+        if self.projection is not None:
+            yield self.projection
+        for block in self.blocks:
+            attention = block.self_attn
+            yield from (block.layer_norm1, block.layer_norm2, block.mlp)
+            yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+        if self.pool is not None:
+            yield from (self.pool.layernorm, self.pool.mlp)
+
+    def knows(self, kind: type[nn.Module]) -> bool:
+        return super().knows(kind) or kind.__module__ in MODULES or kind is nn.Embedding
+
+    def attention(self, block: Any) -> nn.Module:
+        attention: nn.Module = block.self_attn
+        return attention
+
     def embed(self, pixels: Tensor) -> Tensor:
         embeddings = self.vision.embeddings
-        patches, grid = self.embed_patches(pixels)
-        cls = embeddings.class_embedding.expand(len(patches), 1, -1)
-        position = resize_position_embedding(
-            embeddings.position_embedding.weight, self.trained_grid, grid
+        tokens, grid = self.embed_patches(pixels)
+        if self.has_cls:
+            cls = embeddings.class_embedding.expand(len(tokens), 1, -1)
+            tokens = torch.cat([cls, tokens], dim=1)
+        tokens = tokens + resize_position_embedding(
+            embeddings.position_embedding.weight, self.trained_grid, grid, has_cls=self.has_cls
         )
-        # transformers spells it so.
-        tokens: Tensor = self.vision.pre_layrnorm(torch.cat([cls, patches], dim=1) + position)
-        return tokens
+        return self.vision.pre_layrnorm(tokens) if self.has_cls else tokens
 
     def norm(self, block: Any, tokens: Tensor) -> Tensor:
         normed: Tensor = block.layer_norm1(tokens)
@@ -70,6 +150,12 @@ class HuggingFaceTower(Tower):
             split_heads(attention.v_proj(normed), self.heads),
         )
 
+    def query_key_layers(self, block: Any) -> tuple[nn.Module, nn.Module]:
+        return block.self_attn.q_proj, block.self_attn.k_proj
+
+    def as_heads(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
+        return split_heads(projected, self.heads)
+
     def project_out(self, block: Any, heads: Tensor) -> Tensor:
         tokens: Tensor = block.self_attn.out_proj(merge_heads(heads))
         return tokens
@@ -78,13 +164,41 @@ class HuggingFaceTower(Tower):
         output: Tensor = tokens + block.mlp(block.layer_norm2(tokens))
         return output
 
+    def block_output(self, block: Any, tokens: Tensor) -> Any:
+        # Layers return a tuple in transformers 4, and the tokens themselves in 5.
+        parameters = inspect.signature(type(block).forward).parameters
+        return (tokens,) if "output_attentions" in parameters else tokens
+
     def head(self, tokens: Tensor) -> Tensor:
-        features: Tensor = self.visual.visual_projection(self.vision.post_layernorm(tokens))
+        tokens = self.vision.post_layernorm(tokens)
+        if self.pool is not None:
+            tokens = pool_alone(self.pool, tokens)
+        if self.projection is None:
+            return tokens
+        if "outer" in vars(self):
+            return F.linear(tokens, self.projection.weight.to(tokens.device))
+        features: Tensor = self.projection(tokens)
         return features
 
 
+def pool_alone(pool: Any, tokens: Tensor) -> Tensor:
+    """SigLIP's pooling head, applied to every token alone: (B, L, D) → (B, L, D).
+
+    A softmax over one key is 1, whatever the query, so what remains of the attention is its value and output
+    projections; the pool's own MLP follows, with its residual.
+    """
+    attention = pool.attention
+    width = attention.embed_dim
+    value = F.linear(
+        tokens, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :]
+    )
+    projected = F.linear(value, attention.out_proj.weight, attention.out_proj.bias)
+    pooled: Tensor = projected + pool.mlp(pool.layernorm(projected))
+    return pooled
+
+
 class HuggingFaceClip(nn.Module):
-    """A `CLIPModel` behind the interface of open_clip's models: `visual`, `encode_image`, `encode_text`."""
+    """A `CLIPModel` or `SiglipModel` with open_clip's interface: `visual`, `encode_image`, `encode_text`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -129,13 +243,17 @@ class HuggingFaceParts(NamedTuple):
 
 
 def is_clip(model: Any) -> bool:
-    """Whether this is a CLIP model of transformers with a projected image tower; does not import transformers."""
-    kinds = {
-        kind.__name__
-        for kind in type(model).__mro__
-        if kind.__module__ == "transformers.models.clip.modeling_clip"
-    }
-    return not kinds.isdisjoint({"CLIPModel", "CLIPVisionModelWithProjection"})
+    """Whether this is a CLIP or SigLIP model of transformers with an image tower; does not import transformers."""
+    names = {kind.__name__ for kind in type(model).__mro__ if kind.__module__ in MODULES}
+    return not names.isdisjoint(
+        {
+            "CLIPModel",
+            "CLIPVisionModel",
+            "CLIPVisionModelWithProjection",
+            "SiglipModel",
+            "SiglipVisionModel",
+        }
+    )
 
 
 def pooled(features: Any) -> Tensor:

@@ -227,41 +227,62 @@ def explain(name: str, pretrained: str | None, error: Exception) -> str:
 
 
 def adapt(visual: Any) -> Tower:
-    """The tower of a CLIP model, in steps; its modules are used as they are, in eval mode.
+    """The tower of a CLIP model, in steps; its modules are used as they are.
 
     Args:
         visual: open_clip's `VisionTransformer`, or its `TimmModel` around a plain timm vision transformer; an open_clip
-            model that has one of these as its `visual`; Hugging Face's `CLIPModel` or `CLIPVisionModelWithProjection`;
-            or a `Tower`, which is returned as it is.
+            model that has one of these as its `visual`; a model of OpenAI's `clip` package, or its `visual`; timm's
+            `VisionTransformer` or `Eva`; Hugging Face's `CLIPModel`, `CLIPVisionModel`,
+            `CLIPVisionModelWithProjection`, `SiglipModel` or `SiglipVisionModel`; any of these in `DataParallel`,
+            `DistributedDataParallel`, `torch.compile` or a `PeftModel`; or a `Tower`, which is returned as it is.
 
     Raises:
         TypeError: anything else, or a tower whose final block cannot be rebuilt; the message names models that work.
     """
+    visual = unwrap(visual)
     if isinstance(visual, Tower):
         return visual
     if hugging_face.is_clip(visual):
         return hugging_face.HuggingFaceTower(visual)
-    tower = getattr(visual, "visual", visual)  # open_clip's models hold their tower there.
+    tower = unwrap(getattr(visual, "visual", visual))  # CLIP models hold their image tower there.
     if isinstance(tower, Tower):
         return tower
 
+    import timm.models.eva
+    import timm.models.vision_transformer
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
+    from resclip.models.open_clip_vit import OpenAITower, OpenClipTower
+    from resclip.models.timm_vit import TimmTower
+
     if isinstance(tower, VisionTransformer):
-        from resclip.models.open_clip_vit import OpenClipTower
-
         return OpenClipTower(tower)
-    if isinstance(tower, TimmModel):
-        from resclip.models.timm_vit import TimmTower
-
+    timm_models = (timm.models.vision_transformer.VisionTransformer, timm.models.eva.Eva)
+    if isinstance(tower, (TimmModel, *timm_models)):
         return TimmTower(tower)
+    if OpenAITower.fits(tower):
+        return OpenAITower(tower)
     if isinstance(tower, ModifiedResNet):
         raise TypeError(f"the tower is a ModifiedResNet, a convolutional network: {ADVICE}")
     kind = type(tower)
     library = f" of {kind.__module__.partition('.')[0]}" if isinstance(tower, nn.Module) else ""
     raise TypeError(
-        "visual must be an open_clip model or its VisionTransformer or TimmModel, or Hugging Face's CLIPModel or "
-        f"CLIPVisionModelWithProjection; got {kind.__name__}{library}: {ADVICE}"
+        "expected a CLIP model of open_clip, OpenAI's clip or transformers (CLIP, SigLIP), its image tower, or a "
+        f"vision transformer of timm; got {kind.__name__}{library}: {ADVICE}"
     )
+
+
+def unwrap(model: Any) -> Any:
+    """The model inside `DataParallel`, `DistributedDataParallel`, `torch.compile` and PEFT's `PeftModel`."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in dict(model.named_children()):
+            # What torch.compile returns has no public way to what it compiled.
+            model = model.get_submodule("_orig_mod")
+        elif type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model

@@ -1,23 +1,39 @@
-"""The tower of open_clip's own `VisionTransformer`: OpenAI's CLIP, LAION's, DataComp's, MetaCLIP, CLIPA, CoCa.
+"""The towers of open_clip's own `VisionTransformer` and of OpenAI's `clip`: OpenAI's CLIP, LAION's, MetaCLIP, CoCa.
 
-Its variants are average pooling, CoCa's attention pool, normed queries and keys, and scaled heads.
+Variants are average pooling, CoCa's attention pool, normed queries and keys, and scaled heads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import (
+    Attention,
     AttentionalPooler,
     CustomResidualAttentionBlock,
+    CustomTransformer,
+    PatchDropout,
     ResidualAttentionBlock,
+    Transformer,
     VisionTransformer,
 )
 from torch import Tensor, nn
 
-from resclip.models.tower import ADVICE, Tower, merge_heads, resize_position_embedding
+from resclip.models.tower import (
+    ADVICE,
+    Tower,
+    merge_heads,
+    resize_position_embedding,
+    split_heads,
+)
+
+NO_PROJECTION = (
+    "the tower's output projection was removed, so patches do not lie in the text's embedding space: "
+    + ADVICE
+)
 
 
 class OpenClipTower(Tower):
@@ -29,21 +45,49 @@ class OpenClipTower(Tower):
         TypeError: a variant whose final block cannot be rebuilt; the message says why and names other models.
     """
 
+    KNOWN_TYPES = (
+        VisionTransformer,
+        Transformer,
+        CustomTransformer,
+        ResidualAttentionBlock,
+        CustomResidualAttentionBlock,
+        Attention,
+        AttentionalPooler,
+        PatchDropout,
+    )
+
     def __init__(self, visual: VisionTransformer) -> None:
         check(visual)
         super().__init__(visual)
         self.patch_size = tuple(self.visual.patch_size)
         self.trained_grid = tuple(self.visual.grid_size)
-        self.blocks = list(self.visual.transformer.resblocks)
         self.heads = self.blocks[0].attn.num_heads
         self.output_dim = self.visual.output_dim
         self.has_cls = True
-        self.custom = isinstance(self.blocks[0], CustomResidualAttentionBlock)
+
+    @property
+    def block_list(self) -> Any:
+        return self.visual.transformer.resblocks
 
     @property
     def patch_embedding(self) -> nn.Conv2d:
         convolution: nn.Conv2d = self.visual.conv1
         return convolution
+
+    def called_parts(self) -> Iterator[nn.Module]:
+        visual = self.visual
+        yield from (visual.conv1, visual.ln_pre, visual.ln_post)
+        for block in self.blocks:
+            yield from (block.ln_1, block.ls_1, block.ln_2, block.mlp, block.ls_2)
+            if isinstance(block.attn, Attention):
+                attention = block.attn
+                yield from (block.ln_attn, attention.ln_q, attention.ln_k)
+                yield from (attention.ln_inner, attention.out_proj, attention.out_drop)
+        if visual.attn_pool is not None:
+            yield visual.attn_pool.ln_k
+
+    def knows(self, kind: type[nn.Module]) -> bool:
+        return super().knows(kind) or is_peft_attention(kind)
 
     def embed(self, pixels: Tensor) -> Tensor:
         visual = self.visual
@@ -61,22 +105,27 @@ class OpenClipTower(Tower):
         self, block: Any, normed: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         attention = block.attn
-        projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
-        split = projected.unflatten(-1, (3, self.heads, -1))  # [B, L, 3, A, d]
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        if self.custom:
+        weight, bias = input_layer(attention)
+        query, key, value = (
+            split_heads(x, self.heads) for x in F.linear(normed, weight, bias).chunk(3, dim=-1)
+        )
+        if isinstance(attention, Attention):
             query, key = attention.ln_q(query), attention.ln_k(key)
         return query, key, value
 
+    def query_key_layers(self, block: Any) -> tuple[nn.Module, nn.Module] | None:
+        attention = block.attn
+        return (attention.ln_q, attention.ln_k) if isinstance(attention, Attention) else None
+
     def project_out(self, block: Any, heads: Tensor) -> Tensor:
         attention = block.attn
-        if self.custom:
+        if isinstance(attention, Attention):
             if attention.head_scale is not None:
                 heads = heads * attention.head_scale
             tokens = attention.out_proj(attention.ln_inner(merge_heads(heads)))
-            tokens = block.ln_attn(tokens)
+            tokens = block.ln_attn(attention.out_drop(tokens))
         else:
-            tokens = attention.out_proj(merge_heads(heads))
+            tokens = F.linear(merge_heads(heads), *output_layer(attention))
         output: Tensor = block.ls_1(tokens)
         return output
 
@@ -90,6 +139,102 @@ class OpenClipTower(Tower):
             tokens = pool_alone(visual.attn_pool, tokens)
         features: Tensor = visual.ln_post(tokens) @ visual.proj
         return features
+
+
+class OpenAITower(OpenClipTower):
+    """The `VisionTransformer` of OpenAI's `clip` package, in steps; see `Tower`.
+
+    The package is often copied and changed, so it is told by its layout, not by its type: these children, and no
+    others. `adapt` compares what the steps give with what the model gives before it trusts them.
+    """
+
+    LAYOUT: ClassVar[dict[str, set[str]]] = {
+        "": {"conv1", "ln_pre", "transformer", "ln_post"},
+        "transformer": {"resblocks"},
+        "transformer.resblocks.0": {"attn", "ln_1", "mlp", "ln_2"},
+    }
+    """Names of a module's children, by the path of the module."""
+
+    batch_first = False
+
+    def __init__(self, visual: nn.Module) -> None:
+        Tower.__init__(self, visual)
+        if self.visual.proj is None:
+            raise TypeError(NO_PROJECTION)
+        self.patch_size = tuple(self.visual.conv1.kernel_size)
+        side = self.visual.input_resolution // self.patch_size[0]
+        self.trained_grid = (side, side)
+        self.heads = self.blocks[0].attn.num_heads
+        self.output_dim = self.visual.output_dim
+        self.has_cls = True
+        self.layout_types = {
+            type(self.visual),
+            type(self.visual.transformer),
+            type(self.blocks[0]),
+        }
+
+    @classmethod
+    def fits(cls, visual: Any) -> bool:
+        """Whether a module has the layout."""
+        parts = dict(visual.named_modules()) if isinstance(visual, nn.Module) else {}
+        parameters = {"class_embedding", "positional_embedding", "proj", "input_resolution"}
+        return all(hasattr(visual, name) for name in parameters) and all(
+            path in parts and {name for name, _ in parts[path].named_children()} == children
+            for path, children in cls.LAYOUT.items()
+        )
+
+    def called_parts(self) -> Iterator[nn.Module]:
+        visual = self.visual
+        yield from (visual.conv1, visual.ln_pre, visual.ln_post)
+        for block in self.blocks:
+            yield from (block.ln_1, block.ln_2, block.mlp)
+
+    def knows(self, kind: type[nn.Module]) -> bool:
+        return super().knows(kind) or kind in self.layout_types
+
+    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+        return F.linear(merge_heads(heads), *output_layer(block.attn))
+
+    def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
+        output: Tensor = tokens + block.mlp(block.ln_2(tokens))
+        return output
+
+    def head(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.visual.ln_post(tokens) @ self.visual.proj
+        return features
+
+
+def is_peft_attention(kind: type[nn.Module]) -> bool:
+    """Whether this is PEFT's wrapper with LoRA adapters around an `nn.MultiheadAttention`."""
+    return kind.__name__ == "MultiheadAttention" and kind.__module__.startswith("peft.")
+
+
+def input_layer(attention: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (3·D, D) and bias of the projection to q, k and v, with PEFT's adapters added where they are in force."""
+    if not is_peft_attention(type(attention)):
+        return attention.in_proj_weight, attention.in_proj_bias
+    base = attention.base_layer
+    return base.in_proj_weight + adapter_delta(attention), base.in_proj_bias
+
+
+def output_layer(attention: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (D, D) and bias of the layer after the heads, likewise."""
+    if not is_peft_attention(type(attention)):
+        return attention.out_proj.weight, attention.out_proj.bias
+    layer = attention.base_layer.out_proj
+    base = getattr(layer, "base_layer", layer)
+    return base.weight + (0 if layer is base else adapter_delta(layer)), base.bias
+
+
+def adapter_delta(layer: Any) -> Any:
+    """What a layer's active adapters add to its weight; what merged ones have added is taken off where all are off."""
+    if layer.disable_adapters:
+        return -sum(layer.get_delta_weight(name) for name in layer.merged_adapters)
+    if layer.merged:
+        return 0
+    return sum(
+        layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A
+    )
 
 
 def pool_alone(pool: AttentionalPooler, tokens: Tensor) -> Tensor:
@@ -123,6 +268,4 @@ def check(visual: VisionTransformer) -> None:
             f"the tower has two attention pools, so no token alone lies in the text's embedding space: {ADVICE}"
         )
     if visual.proj is None:
-        raise TypeError(
-            f"the tower's output projection was removed, so patches do not lie in the text's embedding space: {ADVICE}"
-        )
+        raise TypeError(NO_PROJECTION)

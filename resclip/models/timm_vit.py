@@ -1,4 +1,4 @@
-"""The tower of open_clip's `TimmModel` around a plain timm vision transformer: EVA, EVA02, SigLIP, SigLIP2, PE-Core.
+"""The tower of a plain timm vision transformer, alone or as open_clip has it: EVA, EVA02, SigLIP, SigLIP2, PE-Core.
 
 It covers timm's `VisionTransformer` and `Eva`, with their rotary embeddings and pooling heads.
 """
@@ -6,6 +6,7 @@ It covers timm's `VisionTransformer` and `Eva`, with their rotary embeddings and
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.attention_pool import AttentionPoolLatent
+from timm.layers.patch_dropout import PatchDropout
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock
@@ -23,35 +25,87 @@ from resclip.models.tower import ADVICE, Tower, merge_heads, resize_position_emb
 
 
 class TimmTower(Tower):
-    """A timm vision transformer inside open_clip's `TimmModel`, in steps; see `Tower`.
+    """A timm vision transformer, alone or inside open_clip's `TimmModel`, in steps; see `Tower`.
 
     Raises:
         TypeError: another timm model, or a variant whose final block cannot be rebuilt; the message says what it is
             and names other models.
     """
 
-    def __init__(self, visual: TimmModel) -> None:
+    KNOWN_TYPES = (
+        TimmModel,
+        VisionTransformer,
+        Eva,
+        PatchEmbed,
+        PatchDropout,
+        RotaryEmbeddingCat,
+        Block,
+        EvaBlock,
+        Attention,
+        EvaAttention,
+        AttentionRope,
+        AttentionPoolLatent,
+    )
+
+    def __init__(self, visual: TimmModel | VisionTransformer | Eva) -> None:
         check(visual)
         super().__init__(visual)
-        self.trunk: Any = self.visual.trunk
         self.patch_size = tuple(self.trunk.patch_embed.patch_size)
         self.trained_grid = tuple(self.trunk.patch_embed.grid_size)
-        self.blocks = list(self.trunk.blocks)
         self.heads = self.blocks[0].attn.num_heads
         self.has_cls = self.trunk.cls_token is not None
         linear = [
             layer
-            for part in (self.trunk.head, self.visual.head)
+            for part in self.projections
             for layer in part.modules()
             if isinstance(layer, nn.Linear)
         ]
         self.output_dim = linear[-1].out_features if linear else self.trunk.embed_dim
+        if not linear and not isinstance(self.visual, TimmModel):
+            self.text_obstacle = (
+                "this timm model has no output layer (num_classes=0), so its features are not in "
+                "a text's space"
+            )
         self.last_rotation: tuple[Any, Tensor] | None = None
+
+    @property
+    def trunk(self) -> Any:
+        """The timm model."""
+        return self.visual.trunk if isinstance(self.visual, TimmModel) else self.visual
+
+    @property
+    def projections(self) -> list[nn.Module]:
+        """What follows the trunk's last norm, in order."""
+        head = [self.visual.head] if isinstance(self.visual, TimmModel) else []
+        return [self.trunk.fc_norm, self.trunk.head, *head]
+
+    @property
+    def block_list(self) -> Any:
+        return self.trunk.blocks
 
     @property
     def patch_embedding(self) -> nn.Conv2d:
         convolution: nn.Conv2d = self.trunk.patch_embed.proj
         return convolution
+
+    def called_parts(self) -> Iterator[nn.Module]:
+        trunk = self.trunk
+        yield from (trunk.patch_embed.proj, trunk.patch_embed.norm, trunk.norm_pre, trunk.norm)
+        yield from self.projections
+        for block in self.blocks:
+            yield from (block.norm1, block.norm2, block.mlp, block.drop_path1, block.drop_path2)
+            if hasattr(block, "ls1"):
+                yield from (block.ls1, block.ls2)
+            attention = block.attn
+            yield from (attention.q_norm, attention.k_norm)
+            yield from (attention.norm, attention.proj, attention.proj_drop)
+            if not has_bias_of_its_own(attention):
+                yield from query_key_value_layers(attention)
+        if trunk.attn_pool is not None:
+            pool = trunk.attn_pool
+            # Of one token alone the pool is its values, so that its queries and keys change nothing.
+            yield from (pool.q, pool.q_norm, pool.k_norm)
+            yield from (pool.kv, pool.proj, pool.norm, pool.mlp)
 
     def embed(self, pixels: Tensor) -> Tensor:
         trunk = self.trunk
@@ -80,10 +134,14 @@ class TimmTower(Tower):
         attention = block.attn
         query, key, value = (split_heads(x, self.heads) for x in project(attention, normed))
         query, key = attention.q_norm(query), attention.k_norm(key)
+        return self.as_heads(query, grid), self.as_heads(key, grid), value
+
+    def query_key_layers(self, block: Any) -> tuple[nn.Module, nn.Module]:
+        return block.attn.q_norm, block.attn.k_norm
+
+    def as_heads(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
         rotation = self.rotation(grid)
-        if rotation is not None:
-            query, key = self.rotate(query, rotation), self.rotate(key, rotation)
-        return query, key, value
+        return projected if rotation is None else self.rotate(projected, rotation)
 
     def rotate(self, tokens: Tensor, rotation: Tensor) -> Tensor:
         """Rotary embedding of the patches by their positions; [CLS] is left alone: (B, A, L, d) → (B, A, L, d)."""
@@ -114,36 +172,55 @@ class TimmTower(Tower):
 
     def project_out(self, block: Any, heads: Tensor) -> Tensor:
         attention = block.attn
-        return layer_scale(block, 1, attention.proj(attention.norm(merge_heads(heads))))
+        tokens = attention.proj_drop(attention.proj(attention.norm(merge_heads(heads))))
+        output: Tensor = block.drop_path1(layer_scale(block, 1, tokens))
+        return output
 
     def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
-        return tokens + layer_scale(block, 2, block.mlp(block.norm2(tokens)))
+        output: Tensor = tokens + block.drop_path2(
+            layer_scale(block, 2, block.mlp(block.norm2(tokens)))
+        )
+        return output
 
     def head(self, tokens: Tensor) -> Tensor:
         trunk = self.trunk
         tokens = trunk.norm(tokens)
         if trunk.attn_pool is not None:
             tokens = pool_alone(trunk.attn_pool, tokens)
-        features: Tensor = self.visual.head(trunk.head(trunk.fc_norm(tokens)))
-        return features
+        for part in self.projections:
+            tokens = part(tokens)
+        return tokens
 
 
 def project(attention: Any, normed: Tensor) -> tuple[Tensor, ...]:
     """q, k and v before they are split into heads: (B, L, D) → three (B, L, A·d)."""
-    if attention.qkv is None:
-        return attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
-    bias = attention.qkv.bias
-    if getattr(attention, "q_bias", None) is not None:  # EVA learns biases of q and v alone.
+    layers = query_key_value_layers(attention)
+    if len(layers) == 3:
+        return tuple(layer(normed) for layer in layers)
+    if has_bias_of_its_own(attention):
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    return F.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)
+        return F.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)
+    return tuple(layers[0](normed).chunk(3, dim=-1))
+
+
+def query_key_value_layers(attention: Any) -> tuple[nn.Module, ...]:
+    """The one layer that projects to q, k and v, or the three."""
+    if attention.qkv is not None:
+        return (attention.qkv,)
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+def has_bias_of_its_own(attention: Any) -> bool:
+    """Whether the biases of q and v alone are learnt (EVA), so that the model reads `qkv.weight` and calls no layer."""
+    return attention.qkv is not None and getattr(attention, "q_bias", None) is not None
 
 
 def layer_scale(block: Any, branch: int, tokens: Tensor) -> Tensor:
     """Scales each channel of the output of a block's attention (branch 1) or MLP (branch 2), if it learnt a factor."""
-    if isinstance(block, Block):
+    if hasattr(block, "ls1"):
         scaled: Tensor = (block.ls1 if branch == 1 else block.ls2)(tokens)
         return scaled
-    gamma = block.gamma_1 if branch == 1 else block.gamma_2
+    gamma = getattr(block, f"gamma_{branch}", None)
     return tokens if gamma is None else gamma * tokens
 
 
@@ -153,23 +230,22 @@ def pool_alone(pool: AttentionPoolLatent, tokens: Tensor) -> Tensor:
     A softmax over one key is 1, whatever the query, so what remains of the attention is its value and output
     projections; the pool's own MLP follows, with its residual.
     """
-    width = pool.kv.in_features
-    value = F.linear(tokens, pool.kv.weight[width:], pool.kv.bias[width:])
+    _, value = pool.kv(tokens).chunk(2, dim=-1)
     projected = pool.proj(value)
     pooled: Tensor = projected + pool.mlp(pool.norm(projected))
     return pooled
 
 
-def check(visual: TimmModel) -> None:
+def check(visual: TimmModel | VisionTransformer | Eva) -> None:
     """TypeError, with the reason, for a trunk or head whose final block cannot be rebuilt."""
     reason = obstacle(visual)
     if reason is not None:
         raise TypeError(f"{reason}: {ADVICE}")
 
 
-def obstacle(visual: TimmModel) -> str | None:
+def obstacle(visual: TimmModel | VisionTransformer | Eva) -> str | None:
     """Why a tower cannot be run in steps, or None if it can."""
-    trunk: Any = visual.trunk
+    trunk: Any = visual.trunk if isinstance(visual, TimmModel) else visual
     if type(trunk) not in (VisionTransformer, Eva):
         return f"the tower is timm's {type(trunk).__name__}, which is no plain vision transformer"
     if type(trunk.patch_embed) is not PatchEmbed:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ADVICE = (
     "use a model with a plain vision transformer, "
     "such as 'ViT-B-16', 'ViT-L-14', 'ViT-B-16-SigLIP2' or 'EVA02-B-16'"
 )
+
+
+PLAIN_TYPES = (
+    nn.Dropout,
+    nn.Identity,
+    nn.Linear,
+    nn.ModuleDict,
+    nn.ModuleList,
+    nn.MultiheadAttention,
+    nn.Sequential,
+)
+"""Modules that any family may have around its parts."""
 
 
 class Tower(nn.Module, ABC):
@@ -28,8 +46,16 @@ class Tower(nn.Module, ABC):
         features = tower.head(tokens)
 
     There are B images, L tokens of width D, A heads of width d, h × w patches, and outputs of width E. The wrapped
-    modules are used as they are, in eval mode: nothing is copied or changed.
+    modules are used as they are: nothing is copied or changed.
+
+    A family of models is one subclass: it says where the parts are. The parts that `called_parts` lists are called as
+    the model itself calls them, so whatever was done to them (adapters, hooks, quantised weights) takes effect. What
+    lies around these parts, the steps stand in for: there only modules of `KNOWN_TYPES` without hooks are accepted, see
+    `check_host`.
     """
+
+    KNOWN_TYPES: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Modules whose `forward` the steps stand in for, by exact type."""
 
     visual: Any
     """The wrapped model; `Any`, since attributes of an nn.Module have no types."""
@@ -40,16 +66,45 @@ class Tower(nn.Module, ABC):
     heads: int
     """A, the number of attention heads."""
     output_dim: int
-    """E, the width of the output and of the text embeddings."""
-    blocks: list[Any]
-    """The blocks in order; callers only pass them to the methods below."""
+    """E, the width of the output and, where `text_obstacle` is None, of the text embeddings."""
     has_cls: bool
     """Whether the first token is [CLS]: L = h·w + has_cls."""
+    text_obstacle: str | None = None
+    """Why the output does not lie in a text's embedding space; None where it does."""
+    batch_first: bool = True
+    """Whether the model's own blocks take (B, L, D); else (L, B, D)."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.visual = visual
-        self.eval()
+
+    def on(self, entrance: nn.Module) -> Self:
+        """The same steps where `entrance` is a replica of the model's own entrance, on another device."""
+        if entrance is self.entrance:
+            return self
+        other = copy.copy(self)
+        vars(other)["_modules"] = {"visual": entrance}
+        return other
+
+    @property
+    @abstractmethod
+    def block_list(self) -> Any:
+        """The module that holds the blocks in order; callers only pass these to the methods below."""
+
+    @property
+    def entrance(self) -> nn.Module:
+        """The module that the model calls with its normalised pixels, as first argument or `pixel_values`."""
+        entrance: nn.Module = self.visual
+        return entrance
+
+    @abstractmethod
+    def called_parts(self) -> Iterator[nn.Module]:
+        """Every module that the steps call, and call as the model does."""
+
+    def attention(self, block: Any) -> nn.Module:
+        """The module of a block whose `forward` is replaced by `project_qkv`, attention and `project_out`."""
+        attention: nn.Module = block.attn
+        return attention
 
     @property
     @abstractmethod
@@ -85,10 +140,31 @@ class Tower(nn.Module, ABC):
         Where the model pools its tokens first, each token is pooled alone, as if the image were that token.
         """
 
+    def query_key_layers(self, block: Any) -> tuple[nn.Module, nn.Module] | None:
+        """Two layers whose outputs, taken by `as_heads`, are a block's q and k; None where there are no such layers."""
+        return None
+
+    def as_heads(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, A, L, d) of what one of `query_key_layers` has put out."""
+        return projected
+
+    def block_output(self, block: Any, tokens: Tensor) -> Any:
+        """What the model's own block returns for the result (B, L, D)."""
+        return tokens if self.batch_first else tokens.transpose(0, 1)
+
+    def block_input(self, tokens: Tensor) -> Tensor:
+        """What the model hands to its blocks, as (B, L, D)."""
+        return tokens if self.batch_first else tokens.transpose(0, 1)
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The blocks in order."""
+        return list(self.block_list)
+
     @property
     def depth(self) -> int:
         """M, the number of blocks."""
-        return len(self.blocks)
+        return len(self.block_list)
 
     @property
     def width(self) -> int:
@@ -109,10 +185,78 @@ class Tower(nn.Module, ABC):
         """(h, w) in patches of an image of height × width pixels; a remainder is dropped by the convolution."""
         return height // self.patch_size[0], width // self.patch_size[1]
 
+    def check_host(self, part: nn.Module | None = None) -> None:
+        """Refuse a model that was changed in a way which the steps would not notice.
+
+        Args:
+            part: where to look; None: in the whole image side.
+
+        Raises:
+            TypeError: names the module and what is on it.
+        """
+        if torch.compiler.is_compiling():
+            return  # A graph is made for one state of the model, which was checked before.
+        called = {id(module) for module in self.called_parts()}
+        roots = self.host_parts()
+        if part is not None:
+            roots = (
+                (f"{name}.{path}", module)
+                for name, root in roots
+                for path, module in root.named_modules()
+                if module is part
+            )
+        for name, root in roots:
+            for path, module in stood_in_for(name, root, called):
+                change = change_of(module, self.knows(true_type(module)))
+                if change is not None:
+                    raise TypeError(
+                        f"{path} ({type(module).__name__}) {change}, which a method that computes this part itself "
+                        "would ignore: take it away, merge it into the weights, or put it on one of the layers inside"
+                    )
+
+    def host_parts(self) -> Iterable[tuple[str, nn.Module]]:
+        """The model's image side by name: where `check_host` looks."""
+        return [("visual", self.visual)]
+
+    def knows(self, kind: type[nn.Module]) -> bool:
+        """Whether the steps stand in for a module of this type, or may leave it out."""
+        return kind in self.KNOWN_TYPES or kind in PLAIN_TYPES
+
     def embed_patches(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The patches' tokens (B, h·w, D) before any position embedding, row by row, and (h, w)."""
         patches = self.patch_embedding(pixels)
         return patches.flatten(2).transpose(1, 2), (patches.shape[2], patches.shape[3])
+
+
+def stood_in_for(name: str, module: nn.Module, called: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """The module and those below it, by path, without the called ones and all that is below these."""
+    if id(module) in called:
+        return
+    yield name, module
+    if isinstance(module, nn.MultiheadAttention):
+        return  # It reads its output layer's weights and never calls it, as do the steps.
+    for child_name, child in module.named_children():
+        if child_name != "parametrizations":  # These run wherever the weight is read.
+            yield from stood_in_for(f"{name}.{child_name}", child, called)
+
+
+def true_type(module: nn.Module) -> type[nn.Module]:
+    """The type of a module, which `torch.nn.utils.parametrize` replaces by a subclass that it makes up."""
+    kind = type(module)
+    return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
+
+
+def change_of(module: nn.Module, is_known: bool) -> str | None:
+    """What was done to a module that the steps stand in for, in words; None for nothing."""
+    if not is_known:
+        return "is of a type of its own"
+    if "forward" in vars(module):
+        return "has its forward replaced"
+    # Modules have no public list of their hooks.
+    state = vars(module)
+    for hook in (*state["_forward_pre_hooks"].values(), *state["_forward_hooks"].values()):
+        return f"has a forward hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
+    return None
 
 
 def resize_position_embedding(

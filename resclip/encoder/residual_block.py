@@ -1,0 +1,330 @@
+"""`ResidualBlock`: the final block of a method, in place of the final block of a CLIP model's own image tower."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from resclip.encoder.dense_encoder import check_pixels, check_text
+from resclip.encoder.final_block import FinalBlock, FinalInputs
+from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Method, ProxyAttention, find_method
+from resclip.methods.correlation import Correlation
+from resclip.models import Tower, adapt
+from resclip_kernels import Implementation, QueryKeyRecorder, deterministic_attention
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+    from typing_extensions import Self
+
+
+@dataclass
+class Run:
+    """What is kept of one forward pass of the model until its final block has run."""
+
+    pixels: Tensor
+    """(B, 3, H, W), normalised."""
+    entrance: nn.Module
+    """The module that they came to: the tower's own, or a replica of it on another device."""
+    kept: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    """By number of the block: the "input" of its attention, or "query" and "key" as the model projected them."""
+
+
+class Runs:
+    """The forward passes that are on their way, one for each thread. A copy or a pickle has none."""
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Runs:
+        return Runs()
+
+    def __reduce__(self) -> tuple[type[Runs], tuple[()]]:
+        return Runs, ()
+
+    def current(self) -> Run | None:
+        """This thread's forward pass."""
+        run: Run | None = getattr(self.local, "run", None)
+        return run
+
+    def take(self) -> Run | None:
+        """This thread's forward pass, which is forgotten here."""
+        run = self.current()
+        self.local.run = None
+        return run
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """A hook: pixels come to the tower's entrance."""
+        pixels = args[0] if args else keywords.get("pixel_values")
+        if isinstance(pixels, Tensor):
+            self.local.run = Run(pixels, module)
+
+    def keep(self, block: int, part: str, tensor: Any) -> None:
+        """Keep a part of this thread's forward pass."""
+        run = self.current()
+        if run is not None and isinstance(tensor, Tensor):
+            run.kept[block, part] = tensor
+
+
+@dataclass(frozen=True)
+class KeepInput:
+    """A hook that keeps the input of a block's attention."""
+
+    runs: Runs
+    block: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        tokens = args[0] if args else keywords.get("hidden_states", keywords.get("query"))
+        self.runs.keep(self.block, "input", tokens)
+
+
+@dataclass(frozen=True)
+class KeepOutput:
+    """A hook that keeps what a layer puts out."""
+
+    runs: Runs
+    block: int
+    part: str
+
+    def __call__(self, module: nn.Module, args: Any, keywords: Any, output: Any) -> None:
+        self.runs.keep(self.block, self.part, output)
+
+
+class BlockRecorder(QueryKeyRecorder):
+    """A `QueryKeyRecorder` that keeps q and k with the forward pass they belong to."""
+
+    runs: Runs
+    block: int
+
+    def keep(self, query: Tensor, key: Tensor) -> None:
+        self.runs.keep(self.block, "query", query)
+        self.runs.keep(self.block, "key", key)
+
+
+class ResidualBlock(nn.Module):
+    """The whole final block of a method, ResCLIP (arXiv 2411.15851) or another, as a drop-in for a CLIP image tower.
+
+        block = ResidualBlock.from_tower(visual, method="resclip", text=text)
+        visual.transformer.resblocks[-1] = block
+        pooled, tokens = visual(pixels)  # with visual.output_tokens = True
+
+    The model's own forward pass now gives the tokens of the method, the same as `DenseEncoder` within rounding:
+    `tokens @ visual.proj` are its patches. Middle blocks, norms and projections run as the model runs them, with
+    whatever was done to them. q and k of the middle blocks (for RCS) and the pixels (for SFR) are taken as they pass
+    by; nothing of an image stays after its forward pass, and threads do not see each other's.
+
+    Parameters and state dict of the tower stay as they are: the block holds the modules of the one that it replaces.
+    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`. In training mode gradients
+    flow through the attention and not through SFR's labels, and attention dropout is refused. A tower that has one
+    must be called with its own input size, as before, in one piece: without gradient checkpointing.
+
+    Attributes:
+        text: (Q, E) unit rows, what SFR segments by; may be set anew between calls. None without SFR.
+    """
+
+    def __init__(self, final: FinalBlock, text: Tensor | None = None) -> None:
+        """Use `from_tower`; the model is prepared here, and `undo` takes that back."""
+        super().__init__()
+        tower, original = final.tower, final.tower.block_list[-1]
+        self._method = final
+        self._runs = Runs()
+        self.text = text
+        # What was replaced is kept in tuples, which nn.Module does not look into: its modules are this block's own.
+        self._original = (original,)
+        for name, module in original.named_children():
+            self.add_module(name, module)
+        for name, parameter in original.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        self.training = original.training
+        self._replaced: tuple[tuple[Any, nn.Module], ...] = ()
+        self._hooks = [tower.entrance.register_forward_pre_hook(self._runs.enter, with_kwargs=True)]
+        compared = final.correlation.layer
+        if compared is not None and compared < tower.depth:
+            self._hooks.append(self.keep_input(compared))
+        for layer in final.layers:
+            self.record(layer)
+
+    @classmethod
+    def from_tower(
+        cls,
+        visual: nn.Module,
+        method: str | Method = "resclip",
+        text: Tensor | None = None,
+        *,
+        rcs: RCS | None = None,
+        sfr: SFR | None = None,
+        final_block: FinalBlockKind | None = None,
+        neighbourhood_std: float = 5.0,
+        correlation: Correlation | str | None = None,
+        proxy: Callable[[Tensor], Tensor] | None = None,
+        proxy_attention: ProxyAttention | None = None,
+        implementation: Implementation | str = Implementation.AUTO,
+    ) -> Self:
+        """The final block of a method, for the tower whose final block it will replace.
+
+        Args:
+            visual: an image tower or a CLIP model, see `resclip.models.adapt`.
+            method: a base with or without "+rcs" and "+sfr", or "resclip"; or a `Method`.
+            text: (Q, E) unit rows for a method with SFR; may be set later as `block.text`.
+            rcs, sfr: instead of the method's own; a method without the module gets it.
+            final_block, neighbourhood_std, correlation, proxy, proxy_attention, implementation: as in `DenseEncoder`.
+
+        Raises:
+            TypeError: a tower that cannot be rebuilt, or whose final block was changed (the message names what).
+            ValueError: a name or option that does not fit, or text for a method without SFR.
+        """
+        chosen = find_method(method) if isinstance(method, str) else method
+        tower = adapt(visual)
+        final = FinalBlock(
+            tower,
+            chosen.base,
+            rcs or chosen.rcs,
+            sfr or chosen.sfr,
+            neighbourhood_std,
+            final_block or chosen.final_block,
+            implementation,
+            correlation=correlation or chosen.correlation,
+            proxy=proxy,
+            proxy_attention=proxy_attention or chosen.proxy,
+        )
+        last = tower.block_list[-1]
+        if isinstance(last, ResidualBlock):
+            raise ValueError(
+                "the tower's final block is a ResidualBlock already: call its undo() first"
+            )
+        tower.check_host(last)
+        return cls(final, text)
+
+    @property
+    def text(self) -> Tensor | None:
+        """(Q, E) unit rows, what SFR segments by."""
+        return self._text
+
+    @text.setter
+    def text(self, text: Tensor | None) -> None:
+        if text is not None:
+            if self._method.sfr is None:
+                raise ValueError(
+                    "this method has no SFR, which alone reads text: leave text out, or use a method with SFR"
+                )
+            check_text(text, self._method.tower.output_dim)
+        self._text = text
+
+    def forward(self, tokens: Tensor, *args: Any, **keywords: Any) -> Any:
+        """What the replaced block would return, for its input; further arguments are the model's own, and not used.
+
+        Raises:
+            ValueError: the pixels of these tokens did not come through the tower, text is missing, or an argument masks
+                tokens.
+        """
+        run = self._runs.take()
+        check_arguments(args, keywords)
+        if run is None:
+            raise ValueError(
+                "no pixels have come through the tower that this ResidualBlock was made from: call that tower with "
+                "pixels, not the block with tokens, or make a block for this tower with ResidualBlock.from_tower"
+            )
+        method = self._method.on(run.entrance)
+        tower, pixels = method.tower, run.pixels
+        check_pixels(pixels, tower)
+        if method.sfr is not None:
+            check_text(self._text, tower.output_dim)
+        tower.check_host(tower.attention(self))
+        inputs = self.make_inputs(method, run, tower.block_input(tokens))
+        text = None if self._text is None else self._text.to(tokens.device)
+        result = method.run_passes(inputs, pixels, text).tokens
+        if inputs.features is not None and tower.has_cls:
+            result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
+        return tower.block_output(self._original[0], result)
+
+    def keep_input(self, layer: int) -> RemovableHandle:
+        """Keep the input of a middle block's attention."""
+        tower = self._method.tower
+        attention = tower.attention(tower.block_list[layer - 1])
+        return attention.register_forward_pre_hook(KeepInput(self._runs, layer), with_kwargs=True)
+
+    def record(self, layer: int) -> None:
+        """Keep q and k of a middle block, as the model projects them; where it shows none, what they come from."""
+        tower = self._method.tower
+        block = tower.block_list[layer - 1]
+        attention, layers = tower.attention(block), tower.query_key_layers(block)
+        if layers is not None:
+            for part, module in zip(("query", "key"), layers, strict=True):
+                hook = KeepOutput(self._runs, layer, part)
+                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+        elif type(attention) is nn.MultiheadAttention:
+            recorder = BlockRecorder.from_attention(attention)
+            recorder.runs, recorder.block = self._runs, layer
+            for name, hooks in vars(attention).items():
+                if name.startswith("_forward") and "hooks" in name:
+                    vars(recorder)[name] = hooks
+            block.attn = recorder
+            self._replaced += ((block, attention),)
+        else:
+            self._hooks.append(self.keep_input(layer))
+
+    def undo(self) -> None:
+        """Give the tower its own final block back, and take away what recorded; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        for block, attention in self._replaced:
+            block.attn = attention
+        self._replaced = ()
+        blocks = self._method.tower.block_list
+        for number, block in enumerate(blocks):
+            if block is self:
+                blocks[number] = self._original[0]
+
+    def query_key(
+        self, tower: Tower, run: Run, layer: int, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """q and k of a middle block in this forward pass, (B, A, L, d) each."""
+        if (layer, "query") in run.kept:
+            query, key = run.kept[layer, "query"], run.kept[layer, "key"]
+            return tower.as_heads(query, grid), tower.as_heads(key, grid)
+        normed = tower.block_input(run.kept[layer, "input"])
+        return tower.project_qkv(tower.block_list[layer - 1], normed, grid)[:2]
+
+    def make_inputs(self, method: FinalBlock, run: Run, tokens: Tensor) -> FinalInputs:
+        """What the passes read: the block's input, and what was kept on the way to it."""
+        tower = method.tower
+        height, width = run.pixels.shape[2:]
+        grid = tower.grid(height, width)
+        if tokens.shape[1] != grid[0] * grid[1] + tower.has_cls:
+            raise ValueError(
+                f"an image of {height} × {width} pixels has {grid[0]} × {grid[1]} patches, and the block got "
+                f"{tokens.shape[1]} tokens: call the tower that this ResidualBlock was made from, with all its patches"
+            )
+        cross_layers = [self.query_key(tower, run, layer, grid) for layer in method.layers]
+        compared = None
+        layer = method.correlation.layer
+        if layer is not None and layer < tower.depth:
+            normed = tower.block_input(run.kept[layer, "input"])
+            compared = (normed, *self.query_key(tower, run, layer, grid))
+        features = None if method.proxy is None else method.proxy(run.pixels)
+        return method.make_inputs(self, tokens, grid, cross_layers, compared, features)
+
+    def extra_repr(self) -> str:
+        """The method, for `print(model)`."""
+        method = self._method
+        return f"base={method.base.name!r}, rcs={method.rcs}, sfr={method.sfr}"
+
+
+def attended_cls(tower: Tower, block: nn.Module, inputs: FinalInputs) -> Tensor:
+    """(B, 1, D): [CLS] by CLIP's own attention, for ProxyCLIP, which gives patches alone."""
+    attended = deterministic_attention(inputs.query[:, :, :1], inputs.key, inputs.value)
+    return tower.project_out(block, attended)
+
+
+def check_arguments(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    """ValueError if the model wants tokens masked, which no method knows."""
+    masks = [name for name, value in keywords.items() if "mask" in name and value is not None]
+    masks += ["a mask"] if any(isinstance(value, Tensor) for value in args) else []
+    if masks:
+        raise ValueError(
+            f"in a ResidualBlock every token of an image attends to every other; got {masks[0]}: leave it out"
+        )
