@@ -13,6 +13,7 @@ from resclip.version import __version__
 if TYPE_CHECKING:
     from resclip.encoder.dense_encoder import DenseEncoder as DenseEncoder
     from resclip.encoder.dense_encoder import DenseFeatures as DenseFeatures
+    from resclip.encoder.residual_block import ResidualBlock as ResidualBlock
     from resclip.loading import load as load
     from resclip.methods.catalogue import RCS as RCS
     from resclip.methods.catalogue import SFR as SFR
@@ -31,6 +32,7 @@ HOMES = {
     "DenseFeatures": "resclip.encoder.dense_encoder",
     "Overview": "resclip.methods.catalogue",
     "RCS": "resclip.methods.catalogue",
+    "ResidualBlock": "resclip.encoder.residual_block",
     "SFR": "resclip.methods.catalogue",
     "Segmentation": "resclip.result",
     "Segmenter": "resclip.segmenter",
@@ -46,6 +48,7 @@ __all__ = [
     "DenseEncoder",
     "DenseFeatures",
     "Overview",
+    "ResidualBlock",
     "Segmentation",
     "Segmenter",
     "TextCache",

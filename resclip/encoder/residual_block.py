@@ -57,11 +57,9 @@ class Runs:
         self.local.run = None
         return run
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """A hook: pixels come to the tower's entrance."""
-        pixels = args[0] if args else keywords.get("pixel_values")
-        if isinstance(pixels, Tensor):
-            self.local.run = Run(pixels, module)
+    def begin(self, pixels: Tensor, entrance: nn.Module) -> None:
+        """Begin this thread's forward pass."""
+        self.local.run = Run(pixels, entrance)
 
     def keep(self, block: int, part: str, tensor: Any) -> None:
         """Keep a part of this thread's forward pass."""
@@ -141,7 +139,7 @@ class ResidualBlock(nn.Module):
             self.register_parameter(name, parameter)
         self.training = original.training
         self._replaced: tuple[tuple[Any, nn.Module], ...] = ()
-        self._hooks = [tower.entrance.register_forward_pre_hook(self._runs.enter, with_kwargs=True)]
+        self._hooks = [tower.entrance.register_forward_pre_hook(self.enter, with_kwargs=True)]
         compared = final.correlation.layer
         if compared is not None and compared < tower.depth:
             self._hooks.append(self.keep_input(compared))
@@ -241,6 +239,16 @@ class ResidualBlock(nn.Module):
             result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
         return tower.block_output(self._original[0], result)
 
+    def enter(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """A hook: pixels come to the tower's entrance."""
+        pixels = args[0] if args else keywords.get("pixel_values")
+        if isinstance(pixels, Tensor):
+            self._runs.begin(pixels, module)
+        if not torch.compiler.is_compiling():
+            # Behind the hooks that were added since, which may change what these are to keep.
+            for handle in self._hooks:
+                handle.hooks_dict_ref().move_to_end(handle.id)
+
     def keep_input(self, layer: int) -> RemovableHandle:
         """Keep the input of a middle block's attention."""
         tower = self._method.tower
@@ -256,7 +264,7 @@ class ResidualBlock(nn.Module):
             for part, module in zip(("query", "key"), layers, strict=True):
                 hook = KeepOutput(self._runs, layer, part)
                 self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-        elif type(attention) is nn.MultiheadAttention:
+        elif type(attention) is nn.MultiheadAttention and "forward" not in vars(attention):
             recorder = BlockRecorder.from_attention(attention)
             recorder.runs, recorder.block = self._runs, layer
             for name, hooks in vars(attention).items():
@@ -265,6 +273,7 @@ class ResidualBlock(nn.Module):
             block.attn = recorder
             self._replaced += ((block, attention),)
         else:
+            tower.check_host(attention)
             self._hooks.append(self.keep_input(layer))
 
     def undo(self) -> None:
@@ -286,8 +295,10 @@ class ResidualBlock(nn.Module):
         if (layer, "query") in run.kept:
             query, key = run.kept[layer, "query"], run.kept[layer, "key"]
             return tower.as_heads(query, grid), tower.as_heads(key, grid)
+        block = tower.block_list[layer - 1]
+        tower.check_host(tower.attention(block))
         normed = tower.block_input(run.kept[layer, "input"])
-        return tower.project_qkv(tower.block_list[layer - 1], normed, grid)[:2]
+        return tower.project_qkv(block, normed, grid)[:2]
 
     def make_inputs(self, method: FinalBlock, run: Run, tokens: Tensor) -> FinalInputs:
         """What the passes read: the block's input, and what was kept on the way to it."""

@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable, first_sentence
-from resclip.models.tower import Tower, merge_heads, resize_position_embedding, split_heads
+from resclip.models.tower import (
+    Tower,
+    check_blocks,
+    merge_heads,
+    resize_position_embedding,
+    split_heads,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,13 +47,16 @@ class HuggingFaceTower(Tower):
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__(visual)
+        check_blocks(self.block_list)
         embeddings = self.vision.embeddings
         side = embeddings.image_size // embeddings.patch_size
         self.patch_size = (embeddings.patch_size, embeddings.patch_size)
         self.trained_grid = (side, side)
         self.heads = self.blocks[0].self_attn.num_heads
         self.has_cls = hasattr(embeddings, "class_embedding")
-        self.output_dim = self.width if self.projection is None else self.projection.out_features
+        self.output_dim = (
+            self.width if self.projection is None else self.visual.config.projection_dim
+        )
         if self.has_cls and self.projection is None:
             self.text_obstacle = (
                 "a CLIPVisionModel has no projection into the text's space: use CLIPVisionModelWithProjection "

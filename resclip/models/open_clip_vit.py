@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from resclip.models.tower import (
     ADVICE,
     Tower,
+    check_blocks,
     merge_heads,
     resize_position_embedding,
     split_heads,
 )
+from resclip_kernels import deterministic_attention
 
 NO_PROJECTION = (
     "the tower's output projection was removed, so patches do not lie in the text's embedding space: "
@@ -86,9 +88,6 @@ class OpenClipTower(Tower):
         if visual.attn_pool is not None:
             yield visual.attn_pool.ln_k
 
-    def knows(self, kind: type[nn.Module]) -> bool:
-        return super().knows(kind) or is_peft_attention(kind)
-
     def embed(self, pixels: Tensor) -> Tensor:
         visual = self.visual
         patches, grid = self.embed_patches(pixels)
@@ -105,10 +104,9 @@ class OpenClipTower(Tower):
         self, block: Any, normed: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         attention = block.attn
-        weight, bias = input_layer(attention)
-        query, key, value = (
-            split_heads(x, self.heads) for x in F.linear(normed, weight, bias).chunk(3, dim=-1)
-        )
+        # PEFT's wrapper gives the weights of what it wraps.
+        projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = (split_heads(x, self.heads) for x in projected.chunk(3, dim=-1))
         if isinstance(attention, Attention):
             query, key = attention.ln_q(query), attention.ln_k(key)
         return query, key, value
@@ -125,7 +123,8 @@ class OpenClipTower(Tower):
             tokens = attention.out_proj(attention.ln_inner(merge_heads(heads)))
             tokens = block.ln_attn(attention.out_drop(tokens))
         else:
-            tokens = F.linear(merge_heads(heads), *output_layer(attention))
+            layer = attention.out_proj
+            tokens = F.linear(merge_heads(heads), layer.weight, layer.bias)
         output: Tensor = block.ls_1(tokens)
         return output
 
@@ -145,7 +144,10 @@ class OpenAITower(OpenClipTower):
     """The `VisionTransformer` of OpenAI's `clip` package, in steps; see `Tower`.
 
     The package is often copied and changed, so it is told by its layout, not by its type: these children, and no
-    others. `adapt` compares what the steps give with what the model gives before it trusts them.
+    others; and what the steps give is compared once with what the model itself gives.
+
+    Raises:
+        TypeError: a tower without projection, or one that computes something else with the same layout.
     """
 
     LAYOUT: ClassVar[dict[str, set[str]]] = {
@@ -172,6 +174,34 @@ class OpenAITower(OpenClipTower):
             type(self.visual.transformer),
             type(self.blocks[0]),
         }
+        self.check_host()
+        self.check_result()
+
+    @torch.no_grad()
+    def check_result(self) -> None:
+        """TypeError unless the steps give [CLS] as the model does, for one image of noise."""
+        size = (
+            side * patch for side, patch in zip(self.trained_grid, self.patch_size, strict=True)
+        )
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(1, 3, *size, generator=generator).to(self.device, self.dtype)
+        training = [module for module in self.visual.modules() if module.training]
+        self.visual.eval()
+        expected = self.visual(pixels)
+        tokens = self.embed(pixels)
+        for block in self.blocks:
+            query, key, value = self.project_qkv(block, self.norm(block, tokens), self.trained_grid)
+            heads = deterministic_attention(query, key, value)
+            tokens = self.feed_forward(block, tokens + self.project_out(block, heads))
+        came = self.head(tokens[:, :1])[:, 0]
+        for module in training:
+            module.training = True
+        error = (came - expected).norm() / expected.norm()
+        # Half precision rounds a tower's result by up to a few per cent of this; another formula is off by far more.
+        if came.shape != expected.shape or not error < 0.05:
+            raise TypeError(
+                f"the tower has the layout of OpenAI's CLIP and computes something else ({error:.0%} off): {ADVICE}"
+            )
 
     @classmethod
     def fits(cls, visual: Any) -> bool:
@@ -193,7 +223,8 @@ class OpenAITower(OpenClipTower):
         return super().knows(kind) or kind in self.layout_types
 
     def project_out(self, block: Any, heads: Tensor) -> Tensor:
-        return F.linear(merge_heads(heads), *output_layer(block.attn))
+        layer = block.attn.out_proj
+        return F.linear(merge_heads(heads), layer.weight, layer.bias)
 
     def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
         output: Tensor = tokens + block.mlp(block.ln_2(tokens))
@@ -202,39 +233,6 @@ class OpenAITower(OpenClipTower):
     def head(self, tokens: Tensor) -> Tensor:
         features: Tensor = self.visual.ln_post(tokens) @ self.visual.proj
         return features
-
-
-def is_peft_attention(kind: type[nn.Module]) -> bool:
-    """Whether this is PEFT's wrapper with LoRA adapters around an `nn.MultiheadAttention`."""
-    return kind.__name__ == "MultiheadAttention" and kind.__module__.startswith("peft.")
-
-
-def input_layer(attention: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (3·D, D) and bias of the projection to q, k and v, with PEFT's adapters added where they are in force."""
-    if not is_peft_attention(type(attention)):
-        return attention.in_proj_weight, attention.in_proj_bias
-    base = attention.base_layer
-    return base.in_proj_weight + adapter_delta(attention), base.in_proj_bias
-
-
-def output_layer(attention: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (D, D) and bias of the layer after the heads, likewise."""
-    if not is_peft_attention(type(attention)):
-        return attention.out_proj.weight, attention.out_proj.bias
-    layer = attention.base_layer.out_proj
-    base = getattr(layer, "base_layer", layer)
-    return base.weight + (0 if layer is base else adapter_delta(layer)), base.bias
-
-
-def adapter_delta(layer: Any) -> Any:
-    """What a layer's active adapters add to its weight; what merged ones have added is taken off where all are off."""
-    if layer.disable_adapters:
-        return -sum(layer.get_delta_weight(name) for name in layer.merged_adapters)
-    if layer.merged:
-        return 0
-    return sum(
-        layer.get_delta_weight(name) for name in layer.active_adapters if name in layer.lora_A
-    )
 
 
 def pool_alone(pool: AttentionalPooler, tokens: Tensor) -> Tensor:
@@ -255,6 +253,7 @@ def pool_alone(pool: AttentionalPooler, tokens: Tensor) -> Tensor:
 def check(visual: VisionTransformer) -> None:
     """TypeError, with the reason, for a variant whose final block cannot be rebuilt."""
     blocks = visual.transformer.resblocks
+    check_blocks(blocks)
     kinds = (ResidualAttentionBlock, CustomResidualAttentionBlock)
     other = next((block for block in blocks if type(block) not in kinds), None)
     if other is not None:

@@ -21,7 +21,14 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from resclip.models.tower import ADVICE, Tower, merge_heads, resize_position_embedding, split_heads
+from resclip.models.tower import (
+    ADVICE,
+    Tower,
+    check_blocks,
+    merge_heads,
+    resize_position_embedding,
+    split_heads,
+)
 
 
 class TimmTower(Tower):
@@ -250,6 +257,7 @@ def obstacle(visual: TimmModel | VisionTransformer | Eva) -> str | None:
         return f"the tower is timm's {type(trunk).__name__}, which is no plain vision transformer"
     if type(trunk.patch_embed) is not PatchEmbed:
         return "the tower is a hybrid: a convolutional network makes its patches"
+    check_blocks(trunk.blocks)
     blocks = list(trunk.blocks)
     other = next((block for block in blocks if type(block) not in (Block, EvaBlock)), None)
     if other is not None:

@@ -196,6 +196,10 @@ class Tower(nn.Module, ABC):
         """
         if torch.compiler.is_compiling():
             return  # A graph is made for one state of the model, which was checked before.
+        if part is None and hasattr(self.block_list[-1], "undo"):
+            raise TypeError(
+                "the tower's final block is a drop-in already: call undo() of the ResidualBlock first"
+            )
         called = {id(module) for module in self.called_parts()}
         roots = self.host_parts()
         if part is not None:
@@ -228,6 +232,15 @@ class Tower(nn.Module, ABC):
         return patches.flatten(2).transpose(1, 2), (patches.shape[2], patches.shape[3])
 
 
+def check_blocks(blocks: nn.Module) -> None:
+    """TypeError unless this is torch's own list of blocks, which the steps go through."""
+    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+        raise TypeError(
+            f"the tower's blocks must be in an nn.ModuleList or nn.Sequential; this is an {type(blocks).__name__}: "
+            "take the wrapper away"
+        )
+
+
 def stood_in_for(name: str, module: nn.Module, called: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """The module and those below it, by path, without the called ones and all that is below these."""
     if id(module) in called:
@@ -235,9 +248,23 @@ def stood_in_for(name: str, module: nn.Module, called: set[int]) -> Iterator[tup
     yield name, module
     if isinstance(module, nn.MultiheadAttention):
         return  # It reads its output layer's weights and never calls it, as do the steps.
+    if is_peft_attention(module):
+        yield from stood_in_for(f"{name}.base_layer", module.get_submodule("base_layer"), called)
+        return  # Its adapters are in the weights, or off.
     for child_name, child in module.named_children():
         if child_name != "parametrizations":  # These run wherever the weight is read.
             yield from stood_in_for(f"{name}.{child_name}", child, called)
+
+
+def is_peft_attention(module: nn.Module) -> bool:
+    """Whether this is PEFT's wrapper with LoRA adapters around an `nn.MultiheadAttention`."""
+    kind = type(module)
+    return kind.__name__ == "MultiheadAttention" and kind.__module__.startswith("peft.")
+
+
+def has_loose_adapters(module: Any) -> bool:
+    """Whether PEFT adds adapters to the weights only while its attention runs, or takes them off again then."""
+    return bool(module.merged) == bool(module.disable_adapters)
 
 
 def true_type(module: nn.Module) -> type[nn.Module]:
@@ -248,13 +275,18 @@ def true_type(module: nn.Module) -> type[nn.Module]:
 
 def change_of(module: nn.Module, is_known: bool) -> str | None:
     """What was done to a module that the steps stand in for, in words; None for nothing."""
-    if not is_known:
+    if is_peft_attention(module):
+        if has_loose_adapters(module):
+            return "has LoRA adapters beside its weights (merge_adapter() of the PEFT model puts them in)"
+    elif not is_known:
         return "is of a type of its own"
     if "forward" in vars(module):
         return "has its forward replaced"
     # Modules have no public list of their hooks.
     state = vars(module)
     for hook in (*state["_forward_pre_hooks"].values(), *state["_forward_hooks"].values()):
+        if getattr(hook, "only_listens", False):
+            continue
         return f"has a forward hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
     return None
 

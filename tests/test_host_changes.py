@@ -1,0 +1,426 @@
+"""What was done to a host before: it takes effect as in the host itself, or is refused by name; it is never ignored.
+
+The oracle is the host's own forward pass: with base "clip" an encoder's [CLS], and a tower with the drop-in, must give
+what the changed host gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from models_support import EMBED, IMAGE, open_clip_model, randomise, timm_model
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from resclip import RCS, DenseEncoder, ResidualBlock
+from resclip.models import adapt
+
+LAYERS = 4
+SIZE = (48, 48)
+
+
+class Factor(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 0.5 * weight
+
+
+class Low(nn.Module):
+    """A linear layer with a low-rank adapter, as adapters of any library wrap it."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False).double()
+        self.up = nn.Linear(2, base.out_features, bias=False).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+class Int8(nn.Module):
+    """A linear layer with its weights in int8, and a scale for each row."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = (
+            base.in_features,
+            base.out_features,
+            base.bias,
+        )
+        self.scale = base.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("whole", (base.weight / self.scale).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.whole.to(x.dtype) * self.scale, self.bias)
+
+
+class Louder(nn.MultiheadAttention):
+    """A subclass that does more than its parent."""
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        output, weights = super().forward(*args, **keywords)
+        return 3 * output, weights
+
+
+class Around(nn.Module):
+    """A wrapper of any module, which does more than call it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        return scaled(self.inner(*args, **keywords))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def scaled(output: Any) -> Any:
+    """What a layer puts out or takes, each channel by another factor, which no norm behind it undoes."""
+    if isinstance(output, tuple):
+        return scaled(output[0]), *output[1:]
+    if not isinstance(output, Tensor):
+        return output
+    return output * torch.linspace(0.5, 2, output.shape[-1], dtype=output.dtype)
+
+
+def louder(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook."""
+    return scaled(output)
+
+
+def quieter(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """A forward pre-hook, for calls by position and by name."""
+    # A block's self-attention is called with one tensor three times, which has to stay one.
+    changed = {id(value): scaled(value) for value in (*args, *keywords.values())}
+    return (
+        tuple(changed[id(value)] for value in args),
+        {name: changed[id(value)] for name, value in keywords.items()},
+    )
+
+
+def hook(path: str) -> Callable[[nn.Module], None]:
+    return lambda visual: (visual.get_submodule(path).register_forward_hook(louder), None)[1]
+
+
+def pre_hook(path: str) -> Callable[[nn.Module], None]:
+    return lambda visual: (
+        visual.get_submodule(path).register_forward_pre_hook(quieter, with_kwargs=True),
+        None,
+    )[1]
+
+
+def put(path: str, make: Callable[[Any], nn.Module]) -> Callable[[nn.Module], None]:
+    """Replace the module at a path by what is made of it."""
+
+    def change(visual: nn.Module) -> None:
+        visual.set_submodule(path, make(visual.get_submodule(path)))
+
+    return change
+
+
+def instance_forward(path: str) -> Callable[[nn.Module], None]:
+    def change(visual: nn.Module) -> None:
+        module = visual.get_submodule(path)
+        original = module.forward
+        module.forward = lambda *args, **keywords: scaled(original(*args, **keywords))
+
+    return change
+
+
+def parametrized(path: str, name: str) -> Callable[[nn.Module], None]:
+    return lambda visual: (
+        parametrize.register_parametrization(visual.get_submodule(path), name, Factor()),
+        None,
+    )[1]
+
+
+def of_class(path: str, kind: type) -> Callable[[nn.Module], None]:
+    return lambda visual: setattr(visual.get_submodule(path), "__class__", kind)
+
+
+def subclass(path: str) -> Callable[[nn.Module], None]:
+    """Of the module's own class, with a forward that does more."""
+
+    def change(visual: nn.Module) -> None:
+        module = visual.get_submodule(path)
+        parent = type(module)
+
+        class Changed(parent):  # type: ignore[misc, valid-type]
+            def forward(self, *args: Any, **keywords: Any) -> Any:
+                return scaled(super().forward(*args, **keywords))
+
+        module.__class__ = Changed
+
+    return change
+
+
+def weight_norm(visual: nn.Module) -> None:
+    layer = parametrizations.weight_norm(visual.get_submodule("transformer.resblocks.3.mlp.c_fc"))
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(1.5)
+
+
+def weights(visual: nn.Module) -> None:
+    with torch.no_grad():
+        for weight in visual.parameters():
+            weight.mul_(1.1)
+
+
+OPEN_CLIP = {
+    **{
+        f"hook on {path}": hook(path)
+        for path in (
+            "conv1",
+            "ln_pre",
+            "transformer.resblocks.0",
+            "transformer.resblocks.0.attn",
+            "transformer.resblocks.1.attn",
+            "transformer.resblocks.1.ln_1",
+            "transformer.resblocks.1.mlp",
+            "transformer.resblocks.1.mlp.c_fc",
+            "transformer.resblocks.3",
+            "transformer.resblocks.3.attn",
+            "transformer.resblocks.3.ln_1",
+            "transformer.resblocks.3.ln_2",
+            "transformer.resblocks.3.mlp.gelu",
+            "transformer",
+            "ln_post",
+        )
+    },
+    **{
+        f"pre-hook on {path}": pre_hook(path)
+        for path in (
+            "transformer.resblocks.1",
+            "transformer.resblocks.1.attn",
+            "transformer.resblocks.1.mlp",
+            "transformer.resblocks.3",
+            "transformer.resblocks.3.attn",
+            "transformer.resblocks.3.ln_1",
+        )
+    },
+    "wrapped attention": put("transformer.resblocks.3.attn", Around),
+    "wrapped attention of a middle block": put("transformer.resblocks.1.attn", Around),
+    "wrapped block": put("transformer.resblocks.3", Around),
+    "wrapped MLP": put("transformer.resblocks.3.mlp", Around),
+    "subclassed attention": of_class("transformer.resblocks.3.attn", Louder),
+    "subclassed attention of a middle block": of_class("transformer.resblocks.1.attn", Louder),
+    "subclassed block": subclass("transformer.resblocks.3"),
+    "subclassed first block": subclass("transformer.resblocks.0"),
+    "subclassed norm": subclass("transformer.resblocks.3.ln_1"),
+    "forward of an instance: attention": instance_forward("transformer.resblocks.3.attn"),
+    "forward of an instance: middle attention": instance_forward("transformer.resblocks.1.attn"),
+    "forward of an instance: block": instance_forward("transformer.resblocks.1"),
+    "forward of an instance: MLP": instance_forward("transformer.resblocks.1.mlp"),
+    "adapter on the MLP": put("transformer.resblocks.3.mlp.c_fc", Low),
+    "int8 MLP": put("transformer.resblocks.1.mlp.c_proj", Int8),
+    "parametrized MLP": parametrized("transformer.resblocks.3.mlp.c_fc", "weight"),
+    "parametrized attention": parametrized("transformer.resblocks.3.attn", "in_proj_weight"),
+    "parametrized middle attention": parametrized("transformer.resblocks.1.attn", "in_proj_weight"),
+    "parametrized output layer": parametrized("transformer.resblocks.3.attn.out_proj", "weight"),
+    "weight norm": weight_norm,
+    "other weights": weights,
+}
+TIMM = {
+    "adapter on qkv": put("trunk.blocks.1.attn.qkv", Low),
+    "adapter on a middle qkv": put("trunk.blocks.0.attn.qkv", Low),
+    "adapter on the output layer": put("trunk.blocks.1.attn.proj", Low),
+    "int8 qkv": put("trunk.blocks.1.attn.qkv", Int8),
+    "hook on q_norm": hook("trunk.blocks.1.attn.q_norm"),
+    "hook on attention": hook("trunk.blocks.1.attn"),
+    "hook on the trunk": hook("trunk"),
+    "pre-hook on patch_embed": pre_hook("trunk.patch_embed"),
+    "wrapped blocks": put("trunk.blocks", Around),
+}
+HUGGING_FACE = {
+    "adapter on q_proj": put("vision_model.encoder.layers.3.self_attn.q_proj", Low),
+    "adapter on a middle k_proj": put("vision_model.encoder.layers.1.self_attn.k_proj", Low),
+    "adapter on out_proj": put("vision_model.encoder.layers.3.self_attn.out_proj", Low),
+    "adapter on the projection": put("visual_projection", Low),
+    "int8 v_proj": put("vision_model.encoder.layers.3.self_attn.v_proj", Int8),
+    "hook on v_proj": hook("vision_model.encoder.layers.3.self_attn.v_proj"),
+    "hook on a middle q_proj": hook("vision_model.encoder.layers.1.self_attn.q_proj"),
+    "hook on attention": hook("vision_model.encoder.layers.3.self_attn"),
+    "hook on a layer": hook("vision_model.encoder.layers.1"),
+    "pre-hook on the encoder": pre_hook("vision_model.encoder"),
+    "subclassed layer": subclass("vision_model.encoder.layers.3"),
+}
+
+
+def open_clip_host() -> nn.Module:
+    return open_clip_model(layers=LAYERS, image_size=SIZE).visual
+
+
+def timm_host() -> nn.Module:
+    model: Any = timm_model("all norms")
+    return model.visual
+
+
+def hugging_face_host() -> nn.Module:
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=LAYERS,
+        image_size=SIZE[0],
+        patch_size=16,
+        projection_dim=EMBED,
+    )
+    return randomise(transformers.CLIPVisionModelWithProjection(config))
+
+
+def pooled(host: nn.Module, pixels: Tensor) -> Tensor:
+    """The host's own result."""
+    output = host(pixels)
+    result: Tensor = output if isinstance(output, Tensor) else output.image_embeds
+    return result
+
+
+def through_encoder(host: nn.Module, pixels: Tensor) -> Tensor:
+    result = DenseEncoder(host, base="clip")(pixels).cls
+    assert result is not None
+    return result
+
+
+def through_block(host: nn.Module, pixels: Tensor) -> Tensor:
+    """The host with the drop-in in place, which computes CLIP's own final block; it records the middle blocks too."""
+    tower = adapt(host)
+    layers = (tower.depth // 2,)
+    block = ResidualBlock.from_tower(host, "clip", rcs=RCS(layers, weight=0, temperature=1))
+    tower.block_list[-1] = block
+    return pooled(host, pixels)
+
+
+CASES = [
+    pytest.param(make, change, id=f"{family}: {name}")
+    for family, make, changes in (
+        ("open_clip", open_clip_host, OPEN_CLIP),
+        ("timm", timm_host, TIMM),
+        ("hugging face", hugging_face_host, HUGGING_FACE),
+    )
+    for name, change in changes.items()
+]
+
+
+@pytest.mark.parametrize("route", (through_encoder, through_block))
+@pytest.mark.parametrize(("make", "change"), CASES)
+@torch.no_grad()
+def test_a_change_takes_effect_or_is_refused(
+    make: Callable[[], nn.Module],
+    change: Callable[[nn.Module], None],
+    route: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    host = make()
+    size = IMAGE if make is timm_host else SIZE
+    pixels = torch.randn(2, 3, *size, dtype=torch.float64)
+    before = pooled(host, pixels)
+    change(host)
+    expected = pooled(host, pixels)
+    assert (expected - before).norm() > 1e-3 * before.norm(), "the change changes nothing"
+    came = result_or_refusal(lambda: route(host, pixels))
+    if isinstance(came, str):
+        assert re.search(r"take it away|of type (Around|Changed)|is an? Around", came)
+    else:
+        assert (came - expected).norm() <= 1e-12 * expected.norm()
+
+
+@torch.no_grad()
+def test_a_change_made_later_is_noticed_too() -> None:
+    host = open_clip_host()
+    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    encoder = DenseEncoder(host)
+    encoder(pixels)
+    handle = host.transformer.resblocks[-1].attn.register_forward_hook(louder)
+    with pytest.raises(TypeError, match=r"resblocks\.3\.attn .* has a forward hook \(louder\)"):
+        encoder(pixels)
+    handle.remove()
+    encoder(pixels)
+    put("transformer.resblocks.3.attn", Around)(host)
+    with pytest.raises(TypeError, match=r"resblocks\.3\.attn \(Around\) is of a type of its own"):
+        encoder(pixels)
+
+
+def test_adapters_of_peft_count_once_they_are_merged() -> None:
+    peft = pytest.importorskip("peft", reason="peft is no dependency; pip install peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["attn", "c_fc"], r=4, init_lora_weights=False)
+    model = peft.get_peft_model(open_clip_model(layers=LAYERS, image_size=SIZE), config)
+    model.add_adapter("other", config)
+    model = model.double().eval()
+    pixels = torch.randn(2, 3, *SIZE, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"resblocks\.0\.attn .* LoRA adapters .*merge_adapter"):
+        DenseEncoder(model)
+    for adapters in (["default"], ["default", "other"]):
+        model.merge_adapter(adapters)
+        with torch.no_grad():
+            expected = model.get_base_model().visual(pixels)
+            for route in (through_encoder, through_block):
+                came = route(model.get_base_model().visual, pixels)
+                assert (came - expected).norm() <= 1e-12 * expected.norm()
+                restore(model)
+        model.unmerge_adapter()
+
+
+@pytest.mark.parametrize(
+    "path", ("trunk.blocks.0.attn.q_norm", "trunk.blocks.0.attn.k_norm", "trunk.blocks.0.attn")
+)
+@torch.no_grad()
+def test_a_hook_that_is_added_behind_the_drop_ins_own_takes_effect(path: str) -> None:
+    torch.manual_seed(0)
+    host = timm_host()
+    pixels = torch.randn(1, 3, *IMAGE, dtype=torch.float64)
+    rcs = RCS(layers=(1,))
+    block = ResidualBlock.from_tower(host, "naclip", rcs=rcs)
+    adapt(host).block_list[-1] = block
+    before = pooled(host, pixels)
+    host.get_submodule(path).register_forward_hook(louder)
+    came = pooled(host, pixels)
+    assert not torch.equal(came, before)
+    block.undo()
+    again = ResidualBlock.from_tower(host, "naclip", rcs=rcs)
+    adapt(host).block_list[-1] = again
+    assert torch.equal(came, pooled(host, pixels))
+
+
+def restore(model: nn.Module) -> None:
+    """Take a drop-in out again, if there is one."""
+    for module in list(model.modules()):
+        if isinstance(module, ResidualBlock):
+            module.undo()
+
+
+def test_int8_tensors_in_place_of_weights() -> None:
+    quantization = pytest.importorskip(
+        "torchao.quantization", reason="torchao is no dependency; pip install torchao"
+    )
+    torch.manual_seed(0)
+    host = open_clip_host().float()
+    pixels = torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        before = pooled(host, pixels)
+        quantization.quantize_(host, quantization.Int8WeightOnlyConfig())
+        expected = pooled(host, pixels)
+        assert (expected - before).norm() > 1e-3 * before.norm()
+        for route in (through_encoder, through_block):
+            assert (route(host, pixels) - expected).norm() <= 1e-5 * expected.norm()
+
+
+def result_or_refusal(call: Callable[[], Tensor]) -> Tensor | str:
+    """What a call gives, or the sentence it is refused with."""
+    try:
+        return call()
+    except TypeError as error:
+        return str(error)
