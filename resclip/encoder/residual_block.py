@@ -74,6 +74,7 @@ class KeepInput:
 
     runs: Runs
     block: int
+    only_listens: ClassVar[bool] = True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         tokens = args[0] if args else keywords.get("hidden_states", keywords.get("query"))
@@ -247,7 +248,9 @@ class ResidualBlock(nn.Module):
         if not torch.compiler.is_compiling():
             # Behind the hooks that were added since, which may change what these are to keep.
             for handle in self._hooks:
-                handle.hooks_dict_ref().move_to_end(handle.id)
+                hooks = handle.hooks_dict_ref()
+                if hooks is not None:
+                    hooks.move_to_end(handle.id)
 
     def keep_input(self, layer: int) -> RemovableHandle:
         """Keep the input of a middle block's attention."""
