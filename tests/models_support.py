@@ -118,3 +118,80 @@ def run_blocks(tower: Tower, pixels: Tensor) -> Tensor:
         heads = attend(*tower.project_qkv(block, tower.norm(block, tokens), grid))
         tokens = tower.feed_forward(block, tokens + tower.project_out(block, heads))
     return tokens
+
+
+class OpenAIBlock(nn.Module):
+    """A block with the layout of OpenAI's `clip`: tokens come first, (L, B, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normed = self.ln_1(tokens)
+        tokens = tokens + self.attn(normed, normed, normed, need_weights=False)[0]
+        return tokens + self.mlp(self.ln_2(tokens))
+
+
+class OpenAITransformer(nn.Module):
+    """The blocks, in an `nn.Sequential`."""
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(OpenAIBlock(width, heads) for _ in range(layers)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        result: Tensor = self.resblocks(tokens)
+        return result
+
+
+class OpenAIVisual(nn.Module):
+    """An image tower with the layout and the names of OpenAI's `clip`; it gives [CLS] alone."""
+
+    def __init__(self, side: int = 48, patch: int = 16, width: int = 32, layers: int = 4) -> None:
+        super().__init__()
+        self.input_resolution, self.output_dim = side, EMBED
+        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn((side // patch) ** 2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = OpenAITransformer(width, layers, 2)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, EMBED))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.conv1(pixels).flatten(2).mT
+        cls = self.class_embedding.expand(len(patches), 1, -1)
+        tokens = self.ln_pre(torch.cat([cls, patches], dim=1) + self.positional_embedding)
+        tokens = self.transformer(tokens.transpose(0, 1)).transpose(0, 1)
+        result: Tensor = self.ln_post(tokens[:, 0]) @ self.proj
+        return result
+
+
+def hugging_face_model(kind: str, layers: int = 4) -> nn.Module:
+    """A small model of transformers by the name of its class, in float64 with all weights random."""
+    import transformers
+
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": layers,
+    }
+    vision = {**sizes, "image_size": 48, "patch_size": 16, "projection_dim": EMBED}
+    text = {**sizes, "vocab_size": 100, "max_position_embeddings": 16, "pad_token_id": 1}
+    text |= {"bos_token_id": 0, "eos_token_id": 2}
+    family = "CLIP" if kind.startswith("CLIP") else "Siglip"
+    if "Vision" in kind:
+        config = getattr(transformers, f"{family}VisionConfig")(**vision)
+    else:
+        whole = {"projection_dim": EMBED} if family == "CLIP" else {}
+        config = getattr(transformers, f"{family}Config")(
+            text_config=text, vision_config=vision, **whole
+        )
+    return randomise(getattr(transformers, kind)(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -190,12 +190,7 @@ class ResidualBlock(nn.Module):
             proxy=proxy,
             proxy_attention=proxy_attention or chosen.proxy,
         )
-        last = tower.block_list[-1]
-        if isinstance(last, ResidualBlock):
-            raise ValueError(
-                "the tower's final block is a ResidualBlock already: call its undo() first"
-            )
-        tower.check_host(last)
+        tower.check_host(tower.block_list[-1])
         return cls(final, text)
 
     @property
@@ -233,6 +228,8 @@ class ResidualBlock(nn.Module):
         if method.sfr is not None:
             check_text(self._text, tower.output_dim)
         tower.check_host(tower.attention(self))
+        if self.training:
+            check_dropout(tower.attention(self))
         inputs = self.make_inputs(method, run, tower.block_input(tokens))
         text = None if self._text is None else self._text.to(tokens.device)
         result = method.run_passes(inputs, pixels, text).tokens
@@ -332,6 +329,17 @@ def attended_cls(tower: Tower, block: nn.Module, inputs: FinalInputs) -> Tensor:
     """(B, 1, D): [CLS] by CLIP's own attention, for ProxyCLIP, which gives patches alone."""
     attended = deterministic_attention(inputs.query[:, :, :1], inputs.key, inputs.value)
     return tower.project_out(block, attended)
+
+
+def check_dropout(attention: Any) -> None:
+    """ValueError for an attention that drops entries of its map while training, as no method does."""
+    layer = getattr(attention, "attn_drop", None)
+    share = attention.dropout if layer is None else layer.p
+    if share:
+        raise ValueError(
+            f"a ResidualBlock has no attention dropout, and the tower's attention drops {share} while training: "
+            "call .eval(), or set its dropout to 0"
+        )
 
 
 def check_arguments(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:

@@ -161,6 +161,7 @@ class OpenAITower(OpenClipTower):
 
     def __init__(self, visual: nn.Module) -> None:
         Tower.__init__(self, visual)
+        check_blocks(self.block_list)
         if self.visual.proj is None:
             raise TypeError(NO_PROJECTION)
         self.patch_size = tuple(self.visual.conv1.kernel_size)

@@ -196,10 +196,6 @@ class Tower(nn.Module, ABC):
         """
         if torch.compiler.is_compiling():
             return  # A graph is made for one state of the model, which was checked before.
-        if part is None and hasattr(self.block_list[-1], "undo"):
-            raise TypeError(
-                "the tower's final block is a drop-in already: call undo() of the ResidualBlock first"
-            )
         called = {id(module) for module in self.called_parts()}
         roots = self.host_parts()
         if part is not None:
@@ -233,11 +229,15 @@ class Tower(nn.Module, ABC):
 
 
 def check_blocks(blocks: nn.Module) -> None:
-    """TypeError unless this is torch's own list of blocks, which the steps go through."""
+    """TypeError unless this is torch's own list of blocks, which the steps go through, with the model's own blocks."""
     if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
         raise TypeError(
             f"the tower's blocks must be in an nn.ModuleList or nn.Sequential; this is an {type(blocks).__name__}: "
             "take the wrapper away"
+        )
+    if any(hasattr(block, "undo") for block in blocks):
+        raise TypeError(
+            "the tower's final block is a drop-in already: call undo() of the ResidualBlock first"
         )
 
 

@@ -1,0 +1,406 @@
+"""`ResidualBlock`: the host's own forward pass gives the method's tokens, and the host stays what it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from method_support import colours
+from models_support import (
+    EMBED,
+    IMAGE,
+    OpenAIVisual,
+    hugging_face_model,
+    open_clip_model,
+    randomise,
+    small_timm,
+    timm_model,
+)
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from resclip import RCS, SFR, DenseEncoder, DenseFeatures, ResidualBlock
+from resclip.methods.catalogue import METHODS, Method
+from resclip.methods.correlation import Correlation
+from resclip.models import Tower, adapt
+
+SIZE = (48, 48)
+SFR_TWICE = SFR(rounds=2, label_threshold=0.1, refine_iterations=2)
+
+
+def bare_timm(name: str) -> nn.Module:
+    with small_timm():
+        return randomise(timm.create_model(name))
+
+
+HOSTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    "open_clip": (lambda: open_clip_model(layers=4), IMAGE),
+    "open_clip, normed queries": (lambda: open_clip_model(layers=4, qk_norm=True), IMAGE),
+    "open_clip's timm, SigLIP": (lambda: timm_model("SigLIP"), IMAGE),
+    "open_clip's timm, EVA02": (lambda: timm_model("EVA02"), IMAGE),
+    "OpenAI": (lambda: randomise(OpenAIVisual()), SIZE),
+    "timm VisionTransformer": (lambda: bare_timm("vit_base_patch16_clip_224"), IMAGE),
+    "timm Eva": (lambda: bare_timm("eva02_base_patch16_clip_224"), IMAGE),
+    "CLIPModel": (lambda: hugging_face_model("CLIPModel"), SIZE),
+    "CLIPVisionModelWithProjection": (
+        lambda: hugging_face_model("CLIPVisionModelWithProjection"),
+        SIZE,
+    ),
+    "CLIPVisionModel": (lambda: hugging_face_model("CLIPVisionModel"), SIZE),
+    "SiglipModel": (lambda: hugging_face_model("SiglipModel"), SIZE),
+    "SiglipVisionModel": (lambda: hugging_face_model("SiglipVisionModel"), SIZE),
+}
+
+
+def run(host: nn.Module, pixels: Tensor) -> Any:
+    """The host's own forward pass of images."""
+    if hasattr(host, "encode_image"):
+        return host.encode_image(pixels)
+    if hasattr(host, "get_image_features"):
+        return host.get_image_features(pixel_values=pixels)
+    return host(pixels)
+
+
+def random_text(width: int) -> Tensor:
+    return normalize(torch.randn(5, width, dtype=torch.float64), dim=1)
+
+
+def place(block: ResidualBlock) -> Tower:
+    """Put a block where it belongs, which is `visual.transformer.resblocks[-1]` in open_clip's own towers."""
+    tower = block._method.tower
+    tower.block_list[-1] = block
+    return tower
+
+
+def features(tower: Tower, block: ResidualBlock, pixels: Tensor, host: nn.Module) -> DenseFeatures:
+    """What the block hands to the host in its forward pass, through the host's own head."""
+    caught: list[Tensor] = []
+    handle = block.register_forward_hook(lambda module, args, output: caught.append(output))
+    run(host, pixels)
+    handle.remove()
+    tokens = tower.head(
+        tower.block_input(caught[0] if isinstance(caught[0], Tensor) else caught[0][0])
+    )
+    first = int(tower.has_cls)
+    return DenseFeatures(tokens[:, first:], tokens[:, 0] if first else None, None)
+
+
+def encoder_of(host: nn.Module, method: Method, sfr: SFR | None) -> DenseEncoder:
+    proxy = colours if method.base == "proxyclip" else None
+    return DenseEncoder(host, method.base, method.rcs, sfr, proxy=proxy)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@torch.no_grad()
+def test_tokens_of_every_method_equal_the_encoders(name: str) -> None:
+    torch.manual_seed(0)
+    make, size = HOSTS[name]
+    host = make()
+    tower = adapt(host)
+    pixels = torch.randn(2, 3, *size, dtype=torch.float64)
+    text = random_text(tower.output_dim)
+    keys = list(host.state_dict())
+    for method in METHODS.values():
+        sfr = method.sfr and SFR_TWICE
+        if sfr is not None and tower.text_obstacle is not None:
+            continue
+        expected = encoder_of(host, method, sfr)(pixels, text)
+        block = ResidualBlock.from_tower(
+            host,
+            method,
+            None if sfr is None else text,
+            sfr=sfr,
+            proxy=colours if method.base == "proxyclip" else None,
+        )
+        place(block)
+        assert list(host.state_dict()) == keys
+        came = features(tower, block, pixels, host)
+        block.undo()
+        wanted = expected.patches.flatten(1, 2)
+        assert came.patches.shape == wanted.shape, method.name
+        assert (came.patches - wanted).norm() <= 1e-5 * wanted.norm(), method.name
+        if expected.cls is not None:
+            assert came.cls is not None
+            assert (came.cls - expected.cls).norm() <= 1e-5 * expected.cls.norm(), method.name
+
+
+@torch.no_grad()
+def test_two_lines_are_the_method() -> None:
+    """As the README has it, with open_clip's own way to get tokens."""
+    torch.manual_seed(0)
+    model: Any = open_clip_model(layers=4)
+    visual, text = model.visual, random_text(EMBED)
+    pixels = torch.randn(2, 3, *IMAGE, dtype=torch.float64)
+    expected = DenseEncoder(visual, rcs=RCS(), sfr=SFR())(pixels, text)
+    visual.output_tokens = True
+    visual.transformer.resblocks[-1] = ResidualBlock.from_tower(visual, "resclip", text)
+    pooled, tokens = visual(pixels)
+    patches = (tokens @ visual.proj).unflatten(1, (3, 4))
+    assert torch.allclose(patches, expected.patches, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(pooled, expected.cls, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_the_words_may_change_between_calls() -> None:
+    torch.manual_seed(0)
+    host: Any = open_clip_model(layers=4)
+    pixels = torch.randn(1, 3, *IMAGE, dtype=torch.float64)
+    block = ResidualBlock.from_tower(host, "clip", sfr=SFR_TWICE)
+    tower = place(block)
+    for text in (random_text(EMBED), random_text(EMBED)):
+        block.text = text
+        came = features(tower, block, pixels, host).patches
+        alone = copy.deepcopy(host)
+        alone.visual.transformer.resblocks[-1].undo()
+        wanted = DenseEncoder(alone, "clip", sfr=SFR_TWICE)(pixels, text).patches
+        assert torch.allclose(came, wanted.flatten(1, 2), rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_compared_blocks_other_than_the_final_one() -> None:
+    torch.manual_seed(0)
+    host = open_clip_model(layers=4)
+    pixels = torch.randn(2, 3, *IMAGE, dtype=torch.float64)
+    for correlation in (Correlation("qq+kk", layer=2), Correlation("random", layer=3)):
+        wanted = DenseEncoder(host, "sclip", RCS(), correlation=correlation)(pixels).patches
+        block = ResidualBlock.from_tower(host, "sclip+rcs", correlation=correlation)
+        came = features(place(block), block, pixels, host).patches
+        block.undo()
+        assert torch.allclose(came, wanted.flatten(1, 2), rtol=1e-9, atol=1e-12), correlation
+
+
+def through(host: Any, pixels: Tensor) -> Tensor:
+    """The tokens that an open_clip host puts out."""
+    host.visual.output_tokens = True
+    with torch.no_grad():
+        tokens: Tensor = host.visual(pixels)[1]
+    return tokens
+
+
+def host_with_block(**arguments: Any) -> tuple[Any, ResidualBlock]:
+    torch.manual_seed(0)
+    host: Any = open_clip_model(layers=4).float()
+    text = random_text(EMBED).float()
+    block = ResidualBlock.from_tower(host, "resclip", text, **arguments)
+    place(block)
+    return host, block
+
+
+def test_undo_leaves_the_host_as_it_was() -> None:
+    host: Any = open_clip_model(layers=4).float()
+    modules = dict(host.named_modules())
+    pixels = torch.randn(1, 3, *IMAGE)
+    before = through(host, pixels)
+    block = ResidualBlock.from_tower(host, "resclip", random_text(EMBED))
+    host.visual.transformer.resblocks[-1] = block
+    assert not torch.equal(through(host, pixels), before)
+    block.undo()
+    block.undo()
+    assert dict(host.named_modules()) == modules
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.modules())
+    assert torch.equal(through(host, pixels), before)
+    block.undo()
+
+
+@pytest.mark.parametrize(
+    "copied", (copy.deepcopy, lambda host: pickle.loads(pickle.dumps(host))), ids=("copy", "pickle")
+)
+def test_a_copy_stands_alone(copied: Callable[[nn.Module], Any]) -> None:
+    host, block = host_with_block()
+    pixels = torch.randn(1, 3, *IMAGE)
+    expected = through(host, pixels)
+    other = copied(host)
+    assert torch.equal(through(other, pixels), expected)
+    block.undo()
+    assert torch.equal(through(other, pixels), expected)
+    inner = other.visual.transformer.resblocks[-1]
+    inner.undo()
+    assert torch.equal(through(other, pixels), through(host, pixels))
+
+
+def test_nothing_of_an_image_stays() -> None:
+    host, block = host_with_block()
+    through(host, torch.randn(1, 3, *IMAGE))
+    assert block._runs.current() is None
+    with pytest.raises(ValueError, match="no pixels have come through the tower"):
+        block(torch.randn(1, 13, 32))
+
+
+def test_threads_do_not_see_each_others_images() -> None:
+    host, _ = host_with_block()
+    images = [torch.randn(1, 3, *IMAGE) for _ in range(8)]
+    expected = [through(host, image) for image in images]
+    came: list[Tensor | None] = [None] * len(images)
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            came[number] = through(host, images[number])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(images))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(one, two) for one, two in zip(came, expected, strict=True))
+
+
+def replica(module: nn.Module) -> nn.Module:
+    """What `DataParallel` makes of a module for another device: shallow copies, with parameters of their own."""
+    copies = {one: one._replicate_for_data_parallel() for one in module.modules()}
+    for one, two in copies.items():
+        for name, child in one._modules.items():
+            setattr(two, name, None if child is None else copies[child])
+        for name, parameter in one._parameters.items():
+            setattr(two, name, None if parameter is None else 2 * parameter.detach())
+        for name, buffer in one._buffers.items():
+            setattr(two, name, buffer)
+    return copies[module]
+
+
+@pytest.mark.parametrize("name", ("open_clip", "OpenAI", "timm VisionTransformer", "CLIPModel"))
+@torch.no_grad()
+def test_a_replica_runs_by_its_own_parameters(name: str) -> None:
+    """Parameters of a replica lie on another device; here they have other values instead."""
+    torch.manual_seed(0)
+    make, size = HOSTS[name]
+    host = make()
+    pixels = torch.randn(2, 3, *size, dtype=torch.float64)
+    block = ResidualBlock.from_tower(nn.DataParallel(host), "naclip+rcs")
+    place(block)
+    other = replica(host)
+    doubled = copy.deepcopy(host)
+    for parameter in doubled.parameters():
+        parameter.mul_(2)
+    expected, came = run(doubled, pixels), run(other, pixels)
+    if not isinstance(expected, Tensor):
+        expected, came = expected.pooler_output, came.pooler_output
+    assert torch.equal(came, expected)
+
+
+@pytest.mark.parametrize("method", ("naclip", "sclip+rcs", "resclip"))
+def test_a_compiled_tower_is_one_graph(method: str) -> None:
+    torch.manual_seed(0)
+    host: Any = open_clip_model(layers=4).float()
+    text = random_text(EMBED).float() if method == "resclip" else None
+    host.visual.transformer.resblocks[-1] = ResidualBlock.from_tower(host, method, text)
+    pixels = torch.randn(2, 3, *IMAGE)
+    expected = through(host, pixels)
+    torch._dynamo.reset()
+    compiled = torch.compile(host.visual, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(pixels)[1], expected, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_a_tower_that_was_compiled_before() -> None:
+    host: Any = open_clip_model(layers=4).float()
+    pixels = torch.randn(1, 3, *IMAGE)
+    torch._dynamo.reset()
+    compiled = torch.compile(host.visual, backend="eager")
+    with torch.no_grad():
+        compiled(pixels)
+    block = ResidualBlock.from_tower(compiled, "naclip+rcs")
+    host.visual.transformer.resblocks[-1] = block
+    host.visual.output_tokens = True
+    with torch.no_grad():
+        assert torch.allclose(compiled(pixels)[1], through(host, pixels), rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_it_follows_the_hosts_dtype(dtype: torch.dtype) -> None:
+    host, _ = host_with_block()
+    pixels = torch.randn(1, 3, *IMAGE)
+    expected = through(copy.deepcopy(host).double(), pixels.double())
+    came = through(host.to(dtype), pixels.to(dtype))
+    assert came.dtype == dtype
+    assert torch.cosine_similarity(came.double(), expected, dim=-1).mean() > 0.99
+
+
+def test_training_mode() -> None:
+    """Gradients flow through the attention; dropout of the attention is refused."""
+    host: Any = open_clip_model(layers=4).float()
+    block = ResidualBlock.from_tower(host, "naclip+rcs")
+    place(block)
+    host.train()
+    assert block.training
+    host.visual(torch.randn(1, 3, *IMAGE)).sum().backward()
+    for number in (1, 2, 3):  # RCS reads blocks 2 and 3 of 4.
+        gradient = host.visual.transformer.resblocks[number].attn.in_proj_weight.grad
+        assert gradient.abs().sum() > 0
+    host.visual.transformer.resblocks[-1].attn.dropout = 0.1
+    with pytest.raises(ValueError, match="dropout"):
+        host.visual(torch.randn(1, 3, *IMAGE))
+    host.eval()
+    host.visual(torch.randn(1, 3, *IMAGE))
+
+
+TOKENS = torch.randn(1, 13, 32, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    (
+        (lambda host: ResidualBlock.from_tower(host, "naclp"), "unknown method 'naclp'.*'naclip'"),
+        (
+            lambda host: ResidualBlock.from_tower(host, "naclip", random_text(EMBED)),
+            "no SFR.*leave text out",
+        ),
+        (lambda host: ResidualBlock.from_tower(host, "resclip", torch.ones(2, 3)), r"\(Q, 24\)"),
+        (lambda host: run(host, torch.randn(1, 3, 8, 8).double()), "smaller than one patch|size"),
+        (
+            lambda host: ResidualBlock.from_tower(host, "naclip", rcs=RCS(layers=(4,))),
+            "RCS layers.*between 1 and 3.*got 4",
+        ),
+        (lambda host: with_block(host, "resclip"), "SFR .*needs text"),
+        (
+            lambda host: ResidualBlock.from_tower(host, "naclip")(TOKENS),
+            "no pixels have come through the tower",
+        ),
+        (lambda host: with_block(open_clip_model(layers=4), "naclip", run_on=host), "no pixels"),
+        (lambda host: with_block(host, "naclip", twice=True), "already: call undo"),
+        (lambda host: ResidualBlock.from_tower(host, "proxyclip"), "pass proxy="),
+        (
+            lambda host: ResidualBlock.from_tower(
+                hugging_face_model("CLIPVisionModel"), "resclip", random_text(32)
+            ),
+            "SFR segments by text, and a CLIPVisionModel has no projection",
+        ),
+    ),
+)
+def test_refusals(call: Callable[[Any], Any], said: str) -> None:
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=f"(?s){said}"):
+        call(open_clip_model(layers=4))
+
+
+def with_block(host: Any, method: str, *, run_on: Any = None, twice: bool = False) -> None:
+    """A block in place, perhaps in another host than the one it was made for, and a forward pass."""
+    block = ResidualBlock.from_tower(host, method)
+    place(block)
+    if twice:
+        ResidualBlock.from_tower(host, method)
+    if run_on is not None:
+        run_on.visual.transformer.resblocks[-1] = block
+    run(host if run_on is None else run_on, torch.randn(1, 3, *IMAGE).double())
+
+
+def test_an_encoder_over_a_host_with_a_drop_in_is_refused() -> None:
+    host, block = host_with_block()
+    with pytest.raises(TypeError, match="drop-in already: call undo"):
+        DenseEncoder(host)
+    block.undo()
+    DenseEncoder(host)
+
+
+def test_a_copy_of_openais_tower_that_computes_something_else_is_refused() -> None:
+    visual = OpenAIVisual().eval()
+    forward = type(visual).forward
+    other = type("Changed", (OpenAIVisual,), {"forward": lambda self, x: 2 * forward(self, x)})()
+    with pytest.raises(TypeError, match="layout of OpenAI's CLIP and computes something else"):
+        adapt(other.eval())
