@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.errors import UnknownWordsWarning, first_sentence
@@ -15,7 +16,7 @@ from resclip.inference.memory import cap_memory
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
 from resclip.methods.presets import find_preset
-from resclip.models import BUILTIN, load_model
+from resclip.models import BUILTIN, load_model, wrap_model
 from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, parse_entries
@@ -31,7 +32,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def load(
-    model: str = BUILTIN,
+    model: str | nn.Module = BUILTIN,
     pretrained: str | None = None,
     *,
     classes: Sequence[str] | Vocabulary,
@@ -53,6 +54,7 @@ def load(
     max_memory: int | None = None,
     implementation: str = "auto",
     templates: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
     cache: TextCache | None = None,
     progress: bool = False,
 ) -> Segmenter:
@@ -60,7 +62,8 @@ def load(
 
     Args:
         model: "builtin" (the small built-in model), an open_clip model with a vision transformer, or
-            "transformers:NAME" for Hugging Face's; `resclip models` lists them.
+            "transformers:NAME" for Hugging Face's; `resclip models` lists them. Or a CLIP model that is there already,
+            see `resclip.models.adapt`: it is used as it is and where it is, in eval mode.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
         classes: one entry per class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name, then
             its queries), as `resclip.text.class_names` reads them from files and datasets; or a ready `Vocabulary`.
@@ -83,6 +86,8 @@ def load(
         implementation: of the ops: "auto", "triton", "torch" or "reference".
         templates: prompts with "{}" for the name, or the name of a set of `resclip.text.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
+        tokenizer: of a model that is passed itself, where it is not CLIP's own: a function of a list of prompts, or a
+            tokenizer of transformers.
         cache: text features on disk; None for none.
         progress: draw a progress bar while names are encoded.
 
@@ -107,11 +112,21 @@ def load(
         # A base's own windows, as ProxyCLIP has, stand above those of a dataset, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
     chosen = replace(chosen, rcs=with_options(chosen.rcs, rcs), sfr=with_options(chosen.sfr, sfr))
-    torch_device = choose_device(device)
-    dtype = choose_precision(precision, torch_device)
+    if isinstance(model, str):
+        torch_device = choose_device(device)
+        dtype = choose_precision(precision, torch_device)
+    else:
+        check_own_model(pretrained=pretrained, device=device, precision=precision)
+        loaded = wrap_model(model, tokenizer)
+        torch_device, dtype = loaded.visual.device, loaded.visual.dtype
     if max_memory is not None:
         cap_memory(torch_device, max_memory)
-    loaded = load_model(model, pretrained, device=torch_device, dtype=dtype)
+    if isinstance(model, str):
+        if tokenizer is not None:
+            raise ValueError(
+                f"model {model!r} comes with its tokenizer; leave out tokenizer=, or pass the model itself"
+            )
+        loaded = load_model(model, pretrained, device=torch_device, dtype=dtype)
     if not isinstance(classes, Vocabulary):
         entries = parse_entries(classes)
         if model == BUILTIN:
@@ -160,7 +175,7 @@ def load(
         values["stride"] = max(1, window // 2)
     name = method if isinstance(method, str) else method.name
     source = {
-        "model": model,
+        "model": model if isinstance(model, str) else type(model).__name__,
         "pretrained": pretrained,
         "method": name,
         "preset": preset,
@@ -181,6 +196,16 @@ def load(
     )
 
 
+def check_own_model(**requested: Any) -> None:
+    """ValueError for arguments that say how to load a model, where the model itself was passed."""
+    for name, value in requested.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} says how a named model is loaded, and this one is there already: leave {name} out, and "
+                "move or convert the model itself"
+            )
+
+
 def with_options(
     module: Module | None, options: Module | Mapping[str, Any] | None
 ) -> Module | None:
@@ -191,7 +216,7 @@ def with_options(
 
 
 def choose_proxy(
-    method: Method, requested: str | ProxyAttention | None, model: str
+    method: Method, requested: str | ProxyAttention | None, model: str | nn.Module
 ) -> ProxyAttention | None:
     """ProxyCLIP's options for a method, None for other methods; ValueError if these were given a proxy."""
     default = method.proxy or BASES[method.base].proxy

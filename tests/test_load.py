@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from toys import random_image
+from models_support import EMBED, OpenAIVisual, hugging_face_model, timm_model
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from toys import random_image, toy_clip
 
-from resclip import load
+from resclip import Vocabulary, load
 from resclip.errors import UnknownWordsWarning
 from resclip.loading import choose_device, choose_precision
 
@@ -49,3 +53,73 @@ def test_the_built_in_model_says_which_words_it_has_never_read() -> None:
         result = load(classes=["sky", "night sky", "house, tree"]).segment(random_image(40, 60))
     assert result.settings["preset"] == "builtin"
     assert result.settings["model"] == "builtin"
+
+
+class OpenAIClip(nn.Module):
+    """A model with the layout of OpenAI's `clip`: its text side is another toy's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = OpenAIVisual()
+        self.vocab_size, self.context_length = 49408, 16
+        self.words = nn.Embedding(49408, EMBED)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.words(tokens).mean(dim=1)
+
+
+def own_tokenizer(prompts: list[str]) -> Tensor:
+    return torch.tensor([[len(prompt) % 90 + 3] * 4 + [2] * 12 for prompt in prompts])
+
+
+@pytest.mark.parametrize(
+    ("make", "tokenizer"),
+    (
+        (toy_clip, None),
+        (lambda: nn.DataParallel(toy_clip()), None),
+        (OpenAIClip, None),
+        (lambda: timm_model("EVA02").float(), own_tokenizer),
+        (lambda: hugging_face_model("CLIPModel").float(), own_tokenizer),
+        (lambda: hugging_face_model("SiglipModel").float(), own_tokenizer),
+    ),
+    ids=("open_clip", "DataParallel", "OpenAI", "timm", "CLIPModel", "SiglipModel"),
+)
+def test_a_model_that_is_there_already(make: Callable[[], Any], tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    segmenter = load(
+        make(), classes=["cat", "dog"], tokenizer=tokenizer, window=48, templates=["{}"]
+    )
+    result = segmenter.segment(random_image(48, 64))
+    assert result.labels.shape == (48, 64)
+    assert segmenter.settings["model"]
+
+
+def test_a_tower_alone_takes_a_ready_vocabulary() -> None:
+    host = timm_model("EVA02").float().visual
+    words = Vocabulary(normalize(torch.randn(2, EMBED), dim=1), torch.arange(2), ["a", "b"])
+    segmenter = load(host, classes=words, window=48)
+    assert segmenter.segment(random_image(48, 64)).labels.shape == (48, 64)
+    with pytest.raises(ValueError, match="no text side to encode names with"):
+        load(host, classes=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    (
+        ({"device": "cpu"}, "device says how a named model is loaded"),
+        ({"pretrained": "openai"}, "pretrained says how a named model is loaded"),
+        ({"precision": "fp16"}, "precision says how a named model is loaded"),
+    ),
+)
+def test_how_to_load_makes_no_sense_for_what_is_loaded(arguments: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load(toy_clip(), classes=["a"], **arguments)
+
+
+def test_a_tokenizer_is_asked_for_where_it_is_not_known() -> None:
+    with pytest.raises(ValueError, match="100 tokens, not CLIP's 49,408: pass its tokenizer="):
+        load(timm_model("EVA02").float(), classes=["a"])
+    with pytest.raises(ValueError, match="its tokenizer is not known: pass tokenizer="):
+        load(hugging_face_model("CLIPModel").float(), classes=["a"])
+    with pytest.raises(ValueError, match="comes with its tokenizer"):
+        load(classes=["sky"], tokenizer=own_tokenizer)

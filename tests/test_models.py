@@ -29,6 +29,7 @@ from open_clip.timm_model import TimmModel
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
+from resclip import SFR, DenseEncoder
 from resclip.models import Tower, adapt, list_models
 from resclip.models.tower import resize_position_embedding
 
@@ -331,12 +332,15 @@ def test_open_clip_variants_that_cannot_be_taken_apart_are_refused() -> None:
     ],
 )
 def test_what_is_no_model_is_refused(something: Any, named: str) -> None:
-    refused(something, f"must be an open_clip model .* CLIPModel .* got {named}")
+    refused(something, f"expected a CLIP model of open_clip.* got {named}")
 
 
-def test_a_timm_model_alone_has_no_text_and_is_refused() -> None:
-    with small_timm(), torch.device("meta"):
-        refused(timm.create_model(VIT), "must be an open_clip model .* VisionTransformer of timm")
+def test_a_timm_model_without_an_output_layer_has_features_and_no_text() -> None:
+    with small_timm():
+        tower = adapt(timm.create_model(VIT, num_classes=0))
+    assert DenseEncoder(tower, "naclip")(torch.randn(1, 3, 48, 64)).patches.shape == (1, 3, 4, 32)
+    with pytest.raises(ValueError, match="SFR segments by text, and this timm model has no output"):
+        DenseEncoder(tower, sfr=SFR())
 
 
 def test_every_listed_name_is_adapted() -> None:

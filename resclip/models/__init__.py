@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from resclip.models.loading import BUILTIN, LoadedModel, Tokenizer, adapt, list_models, load_model
+from resclip.models.loading import (
+    BUILTIN,
+    LoadedModel,
+    Tokenizer,
+    adapt,
+    list_models,
+    load_model,
+    wrap_model,
+)
 from resclip.models.tower import Tower
 
 __all__ = [
@@ -13,4 +21,5 @@ __all__ = [
     "adapt",
     "list_models",
     "load_model",
+    "wrap_model",
 ]

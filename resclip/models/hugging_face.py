@@ -209,9 +209,9 @@ def pool_alone(pool: Any, tokens: Tensor) -> Tensor:
 class HuggingFaceClip(nn.Module):
     """A `CLIPModel` or `SiglipModel` with open_clip's interface: `visual`, `encode_image`, `encode_text`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, tower: Tower | None = None) -> None:
         super().__init__()
-        self.visual = HuggingFaceTower(model)
+        self.visual = HuggingFaceTower(model) if tower is None else tower
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(N, context) token ids, padded by the tokenizer → (N, E)."""
@@ -239,6 +239,53 @@ class HuggingFaceTokenizer:
             return_tensors="pt",
         )["input_ids"]
         return ids
+
+
+def statistics(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that transformers' processors use for this family by default."""
+    transformers = import_transformers()
+    family = (
+        transformers.SiglipImageProcessor if is_siglip(model) else transformers.CLIPImageProcessor
+    )
+    processor = family()
+    return tuple(processor.image_mean), tuple(processor.image_std)
+
+
+def is_siglip(model: Any) -> bool:
+    """Whether a model that `is_clip` accepts is a SigLIP."""
+    return any(kind.__module__ == MODULES[1] for kind in type(model).__mro__)
+
+
+def fit_tokenizer(tokenizer: Any, model: Any) -> HuggingFaceTokenizer:
+    """A tokenizer of transformers in the length that a model's text side takes."""
+    return HuggingFaceTokenizer(tokenizer, model.config.text_config.max_position_embeddings)
+
+
+def find_tokenizer(model: Any) -> HuggingFaceTokenizer:
+    """The tokenizer of the name or folder that a model came from.
+
+    Raises:
+        ValueError: it came from none.
+        WeightsUnavailable: it cannot be read.
+    """
+    if not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"a {type(model).__name__} has no text side to encode names with: pass a whole CLIP model, or classes as "
+            "a Vocabulary"
+        )
+    source = model.config.name_or_path
+    if not source:
+        raise ValueError(
+            "this model was not loaded from a name or folder, so its tokenizer is not known: pass tokenizer="
+        )
+    transformers = import_transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        raise WeightsUnavailable(
+            f"cannot load the tokenizer of {source!r} ({first_sentence(error)}); pass tokenizer="
+        ) from error
+    return fit_tokenizer(tokenizer, model)
 
 
 class HuggingFaceParts(NamedTuple):

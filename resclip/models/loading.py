@@ -29,6 +29,9 @@ NOT_PLAIN = {
 }
 """Models of these modules whose towers cannot be run in steps nevertheless."""
 
+CLIP_TOKENS = 49_408
+"""Size of the vocabulary of CLIP's tokenizer."""
+
 Tokenizer = Callable[[list[str]], Tensor]
 """A list of N prompts → (N, context) token ids."""
 
@@ -90,6 +93,78 @@ def load_model(
         mean, std = image_statistics(model, name, pretrained)
     tower = adapt(model)
     return LoadedModel(model.to(device, dtype).eval(), tower, tokenizer, mean, std)
+
+
+def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
+    """A model that is there already, with what is needed to feed it; it is used as it is, in eval mode.
+
+    Args:
+        model: what `adapt` takes. Only a whole CLIP model can encode names.
+        tokenizer: of the model, a function of a list of prompts or a tokenizer of transformers. None: open_clip's own
+            for a text side with CLIP's 49,408 tokens; for a model of transformers the one of its name or folder.
+
+    Raises:
+        TypeError: a model that `adapt` refuses.
+    """
+    tower = adapt(model)
+    host = unwrap(model)
+    if not hugging_face.is_clip(host):
+        mean, std = stated_statistics(tower.visual)
+        return LoadedModel(
+            host.eval(), tower, tokenizer or Deferred(lambda: clip_tokenizer(host)), mean, std
+        )
+    if tokenizer is None:
+        tokenizer = Deferred(lambda: hugging_face.find_tokenizer(host))
+    elif type(tokenizer).__module__.startswith("transformers."):
+        tokenizer = hugging_face.fit_tokenizer(tokenizer, host)
+    clip = hugging_face.HuggingFaceClip(host, tower)
+    return LoadedModel(clip.eval(), tower, tokenizer, *hugging_face.statistics(host))
+
+
+class Deferred:
+    """A tokenizer that is made when it is first needed: whoever brings a ready `Vocabulary` needs none."""
+
+    def __init__(self, make: Callable[[], Tokenizer]) -> None:
+        self.make = make
+        self.made: Tokenizer | None = None
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        self.made = self.made or self.make()
+        return self.made(prompts)
+
+
+def clip_tokenizer(clip: Any) -> Tokenizer:
+    """CLIP's own tokenizer, in the length that a model's text side takes.
+
+    Raises:
+        ValueError: the model has no text side, or one with other tokens than CLIP's.
+    """
+    import open_clip
+
+    if not hasattr(clip, "encode_text"):
+        raise ValueError(
+            f"a {type(clip).__name__} has no text side to encode names with: pass a whole CLIP model, or classes as "
+            "a Vocabulary"
+        )
+    size = getattr(clip, "vocab_size", None)
+    if size != CLIP_TOKENS:
+        raise ValueError(
+            f"this model's text side has {size} tokens, not CLIP's {CLIP_TOKENS:,}: pass its tokenizer="
+        )
+    tokenizer: Tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
+    return tokenizer
+
+
+def stated_statistics(visual: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that a tower says it was trained with; OpenAI's where it says nothing."""
+    import open_clip
+
+    stated = (
+        getattr(visual, "preprocess_cfg", None) or getattr(visual, "pretrained_cfg", None) or {}
+    )
+    mean = stated.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    std = stated.get("std") or open_clip.OPENAI_DATASET_STD
+    return tuple(mean), tuple(std)
 
 
 def list_models() -> list[tuple[str, list[str]]]:
