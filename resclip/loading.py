@@ -129,6 +129,11 @@ def load(
         loaded = load_model(model, pretrained, device=torch_device, dtype=dtype)
     if not isinstance(classes, Vocabulary):
         entries = parse_entries(classes)
+        if not hasattr(loaded.model, "encode_text"):
+            raise ValueError(
+                f"a {type(loaded.model).__name__} has no text side to encode names with: pass a whole CLIP model, or "
+                "classes as a Vocabulary"
+            )
         if model == BUILTIN:
             from resclip.builtin import TEMPLATES
 

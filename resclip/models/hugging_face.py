@@ -268,11 +268,6 @@ def find_tokenizer(model: Any) -> HuggingFaceTokenizer:
         ValueError: it came from none.
         WeightsUnavailable: it cannot be read.
     """
-    if not hasattr(model, "get_text_features"):
-        raise ValueError(
-            f"a {type(model).__name__} has no text side to encode names with: pass a whole CLIP model, or classes as "
-            "a Vocabulary"
-        )
     source = model.config.name_or_path
     if not source:
         raise ValueError(

@@ -40,7 +40,7 @@ class LoadedModel(NamedTuple):
     """A CLIP model with what is needed to feed it."""
 
     model: Any
-    """With `encode_text`: (N, context) token ids → (N, E), and `encode_image`."""
+    """With `encode_text`: (N, context) token ids → (N, E), and `encode_image`; neither where it is a tower alone."""
     visual: Tower
     """The model's image tower."""
     tokenizer: Tokenizer
@@ -117,7 +117,8 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
         tokenizer = Deferred(lambda: hugging_face.find_tokenizer(host))
     elif type(tokenizer).__module__.startswith("transformers."):
         tokenizer = hugging_face.fit_tokenizer(tokenizer, host)
-    clip = hugging_face.HuggingFaceClip(host, tower)
+    has_text = hasattr(host, "get_text_features")
+    clip = hugging_face.HuggingFaceClip(host, tower) if has_text else host
     return LoadedModel(clip.eval(), tower, tokenizer, *hugging_face.statistics(host))
 
 
@@ -137,15 +138,10 @@ def clip_tokenizer(clip: Any) -> Tokenizer:
     """CLIP's own tokenizer, in the length that a model's text side takes.
 
     Raises:
-        ValueError: the model has no text side, or one with other tokens than CLIP's.
+        ValueError: the text side has other tokens than CLIP's.
     """
     import open_clip
 
-    if not hasattr(clip, "encode_text"):
-        raise ValueError(
-            f"a {type(clip).__name__} has no text side to encode names with: pass a whole CLIP model, or classes as "
-            "a Vocabulary"
-        )
     size = getattr(clip, "vocab_size", None)
     if size != CLIP_TOKENS:
         raise ValueError(
