@@ -10,14 +10,14 @@ import contextlib
 import copy
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.inference import scheduler
-from resclip.inference.pipeline import ImagePipeline, ImageTask, Strip
+from resclip.inference.pipeline import ImagePipeline, ImageTask, LogitMap, LogitTask, Strip
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
 from resclip.inference.scheduler import Failure, whole_results
@@ -242,14 +242,71 @@ class Segmenter:
                 else:
                     raise result.error
 
-    def predict(self, pixels: Tensor) -> Tensor:
-        """Class of every pixel of a batch of normalised images: (B, 3, H, W) float → (B, H, W) int64."""
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
-            came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise ValueError(f"pixels must be a (B, 3, H, W) tensor; got {came}")
-        size = (pixels.shape[2], pixels.shape[3])
-        labels = [labels for labels, _ in self.predict_many(list(pixels), [size] * len(pixels))]
-        return torch.stack(labels) if labels else pixels.new_empty(0, *size, dtype=torch.int64)
+    @overload
+    def predict(self, pixels: Tensor) -> Tensor: ...
+    @overload
+    def predict(self, pixels: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def predict(self, pixels: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Class of every pixel of normalised images.
+
+        Args:
+            pixels: (B, 3, H, W) float, or a list of (3, H, W) of any sizes; on any device.
+
+        Returns:
+            (B, H, W) int64, or a list of (H, W); on the images' devices.
+
+        Raises:
+            TypeError, ValueError: a shape or dtype that does not fit, or logits that hold NaN.
+        """
+        images = check_images(pixels)
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        labels = [
+            labels.to(image.device)
+            for image, (labels, _) in zip(images, self.predict_many(images, sizes), strict=True)
+        ]
+        if not isinstance(pixels, Tensor):
+            return labels
+        return like(pixels, labels, tuple(pixels.shape[2:])).long()
+
+    @overload
+    def logits(self, pixels: Tensor, *, upsample: bool = False) -> Tensor: ...
+    @overload
+    def logits(self, pixels: Sequence[Tensor], *, upsample: bool = False) -> list[Tensor]: ...
+
+    def logits(
+        self, pixels: Tensor | Sequence[Tensor], *, upsample: bool = False
+    ) -> Tensor | list[Tensor]:
+        """Similarity of every patch, or pixel, to every query: the mean over the windows that see it.
+
+        `softmax(logit_scale · logits)` over the queries is what labels are made of.
+
+        Args:
+            pixels: (B, 3, H, W) float, normalised, or a list of (3, H, W) of any sizes; on any device.
+            upsample: to the images' own sizes; else one value for each patch, h = H // patch height by w.
+
+        Returns:
+            (B, Q, h, w), or (B, Q, H, W); or a list of (Q, h, w). Float32 or wider, on the images' devices.
+
+        Raises:
+            TypeError, ValueError: a shape or dtype that does not fit, or logits that hold NaN.
+        """
+        images = check_images(pixels)
+        tasks = (
+            LogitTask(self.pipeline, image.to(self.device), number, upsample)
+            for number, image in enumerate(images)
+        )
+        came: list[Tensor] = []
+        # Each task says what comes of it.
+        events = cast("Iterator[LogitMap | Failure]", scheduler.run(self.pipeline, tasks))
+        for event in events:
+            if isinstance(event, Failure):
+                raise event.error
+            came.append(event.logits.to(images[event.tag].device))
+        if not isinstance(pixels, Tensor):
+            return came
+        size = pixels.shape[2:] if upsample else self.encoder.tower.grid(*pixels.shape[2:])
+        return like(pixels, came, (len(self.vocabulary.embeddings), *size))
 
     def predict_many(
         self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
@@ -286,3 +343,30 @@ class Segmenter:
     def prepare(self, image: PixelArray) -> Tensor:
         """(H, W, 3) uint8 → (3, H', W') float32: resized, at least one patch large, normalised; for `predict`."""
         return self.preparation.normalise(torch.tensor(self.preparation.resize(image)))
+
+
+def check_images(pixels: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The images one by one; ValueError or TypeError unless they are float tensors of (3, H, W)."""
+    came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+    if isinstance(pixels, Tensor) != (getattr(pixels, "ndim", 0) == 4):
+        raise ValueError(
+            f"pixels must be a (B, 3, H, W) tensor, or a list of (3, H, W) tensors; got {came}"
+        )
+    images = list(pixels)
+    for image in images:
+        if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
+            came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"each image of pixels must be a (3, H, W) tensor; got {came}")
+        if not image.is_floating_point():
+            raise TypeError(
+                f"pixels must be normalised floats; got {image.dtype}. Divide by 255 and normalise, or pass images to "
+                "segment()"
+            )
+    return images
+
+
+def like(pixels: Tensor, images: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The images as one batch; for no image an empty one of this shape."""
+    if images:
+        return torch.stack(images)
+    return torch.empty(0, *shape, device=pixels.device)

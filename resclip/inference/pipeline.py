@@ -191,6 +191,48 @@ class ImageTask:
         return resize_planes(rows.unsqueeze(0), (last - first, self.size[1]))
 
 
+class LogitMap(NamedTuple):
+    """An image's logits, in place of its strips."""
+
+    tag: Any
+    """What the caller gave with the image."""
+    logits: Tensor
+    """(Q, h, w) in patches, or (Q, H', W') in pixels, on the model's device."""
+
+
+class LogitTask(ImageTask):
+    """An image of which the logits are wanted and not the labels.
+
+    Args:
+        upsample: to the image's own size; else one for each of its patches.
+    """
+
+    def __init__(self, pipeline: ImagePipeline, pixels: Tensor, tag: Any, upsample: bool) -> None:
+        super().__init__(pipeline, pixels, (int(pixels.shape[1]), int(pixels.shape[2])), tag)
+        self.upsample = upsample
+
+    @torch.no_grad()
+    def next_strip(self) -> LogitMap | None:  # type: ignore[override]
+        """All logits, once the last window is there.
+
+        Raises:
+            ValueError: they hold NaN.
+        """
+        if self.stitcher.complete_rows < self.shape[0]:
+            return None
+        self.rows_out = self.size[0]
+        if self.upsample:
+            logits = self.stitcher.rows(0, self.shape[0])
+        else:
+            tower = self.pipeline.encoder.tower
+            logits = self.stitcher.at_centres(tower.grid(*self.shape), tower.patch_size)
+        if logits.isnan().any():
+            raise ValueError(
+                "the logits hold NaN: look for it in the pixels, the weights or the text"
+            )
+        return LogitMap(self.tag, logits)
+
+
 class WindowPixels(NamedTuple):
     """A window of an image that waits for a batch."""
 

@@ -166,10 +166,72 @@ class LogitStitcher:
             raise ValueError(f"no window covers the rows {first} to {last}")
         return total.div_(count)
 
+    def at_centres(self, grid: tuple[int, int], cell: tuple[int, int]) -> Tensor:
+        """(Q, h, w): the mean of the windows at the centres of a grid of cells over the image.
+
+        Every window is read between the centres of its own patches, so that a window whose patches are the cells gives
+        its logits as they are.
+
+        Args:
+            grid: (h, w) in cells, from the image's top left.
+            cell: (height, width) in pixels.
+        """
+        total = count = None
+        for window in sorted(self.grids):
+            logits = self.grids[window]
+            if total is None or count is None:
+                total = logits.new_zeros(logits.shape[0], *grid)
+                count = logits.new_zeros(grid)
+            around = padding(window, self.pad_multiple)
+            down, rows = cell_weights(
+                logits.shape[1],
+                (around.top, window.height, around.bottom),
+                window.top,
+                grid[0],
+                cell[0],
+            )
+            across, columns = cell_weights(
+                logits.shape[2],
+                (around.left, window.width, around.right),
+                window.left,
+                grid[1],
+                cell[1],
+            )
+            total[:, rows, columns] += down.to(logits) @ (logits @ across.to(logits).T)
+            count[rows, columns] += 1
+        if total is None or count is None:
+            raise ValueError("no window was added")
+        return total.div_(count)
+
     def drop_above(self, row: int) -> None:
         """Free the logits of windows that end above a row."""
         for window in [one for one in self.grids if one.top + one.height <= row]:
             del self.grids[window]
+
+
+def cell_weights(
+    patches: int, extent: tuple[int, int, int], start: int, cells: int, cell: int
+) -> tuple[Tensor, slice]:
+    """How a window's patches along one axis are weighted at the centres of those of an image's cells that it covers.
+
+    Args:
+        patches: of the padded window.
+        extent: pixels of padding, window, padding.
+        start: the window's first pixel in the image.
+        cells: of the image.
+        cell: its pixels.
+
+    Returns:
+        (covered cells, patches) in float64, and which cells these are.
+    """
+    centres = (torch.arange(cells, dtype=torch.float64) + 0.5) * cell - start
+    covered = ((centres >= 0) & (centres < extent[1])).nonzero().flatten()
+    position = (centres[covered] + extent[0]) * (patches / sum(extent)) - 0.5
+    distance = position.clamp(0, patches - 1).unsqueeze(1) - torch.arange(
+        patches, dtype=torch.float64
+    )
+    first = int(covered[0]) if len(covered) else 0
+    return (1 - distance.abs()).clamp(min=0), slice(first, first + len(covered))
 
 
 def source_range(length: int, new_length: int, first: int, last: int) -> tuple[int, int]:
