@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_support import kernel_device, label_map, nan_padded
+from kernel_support import kernel_device, label_map, nan_padded, pairwise
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,7 +77,8 @@ def check_not_normalised(feedback: SemanticFeedback) -> None:
     check_entries(plain, feedback_matrix(plain, implementation="triton"))
 
 
-@pytest.mark.parametrize("rule", RULES)
+# A rule decides the bits alone, which have their own tests: here are some, or none.
+@pytest.mark.parametrize("rule", ("line", None))
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_entry_is_right(seed: int, grid: tuple[int, int], rule: Any) -> None:
     # One label map in blobs, one that is mostly noise.
@@ -92,7 +93,7 @@ def test_every_entry_is_right(seed: int, grid: tuple[int, int], rule: Any) -> No
 
 @pytest.mark.parametrize(
     ("std", "reach", "margin"),
-    [(0.0, 0, 0), (0.3, 1, 16), (2.0, 6, 16), (5.0, 15, 16), (12.0, 36, 48)],
+    [(0.0, 0, 0), (0.3, 1, 16), (5.0, 15, 16), (12.0, 36, 48)],
 )
 def test_every_margin_of_the_smoothing(seed: int, std: float, reach: int, margin: int) -> None:
     # 75 patches: σ = 12 has 73 taps.
@@ -105,15 +106,15 @@ def test_every_margin_of_the_smoothing(seed: int, std: float, reach: int, margin
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("grid", [(24, 24), (37, 50)])
-@pytest.mark.parametrize("std", (0.0, 5.0, 12.0))
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "std", "grid"), pairwise(RULES, (0.0, 5.0, 12.0), ((24, 24), (37, 50)))
+)
 def test_full_size(seed: int, rule, std: float, grid: tuple[int, int]) -> None:
     feedback = state(maps(seed, grid, 4), connectivity=rule, smoothing_std=std)
     check_entries(feedback, feedback_matrix(feedback, implementation="triton"))
 
 
-@pytest.mark.parametrize("std", (0.0, 5.0, 12.0))
+@pytest.mark.parametrize("std", (0.0, 12.0))
 def test_tiles_in_float16(seed: int, std: float) -> None:
     feedback = state(maps(seed, (5, 15), 1), smoothing_std=std, connectivity="line")
     matrix = kernels.feedback_matrix(feedback, tile_dtype=torch.float16)
@@ -128,7 +129,7 @@ def test_tiles_in_float16(seed: int, std: float) -> None:
     assert torch.equal(same, matrix)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ("component", None))
 def test_state_equals_the_formula(seed: int, rule) -> None:
     labels = maps(seed, (5, 9))
     feedback = state(labels, connectivity=rule)
@@ -177,7 +178,7 @@ def test_labels_of_any_value_and_layout(seed: int) -> None:
 
 
 def test_each_image_is_on_its_own(seed: int) -> None:
-    labels = maps(seed, (3, 5), batch=3)
+    labels = maps(seed, (3, 4), batch=3)
     together = state(labels)
     matrix = feedback_matrix(together, implementation="triton")
     for which in ([2, 0, 1], [1]):
@@ -187,7 +188,7 @@ def test_each_image_is_on_its_own(seed: int) -> None:
         assert torch.equal(feedback_matrix(some, implementation="triton"), matrix[which])
 
 
-@pytest.mark.parametrize("rule", ("prefix", "component", None))
+@pytest.mark.parametrize("rule", ("prefix", None))
 def test_outputs_are_written_in_full(seed: int, rule, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = maps(seed, (3, 5))
     expected = state(labels, connectivity=rule)
@@ -228,7 +229,7 @@ def positions_kernel(y, x, grid_width, inverse_width, BLOCK: tl.constexpr):
     tl.store(x + patch, patch_x)
 
 
-@pytest.mark.parametrize("width", (1, 3, 7, 14, 49, 100, 1023, 1024, 1025, 262143, 1 << 20))
+@pytest.mark.parametrize("width", (1, 7, 49, 1023, 1025, 262143, 1 << 20))
 def test_positions_are_exact_for_as_many_patches_as_there_may_be(width: int) -> None:
     patches, block = 1 << 20, 1 << 16
     y, x = torch.empty(2, patches, device=kernel_device())
@@ -299,7 +300,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ("prefix", "component", None))
 def test_memory_is_one_bit_a_pair(rule) -> None:
     # 2,304 patches: 5.3 million pairs. Neither the state nor the attention holds more than the bits, 72 words a row.
     patches, device = 48 * 48, torch.device("meta")
@@ -327,7 +328,7 @@ def test_memory_is_one_bit_a_pair(rule) -> None:
 
 
 @pytest.mark.skipif(not interpreting(), reason="reads the interpreter's addresses")
-@pytest.mark.parametrize("smoothing_std", [5.0, 5.7, 8.0, 20.0])
+@pytest.mark.parametrize("smoothing_std", [5.7, 20.0])
 def test_nothing_outside_the_tensors_is_read(
     seed: int, monkeypatch: pytest.MonkeyPatch, smoothing_std: float
 ) -> None:
