@@ -87,7 +87,10 @@ def inputs(
 
 def check(given: Inputs, implementation: str, **changes: Any) -> None:
     oracle = given.to(torch.float64).run("reference", **changes)
-    check_budget(given.run(implementation, **changes), given.run("reference", **changes), oracle)
+    with watch() as watcher:
+        got = given.run(implementation, **changes)
+    assert watcher.names() == (KERNELS if implementation == "triton" else [])
+    check_budget(got, given.run("reference", **changes), oracle)
 
 
 @pytest.mark.parametrize("implementation", FUSED)
@@ -106,7 +109,6 @@ def test_dtypes_are_within_budget(seed: int, dtype: torch.dtype, implementation:
         pytest.param({"size": (2, 3), "grid": (5, 6)}, id="coarser-than-clip"),
         pytest.param({"size": (1, 9), "grid": (1, 4), "width": 24}, id="one-row"),
         pytest.param({"size": (9, 15), "channels": 64, "batch": 1}, id="135-over-a-padded-block"),
-        pytest.param({"heads": 3, "width": 80, "batch": 1}, id="240-columns-tail-in-a-tile"),
         pytest.param({"heads": 7, "width": 64, "batch": 1}, id="448-columns-two-groups"),
         pytest.param({"channels": 1}, id="one-channel-all-alike"),
     ],
@@ -117,7 +119,7 @@ def test_shapes_are_within_budget(seed: int, shape: dict[str, Any]) -> None:
         check(given, implementation)
 
 
-@pytest.mark.parametrize(("gamma", "beta"), [(0.01, 0.5), (40.0, 1.5), (3.0, 0.0), (3.0, -1.0)])
+@pytest.mark.parametrize(("gamma", "beta"), [(0.01, 0.5), (40.0, 1.5), (3.0, -1.0)])
 def test_other_numbers(seed: int, gamma: float, beta: float) -> None:
     for attempt in range(200):
         given = inputs(seed + attempt)
@@ -149,19 +151,15 @@ def test_a_very_sharp_map_leaves_every_position_its_own_value(
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_position_with_nothing_left_attends_to_itself(seed: int, implementation: str) -> None:
     # β so high that even a position's cosine with itself, 1, lies under the threshold.
-    given = inputs(seed, size=(3, 4))
+    given = inputs(seed, size=(3, 4), batch=1)
     assert torch.equal(given.run(implementation, beta=1e3), given.value)
-    # One position opposite to all others: the mean stays high, and only that one's row is its own alone.
+    # One position without length: mean(X Xᵀ) = (11 / 12)² = 0.84 stays under the others' 1, and its row is its own.
     features = torch.ones(1, 8, 3, 4, device=DEVICE)
     features[..., 1, 2] = 0.0
-    value = given.value[:1]
-    output = proxy_attention(features, value, grid=(3, 4), implementation=implementation)
-    assert torch.equal(output[:, :, 6], value[:, :, 6])
+    value = given.value
+    output = proxy_attention(features, value, grid=(3, 4), beta=1.1, implementation=implementation)
     others = [position for position in range(12) if position != 6]
     mean = value[:, :, others].mean(dim=2, keepdim=True).expand(-1, -1, 11, -1)
-    # mean(X Xᵀ) = (11 / 12)² = 0.84, and 1.2 times that is over 1: nothing is left anywhere.
-    assert torch.equal(output, value)
-    output = proxy_attention(features, value, grid=(3, 4), beta=1.1, implementation=implementation)
     assert torch.allclose(output[:, :, others], mean, atol=1e-6)
     assert torch.equal(output[:, :, 6], value[:, :, 6])
 
@@ -202,13 +200,6 @@ def test_rows_sum_to_one_and_length_does_not_matter(seed: int, implementation: s
     assert torch.allclose(given.run(implementation), scaled.run(implementation), atol=1e-6)
 
 
-def test_the_mean_needs_no_map(seed: int) -> None:
-    given = inputs(seed)
-    unit = torch.stack([portable.unit_rows(image) for image in given.features.double()])
-    materialised = (unit @ unit.mT).mean(dim=(1, 2))
-    assert torch.allclose(unit.sum(dim=1).square().sum(dim=1) / 35**2, materialised)
-
-
 def test_row_blocks_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs(seed)
     whole = given.run("torch")
@@ -220,9 +211,6 @@ def test_row_blocks_do_not_matter(seed: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_each_image_is_on_its_own(seed: int, implementation: str) -> None:
     given = inputs(seed, size=(3, 4), batch=2, heads=1)
     together = given.run(implementation)
-    order = [1, 0]
-    permuted = given._replace(features=given.features[order], value=given.value[order])
-    assert torch.equal(permuted.run(implementation), together[order])
     single = given._replace(features=given.features[1:2], value=given.value[1:2])
     assert torch.equal(single.run(implementation), together[1:2])
     for name in ("features", "value"):
@@ -281,28 +269,14 @@ def test_batch_0_and_no_head(implementation: str) -> None:
     ids=str,
 )
 def test_the_tiles_of_both_kinds_of_target(seed: int, target: Target, dtype: torch.dtype) -> None:
-    with watch(target=target) as watcher:
-        check(inputs(seed, size=(9, 15), heads=3, width=48, batch=1, dtype=dtype), "triton")
-    assert watcher.launches[-1].constants["BLOCK_N"] in {32, 64, 128}
-
-
-def test_four_kernels_run(seed: int) -> None:
-    given = inputs(seed)
-    with watch() as watcher:
-        given.run("triton")
-    assert watcher.names() == KERNELS
-    with watch() as watcher:
-        given.run("torch")
-    assert watcher.names() == []
+    # 240 columns, whose tail fills part of a tile.
+    with watch(target=target):
+        check(inputs(seed, size=(9, 15), heads=3, width=80, batch=1, dtype=dtype), "triton")
 
 
 @pytest.mark.parametrize(
     ("target", "dtype"),
-    [
-        (Target("cuda", 80), torch.float32),
-        (Target("cuda", 90), torch.bfloat16),
-        (Target("hip", "gfx942"), torch.float16),
-    ],
+    [(Target("cuda", 80), torch.float32), (Target("hip", "gfx942"), torch.float16)],
     ids=str,
 )
 def test_launches_need_no_values_and_no_map(target: Target, dtype: torch.dtype) -> None:
@@ -325,8 +299,15 @@ def test_launches_need_no_values_and_no_map(target: Target, dtype: torch.dtype) 
     assert 128 % tiles["BLOCK_N"] == 0
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ("proxyclip_same_grid", "proxyclip_finer_grid"))
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    # The budgets hold torch to the reference, too.
+    [
+        ("proxyclip_same_grid", "reference"),
+        ("proxyclip_finer_grid", "torch"),
+        ("proxyclip_finer_grid", "triton"),
+    ],
+)
 def test_recorded_tokens(name: str, implementation: str) -> None:
     recorded = arrays(name)
     visual, given = tower(), []
@@ -372,10 +353,10 @@ FEATURES, VALUE = torch.rand(1, 8, 4, 4), torch.rand(1, 2, 6, 5)
 @pytest.mark.parametrize(
     ("features", "value", "arguments", "error", "message"),
     [
-        (FEATURES[0], VALUE, {}, ValueError, "4 dimensions"),
-        (FEATURES, VALUE[0], {}, ValueError, "4 dimensions"),
-        (FEATURES.int(), VALUE, {}, TypeError, "floating point"),
-        ([1.0], VALUE, {}, TypeError, "torch.Tensor"),
+        (FEATURES[0], VALUE, {}, ValueError, "features must have 4 dimensions"),
+        (FEATURES, VALUE[0], {}, ValueError, "value must have 4 dimensions"),
+        (FEATURES.int(), VALUE, {}, TypeError, "features must be floating point"),
+        ([1.0], VALUE, {}, TypeError, "features must be a torch.Tensor"),
         (FEATURES, VALUE, {"grid": (2, 2)}, ValueError, "4 values without.*value has 6"),
         (FEATURES, VALUE, {"grid": (0, 6)}, ValueError, "height must be at least 1"),
         (FEATURES[:, :0], VALUE, {}, ValueError, "at least one channel"),
@@ -384,8 +365,6 @@ FEATURES, VALUE = torch.rand(1, 8, 4, 4), torch.rand(1, 2, 6, 5)
         (FEATURES, VALUE, {"beta": float("nan")}, ValueError, "beta must be a finite"),
         (FEATURES, VALUE, {"gamma": float("inf")}, ValueError, "gamma must be a finite"),
         (FEATURES, VALUE, {"gamma": 0.0}, ValueError, "gamma.*above 0"),
-        (FEATURES, VALUE, {"implementation": "cuda"}, ValueError, "'auto', 'triton'"),
-        (FEATURES.double(), VALUE, {"implementation": "triton"}, ValueError, "float64"),
     ],
 )
 def test_errors_say_what_was_expected(features, value, arguments, error, message) -> None:
