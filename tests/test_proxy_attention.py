@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import arrays, tower
-from kernel_support import check_budget, kernel_device, nan_padded
+from kernel_support import check_budget, fused_dtypes, kernel_device, nan_padded
 
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.proxy_attention import portable, proxy_attention, reference
@@ -22,15 +22,6 @@ KERNELS = [
     "proxy_values_kernel",
     "proxy_attention_kernel",
 ]
-BFLOAT16 = pytest.param(
-    torch.bfloat16,
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(
-            not torch.cuda.is_available(), reason="the interpreter's bfloat16 products are wrong"
-        ),
-    ],
-)
 
 
 class Inputs(NamedTuple):
@@ -93,8 +84,7 @@ def check(given: Inputs, implementation: str, **changes: Any) -> None:
     check_budget(got, given.run("reference", **changes), oracle)
 
 
-@pytest.mark.parametrize("implementation", FUSED)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, BFLOAT16), ids=str)
+@pytest.mark.parametrize(("implementation", "dtype"), fused_dtypes(), ids=str)
 def test_dtypes_are_within_budget(seed: int, dtype: torch.dtype, implementation: str) -> None:
     check(inputs(seed, dtype=dtype), implementation)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from kernel_support import check_budget, kernel_device, label_map
+from kernel_support import check_budget, fused_dtypes, kernel_device, label_map
 from torch import Tensor
 
 from resclip_kernels import (
@@ -37,15 +37,6 @@ DEVICE = kernel_device()
 FUSED = ("torch", "triton")
 IMPLEMENTATIONS = (*FUSED, "reference")
 VOC21 = {"feedback_weight": 0.7, "feedback_temperature": 2.2}
-BFLOAT16 = pytest.param(
-    torch.bfloat16,
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(
-            not torch.cuda.is_available(), reason="the interpreter's bfloat16 products are wrong"
-        ),
-    ],
-)
 
 
 @pytest.fixture(autouse=True)
@@ -146,8 +137,7 @@ def flat_state(labels: Tensor) -> SemanticFeedback:
     )
 
 
-@pytest.mark.parametrize("implementation", FUSED)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, BFLOAT16), ids=str)
+@pytest.mark.parametrize(("implementation", "dtype"), fused_dtypes(), ids=str)
 def test_dtypes_are_within_budget(seed: int, dtype: torch.dtype, implementation: str) -> None:
     check(inputs(seed, implementation, dtype=dtype), implementation)
 
