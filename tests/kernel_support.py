@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,6 +28,23 @@ def nan_padded(tensor: Tensor) -> Tensor:
     inner: Tensor = buffer[tuple(slice(1, size + 1) for size in tensor.shape)]
     inner.copy_(tensor)
     return inner
+
+
+@contextlib.contextmanager
+def spoilt_memory() -> Iterator[None]:
+    """New memory holds NaN, or 85 where there is none: an element that nothing writes shows."""
+
+    def spoilt(allocate: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            tensor: Tensor = allocate(*arguments, **options)
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else 85)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+            patch.setattr(owner, name, spoilt(getattr(owner, name)))
+        yield
 
 
 def fresh_seed() -> int:
