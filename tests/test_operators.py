@@ -161,59 +161,78 @@ def test_residual_attention_of_projections_in_a_window(seed: int, implementation
     check_attention(inputs, implementation, correlation="none", **switches)
 
 
-def calls(seed: int) -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
-    """A call of each op with its tensors as arguments, by the kernels."""
-    inputs = sample(seed)
-    fused: dict[str, Any] = {"implementation": "triton"}
-    image, planes = random(seed, 1, 3, 8, 12), random(seed, 1, 4, *GRID)
-    features = random(seed, 2, 16, 3, 4)
-    classes = torch.tensor([0, 1, 1, 2], device=kernel_device())
+def calls(
+    seed: int, implementation: str = "triton", images: int = 2
+) -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
+    """A call of each op with its tensors as arguments."""
+    chosen: dict[str, Any] = {"implementation": implementation}
+    image, planes = random(seed, images, 3, 8, 12), random(seed, images, 4, *GRID)
+    features, values = random(seed, images, 16, 3, 4), random(seed, images, 1, 12, 16)
+    labels = label_map(seed, batch=2, grid=(3, 4)).to(kernel_device())[:images]
+    query, key, value = sample(seed)[:3]
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        options = AttentionOptions(grid=GRID, correlation="pp", window=3)
+        projections = (query, key)
+        return residual_attention(
+            query, key, value, options, projections=projections, **chosen
+        ).output
+
+    def proxy(features: Tensor, value: Tensor, labels: Tensor) -> Tensor:
+        feedback = semantic_feedback(labels, implementation=implementation)
+        return proxy_attention(features, value, grid=(3, 4), feedback=feedback, **chosen)
+
     return {
-        "pamr": (lambda a, b: pamr(a, b, iterations=2, dilations=(1, 2), **fused), (image, image)),
+        "pamr": (
+            lambda a, b: pamr(a, b, iterations=2, dilations=(1, 2), **chosen),
+            (image, image.flip(1)),
+        ),
         "patch_labels": (
-            lambda a, b: patch_labels(a, b, patch_size=(4, 4), refine_iterations=1, **fused),
+            lambda a, b: patch_labels(a, b, patch_size=(4, 4), refine_iterations=1, **chosen),
             (planes, image),
         ),
         "upsample_argmax": (
-            lambda a, b: upsample_argmax(a, (9, 11), query_to_class=b, through=(8, 9), **fused),
-            (planes, classes),
+            lambda a: upsample_argmax(a, (9, 11), through=(8, 9), **chosen)[1],
+            (planes,),
         ),
-        "semantic_feedback": (lambda a: semantic_feedback(a, **fused).row_sums, (inputs.labels,)),
-        "proxy_attention": (
-            lambda a, b, c: proxy_attention(
-                a, b, grid=(3, 4), feedback=semantic_feedback(c, **fused), **fused
-            ),
-            (
-                features,
-                random(seed, 2, 1, 12, 16),
-                label_map(seed, batch=2, grid=(3, 4)).to(kernel_device()),
-            ),
-        ),
-        "residual_attention": (
-            lambda a, b, c: (
-                residual_attention(
-                    a,
-                    b,
-                    c,
-                    AttentionOptions(grid=GRID, correlation="pp", window=3),
-                    projections=(a, b),
-                    **fused,
-                ).output
-            ),
-            inputs[:3],
-        ),
+        "semantic_feedback": (lambda a: semantic_feedback(a, **chosen).row_sums, (labels,)),
+        "proxy_attention": (proxy, (features, values, labels)),
+        "residual_attention": (attention, (query[:images], key[:images], value[:images])),
     }
 
 
-@pytest.mark.parametrize("op", calls(0))
+# The passes below compile the other two.
+@pytest.mark.parametrize("op", ("pamr", "patch_labels", "upsample_argmax", "proxy_attention"))
 def test_compiled_equals_eager(seed: int, op: str) -> None:
     call, tensors = calls(seed)[op]
     torch.compiler.reset()
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    expected, got = call(*tensors), compiled(*tensors)
-    if isinstance(expected, Tensor):
-        expected, got = (expected,), (got,)
-    assert all(map(torch.equal, got, expected))
+    assert torch.equal(compiled(*tensors), call(*tensors))
+
+
+@pytest.mark.parametrize("op", calls(0))
+def test_no_image_is_no_work(op: str) -> None:
+    for implementation in ("torch", "triton", "reference"):
+        call, tensors = calls(0, implementation, images=0)[op]
+        with watch() as watcher:
+            assert len(call(*tensors)) == 0
+        assert all(launch.programs == 0 for launch in watcher.launches), implementation
+
+
+@pytest.mark.parametrize("op", [name for name in calls(0) if name != "semantic_feedback"])
+def test_gradients_take_torch_and_kernels_refuse(seed: int, op: str) -> None:
+    call, tensors = calls(seed, "auto")[op]
+    floats = [tensor.requires_grad_() for tensor in tensors if tensor.is_floating_point()]
+    with watch() as watcher:
+        result = call(*tensors)
+    assert watcher.names() == []
+    if op != "patch_labels":
+        result.square().sum().backward()
+        for tensor in floats:
+            assert tensor.grad.abs().max() > 0
+            assert torch.isfinite(tensor.grad).all()
+    with pytest.raises(ValueError, match="a tensor requires grad; use 'torch'"):
+        calls(seed, "triton")[op][0](*tensors)
 
 
 class Compiler:

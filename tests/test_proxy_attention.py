@@ -516,21 +516,6 @@ def test_what_the_kernel_cannot_run_is_refused_and_auto_takes_torch(seed: int) -
 
 
 @with_and_without_feedback
-def test_gradients_take_torch_and_triton_refuses(seed: int, fed_back: bool) -> None:
-    given = inputs(seed, channels=8, size=(2, 3), batch=1, fed_back=fed_back)
-    given.features.requires_grad_()
-    given.value.requires_grad_()
-    with watch() as watcher:
-        given.run("auto").square().sum().backward()
-    assert watcher.names() == []
-    assert given.features.grad.abs().max() > 0
-    assert torch.isfinite(given.features.grad).all()
-    assert torch.isfinite(given.value.grad).all()
-    with pytest.raises(ValueError, match="requires grad"):
-        given.run("triton")
-
-
-@with_and_without_feedback
 def test_rows_of_the_map(seed: int, fed_back: bool) -> None:
     given = inputs(seed, fed_back=fed_back)
     rows = torch.tensor([34, 0, 17, 17])

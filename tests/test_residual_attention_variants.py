@@ -32,7 +32,6 @@ pytest.importorskip("resclip_kernels.ops.residual_attention.triton", reason="nee
 
 # Not square; 36 patches are one whole tile of 32 columns and a masked one, with and without [CLS].
 GRID = (4, 9)
-PATCHES = 36
 both = pytest.mark.parametrize("implementation", ("torch", "triton"))
 # A property of the formula: the budgets below hold every implementation to the reference with [CLS] and without.
 kernel_and_formula = pytest.mark.parametrize("implementation", ("triton", "reference"))
@@ -288,10 +287,7 @@ def test_strides_and_nan_around_change_nothing(seed: int, cls: bool) -> None:
 
 
 @both
-def test_no_image_and_no_token(implementation: str) -> None:
-    inputs = variant(0, False, batch=0)
-    result = run(inputs, GRID, implementation, **all_terms(inputs, window=3))
-    assert result.output.shape == result.cross_layer.shape == (0, 1, PATCHES, 32)
+def test_no_token(implementation: str) -> None:
     nothing = torch.zeros(2, 1, 0, 32, device=kernel_device())
     options = {"grid": (0, 0), "implementation": implementation}
     assert residual_attention(nothing, nothing, nothing, **options).output.shape == nothing.shape

@@ -165,14 +165,6 @@ def test_boundary_distance() -> None:
     assert (portable.boundary_distance(torch.zeros(3, 4)) == 4).all()
 
 
-def test_empty_batch() -> None:
-    for implementation in ("torch", "reference"):
-        feedback = semantic_feedback(
-            torch.zeros(0, 3, 4, dtype=torch.int64), implementation=implementation
-        )
-        assert feedback_matrix(feedback).shape == (0, 12, 12)
-
-
 @pytest.mark.parametrize(
     ("labels", "arguments", "error", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_support import kernel_device, label_map, nan_padded, pairwise
+from kernel_support import kernel_device, label_map, pairwise, spoilt_memory
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -159,21 +159,12 @@ def test_states_of_both_implementations_can_be_exchanged(seed: int) -> None:
     assert torch.equal(used, plain.far)
 
 
-def test_class_numbers_are_the_first_patch_of_a_label(seed: int) -> None:
-    compact = label_map(seed, batch=2, grid=(7, 10), classes=5)
-    values = torch.tensor([-(2**63), 2**63 - 1, 2**40, 2**32 - 1, -1])
-    numbers = kernels.class_numbers(values[compact].to(kernel_device()))
-    assert numbers.dtype == torch.int32
-    for got, image in zip(numbers.tolist(), compact.flatten(1).tolist(), strict=True):
-        assert got == [image.index(label) for label in image]
-
-
 def test_labels_of_any_value_and_layout(seed: int) -> None:
     labels = maps(seed, (5, 3))
     expected = feedback_matrix(state(labels), implementation="triton")
-    spread = (labels - 2) * 2**40 - 1
-    padded = nan_padded(labels.float())
-    for other in (spread, labels.int(), labels.mT.contiguous().mT, padded.long()):
+    # Some are equal in their lower, or upper, 32 bits.
+    values = torch.tensor([-(2**63), 2**63 - 1, 2**32 - 1, -1], device=labels.device)
+    for other in (values[labels], labels.int(), labels.mT.contiguous().mT):
         assert torch.equal(feedback_matrix(state(other), implementation="triton"), expected)
 
 
@@ -189,26 +180,16 @@ def test_each_image_is_on_its_own(seed: int) -> None:
 
 
 @pytest.mark.parametrize("rule", ("prefix", None))
-def test_outputs_are_written_in_full(seed: int, rule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_are_written_in_full(seed: int, rule) -> None:
     labels = maps(seed, (3, 5))
     expected = state(labels, connectivity=rule)
     matrix = feedback_matrix(expected, implementation="triton")
-
-    def filled(allocate: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Tensor:
-            tensor = allocate(*arguments, **options)
-            return tensor.fill_(torch.nan if tensor.is_floating_point() else 85)
-
-        return call
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
-    monkeypatch.setattr(Tensor, "new_empty", filled(Tensor.new_empty))
-    got = state(labels, connectivity=rule)
+    with spoilt_memory():
+        got = state(labels, connectivity=rule)
+        # Bits past the last patch, too, are filled with 85 where nothing writes them.
+        assert torch.equal(feedback_matrix(got, implementation="triton"), matrix)
     for name in ("row_sums", "maximum"):
         assert torch.equal(getattr(got, name), getattr(expected, name))
-    # Bits past the last patch, too, are filled with 85 where nothing writes them.
-    assert torch.equal(feedback_matrix(got, implementation="triton"), matrix)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(16, 64), (64, 32)])
@@ -263,17 +244,6 @@ def test_which_kernels_run(seed: int) -> None:
         held = dataclasses.replace(feedback, dense=matrix)
         assert feedback_matrix(held, implementation="triton") is matrix
     assert watcher.names() == []
-
-
-def test_no_image_is_no_work() -> None:
-    labels = torch.zeros(0, 3, 4, dtype=torch.int64, device=kernel_device())
-    for normalise in (True, False):
-        with watch() as watcher:
-            feedback = state(labels, normalise=normalise)
-            assert feedback_matrix(feedback, implementation="triton").shape == (0, 12, 12)
-        assert all(launch.programs == 0 for launch in watcher.launches)
-        assert feedback.row_sums.shape == (0, 12)
-        assert feedback.maximum.shape == (0,)
 
 
 def test_what_cannot_run_is_refused(seed: int) -> None:
