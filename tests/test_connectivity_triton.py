@@ -181,47 +181,31 @@ def test_which_kernels_run(seed: int, rule: str, names: list[str]) -> None:
     assert far.shape == (3, 4096, 512)
 
 
-# Compiles what the launchers ask for; a grid of one patch has sizes that Triton turns into constants. What spills the
+# Compiles what the launchers ask for; a grid of one patch has sizes that Triton turns into constants. What spills, the
 # kernels' report says.
-COMPILE = """
-import re, sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
+COMPILE = r"""
+import re, torch, triton
+from benchmarks.cubin import gpu_target, specialise
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.semantic_feedback import triton_connectivity as kernels
 
-types = {torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8", torch.float32: "*fp32"}
-gpus = [GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)]
-cases = [(gpu, rule, (2, 37, 41)) for gpu in gpus for rule in ("prefix", "line", "component")]
-for gpu, rule, grid in [*cases, (gpus[0], "prefix", (1, 1, 1)), (gpus[0], "component", (1, 1, 1))]:
-    with watch(execute=False, target=Target(gpu.backend, gpu.arch)) as watcher:
+cuda, hip = Target("cuda", 90), Target("hip", "gfx942")
+cases = [(target, rule, (2, 37, 41)) for target in (cuda, hip) for rule in ("prefix", "line", "component")]
+for target, rule, grid in [*cases, (cuda, "prefix", (1, 1, 1)), (cuda, "component", (1, 1, 1))]:
+    with watch(execute=False, target=target) as watcher:
         kernels.far_pairs(torch.empty(grid, dtype=torch.int64, device="meta"), rule)
     for launch in watcher.launches:
-        signature, constants, alignment = {}, dict(launch.constants), {}
-        for index, name in enumerate(launch.kernel.arg_names):
-            value = launch.arguments.get(name)
-            if isinstance(value, torch.Tensor):
-                signature[name] = types[value.dtype]
-                alignment[index,] = [["tt.divisibility", 16]]
-            elif value is None or value == 1:
-                signature[name] = "constexpr"
-                constants.setdefault(name, value)
-            else:
-                signature[name] = "i32"
-        options = {
-            "num_warps": launch.options.num_warps,
-            "num_stages": launch.options.num_stages,
-            "enable_fp_fusion": launch.options.fp_fusion,
-        }
-        source = triton.compiler.ASTSource(launch.kernel, signature, constants, alignment)
-        made = triton.compile(source, target=gpu, options=options)
-        if gpu.backend == "cuda":
-            contracted = len(re.findall(r"\\bfma\\.rn", made.asm["ptx"]))
+        made = specialise(launch, target)
+        source = triton.compiler.ASTSource(made.kernel, made.signature, made.constants, made.attributes)
+        compiled = triton.compile(source, target=gpu_target(target), options=dict(made.options))
+        if target is cuda:
+            contracted = len(re.findall(r"\bfma\.rn", compiled.asm["ptx"]))
         else:
             # A division is five explicit fused operations between v_div_scale and v_div_fixup.
-            fused = len(re.findall(r"v_(?:pk_)?(?:fma|mac|fmac|mad)_f", made.asm["amdgcn"]))
-            contracted = fused - 5 * len(re.findall("v_div_fixup_f32", made.asm["amdgcn"]))
-        print(gpu.backend, launch.kernel.__name__, rule, contracted)
+            code = compiled.asm["amdgcn"]
+            fused = len(re.findall(r"v_(?:pk_)?(?:fma|mac|fmac|mad)_f", code))
+            contracted = fused - 5 * len(re.findall("v_div_fixup_f32", code))
+        print(target.backend, launch.kernel.__name__, rule, contracted)
 """
 
 

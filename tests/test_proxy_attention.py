@@ -333,18 +333,6 @@ def test_two_kinds_of_positions_and_two_labels_by_hand(implementation: str) -> N
 
 
 @every
-def test_labels_bring_back_what_the_similarity_drops(seed: int, implementation: str) -> None:
-    given = inputs(seed, size=(3, 4), fed_back=True)
-    assert torch.equal(given.run(implementation, beta=1e3), given.value)
-    # λ_s·Ŝ = 0.9 against −0.1·γ·β·mean.
-    labels = torch.zeros(2, 3, 4, dtype=torch.int64)
-    output = given.run(
-        implementation, beta=2.0, gamma=1.0, feedback=flat_state(labels), feedback_weight=0.9
-    )
-    assert (output - given.value).abs().min() > 1e-6
-
-
-@every
 def test_rows_sum_to_one_and_length_does_not_matter(seed: int, implementation: str) -> None:
     given = inputs(seed)
     ones = given._replace(value=torch.ones_like(given.value)).run(implementation)

@@ -149,14 +149,6 @@ def test_line_coordinate_rounds_half_to_even_exactly() -> None:
                 assert got.tolist() == exact
 
 
-def test_components_wind_through_the_grid() -> None:
-    rows = ["#####", "....#", "#####", "#....", "#####"]
-    labels = torch.tensor([[int(cell == "#") for cell in row] for row in rows])
-    component = portable.connected_components(labels)
-    assert component[labels == 1].unique().tolist() == [0]
-    assert component[labels == 0].unique().tolist() == [5, 16]
-
-
 def test_boundary_distance() -> None:
     labels = torch.zeros(5, 7, dtype=torch.int64)
     labels[2, 0] = 1
