@@ -196,9 +196,9 @@ def test_states_of_any_maker_and_labels_of_any_value(seed: int) -> None:
     # All equal in their lower 32 bits; some beyond int32, some negative.
     spread = inputs._replace(labels=(inputs.labels - 2) * 2**40 - 1)
     assert torch.equal(run(spread, (3, 6), **all_terms(spread)).output, expected)
+    # Its sums may round otherwise, and then an entry of Ŝ: judged by the budget for its own.
     own = semantic_feedback(inputs.labels, implementation="triton")
-    got = run(inputs, (3, 6), **all_terms(inputs, feedback=own)).output
-    torch.testing.assert_close(got, expected)
+    judge(inputs, (3, 6), all_terms(inputs, feedback=own))
 
 
 @correlations_in_turn
