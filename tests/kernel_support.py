@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,6 +28,23 @@ def nan_padded(tensor: Tensor) -> Tensor:
     inner: Tensor = buffer[tuple(slice(1, size + 1) for size in tensor.shape)]
     inner.copy_(tensor)
     return inner
+
+
+@contextlib.contextmanager
+def spoilt_memory() -> Iterator[None]:
+    """New memory holds NaN, or 85 where there is none: an element that nothing writes shows."""
+
+    def spoilt(allocate: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            tensor: Tensor = allocate(*arguments, **options)
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else 85)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+            patch.setattr(owner, name, spoilt(getattr(owner, name)))
+        yield
 
 
 def fresh_seed() -> int:
@@ -59,6 +77,15 @@ def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
         wanted -= met[best]
         chosen.append(tuple(axis[index] for axis, index in zip(axes, rows[best], strict=True)))
     return chosen
+
+
+def fused_dtypes() -> list[Any]:
+    """(implementation, dtype) of torch and the kernels; the interpreter's products of bfloat16 are wrong."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    cases = [pytest.param(*case) for case in itertools.product(("torch", "triton"), dtypes)]
+    on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    cases[-1] = pytest.param("triton", torch.bfloat16, marks=[pytest.mark.gpu, on_gpu])
+    return cases
 
 
 class AttentionInputs(NamedTuple):

@@ -26,10 +26,7 @@ from kernel_support import check_budget, label_map
 from open_clip.transformer import Attention
 from torch import nn
 
-from resclip_kernels import (
-    SemanticFeedback,
-    semantic_feedback,
-)
+from resclip_kernels import semantic_feedback
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 
 
@@ -49,8 +46,7 @@ def test_parameters_are_shared_and_the_state_dict_is_the_same(seed: int) -> None
     )
 
 
-@pytest.mark.parametrize("kind", (ResidualAttention, QueryKeyRecorder))
-@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize(("kind", "bias"), [(ResidualAttention, True), (QueryKeyRecorder, False)])
 def test_alone_it_is_initialised_like_multihead_attention(
     kind: type, bias: bool, seed: int
 ) -> None:
@@ -74,7 +70,7 @@ def test_making_one_draws_no_random_numbers(seed: int) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @torch.no_grad()
 def test_conversion_moves_the_shared_parameters(dtype: torch.dtype, seed: int) -> None:
     original = attention(seed).double()
@@ -190,48 +186,35 @@ def test_tower_and_scope_compile_whole(seed: int) -> None:
     torch.testing.assert_close(*outputs)
 
 
-def test_state_of_feedback_for_other_images_is_refused(seed: int) -> None:
-    x = tokens(seed)
-    feedback: SemanticFeedback = semantic_feedback(torch.zeros(3, 4, 4, dtype=torch.int64))
-    module = ResidualAttention.from_attention(attention(seed), feedback=feedback)
-    with pytest.raises(ValueError, match="feedback is for 3 images"):
-        module(x, x, x)
-
-
-@pytest.mark.parametrize("kind", (ResidualAttention, QueryKeyRecorder))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda x: ((x, x.clone(), x), {}), ValueError, "is self-attention.*got different ones"),
-        (lambda x: ((x, x, x.clone()), {}), ValueError, "is self-attention"),
+        (lambda x: ((x, x, x.clone()), {}), ValueError, "is self-attention.*got different ones"),
         (lambda x: ((x[0, 0],) * 3, {}), ValueError, r"\(L, E\) with E = 64; got \(64,\)"),
-        (lambda x: ((x[..., :32],) * 3, {}), ValueError, "is self-attention|with E = 64"),
-        (lambda x: (([1.0],) * 3, {}), TypeError, "torch.Tensor; got list|is self-attention"),
-        (lambda x: ((x, x, x), {"need_weights": True}), ValueError, "never holds an L × L map"),
-        (lambda x: ((x, x, x), {"attn_mask": x}), ValueError, "takes no mask"),
-        (lambda x: ((x, x, x), {"key_padding_mask": x}), ValueError, "takes no mask"),
+        (lambda x: ((x[..., :32].clone(),) * 3, {}), ValueError, r"E = 64; got \(2, 17, 32\)"),
+        (lambda x: (([1.0],) * 3, {}), TypeError, "torch.Tensor; got list"),
+        (lambda x: ((x, x, x), {"need_weights": True}), ValueError, "need_weights=False"),
+        (lambda x: ((x, x, x), {"attn_mask": x}), ValueError, "attn_mask=None"),
+        (lambda x: ((x, x, x), {"key_padding_mask": x}), ValueError, "key_padding_mask=None"),
         (lambda x: ((x, x, x), {"is_causal": True}), ValueError, "is_causal=False"),
     ],
 )
-def test_call_that_does_not_fit(
-    kind: type, call: Any, error: type[Exception], message: str
-) -> None:
-    module = kind.from_attention(attention(0))
+def test_call_that_does_not_fit(call: Any, error: type[Exception], message: str) -> None:
+    """Both kinds have one `forward`."""
+    assert ResidualAttention.forward is QueryKeyRecorder.forward
     arguments, keywords = call(tokens(0))
     with pytest.raises(error, match=message):
-        module(*arguments, **keywords)
+        QueryKeyRecorder.from_attention(attention(0))(*arguments, **keywords)
 
 
 @pytest.mark.parametrize("kind", (ResidualAttention, QueryKeyRecorder))
 def test_source_that_does_not_fit(kind: type) -> None:
     with pytest.raises(TypeError, match="must be an nn.MultiheadAttention; got Attention"):
         kind.from_attention(Attention(WIDTH, HEADS))
-    with pytest.raises(ValueError, match="got one with kdim, vdim"):
-        kind.from_attention(attention(0, kdim=32, vdim=32))
-    with pytest.raises(ValueError, match="add_bias_kv"):
-        kind.from_attention(attention(0, add_bias_kv=True))
-    with pytest.raises(ValueError, match="add_zero_attn"):
-        kind.from_attention(attention(0, add_zero_attn=True))
+    for option in ({"kdim": 32, "vdim": 32}, {"add_bias_kv": True}, {"add_zero_attn": True}):
+        with pytest.raises(ValueError, match=f"got one with {', '.join(option)}"):
+            kind.from_attention(attention(0, **option))
     with pytest.raises(ValueError, match="multiple of num_heads; got 64 and 5"):
         kind(64, 5)
 
@@ -239,20 +222,13 @@ def test_source_that_does_not_fit(kind: type) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        # The options' own checks are those of the op.
         ({"correlation": "kq"}, ValueError, "correlation must be one of"),
         ({"correlation": "identity", "neighbourhood_std": 5.0}, ValueError, "has no score"),
         ({"correlation": "pp"}, ValueError, "projections with themselves; got none"),
-        ({"window": 2}, ValueError, "window must be odd"),
-        ({"score_temperature": 0.0}, ValueError, "score_temperature"),
-        ({"neighbourhood_std": 0.0}, ValueError, "neighbourhood_std"),
-        ({"feedback_weight": 1.5}, ValueError, "feedback_weight"),
-        ({"feedback_temperature": 0.0}, ValueError, "feedback_temperature"),
-        ({"cross_weight": -0.1}, ValueError, "cross_weight"),
-        ({"cross_temperature": float("inf")}, ValueError, "cross_temperature"),
         ({"implementation": "fast"}, ValueError, "implementation must be one of"),
         ({"grid": (4,)}, ValueError, r"grid must be \(h, w\)"),
         ({"grid": (4, 0)}, ValueError, "grid's width must be at least 1"),
-        ({"grid": (4, 2.5)}, TypeError, "grid's width must be an integer"),
         ({"recorders": [nn.Identity()]}, TypeError, "got Identity: make one with"),
     ],
 )
@@ -294,8 +270,3 @@ def test_recorder_that_has_not_run_or_ran_on_other_shapes(seed: int) -> None:
     recorder(fewer, fewer, fewer)
     with pytest.raises(ValueError, match=r"cross_layers\[0\]'s query must have query's shape"):
         module(x, x, x)
-
-
-def test_repr_names_the_options() -> None:
-    module = ResidualAttention(WIDTH, HEADS, correlation="qq", grid=(2, 3))
-    assert "correlation='qq', grid=(2, 3), neighbourhood_std=None" in repr(module)

@@ -13,8 +13,7 @@ from resclip_kernels.deterministic import resize_planes, softmax_over_first
 THREADS = (1, 2, 3, 5)
 
 
-@pytest.mark.parametrize("channels", (1, 3, 4))
-@pytest.mark.parametrize("batch", (0, 1, 2))
+@pytest.mark.parametrize(("batch", "channels"), [(0, 3), (1, 1), (2, 3)])
 def test_planes_are_those_of_torch(seed: int, batch: int, channels: int) -> None:
     planes = torch.randn(batch, channels, 6, 9, generator=torch.Generator().manual_seed(seed))
     resized = resize_planes(planes, (13, 5))
@@ -31,7 +30,8 @@ def test_three_planes_do_not_depend_on_the_number_of_threads(seed: int) -> None:
 
 
 @pytest.mark.parametrize("masked", (False, True))
-@pytest.mark.parametrize("queries", (1, 2, 3, 4, 5, 17, 33))
+# torch's own steps up to 3, its fused attention from 4 on.
+@pytest.mark.parametrize("queries", (1, 3, 4, 33))
 def test_attention_does_not_depend_on_the_number_of_threads(
     seed: int, queries: int, masked: bool
 ) -> None:

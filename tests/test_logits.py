@@ -28,7 +28,7 @@ def test_logits_of_patches_are_the_encoders_where_one_window_sees_all() -> None:
     patches = segmenter.encoder(pixels).patches
     expected = similarity(patches, segmenter.vocabulary.embeddings)
     assert came.shape == (2, 4, 6, 9)
-    torch.testing.assert_close(came[..., :8], expected[..., :8])
+    torch.testing.assert_close(came, expected)
 
 
 def test_logits_of_patches_are_the_mean_of_the_windows_that_see_them() -> None:

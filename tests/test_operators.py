@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_support import AttentionInputs, attention_inputs, kernel_device, label_map, opcheck
+from kernel_support import (
+    AttentionInputs,
+    attention_inputs,
+    kernel_device,
+    label_map,
+    opcheck,
+    pairwise,
+)
 from torch import Tensor, fx
 from torch._dynamo.backends.registry import lookup_backend
 
@@ -46,8 +53,11 @@ def test_pamr(seed: int, implementation: str) -> None:
     opcheck(pamr, image, masks, iterations=1, dilations=(1, 2), implementation=implementation)
 
 
-@both
-@pytest.mark.parametrize("rule", ("none", "prefix", None))
+@pytest.mark.parametrize(
+    ("rule", "implementation"),
+    # An absent tensor is an absent argument of the operator, whichever implementation it then runs.
+    [("none", "torch"), ("prefix", "triton"), (None, "torch")],
+)
 def test_proxy_attention(seed: int, rule: str | None, implementation: str) -> None:
     features, value = random(seed, 2, 16, 3, 4), random(seed, 2, 1, 6, 16)
     feedback = None
@@ -58,9 +68,8 @@ def test_proxy_attention(seed: int, rule: str | None, implementation: str) -> No
     opcheck(proxy_attention, features, value, **options)
 
 
-@both
-@pytest.mark.parametrize("refinements", (0, 1))
-def test_patch_labels(seed: int, refinements: int, implementation: str) -> None:
+@pytest.mark.parametrize(("implementation", "refinements"), [("torch", 0), ("triton", 1)])
+def test_patch_labels(seed: int, implementation: str, refinements: int) -> None:
     logits, image = random(seed, 1, 3, *GRID), random(seed, 1, 3, 8, 13)
     opcheck(
         patch_labels,
@@ -74,9 +83,10 @@ def test_patch_labels(seed: int, refinements: int, implementation: str) -> None:
     )
 
 
-@both
-@pytest.mark.parametrize("refinements", (0, 1))
-@pytest.mark.parametrize("merged", (True, False))
+@pytest.mark.parametrize(
+    ("merged", "refinements", "implementation"),
+    pairwise((True, False), (0, 1), ("torch", "triton")),
+)
 def test_upsample_argmax(seed: int, merged: bool, refinements: int, implementation: str) -> None:
     opcheck(
         upsample_argmax,
@@ -92,9 +102,16 @@ def test_upsample_argmax(seed: int, merged: bool, refinements: int, implementati
     )
 
 
-@pytest.mark.parametrize("implementation", ("torch", "triton", "reference"))
-@pytest.mark.parametrize("batch", (0, 2))
-@pytest.mark.parametrize("rule", ("prefix", None))
+@pytest.mark.parametrize(
+    ("rule", "batch", "implementation"),
+    [
+        ("prefix", 2, "torch"),
+        ("prefix", 2, "triton"),
+        ("prefix", 2, "reference"),
+        ("prefix", 0, "triton"),
+        (None, 2, "triton"),
+    ],
+)
 def test_semantic_feedback(seed: int, rule: str | None, batch: int, implementation: str) -> None:
     # 3 × 5 patches: rows of 2 bytes, which the kernels pad to 4.
     labels = label_map(seed, batch=2, grid=(3, 5)).to(kernel_device())[:batch]
@@ -111,9 +128,10 @@ def check_attention(inputs: AttentionInputs, implementation: str, **arguments: A
     )
 
 
-@both
-@pytest.mark.parametrize("layers", (0, 2))
-@pytest.mark.parametrize("rule", ("none", "prefix", None))
+@pytest.mark.parametrize(
+    ("rule", "layers", "implementation"),
+    pairwise(("none", "prefix", None), (0, 2), ("torch", "triton")),
+)
 def test_residual_attention(seed: int, rule: str | None, layers: int, implementation: str) -> None:
     inputs = sample(seed, layers)
     feedback = None
@@ -123,12 +141,10 @@ def test_residual_attention(seed: int, rule: str | None, layers: int, implementa
 
 
 @both
-@pytest.mark.parametrize("layout", ("contiguous", "views-of-one-projection"))
-def test_residual_attention_without_a_score(seed: int, layout: str, implementation: str) -> None:
-    inputs = sample(seed)
-    if layout != "contiguous":
-        projected = random(seed, 2, 7, 3, 1, 16).permute(2, 0, 3, 1, 4)
-        inputs = inputs._replace(query=projected[0], key=projected[1], value=projected[2])
+def test_residual_attention_without_a_score(seed: int, implementation: str) -> None:
+    # Views of one projection.
+    projected = random(seed, 2, 7, 3, 1, 16).permute(2, 0, 3, 1, 4)
+    inputs = sample(seed)._replace(query=projected[0], key=projected[1], value=projected[2])
     check_attention(inputs, implementation, correlation="identity")
     # Nothing to compute, and still no operator may hand back its own argument.
     check_attention(inputs, implementation, correlation="identity", cross_layers=())
@@ -145,59 +161,81 @@ def test_residual_attention_of_projections_in_a_window(seed: int, implementation
     check_attention(inputs, implementation, correlation="none", **switches)
 
 
-def calls(seed: int) -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
-    """A call of each op with its tensors as arguments, by the kernels."""
-    inputs = sample(seed)
-    fused: dict[str, Any] = {"implementation": "triton"}
-    image, planes = random(seed, 1, 3, 8, 12), random(seed, 1, 4, *GRID)
-    features = random(seed, 2, 16, 3, 4)
-    classes = torch.tensor([0, 1, 1, 2], device=kernel_device())
+def calls(
+    seed: int, implementation: str = "triton", images: int = 2
+) -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
+    """A call of each op with its tensors as arguments."""
+    chosen: dict[str, Any] = {"implementation": implementation}
+    image, planes = random(seed, images, 3, 8, 12), random(seed, images, 4, *GRID)
+    features, values = random(seed, images, 16, 3, 4), random(seed, images, 1, 12, 16)
+    labels = label_map(seed, batch=2, grid=(3, 4)).to(kernel_device())[:images]
+    query, key, value = sample(seed)[:3]
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        options = AttentionOptions(grid=GRID, correlation="pp", window=3)
+        projections = (query, key)
+        return residual_attention(
+            query, key, value, options, projections=projections, **chosen
+        ).output
+
+    def proxy(features: Tensor, value: Tensor, labels: Tensor) -> Tensor:
+        feedback = semantic_feedback(labels, implementation=implementation)
+        return proxy_attention(features, value, grid=(3, 4), feedback=feedback, **chosen)
+
     return {
-        "pamr": (lambda a, b: pamr(a, b, iterations=2, dilations=(1, 2), **fused), (image, image)),
+        "pamr": (
+            lambda a, b: pamr(a, b, iterations=2, dilations=(1, 2), **chosen),
+            (image, image.flip(1)),
+        ),
         "patch_labels": (
-            lambda a, b: patch_labels(a, b, patch_size=(4, 4), refine_iterations=1, **fused),
+            lambda a, b: patch_labels(a, b, patch_size=(4, 4), refine_iterations=1, **chosen),
             (planes, image),
         ),
         "upsample_argmax": (
-            lambda a, b: upsample_argmax(a, (9, 11), query_to_class=b, through=(8, 9), **fused),
-            (planes, classes),
+            lambda a: upsample_argmax(a, (9, 11), through=(8, 9), **chosen)[1],
+            (planes,),
         ),
-        "semantic_feedback": (lambda a: semantic_feedback(a, **fused).row_sums, (inputs.labels,)),
-        "proxy_attention": (
-            lambda a, b, c: proxy_attention(
-                a, b, grid=(3, 4), feedback=semantic_feedback(c, **fused), **fused
-            ),
-            (
-                features,
-                random(seed, 2, 1, 12, 16),
-                label_map(seed, batch=2, grid=(3, 4)).to(kernel_device()),
-            ),
-        ),
-        "residual_attention": (
-            lambda a, b, c: (
-                residual_attention(
-                    a,
-                    b,
-                    c,
-                    AttentionOptions(grid=GRID, correlation="pp", window=3),
-                    projections=(a, b),
-                    **fused,
-                ).output
-            ),
-            inputs[:3],
-        ),
+        "semantic_feedback": (lambda a: semantic_feedback(a, **chosen).row_sums, (labels,)),
+        "proxy_attention": (proxy, (features, values, labels)),
+        "residual_attention": (attention, (query[:images], key[:images], value[:images])),
     }
 
 
-@pytest.mark.parametrize("op", calls(0))
+# The passes below compile the other two.
+@pytest.mark.parametrize("op", ("pamr", "patch_labels", "upsample_argmax", "proxy_attention"))
 def test_compiled_equals_eager(seed: int, op: str) -> None:
     call, tensors = calls(seed)[op]
     torch.compiler.reset()
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    expected, got = call(*tensors), compiled(*tensors)
-    if isinstance(expected, Tensor):
-        expected, got = (expected,), (got,)
-    assert all(map(torch.equal, got, expected))
+    assert torch.equal(compiled(*tensors), call(*tensors))
+
+
+@pytest.mark.parametrize("op", calls(0))
+def test_no_image_is_no_work(op: str) -> None:
+    for implementation in ("torch", "triton", "reference"):
+        call, tensors = calls(0, implementation, images=0)[op]
+        with watch() as watcher:
+            assert len(call(*tensors)) == 0
+        assert all(launch.programs == 0 for launch in watcher.launches), implementation
+
+
+@pytest.mark.parametrize("op", [name for name in calls(0) if name != "semantic_feedback"])
+def test_gradients_take_torch_and_kernels_refuse(seed: int, op: str) -> None:
+    gradients = []
+    for implementation in ("auto", "reference"):
+        call, tensors = calls(seed, implementation)[op]
+        floats = [tensor.requires_grad_() for tensor in tensors if tensor.is_floating_point()]
+        with watch() as watcher:
+            result = call(*tensors)
+        assert watcher.names() == []
+        if op != "patch_labels":  # Labels have none.
+            result.square().sum().backward()
+            gradients.append([tensor.grad for tensor in floats])
+            assert all(gradient.abs().max() > 0 for gradient in gradients[-1])
+    if gradients:
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="a tensor requires grad; use 'torch'"):
+        calls(seed, "triton")[op][0](*tensors)
 
 
 class Compiler:
@@ -212,7 +250,7 @@ class Compiler:
         return lookup_backend("aot_eager")(graph, inputs)
 
 
-@pytest.mark.parametrize("implementation", ("torch", "triton", "auto"))
+@both
 def test_two_passes_compile_into_three_operators(
     seed: int, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +345,8 @@ def test_attention_that_the_kernel_cannot_run_is_refused(seed: int) -> None:
     assert watcher.names() == []
 
 
-@pytest.mark.parametrize("number", range(6))
+# A query, a middle block's key, and the cross-layer part that is handed back.
+@pytest.mark.parametrize("number", (0, 4, 5))
 def test_gradients_are_left_to_torch(seed: int, number: int) -> None:
     inputs = sample(seed)
     handed = torch.randn_like(inputs.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_support import pairwise
 
 from resclip_kernels import online_softmax as _streaming
 from resclip_kernels import patch_labels
@@ -17,9 +18,9 @@ def inputs(seed: int, queries: int = 9, height: int = 35, width: int = 50, batch
     return logits, image
 
 
-@pytest.mark.parametrize("iterations", (0, 10))
-@pytest.mark.parametrize("threshold", (0.0, 0.4))
-@pytest.mark.parametrize("queries", (1, 9))
+@pytest.mark.parametrize(
+    ("queries", "threshold", "iterations"), pairwise((1, 9), (0.0, 0.4), (0, 10))
+)
 def test_torch_equals_reference(seed: int, queries, threshold, iterations) -> None:
     logits, image = inputs(seed, queries)
     arguments = {
@@ -73,20 +74,18 @@ def test_majorities_agree(seed: int) -> None:
     assert torch.equal(portable.majority(labels, (4, 5)), reference.majority(labels, (4, 5)))
 
 
+LOGITS, IMAGE = torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("logits", "image", "arguments", "message"),
     [
-        (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 40), {}, r"grid of \(4, 5\)"),
-        (
-            torch.rand(1, 0, 4, 4),
-            torch.rand(1, 3, 32, 32),
-            {},
-            "number of queries must be at least",
-        ),
-        (torch.rand(1, 2, 0, 4), torch.rand(1, 3, 7, 32), {}, "each side of the logits' grid"),
-        (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 32), {"threshold": 2.0}, "between 0 and 1"),
-        (torch.rand(1, 2, 4, 4), torch.rand(2, 3, 32, 32), {}, "same number of images"),
-        (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 32, 32), {"logit_scale": 0.0}, "above 0"),
+        (LOGITS, torch.rand(1, 3, 32, 40), {}, r"grid of \(4, 5\)"),
+        (LOGITS[:, :0], IMAGE, {}, "number of queries must be at least"),
+        (LOGITS[:, :, :0], torch.rand(1, 3, 7, 32), {}, "each side of the logits' grid"),
+        (LOGITS, IMAGE.expand(2, -1, -1, -1), {}, "same number of images"),
+        (LOGITS, IMAGE, {"threshold": 2.0}, "threshold .*between 0 and 1"),
+        (LOGITS, IMAGE, {"logit_scale": 0.0}, "logit_scale .*above 0"),
     ],
 )
 def test_errors_say_what_was_expected(logits, image, arguments, message: str) -> None:

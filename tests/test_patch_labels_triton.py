@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_support import kernel_device, nan_padded
+from kernel_support import kernel_device, nan_padded, spoilt_memory
 
 from resclip_kernels import pamr, patch_labels
 from resclip_kernels.launch import Target, watch
@@ -58,15 +58,15 @@ def clear_patches(
 @pytest.mark.parametrize(
     ("queries", "size", "patch", "threshold", "iterations", "dtype"),
     [
-        pytest.param(9, (27, 34), (8, 8), 0.0, 0, torch.float32, id="remainders"),
-        pytest.param(9, (27, 34), (8, 8), 0.4, 3, torch.float32, id="refined"),
-        pytest.param(1, (32, 32), (16, 16), 0.5, 0, torch.float32, id="one-query"),
-        pytest.param(2, (33, 47), (16, 16), 0.6, 0, torch.bfloat16, id="two-queries"),
+        pytest.param(9, (19, 26), (8, 8), 0.0, 0, torch.float32, id="remainders"),
+        pytest.param(9, (19, 26), (8, 8), 0.4, 3, torch.float32, id="refined"),
+        pytest.param(1, (16, 16), (8, 8), 0.5, 0, torch.float32, id="one-query"),
+        pytest.param(2, (17, 33), (16, 16), 0.6, 0, torch.bfloat16, id="two-queries"),
         pytest.param(
-            150, (29, 45), (14, 14), 0.1, 0, torch.float16, id="14-pixels-and-many-queries"
+            150, (15, 29), (14, 14), 0.1, 0, torch.float16, id="14-pixels-and-many-queries"
         ),
-        pytest.param(30, (28, 42), (14, 14), 0.1, 1, torch.float16, id="14-pixels-refined"),
-        pytest.param(9, (32, 65), (32, 32), 0.2, 0, torch.float32, id="large-patches"),
+        pytest.param(20, (14, 28), (14, 14), 0.1, 1, torch.float16, id="14-pixels-refined"),
+        pytest.param(3, (32, 65), (32, 32), 0.4, 0, torch.float32, id="large-patches"),
         pytest.param(9, (16, 17), (16, 16), 0.2, 2, torch.bfloat16, id="one-patch"),
         pytest.param(9, (12, 20), (3, 5), 0.2, 0, torch.float32, id="oblong-patches"),
         pytest.param(9, (4, 5), (1, 1), 0.2, 0, torch.float32, id="patches-of-one-pixel"),
@@ -87,8 +87,18 @@ def test_labels(seed: int, queries, size, patch, threshold, iterations, dtype) -
     assert (got != expected).sum() <= max(1, 0.05 * got.numel())
 
 
-@pytest.mark.parametrize("patch", ((8, 8), (14, 14), (16, 16), (32, 32), (5, 3), (1, 1)), ids=str)
-@pytest.mark.parametrize("dtype", (torch.int32, torch.int64), ids=str)
+@pytest.mark.parametrize(
+    ("patch", "dtype"),
+    # A dtype decides the loads, whatever the patch: each in turn.
+    [
+        ((8, 8), torch.int32),
+        ((14, 14), torch.int64),
+        ((32, 32), torch.int32),
+        ((5, 3), torch.int64),
+        ((1, 1), torch.int32),
+    ],
+    ids=str,
+)
 def test_majority(seed: int, patch: tuple[int, int], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
     shape = (1, patch[0] + 1, max(1, 32 // patch[1]) * patch[1] + patch[1] // 2)
@@ -116,56 +126,41 @@ def test_the_smallest_label_wins_a_tie() -> None:
 
 @pytest.mark.parametrize("iterations", (0, 1))
 def test_batch_strides_and_surroundings_do_not_matter(seed: int, iterations: int) -> None:
-    logits, image = inputs(seed, size=(9, 14), patch=(4, 4), batch=3)
+    logits, image = inputs(seed, queries=4, size=(9, 13), patch=(4, 4), batch=3)
     arguments = {"patch_size": (4, 4), "refine_iterations": iterations, "implementation": "triton"}
     expected = patch_labels(logits, image, **arguments)
-    order = [2, 0, 1]
+    order = [2, 1]
     assert torch.equal(patch_labels(logits[order], image[order], **arguments), expected[order])
-    assert torch.equal(patch_labels(logits[1:2], image[1:2], **arguments), expected[1:2])
     assert torch.equal(patch_labels(nan_padded(logits), nan_padded(image), **arguments), expected)
     turned = logits.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert torch.equal(patch_labels(turned, image, **arguments), expected)
 
 
-def test_every_patch_is_written(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, image = inputs(seed)
+def test_every_patch_is_written(seed: int) -> None:
+    logits, image = inputs(seed, queries=3)
     arguments = {"patch_size": (8, 8), "refine_iterations": 0, "implementation": "triton"}
     expected = patch_labels(logits, image, **arguments)
-    plain = torch.Tensor.new_empty
-
-    def spoilt(tensor: torch.Tensor, *given, **options) -> torch.Tensor:
-        made = plain(tensor, *given, **options)
-        return made.fill_(torch.nan if made.is_floating_point() else -7)
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", spoilt)
-    assert torch.equal(patch_labels(logits, image, **arguments), expected)
+    with spoilt_memory():
+        assert torch.equal(patch_labels(logits, image, **arguments), expected)
 
 
 def test_the_threshold_sends_pixels_to_query_zero(seed: int) -> None:
-    logits, image = inputs(seed)
+    logits, image = inputs(seed, batch=1)
     arguments = {"patch_size": (8, 8), "refine_iterations": 0, "implementation": "triton"}
     assert (patch_labels(logits, image, threshold=1.0, **arguments) == 0).all()
     assert patch_labels(logits, image, threshold=0.0, **arguments).any()
 
 
-@pytest.mark.parametrize("implementation", ("auto", "triton", "torch", "reference"))
-def test_nan_is_refused_with_its_images(seed: int, implementation: str) -> None:
+def test_nan_is_refused_with_its_images(seed: int) -> None:
     logits, image = inputs(seed)
     logits[1, 2, 1, 2] = torch.nan
-    arguments = {"patch_size": (8, 8), "implementation": implementation}
-    with pytest.raises(ValueError, match="NaN; they do in image 1 of the batch: check"):
-        patch_labels(logits, image, **arguments)
+    message = "NaN; they do in image 1 of the batch: check"
+    for implementation in ("auto", "triton", "torch", "reference"):
+        with pytest.raises(ValueError, match=message):
+            patch_labels(logits, image, patch_size=(8, 8), implementation=implementation)
     compiled = torch.compile(patch_labels, fullgraph=True, backend="aot_eager")
-    with pytest.raises(ValueError, match="image 1 of the batch"):
-        compiled(logits, image, **arguments)
-
-
-def test_batch_0() -> None:
-    logits, image = inputs(0, batch=0)
-    for iterations in (0, 2):
-        arguments = {"patch_size": (8, 8), "refine_iterations": iterations}
-        labels = patch_labels(logits, image, implementation="triton", **arguments)
-        assert labels.shape == (0, 2, 3)
+    with pytest.raises(ValueError, match=message):
+        compiled(logits, image, patch_size=(8, 8), implementation="triton")
 
 
 def test_launches() -> None:
@@ -173,26 +168,11 @@ def test_launches() -> None:
     image = torch.empty(2, 3, 230, 231, device="meta")
     for iterations in (0, 2):
         with watch(execute=False, target=Target("cuda", 90)) as watcher:
-            patch_labels(
-                logits,
-                image,
-                patch_size=(14, 14),
-                refine_iterations=iterations,
-                implementation="triton",
-            )
+            options = {"patch_size": (14, 14), "refine_iterations": iterations}
+            patch_labels(logits, image, implementation="triton", **options)
         steps = ["pamr_step_kernel"] * iterations
         group = ["upsample_planes_kernel", *steps, "fold_planes_kernel"]
         # 16 MiB hold 39 planes of two images, so that 847 make 22 groups.
         first = ["pamr_weights_kernel", *(22 * group)] if iterations else ["upsample_best_kernel"]
         assert watcher.names() == [*first, "majority_kernel"]
         assert watcher.launches[-1].programs == 2 * 16 * 16
-
-
-def test_gradients_take_torch(seed: int) -> None:
-    logits, image = inputs(seed)
-    logits.requires_grad_()
-    with watch() as watcher:
-        patch_labels(logits, image, patch_size=(8, 8))
-    assert watcher.names() == []
-    with pytest.raises(ValueError, match="requires grad; use 'torch'"):
-        patch_labels(logits, image, patch_size=(8, 8), implementation="triton")

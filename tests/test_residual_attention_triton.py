@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_support import AttentionInputs, check_budget, kernel_device, nan_padded, pairwise
+from kernel_support import (
+    AttentionInputs,
+    check_budget,
+    kernel_device,
+    nan_padded,
+    pairwise,
+    spoilt_memory,
+)
 from residual_attention_support import (
     DTYPES,
     GRID,
@@ -21,7 +28,6 @@ from residual_attention_support import (
 from torch import Tensor
 
 from resclip_kernels import CORRELATIONS, FeedbackOptions, semantic_feedback
-from resclip_kernels.launch import watch
 from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
 
 kernels = pytest.importorskip(
@@ -32,7 +38,6 @@ from resclip_kernels.ops.residual_attention.options import SCORES  # noqa: E402
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCORED = [name for name in CORRELATIONS if SCORES[name]]
-OF_QUERY_AND_KEY = [name for name in CORRELATIONS if name != "pp"]
 # Every shape of a program, whatever the device: the interpreter is given one of its own.
 CONFIGS = {
     f"{config.heads}x{config.rows}x{config.columns}": config
@@ -40,15 +45,11 @@ CONFIGS = {
     if isinstance(config, tile_configs.TileConfig)
 }
 
-
-def filled(allocate: Any) -> Any:
-    """An allocator whose memory holds NaN, or 85 where there is none."""
-
-    def call(*arguments: Any, **options: Any) -> Tensor:
-        tensor = allocate(*arguments, **options)
-        return tensor.fill_(torch.nan if tensor.is_floating_point() else 85)
-
-    return call
+correlations_in_turn = pytest.mark.parametrize(
+    ("correlation", "dtype"),
+    [("kk", torch.float32), ("qq+kk", torch.float16), ("identity", torch.float32)],
+    ids=str,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,11 @@ def test_combinations_of_terms(seed, correlation, additive, layers, dtype) -> No
     judge(inputs, GRID, arguments)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layers", (0, 1, 3))
+@pytest.mark.parametrize(
+    ("layers", "dtype"),
+    [(0, torch.float16), (1, torch.float32), (3, torch.float16)],
+    ids=str,
+)
 def test_identity(seed: int, layers: int, dtype: torch.dtype) -> None:
     inputs = sample(seed, dtype=dtype, layers=layers, heads=2)
     judge(inputs, GRID, {"correlation": "identity", "cross_weight": 0.3, "cross_temperature": 2.0})
@@ -78,9 +82,11 @@ def test_identity(seed: int, layers: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.gpu
 @ON_GPU
-@pytest.mark.parametrize("dtype", (*DTYPES, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("width", (64, 80, 128))
-@pytest.mark.parametrize("correlation", SCORED)
+@pytest.mark.parametrize(
+    ("correlation", "width", "dtype"),
+    pairwise(SCORED, (64, 80, 128), (*DTYPES, torch.bfloat16)),
+    ids=str,
+)
 def test_full_size(seed: int, correlation: str, width: int, dtype: torch.dtype) -> None:
     inputs = sample(seed, (24, 24), dtype, batch=3, heads=6, width=width, layers=4)
     judge(inputs, (24, 24), all_terms(inputs, correlation=correlation))
@@ -92,7 +98,6 @@ def test_full_size(seed: int, correlation: str, width: int, dtype: torch.dtype) 
     [
         pytest.param((14, 14), 64, 1, 0, torch.float16, id="197-tokens-vit-b16"),
         pytest.param((4, 5), 40, 1, 1, torch.float32, id="width-of-no-power-of-two"),
-        pytest.param((2, 17), 64, 1, 1, torch.float16, id="vit-b-head-width-wide-grid"),
         pytest.param((11, 3), 80, 1, 1, torch.float32, id="vit-h14-head-width-tall-grid"),
         pytest.param((3, 12), 88, 1, 1, torch.float16, id="vit-g14-head-width"),
         pytest.param((5, 7), 128, 1, 1, torch.float32, id="widest-head"),
@@ -106,14 +111,15 @@ def test_shapes(seed: int, grid, width: int, heads: int, layers: int, dtype: tor
     judge(inputs, grid, all_terms(inputs))
 
 
-@pytest.mark.parametrize("correlation", OF_QUERY_AND_KEY)
-def test_cls_alone_keeps_its_value(seed: int, correlation: str) -> None:
+def test_cls_alone_keeps_its_value(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     flat = torch.randn(3, 2, 1, 1, 32, generator=generator).to(kernel_device(), torch.float16)
     inputs = AttentionInputs(*flat, (), torch.empty(0))
-    terms = len(SCORES[correlation]) or 1
-    output = run(inputs, (0, 0), correlation=correlation).output
-    assert torch.equal(output, terms * inputs.value)
+    for correlation in CORRELATIONS:
+        terms = len(SCORES[correlation]) or 1
+        arguments = {"projections": [inputs.key]} if correlation == "pp" else {}
+        output = run(inputs, (0, 0), correlation=correlation, **arguments).output
+        assert torch.equal(output, terms * inputs.value), correlation
 
 
 @pytest.mark.parametrize(
@@ -131,8 +137,7 @@ def test_lengths_around_a_column_block(seed: int, beyond: int, terms: Any, dtype
     judge(inputs, grid, terms(inputs))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("beyond", (0, 1))
+@pytest.mark.parametrize(("beyond", "dtype"), [(0, torch.float16), (1, torch.float32)], ids=str)
 def test_lengths_around_a_row_block(seed: int, beyond: int, dtype: torch.dtype) -> None:
     small = sample(seed, dtype=dtype)
     rows = only_launch(small, **all_terms(small)).constants["BLOCK_M"]
@@ -143,8 +148,9 @@ def test_lengths_around_a_row_block(seed: int, beyond: int, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("normalise", (True, False))
-@pytest.mark.parametrize("connectivity", ("prefix", "line", "component", None))
-def test_every_feedback_rule(seed: int, connectivity, normalise: bool) -> None:
+# The rules differ in the bits alone, which this kernel only reads: some, or none.
+@pytest.mark.parametrize("connectivity", ("line", None))
+def test_feedback_rules(seed: int, connectivity, normalise: bool) -> None:
     rules = {"connectivity": connectivity, "normalise": normalise}
     for dtype in DTYPES:
         inputs = sample(seed, dtype=dtype, layers=0)
@@ -164,8 +170,18 @@ def test_every_feedback_rule(seed: int, connectivity, normalise: bool) -> None:
             )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("std", "margin"), [(0.0, 0), (2.0, 16), (5.0, 16), (12.0, 48)])
+@pytest.mark.parametrize(
+    ("std", "margin", "dtype"),
+    # A dtype rounds the taps: both where there are most of them.
+    [
+        (0.0, 0, torch.float32),
+        (2.0, 16, torch.float16),
+        (5.0, 16, torch.float32),
+        (12.0, 48, torch.float32),
+        (12.0, 48, torch.float16),
+    ],
+    ids=str,
+)
 def test_every_margin_of_the_smoothing(seed, std: float, margin: int, dtype: torch.dtype) -> None:
     # 80 patches: σ = 12 has 73 taps, and its margin reaches past the next tile.
     inputs = sample(seed, (5, 16), dtype, layers=0)
@@ -174,38 +190,18 @@ def test_every_margin_of_the_smoothing(seed, std: float, margin: int, dtype: tor
     judge(inputs, (5, 16), arguments)
 
 
-def test_which_kernels_run(seed: int) -> None:
-    inputs = sample(seed, (2, 3), torch.float16)
-    with watch() as watcher:
-        run(inputs, (2, 3))
-        run(inputs, (2, 3), correlation="identity")
-    assert watcher.names() == ["residual_attention_kernel"] * 2
-    with watch() as watcher:
-        run(inputs, (2, 3), **all_terms(inputs))
-    assert watcher.names() == ["class_numbers_kernel", "residual_attention_kernel"]
-
-
-def test_no_image_is_no_work() -> None:
-    inputs = sample(0, (2, 3), batch=0)
-    with watch() as watcher:
-        result = run(inputs, (2, 3), **all_terms(inputs))
-    assert all(launch.programs == 0 for launch in watcher.launches)
-    assert result.output.shape == result.cross_layer.shape == (0, 1, 7, 32)
-
-
 def test_states_of_any_maker_and_labels_of_any_value(seed: int) -> None:
     inputs = sample(seed, (3, 6), torch.float16, layers=0)
     expected = run(inputs, (3, 6), **all_terms(inputs)).output
     # All equal in their lower 32 bits; some beyond int32, some negative.
     spread = inputs._replace(labels=(inputs.labels - 2) * 2**40 - 1)
     assert torch.equal(run(spread, (3, 6), **all_terms(spread)).output, expected)
+    # Its sums may round otherwise, and then an entry of Ŝ: judged by the budget for its own.
     own = semantic_feedback(inputs.labels, implementation="triton")
-    got = run(inputs, (3, 6), **all_terms(inputs, feedback=own)).output
-    torch.testing.assert_close(got, expected)
+    judge(inputs, (3, 6), all_terms(inputs, feedback=own))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("correlation", ("kk", "qq+kk", "identity"))
+@correlations_in_turn
 def test_the_cross_layer_part_can_be_handed_back(seed, correlation: str, dtype) -> None:
     inputs = sample(seed, dtype=dtype, layers=2)
     arguments = {"correlation": correlation}
@@ -234,13 +230,13 @@ def test_each_image_is_on_its_own(seed: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("poison", (torch.nan, torch.inf))
-def test_what_is_not_finite_stays_in_its_image_and_head(seed: int, poison: float) -> None:
+def test_what_is_not_finite_stays_in_its_image_and_head(seed: int) -> None:
     inputs = sample(seed, (3, 5), torch.float16, batch=2, heads=2)
     clean = run(inputs, (3, 5), **all_terms(inputs))
     flat = [*inputs[:3], *inputs.cross_layers[0]]
     for tensor in flat:
-        tensor[0, 0, 4:7] = poison
+        tensor[0, 0, 4:6] = torch.nan
+        tensor[0, 0, 6] = torch.inf
     dirty = run(inputs, (3, 5), **all_terms(inputs))
     for got, expected in zip(dirty, clean, strict=True):
         assert not torch.isfinite(got[0, 0]).all()
@@ -248,25 +244,21 @@ def test_what_is_not_finite_stays_in_its_image_and_head(seed: int, poison: float
         assert torch.equal(got[1], expected[1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("correlation", ("kk", "qq+kk", "identity"))
-def test_outputs_are_written_in_full(seed, correlation: str, dtype, monkeypatch) -> None:
+@correlations_in_turn
+def test_outputs_are_written_in_full(seed, correlation: str, dtype) -> None:
     inputs = sample(seed, (3, 6), dtype, heads=2)
     arguments = all_terms(inputs) if SCORES[correlation] else {}
     arguments["correlation"] = correlation
     expected = run(inputs, (3, 6), **arguments)
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
-    monkeypatch.setattr(Tensor, "new_empty", filled(Tensor.new_empty))
-    result = run(inputs, (3, 6), **arguments)
+    with spoilt_memory():
+        result = run(inputs, (3, 6), **arguments)
     for got, clean in zip(result, expected, strict=True):
         assert torch.isfinite(got).all()
         assert torch.equal(got, clean)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_strides_and_nan_around_change_nothing(seed: int, dtype: torch.dtype) -> None:
-    inputs = sample(seed, (3, 6), dtype, batch=2, heads=2, width=40)
+def test_strides_and_nan_around_change_nothing(seed: int) -> None:
+    inputs = sample(seed, (3, 6), torch.float16, batch=2, heads=2, width=40)
     arguments = all_terms(inputs)
     expected = run(inputs, (3, 6), **arguments).output
 
@@ -290,9 +282,14 @@ def test_strides_and_nan_around_change_nothing(seed: int, dtype: torch.dtype) ->
         ((layer_query.mT.contiguous().mT, layer_key.mT.contiguous().mT),),
         inputs.labels,
     )
-    for other in (padded, mixed, sparse):
+    # As a block's projections lie, token by token.
+    tokens = torch.stack([*inputs[:3], layer_query, layer_key]).permute(1, 3, 0, 2, 4).contiguous()
+    query, key, value, *layer = tokens.permute(2, 0, 3, 1, 4)
+    views = AttentionInputs(query, key, value, (tuple(layer),), inputs.labels)
+    for other, number in ((padded, 0), (mixed, 3), (sparse, 5), (views, 0)):
         assert torch.equal(run(other, (3, 6), **arguments).output, expected)
-    assert [copies(other) for other in (padded, mixed, sparse)] == [0, 3, 5]
+        assert copies(other) == number
+    assert only_launch(views, (3, 6), **arguments).arguments["value"].data_ptr() == value.data_ptr()
 
 
 def copies(inputs: AttentionInputs) -> int:
@@ -302,35 +299,13 @@ def copies(inputs: AttentionInputs) -> int:
     return sum(new is not old for new, old in zip(common, flat, strict=True))
 
 
-def test_views_of_one_projection_are_read_in_place(seed: int) -> None:
-    heads, width, tokens = 2, 32, 36
-    generator = torch.Generator().manual_seed(seed)
-    projected = torch.randn(2, 2, tokens, 3 * heads * width, generator=generator)
-    projected = projected.to(kernel_device(), torch.float16)
-    final, middle = projected.view(2, 2, tokens, 3, heads, width).permute(0, 3, 1, 4, 2, 5)
-    labels = sample(seed, batch=2).labels
-    views = AttentionInputs(*final, ((middle[0], middle[1]),), labels)
-    assert copies(views) == 0
-    launch = only_launch(views, **all_terms(views))
-    assert launch.arguments["value"].data_ptr() == final[2].data_ptr()
-    whole = AttentionInputs(
-        *(tensor.contiguous() for tensor in final),
-        ((middle[0].contiguous(), middle[1].contiguous()),),
-        labels,
-    )
-    expected = run(whole, **all_terms(whole))
-    for got, clean in zip(run(views, **all_terms(views)), expected, strict=True):
-        assert torch.equal(got, clean)
-
-
 @pytest.mark.parametrize("shape", CONFIGS)
 def test_tile_sizes_do_not_matter(seed: int, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIGS[shape]
     inputs = sample(seed, heads=2)
     arguments = all_terms(inputs, correlation="qq+kk")
-    if (
-        config.columns < 32
-    ):  # Ŝ's tiles have 32 columns: such programs are for calls without feedback.
+    # Ŝ's tiles have 32 columns: narrower programs are for calls without feedback.
+    if config.columns < 32:
         arguments["feedback"] = None
     default = only_launch(inputs, **arguments).constants["BLOCK_N"]
     expected = run(inputs, **arguments)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_support import kernel_device, label_map, nan_padded
+from kernel_support import kernel_device, label_map, pairwise, spoilt_memory
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,7 +77,8 @@ def check_not_normalised(feedback: SemanticFeedback) -> None:
     check_entries(plain, feedback_matrix(plain, implementation="triton"))
 
 
-@pytest.mark.parametrize("rule", RULES)
+# A rule decides the bits alone, which have their own tests: here are some, or none.
+@pytest.mark.parametrize("rule", ("line", None))
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_entry_is_right(seed: int, grid: tuple[int, int], rule: Any) -> None:
     # One label map in blobs, one that is mostly noise.
@@ -92,7 +93,7 @@ def test_every_entry_is_right(seed: int, grid: tuple[int, int], rule: Any) -> No
 
 @pytest.mark.parametrize(
     ("std", "reach", "margin"),
-    [(0.0, 0, 0), (0.3, 1, 16), (2.0, 6, 16), (5.0, 15, 16), (12.0, 36, 48)],
+    [(0.0, 0, 0), (0.3, 1, 16), (5.0, 15, 16), (12.0, 36, 48)],
 )
 def test_every_margin_of_the_smoothing(seed: int, std: float, reach: int, margin: int) -> None:
     # 75 patches: σ = 12 has 73 taps.
@@ -105,15 +106,15 @@ def test_every_margin_of_the_smoothing(seed: int, std: float, reach: int, margin
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("grid", [(24, 24), (37, 50)])
-@pytest.mark.parametrize("std", (0.0, 5.0, 12.0))
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "std", "grid"), pairwise(RULES, (0.0, 5.0, 12.0), ((24, 24), (37, 50)))
+)
 def test_full_size(seed: int, rule, std: float, grid: tuple[int, int]) -> None:
     feedback = state(maps(seed, grid, 4), connectivity=rule, smoothing_std=std)
     check_entries(feedback, feedback_matrix(feedback, implementation="triton"))
 
 
-@pytest.mark.parametrize("std", (0.0, 5.0, 12.0))
+@pytest.mark.parametrize("std", (0.0, 12.0))
 def test_tiles_in_float16(seed: int, std: float) -> None:
     feedback = state(maps(seed, (5, 15), 1), smoothing_std=std, connectivity="line")
     matrix = kernels.feedback_matrix(feedback, tile_dtype=torch.float16)
@@ -128,7 +129,7 @@ def test_tiles_in_float16(seed: int, std: float) -> None:
     assert torch.equal(same, matrix)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ("component", None))
 def test_state_equals_the_formula(seed: int, rule) -> None:
     labels = maps(seed, (5, 9))
     feedback = state(labels, connectivity=rule)
@@ -158,26 +159,17 @@ def test_states_of_both_implementations_can_be_exchanged(seed: int) -> None:
     assert torch.equal(used, plain.far)
 
 
-def test_class_numbers_are_the_first_patch_of_a_label(seed: int) -> None:
-    compact = label_map(seed, batch=2, grid=(7, 10), classes=5)
-    values = torch.tensor([-(2**63), 2**63 - 1, 2**40, 2**32 - 1, -1])
-    numbers = kernels.class_numbers(values[compact].to(kernel_device()))
-    assert numbers.dtype == torch.int32
-    for got, image in zip(numbers.tolist(), compact.flatten(1).tolist(), strict=True):
-        assert got == [image.index(label) for label in image]
-
-
 def test_labels_of_any_value_and_layout(seed: int) -> None:
     labels = maps(seed, (5, 3))
     expected = feedback_matrix(state(labels), implementation="triton")
-    spread = (labels - 2) * 2**40 - 1
-    padded = nan_padded(labels.float())
-    for other in (spread, labels.int(), labels.mT.contiguous().mT, padded.long()):
+    # Some are equal in their lower, or upper, 32 bits.
+    values = torch.tensor([-(2**63), 2**63 - 1, 2**32 - 1, -1], device=labels.device)
+    for other in (values[labels], labels.int(), labels.mT.contiguous().mT):
         assert torch.equal(feedback_matrix(state(other), implementation="triton"), expected)
 
 
 def test_each_image_is_on_its_own(seed: int) -> None:
-    labels = maps(seed, (3, 5), batch=3)
+    labels = maps(seed, (3, 4), batch=3)
     together = state(labels)
     matrix = feedback_matrix(together, implementation="triton")
     for which in ([2, 0, 1], [1]):
@@ -187,27 +179,17 @@ def test_each_image_is_on_its_own(seed: int) -> None:
         assert torch.equal(feedback_matrix(some, implementation="triton"), matrix[which])
 
 
-@pytest.mark.parametrize("rule", ("prefix", "component", None))
-def test_outputs_are_written_in_full(seed: int, rule, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rule", ("prefix", None))
+def test_outputs_are_written_in_full(seed: int, rule) -> None:
     labels = maps(seed, (3, 5))
     expected = state(labels, connectivity=rule)
     matrix = feedback_matrix(expected, implementation="triton")
-
-    def filled(allocate: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Tensor:
-            tensor = allocate(*arguments, **options)
-            return tensor.fill_(torch.nan if tensor.is_floating_point() else 85)
-
-        return call
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
-    monkeypatch.setattr(Tensor, "new_empty", filled(Tensor.new_empty))
-    got = state(labels, connectivity=rule)
+    with spoilt_memory():
+        got = state(labels, connectivity=rule)
+        # Bits past the last patch, too, are filled with 85 where nothing writes them.
+        assert torch.equal(feedback_matrix(got, implementation="triton"), matrix)
     for name in ("row_sums", "maximum"):
         assert torch.equal(getattr(got, name), getattr(expected, name))
-    # Bits past the last patch, too, are filled with 85 where nothing writes them.
-    assert torch.equal(feedback_matrix(got, implementation="triton"), matrix)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(16, 64), (64, 32)])
@@ -228,7 +210,7 @@ def positions_kernel(y, x, grid_width, inverse_width, BLOCK: tl.constexpr):
     tl.store(x + patch, patch_x)
 
 
-@pytest.mark.parametrize("width", (1, 3, 7, 14, 49, 100, 1023, 1024, 1025, 262143, 1 << 20))
+@pytest.mark.parametrize("width", (1, 7, 49, 1023, 1025, 262143, 1 << 20))
 def test_positions_are_exact_for_as_many_patches_as_there_may_be(width: int) -> None:
     patches, block = 1 << 20, 1 << 16
     y, x = torch.empty(2, patches, device=kernel_device())
@@ -264,17 +246,6 @@ def test_which_kernels_run(seed: int) -> None:
     assert watcher.names() == []
 
 
-def test_no_image_is_no_work() -> None:
-    labels = torch.zeros(0, 3, 4, dtype=torch.int64, device=kernel_device())
-    for normalise in (True, False):
-        with watch() as watcher:
-            feedback = state(labels, normalise=normalise)
-            assert feedback_matrix(feedback, implementation="triton").shape == (0, 12, 12)
-        assert all(launch.programs == 0 for launch in watcher.launches)
-        assert feedback.row_sums.shape == (0, 12)
-        assert feedback.maximum.shape == (0,)
-
-
 def test_what_cannot_run_is_refused(seed: int) -> None:
     labels = torch.empty(1, 1025, 1024, dtype=torch.int64, device="meta")
     with pytest.raises(ValueError, match="at most 1048576 patches an image; got 1025 × 1024"):
@@ -299,7 +270,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ("prefix", "component", None))
 def test_memory_is_one_bit_a_pair(rule) -> None:
     # 2,304 patches: 5.3 million pairs. Neither the state nor the attention holds more than the bits, 72 words a row.
     patches, device = 48 * 48, torch.device("meta")
@@ -327,7 +298,7 @@ def test_memory_is_one_bit_a_pair(rule) -> None:
 
 
 @pytest.mark.skipif(not interpreting(), reason="reads the interpreter's addresses")
-@pytest.mark.parametrize("smoothing_std", [5.0, 5.7, 8.0, 20.0])
+@pytest.mark.parametrize("smoothing_std", [5.7, 20.0])
 def test_nothing_outside_the_tensors_is_read(
     seed: int, monkeypatch: pytest.MonkeyPatch, smoothing_std: float
 ) -> None:

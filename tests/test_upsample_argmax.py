@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_support import pairwise
 
 from resclip_kernels import upsample_argmax
 
@@ -13,9 +14,11 @@ def grid_logits(seed: int, queries: int = 7, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, queries, 5, 6, generator=generator) * 0.1
 
 
-@pytest.mark.parametrize("size", [(40, 61), (5, 6), (1, 1), (3, 100)])
-@pytest.mark.parametrize("merge", (False, True))
-@pytest.mark.parametrize("through", (None, (23, 30)))
+@pytest.mark.parametrize(
+    ("size", "merge", "through"),
+    # Resizing and merging are steps one after the other: any two of them meet.
+    pairwise([(40, 61), (5, 6), (1, 1), (3, 100)], (False, True), (None, (23, 30))),
+)
 def test_torch_equals_reference(seed: int, size, merge: bool, through) -> None:
     logits = grid_logits(seed)
     classes = torch.tensor([2, 0, 1, 1, 2, 0, 3]) if merge else None
@@ -37,11 +40,6 @@ def test_refinement_uses_the_guide(seed: int) -> None:
     got = upsample_argmax(logits, (40, 48), implementation="torch", **arguments)
     assert torch.allclose(got[1], expected[1], atol=1e-5)
     assert not torch.allclose(got[1], upsample_argmax(logits, (40, 48))[1], atol=1e-3)
-
-
-def test_an_empty_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match="each side of the logits' grid must be at least 1; got 0"):
-        upsample_argmax(torch.zeros(1, 2, 0, 3), (4, 4))
 
 
 def test_equal_queries_go_to_the_smallest_class() -> None:
@@ -76,6 +74,7 @@ def test_under_the_threshold_is_class_zero() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"logits": torch.zeros(1, 2, 0, 3)}, "side of the logits' grid must be at least 1; got 0"),
         ({"size": (0, 4)}, "each side of size must be at least 1"),
         ({"query_to_class": torch.zeros(3).long()}, r"must be \(7,\)"),
         ({"refine_iterations": 2}, "needs a guide image"),
@@ -88,4 +87,4 @@ def test_under_the_threshold_is_class_zero() -> None:
 )
 def test_errors_say_what_was_expected(arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        upsample_argmax(grid_logits(0), **{"size": (8, 8), **arguments})
+        upsample_argmax(**{"logits": grid_logits(0), "size": (8, 8), **arguments})

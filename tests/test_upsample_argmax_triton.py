@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_support import check_budget, kernel_device, nan_padded
+from kernel_support import check_budget, kernel_device, nan_padded, pairwise, spoilt_memory
 
 from resclip_kernels import pamr, upsample_argmax
 from resclip_kernels.launch import Target, watch
@@ -77,18 +75,15 @@ def reference_peak(logits: torch.Tensor, size: tuple[int, int], **arguments) -> 
 @pytest.mark.parametrize(
     ("grid", "size", "through"),
     [
-        pytest.param((5, 6), (24, 37), None, id="larger"),
+        pytest.param((5, 6), (14, 37), None, id="larger"),
         pytest.param((5, 6), (3, 4), None, id="smaller"),
-        pytest.param((5, 6), (5, 6), None, id="same-size"),
         pytest.param((5, 6), (2, 90), None, id="one-way-each"),
         pytest.param((1, 1), (9, 8), None, id="one-patch"),
         pytest.param((5, 6), (1, 1), None, id="one-pixel"),
-        pytest.param((5, 6), (24, 37), (20, 31), id="through-larger"),
-        pytest.param((5, 6), (24, 37), (6, 6), id="through-nearly-the-grid"),
-        pytest.param((9, 12), (24, 37), (4, 5), id="through-smaller"),
+        pytest.param((5, 6), (14, 37), (12, 31), id="through-larger"),
+        pytest.param((9, 12), (14, 37), (4, 5), id="through-smaller"),
         pytest.param((9, 12), (6, 7), (4, 31), id="through-one-way-each"),
-        pytest.param((5, 6), (24, 37), (24, 37), id="through-the-size"),
-        pytest.param((5, 6), (24, 37), (5, 6), id="through-the-grid"),
+        pytest.param((5, 6), (14, 37), (5, 6), id="through-the-grid"),
     ],
 )
 def test_sizes(seed: int, grid, size, through) -> None:
@@ -106,26 +101,27 @@ def test_far_along_a_row_positions_are_exact(seed: int, through) -> None:
     torch.testing.assert_close(probability.double(), expected[1], atol=3e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("threshold", (0.0, 0.3))
-@pytest.mark.parametrize("queries", (1, 2, 150))
+@pytest.mark.parametrize(
+    ("queries", "threshold", "dtype"),
+    pairwise((1, 2, 150), (0.0, 0.3), (torch.float32, torch.float16, torch.bfloat16)),
+    ids=str,
+)
 def test_queries_thresholds_and_dtypes(seed: int, queries: int, threshold: float, dtype) -> None:
     judge(grid_logits(seed, queries).to(dtype), (11, 13), threshold=threshold)
 
 
-@pytest.mark.parametrize("through", (None, (14, 15)))
-def test_several_names_a_class(seed: int, through) -> None:
+def test_several_names_a_class(seed: int) -> None:
     classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
-    judge(grid_logits(seed), (24, 37), query_to_class=classes, threshold=0.3, through=through)
+    judge(grid_logits(seed), (14, 37), query_to_class=classes, threshold=0.3, through=(14, 15))
 
 
 @pytest.mark.parametrize("through", (None, (14, 15)))
 def test_refined(seed: int, through) -> None:
-    guide = torch.randn(2, 3, 20, 24, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    guide = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     classes = torch.tensor([2, 0, 1, 1, 2, 0, 3], device=DEVICE)
     judge(
         grid_logits(seed),
-        (20, 24),
+        (12, 20),
         query_to_class=classes,
         through=through,
         guide=guide,
@@ -145,8 +141,8 @@ def test_of_equal_queries_the_smallest_class_wins(seed: int) -> None:
     assert torch.equal(first, winner)
 
 
-@pytest.mark.parametrize("refined", (False, True))
-@pytest.mark.parametrize("through", (None, (7, 9)))
+# Both read the logits in one function: a refined map directly, the other through a size between.
+@pytest.mark.parametrize(("refined", "through"), [(False, (7, 9)), (True, None)])
 def test_strides_and_what_lies_around_do_not_matter(seed: int, refined: bool, through) -> None:
     logits = grid_logits(seed)
     guide = torch.randn(2, 3, 10, 12, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
@@ -161,7 +157,7 @@ def test_strides_and_what_lies_around_do_not_matter(seed: int, refined: bool, th
 def test_batch_and_groups_change_no_bit(
     seed: int, refined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = grid_logits(seed, queries=19, batch=3)
+    logits = grid_logits(seed, queries=11, batch=3)
     guide = torch.randn(3, 3, 6, 7, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
     def run(*images: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,15 +171,13 @@ def test_batch_and_groups_change_no_bit(
         )
 
     expected = run(0, 1, 2)
-    for turned, straight in zip(run(2, 0, 1), expected, strict=True):
-        assert torch.equal(turned, straight[[2, 0, 1]])
-    for alone, together in zip(run(1), expected, strict=True):
-        assert torch.equal(alone, together[1:2])
+    for some, together in zip(run(2, 1), expected, strict=True):
+        assert torch.equal(some, together[[2, 1]])
     monkeypatch.setattr(streaming, "planes_per_group", lambda *_: 5)
     monkeypatch.setattr(streaming, "INTERPRETED", streaming.PixelLaunch(16, streaming.Options()))
     with watch() as watcher:
         assert all(map(torch.equal, run(0, 1, 2), expected))
-    assert watcher.names().count("fold_planes_kernel") == (4 if refined else 0)
+    assert watcher.names().count("fold_planes_kernel") == (3 if refined else 0)
 
 
 def test_groups_are_bounded_and_even() -> None:
@@ -195,27 +189,25 @@ def test_groups_are_bounded_and_even() -> None:
     assert streaming.planes_per_group(0, 3, 4, 16) == 3
 
 
-def test_every_element_is_written(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_element_is_written(seed: int) -> None:
     logits = grid_logits(seed)
-    expected = upsample_argmax(logits, (33, 35), implementation="triton")
-    plain = torch.Tensor.new_empty
-
-    def spoilt(tensor: torch.Tensor, *arguments, **options) -> torch.Tensor:
-        made = plain(tensor, *arguments, **options)
-        return made.fill_(torch.nan if made.is_floating_point() else -7)
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", spoilt)
-    assert all(
-        map(torch.equal, upsample_argmax(logits, (33, 35), implementation="triton"), expected)
-    )
+    expected = upsample_argmax(logits, (13, 15), implementation="triton")
+    with spoilt_memory():
+        got = upsample_argmax(logits, (13, 15), implementation="triton")
+    assert all(map(torch.equal, got, expected))
 
 
-@pytest.mark.parametrize("implementation", ("triton", "torch", "reference"))
-@pytest.mark.parametrize(("size", "through"), [((9, 10), None), ((5, 6), None), ((9, 10), (20, 6))])
-@pytest.mark.parametrize("refined", (False, True))
-def test_minus_infinity_rules_a_query_out(
-    seed: int, implementation, size, through, refined
-) -> None:
+@pytest.mark.parametrize(
+    ("implementation", "sizes", "refined"),
+    [
+        *pairwise(
+            ("triton", "torch", "reference"), [((9, 10), None), ((9, 10), (20, 6))], (False, True)
+        ),
+        ("triton", ((5, 6), None), False),
+    ],
+)
+def test_minus_infinity_rules_a_query_out(seed: int, implementation, sizes, refined) -> None:
+    size, through = sizes
     logits = grid_logits(seed)
     logits[:, 0] = -torch.inf
     arguments = {"through": through, "implementation": implementation}
@@ -240,60 +232,34 @@ def test_an_undefined_softmax_is_nan_and_stays_in_its_image(seed: int) -> None:
     assert torch.equal(probability[1, 4:], expected[1][1, 4:])
 
 
-@pytest.mark.parametrize("implementation", ("auto", "triton", "torch", "reference"))
-def test_nan_is_refused_with_its_images(seed: int, implementation: str) -> None:
+def test_nan_is_refused_with_its_images(seed: int) -> None:
     logits = grid_logits(seed, batch=4)
     logits[1, 2, 3, 3] = logits[3, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="NaN; they do in image 1, 3 of the batch: check"):
-        upsample_argmax(logits, (8, 8), implementation=implementation)
+    message = "NaN; they do in image 1, 3 of the batch: check"
+    for implementation in ("auto", "triton", "torch", "reference"):
+        with pytest.raises(ValueError, match=message):
+            upsample_argmax(logits, (8, 8), implementation=implementation)
     compiled = torch.compile(upsample_argmax, fullgraph=True, backend="aot_eager")
-    with pytest.raises(ValueError, match="image 1, 3 of the batch"):
-        compiled(logits, (8, 8), implementation=implementation)
+    with pytest.raises(ValueError, match=message):
+        compiled(logits, (8, 8), implementation="triton")
 
 
-def test_batch_0() -> None:
-    guide = torch.zeros(0, 3, 8, 9, device=DEVICE)
-    for iterations in (0, 2):
-        label, probability = upsample_argmax(
-            grid_logits(0, batch=0),
-            (8, 9),
-            guide=guide,
-            refine_iterations=iterations,
-            implementation="triton",
-        )
-        assert label.shape == probability.shape == (0, 8, 9)
-
-
-def launches(size: tuple[int, int], **arguments) -> Iterator[tuple[str, int]]:
+def launches(size: tuple[int, int], **arguments) -> list[tuple[str, int]]:
     logits = torch.empty(1, 847, 14, 14, device="meta")
     with watch(execute=False, target=Target("cuda", 90)) as watcher:
         upsample_argmax(logits, size, implementation="triton", **arguments)
-    return ((launch.kernel.__name__, launch.programs) for launch in watcher.launches)
+    return [(launch.kernel.__name__, launch.programs) for launch in watcher.launches]
 
 
-def test_one_launch_whatever_the_number_of_queries() -> None:
+def test_one_launch_whatever_the_number_of_queries_and_groups_where_it_is_refined() -> None:
     classes = torch.empty(847, dtype=torch.int64, device="meta")
     for through in (None, (224, 224)):
-        ran = list(launches((375, 500), through=through, query_to_class=classes))
+        ran = launches((375, 500), through=through, query_to_class=classes)
         assert ran == [("upsample_best_kernel", -(-375 * 500 // 128))]
-
-
-def test_launches_of_a_refined_map() -> None:
     guide = torch.empty(1, 3, 224, 224, device="meta")
     names = [name for name, _ in launches((224, 224), guide=guide, refine_iterations=2)]
     group = ["upsample_planes_kernel", "pamr_step_kernel", "pamr_step_kernel", "fold_planes_kernel"]
     assert names == ["pamr_weights_kernel", *(11 * group)]
-
-
-def test_gradients_take_torch(seed: int) -> None:
-    logits = grid_logits(seed).requires_grad_()
-    with watch() as watcher:
-        _, probability = upsample_argmax(logits, (9, 9))
-    assert watcher.names() == []
-    probability.sum().backward()
-    assert logits.grad.isfinite().all()
-    with pytest.raises(ValueError, match="requires grad; use 'torch'"):
-        upsample_argmax(logits, (9, 9), implementation="triton")
 
 
 def test_more_pixels_than_32_bits_number_are_refused() -> None:

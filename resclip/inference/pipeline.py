@@ -223,6 +223,8 @@ class LogitTask(ImageTask):
         self.rows_out = self.size[0]
         if self.upsample:
             logits = self.stitcher.rows(0, self.shape[0])
+        elif self.stitcher.is_single:
+            logits = self.stitcher.grids[self.stitcher.windows[0]]
         else:
             tower = self.pipeline.encoder.tower
             logits = self.stitcher.at_centres(tower.grid(*self.shape), tower.patch_size)
