@@ -10,6 +10,7 @@ around the ops: argument checks, steps whose results do not depend on the number
 from resclip_kernels.checks import check_count, check_float, check_fraction, check_positive
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
 from resclip_kernels.dispatch import Implementation, check_implementation
+from resclip_kernels.first_use import KernelWarning, check_kernels_at_first_use
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.ops.pamr import PamrOptions, pamr
 from resclip_kernels.ops.patch_labels import PatchLabelsOptions, patch_labels
@@ -47,6 +48,7 @@ __all__ = [
     "Correlation",
     "FeedbackOptions",
     "Implementation",
+    "KernelWarning",
     "PamrOptions",
     "PatchLabelsOptions",
     "ProxyAttentionOptions",
@@ -60,6 +62,7 @@ __all__ = [
     "check_float",
     "check_fraction",
     "check_implementation",
+    "check_kernels_at_first_use",
     "check_positive",
     "cross_layer_rows",
     "deterministic_attention",

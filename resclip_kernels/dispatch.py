@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from resclip_kernels.first_use import JUDGE
+
 Function = TypeVar("Function")
 
 # What the kernels take; float64 is left to the reference.
@@ -28,7 +30,8 @@ class Implementation(str, Enum):
     """The values of every op's `implementation` argument."""
 
     AUTO = "auto"
-    """Triton on an AMD GPU, or an NVIDIA GPU of compute capability 8.0 or higher; PyTorch everywhere else."""
+    """Triton on an AMD GPU, or an NVIDIA GPU of compute capability 8.0 or higher, once its results there have been
+    compared with PyTorch's (see `resclip_kernels.first_use`); PyTorch everywhere else."""
     TRITON = "triton"
     """Fused GPU kernels; inference only."""
     TORCH = "torch"
@@ -74,6 +77,7 @@ def resolve(
     available: Mapping[Implementation, Function],
     *tensors: Tensor | None,
     limit: str | None = None,
+    op: str | None = None,
 ) -> Choice[Function]:
     """Pick an implementation from the ones an op has.
 
@@ -84,13 +88,15 @@ def resolve(
         available: the op's implementations by name; `TORCH` is always among them.
         tensors: what the op is called with; None stands for an argument left out.
         limit: why the op's own kernels cannot take these arguments, None where they can.
+        op: its name, by which "auto" knows whether its kernels have been compared with torch on this device; None: it
+            takes them unseen.
 
     Raises:
         ValueError: `requested` is no implementation, or one that this op does not have, or cannot run here.
     """
     implementation = parse_implementation(requested)
     if implementation is Implementation.AUTO:
-        implementation, reason = automatic(available, *tensors, limit=limit)
+        implementation, reason = automatic(available, *tensors, limit=limit, op=op)
         return Choice(implementation, reason, available[implementation])
     if implementation not in available:
         has = ", ".join(repr(member.value) for member in available)
@@ -106,17 +112,27 @@ def resolve(
 
 
 def automatic(
-    available: Mapping[Implementation, Any], *tensors: Tensor | None, limit: str | None
+    available: Mapping[Implementation, Any],
+    *tensors: Tensor | None,
+    limit: str | None,
+    op: str | None,
 ) -> tuple[Implementation, str]:
     """Triton for tensors on a GPU that the kernels can take, torch else; and the reason."""
     if Implementation.TRITON not in available:
         return Implementation.TORCH, "this op has no Triton kernels"
-    if not any(tensor is not None and tensor.is_cuda for tensor in tensors):
+    if not are_on_gpu(*tensors):
         return Implementation.TORCH, "portable PyTorch runs on every device"
     why_not = kernel_obstacle(*tensors) or limit
+    if why_not is None and op is not None:
+        why_not = JUDGE.obstacle(op, tensors)
     if why_not is not None:
         return Implementation.TORCH, why_not
     return Implementation.TRITON, "the tensors are on a GPU"
+
+
+def are_on_gpu(*tensors: Tensor | None) -> bool:
+    """Whether any of these is on a CUDA or HIP device."""
+    return any(tensor is not None and tensor.is_cuda for tensor in tensors)
 
 
 def kernel_obstacle(*tensors: Tensor | None) -> str | None:

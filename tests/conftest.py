@@ -35,6 +35,8 @@ def seed() -> int:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What commands keep on disk stays with the test."""
     monkeypatch.setenv("RESCLIP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    verdicts = tmp_path_factory.getbasetemp() / "kernels.json"
+    monkeypatch.setenv("RESCLIP_KERNEL_VERDICTS", str(verdicts))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from torch import Tensor
 from resclip_kernels.checks import check_float, check_same_images, merge_options
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.pamr import portable, reference
 from resclip_kernels.ops.pamr.options import PamrKeywords, PamrOptions
 from resclip_kernels.ops.pamr.tiles import obstacle
@@ -81,6 +82,17 @@ def fake(image: Tensor, masks: Tensor, options: PamrOptions, implementation: str
 def run(image: Tensor, masks: Tensor, options: PamrOptions, implementation: str) -> Tensor:
     """The chosen implementation's planes."""
     limit = obstacle(masks)
-    function = resolve(implementation, IMPLEMENTATIONS, image, masks, limit=limit).function
+    function = resolve(
+        implementation, IMPLEMENTATIONS, image, masks, limit=limit, op="pamr"
+    ).function
     refined: Tensor = function(image, masks, options.iterations, options.dilations)
     return refined
+
+
+@trial("pamr")
+def try_kernels(
+    device: torch.device, dtype: torch.dtype, implementation: str
+) -> list[Tensor | None]:
+    """Planes of a small image, refined; see `resclip_kernels.first_use`."""
+    image, masks = sample(device, dtype, 2, 3, 20, 28), sample(device, dtype, 2, 3, 20, 28, seed=1)
+    return [pamr(image, masks, iterations=2, dilations=(2, 4), implementation=implementation)]

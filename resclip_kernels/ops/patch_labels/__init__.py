@@ -13,6 +13,7 @@ from torch import Tensor
 from resclip_kernels.checks import check_count, check_float, check_same_images, merge_options
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.first_use import sample, trial
 from resclip_kernels.online_softmax import check_no_nan, kernel_limit
 from resclip_kernels.ops.patch_labels import portable, reference
 from resclip_kernels.ops.patch_labels.options import PatchLabelsKeywords, PatchLabelsOptions
@@ -85,6 +86,21 @@ def run(logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementati
     """The chosen implementation's labels; ValueError for NaN, since only here are values at hand while compiling."""
     check_no_nan(logits)
     limit = kernel_limit(image.shape[2:])
-    function = resolve(implementation, IMPLEMENTATIONS, logits, image, limit=limit).function
+    function = resolve(
+        implementation, IMPLEMENTATIONS, logits, image, limit=limit, op="patch_labels"
+    ).function
     labels: Tensor = function(logits, image, options)
     return labels
+
+
+@trial("patch_labels")
+def try_kernels(
+    device: torch.device, dtype: torch.dtype, implementation: str
+) -> list[Tensor | None]:
+    """Labels of a small image's patches; see `resclip_kernels.first_use`."""
+    logits, image = sample(device, dtype, 2, 5, 4, 6), sample(device, dtype, 2, 3, 32, 48, seed=1)
+    return [
+        patch_labels(
+            logits, image, patch_size=(8, 8), refine_iterations=2, implementation=implementation
+        )
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from resclip_kernels.checks import (
@@ -19,6 +20,7 @@ from resclip_kernels.checks import (
 )
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.proxy_attention import portable, reference
 from resclip_kernels.ops.proxy_attention.options import (
     ProxyAttentionKeywords,
@@ -178,9 +180,23 @@ def run(
             f"the kernel takes feedback_weight times the feedback's temperature up to {LARGEST_FEEDBACK:g}; "
             f"got {weight * temperature:g}: use 'torch'"
         )
-    function = resolve(implementation, IMPLEMENTATIONS, features, value, limit=limit).function
+    function = resolve(
+        implementation, IMPLEMENTATIONS, features, value, limit=limit, op="proxy_attention"
+    ).function
     empty = fake(features, value, options, grid, feedback, implementation)
     if empty.numel() == 0:
         return empty
     result: Tensor = function(features, value, grid, options, feedback)
     return result
+
+
+@trial("proxy_attention")
+def try_kernels(
+    device: torch.device, dtype: torch.dtype, implementation: str
+) -> list[Tensor | None]:
+    """What a small image's positions gather; see `resclip_kernels.first_use`."""
+    features, value = (
+        sample(device, dtype, 2, 24, 5, 7),
+        sample(device, dtype, 2, 2, 12, 64, seed=1),
+    )
+    return [proxy_attention(features, value, grid=(3, 4), implementation=implementation)]

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from resclip_kernels.checks import merge_options
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.residual_attention import portable, reference
 from resclip_kernels.ops.residual_attention.options import (
     CORRELATIONS,
@@ -25,6 +27,7 @@ from resclip_kernels.ops.residual_attention.options import (
     named_tensors,
     score_operands,
 )
+from resclip_kernels.ops.semantic_feedback import semantic_feedback
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, kernel_limit
 
 if TYPE_CHECKING:
@@ -161,10 +164,34 @@ def run(
             f"the kernel takes heads up to {MAX_HEAD_WIDTH} wide; got {query.shape[3]}: use 'torch'"
         )
     layers = [tensor for pair in cross_layers for tensor in pair]
+    tensors = (query, key, value, cross_layer, *layers, *projections)
     function = resolve(
-        implementation, IMPLEMENTATIONS, query, key, value, cross_layer, *layers, *projections, limit=limit
-    ).function  # fmt: skip
+        implementation, IMPLEMENTATIONS, *tensors, limit=limit, op="residual_attention"
+    ).function
     output, average = function(
         query, key, value, options, projections, feedback, cross_layers, cross_layer
     )
     return output, average if cross_layer is None else None
+
+
+@trial("residual_attention")
+def try_kernels(
+    device: torch.device, dtype: torch.dtype, implementation: str
+) -> list[Tensor | None]:
+    """All terms together on a small grid; see `resclip_kernels.first_use`."""
+    query, key, value, first, second = (
+        sample(device, dtype, 2, 2, 36, 64, seed=seed) for seed in range(5)
+    )
+    labels = (sample(device, torch.float32, 2, 5, 7) > 0).long()
+    output, cross_layer = residual_attention(
+        query,
+        key,
+        value,
+        grid=(5, 7),
+        correlation="qq+kk",
+        neighbourhood_std=5.0,
+        feedback=semantic_feedback(labels, implementation="torch"),
+        cross_layers=[(first, second), (second, first)],
+        implementation=implementation,
+    )
+    return [output, cross_layer]

@@ -13,6 +13,7 @@ from torch import Tensor
 from resclip_kernels.checks import check_count, merge_options, row_numbers
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.semantic_feedback import portable, reference
 from resclip_kernels.ops.semantic_feedback.options import (
     CONNECTIVITIES,
@@ -157,6 +158,18 @@ def run(labels: Tensor, options: FeedbackOptions, implementation: str) -> Fields
             f"the kernels take at most {MAX_PATCHES} patches an image; got "
             f"{labels.shape[1]} × {labels.shape[2]}: segment in windows, or use 'torch'"
         )
-    function = resolve(implementation, IMPLEMENTATIONS, labels, limit=limit).function
+    function = resolve(
+        implementation, IMPLEMENTATIONS, labels, limit=limit, op="semantic_feedback"
+    ).function
     state: SemanticFeedback = function(labels, options)
     return state.far, state.row_sums, state.maximum, state.dense
+
+
+@trial("semantic_feedback")
+def try_kernels(
+    device: torch.device, dtype: torch.dtype, implementation: str
+) -> list[Tensor | None]:
+    """Ŝ of a small label map; see `resclip_kernels.first_use`."""
+    labels = (sample(device, torch.float32, 2, 5, 7) > 0).long()
+    state = semantic_feedback(labels, implementation=implementation)
+    return [feedback_matrix(state, implementation="torch")]

@@ -10,6 +10,7 @@ from torch import Tensor
 from resclip_kernels.checks import check_count, check_float, check_same_images, merge_options
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
+from resclip_kernels.first_use import sample, trial
 from resclip_kernels.online_softmax import check_no_nan, kernel_limit
 from resclip_kernels.ops.upsample_argmax import portable, reference
 from resclip_kernels.ops.upsample_argmax.options import UpsampleKeywords, UpsampleOptions
@@ -122,6 +123,18 @@ def run(
     """
     check_no_nan(logits)
     tensors = (logits, query_to_class, guide)
-    function = resolve(implementation, IMPLEMENTATIONS, *tensors, limit=kernel_limit(size)).function
+    limit = kernel_limit(size)
+    function = resolve(
+        implementation, IMPLEMENTATIONS, *tensors, limit=limit, op="upsample_argmax"
+    ).function
     label, probability = function(logits, size, options, query_to_class, guide)
     return label, probability
+
+
+@trial("upsample_argmax")
+def try_kernels(
+    device: torch.device, dtype: torch.dtype, implementation: str
+) -> list[Tensor | None]:
+    """Labels and probabilities of a small image; see `resclip_kernels.first_use`."""
+    logits = sample(device, dtype, 2, 5, 4, 6)
+    return list(upsample_argmax(logits, (20, 28), implementation=implementation))
