@@ -9,8 +9,14 @@ around the ops: argument checks, steps whose results do not depend on the number
 
 from resclip_kernels.checks import check_count, check_float, check_fraction, check_positive
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
-from resclip_kernels.dispatch import Implementation, check_implementation
-from resclip_kernels.first_use import KernelWarning, check_kernels_at_first_use
+from resclip_kernels.dispatch import Implementation, check_implementation, explain
+from resclip_kernels.first_use import (
+    JUDGE,
+    TRIALS,
+    KernelWarning,
+    Verdict,
+    check_kernels_at_first_use,
+)
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.ops.pamr import PamrOptions, pamr
 from resclip_kernels.ops.patch_labels import PatchLabelsOptions, patch_labels
@@ -42,6 +48,8 @@ from resclip_kernels.ops.upsample_argmax import UpsampleOptions, upsample_argmax
 __all__ = [
     "CONNECTIVITIES",
     "CORRELATIONS",
+    "JUDGE",
+    "TRIALS",
     "AttentionMaps",
     "AttentionOptions",
     "Connectivity",
@@ -57,6 +65,7 @@ __all__ = [
     "ResidualAttentionOutput",
     "SemanticFeedback",
     "UpsampleOptions",
+    "Verdict",
     "attention_maps",
     "check_count",
     "check_float",
@@ -66,6 +75,7 @@ __all__ = [
     "check_positive",
     "cross_layer_rows",
     "deterministic_attention",
+    "explain",
     "feedback_matrix",
     "feedback_rows",
     "pamr",

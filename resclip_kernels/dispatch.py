@@ -40,6 +40,9 @@ class Implementation(str, Enum):
     """The plain formula, materialised; float64-capable. The tests' oracle and the benchmarks' baseline."""
 
 
+WITH_KERNELS = {Implementation.TRITON: None, Implementation.TORCH: None}
+
+
 @dataclass(frozen=True)
 class Choice(Generic[Function]):
     """What was resolved: the implementation's name, the reason in words, and the function itself."""
@@ -128,6 +131,13 @@ def automatic(
     if why_not is not None:
         return Implementation.TORCH, why_not
     return Implementation.TRITON, "the tensors are on a GPU"
+
+
+def explain(op: str, device: torch.device, dtype: torch.dtype) -> tuple[Implementation, str]:
+    """What "auto" takes for an op on a device in a dtype, and why; compares the kernels if that is still due."""
+    with torch.no_grad():
+        tensor = torch.empty(1, device=device, dtype=dtype)
+        return automatic(WITH_KERNELS, tensor, limit=None, op=op)
 
 
 def are_on_gpu(*tensors: Tensor | None) -> bool:

@@ -181,6 +181,12 @@ COMMANDS = {
         ablate.DESCRIPTION,
         ablate.add_arguments,
     ),
+    "doctor": Command(
+        "resclip.cli.doctor:show_doctor",
+        "show what this machine has and uses",
+        "Shows versions, devices, and which implementation each op takes on them and why, as text to paste into a "
+        "report. On a GPU it compares the Triton kernels with PyTorch where that is still due.",
+    ),
     "models": Command(
         "resclip.cli.show:show_models",
         "list the models",

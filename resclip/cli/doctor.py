@@ -1,0 +1,73 @@
+"""`resclip doctor`: what this machine has, what each op uses on it and why, as text to paste into a report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+
+import torch
+from tabulate import tabulate
+
+from resclip.evaluation.distributed import machine_name
+from resclip.version import __version__
+from resclip_kernels import JUDGE, TRIALS, explain
+
+PACKAGES = ("triton", "open_clip_torch", "timm", "transformers", "numpy")
+DTYPES = {"cuda": (torch.float16, torch.bfloat16, torch.float32)}
+"""By kind of device, the dtypes that are asked about; float32 alone elsewhere."""
+
+
+def show_doctor(_: argparse.Namespace) -> int:
+    """Print versions, devices, and a row for each op, device and dtype."""
+    print(f"resclip {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    versions = [f"torch {torch.__version__}", *(f"{name} {version_of(name)}" for name in PACKAGES)]
+    print(", ".join(versions))
+    print(f"cpu: {machine_name(torch.device('cpu'))}, {torch.get_num_threads()} threads")
+    for device in gpus():
+        print(f"{device}: {describe(device)}")
+    if not gpus():
+        print("no GPU: torch finds none")
+    rows = [
+        row(op, device, dtype)
+        for device in [torch.device("cpu"), *gpus()]
+        for dtype in DTYPES.get(device.type, (torch.float32,))
+        for op in sorted(TRIALS)
+    ]
+    print()
+    print(tabulate(rows, headers=("op", "device", "dtype", '"auto" uses', "error", "why")))
+    if gpus():
+        print(f"\nVerdicts on the kernels are kept in {JUDGE.file()}; remove it to compare anew.")
+    return 0
+
+
+def row(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """One op on one device in one dtype."""
+    implementation, reason = explain(op, device, dtype)
+    verdict = JUDGE.known(op, device, dtype) if device.type == "cuda" else None
+    error = "-" if verdict is None or verdict.error is None else f"{verdict.error:.1e}"
+    name = str(dtype).removeprefix("torch.")
+    return op, str(device), name, implementation.value, error, reason
+
+
+def gpus() -> list[torch.device]:
+    """The CUDA or HIP devices that torch finds."""
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
+def describe(device: torch.device) -> str:
+    """A GPU's name, compute capability and memory."""
+    properties = torch.cuda.get_device_properties(device)
+    runtime = f"HIP {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+    return (
+        f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
+        f"{properties.total_memory / 2**30:.0f} GiB, {runtime}"
+    )
+
+
+def version_of(package: str) -> str:
+    """A package's version, or that it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
