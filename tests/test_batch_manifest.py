@@ -254,7 +254,11 @@ def test_a_full_disk_loses_no_row(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("killed", "now", "message"),  # An earlier run that was killed has another file, not another message.
+    (
+        "killed",
+        "now",
+        "message",
+    ),  # An earlier run that was killed has another file, not another message.
     [
         (True, {**SETTINGS, "method": "naclip"}, r"method: 'resclip' there, 'naclip' now\)"),
         (

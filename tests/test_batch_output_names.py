@@ -47,7 +47,10 @@ def test_any_text_becomes_a_name_that_stays_in_its_folder(text: str) -> None:
         (["Cat.jpg", "cat.png"], ["Cat.jpg", "cat.png"]),
         (["a/cat.jpg", "b/cat.jpg"], ["a/cat", "b/cat"]),
         (["cat", "cat.jpg"], ["cat", "cat.jpg"]),  # A stem that is another one's whole name.
-        (["\u00c9.jpg", "e\u0301.png"], ["\u00c9.jpg", "e\u0301.png"]),  # É in one character, and in two.
+        (
+            ["\u00c9.jpg", "e\u0301.png"],
+            ["\u00c9.jpg", "e\u0301.png"],
+        ),  # É in one character, and in two.
         (["v1.2 of a cat", "x.tar"], ["v1.2 of a cat", "x"]),
     ],
 )

@@ -92,9 +92,7 @@ def test_the_web(web: tuple[str, Path, type[Server]]) -> None:
         open_source(f"{address}/other")
 
 
-@pytest.mark.parametrize(
-    ("url", "package"), [("s3://bucket/a.jpg", "s3fs"), ("box://x", "boxfs")]
-)
+@pytest.mark.parametrize(("url", "package"), [("s3://bucket/a.jpg", "s3fs"), ("box://x", "boxfs")])
 def test_a_package_that_is_missing_is_named(
     url: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
