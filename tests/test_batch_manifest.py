@@ -74,6 +74,8 @@ def test_rows_come_back_as_they_were_sorted(any_store: Store) -> None:
         assert manifest.done == set()
         for one in rows:
             manifest.add(one)
+        manifest.flush()
+        assert any_store.list("manifest.parts") == ["manifest.parts/000000.parquet"]
         assert manifest.done == {row(0).name, row(2).name, "é\n'\"猫.jpg"}
     assert rows_in(any_store) == sorted(rows, key=lambda one: one.index)
     assert any_store.list() == ["manifest.parquet"]
@@ -83,21 +85,6 @@ def test_rows_come_back_as_they_were_sorted(any_store: Store) -> None:
         assert file.schema_arrow.equals(schema())
         assert json.loads(file.schema_arrow.metadata[b"resclip"]) == SETTINGS
         assert file.metadata.row_group(0).column(0).compression == "ZSTD"
-
-
-def test_a_killed_run_is_taken_up_again(any_store: Store) -> None:
-    """Kill: the object is dropped, with rows in its buffer."""
-    manifest = Manifest(any_store, SETTINGS)
-    manifest.add(row(0))
-    manifest.add(row(1, failed=True))
-    manifest.flush()
-    manifest.add(row(2))
-    del manifest
-    assert any_store.list("manifest.parts") == ["manifest.parts/000000.parquet"]
-    with Manifest(any_store, SETTINGS) as again:
-        assert again.done == {row(0).name}
-        again.add(row(1, mark=2))
-    assert rows_in(any_store) == [row(0), row(1, mark=2)]
 
 
 def test_nothing_new_leaves_the_file_alone(store: Store) -> None:
