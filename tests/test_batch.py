@@ -17,7 +17,7 @@ from batch_support import files_in, make_images, toy_segmenter
 from PIL import Image
 
 from resclip import Segmenter
-from resclip.batch import local
+from resclip.batch import steps
 from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
 from resclip.batch.sources import open_source
@@ -38,7 +38,7 @@ def run_job(
     segmenter = segmenter or toy_segmenter()
     job = BatchJob(names or segmenter.vocabulary.names, segmenter.preparation, **options)
     items = open_source(str(source)).items
-    return list(local.run(job, segmenter, items, open_store(str(out)), workers=workers))
+    return list(steps.run(job, segmenter, items, open_store(str(out)), workers=workers))
 
 
 def test_files_are_those_of_each_image_alone_and_bad_images_are_rows(tmp_path: Path) -> None:

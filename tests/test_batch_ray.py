@@ -38,7 +38,7 @@ from ray_support import (
 )
 
 from resclip import Segmenter
-from resclip.batch import local, ray_engine
+from resclip.batch import ray_engine, steps
 from resclip.batch.items import Item
 from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
@@ -63,7 +63,7 @@ class Setting:
     def here(self, model: Any, folder: Path) -> list[Row]:
         """What one machine makes of them."""
         store = Store(str(folder))
-        return timeless(local.run(self.job, model, self.items, store, workers=2))
+        return timeless(steps.run(self.job, model, self.items, store, workers=2))
 
     def on_ray(
         self,
