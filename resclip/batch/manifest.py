@@ -22,7 +22,6 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -221,6 +220,9 @@ class Manifest:
         settings: everything that decides the files, as JSON-able values.
         overwrite: forget what earlier runs did; their images' files stay until they are replaced.
 
+    Attributes:
+        done: names of the images that need not be done again.
+
     Raises:
         ValueError: earlier runs had other settings, or their manifest cannot be read.
         OSError: another run is at work there; the folder cannot be read or written.
@@ -233,7 +235,7 @@ class Manifest:
     ) -> None:
         self.store = store
         self.settings: Mapping[str, Any] = json.loads(json.dumps(settings))
-        self._done: set[str] = set()
+        self.done: set[str] = set()
         self._unwritten: list[Row] = []
         self._table = table_of([])  # The last part, which is on disk.
         self._written_at = time.monotonic()
@@ -260,11 +262,6 @@ class Manifest:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def done(self) -> AbstractSet[str]:
-        """Names of the images that need not be done again."""
-        return self._done
 
     def add(self, row: Row) -> None:
         """Record what became of an image. It is on disk after at most 512 rows, or with the first row after 2 s.
@@ -328,9 +325,9 @@ class Manifest:
         """Take in the name and status of rows."""
         for name, status in rows:
             if status == "done":
-                self._done.add(name)
+                self.done.add(name)
             else:
-                self._done.discard(name)
+                self.done.discard(name)
 
     def _release(self) -> None:
         if self._lock is not None:
