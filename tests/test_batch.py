@@ -17,13 +17,13 @@ from batch_support import files_in, make_images, toy_segmenter
 from PIL import Image
 
 from resclip import Segmenter
-from resclip.batch import steps
+from resclip.batch import outputs, steps
 from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
 from resclip.batch.sources import open_source
 from resclip.batch.storage import Store, open_store
 from resclip.io.images import read_image
-from resclip.visualization.overlay import palette
+from resclip.visualization.overlay import draw_overlay, palette
 
 
 def run_job(
@@ -155,6 +155,19 @@ def test_a_large_tiff_by_block_gives_the_same_labels(
     for name in row.outputs:
         with Image.open(block / name) as one, Image.open(memory / name) as two:
             assert np.array_equal(np.asarray(one), np.asarray(two)), name
+
+
+def test_the_overlay_of_a_very_large_image_is_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third row and column: strips of rows begin and end in between."""
+    monkeypatch.setattr(outputs, "PREVIEW_SIDE", 100)
+    pixels = make_tiff(tmp_path / "map.tif", 300, 200)
+    (wanted,) = toy_segmenter().segment_many([pixels])
+    run_job(tmp_path / "map.tif", tmp_path / "out", overlay=True, block_pixels=1)
+    small = draw_overlay(pixels[::3, ::3], wanted.labels[::3, ::3], palette(3), outputs.OPACITY)
+    with Image.open(tmp_path / "out/map_overlay.png") as overlay:
+        assert np.array_equal(np.asarray(overlay), np.asarray(small))
 
 
 def test_a_geotiff_carries_the_inputs_georeference(tmp_path: Path) -> None:
