@@ -163,8 +163,10 @@ def test_the_overlay_of_a_very_large_image_is_smaller(
     """Every third row and column: strips of rows begin and end in between."""
     monkeypatch.setattr(outputs, "PREVIEW_SIDE", 100)
     pixels = make_tiff(tmp_path / "map.tif", 300, 200)
-    (wanted,) = toy_segmenter().segment_many([pixels])
-    run_job(tmp_path / "map.tif", tmp_path / "out", overlay=True, block_pixels=1)
+    segmenter = toy_segmenter(short_side=0)
+    (wanted,) = segmenter.segment_many([pixels])
+    options = {"segmenter": segmenter, "overlay": True, "block_pixels": 1}
+    run_job(tmp_path / "map.tif", tmp_path / "out", **options)
     small = draw_overlay(pixels[::3, ::3], wanted.labels[::3, ::3], palette(3), outputs.OPACITY)
     with Image.open(tmp_path / "out/map_overlay.png") as overlay:
         assert np.array_equal(np.asarray(overlay), np.asarray(small))
