@@ -22,6 +22,7 @@ from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
 from resclip.batch.sources import open_source
 from resclip.batch.storage import Store, open_store
+from resclip.inference.pipeline import STRIP_BYTES
 from resclip.io.images import read_image
 from resclip.visualization.overlay import draw_overlay, palette
 
@@ -133,8 +134,9 @@ def make_tiff(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("form", "short_side"), (("png", 0), ("tif", 48)))
 def test_a_large_tiff_by_block_gives_the_same_labels(
-    tmp_path: Path, form: str, short_side: int
+    tmp_path: Path, form: str, short_side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(STRIP_BYTES, "cpu", 1 << 18)  # Several strips.
     pixels = make_tiff(tmp_path / "map.tif", 300, 200)
     segmenter = toy_segmenter(short_side=short_side)
     (wanted,) = segmenter.segment_many([pixels])
@@ -162,6 +164,7 @@ def test_the_overlay_of_a_very_large_image_is_smaller(
 ) -> None:
     """Every third row and column: strips of rows begin and end in between."""
     monkeypatch.setattr(outputs, "PREVIEW_SIDE", 100)
+    monkeypatch.setitem(STRIP_BYTES, "cpu", 1 << 18)
     pixels = make_tiff(tmp_path / "map.tif", 300, 200)
     segmenter = toy_segmenter(short_side=0)
     (wanted,) = segmenter.segment_many([pixels])
