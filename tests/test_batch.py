@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -218,11 +219,11 @@ for path in sys.argv[2:]:
 
 
 def test_peak_memory_does_not_grow_with_an_images_height(tmp_path: Path) -> None:
-    """4,096 × 8,000 pixels, 98 MB as bytes and 520 MB as logits, after a quarter of these rows."""
+    """3,584 × 8,000 pixels, 86 MB as bytes and 459 MB as logits, after two sevenths of these rows."""
     rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
     block = np.random.default_rng(0).integers(0, 256, (3, 8, 125), dtype=np.uint8)
     row = block.repeat(64, axis=1).repeat(64, axis=2)
-    for name, height in (("low", 1024), ("high", 4096)):
+    for name, height in (("low", 1024), ("high", 3584)):
         with rasterio.open(
             tmp_path / f"{name}.tif", "w", driver="GTiff", height=height, width=8000, count=3,
             dtype="uint8", tiled=True, blockxsize=512, blockysize=512, compress="deflate",
@@ -232,13 +233,19 @@ def test_peak_memory_does_not_grow_with_an_images_height(tmp_path: Path) -> None
                 file.write(row, window=rasterio.windows.Window(0, top, 8000, 512))
     code = PEAK.format(tests=str(Path(__file__).parent))
     arguments = [str(tmp_path / name) for name in ("out", "low.tif", "high.tif")]
+    # glibc gives back at once what is freed of pieces of a megabyte, and its habits do not decide the test.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}
     ran = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert ran.returncode == 0, ran.stderr
     low, high = map(int, ran.stdout.split())
-    # Beside Python, torch and the model: one strip and what makes it, and GDAL's cache. The rest is the allocator's.
+    # Beside Python, torch and the model: one strip and what makes it, and GDAL's cache.
     assert high < 1500
-    assert high - low < 100
+    assert high - low < 80
     with rasterio.open(tmp_path / "out/high_labels.tif") as file:
-        assert (file.height, file.width) == (4096, 8000)
+        assert (file.height, file.width) == (3584, 8000)
