@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.reporting import RESULTS, conditions, store, table
 from resclip import Segmenter, load
-from resclip.batch import local
+from resclip.batch import steps
 from resclip.batch.job import BatchJob
 from resclip.batch.sources import open_source
 from resclip.batch.steps import finish, read_item, segment_images
@@ -110,7 +110,7 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
         store = open_store(str(root / "out"))
         start = time.perf_counter()
         rows = list(
-            local.run(job, model, open_source(str(root / "in")).items, store, workers=THREADS)
+            steps.run(job, model, open_source(str(root / "in")).items, store, workers=THREADS)
         )
         seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in (root / "out").glob("*.png"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,34 +17,52 @@ pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch
 from batch_support import files_in, make_images, toy_segmenter
 from PIL import Image
 
-from resclip.batch import local
+from resclip import Segmenter
+from resclip.batch import outputs, steps
 from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
 from resclip.batch.sources import open_source
 from resclip.batch.storage import Store, open_store
+from resclip.inference.pipeline import STRIP_BYTES
 from resclip.io.images import read_image
-from resclip.visualization.overlay import palette
-
-NAMES = ("cat", "dog", "grass")
+from resclip.visualization.overlay import draw_overlay, palette
 
 
-def run_job(source: object, out: Path, *, workers: int = 2, **options: Any) -> list[Row]:
-    segmenter = toy_segmenter()
-    job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, **options)
+def run_job(
+    source: object,
+    out: Path,
+    *,
+    workers: int = 2,
+    names: tuple[str, ...] = (),
+    segmenter: Segmenter | None = None,
+    **options: Any,
+) -> list[Row]:
+    segmenter = segmenter or toy_segmenter()
+    job = BatchJob(names or segmenter.vocabulary.names, segmenter.preparation, **options)
     items = open_source(str(source)).items
-    return list(local.run(job, segmenter, items, open_store(str(out)), workers=workers))
+    return list(steps.run(job, segmenter, items, open_store(str(out)), workers=workers))
 
 
-def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
-    names = make_images(tmp_path / "in", 9)
-    rows = run_job(tmp_path / "in", tmp_path / "out", overlay=True, scores=True)
-    segmenter = toy_segmenter()
+def test_files_are_those_of_each_image_alone_and_bad_images_are_rows(tmp_path: Path) -> None:
+    names = make_images(tmp_path / "in", 10, broken=3)
+    flat = tmp_path / "in" / "006.png"
+    flat.write_bytes(flat.read_bytes()[:20] + bytes(4) + flat.read_bytes()[24:])  # Of no height.
+    rows = run_job(tmp_path / "in", tmp_path / "out", workers=3, overlay=True, scores=True)
     assert [row.name for row in rows] == names
+    failed = {row.name: row.error or "" for row in rows if row.status == "failed"}
+    assert list(failed) == ["001.jpg", "004.png", "006.png", "007.jpg"]
+    for name, error in failed.items():
+        assert name in error
+        assert "expected" in error
+        assert "\n" not in error
+    assert len(files_in(tmp_path / "out")) == 3 * 6
+    segmenter = toy_segmenter()
     for row in rows:
+        if row.name in failed:
+            continue
         image = read_image(tmp_path / "in" / row.name)
         (wanted,) = segmenter.segment_many([image])
         stem = Path(row.name).stem
-        assert row.status == "done"
         assert row.error is None
         assert row.outputs == (f"{stem}_labels.png", f"{stem}_overlay.png", f"{stem}_scores.png")
         assert (row.height, row.width) == image.shape[:2]
@@ -63,42 +82,10 @@ def test_label_maps_are_those_of_the_segmenter(tmp_path: Path) -> None:
         assert row.seconds > 0
 
 
-def test_files_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:
-    make_images(tmp_path / "in", 12)
-    run_job(tmp_path / "in", tmp_path / "many", workers=4, scores=True)
-    run_job(tmp_path / "in", tmp_path / "one", workers=1, scores=True)
-    whole = files_in(tmp_path / "many")
-    assert len(whole) == 24
-    assert whole == files_in(tmp_path / "one")
-    for name in ("003.jpg", "010.png"):
-        run_job(tmp_path / "in" / name, tmp_path / "alone", scores=True)
-    assert files_in(tmp_path / "alone").items() < whole.items()
-
-
-def test_bad_images_are_rows_and_the_others_are_done(tmp_path: Path) -> None:
-    names = make_images(tmp_path / "in", 20, broken=6)
-    rows = run_job(tmp_path / "in", tmp_path / "out")
-    failed = {row.name: row.error for row in rows if row.status == "failed"}
-    assert [row.name for row in rows] == names
-    assert len(failed) == 6
-    for name, error in failed.items():
-        assert name in error
-        assert "expected" in error
-        assert "\n" not in error
-    good = make_images(tmp_path / "good", 20)
-    run_job(tmp_path / "good", tmp_path / "all")
-    done = {f"{Path(name).stem}_labels.png" for name in good if name not in failed}
-    everything = files_in(tmp_path / "all")
-    assert files_in(tmp_path / "out") == {name: everything[name] for name in done}
-
-
 def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 1)
-    segmenter = toy_segmenter()
     names = tuple(f"class {number}" for number in range(300))
-    job = BatchJob(names, segmenter.preparation)
-    items = open_source(str(tmp_path / "in")).items
-    (row,) = local.run(job, segmenter, items, open_store(str(tmp_path / "out")), workers=1)
+    (row,) = run_job(tmp_path / "in", tmp_path / "out", names=names)
     assert row.status == "done"
     with Image.open(tmp_path / "out/000_labels.png") as labels:
         assert np.asarray(labels).dtype == np.uint16
@@ -132,7 +119,7 @@ def test_an_output_that_cannot_be_written_ends_the_job(
 
 
 def make_tiff(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A tiled TIFF with a place on the earth, of random blocks of 16 × 16 pixels."""
+    """A tiled TIFF with a georeference, of random blocks of 16 × 16 pixels."""
     rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
     blocks = (-(-height // 16), -(-width // 16), 3)
     small = np.random.default_rng(seed).integers(0, 256, blocks, dtype=np.uint8)
@@ -146,54 +133,59 @@ def make_tiff(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize("form", ("png", "tif"))
-@pytest.mark.parametrize("short_side", (0, 48))
+@pytest.mark.parametrize(("form", "short_side"), (("png", 0), ("tif", 48)))
 def test_a_large_tiff_by_block_gives_the_same_labels(
-    tmp_path: Path, form: str, short_side: int
+    tmp_path: Path, form: str, short_side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(STRIP_BYTES, "cpu", 1 << 18)  # Several strips.
     pixels = make_tiff(tmp_path / "map.tif", 300, 200)
     segmenter = toy_segmenter(short_side=short_side)
+    (wanted,) = segmenter.segment_many([pixels])
     options = {"form": form, "overlay": True, "scores": True}
-    outputs = {}
-    for kind, block_pixels in (("block", 300 * 200 - 1), ("memory", 300 * 200)):
-        job = BatchJob(
-            segmenter.vocabulary.names, segmenter.preparation, block_pixels=block_pixels, **options
+    block, memory = tmp_path / "block", tmp_path / "memory"
+    for out, block_pixels in ((block, 300 * 200 - 1), (memory, 300 * 200)):
+        (row,) = run_job(
+            tmp_path / "map.tif", out, segmenter=segmenter, block_pixels=block_pixels, **options
         )
-        out = tmp_path / kind
-        items = open_source(str(tmp_path / "map.tif")).items
-        (row,) = local.run(job, segmenter, items, open_store(str(out)), workers=1)
         assert row.status == "done", row.error
         assert (row.height, row.width) == (300, 200)
         assert sum(area.pixels for area in row.classes) == 300 * 200
-        outputs[kind] = row
         assert sorted(files_in(out)) == list(row.outputs)
+        assert len(row.outputs) == 3
         with Image.open(out / f"map_labels.{form}") as labels:
-            assert labels.size == (200, 300)
             assert labels.mode == "P"
-    assert outputs["block"].outputs == outputs["memory"].outputs
-    for name in outputs["block"].outputs:
-        with Image.open(tmp_path / "block" / name) as one, Image.open(tmp_path / "memory" / name) as two:  # fmt: skip
+            assert np.array_equal(np.asarray(labels), wanted.labels)
+    for name in row.outputs:
+        with Image.open(block / name) as one, Image.open(memory / name) as two:
             assert np.array_equal(np.asarray(one), np.asarray(two)), name
+
+
+def test_the_overlay_of_a_very_large_image_is_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third row and column: strips of rows begin and end in between."""
+    monkeypatch.setattr(outputs, "PREVIEW_SIDE", 100)
+    monkeypatch.setitem(STRIP_BYTES, "cpu", 1 << 18)
+    pixels = make_tiff(tmp_path / "map.tif", 300, 200)
+    segmenter = toy_segmenter(short_side=0)
     (wanted,) = segmenter.segment_many([pixels])
-    with Image.open(tmp_path / "block" / f"map_labels.{form}") as labels:
-        assert np.array_equal(np.asarray(labels), wanted.labels)
+    options = {"segmenter": segmenter, "overlay": True, "block_pixels": 1}
+    run_job(tmp_path / "map.tif", tmp_path / "out", **options)
+    small = draw_overlay(pixels[::3, ::3], wanted.labels[::3, ::3], palette(3), outputs.OPACITY)
+    with Image.open(tmp_path / "out/map_overlay.png") as overlay:
+        assert np.array_equal(np.asarray(overlay), np.asarray(small))
 
 
-def test_a_geotiff_carries_the_inputs_place(tmp_path: Path) -> None:
+def test_a_geotiff_carries_the_inputs_georeference(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
     make_tiff(tmp_path / "in.tif", 60, 50)
-    make_images(tmp_path / "plain", 1)
     for block_pixels in (1, 1 << 25):
-        segmenter = toy_segmenter()
-        job = BatchJob(
-            segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=block_pixels
-        )
-        items = open_source(str(tmp_path / "in.tif")).items
-        list(local.run(job, segmenter, items, open_store(str(tmp_path / "out")), workers=1))
+        run_job(tmp_path / "in.tif", tmp_path / "out", form="tif", block_pixels=block_pixels)
         with rasterio.open(tmp_path / "out/in_labels.tif") as file:
             assert file.crs.to_epsg() == 3857
             assert file.transform == rasterio.transform.from_origin(1000, 2000, 2, 2)
             assert file.dtypes == ("uint8",)
+    make_images(tmp_path / "plain", 1)
     run_job(tmp_path / "plain", tmp_path / "out", form="tif")
     with rasterio.open(tmp_path / "out/000_labels.tif") as file:
         assert file.crs is None
@@ -211,48 +203,49 @@ def test_a_tiff_that_is_damaged_further_down_leaves_no_file(tmp_path: Path) -> N
 
 
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 from batch_support import coarse_segmenter
-from resclip.batch import local
-from resclip.batch.sources import open_source
-from resclip.batch.storage import open_store
-from resclip.batch.job import BatchJob
+from test_batch import run_job
 segmenter = coarse_segmenter()
-job = BatchJob(segmenter.vocabulary.names, segmenter.preparation, "tif", block_pixels=1)
 for path in sys.argv[2:]:
-    (row,) = local.run(job, segmenter, open_source(path).items, open_store(sys.argv[1]), workers=1)
+    options = dict(workers=1, segmenter=segmenter, form="tif", block_pixels=1)
+    (row,) = run_job(path, Path(sys.argv[1]), **options)
     assert row.status == "done", row.error
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    # Not ru_maxrss, which begins with what the process that started this one has taken.
+    print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024)
 """
 
 
 def test_peak_memory_does_not_grow_with_an_images_height(tmp_path: Path) -> None:
-    """8,000 × 8,000 pixels, 192 MB as bytes and 770 MB as logits, after a quarter of these rows."""
+    """3,584 × 8,000 pixels, 86 MB as bytes and 459 MB as logits, after two sevenths of these rows."""
     rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')
     block = np.random.default_rng(0).integers(0, 256, (3, 8, 125), dtype=np.uint8)
     row = block.repeat(64, axis=1).repeat(64, axis=2)
-    for name, height in (("low", 2048), ("high", 8000)):
+    for name, height in (("low", 1024), ("high", 3584)):
         with rasterio.open(
             tmp_path / f"{name}.tif", "w", driver="GTiff", height=height, width=8000, count=3,
             dtype="uint8", tiled=True, blockxsize=512, blockysize=512, compress="deflate",
             transform=rasterio.transform.from_origin(0, 0, 1, 1),
         ) as file:  # fmt: skip
             for top in range(0, height, 512):
-                count = min(512, height - top)
-                file.write(row[:, :count], window=rasterio.windows.Window(0, top, 8000, count))
+                file.write(row, window=rasterio.windows.Window(0, top, 8000, 512))
     code = PEAK.format(tests=str(Path(__file__).parent))
-    arguments = [tmp_path / "out", tmp_path / "low.tif", tmp_path / "high.tif"]
+    arguments = [str(tmp_path / name) for name in ("out", "low.tif", "high.tif")]
+    # glibc gives back at once what is freed of pieces of a megabyte, and its habits do not decide the test.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}
     ran = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         check=False,
+        env=environment,
     )
     assert ran.returncode == 0, ran.stderr
     low, high = map(int, ran.stdout.split())
-    # Beside Python, torch and the model: one strip and what makes it, and GDAL's cache. The rest is the allocator's.
+    # Beside Python, torch and the model: one strip and what makes it, and GDAL's cache.
     assert high < 1500
-    assert high - low < 100
+    assert high - low < 80
     with rasterio.open(tmp_path / "out/high_labels.tif") as file:
-        assert (file.height, file.width) == (8000, 8000)
+        assert (file.height, file.width) == (3584, 8000)

@@ -22,7 +22,6 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"image": [b"A", b"B"]}, {"t/000000000": b"A", "t/000000001": b"B"}),
         ({"jpg": [b"A", b"B"], "__key__": ["x/1", "2"]}, {"x/1": b"A", "2": b"B"}),
         ({"id": [7, None], "bytes": [b"A", b"B"]}, {"7": b"A", "t/000000001": b"B"}),
         (
@@ -132,7 +131,6 @@ def test_rows_in_order_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"image": pa.array([], pa.binary())}, "empty table"),
         ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, "every image once.*number 1 and 3"),
         (b"PAR1 and nothing else", "damaged"),
-        (b"", "damaged"),
     ],
 )
 def test_tables_that_cannot_be_used(content: Any, message: str, tmp_path: Path) -> None:

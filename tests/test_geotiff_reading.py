@@ -54,9 +54,7 @@ def all_rows(path: Path, step: int = 13) -> np.ndarray:
 
 SMOOTH = np.stack([np.add.outer(np.arange(HEIGHT), np.arange(WIDTH) // k) for k in (1, 2, 3)])
 COLOURS = {value: (value * 40, 255 - value * 40, 7, 255) for value in range(6)}
-KINDS: dict[
-    str, tuple[np.ndarray, dict[str, Any], int]
-] = {  # values, how they are stored, tolerance
+KINDS: dict[str, tuple[np.ndarray, dict[str, Any], int]] = {  # Values, storage, tolerance.
     "RGB, tiles": (noise(3), TILES, 0),
     "RGB, strips": (noise(3), {"blockysize": 8}, 0),
     "RGB, planes": (noise(3), {"interleave": "band", **TILES}, 0),
@@ -66,7 +64,6 @@ KINDS: dict[
     "grey": (noise(1), TILES, 0),
     "grey, white is 0": (noise(1), {"photometric": "miniswhite"}, 0),
     "grey, 1 bit": (noise(1, levels=2), {"nbits": 1}, 0),
-    "grey, 2 bits": (noise(1, levels=4), {"nbits": 2}, 0),
     "grey, 4 bits": (noise(1, levels=16), {"nbits": 4}, 0),
     "grey with alpha": (noise(2), {"alpha": "YES"}, 0),
     "RGBA": (noise(4), {"photometric": "RGB", "alpha": "YES", **TILES}, 0),
@@ -89,7 +86,7 @@ def test_rows_are_those_of_the_whole_image(tmp_path: Path, kind: str) -> None:
     assert np.abs(all_rows(path) - wanted).max() <= tolerance
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [("png", 0), ("jpg", 4), ("jp2", 0), ("bmp", 0)])
+@pytest.mark.parametrize(("suffix", "tolerance"), [("jpg", 4), ("jp2", 0)])
 def test_other_formats(tmp_path: Path, suffix: str, tolerance: int) -> None:
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(SMOOTH.astype(np.uint8).transpose(1, 2, 0)).save(path)
@@ -152,7 +149,7 @@ def test_another_thread_reads_what_this_one_opened(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows, noise(3).transpose(1, 2, 0)[3:50])
 
 
-def test_the_place_on_the_earth(tmp_path: Path) -> None:
+def test_the_georeference(tmp_path: Path) -> None:
     transform = rasterio.Affine(0.5, 0.0, 500.0, 0.0, -0.5, 900.0)
     path = tiff(tmp_path / "map.tif", noise(3), crs="EPSG:32632", transform=transform)
     with open_raster(path) as raster:
@@ -183,17 +180,12 @@ def test_no_file_no_image_and_too_many_pixels(tmp_path: Path) -> None:
     assert "8,250" in message_of(path, max_pixels=8000)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int16", "int32", "uint32"])
-def test_other_depths_are_refused(tmp_path: Path, dtype: str) -> None:
-    path = tiff(tmp_path / "deep.tif", noise(1, "uint8").astype(dtype))
-    assert f"(uint8, uint16), got {dtype}" in message_of(path)
-
-
-def test_two_bands_are_neither_grey_nor_colour(tmp_path: Path) -> None:
+def test_layouts_that_are_refused(tmp_path: Path) -> None:
+    """Other depths, two bands that are neither grey nor colour, and a large image in one piece."""
+    for dtype in ("float32", "int16"):
+        path = tiff(tmp_path / "deep.tif", noise(1, "uint8").astype(dtype))
+        assert f"(uint8, uint16), got {dtype}" in message_of(path)
     assert "got 2" in message_of(tiff(tmp_path / "two.tif", noise(2), photometric="minisblack"))
-
-
-def test_a_large_image_in_one_piece_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "one.tif"
     shape = {"count": 3, "height": 14000, "width": 14000, "dtype": "uint8"}
     options = {**TILES, "blockxsize": 14000, "blockysize": 14000, "sparse_ok": True}
@@ -201,7 +193,7 @@ def test_a_large_image_in_one_piece_is_refused(tmp_path: Path) -> None:
     assert "blocks of 14,000 rows that take 0.5 GiB" in message_of(path)
 
 
-def test_rows_that_are_not_there(tmp_path: Path) -> None:
+def test_rows_that_do_not_exist(tmp_path: Path) -> None:
     with open_raster(tiff(tmp_path / "image.tif", noise(1))) as raster:
         assert raster.rows(7, 7).shape == (0, WIDTH, 3)
         for first, last in ((-1, 3), (3, 2), (70, HEIGHT + 1)):
@@ -209,7 +201,7 @@ def test_rows_that_are_not_there(tmp_path: Path) -> None:
                 raster.rows(first, last)
 
 
-@pytest.mark.parametrize("kept", [0.02, 0.6, 0.9])
+@pytest.mark.parametrize("kept", [0.02, 0.6])
 def test_cut_short(tmp_path: Path, kept: float) -> None:
     """Of a file of which most is there the header is whole, and the damage shows when the rows are read."""
     path = tiff(tmp_path / "cut.tif", noise(3), **TILES)
@@ -259,20 +251,21 @@ def test_without_rasterio_it_is_said_what_to_install() -> None:
 
 
 MEMORY = """
-import resource, sys
+import sys
 import numpy as np
 from resclip.io.geotiff import RasterWriter, open_raster, raster_to_png
 source, folder = sys.argv[1:]
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which begins with what the process that started this one has taken.
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 start = peak()
 with open_raster(source) as raster:
-    for first in range(0, 8000, 160):
-        raster.rows(first, min(first + 200, 8000))
+    for first in range(0, 4000, 160):
+        raster.rows(first, min(first + 200, 4000))
 print(peak() - start)
 labels = np.zeros((100, 8000), np.uint16)
-with RasterWriter(f"{folder}/l.tif", 8000, 8000, classes=8000, dtype="uint16") as writer:
-    for first in range(0, 8000, 100):
+with RasterWriter(f"{folder}/l.tif", 4000, 8000, classes=8000, dtype="uint16") as writer:
+    for first in range(0, 4000, 100):
         writer.write(first, labels)
     writer.commit()
 raster_to_png(f"{folder}/l.tif", f"{folder}/l.png")
@@ -281,15 +274,9 @@ print(peak() - start)
 
 
 def test_memory_is_that_of_the_cache_and_of_a_few_rows(tmp_path: Path) -> None:
-    """8,000 x 8,000 pixels, 192 MB to be read and 128 MB to be written and turned to PNG, in 64 MB of cache and 40."""
-    path = tmp_path / "large.tif"
-    shape = {"count": 3, "height": 8000, "width": 8000, "dtype": "uint8"}
-    options = {**TILES, "blockxsize": 512, "blockysize": 512, "compress": "none"}
-    with rasterio.open(path, "w", driver="GTiff", **shape, **options) as dataset:
-        for first in range(0, 8000, 512):
-            rows = np.full((3, min(512, 8000 - first), 8000), 7, np.uint8)
-            window = rasterio.windows.Window(0, first, 8000, rows.shape[1])
-            dataset.write(rows, window=window)
+    """4,000 × 8,000 pixels, 96 MB to be read and 64 MB to be written and turned to PNG, in 64 MB of cache and 40."""
+    options = {"tiled": True, "blockxsize": 512, "blockysize": 512}
+    path = tiff(tmp_path / "large.tif", np.full((3, 4000, 8000), 7, np.uint8), **options)
     command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     read, written = (float(line) for line in out.stdout.split())

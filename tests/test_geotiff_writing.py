@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+from disk_support import files_of_at_most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -64,9 +62,13 @@ def test_what_is_in_the_file(tmp_path: Path, encoded: bytes) -> None:
         assert dataset.transform == PLACE["transform"]
         colours = dataset.colormap(1)
         assert [colours[label][:3] for label in range(7)] == [tuple(c) for c in PALETTE.tolist()]
-    with Image.open(tmp_path / "map.tif") as image:
-        assert image.mode == "P"
-        np.testing.assert_array_equal(np.asarray(image), LABELS)
+    raster_to_png(tmp_path / "map.tif", tmp_path / "map.png")
+    for form in ("tif", "png"):
+        with Image.open(tmp_path / f"map.{form}") as image:
+            assert image.mode == "P"
+            np.testing.assert_array_equal(np.asarray(image), LABELS)
+            assert image.getpalette()[:21] == PALETTE.ravel().tolist()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["map.png", "map.tif"]
 
 
 def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
@@ -76,13 +78,15 @@ def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
         file.commit()
     data = encode_geotiff(scores, classes=65536, dtype="uint16")
     assert (tmp_path / "s.tif").read_bytes() == data
-    with Image.open(tmp_path / "s.tif") as image:
-        np.testing.assert_array_equal(np.asarray(image), scores)
+    raster_to_png(tmp_path / "s.tif", tmp_path / "s.png")
+    for form in ("tif", "png"):
+        with Image.open(tmp_path / f"s.{form}") as image:
+            np.testing.assert_array_equal(np.asarray(image), scores)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (512, 512)])
 def test_one_pixel_one_line_and_one_tile(tmp_path: Path, shape: tuple[int, int]) -> None:
-    labels = LABELS[: shape[0], :1] if shape[1] == 1 else np.resize(LABELS, shape)
+    labels = np.resize(LABELS, shape)
     (tmp_path / "map.tif").write_bytes(encode_geotiff(labels, classes=7))
     with rasterio.open(tmp_path / "map.tif") as dataset:
         np.testing.assert_array_equal(dataset.read(1), labels)
@@ -105,7 +109,7 @@ def test_the_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     assert path.stat().st_size > 5
 
 
-@pytest.mark.parametrize("rows", [0, 600, 1100])
+@pytest.mark.parametrize("rows", [0, 1100])
 def test_an_early_end_or_an_abort_leaves_the_old_file_and_no_other(
     tmp_path: Path, rows: int
 ) -> None:
@@ -129,8 +133,6 @@ def test_an_early_end_or_an_abort_leaves_the_old_file_and_no_other(
     [
         (1, LABELS[:5], ValueError, "rows from 0 on, got 1"),
         (0, LABELS[:5, :-1], ValueError, "rows of shape"),
-        (0, LABELS[0], ValueError, "rows of shape"),
-        (0, np.concatenate((LABELS, LABELS)), ValueError, "rows of shape"),
         (0, LABELS[:5] + 1, ValueError, "numbers from 0 to 6, got 1 to 7"),
         (0, LABELS[:5] - 1, ValueError, "numbers from 0 to 6, got -1 to 5"),
         (0, LABELS[:5].astype(np.float32), TypeError, "integers, got float32"),
@@ -141,9 +143,6 @@ def test_wrong_rows(
 ) -> None:
     with writer(tmp_path / "map.tif") as file, pytest.raises(error, match=words):
         file.write(first, rows)
-
-
-def test_more_rows_than_there_are(tmp_path: Path) -> None:
     with writer(tmp_path / "map.tif") as file:
         file.write(0, LABELS[:1000])
         with pytest.raises(ValueError, match="1100 rows in all, got 1101"):
@@ -159,7 +158,6 @@ def test_more_rows_than_there_are(tmp_path: Path) -> None:
         ({"classes": 65537, "dtype": "uint16", "palette": None}, "1 to 65,536 classes"),
         ({"dtype": "uint16"}, "no palette for uint16"),
         ({"palette": PALETTE.astype(int)}, "palette of shape"),
-        ({"palette": PALETTE[:, :2]}, "palette of shape"),
         ({"palette": np.zeros((257, 3), np.uint8)}, "palette of shape"),
     ],
 )
@@ -184,54 +182,23 @@ def test_where_no_directory_is(tmp_path: Path) -> None:
         writer(tmp_path / "file" / "map.tif")
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """What is written past this many bytes fails, as on a full disk."""
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-
-
-@pytest.mark.parametrize(("share", "missing"), [(0.0, 0), (0.5, 0), (1.0, 3000), (1.0, 1)])
+@pytest.mark.parametrize(("share", "missing"), [(0.0, 0), (0.5, 0), (1.0, 1)])
 def test_a_full_disk(tmp_path: Path, share: float, missing: int) -> None:
     """GDAL is silent where the last few bytes are lost as it closes the file."""
     path = tmp_path / "map.tif"
-    size = len(write(path, []))
+    write(path, [])
     raster_to_png(path, tmp_path / "map.png")
-    with (
-        files_of_at_most(int(size * share) - missing),
-        pytest.raises(OSError, match=r"not written .*other\.tif"),
+    for form, again in (
+        ("tif", lambda: write(tmp_path / "other.tif", [])),
+        ("png", lambda: raster_to_png(path, tmp_path / "other.png")),
     ):
-        write(tmp_path / "other.tif", [])
-    size = (tmp_path / "map.png").stat().st_size
-    with (
-        files_of_at_most(int(size * share) - missing),
-        pytest.raises(OSError, match=r"not written .*other\.png"),
-    ):
-        raster_to_png(path, tmp_path / "other.png")
+        size = (tmp_path / f"map.{form}").stat().st_size
+        with (
+            files_of_at_most(int(size * share) - missing),
+            pytest.raises(OSError, match=rf"not written .*other\.{form}"),
+        ):
+            again()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["map.png", "map.tif"]
-
-
-def test_png_has_the_numbers_and_the_palette(tmp_path: Path) -> None:
-    path = tmp_path / "map.tif"
-    write(path, [], **PLACE)
-    raster_to_png(path, tmp_path / "map.png")
-    with Image.open(tmp_path / "map.png") as image:
-        assert image.mode == "P"
-        np.testing.assert_array_equal(np.asarray(image), LABELS)
-        assert image.getpalette()[:21] == PALETTE.ravel().tolist()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["map.png", "map.tif"]
-
-
-def test_png_of_scores_has_16_bits(tmp_path: Path) -> None:
-    scores = LABELS * 9000
-    (tmp_path / "s.tif").write_bytes(encode_geotiff(scores, classes=65536, dtype="uint16"))
-    raster_to_png(tmp_path / "s.tif", tmp_path / "s.png")
-    with Image.open(tmp_path / "s.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), scores)
 
 
 def test_png_of_what_is_no_map(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def file_job(
         ImportError: the engine needs a package that is not there.
     """
     # Imported here: without the packages that files need, all else is still measured.
-    from resclip.batch import local
+    from resclip.batch import steps
     from resclip.batch.job import BatchJob
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
@@ -214,7 +214,7 @@ def file_job(
 
     def run() -> None:
         store = open_store(tempfile.mkdtemp(prefix="png-", dir=folder))
-        rows = list(local.run(job, segmenter, source.items, store, workers=workers))
+        rows = list(steps.run(job, segmenter, source.items, store, workers=workers))
         done = sum(row.status == "done" for row in rows)
         if done < count:
             errors = "; ".join(f"{row.name}: {row.error}" for row in rows if row.error)

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from resclip.inference.preprocessing import Preparation
-from resclip.io.images import MAX_PIXELS
 from resclip.segmenter import Segmenter
 
 Form: TypeAlias = Literal["png", "tif"]
@@ -63,11 +62,6 @@ class BatchJob:
     def label_type(self) -> np.dtype[Any]:
         """The type of a pixel in the label map: 8 bits up to 256 classes, else 16."""
         return np.dtype(np.uint8 if len(self.names) <= 256 else np.uint16)
-
-    @property
-    def largest_image(self) -> int:
-        """Pixels of the largest image that is read into memory."""
-        return self.max_pixels or MAX_PIXELS
 
     def settings(self, segmenter: Segmenter) -> Mapping[str, Any]:
         """Everything that decides the files, as JSON-able values."""

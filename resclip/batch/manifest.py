@@ -22,11 +22,9 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -222,6 +220,9 @@ class Manifest:
         settings: everything that decides the files, as JSON-able values.
         overwrite: forget what earlier runs did; their images' files stay until they are replaced.
 
+    Attributes:
+        done: names of the images that need not be done again.
+
     Raises:
         ValueError: earlier runs had other settings, or their manifest cannot be read.
         OSError: another run is at work there; the folder cannot be read or written.
@@ -234,7 +235,7 @@ class Manifest:
     ) -> None:
         self.store = store
         self.settings: Mapping[str, Any] = json.loads(json.dumps(settings))
-        self._done: set[str] = set()
+        self.done: set[str] = set()
         self._unwritten: list[Row] = []
         self._table = table_of([])  # The last part, which is on disk.
         self._written_at = time.monotonic()
@@ -259,18 +260,8 @@ class Manifest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def done(self) -> AbstractSet[str]:
-        """Names of the images that need not be done again."""
-        return self._done
 
     def add(self, row: Row) -> None:
         """Record what became of an image. It is on disk after at most 512 rows, or with the first row after 2 s.
@@ -334,9 +325,9 @@ class Manifest:
         """Take in the name and status of rows."""
         for name, status in rows:
             if status == "done":
-                self._done.add(name)
+                self.done.add(name)
             else:
-                self._done.discard(name)
+                self.done.discard(name)
 
     def _release(self) -> None:
         if self._lock is not None:

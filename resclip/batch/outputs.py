@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,27 +138,10 @@ class BlockSink:
         size = (image.height, image.width)
         self.step = -(-max(size) // PREVIEW_SIDE)
         self.preview: list[tuple[PixelArray, NDArray[Any]]] = []
-        has_palette = len(job.names) <= PALETTE_COLOURS
-        self.labels = RasterWriter(
-            self.folder / "labels.tif",
-            *size,
-            classes=len(job.names),
-            palette=palette(len(job.names)) if has_palette else None,
-            crs=georeference.crs,
-            transform=georeference.transform,
-            dtype=job.label_type.name,
-        )
-        self.scores = None
-        if job.scores:
-            self.scores = RasterWriter(
-                self.folder / "scores.tif",
-                *size,
-                classes=MAX_SCORE + 1,
-                palette=None,
-                crs=georeference.crs,
-                transform=georeference.transform,
-                dtype="uint16",
-            )
+        self.writers = {
+            kind: RasterWriter(self.folder / f"{kind}.tif", *size, **layout)
+            for kind, layout in layouts(job, georeference).items()
+        }
 
     def add(self, first: int, labels: NDArray[Any], scores: NDArray[Any] | None) -> None:
         """The rows from `first` on.
@@ -166,10 +149,10 @@ class BlockSink:
         Raises:
             OSError: they cannot be written.
         """
-        self.labels.write(first, labels.astype(self.job.label_type))
+        self.writers["labels"].write(first, labels)
         self.counts += np.bincount(labels.ravel(), minlength=len(self.counts))
-        if self.scores is not None and scores is not None:
-            self.scores.write(first, scores.astype(np.uint16))
+        if scores is not None:
+            self.writers["scores"].write(first, scores)
         if self.job.overlay:
             for row in range(-first % self.step, len(labels), self.step):
                 pixels = self.image.rows(first + row, first + row + 1)
@@ -184,9 +167,7 @@ class BlockSink:
         from resclip.io.geotiff import raster_to_png
 
         written = []
-        for kind, writer in (("scores", self.scores), ("labels", self.labels)):
-            if writer is None:
-                continue
+        for kind, writer in self.writers.items():
             writer.commit()
             path = self.folder / f"{kind}.tif"
             if self.job.form == "png":
@@ -204,9 +185,8 @@ class BlockSink:
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        self.labels.abort()
-        if self.scores is not None:
-            self.scores.abort()
+        for writer in self.writers.values():
+            writer.abort()
         self.close()
 
     def close(self) -> None:
@@ -223,38 +203,30 @@ def encode(job: BatchJob, stem: str, result: Result) -> Iterator[tuple[str, byte
         yield f"{stem}_overlay.png", encode_png(overlay)
     if result.written or result.labels is None:
         return
-    if result.scores is not None:
-        yield (
-            f"{stem}_scores.{job.form}",
-            encode_plane(job, result.scores, None, result.georeference),
-        )
-    colours = palette(len(job.names)) if len(job.names) <= PALETTE_COLOURS else None
-    yield (
-        f"{stem}_labels.{job.form}",
-        encode_plane(job, result.labels, colours, result.georeference),
-    )
+    planes = {"labels": result.labels, "scores": result.scores}
+    for kind, layout in layouts(job, result.georeference).items():
+        yield f"{stem}_{kind}.{job.form}", encode_plane(job, planes[kind], layout)
 
 
-def encode_plane(
-    job: BatchJob, plane: NDArray[Any], colours: PixelArray | None, georeference: Georeference
-) -> bytes:
-    """A label map, with a palette, or scores, without one, as a file."""
+def encode_plane(job: BatchJob, plane: Any, layout: Mapping[str, Any]) -> bytes:
+    """A label map or scores as a file."""
     if job.form == "tif":
         from resclip.io.geotiff import encode_geotiff
 
-        count = MAX_SCORE + 1 if colours is None else len(colours)
-        return encode_geotiff(
-            plane,
-            classes=count,
-            palette=colours,
-            crs=georeference.crs,
-            transform=georeference.transform,
-            dtype=plane.dtype.name,
-        )
+        return encode_geotiff(plane, **layout)
     image = Image.fromarray(plane)
-    if colours is not None:
-        image.putpalette(colours.tobytes())
+    if layout["palette"] is not None:
+        image.putpalette(layout["palette"].tobytes())
     return encode_png(image)
+
+
+def layouts(job: BatchJob, georeference: Georeference) -> dict[str, dict[str, Any]]:
+    """The arguments of `RasterWriter` for scores, where a job writes them, and labels, in this order."""
+    place = georeference._asdict()
+    colours = palette(len(job.names)) if len(job.names) <= PALETTE_COLOURS else None
+    scores = {"classes": MAX_SCORE + 1, "palette": None, "dtype": "uint16", **place}
+    labels = {"classes": len(job.names), "palette": colours, "dtype": job.label_type.name, **place}
+    return {"scores": scores, "labels": labels} if job.scores else {"labels": labels}
 
 
 def as_scores(probabilities: Tensor) -> Tensor:

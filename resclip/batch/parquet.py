@@ -137,16 +137,12 @@ def _images_of(file: Any, columns: _Columns, base: str, table: str) -> Iterator[
 
 
 def _column(file: Any, path: str) -> Iterator[str]:
-    """A column of texts of a table that is open."""
-    for batch in file.iter_batches(TEXTS_PER_READ, columns=[path], use_threads=False):
-        yield from _texts(batch, path)
-
-
-def _texts(batch: Any, path: str) -> list[str]:
-    """A column as texts; "" for what is missing."""
+    """A column of a table that is open, as texts; "" for what is missing."""
     import pyarrow as pa
 
-    return [text or "" for text in _leaf(batch, path).cast(pa.large_string()).to_pylist()]
+    for batch in file.iter_batches(TEXTS_PER_READ, columns=[path], use_threads=False):
+        for text in _leaf(batch, path).cast(pa.large_string()).to_pylist():
+            yield text or ""
 
 
 def _leaf(batch: Any, path: str) -> Any:
@@ -245,11 +241,6 @@ def read_cell(location: str, cell: Cell) -> bytes:
     return value
 
 
-@lru_cache(maxsize=4)
-def _reader(location: str, column: str) -> _Reader:
-    return _Reader(location, column)
-
-
 class _Reader:
     """A column that is read from front to back, and again from a row group's start where it has to be."""
 
@@ -288,6 +279,9 @@ class _Reader:
             if row < self.next:
                 self.recent.append((first, values))
                 return values, first
+
+
+_reader = lru_cache(maxsize=4)(_Reader)
 
 
 def _open(location: str) -> Any:

@@ -145,7 +145,7 @@ def open_binary(location: str) -> BinaryIO:
 
 
 def read_range(location: str, start: int = 0, length: int | None = None) -> bytes:
-    """Bytes of a file: `length` from `start`, or all from `start` on.
+    """A whole file, or `length` of its bytes from `start` on.
 
     Raises:
         OSError: they cannot be read, or the file ends before.
@@ -153,12 +153,10 @@ def read_range(location: str, start: int = 0, length: int | None = None) -> byte
     """
     opened, inner = file_system(location)
     with naming(location):
-        if length is None and start == 0:
-            data = opened.cat_file(inner)
-        else:
-            end = None if length is None else start + length
-            data = opened.cat_file(inner, start=start, end=end)
-    if length is not None and len(data) != length:
+        if length is None:
+            return bytes(opened.cat_file(inner))
+        data = opened.cat_file(inner, start=start, end=start + length)
+    if len(data) != length:
         raise OSError(
             errno.EIO,
             f"expected {length} bytes from byte {start} on, got {len(data)}; the file has changed, "
@@ -183,17 +181,6 @@ def naming(location: str) -> Iterator[None]:
         number = getattr(error, "errno", None)
         number = number if isinstance(number, int) else errno.EIO
         raise OSError(number, reason(error), location) from error
-
-
-def is_folder(location: str) -> bool:
-    """Whether a location is a folder that can be listed.
-
-    Raises:
-        ImportError, ValueError, OSError: see `file_system`; the file system does not answer.
-    """
-    opened, inner = file_system(location)
-    with naming(location):
-        return bool(opened.isdir(inner))
 
 
 def files_below(folder: str) -> Iterator[str]:

@@ -22,7 +22,6 @@ from resclip.batch.paths import (
     file_system,
     files_below,
     inside,
-    is_folder,
     is_pattern,
     is_web,
     join,
@@ -136,17 +135,19 @@ class _Opening:
     def url(self, location: str) -> Source:
         """Of a URL without signs of a pattern."""
         web = is_web(location)
-        known = (*IMAGE_SUFFIXES, *LISTS, *TABLES, *ARCHIVES)
+        is_known = suffix(location) in (*IMAGE_SUFFIXES, *LISTS, *TABLES, *ARCHIVES)
+        opened, inner = file_system(location)
         # Any web page with links in it looks like a folder; a folder elsewhere may be called x.parquet.
-        if not (web and suffix(location) in known) and is_folder(location):
+        with naming(location):
+            is_folder = not (web and is_known) and opened.isdir(inner)
+        if is_folder:
             return self.folder(location)
         check_compression(location)
-        if web and suffix(location) not in known:
+        if web and not is_known:
             raise ValueError(
                 f"{self.shown}: expected a list, a table, an archive or an image, or a folder whose server lists its "
                 "files, got none of these; name a list file (.txt) with a URL a line"
             )
-        opened, inner = file_system(location)
         with naming(location):
             try:
                 opened.info(inner)

@@ -1,15 +1,16 @@
-"""An image's way through a batch job: read it, segment it, write its files, say in the manifest what became of it.
+"""An image's way through a batch job: read it, segment it, write its files and say what became of it.
 
-Both engines chain these functions; what one hands to the next can be sent to another process. If something is wrong
-with one image, a `Problem` goes through the remaining steps in its place; only a fault of the output, such as a full
-disk, ends the job.
+Both engines chain these functions, `run` here and Ray Data in `ray_engine.py`; what one hands to the next can be sent
+to another process. If something is wrong with one image, a `Problem` goes through the remaining steps in its place;
+only a fault of the output, such as a full disk, ends the job.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,9 +33,10 @@ from resclip.batch.storage import Store
 from resclip.errors import describe
 from resclip.inference import scheduler
 from resclip.inference.pipeline import ImageTask
+from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import ArrayImage
 from resclip.inference.scheduler import Failure
-from resclip.io.images import ImageError, PixelArray, read_image
+from resclip.io.images import MAX_PIXELS, ImageError, PixelArray, read_image
 from resclip.segmenter import Segmenter
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -89,7 +91,7 @@ def read_item(job: BatchJob, item: Item) -> LoadedImage | Problem:
         loaded = _read_tiff(job, item, started)
         if loaded is not None:
             return loaded
-        pixels = read_image(item.read(), name=item.name, max_pixels=job.largest_image)
+        pixels = read_image(item.read(), name=item.name, max_pixels=job.max_pixels or MAX_PIXELS)
     except (ValueError, OSError, MemoryError) as error:
         return Problem(item, started, describe(error))
     return _loaded(job, item, started, pixels, NO_GEOREFERENCE)
@@ -188,28 +190,21 @@ def segment_images(
             sink.abort()
 
 
-def write_result(job: BatchJob, store: Store, outcome: Outcome) -> list[str]:
-    """Result → files, each whole or not at all; their names, sorted.
+def finish(job: BatchJob, store: Store, outcome: Outcome) -> Row:
+    """Result → files, each whole or not at all, and then the row, which must not exist before them.
 
     Raises:
         OSError: they cannot be written.
     """
-    if isinstance(outcome, Problem):
-        return []
-    written = list(outcome.result.written)
-    for name, data in encode(job, outcome.item.stem, outcome.result):
-        store.write(name, data)
-        written.append(name)
-    return sorted(written)
-
-
-def manifest_row(job: BatchJob, outcome: Outcome, outputs: list[str]) -> Row:
-    """What the manifest says of an image whose files, `outputs`, are written."""
     item = outcome.item
     if isinstance(outcome, Problem):
         seconds = time.time() - outcome.started
         return Row(item.index, item.name, "failed", outcome.error, seconds, None, None, (), ())
     result = outcome.result
+    written = list(result.written)
+    for name, data in encode(job, item.stem, result):
+        store.write(name, data)
+        written.append(name)
     return Row(
         index=item.index,
         name=item.name,
@@ -219,14 +214,29 @@ def manifest_row(job: BatchJob, outcome: Outcome, outputs: list[str]) -> Row:
         width=result.width,
         height=result.height,
         classes=result.areas(job.names),
-        outputs=tuple(outputs),
+        outputs=tuple(sorted(written)),
     )
 
 
-def finish(job: BatchJob, store: Store, outcome: Outcome) -> Row:
-    """The last two steps, which an engine does together: a row must not exist before its files.
+def run(
+    job: BatchJob, segmenter: Segmenter, items: Iterable[Item], store: Store, *, workers: int
+) -> Generator[Row, None, None]:
+    """The engine of one machine: threads read and write while this one segments.
+
+    Args:
+        job: what is made of each image.
+        segmenter: labels them, on its device.
+        items: the images, taken as they are needed.
+        store: the output folder.
+        workers: threads that read, and as many that write.
+
+    Yields:
+        A row for each image once its files are written, in the order of `items`.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
+        MemoryError: there is not enough for a single window.
     """
-    return manifest_row(job, outcome, write_result(job, store, outcome))
+    images = prefetch(partial(read_item, job), items, workers=workers)
+    outcomes = segment_images(job, segmenter, store, images)
+    return prefetch(partial(finish, job, store), outcomes, workers=workers)

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
-from resclip.batch.paths import file_system, inside, local_path, naming, plain
+from resclip.batch.paths import file_system, inside, local_path, naming, open_binary, plain
 from resclip.io.files import atomic_file, is_temporary, make_folder, temporary_name
 
 
@@ -108,10 +108,7 @@ class Store:
 
     def open(self, name: str) -> BinaryIO:
         """A seekable stream to read a file from."""
-        location = self.location(name)
-        files, inner = file_system(location)
-        with naming(location):
-            return cast("BinaryIO", files.open(inner, "rb"))
+        return open_binary(self.location(name))
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""

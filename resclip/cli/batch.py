@@ -156,10 +156,10 @@ def run(arguments: argparse.Namespace) -> int:
                 actors=arguments.actors,
             )
         else:
-            from resclip.batch import local
+            from resclip.batch import steps
 
             workers = arguments.workers or min(available_cores(), MAX_WORKERS)
-            rows = local.run(job, segmenter, missing, store, workers=workers)
+            rows = steps.run(job, segmenter, missing, store, workers=workers)
         tally = follow(rows, manifest, len(missing))
     return report(tally, len(source.items), arguments.out)
 
