@@ -204,7 +204,9 @@ def chebyshev(row: Tensor, column: Tensor, width: int) -> Tensor:
 
 def boundary_distance(labels: Tensor) -> Tensor:
     """(h, w) labels → (h, w) int64: Chebyshev distance to the nearest other label, max(h, w) where there is none."""
-    planes = torch.stack([labels, -labels]).unsqueeze(1).double()
+    # Numbered from 0, labels of any value are exact in float32; some devices have no float64.
+    numbers = labels.unique(return_inverse=True)[1]
+    planes = torch.stack([numbers, -numbers]).unsqueeze(1).float()
     centre = planes.clone()
     distance = torch.ones_like(labels)
     uniform = torch.ones_like(labels, dtype=torch.bool)
