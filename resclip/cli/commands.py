@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-from resclip.cli import ablate, batch, evaluate
+from resclip.cli import ablate, batch, bench, evaluate
 from resclip.cli.options import (
     CLASSES_HELP,
     add_model_options,
@@ -180,6 +180,12 @@ COMMANDS = {
         "measure what each option does",
         ablate.DESCRIPTION,
         ablate.add_arguments,
+    ),
+    "bench": Command(
+        "resclip.cli.bench:run",
+        "time a method on this machine",
+        bench.DESCRIPTION,
+        bench.add_arguments,
     ),
     "doctor": Command(
         "resclip.cli.doctor:show_doctor",

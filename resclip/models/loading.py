@@ -187,12 +187,8 @@ def has_plain_tower(config: dict[str, Any]) -> bool:
     return isinstance(vision.get("layers"), int)  # A ResNet has a list of them.
 
 
-def find_model(name: str, pretrained: str | None) -> str:
-    """open_clip's own spelling of a model's name.
-
-    Raises:
-        ValueError: an unknown model, a missing or unknown tag, a missing checkpoint.
-    """
+def find_name(name: str) -> str:
+    """open_clip's own spelling of a model's name; ValueError for an unknown model, or one without a plain tower."""
     import open_clip
 
     models = dict(list_models())
@@ -204,8 +200,19 @@ def find_model(name: str, pretrained: str | None) -> str:
             f"unknown model {name!r}; use 'builtin', 'hf-hub:…' for an open_clip model on the hub, "
             f"'transformers:…' for a Hugging Face CLIPModel, or one of: {', '.join(models)}"
         )
-    model = spellings[plain(name)]
-    tags = models[model]
+    return spellings[plain(name)]
+
+
+def find_model(name: str, pretrained: str | None) -> str:
+    """open_clip's own spelling of a model's name, for weights that there are.
+
+    Raises:
+        ValueError: an unknown model, a missing or unknown tag, a missing checkpoint.
+    """
+    import open_clip
+
+    model = find_name(name)
+    tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained is None:
         raise ValueError(
             f"model {name!r} needs pretrained weights: a tag of {', '.join(tags) or 'none (no tags)'}, "

@@ -1,0 +1,383 @@
+"""How fast this machine runs a method, against the plain tower, the reference and other programs: `resclip bench`.
+
+Rivals take turns, round by round, so that what else the machine does meanwhile falls on all of them. Weights and pixels
+are random: time does not depend on their values, save for the few rounds of path tests that SFR needs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.errors import is_out_of_memory
+from resclip.evaluation.distributed import machine_name
+from resclip.inference.memory import release
+from resclip.io.files import write_atomically
+from resclip.loading import PRECISIONS, choose_device
+from resclip.methods.catalogue import find_method
+from resclip.models.loading import find_name
+from resclip.version import __version__
+from resclip_kernels import check_implementation
+
+VERSION = 1
+"""Of the JSON that is written."""
+PLAIN = "plain tower"
+GEM = "gem_torch"
+IMPLEMENTATIONS = ("torch", "triton", "reference")
+ROUNDS = (3, 50)
+"""Fewest and most rounds in which each rival runs once."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run: a row of the table without its rival."""
+
+    size: int
+    """Side of the square images in pixels."""
+    names: int
+    """Queries of the text, read by SFR."""
+    batch: int
+    """Images in a call."""
+    precision: str
+    """A key of `resclip.loading.PRECISIONS`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one rival in one setting."""
+
+    setting: Setting
+    rival: str
+    """An implementation, "plain tower" or "gem_torch"."""
+    seconds: float | None
+    """Median time of an image; None where it could not run."""
+    best: float | None
+    """Least time of an image."""
+    rounds: int
+    peak_memory: int | None
+    """Most bytes of a GPU's tensors during a call, the weights included; None on other devices."""
+    note: str = ""
+    """Why it could not run."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """All rows of a run, with everything that they depend on."""
+
+    model: str
+    method: str
+    device: str
+    machine: str
+    threads: int
+    versions: Mapping[str, str]
+    rows: list[Row] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """As values that JSON can hold."""
+        return {"version": VERSION, **asdict(self)}
+
+    def store(self, path: Path) -> None:
+        """Write as JSON, whole or not at all; OSError where that is not possible."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(self.record(), indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Speed:
+        """What `store` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no such file.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document.pop("version") != VERSION:
+                raise ValueError("another version")
+            rows = [
+                Row(**{**row, "setting": Setting(**row["setting"])}) for row in document.pop("rows")
+            ]
+            return cls(**document, rows=rows)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{path} holds no speeds of version {VERSION}, as `resclip bench --json` writes them"
+            ) from error
+
+    def table(self, before: Speed | None = None) -> str:
+        """The rows as text, each beside the plain tower and, with `before`, beside its row there.
+
+        Raises:
+            ValueError: `before` is of another model or method.
+        """
+        if before is not None and (before.model, before.method) != (self.model, self.method):
+            raise ValueError(
+                f"the earlier speeds are those of {before.model} by {before.method}, these of {self.model} by "
+                f"{self.method}: compare the same model and method"
+            )
+        plain = {row.setting: row.seconds for row in self.rows if row.rival == PLAIN}
+        old = {(row.setting, row.rival): row.seconds for row in before.rows} if before else {}
+        heads = [
+            "size",
+            "names",
+            "batch",
+            "precision",
+            "what",
+            "ms an image",
+            "images/s",
+            "× plain",
+        ]
+        heads += ["peak GB"] if any(row.peak_memory for row in self.rows) else []
+        heads += ["before", "change"] if before else []
+        lines = []
+        for row in self.rows:
+            setting = row.setting
+            line: list[Any] = [
+                setting.size,
+                setting.names,
+                setting.batch,
+                setting.precision,
+                row.rival,
+            ]
+            if row.seconds is None:
+                lines.append([*line, "-"])
+                continue
+            base = plain.get(setting)
+            line += [f"{1e3 * row.seconds:.1f}", f"{1 / row.seconds:.2f}"]
+            line.append("-" if base is None else f"{row.seconds / base:.2f}")
+            if "peak GB" in heads:
+                line.append("-" if row.peak_memory is None else f"{row.peak_memory / 1e9:.2f}")
+            if before:
+                earlier = old.get((setting, row.rival))
+                line.append("-" if earlier is None else f"{1e3 * earlier:.1f}")
+                line.append("-" if earlier is None else f"{row.seconds / earlier - 1:+.0%}")
+            lines.append(line)
+        text: str = tabulate(lines, headers=heads, disable_numparse=True, stralign="right")
+        return text
+
+    def notes(self) -> list[str]:
+        """Why rows have no time, a line each."""
+        return [
+            f"{row.rival}, {row.setting.size} pixels: {row.note}"
+            for row in self.rows
+            if row.seconds is None
+        ]
+
+    def conditions(self) -> str:
+        """One line on what the times hold for."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return (
+            f"{self.model} with random weights, method {self.method}; {self.device}: {self.machine}, "
+            f"{self.threads} threads; {versions}. Median of rounds in which all take turns."
+        )
+
+
+def measure(
+    model: str = "ViT-B-16",
+    method: str = "resclip",
+    *,
+    sizes: Sequence[int] = (224,),
+    names: Sequence[int] = (20,),
+    batches: Sequence[int] = (1,),
+    precisions: Sequence[str] = ("fp32",),
+    implementations: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    seconds: float = 5.0,
+    progress: Callable[[Setting], None] | None = None,
+) -> Speed:
+    """Time a method on this machine.
+
+    Args:
+        model: of open_clip, built with random weights; see `resclip models`.
+        method: as in `resclip.load`; not ProxyCLIP, whose second model would be downloaded.
+        sizes, names, batches, precisions: every combination is a setting.
+        implementations: of "torch", "triton" and "reference"; None: "torch", and "triton" on a GPU.
+        device: None: a GPU if there is one.
+        seconds: for each setting, about.
+        progress: called before each setting.
+
+    Raises:
+        ValueError: a value that does not fit.
+    """
+    import open_clip
+
+    name = find_name(model)
+    chosen = find_method(method)
+    if chosen.base == "proxyclip":
+        raise ValueError(
+            "method 'proxyclip' needs the weights of a second vision model, and weights are random here: "
+            "choose another method"
+        )
+    where = choose_device(device)
+    if implementations is None:
+        implementations = ("torch", "triton") if where.type == "cuda" else ("torch",)
+    for implementation in implementations:
+        if implementation not in IMPLEMENTATIONS:
+            valid = ", ".join(map(repr, IMPLEMENTATIONS))
+            raise ValueError(f"implementations must be of {valid}; got {implementation!r}")
+        check_implementation(implementation)
+    if "triton" in implementations and where.type != "cuda":
+        raise ValueError(
+            f"implementation 'triton' needs a GPU, and the device is {where}: leave it out"
+        )
+    settings = [
+        Setting(size, count, batch, precision)
+        for precision in precisions
+        for size in sizes
+        for count in names
+        for batch in batches
+    ]
+    check_settings(settings)
+    speed = Speed(
+        name,
+        method,
+        str(where),
+        machine_name(where),
+        torch.get_num_threads(),
+        versions(),
+    )
+    for setting in settings:
+        if progress is not None:
+            progress(setting)
+        torch.manual_seed(0)
+        clip = open_clip.create_model(name, force_image_size=setting.size)
+        clip = clip.to(where, PRECISIONS[setting.precision]).eval()
+        pixels = torch.randn(setting.batch, 3, setting.size, setting.size)
+        pixels = pixels.to(where, PRECISIONS[setting.precision])
+        rivals: dict[str, Callable[[], Any]] = {PLAIN: partial(clip.visual, pixels)}
+        for implementation in implementations:
+            encoder = DenseEncoder(
+                clip,
+                chosen.base,
+                chosen.rcs,
+                chosen.sfr,
+                final_block=chosen.final_block,
+                correlation=chosen.correlation,
+                implementation=implementation,
+            )
+            text = normalize(torch.randn(setting.names, encoder.tower.output_dim), dim=1).to(where)
+            words = text if chosen.sfr is not None else None
+            rivals[implementation] = partial(encoder, pixels, words)
+        notes = {}
+        gem = gem_rival(name, setting, where, pixels)
+        if isinstance(gem, str):
+            notes[GEM] = gem
+        elif gem is not None:
+            rivals[GEM] = gem
+        speed.rows.extend(take_turns(setting, rivals, where, seconds))
+        speed.rows.extend(
+            Row(setting, rival, None, None, 0, None, note) for rival, note in notes.items()
+        )
+    return speed
+
+
+def take_turns(
+    setting: Setting, rivals: Mapping[str, Callable[[], Any]], device: torch.device, seconds: float
+) -> Iterator[Row]:
+    """Rounds in which every rival runs once, after one that is not counted."""
+    times: dict[str, list[float]] = {rival: [] for rival in rivals}
+    peaks: dict[str, int] = {}
+    notes: dict[str, str] = {}
+    start = None
+    for number in range(-1, ROUNDS[1]):
+        for rival, run in rivals.items():
+            if rival in notes:
+                continue
+            try:
+                taken, peak = timed(run, device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                notes[rival] = "not enough memory"
+                continue
+            if number >= 0:
+                times[rival].append(taken / setting.batch)
+                peaks[rival] = max(peak, peaks.get(rival, 0))
+        if notes:
+            release()
+        start = time.perf_counter() if start is None else start
+        if number + 1 >= ROUNDS[0] and time.perf_counter() - start > seconds:
+            break
+    for rival, taken_times in times.items():
+        if rival in notes:
+            yield Row(setting, rival, None, None, 0, None, notes[rival])
+            continue
+        peak_memory = peaks[rival] if device.type == "cuda" else None
+        median = statistics.median(taken_times)
+        yield Row(setting, rival, median, min(taken_times), len(taken_times), peak_memory)
+
+
+@torch.no_grad()
+def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, int]:
+    """Seconds of one call, and the most bytes of a GPU's tensors during it (0 elsewhere)."""
+    is_gpu = device.type == "cuda"
+    if is_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    run()
+    if is_gpu:
+        torch.cuda.synchronize(device)
+    taken = time.perf_counter() - start
+    return taken, torch.cuda.max_memory_allocated(device) if is_gpu else 0
+
+
+def gem_rival(
+    name: str, setting: Setting, device: torch.device, pixels: Tensor
+) -> Callable[[], Any] | str | None:
+    """GEM (arXiv 2312.00878) by its package gem_torch; a sentence where it fails, None where it is not installed."""
+    if importlib.util.find_spec("gem") is None:
+        return None
+    words = [f"thing {number}" for number in range(setting.names)]
+    try:
+        import gem
+
+        model = gem.create_gem_model(model_name=name, pretrained=None, device=device)
+        model = model.to(device, PRECISIONS[setting.precision]).eval()
+        with torch.no_grad():
+            model(pixels, words)
+    # Another program's errors are of any kind, and the others' times are wanted all the same.
+    except Exception as error:  # noqa: BLE001
+        return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+    return partial(model, pixels, words)
+
+
+def check_settings(settings: Sequence[Setting]) -> None:
+    """ValueError for a value that cannot be run."""
+    for setting in settings:
+        for what in ("size", "names", "batch"):
+            value = getattr(setting, what)
+            if value < 1:
+                raise ValueError(f"{what} must be at least 1; got {value}")
+        if setting.precision not in PRECISIONS:
+            raise ValueError(
+                f"unknown precision {setting.precision!r}; use one of: {', '.join(PRECISIONS)}"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Of what the times depend on."""
+    found = {
+        "resclip": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    for package in ("triton", GEM):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

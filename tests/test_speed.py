@@ -1,0 +1,143 @@
+"""`resclip bench` and `resclip.speed`: rivals take turns, and what is printed says what it holds for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_support import run
+
+from resclip import speed
+from resclip.speed import Setting, Speed, measure
+
+SMALL: dict[str, Any] = {
+    "model": "ViT-S-32",
+    "method": "naclip+rcs",
+    "sizes": (64,),
+    "seconds": 1e-3,
+}
+ARGUMENTS = ("--model", "vit-s-32", "--method", "naclip+rcs", "--sizes", "64", "--seconds", "0.001")
+
+
+def test_every_setting_has_a_row_for_each_rival() -> None:
+    result = measure(**SMALL, names=(2, 3), batches=(1, 2), implementations=("torch", "reference"))
+    settings = [Setting(64, names, batch, "fp32") for names in (2, 3) for batch in (1, 2)]
+    assert [(row.setting, row.rival) for row in result.rows] == [
+        (setting, rival) for setting in settings for rival in ("plain tower", "torch", "reference")
+    ]
+    for row in result.rows:
+        assert row.seconds is not None
+        assert row.best is not None
+        assert 0 < row.best <= row.seconds < 10
+        assert row.rounds >= 3
+        assert row.peak_memory is None
+
+
+def test_rivals_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    rivals = {name: (lambda name=name: order.append(name)) for name in ("one", "two")}
+    rows = list(speed.take_turns(Setting(1, 1, 1, "fp32"), rivals, torch.device("cpu"), 1e-9))
+    assert order == ["one", "two"] * 4  # Once uncounted, then three rounds.
+    assert [row.rounds for row in rows] == [3, 3]
+
+
+def test_a_rival_without_memory_has_a_note_and_the_others_a_time() -> None:
+    def fails() -> None:
+        raise MemoryError
+
+    rivals = {"one": fails, "two": lambda: None}
+    first, second = speed.take_turns(Setting(1, 1, 1, "fp32"), rivals, torch.device("cpu"), 1e-9)
+    assert (first.seconds, first.note) == (None, "not enough memory")
+    assert second.seconds is not None
+
+
+@pytest.mark.parametrize("works", (True, False))
+def test_gem_is_a_rival_where_it_is_installed(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package."""
+    gem = types.ModuleType("gem")
+
+    def create_gem_model(model_name: str, pretrained: None, device: torch.device) -> Any:
+        if not works:
+            raise RuntimeError("no such model\nand more")
+        model = torch.nn.Identity()
+        model.forward = lambda pixels, words: pixels  # type: ignore[method-assign]
+        return model
+
+    gem.create_gem_model = create_gem_model  # type: ignore[attr-defined]
+    gem.__spec__ = types.SimpleNamespace(name="gem")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "gem", gem)
+    row = measure(**SMALL).rows[-1]
+    assert row.rival == "gem_torch"
+    if works:
+        assert row.seconds is not None
+    else:
+        assert row.note == "failed: RuntimeError: no such model"
+
+
+def test_the_command_prints_stores_and_compares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "speed.json"
+    assert run("bench", *ARGUMENTS, "--json", path) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "plain tower",
+        "ms an image",
+        "ViT-S-32 with random weights",
+        " threads; ",
+        "torch ",
+    ):
+        assert part in printed
+    stored = Speed.read(path)
+    assert stored.record() == json.loads(path.read_text())
+    assert {"resclip", "torch", "python"} <= set(stored.versions)
+    assert run("bench", *ARGUMENTS, "--compare", path) == 0
+    printed = capsys.readouterr().out
+    assert "change" in printed
+    assert printed.count("%") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    (
+        (("--sizes", "0"), "whole numbers of at least 1"),
+        (("--names", "a,b"), "whole numbers of at least 1"),
+        (("--seconds", "nan"), "a number above 0"),
+        (("--precision", "fp8"), "fp32, fp16, bf16"),
+        (("--implementation", "cuda"), "'cuda'"),
+        (("--model", "ViT-Z"), "unknown model 'ViT-Z'"),
+        (("--model", "RN50"), "no plain vision transformer"),
+        (("--method", "proxyclip"), "second vision model"),
+        (("--device", "cuda:99"), "cannot be used"),
+        (("--compare", "missing.json"), "missing.json"),
+    ),
+)
+def test_refusals(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("bench", *ARGUMENTS, *arguments) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_another_file_or_method_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    for text in (
+        "",
+        "{}",
+        "[]",
+        json.dumps({"version": 99}),
+        json.dumps({"version": 1, "rows": 3}),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"other\.json holds no speeds of version 1"):
+            Speed.read(path)
+    Speed("ViT-L-14", "naclip", "cpu", "a machine", 1, {}).store(path)
+    assert run("bench", *ARGUMENTS, "--compare", path) != 0
+    assert "compare the same model and method" in capsys.readouterr().err
