@@ -1,4 +1,4 @@
-"""The ops' times on a CPU: runs the files bench_*.py by pytest-benchmark, and judges the published figures."""
+"""Times on a CPU: the files bench_*.py by pytest-benchmark, `resclip bench`, and the published figures judged."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only"]
     command.append(f"--benchmark-json={RESULTS / 'benchmark.json'}")
     judge = [sys.executable, "-m", "benchmarks", "readme", "--figures"]
+    encoder = [sys.executable, "-m", "resclip", "bench", "--device", "cpu", "--names", "20,150"]
+    encoder += ["--implementation", "torch,reference", "--json", str(RESULTS / "speed.json")]
     return any(
-        subprocess.run(words, cwd=ROOT, check=False).returncode for words in (command, judge)
+        subprocess.run(words, cwd=ROOT, check=False).returncode
+        for words in (command, encoder, judge)
     )

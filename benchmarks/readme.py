@@ -37,6 +37,7 @@ from resclip.evaluation.tables import (
     module_values,
     report_tables,
 )
+from resclip.speed import Speed
 
 
 def cpu_table(run: dict[str, Any]) -> str:
@@ -133,15 +134,26 @@ def gpu_table(folder: Path) -> str:
             "No GPU has been measured yet, so there are no figures: the kernels' results are checked in Triton's "
             "interpreter, and that they compile without spills by `make kernels-report`. `make bench-gpu` measures."
         )
-    return "\n\n".join(
+    figures = [
         f"{figure_table(run['figures'])}\n\n{run['device']['name']}, {versions_text(run['versions'])}."
         for run in runs
+    ]
+    return "\n\n".join(filter(None, [*figures, speed_tables(folder, gpus=True)]))
+
+
+def speed_tables(folder: Path, *, gpus: bool) -> str:
+    """What `resclip bench` measured on a CPU or on GPUs, each run with its conditions; empty where none was measured."""
+    runs = [Speed.read(path) for path in sorted(folder.glob("speed*.json"))]
+    return "\n\n".join(
+        f"```text\n{run.table()}\n```\n\n{run.conditions()}"
+        for run in runs
+        if run.device.startswith("cuda") == gpus
     )
 
 
-def quick_start(readme: str) -> str:
-    """What the README's first Python block prints, run in the project's root as it stands."""
-    source = readme.split("```python\n")[1].split("```", maxsplit=1)[0]
+def printed(readme: str, number: int) -> str:
+    """What the README's Python block of this number prints, run in the project's root as it stands."""
+    source = readme.split("```python\n")[number].split("```", maxsplit=1)[0]
     with tempfile.TemporaryDirectory() as folder:
         finished = subprocess.run(
             [sys.executable, "-c", source.replace('"out"', repr(folder))],
@@ -150,7 +162,7 @@ def quick_start(readme: str) -> str:
             text=True,
             check=True,
         )
-    return f"prints\n\n```text\n{finished.stdout.rstrip()}\n```"
+    return f"```text\n{finished.stdout.rstrip()}\n```"
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -197,7 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "gpu": gpu_table(RESULTS),
             "methods": method_table(methods),
             "evaluate": evaluation_output(methods),
-            "quick start": quick_start(readme.read_text(encoding="utf-8")),
+            "speed": speed_tables(RESULTS, gpus=False),
+            "drop-in": "prints, for each patch of the scene above, the first letter of its word:\n\n"
+            + printed(readme.read_text(encoding="utf-8"), 1),
+            "quick start": "prints\n\n" + printed(readme.read_text(encoding="utf-8"), 2),
         },
     )
     fill_file(ROOT / "docs/evaluation.md", {"published": published_table()})

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -123,6 +122,8 @@ class Speed:
         Raises:
             ValueError: `before` is of another model or method.
         """
+        from tabulate import tabulate  # Only where a table is shown.
+
         if before is not None and (before.model, before.method) != (self.model, self.method):
             raise ValueError(
                 f"the earlier speeds are those of {before.model} by {before.method}, these of {self.model} by "

@@ -73,7 +73,7 @@ def test_tokens_by_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     if case["sfr"]:
         text = recorded["text"].to(device)
         labels = recorded["labels"].long()[None].to(device)
-        monkeypatch.setattr(kernels, "segment_patches", lambda *_: labels)
+        monkeypatch.setattr(kernels.final, "segment_patches", lambda *_: labels)
     with watch() as watcher:
         features = kernels(recorded["image"][None].to(device), text)
     assert watcher.names().count("residual_attention_kernel") == (2 if case["sfr"] else 1)

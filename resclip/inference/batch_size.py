@@ -36,8 +36,11 @@ measured, on label maps of one label, of two at random, and of dots."""
 
 
 def weights_bytes(encoder: DenseEncoder) -> int:
-    """Bytes of the parameters and buffers of the encoder and its proxy."""
-    tensors = itertools.chain(encoder.parameters(), encoder.buffers())
+    """Bytes of the parameters and buffers of the encoder and its proxy, and of random projections."""
+    drawn = encoder.final.random_projections
+    tensors = itertools.chain(
+        encoder.parameters(), encoder.buffers(), () if drawn is None else (drawn,)
+    )
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
