@@ -142,7 +142,7 @@ def gpu_table(folder: Path) -> str:
 
 
 def speed_tables(folder: Path, *, gpus: bool) -> str:
-    """What `resclip bench` measured on a CPU or on GPUs, each run with its conditions; empty where none was measured."""
+    """What `resclip bench` measured on a CPU, or on GPUs, each run with its conditions; empty for none."""
     runs = [Speed.read(path) for path in sorted(folder.glob("speed*.json"))]
     return "\n\n".join(
         f"```text\n{run.table()}\n```\n\n{run.conditions()}"
