@@ -63,9 +63,16 @@ def arguments_of(inputs: AttentionInputs, switch: str, *, terms: bool = True) ->
     return arguments
 
 
-@sequences
-@pytest.mark.parametrize("terms", (True, False), ids=("all-terms", "alone"))
-@pytest.mark.parametrize("switch", SWITCHES)
+# Every switch with all terms; alone and without [CLS] those whose scores are made otherwise.
+@pytest.mark.parametrize(
+    ("switch", "terms", "cls"),
+    [
+        *((switch, True, True) for switch in SWITCHES),
+        *((switch, True, False) for switch in ("sum", "identity", "window-alone")),
+        *((switch, False, False) for switch in ("none", "window-of-sharp-projections")),
+        ("qq", False, True),
+    ],
+)
 def test_final_rows_gather_what_the_op_returns(seed, switch: str, terms: bool, cls: bool) -> None:
     inputs = sample(seed, cls)
     arguments = arguments_of(inputs, switch, terms=terms)
