@@ -1,4 +1,4 @@
-"""`load`: valid names in its errors, devices and precisions, and unknown words; what is imported before it is needed."""
+"""`load`: valid names in its errors, devices and precisions, unknown words; and imports that wait."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from models_support import attend, randomise, run_blocks
+from models_support import Payload, attend, randomise, run_blocks
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable
@@ -38,26 +38,25 @@ def open_clip_twin(quick_gelu: bool = True) -> nn.Module:
 
 def configuration(eos_token_id: int = 63, activation: str = "quick_gelu") -> Any:
     """Of the same sizes."""
+    both = {"num_hidden_layers": LAYERS, "hidden_act": activation}
     text = {
+        **both,
         "hidden_size": TEXT_WIDTH,
         "intermediate_size": 4 * TEXT_WIDTH,
         "num_attention_heads": 3,
-        "num_hidden_layers": LAYERS,
         "max_position_embeddings": CONTEXT,
         "vocab_size": 64,
-        "hidden_act": activation,
         "bos_token_id": 0,
         "eos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,
     }
     vision = {
+        **both,
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
         "num_attention_heads": 2,
-        "num_hidden_layers": LAYERS,
         "image_size": 48,
         "patch_size": 16,
-        "hidden_act": activation,
         "projection_dim": EMBED,
     }
     return transformers.CLIPConfig(
@@ -307,13 +306,6 @@ def test_folders_that_do_not_fit_together_are_refused(
     edit_config(folder, change)
     with pytest.raises(error, match=message):
         load_model(f"transformers:{folder}", device=CPU)
-
-
-class Payload:
-    """Unpickling this would run code."""
-
-    def __reduce__(self):
-        return (print, ("code from a checkpoint ran",))
 
 
 def test_a_pickle_with_code_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
