@@ -12,7 +12,7 @@ from PIL import Image
 
 from resclip.result import Segmentation, comparison_sheet
 from resclip.visualization import fonts
-from resclip.visualization.fonts import built_in_font, find_font, shorten, text_width
+from resclip.visualization.fonts import built_in_font, find_font
 from resclip.visualization.overlay import draw_legend, draw_overlay, palette
 
 NAMES = ("sky", "tree", "house", "unused")
@@ -204,16 +204,6 @@ def test_without_a_font_accents_go_first_and_then_the_name(monkeypatch: pytest.M
 
     assert drawn("café") == drawn("cafe")
     assert drawn("猫") == drawn("class 0")
-
-
-def test_shorten_keeps_as_much_as_fits() -> None:
-    font = built_in_font(16)
-    assert shorten("tree", font, 200) == "tree"
-    short = shorten("a very long name of a class", font, 100)
-    assert short.endswith("...")
-    assert short.startswith("a very")
-    assert text_width(short, font) <= 100
-    assert shorten("wide", font, 0) == "..."
 
 
 def test_save_writes_labels_overlay_and_json(tmp_path: Path) -> None:

@@ -23,18 +23,6 @@ def make(classes: list[str], **arguments) -> Vocabulary:
     )
 
 
-class Table(torch.nn.Module):
-    """A text tower that is one line: token t is the unit vector at the angle t · π / 20,000."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        angle = tokens.float() * (torch.pi / 20_000)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
 class Counter:
     """The toy's tokenizer, keeping the prompts that it was given, but for a fingerprint's probes."""
 
@@ -104,6 +92,7 @@ def test_an_embedding_does_not_depend_on_the_other_names(templates: str) -> None
 def test_a_cached_embedding_is_the_fresh_one_bit_for_bit(tmp_path: Path) -> None:
     cache = TextCache(tmp_path)
     fresh = make(["cat, kitten", "dog", "{}", "猫"])
+    assert fresh.names == ("cat", "dog", "{}", "猫")
     make(["dog"], cache=cache)  # One of them beforehand, by itself.
     for _ in range(2):
         cached = make(["cat, kitten", "dog", "{}", "猫"], cache=cache)
@@ -125,17 +114,6 @@ def test_only_new_names_are_encoded(tmp_path: Path) -> None:
     assert counter.prompts[5:] == ["cat", "dog"]
 
 
-def test_a_damaged_cache_file_is_encoded_again(tmp_path: Path) -> None:
-    counter, cache = Counter(), TextCache(tmp_path)
-    fresh = counter.make(["cat", "dog"], cache=cache)
-    for path in tmp_path.rglob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:-1])
-    assert torch.equal(counter.make(["cat", "dog"], cache=cache).embeddings, fresh.embeddings)
-    assert counter.prompts == ["cat", "dog"] * 2
-    counter.make(["cat", "dog"], cache=cache)
-    assert len(counter.prompts) == 4
-
-
 def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
     class Interrupted(Counter):
         def __call__(self, prompts: list[str]) -> torch.Tensor:
@@ -149,19 +127,6 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
     counter = Counter()
     counter.make(["cat", "dog", "bird"], cache=cache)
     assert counter.prompts == ["bird"]
-
-
-def test_many_names_in_order() -> None:
-    """Each a row of its own."""
-
-    def tokenizer(prompts: list[str]) -> torch.Tensor:
-        return torch.tensor([[int(prompt.split()[1])] for prompt in prompts])
-
-    names = [f"name {number}" for number in range(2_000)]
-    vocabulary = Vocabulary.from_names(names, Table(), tokenizer, templates="name")
-    assert vocabulary.names == tuple(names)
-    angles = torch.atan2(vocabulary.embeddings[:, 1], vocabulary.embeddings[:, 0])
-    assert (angles * 20_000 / torch.pi).round().tolist() == list(range(2_000))
 
 
 def test_templates_by_name_are_those_of_the_set() -> None:
