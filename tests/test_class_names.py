@@ -222,6 +222,8 @@ def test_documents_hold_what_text_holds(tmp_path_factory, pairs) -> None:
         ("a.json", "[]", "at least one class"),
         ("a.json", '["sky", ["a", true]]', "item 2: .*true as name 2"),
         ("a.json", '["sky", [["a"]]]', "item 2: .*a list as name 1"),
+        ("a.json", '["sky", []]', "item 2: .*got a list"),
+        ("a.json", '{"a": {"b": 1}}', "item 1: .*'a', got an object"),
         ("a.json", '["a\\ud800"]', "item 1: .*UTF-8"),
         ("a.json", '[{"a": ["b"], "c": ["d"]}]', "item 1: .*got 2 keys"),
         ("a.json", '{"a": ["b"], "a": ["c"]}', r"'a: b' \(item 1\) and 'a: c' \(item 2\)"),
