@@ -118,3 +118,10 @@ def run_blocks(tower: Tower, pixels: Tensor) -> Tensor:
         heads = attend(*tower.project_qkv(block, tower.norm(block, tokens), grid))
         tokens = tower.feed_forward(block, tokens + tower.project_out(block, heads))
     return tokens
+
+
+class Payload:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (print, ("code from a checkpoint ran",))
