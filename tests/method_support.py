@@ -16,7 +16,7 @@ from resclip.methods.catalogue import Method
 def small_tower(**changes: Any) -> VisionTransformer:
     torch.manual_seed(0)
     settings = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 6, "heads": 2}
-    return VisionTransformer(**settings, mlp_ratio=2.0, output_dim=32, **changes).eval()
+    return VisionTransformer(mlp_ratio=2.0, output_dim=32, **{**settings, **changes}).eval()
 
 
 def text(queries: int, width: int) -> Tensor:

@@ -63,9 +63,16 @@ def arguments_of(inputs: AttentionInputs, switch: str, *, terms: bool = True) ->
     return arguments
 
 
-@sequences
-@pytest.mark.parametrize("terms", (True, False), ids=("all-terms", "alone"))
-@pytest.mark.parametrize("switch", SWITCHES)
+# Every switch with all terms; alone and without [CLS] those whose scores are made otherwise.
+@pytest.mark.parametrize(
+    ("switch", "terms", "cls"),
+    [
+        *((switch, True, True) for switch in SWITCHES),
+        *((switch, True, False) for switch in ("sum", "identity", "window-alone")),
+        *((switch, False, False) for switch in ("none", "window-of-sharp-projections")),
+        ("qq", False, True),
+    ],
+)
 def test_final_rows_gather_what_the_op_returns(seed, switch: str, terms: bool, cls: bool) -> None:
     inputs = sample(seed, cls)
     arguments = arguments_of(inputs, switch, terms=terms)
@@ -103,29 +110,20 @@ def test_every_map_is_its_own(seed: int, cls: bool) -> None:
         torch.testing.assert_close(planes.sum(-1), torch.full(planes.shape[:3], mass))
 
 
-def test_rows_come_as_they_were_asked_for(seed: int) -> None:
+def test_the_portable_ops_state_too(seed: int) -> None:
     inputs = sample(seed)
-    arguments = arguments_of(inputs, "window")
-    some = attention_maps(inputs.query, inputs.key, ROWS, **arguments)
-    everything = attention_maps(inputs.query, inputs.key, torch.arange(16), **arguments)
-    for got, whole in zip(some, everything, strict=True):
-        rows = ROWS if whole.ndim == 4 else (slice(None), ROWS)
-        expected = whole[:, :, rows] if whole.ndim == 4 else whole[rows]
-        assert torch.equal(got, expected)
-
-
-@pytest.mark.parametrize("maker", ("torch", "reference"))
-def test_states_of_any_maker(seed: int, maker: str) -> None:
-    inputs = sample(seed)
-    feedback = semantic_feedback(inputs.labels, connectivity="line", implementation=maker)
+    feedback = semantic_feedback(inputs.labels, connectivity="line", implementation="torch")
     maps = attention_maps(inputs.query, inputs.key, ROWS, grid=GRID, feedback=feedback)
     whole = torch.nn.functional.pad(feedback_matrix(feedback), (1, 0, 1, 0))
     # One step of float16: a row formed alone may be rounded to the other side.
     torch.testing.assert_close(maps.feedback, whole[:, ROWS], rtol=1e-3, atol=1e-7)
 
 
-def test_no_more_than_a_row_of_scores_is_held(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_row_of_scores_is_held_and_no_gradient(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = sample(seed)
+    inputs.query.requires_grad_()
     largest = 0
     softmax = Tensor.softmax
 
@@ -135,7 +133,8 @@ def test_no_more_than_a_row_of_scores_is_held(seed: int, monkeypatch: pytest.Mon
         return softmax(scores, *arguments, **named)
 
     monkeypatch.setattr(Tensor, "softmax", spy)
-    attention_maps(inputs.query, inputs.key, ROWS, **arguments_of(inputs, "sum"))
+    maps = attention_maps(inputs.query, inputs.key, ROWS, **arguments_of(inputs, "sum"))
+    assert not maps.final.requires_grad
     assert largest == 2 * 2 * (1 + PATCHES)
 
 
@@ -151,12 +150,6 @@ def test_half_precision_is_widened(seed: int, dtype: torch.dtype) -> None:
     assert torch.equal(maps.final, same.final)
     rows = cross_layer_rows(inputs.cross_layers, ROWS)
     assert torch.equal(rows, maps.cross_layer)
-
-
-def test_no_gradient_is_kept(seed: int) -> None:
-    inputs = sample(seed)
-    maps = attention_maps(inputs.query.requires_grad_(), inputs.key, ROWS, grid=GRID)
-    assert not maps.final.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -191,8 +184,5 @@ def test_arguments_that_do_not_fit(arguments, error: type[Exception], message: s
     inputs = sample(0)
     with pytest.raises(error, match=message):
         attention_maps(inputs.query, inputs.key, ROWS, **{"grid": GRID, **arguments})
-
-
-def test_cross_layer_rows_want_a_layer() -> None:
     with pytest.raises(ValueError, match="at least one .query, key.; got none"):
         cross_layer_rows((), ROWS)

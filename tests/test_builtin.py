@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +25,6 @@ from resclip.builtin.training.batches import (
     Pool,
     cells_of_patches,
     draw_batch,
-    straight_cuts,
-    wavy_cells,
 )
 from resclip.builtin.training.captions import (
     caption,
@@ -71,12 +66,12 @@ def test_a_seed_is_a_scene_for_good():
     assert not np.array_equal(scene.mask, render_scene(8, 112).mask)
 
 
-@pytest.mark.parametrize("seed", [0, 5, 11])
-def test_the_same_scene_at_twice_the_size(seed):
-    small, large = render_scene(seed, 112), render_scene(seed, 224)
-    assert small.plan == large.plan
-    agreement = (small.mask == large.mask[::2, ::2]).mean()
-    assert agreement > 0.97  # edges and thin stalks may fall on either side of a pixel's centre
+def test_the_same_scene_at_twice_the_size():
+    for seed in (0, 5):
+        small, large = render_scene(seed, 112), render_scene(seed, 224)
+        assert small.plan == large.plan
+        agreement = (small.mask == large.mask[::2, ::2]).mean()
+        assert agreement > 0.97  # edges and thin stalks may fall on either side of a pixel's centre
 
 
 def test_scenes_are_images_with_a_class_for_every_pixel():
@@ -129,7 +124,7 @@ def test_most_nouns_are_named_alone_at_times():
     generator = np.random.default_rng(0)
     pool = Pool.draw(60)
     alone = set()
-    for _ in range(12):
+    for _ in range(8):
         batch = draw_batch(pool, generator, 0, 20, close_ups=0.35)
         alone |= {phrases[0][0] for phrases in batch.phrases if len(phrases) == 1}
     assert alone >= set(SKIES + GROUNDS)
@@ -157,7 +152,7 @@ def test_what_a_caption_bears_out():
 # Words
 
 
-def test_end_of_text_has_the_largest_id():
+def test_end_of_text_has_the_largest_id_and_unknown_words_are_named():
     tokenizer = WordTokenizer(every_word())
     tokens = tokenizer(["a red car", "a zebra", "the sea " * 40])
     assert tokens.shape == (3, 32)
@@ -167,25 +162,11 @@ def test_end_of_text_has_the_largest_id():
     assert tokens[1].tolist().count(UNKNOWN) == 1
     assert tokens[2, -1] == tokenizer.eot_token_id
     assert int(tokens.max()) < tokenizer.vocab_size
-
-
-def test_unknown_words_are_named():
-    tokenizer = WordTokenizer(every_word())
-    assert tokenizer.unknown_words("A zebra, a red car; and the zebra's moon") == [
-        "zebra", ";", "'", "s", "moon",
-    ]  # fmt: skip
-    assert tokenizer.unknown_words("a picture of a hot air balloon.") == []
+    unknown = tokenizer.unknown_words("A zebra, a red car; and the zebra's moon")
+    assert unknown == ["zebra", ";", "'", "s", "moon"]
 
 
 # Mosaics
-
-
-@pytest.mark.parametrize("layout", [straight_cuts, wavy_cells])
-def test_layouts_cover_the_canvas(layout):
-    owner = layout(48, 5, np.random.default_rng(2))
-    assert owner.shape == (48, 48)
-    assert set(np.unique(owner)) <= set(range(5))
-    assert len(np.unique(owner)) > 1
 
 
 def test_patches_belong_to_the_cell_that_holds_them():
@@ -204,6 +185,7 @@ def test_a_batch_keeps_its_books(pool):
     batch = draw_batch(pool, np.random.default_rng(4), 3, 5, 112)
     assert batch.pixels.shape == (8, 3, 112, 112)
     assert batch.cell_of_patch.shape == (8, 196)
+    assert all(len(cells.unique()) > 2 for cells in batch.cell_of_patch[len(batch.whole) :])
     assert len(batch.captions) == len(batch.phrases)
     numbers = set(batch.cell_of_patch.unique().tolist())
     assert numbers - {-1} == set(range(len(batch.captions)))
@@ -226,9 +208,8 @@ def test_losses_are_small_where_everything_is_right():
 
 
 def test_every_named_thing_must_hold_some_patches():
-    texts = torch.eye(3)
+    texts, cells = torch.eye(3), torch.zeros(1, 10, dtype=torch.int64)
     true = torch.tensor([[True, True, False]])
-    cells = torch.zeros(1, 10, dtype=torch.int64)
     only_first = texts[:1].expand(1, 10, 3).clone()
     shared = only_first.clone()
     shared[0, 5:] = texts[1]
@@ -302,16 +283,11 @@ def test_the_command_explains_its_errors(arguments, said, tmp_path, capsys):
 # The packaged model
 
 
-def test_importing_it_imports_no_torch():
-    code = "import sys, resclip.builtin; print('torch' in sys.modules, 'open_clip' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["False", "False"]
-
-
-def test_the_package_is_small():
+def test_the_package_is_small_and_a_missing_file_is_named(tmp_path):
     files = [path for path in directory().iterdir() if path.suffix in (".safetensors", ".json")]
-    assert len(files) == 3
     assert sum(path.stat().st_size for path in files) < 8_000_000
+    with pytest.raises(FileNotFoundError, match=r"open_clip_config.json is missing"):
+        load_builtin(folder=tmp_path)
 
 
 def test_open_clip_loads_it_by_itself(builtin):
@@ -326,17 +302,9 @@ def test_open_clip_loads_it_by_itself(builtin):
     assert preprocess.transforms[-1].std == pytest.approx(std)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"open_clip_config.json is missing"):
-        load_builtin(folder=Path(tmp_path))
-
-
-def test_it_knows_every_class_and_template(builtin):
-    _, tokenizer, _, _ = builtin
+def test_it_knows_every_class_and_template_and_its_window(builtin):
+    model, tokenizer, _, _ = builtin
     for template in TEMPLATES:
         for name in CLASS_NAMES:
             assert tokenizer.unknown_words(template.format(name)) == []
-
-
-def test_its_windows_are_of_the_size_that_it_was_trained_on(builtin):
-    assert PRESETS["builtin"].segmenter["window"] == builtin[0].visual.image_size[0]
+    assert PRESETS["builtin"].segmenter["window"] == model.visual.image_size[0]

@@ -35,8 +35,7 @@ def test_maps_are_distributions_over_patches(visual):
     scene = next(validation_scenes(1))
     with torch.no_grad():
         maps = attention_maps(visual, normalised(scene.image[None]))
-    assert list(maps)[:2] == ["1 qk", "2 qk"]
-    assert list(maps)[-3:] == ["12 qk", "12 qq", "12 kk"]
+    assert list(maps) == [*(f"{block} qk" for block in range(1, 13)), "12 qq", "12 kk"]
     for weights in maps.values():
         assert weights.shape == (1, 196, 196)
         torch.testing.assert_close(weights.sum(-1), torch.ones(1, 196))
@@ -51,9 +50,7 @@ def test_the_final_key_attention_stays_within_things(visual):
 
 def test_the_command_prints_a_line_a_map(capsys):
     assert main(["--scenes", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 12 + 2 + 1
-    assert lines[-1].startswith("chance")
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 12 + 2 + 1
     with pytest.raises(SystemExit):
         main(["--scenes", "0"])
     assert "--scenes must be at least 1" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from toys import CONFIG, toy_clip, toy_tokenizer
 from resclip.text.embedding_cache import TextCache, default_directory, tower_fingerprint
 
 TOWER = "0" * 64
-PROMPTS = ("a photo of a {}.", "猫")
+PROMPTS = ("a photo of a {}.", "猫/" * 5_000)  # Longer than a path may be.
 
 
 @pytest.fixture
@@ -51,15 +51,9 @@ def test_another_tower_or_other_prompts_are_other_files(tmp_path: Path, embeddin
         (TOWER, PROMPTS[::-1]),
         (TOWER, PROMPTS[:1]),
         (TOWER, ["".join(PROMPTS)]),
-        (TOWER, ["a photo of a {}.", "猫 "]),
+        (TOWER, [PROMPTS[0], PROMPTS[1] + " "]),
     ):
         assert cache.read(tower, prompts) is None
-
-
-def test_a_long_name_makes_no_long_path(tmp_path: Path, embedding: Tensor) -> None:
-    cache = TextCache(tmp_path)
-    cache.write(TOWER, ["/" * 10_000], embedding)
-    assert equal_bits(cache.read(TOWER, ["/" * 10_000]), embedding)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -130,7 +124,7 @@ def test_writers_at_once_leave_one_whole_file(tmp_path: Path, embedding: Tensor)
         return (before is None or equal_bits(before, embedding)) and equal_bits(after, embedding)
 
     with ThreadPoolExecutor(8) as threads:
-        assert all(threads.map(write_and_read, range(200)))
+        assert all(threads.map(write_and_read, range(100)))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [
         TextCache(tmp_path).path(TOWER, PROMPTS)
     ]
@@ -141,10 +135,8 @@ def test_writers_at_once_leave_one_whole_file(tmp_path: Path, embedding: Tensor)
     [
         ({"RESCLIP_CACHE": "/own", "XDG_CACHE_HOME": "/xdg"}, "/own"),
         ({"RESCLIP_CACHE": "~/own"}, "/home/someone/own"),
-        ({"RESCLIP_CACHE": "own"}, "own"),
         ({"RESCLIP_CACHE": "", "XDG_CACHE_HOME": "/xdg"}, "/xdg/resclip"),
         ({"XDG_CACHE_HOME": "relative"}, "/home/someone/.cache/resclip"),
-        ({"XDG_CACHE_HOME": ""}, "/home/someone/.cache/resclip"),
         ({}, "/home/someone/.cache/resclip"),
     ],
 )
@@ -183,36 +175,36 @@ def test_a_copy_of_a_tower_is_the_same_tower() -> None:
     assert tower_fingerprint(copy.deepcopy(toy_clip()), toy_tokenizer) == fingerprint
 
 
-@pytest.mark.parametrize("name", ["visual.proj", "visual.class_embedding", "logit_scale"])
-def test_what_text_does_not_use_does_not_matter(name: str) -> None:
-    fingerprint = tower_fingerprint(toy_clip(), toy_tokenizer)
-    assert tower_fingerprint(changed(name), toy_tokenizer) == fingerprint
-
-
 @pytest.mark.parametrize(
-    "name", ["text_projection", "token_embedding.weight", "transformer.resblocks.0.ln_1.bias"]
+    ("name", "matters"),
+    [
+        ("visual.proj", False),
+        ("logit_scale", False),
+        ("text_projection", True),
+        # Its last row, which no probe reads but for the end of text.
+        ("token_embedding.weight", True),
+        ("transformer.resblocks.0.ln_1.bias", True),
+    ],
 )
-def test_one_bit_of_one_weight_is_another_tower(name: str) -> None:
-    """Also in the last row of the token table, which no probe reads but for the end of text."""
-    assert tower_fingerprint(changed(name), toy_tokenizer) != tower_fingerprint(
-        toy_clip(), toy_tokenizer
-    )
+def test_one_bit_of_one_weight_is_another_tower_where_text_uses_it(
+    name: str, matters: bool
+) -> None:
+    fingerprint = tower_fingerprint(toy_clip(), toy_tokenizer)
+    assert (tower_fingerprint(changed(name), toy_tokenizer) != fingerprint) == matters
 
 
 def test_the_same_weights_in_another_tower() -> None:
-    """Another activation or precision. bfloat16 and back is rounded."""
+    """Another activation, precision or tokenizer. bfloat16 and back is rounded."""
+
+    def shouting(prompts: list[str]) -> Tensor:
+        return toy_tokenizer([prompt.replace("_", " ") for prompt in prompts])
+
     quick = open_clip.CLIP(**CONFIG, quick_gelu=True).eval()
     quick.load_state_dict(toy_clip().state_dict())
     half = copy.deepcopy(toy_clip()).bfloat16()
     models = (toy_clip(), quick, half, copy.deepcopy(half).float())
-    assert len({tower_fingerprint(model, toy_tokenizer) for model in models}) == len(models)
-
-
-def test_another_tokenizer_is_another_tower() -> None:
-    def shouting(prompts: list[str]) -> Tensor:
-        return toy_tokenizer([prompt.replace("_", " ") for prompt in prompts])
-
-    assert tower_fingerprint(toy_clip(), shouting) != tower_fingerprint(toy_clip(), toy_tokenizer)
+    fingerprints = {tower_fingerprint(model, toy_tokenizer) for model in models}
+    assert len(fingerprints | {tower_fingerprint(toy_clip(), shouting)}) == len(models) + 1
 
 
 def test_hugging_faces_names_of_the_image_tower_are_left_out() -> None:
@@ -220,27 +212,15 @@ def test_hugging_faces_names_of_the_image_tower_are_left_out() -> None:
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.model = nn.ModuleDict(
-                {
-                    name: nn.Linear(4, 4)
-                    for name in (
-                        "text_model",
-                        "text_projection",
-                        "vision_model",
-                        "visual_projection",
-                    )
-                }
-            )
+            names = ("text_model", "text_projection", "vision_model", "visual_projection")
+            self.model = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
 
         def encode_text(self, tokens: Tensor) -> Tensor:
             return self.model["text_projection"](self.model["text_model"](tokens[:, :4].float()))
 
     plain = tower_fingerprint(Wrapped(), toy_tokenizer)
-    for name, matters in (
-        ("vision_model", False),
-        ("visual_projection", False),
-        ("text_model", True),
-    ):
+    wanted = {"vision_model": False, "visual_projection": False, "text_model": True}
+    for name, matters in wanted.items():
         model = Wrapped()
         with torch.no_grad():
             model.model[name].weight[0, 0] += 1

@@ -1,43 +1,24 @@
-"""Every base with every module, on towers of the real models' shapes, and what must hold between methods."""
+"""Every base with every module: against the reference, by the kernels, on the real models' shapes, and by itself."""
 
 from __future__ import annotations
-
-import functools
-from typing import Any
 
 import pytest
 import torch
 from kernel_support import kernel_device
-from method_support import colours, make, small_tower, text
+from method_support import make, small_tower, text
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from resclip import RCS, SFR, Correlation, DenseEncoder, DenseFeatures
-from resclip.methods.catalogue import BASES, METHODS, Method, find_method
+from resclip import RCS, SFR, Correlation, DenseEncoder
+from resclip.methods.catalogue import BASES, Method, find_method
 from resclip_kernels.launch import Target, watch
 
-# Width, blocks, heads, patch and output width of the released towers, and an image of 20 to 35 patches.
+# Width, blocks, heads, patch and output width of released towers, and an image of 20 to 30 patches. The small tower has
+# the patches of 16 of the third.
 SHAPES = {
     "B/32": ((768, 12, 12, 32, 512), (128, 160)),
-    "B/16": ((768, 12, 12, 16, 512), (64, 96)),
     "L/14": ((1024, 24, 16, 14, 768), (70, 84)),
 }
-QUERIES = 4
-
-
-def released_tower(shape: str) -> VisionTransformer:
-    """A tower of that shape; with random weights, unless torch's default device is "meta"."""
-    width, layers, heads, patch, output = SHAPES[shape][0]
-    torch.manual_seed(0)
-    return VisionTransformer(
-        image_size=224,
-        patch_size=patch,
-        width=width,
-        layers=layers,
-        heads=heads,
-        mlp_ratio=4.0,
-        output_dim=output,
-    ).eval()
 
 
 def with_modules(base: str) -> Method:
@@ -45,123 +26,119 @@ def with_modules(base: str) -> Method:
     return find_method(base + ("+rcs+sfr" if BASES[base].has_score else "+rcs"))
 
 
-def check_features(shape: str, method: Method, features: DenseFeatures) -> None:
-    (*_, patch, output), size = SHAPES[shape]
-    grid = [side // (12 if method.base == "proxyclip" else patch) for side in size]
-    assert features.patches.shape == (1, *grid, output)
-    assert (features.feedback_labels is not None) == (method.sfr is not None)
-    if features.feedback_labels is not None:
-        assert features.feedback_labels.shape == (1, *grid)
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_every_base_with_its_modules_on_a_released_shape(base: str, seed: int) -> None:
-    """With values in B/16 alone: a larger tower changes sizes, which the next test goes through.
-
-    Fewer modules compute part of this, and every method runs on a small tower below.
-    """
-    torch.manual_seed(seed)
-    pixels = torch.randn(1, 3, *SHAPES["B/16"][1])
-    method = with_modules(base)
-    features = make(base_tower(), method)(pixels, text(QUERIES, 512))
-    check_features("B/16", method, features)
-    assert torch.isfinite(features.patches).all()
-
-
-@functools.lru_cache(maxsize=1)
-def base_tower() -> VisionTransformer:
-    """Its weights are used as they are, never changed."""
-    return released_tower("B/16")
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_base_fits_the_released_shapes(shape: str) -> None:
     """On tensors without values: sizes fit together down to the kernels' launches, in up to 304 million weights."""
     pytest.importorskip("triton", reason="launches the kernels")
-    output, size = SHAPES[shape][0][-1], SHAPES[shape][1]
+    (width, layers, heads, patch, output), size = SHAPES[shape]
     with torch.device("meta"):
-        visual, pixels, queries = released_tower(shape), torch.empty(1, 3, *size), text(4, output)
+        visual = VisionTransformer(224, patch, width, layers, heads, 4.0, output_dim=output).eval()
+        pixels, queries = torch.empty(1, 3, *size), text(4, output)
     with watch(execute=False, target=Target("cuda", 90)):
         for base in BASES:
             method = with_modules(base)
             features = make(visual, method, implementation="triton")(pixels, queries)
-            check_features(shape, method, features)
+            grid = [side // (12 if base == "proxyclip" else patch) for side in size]
+            assert features.patches.shape == (1, *grid, output)
+            assert (features.feedback_labels is not None) == (method.sfr is not None)
+            if features.feedback_labels is not None:
+                assert features.feedback_labels.shape == (1, *grid)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "+" in name])
-def test_each_module_changes_the_features(name: str, seed: int) -> None:
+# Every base with all that it takes, and each choice of modules with one base.
+METHODS = [*map(with_modules, BASES), *map(find_method, ("naclip", "naclip+rcs", "naclip+sfr"))]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_both_implementations_in_any_batch(method: Method, seed: int) -> None:
+    """The reference gives the same, and so does each image alone and in another order."""
     torch.manual_seed(seed)
-    pixels, queries = torch.randn(1, 3, 64, 96), text(QUERIES, 32)
-    method = METHODS[name]
-    with_modules = make(small_tower(), method)(pixels, queries).patches
-    plain = make(small_tower(), METHODS[method.base])(pixels, queries).patches
-    assert not torch.allclose(with_modules, plain, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_result_does_not_depend_on_its_batch(name: str, seed: int) -> None:
-    torch.manual_seed(seed)
-    pixels, queries = torch.randn(3, 3, 64, 96), text(QUERIES, 32)
-    dense = make(small_tower(), METHODS[name])
+    pixels, queries = torch.randn(3, 3, 64, 96), text(4, 32)
+    dense = make(small_tower(), method)
     together = dense(pixels, queries)
-    for number in range(3):
-        alone = dense(pixels[number : number + 1], queries)
-        torch.testing.assert_close(alone.patches[0], together.patches[number], rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(together.patches).all()
+    assert (together.cls is None) == (method.base == "proxyclip")
+    assert (together.feedback_labels is None) == (method.sfr is None)
+    reference = make(small_tower(), method, implementation="reference")(pixels, queries)
+    others = [(range(3), reference), ((2, 1, 0), dense(pixels.flip(0), queries))]
+    others += [([number], dense(pixels[[number]], queries)) for number in range(3)]
+    for numbers, other in others:
+        wanted = together.patches[list(numbers)]
+        torch.testing.assert_close(other.patches, wanted, rtol=1e-4, atol=1e-5)
         if together.feedback_labels is not None:
-            assert torch.equal(alone.feedback_labels[0], together.feedback_labels[number])
+            assert torch.equal(other.feedback_labels, together.feedback_labels[list(numbers)])
 
 
-@pytest.mark.parametrize("implementation", ("torch", "reference", "triton"))
 @pytest.mark.parametrize("base", BASES)
+def test_each_module_changes_the_features(base: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    pixels, queries = torch.randn(1, 3, 64, 96), text(4, 32)
+    names = [base, f"{base}+rcs"]
+    if BASES[base].has_score:
+        names += [f"{base}+sfr", f"{base}+rcs+sfr"]
+    plain, *changed = [
+        make(small_tower(), find_method(name))(pixels, queries).patches for name in names
+    ]
+    for name, patches in zip(names[1:], changed, strict=True):
+        assert not torch.allclose(patches, plain, rtol=1e-3), name
+
+
+# The encoder leaves a weight of 0 to the op, whatever the base: each implementation with one, torch with all.
+@pytest.mark.parametrize(
+    ("base", "implementation"),
+    [*((base, "torch") for base in BASES), ("naclip", "reference"), ("naclip", "triton")],
+)
 def test_a_neutral_rcs_is_none_bit_for_bit(base: str, implementation: str, seed: int) -> None:
     device = kernel_device() if implementation == "triton" else torch.device("cpu")
     torch.manual_seed(seed)
     pixels = torch.randn(2, 3, 48, 64).to(device)
-    neutral = find_method(base + "+rcs")
+    plain = find_method(base)
     neutral = Method(
-        base, base, neutral.summary, neutral.citation, rcs=RCS(weight=0.0, temperature=1.0)
+        base, base, plain.summary, plain.citation, rcs=RCS(weight=0.0, temperature=1.0)
     )
     results = [
         make(small_tower().to(device), method, implementation=implementation)(pixels).patches
-        for method in (find_method(base), neutral)
+        for method in (plain, neutral)
     ]
     assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_the_kernels_run_every_base(base: str, seed: int) -> None:
-    """Without SFR: interpreted, its refinement would take most of the time, and it has tests of its own."""
+    """SFR with one base: interpreted, its labels take most of the time."""
     torch.manual_seed(seed)
     device = kernel_device()
-    pixels, method = torch.randn(2, 3, 48, 64).to(device), find_method(base + "+rcs")
-    expected = make(small_tower().to(device), method, implementation="torch")(pixels)
+    pixels, queries = torch.randn(2, 3, 32, 48).to(device), text(3, 32).to(device)
+    sfr = SFR(refine_iterations=1, label_threshold=0.0) if base == "sclip" else None
+    method = Method(base, base, "", "", rcs=RCS(), sfr=sfr)
+    expected = make(small_tower().to(device), method, implementation="torch")(pixels, queries)
     with watch() as watcher:
-        features = make(small_tower().to(device), method, implementation="triton")(pixels)
-    assert "residual_attention_kernel" in watcher.names()
+        features = make(small_tower().to(device), method, implementation="triton")(pixels, queries)
+    # One per pass, and no kernel of ours for the plain attention of the blocks before.
+    assert watcher.names().count("residual_attention_kernel") == (1 if sfr is None else 2)
     assert ("proxy_attention_kernel" in watcher.names()) == (base == "proxyclip")
+    assert ("majority_kernel" in watcher.names()) == (sfr is not None)
     torch.testing.assert_close(features.patches, expected.patches, rtol=1e-3, atol=1e-4)
+    if sfr is not None:
+        assert torch.equal(features.feedback_labels, expected.feedback_labels)
 
 
-CORRELATIONS = (
-    "qk",
-    "qq",
-    "kk",
-    "qq+kk",
-    "xx",
-    "random",
-    "random,projections=3,seed=1",
-    "qk,temperature=0.5",
-    "qk,layer=3",
-    "xx,layer=2",
-    "qq+kk,window=3",
-    "none,window=3",
+# Each score, each option and each module of blocks before once; "qk", "qq" and "qq+kk" alone are bases' own, below.
+@pytest.mark.parametrize(
+    "correlation",
+    [
+        "kk",
+        "xx,layer=2",
+        "random,projections=3,seed=1",
+        "qk,temperature=0.5",
+        "qk,layer=3",
+        "qq+kk,window=3",
+        "none,window=3",
+    ],
 )
-
-
-@pytest.mark.parametrize("correlation", CORRELATIONS)
 def test_every_correlation_agrees_with_the_reference(correlation: str, seed: int) -> None:
     torch.manual_seed(seed)
-    pixels, queries = torch.randn(2, 3, 64, 96), text(QUERIES, 32)
+    pixels, queries = torch.randn(2, 3, 64, 96), text(4, 32)
     sfr = SFR(refine_iterations=1)
     settings = {"base": "naclip", "rcs": RCS(), "sfr": sfr, "correlation": correlation}
     first, second = (
@@ -172,14 +149,18 @@ def test_every_correlation_agrees_with_the_reference(correlation: str, seed: int
     torch.testing.assert_close(first.patches, second.patches, rtol=1e-4, atol=1e-5)
 
 
-def test_correlations_that_are_the_bases_own() -> None:
-    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
-    for base, correlation in (("clip", "qk"), ("sclip", "qq+kk"), ("clearclip", "qq")):
+def test_correlations_that_are_the_bases_own(seed: int) -> None:
+    torch.manual_seed(seed)
+    pixels = torch.randn(1, 3, 64, 96)
+    for base, correlation in (
+        ("clip", "qk"),
+        ("clip", "qk,layer=6"),  # The last one.
+        ("sclip", "qq+kk"),
+        ("clearclip", "qq"),
+    ):
         plain = DenseEncoder(small_tower(), base=base)(pixels).patches
         named = DenseEncoder(small_tower(), base=base, correlation=correlation)(pixels).patches
         assert torch.equal(plain, named)
-    last = DenseEncoder(small_tower(), base="clip", correlation="qk,layer=6")(pixels).patches
-    assert torch.equal(last, DenseEncoder(small_tower(), base="clip")(pixels).patches)
     alone = DenseEncoder(small_tower(), base="clearclip", correlation="qq,window=1")(pixels).patches
     maskclip = DenseEncoder(small_tower(), base="maskclip")(pixels).patches
     torch.testing.assert_close(alone, maskclip, rtol=1e-4, atol=1e-5)
@@ -210,33 +191,10 @@ def test_no_rounds_but_the_first_is_sfr_as_released_and_more_go_on(seed: int) ->
 
 
 def test_neighbourhood_alone_knows_no_similarity(seed: int) -> None:
-    """Its map is that of position alone: values swapped between two far patches change what is near them, no more."""
+    """Its map is that of position alone, the same for any image."""
     torch.manual_seed(seed)
     dense = make(small_tower(), find_method("naclip-neighbourhood"))
     first, second = (
         dense.attention(torch.randn(1, 3, 64, 96), query=(1, 2)).final for _ in range(2)
     )
     torch.testing.assert_close(first, second)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"base": "proxyclip"}, "pass proxy=, such as"),
-        ({"base": "naclip", "proxy": colours}, "'naclip' has no use for a proxy"),
-        (
-            {"base": "proxyclip", "proxy": colours, "correlation": "qq"},
-            "correlation must be None; got 'qq'",
-        ),
-        (
-            {"base": "proxyclip", "proxy": colours, "final_block": "full_residual"},
-            "None or 'attention_only'; got 'full_residual'",
-        ),
-        ({"correlation": "qk,layer=7"}, "between 1 and 6.*got 7"),
-        ({"correlation": "identity", "sfr": SFR()}, "SFR changes the score"),
-        ({"rcs": RCS(layers="6-9")}, "between 1 and 5 .block 6 is the final one.*got 6, 7, 8, 9"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DenseEncoder(small_tower(), **arguments)

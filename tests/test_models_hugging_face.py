@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from models_support import attend, randomise, run_blocks
+from models_support import Payload, attend, randomise, run_blocks
 from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable
@@ -29,45 +29,34 @@ WORDS = ["<bos>", "<eos>", "a", "photo", "of", "cat", "dog"]
 
 def open_clip_twin(quick_gelu: bool = True) -> nn.Module:
     """A small open_clip model of OpenAI's kind, in float64 with all weights random."""
-    vision = {
-        "image_size": 48,
-        "patch_size": 16,
-        "layers": LAYERS,
-        "width": WIDTH,
-        "head_width": 16,
-    }
-    text = {
-        "context_length": CONTEXT,
-        "vocab_size": 64,
-        "width": TEXT_WIDTH,
-        "heads": 3,
-        "layers": LAYERS,
-    }
+    vision = {"image_size": 48, "patch_size": 16, "width": WIDTH, "head_width": 16}
+    text = {"context_length": CONTEXT, "vocab_size": 64, "width": TEXT_WIDTH, "heads": 3}
+    for sizes in (vision, text):
+        sizes["layers"] = LAYERS
     return randomise(open_clip.CLIP(EMBED, vision, text, quick_gelu=quick_gelu))
 
 
 def configuration(eos_token_id: int = 63, activation: str = "quick_gelu") -> Any:
     """Of the same sizes."""
+    both = {"num_hidden_layers": LAYERS, "hidden_act": activation}
     text = {
+        **both,
         "hidden_size": TEXT_WIDTH,
         "intermediate_size": 4 * TEXT_WIDTH,
         "num_attention_heads": 3,
-        "num_hidden_layers": LAYERS,
         "max_position_embeddings": CONTEXT,
         "vocab_size": 64,
-        "hidden_act": activation,
         "bos_token_id": 0,
         "eos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,
     }
     vision = {
+        **both,
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
         "num_attention_heads": 2,
-        "num_hidden_layers": LAYERS,
         "image_size": 48,
         "patch_size": 16,
-        "hidden_act": activation,
         "projection_dim": EMBED,
     }
     return transformers.CLIPConfig(
@@ -127,14 +116,13 @@ def assert_equal_but_rounding(found: Tensor, expected: Tensor) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("height", "width"),
+    ("activation", "height", "width"),
     [
-        (48, 48),  # The trained size.
-        (80, 32),  # An oblong grid of 5 × 2.
-        (70, 60),  # 4 × 3 with a remainder.
+        ("quick_gelu", 48, 48),  # The trained size.
+        ("gelu", 80, 32),  # An oblong grid of 5 × 2.
+        ("quick_gelu", 70, 60),  # 4 × 3 with a remainder.
     ],
 )
-@pytest.mark.parametrize("activation", ("quick_gelu", "gelu"))
 def test_every_step_equals_open_clips(activation: str, height: int, width: int, seed: int) -> None:
     torch.manual_seed(seed)
     twin = open_clip_twin(quick_gelu=activation == "quick_gelu")
@@ -279,42 +267,45 @@ def edit_config(folder: Path, change: Any) -> None:
     path.write_text(json.dumps(config))
 
 
-def test_a_tokenizer_that_ends_texts_otherwise_is_refused(folder: Path) -> None:
-    """transformers would take the first token's embedding, without a word."""
-    edit_config(folder, lambda config: config["text_config"].update(eos_token_id=5))
-    with pytest.raises(WeightsUnavailable, match=r"with id 1, .* at id 5: correct eos_token_id"):
-        load_model(f"transformers:{folder}", device=CPU)
-
-
 def test_the_old_end_of_text_is_accepted(folder: Path) -> None:
     edit_config(folder, lambda config: config["text_config"].update(eos_token_id=2))
     assert load_model(f"transformers:{folder}", device=CPU).visual.depth == LAYERS
 
 
-def test_a_model_of_another_kind_is_refused(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({"model_type": "siglip"}))
-    with pytest.raises(TypeError, match="of type 'siglip'; .* 'ViT-B-16-SigLIP2'"):
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        # transformers would take the first token's embedding, without a word.
+        (
+            lambda config: config["text_config"].update(eos_token_id=5),
+            WeightsUnavailable,
+            r"with id 1, .* at id 5: correct eos_token_id",
+        ),
+        # transformers would fill them with noise and warn.
+        (
+            lambda config: config["vision_config"].update(num_hidden_layers=3),
+            WeightsUnavailable,
+            r"16 weights are missing, .*layers\.2",
+        ),
+        (
+            lambda config: config["vision_config"].update(image_size=64),
+            WeightsUnavailable,
+            "must hold what save_pretrained writes",
+        ),
+        (
+            lambda config: config.update(model_type="siglip"),
+            TypeError,
+            "of type 'siglip'; .* 'ViT-B-16-SigLIP2'",
+        ),
+    ],
+    ids=["end of text", "missing weights", "shapes", "another kind"],
+)
+def test_folders_that_do_not_fit_together_are_refused(
+    folder: Path, change: Any, error: type[Exception], message: str
+) -> None:
+    edit_config(folder, change)
+    with pytest.raises(error, match=message):
         load_model(f"transformers:{folder}", device=CPU)
-
-
-def test_weights_that_lack_something_are_refused(folder: Path) -> None:
-    """transformers would fill them with noise and warn."""
-    edit_config(folder, lambda config: config["vision_config"].update(num_hidden_layers=3))
-    with pytest.raises(WeightsUnavailable, match=r"16 weights are missing, .*layers\.2"):
-        load_model(f"transformers:{folder}", device=CPU)
-
-
-def test_weights_of_another_shape_are_refused(folder: Path) -> None:
-    edit_config(folder, lambda config: config["vision_config"].update(image_size=64))
-    with pytest.raises(WeightsUnavailable, match="must hold what save_pretrained writes"):
-        load_model(f"transformers:{folder}", device=CPU)
-
-
-class Payload:
-    """Unpickling this would run code."""
-
-    def __reduce__(self):
-        return (print, ("code from a checkpoint ran",))
 
 
 def test_a_pickle_with_code_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

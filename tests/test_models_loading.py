@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
-from models_support import TEXT, small_timm
+from models_support import TEXT, Payload, small_timm
 from safetensors.torch import save_file
 from toys import CONFIG, MODEL, toy_clip
 
@@ -47,23 +46,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-class Payload:
-    """Unpickling this would run code."""
-
-    def __reduce__(self):
-        return (print, ("code from a checkpoint ran",))
-
-
-@pytest.mark.parametrize("ending", ("safetensors", "pt"))
-def test_a_local_checkpoint_is_loaded(tmp_path: Path, ending: str) -> None:
-    state = {name: value.clone() for name, value in toy_clip().state_dict().items()}
-    path = tmp_path / f"weights.{ending}"
-    if ending == "safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
-    loaded = load_model(MODEL, str(path), device=CPU)
-    assert torch.equal(loaded.model.visual.proj, toy_clip().visual.proj)
+@pytest.mark.parametrize(
+    ("write", "dtype"), [(save_file, torch.bfloat16), (torch.save, torch.float32)]
+)
+def test_a_local_checkpoint_is_loaded(tmp_path: Path, write: Any, dtype: torch.dtype) -> None:
+    path = tmp_path / ("weights.safetensors" if write is save_file else "weights.pt")
+    write({name: value.clone() for name, value in toy_clip().state_dict().items()}, path)
+    loaded = load_model(MODEL, str(path), device=CPU, dtype=dtype)
+    assert loaded.visual.dtype is dtype
+    assert torch.equal(loaded.model.visual.proj, toy_clip().visual.proj.to(dtype))
     assert loaded.visual.visual is loaded.model.visual
     assert not loaded.model.training
     tokens = loaded.tokenizer(["a cat"])
@@ -79,14 +70,6 @@ def test_a_timm_tower_is_loaded(tmp_path: Path) -> None:
     assert not loaded.visual.has_cls
     assert loaded.visual.trained_grid == (3, 4)
     assert loaded.model.encode_text(loaded.tokenizer(["a cat"])).shape == (1, 32)
-
-
-def test_half_precision_holds_half_the_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    save_file(toy_clip().state_dict(), path)
-    loaded = load_model(MODEL, str(path), device=CPU, dtype=torch.bfloat16)
-    assert loaded.model.visual.proj.dtype is torch.bfloat16
-    assert loaded.visual.dtype is torch.bfloat16
 
 
 def test_the_builtin_model_is_loaded() -> None:
@@ -157,18 +140,12 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "pretrained", "said"),
     [
-        (
-            "ViT-B-32",
-            "laion2b_s34b_b79k",
-            "'ViT-B-32'.*'laion2b_s34b_b79k'.*pretrained=",
-        ),
+        ("ViT-B-32", "laion2b_s34b_b79k", "'ViT-B-32'.*'laion2b_s34b_b79k'.*pretrained="),
         ("hf-hub:nobody/nothing", None, "'hf-hub:nobody/nothing' .*network"),
         ("ViT-B-16-SigLIP", "webli", "tokenizer of 'ViT-B-16-SigLIP' .*network"),
     ],
 )
-def test_what_cannot_be_fetched_says_what_to_do(
-    name: str, pretrained: str | None, said: str
-) -> None:
+def test_what_cannot_be_fetched_says_what_to_do(name: str, pretrained: Any, said: str) -> None:
     with pytest.raises(WeightsUnavailable, match=said) as caught:
         load_model(name, pretrained, device=CPU)
     assert "\n" not in str(caught.value)
@@ -179,7 +156,6 @@ def test_what_cannot_be_fetched_says_what_to_do(
     [
         ("ViT-Z-99", "openai", "'ViT-Z-99'.*'builtin'.*ViT-B-16"),
         ("RN50", "openai", "'RN50'.*'ViT-B-16'"),
-        ("EVA02-E-14", "laion2b_s4b_b115k", "'EVA02-E-14'.*'EVA02-B-16'"),
         ("ViT-B-16", None, "pretrained.*openai"),
         ("ViT-B-16", "nothing", "'nothing'.*openai"),
         ("ViT-B-16", "missing.pt", "no checkpoint at 'missing.pt'"),
@@ -202,26 +178,5 @@ def test_names_may_be_spelt_otherwise() -> None:
 def test_listed_models_have_towers_that_can_be_used() -> None:
     models = dict(list_models())
     assert "openai" in models["ViT-B-16"]
-    assert {"ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-B-32"} <= set(models)
-    assert {"EVA01-g-14", "EVA02-B-16", "EVA02-L-14-336", "PE-Core-B-16"} <= set(models)
-    assert {"ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP2-378", "coca_ViT-B-32"} <= set(models)
-    unusable = {
-        "RN50",
-        "convnext_base",
-        "EVA02-E-14",
-        "MobileCLIP-B",
-        "MobileCLIP2-S0",
-        "ViTamin-B",
-    }
-    assert not unusable & set(models)
-
-
-def test_no_model_library_is_imported_before_it_is_needed() -> None:
-    code = (
-        "import sys, resclip.models\n"
-        "print({'open_clip', 'timm', 'transformers'} & set(sys.modules))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
-    )
-    assert found.stdout.strip() == "set()"
+    assert {"ViT-L-14-336", "EVA01-g-14", "PE-Core-B-16", "ViT-B-16-SigLIP"} <= set(models)
+    assert not {"RN50", "convnext_base", "EVA02-E-14", "MobileCLIP-B", "ViTamin-B"} & set(models)

@@ -11,7 +11,6 @@ import torch
 from toys import toy_clip, toy_tokenizer
 
 from resclip import Vocabulary
-from resclip.text.class_names import background_names, dataset_classes
 from resclip.text.embedding_cache import PROBES, TextCache
 from resclip.text.templates import find_templates
 
@@ -22,18 +21,6 @@ def make(classes: list[str], **arguments) -> Vocabulary:
     return Vocabulary.from_names(
         classes, toy_clip(), toy_tokenizer, **{"templates": TEMPLATES, **arguments}
     )
-
-
-class Table(torch.nn.Module):
-    """A text tower that is one line: token t is the unit vector at the angle t · π / 20,000."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        angle = tokens.float() * (torch.pi / 20_000)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 class Counter:
@@ -79,31 +66,13 @@ def test_a_name_may_differ_from_the_queries() -> None:
     assert torch.equal(vocabulary.embeddings, make(["sky", "wall", "cat"]).embeddings)
 
 
-def test_a_datasets_classes() -> None:
-    asked: list[str] = []
-
-    def tokenizer(prompts: list[str]) -> torch.Tensor:
-        asked.extend(prompts)
-        return torch.zeros(len(prompts), 1)
-
-    vocabulary = Vocabulary.from_names(
-        dataset_classes("voc21"), Table(), tokenizer, templates="name"
-    )
-    assert len(vocabulary) == 21
-    assert vocabulary.names[:2] == ("background", "aeroplane")
-    backgrounds = background_names("voc21")
-    assert asked[: len(backgrounds)] == backgrounds
-    assert "background" not in asked
-    assert vocabulary.query_to_class[len(backgrounds)] == 1
-
-
 def test_many_templates_run_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(["cat", "dog"], templates="short").embeddings
     monkeypatch.setattr("resclip.text.vocabulary.PROMPTS_PER_CALL", 3)  # 7 templates: 3, 3 and 1.
     assert torch.allclose(make(["cat", "dog"], templates="short").embeddings, whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("templates", ["name", "plain", "short"])
+@pytest.mark.parametrize("templates", ["name", "short"])
 def test_an_embedding_does_not_depend_on_the_other_names(templates: str) -> None:
     """Bit for bit, with the built-in model: most rows differ where its text tower runs 5 single prompts at once."""
     from resclip.builtin import load_builtin
@@ -116,13 +85,14 @@ def test_an_embedding_does_not_depend_on_the_other_names(templates: str) -> None
 
     together = embeddings(CLASS_NAMES)
     assert torch.equal(embeddings(CLASS_NAMES[::-1]).flip(0), together)
-    for number in range(0, len(CLASS_NAMES), 5):
+    for number in range(0, len(CLASS_NAMES), 7):
         assert torch.equal(embeddings(CLASS_NAMES[number : number + 1])[0], together[number])
 
 
 def test_a_cached_embedding_is_the_fresh_one_bit_for_bit(tmp_path: Path) -> None:
     cache = TextCache(tmp_path)
     fresh = make(["cat, kitten", "dog", "{}", "猫"])
+    assert fresh.names == ("cat", "dog", "{}", "猫")
     make(["dog"], cache=cache)  # One of them beforehand, by itself.
     for _ in range(2):
         cached = make(["cat, kitten", "dog", "{}", "猫"], cache=cache)
@@ -144,17 +114,6 @@ def test_only_new_names_are_encoded(tmp_path: Path) -> None:
     assert counter.prompts[5:] == ["cat", "dog"]
 
 
-def test_a_damaged_cache_file_is_encoded_again(tmp_path: Path) -> None:
-    counter, cache = Counter(), TextCache(tmp_path)
-    fresh = counter.make(["cat", "dog"], cache=cache)
-    for path in tmp_path.rglob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:-1])
-    assert torch.equal(counter.make(["cat", "dog"], cache=cache).embeddings, fresh.embeddings)
-    assert counter.prompts == ["cat", "dog"] * 2
-    counter.make(["cat", "dog"], cache=cache)
-    assert len(counter.prompts) == 4
-
-
 def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
     class Interrupted(Counter):
         def __call__(self, prompts: list[str]) -> torch.Tensor:
@@ -170,32 +129,10 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
     assert counter.prompts == ["bird"]
 
 
-def test_ten_thousand_names() -> None:
-    """Each a row of its own, in order."""
-
-    def tokenizer(prompts: list[str]) -> torch.Tensor:
-        return torch.tensor([[int(prompt.split()[1])] for prompt in prompts])
-
-    names = [f"name {number}" for number in range(10_000)]
-    vocabulary = Vocabulary.from_names(names, Table(), tokenizer, templates="name")
-    assert vocabulary.names == tuple(names)
-    angles = torch.atan2(vocabulary.embeddings[:, 1], vocabulary.embeddings[:, 0])
-    assert (angles * 20_000 / torch.pi).round().tolist() == list(range(10_000))
-
-
-def test_names_may_hold_braces_and_any_script() -> None:
-    vocabulary = make(["{}", "猫", "собака", "كلب"])
-    assert vocabulary.names == ("{}", "猫", "собака", "كلب")
-    assert torch.isfinite(vocabulary.embeddings).all()
-
-
 def test_templates_by_name_are_those_of_the_set() -> None:
-    for name in ("imagenet", "plain"):
-        by_name = make(["cat"], templates=name).embeddings
-        assert torch.equal(by_name, make(["cat"], templates=find_templates(name)).embeddings)
-    assert torch.equal(
-        make(["cat"], templates=None).embeddings, make(["cat"], templates="imagenet").embeddings
-    )
+    for given, name in (("short", "short"), (None, "imagenet")):
+        found = make(["cat"], templates=given).embeddings
+        assert torch.equal(found, make(["cat"], templates=find_templates(name)).embeddings)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +142,6 @@ def test_templates_by_name_are_those_of_the_set() -> None:
         (["cat", "Cat "], {}, "(?i)cat"),
         (["cat", ""], {}, "class 2"),
         (["cat"], {"templates": ["a photo"]}, "'a photo' has no '{}'"),
-        (["cat"], {"templates": []}, "at least one"),
-        (["cat"], {"templates": "imagnet"}, "'imagnet'.*imagenet"),
-        (["cat", "background:"], {}, "class 2: .*colon"),
     ],
 )
 def test_wrong_names_are_named(classes, arguments, message: str) -> None:
@@ -221,7 +155,6 @@ def test_wrong_names_are_named(classes, arguments, message: str) -> None:
         (torch.zeros(2, 3, 4), [0, 1], ["a", "b"], r"floating \(Q, E\)"),
         (torch.zeros(2, 4).long(), [0, 1], ["a", "b"], "floating"),
         (torch.zeros(2, 4), [0], ["a"], "one class for each of the 2"),
-        (torch.zeros(2, 4), [0, 0], ["a", "b"], "each of the 2 classes"),
         (torch.zeros(2, 4), [0, 2], ["a", "b"], "each of the 2 classes"),
     ],
 )
