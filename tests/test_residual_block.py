@@ -6,6 +6,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from method_support import colours
 from models_support import (
     EMBED,
     IMAGE,
+    OPEN_CLIP,
     OpenAIVisual,
     hugging_face_model,
     open_clip_model,
@@ -42,6 +44,7 @@ def bare_timm(name: str) -> nn.Module:
 HOSTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "open_clip": (lambda: open_clip_model(layers=4), IMAGE),
     "open_clip, normed queries": (lambda: open_clip_model(layers=4, qk_norm=True), IMAGE),
+    "open_clip's CoCa": (lambda: open_clip_model(layers=4, **OPEN_CLIP["coca"]), IMAGE),
     "open_clip's timm, SigLIP": (lambda: timm_model("SigLIP"), IMAGE),
     "open_clip's timm, EVA02": (lambda: timm_model("EVA02"), IMAGE),
     "OpenAI": (lambda: randomise(OpenAIVisual()), SIZE),
@@ -190,6 +193,21 @@ def host_with_block(**arguments: Any) -> tuple[Any, ResidualBlock]:
     block = ResidualBlock.from_tower(host, "resclip", text, **arguments)
     place(block)
     return host, block
+
+
+def test_wrappers_are_seen_through(tmp_path: Path) -> None:
+    host = open_clip_model(layers=4)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(host)
+        for model in (nn.DataParallel(host), wrapped, torch.compile(host), torch.compile(wrapped)):
+            block = ResidualBlock.from_tower(model, "naclip")
+            assert place(block).visual is host.visual
+            block.undo()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_undo_leaves_the_host_as_it_was() -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -243,17 +242,24 @@ def check_blocks(blocks: nn.Module) -> None:
 
 def stood_in_for(name: str, module: nn.Module, called: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """The module and those below it, by path, without the called ones and all that is below these."""
-    if id(module) in called:
-        return
-    yield name, module
-    if isinstance(module, nn.MultiheadAttention):
-        return  # It reads its output layer's weights and never calls it, as do the steps.
-    if is_peft_attention(module):
-        yield from stood_in_for(f"{name}.base_layer", module.get_submodule("base_layer"), called)
-        return  # Its adapters are in the weights, or off.
-    for child_name, child in module.named_children():
-        if child_name != "parametrizations":  # These run wherever the weight is read.
-            yield from stood_in_for(f"{name}.{child_name}", child, called)
+    waiting = [(name, module)]
+    while waiting:
+        path, one = waiting.pop()
+        if id(one) in called:
+            continue
+        yield path, one
+        if isinstance(one, nn.MultiheadAttention):
+            continue  # It reads its output layer's weights and never calls it, as do the steps.
+        # `named_children` would take most of the time of a check, which every forward pass begins with.
+        children = vars(one)["_modules"]
+        if is_peft_attention(one):
+            children = {"base_layer": children["base_layer"]}  # Its adapters are in the weights.
+        waiting += [
+            (f"{path}.{child_name}", child)
+            for child_name, child in reversed(children.items())
+            # Parametrizations run wherever the weight is read.
+            if child is not None and child_name != "parametrizations"
+        ]
 
 
 def is_peft_attention(module: nn.Module) -> bool:
@@ -270,7 +276,7 @@ def has_loose_adapters(module: Any) -> bool:
 def true_type(module: nn.Module) -> type[nn.Module]:
     """The type of a module, which `torch.nn.utils.parametrize` replaces by a subclass that it makes up."""
     kind = type(module)
-    return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
+    return kind.__bases__[0] if "parametrizations" in vars(module)["_modules"] else kind
 
 
 def change_of(module: nn.Module, is_known: bool) -> str | None:
