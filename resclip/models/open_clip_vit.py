@@ -86,7 +86,8 @@ class OpenClipTower(Tower):
                 yield from (block.ln_attn, attention.ln_q, attention.ln_k)
                 yield from (attention.ln_inner, attention.out_proj, attention.out_drop)
         if visual.attn_pool is not None:
-            yield visual.attn_pool.ln_k
+            # Of one token alone the pool is its values, so that its queries change nothing.
+            yield from (visual.attn_pool.ln_k, visual.attn_pool.ln_q)
 
     def embed(self, pixels: Tensor) -> Tensor:
         visual = self.visual
