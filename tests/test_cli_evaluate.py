@@ -111,11 +111,7 @@ def test_names_can_be_given_in_place_of_the_datasets_own(
     ("options", "words"),
     [
         (["--method", "naclop"], ["unknown method 'naclop'", "did you mean 'naclip'?"]),
-        (["--method", ""], ["unknown method ''"]),
-        (["--scenes", 0], ["number of scenes of at least 1, got 0"]),
-        (["--size", 4], ["size of scenes of at least 8, got 4"]),
         (["--window", 3], ["window must be 0", "got 3"]),
-        (["--stride", 500], ["stride must lie between 1 and the window's 112 pixels"]),
         (["--split", "training"], ["unknown split 'training'", "held-out, validation"]),
         (["--device", "toaster"], ["device 'toaster' cannot be used"]),
         (["--dataset", "builtin,pascal"], ["unknown dataset 'pascal'", "voc21"]),
@@ -230,7 +226,7 @@ def test_roots_are_one_for_all_or_one_each(folder: Path, tmp_path: Path) -> None
 
 def test_two_processes_print_one_table_with_the_figures_of_one(tmp_path: Path) -> None:
     """torchrun, with more scenes than a group holds: both processes have some to do."""
-    common = [*SMALL[:1], "--scenes", "18", "--size", "48", "--device", "cpu", "--workers", "0"]
+    common = [*SMALL[:1], "--scenes", "10", "--size", "48", "--device", "cpu", "--workers", "0"]
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"
     assert run(*common, "--method", "naclip+rcs", "--json", alone) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

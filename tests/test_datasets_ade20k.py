@@ -71,9 +71,13 @@ def test_another_split_and_missing_folders(tmp_path: Path) -> None:
         open_dataset("ade20k", tmp_path, "training")
 
 
-FULL_RELEASE = """
-index_ade20k.pkl index_ade20k.mat images/ADE/validation ADE20K_2021_17_01 ADE20K_2016_07_26
-""".split()
+FULL_RELEASE = [
+    "index_ade20k.pkl",
+    "index_ade20k.mat",
+    "images/ADE/validation",
+    "ADE20K_2021_17_01",
+    "ADE20K_2016_07_26",
+]
 
 
 def test_the_full_release_is_refused(tmp_path: Path) -> None:
