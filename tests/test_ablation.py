@@ -15,7 +15,6 @@ from report_support import study
 
 from resclip import RCS, SFR, Segmenter, Vocabulary, load
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import runner
 from resclip.evaluation.ablation import (
     STUDIES,
     ablate,
@@ -132,23 +131,9 @@ def test_the_option_under_study_wins_and_the_presets_windows_stay() -> None:
     assert pamr.reference.rows == {"builtin": "naclip+sfr"}
 
 
-def test_what_studies_share_is_measured_once_and_an_interrupted_run_goes_on(
-    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_studies_share_is_measured_once(tmp_path: Path, measured: list[str]) -> None:
     path = tmp_path / "ablation.json"
-    spy = runner.evaluate_dataset
-
-    def stop(method: str, *arguments: Any, **options: Any) -> Any:
-        if "line" in method:
-            raise KeyboardInterrupt
-        return spy(method, *arguments, **options)
-
     some = find_studies(["connectivity", "pamr"])
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "evaluate_dataset", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ablate(some, [TWO], base_segmenter, checkpoint=path, workers=0)
-    assert measured == ["naclip+sfr"]
     came = ablate(some, [TWO], base_segmenter, checkpoint=path, workers=0)
     rows = [
         "naclip+sfr",

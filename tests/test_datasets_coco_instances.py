@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, save_image, save_mask
+from dataset_support import check, labels_of, save_image, save_mask
 from pycocotools import mask as coco_mask
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
@@ -91,14 +91,10 @@ def test_coco_object_from_instances(tmp_path: Path, place: str) -> None:
     wanted[BED, 1:9] = 60
     wanted[PERSON, 2:5] = wanted[PERSON, 6:8] = 1
     wanted[[1, 3, 4, 9], 15] = 80
-    labels = labels_of(dataset)
-    np.testing.assert_array_equal(labels["000000000139"], wanted)
-    np.testing.assert_array_equal(labels["000000000285"], np.zeros((5, 3), np.uint8))
     assert dataset.entries[60] == "bed"
-    assert dataset.problems == ()
-    assert dataset.description == (
-        "2 images of COCO-Object's val2017 with instances_val2017.json, which has 5,000 (val2017)"
-    )
+    description = "2 images of COCO-Object's val2017 with instances_val2017.json, which has 5,000"
+    labels = {"000000000139": wanted, "000000000285": np.zeros((5, 3), np.uint8)}
+    check(dataset, labels, f"{description} (val2017)")
 
 
 def test_instances_are_small_and_picklable(tmp_path: Path) -> None:

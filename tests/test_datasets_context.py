@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_image, save_mask
+from dataset_support import check, labels_of, laid_out, save_image, save_mask
 from scipy.io import savemat
 
 from resclip.evaluation.datasets import IGNORED, DatasetError, Values, open_dataset
@@ -94,13 +94,13 @@ def write_459(folder: Path, compressed: bool = True) -> dict[str, np.ndarray]:
 
 def test_the_prepared_layout_with_its_background(prepared: Path) -> None:
     dataset = open_dataset("context60", prepared.parents[1])
-    for shape, labels in zip(SHAPES, labels_of(dataset).values(), strict=True):
-        np.testing.assert_array_equal(labels, laid_out([*range(60)], *shape))
-    assert dataset.classes == ("background", *CLASSES)
-    assert dataset.description == (
+    wanted = dict(zip(NAMES, (laid_out([*range(60)], *shape) for shape in SHAPES), strict=True))
+    description = (
         "2 images of PASCAL Context's val of ImageSets/SegmentationContext, which has 5,104 "
         "(VOCdevkit/VOC2010/SegmentationClassContext)"
     )
+    check(dataset, wanted, description)
+    assert dataset.classes == ("background", *CLASSES)
     assert dataset.palette is not None
     assert len(dataset.palette) == 60
 

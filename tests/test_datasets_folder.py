@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_image, save_mask
+from dataset_support import check, labels_of, laid_out, save_image, save_mask
 from PIL import Image
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
@@ -29,13 +29,10 @@ def root(tmp_path: Path) -> Path:
 
 def test_values_are_places_in_the_list(root: Path) -> None:
     dataset = open_dataset("folder", root)
-    labels = labels_of(dataset)
-    assert list(labels) == sorted(SHAPES)
-    for name, shape in SHAPES.items():
-        np.testing.assert_array_equal(labels[name], laid_out([0, 1, 2, 255], *shape))
+    wanted = {name: laid_out([0, 1, 2, 255], *shape) for name, shape in SHAPES.items()}
+    check(dataset, wanted, f"3 images of 3 classes ({root.name})")
     assert dataset.entries == ("background: sky, wall", "cat, kitten", "dog")
     assert dataset.palette is None
-    assert dataset.description == f"3 images of 3 classes ({root.name})"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from evaluation_support import record_measured
 
 from resclip import Segmenter, Vocabulary, load
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import runner
 from resclip.evaluation.datasets import IGNORED, Dataset, DatasetError, open_dataset
 from resclip.evaluation.predictions import PredictionFiles
 from resclip.evaluation.report import Report
@@ -131,22 +130,15 @@ def test_the_file_says_what_was_measured_and_how(tmp_path: Path) -> None:
     assert not path.with_name("report.json.parts").exists()
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, measured: list[str]) -> None:
     """Between two rows."""
     path = tmp_path / "report.json"
-    spy = runner.evaluate_dataset
 
-    def stop(method: str, *arguments: Any, **options: Any) -> Any:
-        if method == "maskclip":
-            raise KeyboardInterrupt
-        return spy(method, *arguments, **options)
+    def stop(_: Dataset) -> Segmenter:
+        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "evaluate_dataset", stop)
-        with pytest.raises(KeyboardInterrupt):
-            small("clip", "maskclip", checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate({**entries("clip"), "maskclip": stop}, [TWO], checkpoint=path, workers=0)
     first = Report.read(path).datasets["builtin"].rows
     assert list(first) == ["clip"]
     came = small("clip", "maskclip", checkpoint=path)
@@ -155,26 +147,32 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert Report.read(path).methods == ["clip", "maskclip"]
 
 
-def test_a_row_goes_on_within_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seventeen images are three groups; the second run finds the first two done."""
-    path = tmp_path / "report.json"
-    dataset = open_dataset("builtin", count=17, size=16)
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the groups that are segmented; the second one is interrupted."""
     seen: list[int] = []
     original = Segmenter.predict_many
 
     def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
         seen.append(len(pixels))
-        if len(seen) == 3:
+        if len(seen) == 2:
             raise KeyboardInterrupt
         return original(self, pixels, sizes)
 
     monkeypatch.setattr(Segmenter, "predict_many", predict_many)
+    return seen
+
+
+def test_a_row_goes_on_within_a_dataset(tmp_path: Path, interrupted: list[int]) -> None:
+    """Seventeen images are three groups; the second run finds the first one done."""
+    path = tmp_path / "report.json"
+    dataset = open_dataset("builtin", count=17, size=16)
     run = partial(evaluate, entries("clip"), [dataset], workers=0)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=path)
     assert path.with_name("report.json.parts").exists()
     came = run(checkpoint=path)
-    assert seen == [8, 8, 1, 1]
+    assert interrupted == [8, 8, 8, 1]
     assert not path.with_name("report.json.parts").exists()
     assert ious(came) == ious(run())
 
@@ -270,43 +268,23 @@ def test_a_file_of_another_version_says_what_to_do(head: str, came: str, tmp_pat
         small("clip", checkpoint=path)
 
 
-def test_a_report_is_stored_byte_for_byte_as_it_was_read(tmp_path: Path) -> None:
-    path, again = tmp_path / "report.json", tmp_path / "again.json"
-    small("clip", checkpoint=path)
-    before = path.read_bytes()
-    small("clip", checkpoint=path)
-    Report.read(path).save(again)
-    assert path.read_bytes() == again.read_bytes() == before
-
-
 # Images and progress
 
 
 def test_an_interrupted_run_has_the_files_of_all_images_in_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, interrupted: list[int]
 ) -> None:
     """A run that goes on does not show again what was shown before, to the same folder; to another it does."""
     dataset = open_dataset("builtin", count=17, size=16)
-    original = Segmenter.predict_many
-    seen: list[int] = []
-
-    def predict_many(self: Segmenter, pixels: Sequence[Any], sizes: Any) -> Any:
-        seen.append(len(pixels))
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        return original(self, pixels, sizes)
-
-    monkeypatch.setattr(Segmenter, "predict_many", predict_many)
-    run = partial(
-        evaluate, entries("clip"), [dataset], checkpoint=tmp_path / "report.json", workers=0
-    )
+    path = tmp_path / "report.json"
+    run = partial(evaluate, entries("clip"), [dataset], checkpoint=path, workers=0)
     with pytest.raises(KeyboardInterrupt):
         run(on_image=PredictionFiles(tmp_path / "a"))
     run(on_image=PredictionFiles(tmp_path / "a"))
-    assert seen == [8, 8, 8, 1]
-    assert len([*(tmp_path / "a").rglob("*.png")]) == 17
-    run(on_image=PredictionFiles(tmp_path / "b"))
-    assert len([*(tmp_path / "b").rglob("*.png")]) == 17
+    assert interrupted == [8, 8, 8, 1]
+    run(on_image=PredictionFiles(tmp_path / "b"))  # The file has the row by now.
+    for folder in ("a", "b"):
+        assert len([*(tmp_path / folder).rglob("*.png")]) == 17
 
 
 def test_progress_goes_over_all_rows(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 from report_support import CLASSES, ablation, column, figures, report, row
@@ -20,26 +21,19 @@ from resclip.evaluation.tables import (
     problem_lines,
     report_tables,
 )
+from resclip.methods.catalogue import SFR
+from resclip.methods.presets import PRESETS
 
 VIT = {"model": "ViT-B-16", "pretrained": "openai"}
 """Settings with which rows have published figures."""
 VOC = {**VIT, "preset": "voc21", "window": 0, "stride": 112}
 CONTEXT = {**VIT, "preset": "context59", "window": 224, "stride": 112}
 RELEASED = {
+    "rcs": {"layers": [6, 7, 8, 9], "weight": 0.4, "temperature": 2.0},
     "rcs_layers": [6, 7, 8, 9],
-    "sfr": {
-        "weight": 0.7,
-        "temperature": 1.8,
-        "label_threshold": 0.25,
-        "smoothing_std": 5.0,
-        "connectivity": "prefix",
-        "refine_iterations": 10,
-        "logit_scale": 40.0,
-        "normalise": True,
-        "rounds": 1,
-    },
+    "sfr": asdict(SFR(**PRESETS["context59"].sfr)),
 }
-"""Options of SFR and RCS for context59."""
+"""Options of RCS and SFR for context59."""
 TORN = Problem("2007_000033", "masks/2007_000033.png: expected a whole mask")
 LOST = Problem("2007_000042", "the image has no mask")
 
@@ -89,8 +83,7 @@ def test_methods_are_lines_and_datasets_are_columns() -> None:
 
 
 def test_published_figures_have_their_own_differences() -> None:
-    options = {"rcs": {"layers": [6, 7, 8, 9], "weight": 0.4, "temperature": 2.0}}
-    rows = {"naclip": row(30.0), "naclip+rcs+sfr": row(33.0, options={**options, **RELEASED})}
+    rows = {"naclip": row(30.0), "naclip+rcs+sfr": row(33.0, options=RELEASED)}
     both = report(column("context59", rows, **CONTEXT), column("mine", rows))
     lines = text_of(both).split("\n\n")[0].splitlines()
     assert cells(lines[3]) == ["naclip+rcs+sfr", "33.0 (+3.0)", "33.0 (+3.0)", "33.0 (+3.0)"]
