@@ -16,6 +16,7 @@ import pytest
 from cli_support import names_in, one_line, run
 from PIL import Image
 
+from resclip import RCS, load
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.cli.options import open_datasets, preset_of, segmenter_for
 from resclip.evaluation.datasets import open_dataset
