@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,16 @@ def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
         assert labels[sample.name].dtype == np.uint8
         assert sample.image.read().shape == (*labels[sample.name].shape, 3)
     return labels
+
+
+def check(dataset: Dataset, wanted: Mapping[str, np.ndarray], description: str) -> None:
+    """That a dataset is whole, and has these labels."""
+    labels = labels_of(dataset)
+    assert list(labels) == sorted(wanted)
+    for name, found in labels.items():
+        np.testing.assert_array_equal(found, wanted[name])
+    assert dataset.problems == ()
+    assert dataset.description == description
 
 
 def truncate(path: Path) -> None:

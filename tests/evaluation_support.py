@@ -29,21 +29,12 @@ from resclip.evaluation.datasets.base import (
     Sample,
     Values,
 )
+from resclip.evaluation.datasets.builtin import InMemory
 from resclip.evaluation.distributed import process_group
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, Preparation
 from resclip.io.images import ImageError
 
 CLASSES = ("sky", "grass", "water", "road")
-
-
-@dataclass(frozen=True, eq=False)
-class InMemory:
-    """An image or its truth."""
-
-    array: np.ndarray
-
-    def read(self) -> np.ndarray:
-        return self.array
 
 
 @dataclass(frozen=True)
@@ -151,11 +142,9 @@ def together(
 
     def run(rank: int) -> None:
         torch.set_num_threads(1)  # The parent's threads are not there after a fork.
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank}
-        os.environ |= {
-            name: str(value)
-            for name, value in {"RANK": rank, "WORLD_SIZE": size, **where}.items()
-        }  # fmt: skip
+        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank}
+        variables = {"RANK": rank, "WORLD_SIZE": size, **here}
+        os.environ |= {name: str(value) for name, value in variables.items()}
         try:
             with process_group():
                 outcome = Outcome(work(*arguments))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from evaluation_support import record_measured, together, values
+from evaluation_support import record_measured
 from report_support import study
 
 from resclip import RCS, SFR, Segmenter, Vocabulary, load
 from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation import runner
 from resclip.evaluation.ablation import (
     STUDIES,
     ablate,
@@ -26,7 +25,6 @@ from resclip.evaluation.ablation import (
 )
 from resclip.evaluation.datasets import Dataset, open_dataset
 from resclip.evaluation.report import Report
-from resclip.evaluation.runner import evaluate
 from resclip.methods.catalogue import BASES, METHODS, Method
 
 TWO = open_dataset("builtin", count=2, size=48)  # two small scenes: rows and files, no quality
@@ -61,19 +59,12 @@ def test_a_study_starts_from_the_preset_and_what_is_named_wins() -> None:
     assert start.sfr == SFR(label_threshold=0.5, temperature=2.2, weight=0.7, rounds=3)
 
 
-def test_the_layers_of_a_tower_are_named() -> None:
-    start = starting_point(base_segmenter(TWO), {})
-    assert start.rcs == RCS(layers=(6, 7, 8, 9))
-    assert start.sfr == SFR()
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_a_score_decides_whether_there_is_sfr(base: str) -> None:
-    start = starting_point(base_segmenter(TWO, base), {})
-    assert start.base == base
-    assert (start.sfr is not None) is BASES[base].has_score
-    if base == "maskclip":
-        assert starting_point(base_segmenter(TWO, base, correlation="qq"), {}).sfr == SFR()
+def test_a_score_decides_whether_there_is_sfr() -> None:
+    for base in BASES:
+        start = starting_point(base_segmenter(TWO, base), {})
+        assert start.base == base
+        assert (start.sfr is not None) is BASES[base].has_score
+    assert starting_point(base_segmenter(TWO, "maskclip", correlation="qq"), {}).sfr == SFR()
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -140,32 +131,9 @@ def test_the_option_under_study_wins_and_the_presets_windows_stay() -> None:
     assert pamr.reference.rows == {"builtin": "naclip+sfr"}
 
 
-def test_rows_have_the_figures_that_evaluate_gives_them(measured: list[str]) -> None:
-    came = ablate([study("modules")], [TWO], base_segmenter, workers=0)
-    assert measured == ["naclip", "naclip+rcs", "naclip+sfr", "naclip+rcs+sfr"]
-    entries = {name: partial(base_segmenter, base=name) for name in measured}
-    wanted = evaluate(entries, [TWO], workers=0).datasets["builtin"].rows
-    for name, found in came.report.datasets["builtin"].rows.items():
-        assert found.scores == wanted[name].scores
-
-
-def test_what_studies_share_is_measured_once_and_an_interrupted_run_goes_on(
-    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_studies_share_is_measured_once(tmp_path: Path, measured: list[str]) -> None:
     path = tmp_path / "ablation.json"
-    spy = runner.evaluate_dataset
-
-    def stop(method: str, *arguments: Any, **options: Any) -> Any:
-        if "line" in method:
-            raise KeyboardInterrupt
-        return spy(method, *arguments, **options)
-
     some = find_studies(["connectivity", "pamr"])
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "evaluate_dataset", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ablate(some, [TWO], base_segmenter, checkpoint=path, workers=0)
-    assert measured == ["naclip+sfr"]
     came = ablate(some, [TWO], base_segmenter, checkpoint=path, workers=0)
     rows = [
         "naclip+sfr",
@@ -209,16 +177,6 @@ def test_what_cannot_be_studied_is_refused_before_anything_is_measured(measured:
     assert measured == []
 
 
-def module_scores() -> Any:
-    came = ablate([study("modules")], [TWO], base_segmenter, workers=0)
-    return {name: found.scores for name, found in came.report.datasets["builtin"].rows.items()}
-
-
-def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    first, second = values(together(tmp_path, module_scores))
-    assert first == second == module_scores()
-
-
 # Studies
 
 
@@ -237,29 +195,19 @@ def points(name: str, depth: int = 12) -> Mapping[str, Method]:
     return {variation.label: variation.method for variation in variations}
 
 
-@pytest.mark.parametrize(
-    ("depth", "first", "last", "count"),
-    [
-        (5, "1-4", "1-4", 1),  # the least that holds a window
-        (6, "1-4", "2-5", 2),
-        (12, "1-4", "8-11", 8),  # ViT-B, and the built-in model
-        (24, "1-4", "20-23", 20),  # ViT-L
-    ],
-)
+@pytest.mark.parametrize(("depth", "count"), [(5, 1), (12, 8)])  # the least that holds a window
 def test_windows_of_layers_slide_up_to_the_block_before_the_final_one(
-    depth: int, first: str, last: str, count: int
+    depth: int, count: int
 ) -> None:
     methods = points("layers-window", depth)
-    labels = [*methods]
-    assert (labels[0], labels[-1], len(labels)) == (first, last, count)
+    assert len(methods) == count
     for number, (label, method) in enumerate(methods.items(), start=1):
-        layers = (number, number + 1, number + 2, number + 3)
         assert label == f"{number}-{number + 3}"
-        assert method.rcs == replace(START.rcs, layers=layers)
+        assert method.rcs == replace(START.rcs, layers=tuple(range(number, number + 4)))
         assert method.sfr is None
 
 
-@pytest.mark.parametrize("depth", [2, 6, 12, 24])  # 2: one block before the final one
+@pytest.mark.parametrize("depth", [2, 12])  # 2: one block before the final one
 def test_layers_add_up_from_the_first_on(depth: int) -> None:
     methods = points("layers-cumulative", depth)
     assert [*methods] == ["1", *(f"1-{last}" for last in range(2, depth))]
@@ -271,9 +219,7 @@ def test_layers_add_up_from_the_first_on(depth: int) -> None:
 @pytest.mark.parametrize(("module", "other"), [("rcs", "sfr"), ("sfr", "rcs")])
 def test_weights_go_from_the_base_alone_to_one_in_tenths(module: str, other: str) -> None:
     variations = study(f"{module}-weight").variations(START, 12)
-    assert [variation.x for variation in variations] == [
-        0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0,
-    ]  # fmt: skip
+    assert [variation.x for variation in variations] == [tenth / 10 for tenth in range(11)]
     assert [variation.label for variation in variations][:2] == ["0", "0.1"]
     alone, *weighted = [variation.method for variation in variations]
     assert (alone.rcs, alone.sfr) == (None, None)
@@ -310,9 +256,7 @@ def test_modules_are_the_base_each_of_them_and_both() -> None:
         (
             "connectivity",
             {
-                "prefix": {"connectivity": "prefix"},
-                "line": {"connectivity": "line"},
-                "component": {"connectivity": "component"},
+                **{kind: {"connectivity": kind} for kind in ("prefix", "line", "component")},
                 "none": {"connectivity": None},
             },
         ),
@@ -327,10 +271,9 @@ def test_studies_of_sfr_change_one_option(name: str, options: Mapping[str, Any])
         assert method.rcs is None
 
 
-@pytest.mark.parametrize("depth", [6, 12, 24])
-def test_every_study_has_points_of_its_scale_on_the_base_that_it_is_given(depth: int) -> None:
+def test_every_study_has_points_of_its_scale_on_the_base_that_it_is_given() -> None:
     for some in STUDIES:
-        variations = some.variations(START, depth)
+        variations = some.variations(START, 12)
         assert len(variations) > 1
         for variation in variations:
             assert isinstance(variation.x, float) is (some.scale == "numbers")
@@ -340,12 +283,10 @@ def test_every_study_has_points_of_its_scale_on_the_base_that_it_is_given(depth:
 
 
 def test_studies_come_by_name_each_once_in_their_own_order() -> None:
-    names = [some.name for some in find_studies(["pamr", "modules", "pamr"])]
-    assert names == ["modules", "pamr"]
-    known = [some.name for some in STUDIES]
-    with pytest.raises(ValueError, match="unknown study 'pamir' .did you mean 'pamr'") as error:
+    assert [some.name for some in find_studies(["pamr", "modules", "pamr"])] == ["modules", "pamr"]
+    known = ", ".join(some.name for some in STUDIES)
+    with pytest.raises(ValueError, match=f"study 'pamir' .did you mean 'pamr'.*: {known}"):
         find_studies(["modules", "pamir"])
-    assert all(name in str(error.value) for name in known)
     with pytest.raises(ValueError, match="at least one study, got none; use some of: modules"):
         find_studies([])
 

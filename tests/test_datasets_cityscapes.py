@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
+from dataset_support import check, laid_out, save_image, save_mask
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
 from resclip.evaluation.datasets.base import IGNORED, Dataset
@@ -15,63 +14,18 @@ from resclip.io.images import ImageError
 from resclip.text.class_names import dataset_classes
 
 # cityscapesScripts, helpers/labels.py: the id of each label from 0 on, and which have a train id.
-OFFICIAL = [
-    "unlabeled",
-    "ego vehicle",
-    "rectification border",
-    "out of roi",
-    "static",
-    "dynamic",
-    "ground",
-    "road",
-    "sidewalk",
-    "parking",
-    "rail track",
-    "building",
-    "wall",
-    "fence",
-    "guard rail",
-    "bridge",
-    "tunnel",
-    "pole",
-    "polegroup",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "caravan",
-    "trailer",
-    "train",
-    "motorcycle",
-    "bicycle",
-]
-EVALUATED = [
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-]
+_OFFICIAL = """
+unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, road,
+sidewalk, parking, rail track, building, wall, fence, guard rail, bridge, tunnel, pole,
+polegroup, traffic light, traffic sign, vegetation, terrain, sky, person, rider, car, truck,
+bus, caravan, trailer, train, motorcycle, bicycle
+"""
+OFFICIAL = _OFFICIAL.strip().replace("\n", " ").split(", ")
+_EVALUATED = """
+road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain,
+sky, person, rider, car, truck, bus, train, motorcycle, bicycle
+"""
+EVALUATED = _EVALUATED.strip().replace("\n", " ").split(", ")
 
 IMAGES = {  # Odd sizes, two cities: the set's own images are 1024 x 2048.
     "frankfurt/frankfurt_000000_000294": (5, 9),
@@ -128,43 +82,18 @@ def test_names_are_in_the_order_of_the_train_ids() -> None:
 )
 def test_labels_pixel_by_pixel(tmp_path: Path, converted: int, ids: int, ending: str) -> None:
     values = build(tmp_path, converted, ids)
+    description = f"3 images of Cityscapes' val with masks *{ending}, which has 500"
+    wanted = {name: expected(value) for name, value in values.items()}
     dataset = read(tmp_path)
-    labels = labels_of(dataset)
-    assert list(labels) == sorted(IMAGES)
-    for name, found in labels.items():
-        np.testing.assert_array_equal(found, expected(values[name]))
-    assert dataset.problems == ()
-    assert dataset.description == (
-        f"3 images of Cityscapes' val with masks *{ending}, which has 500 (leftImg8bit/val)"
-    )
-    assert pickle.loads(pickle.dumps(dataset.samples[0])) == dataset.samples[0]
-
-
-def test_all_classes_occur_and_have_their_colours(tmp_path: Path) -> None:
-    build(tmp_path)
-    dataset = read(tmp_path)
-    seen = set(
-        np.unique(np.concatenate([labels.ravel() for labels in labels_of(dataset).values()]))
-    )
-    assert seen == {*range(19), IGNORED}
+    check(dataset, wanted, f"{description} (leftImg8bit/val)")
     assert dataset.palette is not None
-    assert dataset.palette[[0, 10, 18]].tolist() == [[128, 64, 128], [70, 130, 180], [119, 11, 32]]
-
-
-def test_images_are_read_as_they_are(tmp_path: Path) -> None:
-    build(tmp_path)
-    path = tmp_path / "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
-    pixels = save_image(path, 6, 7)
-    np.testing.assert_array_equal(read(tmp_path).samples[-1].image.read(), pixels)
 
 
 @pytest.mark.parametrize(
     ("images", "masks"),
     [
-        (
-            "leftImg8bit_trainvaltest/leftImg8bit",
-            "gtFine_trainvaltest/gtFine",
-        ),  # a folder an archive
+        # a folder an archive
+        ("leftImg8bit_trainvaltest/leftImg8bit", "gtFine_trainvaltest/gtFine"),
         ("cityscapes/leftImg8bit", "cityscapes/gtFine"),  # mmsegmentation's folder "data"
     ],
 )
@@ -176,46 +105,31 @@ def test_other_places(tmp_path: Path, images: str, masks: str) -> None:
     assert len(read(tmp_path)) == 3
 
 
-def test_the_training_split(tmp_path: Path) -> None:
+def test_another_split(tmp_path: Path) -> None:
     build(tmp_path, split="train")
     assert "Cityscapes' train with" in read(tmp_path, "train").description
-    with pytest.raises(
-        DatasetError, match=r"images of the split 'val', looked for 'val', found train/"
-    ):
+    with pytest.raises(DatasetError, match="split 'val', looked for 'val', found train/"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
+        ("leftImg8bit", "images of Cityscapes, looked for 'leftImg8bit' or .*, found elsewhere/"),
+        ("gtFine", "masks of Cityscapes, looked for 'gtFine' or .*, found elsewhere/, leftImg8bit"),
+        ("gtFine/val", "gtFine: expected the masks of the split 'val', looked for 'val', found no"),
         (
-            "leftImg8bit",
-            r"the images of Cityscapes, looked for 'leftImg8bit' or .*, found gtFine/",
-        ),
-        ("gtFine", r"the masks of Cityscapes, looked for 'gtFine' or .*, found leftImg8bit/"),
-        (
-            "gtFine/val",
-            r"gtFine: expected the masks of the split 'val', looked for 'val', found nothing",
+            "*_labelIds.png",
+            r"called \*_gtFine_labelTrainIds.png or \*_gtFine_labelIds.png, found fr",
         ),
     ],
 )
-def test_a_missing_folder(tmp_path: Path, missing: str, message: str) -> None:
+def test_what_is_missing_is_said(tmp_path: Path, missing: str, message: str) -> None:
     build(tmp_path)
-    (tmp_path / missing).rename(tmp_path / "elsewhere")
-    if "/" not in missing:
-        (tmp_path / "elsewhere").rename(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    for number, path in enumerate([*tmp_path.rglob(missing)]):
+        path.rename(tmp_path / f"elsewhere/{number}")
     with pytest.raises(DatasetError, match=message):
-        read(tmp_path)
-
-
-def test_no_mask_of_a_known_kind(tmp_path: Path) -> None:
-    build(tmp_path)
-    for path in (tmp_path / "gtFine").rglob("*_labelIds.png"):
-        path.unlink()
-    with pytest.raises(
-        DatasetError,
-        match=r"masks called \*_gtFine_labelTrainIds.png or \*_gtFine_labelIds.png, found frankfurt_.*_color.png",
-    ):
         read(tmp_path)
 
 
@@ -232,27 +146,12 @@ def test_what_has_no_counterpart_is_a_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("converted", "bad"),
-    [(0, 34), (3, 19)],  # the first value past each encoding
+    ("converted", "ending", "bad"),
+    [(0, "labelIds", 34), (3, "labelTrainIds", 19)],  # the first value past each encoding
 )
-def test_an_id_outside_the_range(tmp_path: Path, converted: int, bad: int) -> None:
+def test_an_id_outside_the_range(tmp_path: Path, converted: int, ending: str, bad: int) -> None:
     build(tmp_path, converted)
-    ending = "labelTrainIds" if converted else "labelIds"
     path = tmp_path / f"gtFine/val/lindau/lindau_000000_000019_gtFine_{ending}.png"
     save_mask(path, np.where(np.arange(42).reshape(6, 7) < 4, bad, 0))
-    with pytest.raises(
-        ImageError, match=rf"lindau.*{ending}.png: expected values among .*, got {bad} in 4 pixels"
-    ):
+    with pytest.raises(ImageError, match=f"{ending}.png: expected values among .*, got {bad} in 4"):
         read(tmp_path).samples[-1].truth.read()
-
-
-def test_damaged_and_coloured_masks(tmp_path: Path) -> None:
-    build(tmp_path)
-    stem = tmp_path / "gtFine/val"
-    truncate(stem / "frankfurt/frankfurt_000000_000294_gtFine_labelIds.png")
-    save_image(stem / "lindau/lindau_000000_000019_gtFine_labelIds.png", 6, 7)
-    first, _, last = read(tmp_path).samples
-    with pytest.raises(ImageError, match="000294_gtFine_labelIds.png: expected a whole mask"):
-        first.truth.read()
-    with pytest.raises(ImageError, match="expected one number per pixel .* got mode RGB"):
-        last.truth.read()

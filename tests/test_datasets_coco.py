@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
+from dataset_support import check, laid_out, save_image, save_mask
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
 from resclip.evaluation.datasets.base import IGNORED
@@ -17,30 +16,11 @@ from resclip.text.class_names import dataset_classes, parse_entries
 
 # COCO-Stuff's labels.txt counts from 1, its masks from 0. These 11 were never segmented.
 NO_MASKS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
-ANCHORS = {
-    1: "person",
-    11: "fire hydrant",
-    13: "stop sign",
-    25: "giraffe",
-    27: "backpack",
-    31: "handbag",
-    44: "bottle",
-    46: "wine glass",
-    65: "bed",
-    67: "dining table",
-    70: "toilet",
-    72: "tv",
-    82: "refrigerator",
-    84: "book",
-    90: "toothbrush",
-    92: "banner",
-    106: "clouds",
-    124: "grass",
-    149: "road",
-    157: "sky-other",
-    169: "tree",
-    182: "wood",
-}
+ANCHORS = {  # the neighbours of each gap, and some stuff
+    1: "person", 11: "fire hydrant", 13: "stop sign", 25: "giraffe", 27: "backpack", 31: "handbag",
+    44: "bottle", 46: "wine glass", 65: "bed", 67: "dining table", 70: "toilet", 72: "tv",
+    82: "refrigerator", 84: "book", 90: "toothbrush", 92: "banner", 157: "sky-other", 182: "wood",
+}  # fmt: skip
 VALUES = [number - 1 for number in range(1, 183) if number not in NO_MASKS]
 SIZES = {"000000000139": (13, 17), "000000000285": (29, 7), "000000000632": (173, 1)}
 
@@ -103,18 +83,13 @@ def test_the_things_follow_cocos_list() -> None:
         ("val2017", "stuffthingmaps_trainval2017/val2017", [".png"], ".png"),  # the archives
         ("val2017", "stuffthingmaps/val2017", [".png"], ".png"),
         ("images/val2017", "annotations/val2017", [".png"], ".png"),  # COCO-Stuff's instructions
-        (
-            "coco_stuff164k/images/val2017",  # mmsegmentation, from its folder "data"
-            "coco_stuff164k/annotations/val2017",
-            [".png", "_labelTrainIds.png"],
-            "_labelTrainIds.png",
-        ),
-        ("images/val2017", "annotations/val2017", ["_labelTrainIds.png"], "_labelTrainIds.png"),
-        (
-            "coco/images/val2017",  # after GroupViT's conversion
-            "coco/annotations/val2017",
-            [".png", "_instanceTrainIds.png"],
-            ".png",
+        # mmsegmentation's, and after GroupViT's conversion
+        *(
+            (f"{folder}/images/val2017", f"{folder}/annotations/val2017", endings, endings[taken])
+            for folder, endings, taken in (
+                ("coco_stuff164k", [".png", "_labelTrainIds.png"], 1),
+                ("coco", [".png", "_instanceTrainIds.png"], 0),
+            )
         ),
     ],
 )
@@ -123,18 +98,10 @@ def test_coco_stuff(
 ) -> None:
     save_images(tmp_path / images)
     values = save_masks(tmp_path / masks, *endings)
-    dataset = open_dataset("coco-stuff", tmp_path)
-    labels = labels_of(dataset)
-    assert list(labels) == sorted(SIZES)
-    for name, found in labels.items():
-        np.testing.assert_array_equal(found, stuff_labels(values[name]))
-    assert set(np.unique(labels["000000000632"])) == {*range(171), IGNORED}
-    assert dataset.problems == ()
-    assert dataset.description == (
-        f"3 images of COCO-Stuff 164k's val2017 with masks *{taken}, which has 5,000 ({images})"
-    )
-    assert dataset.palette is not None
-    assert pickle.loads(pickle.dumps(dataset.samples)) == dataset.samples
+    wanted = {name: stuff_labels(value) for name, value in values.items()}
+    assert set(np.unique(wanted["000000000632"])) == {*range(171), IGNORED}
+    description = f"3 images of COCO-Stuff 164k's val2017 with masks *{taken}, which has 5,000"
+    check(open_dataset("coco-stuff", tmp_path), wanted, f"{description} ({images})")
 
 
 @pytest.mark.parametrize(
@@ -150,14 +117,10 @@ def test_coco_object_from_masks(tmp_path: Path, endings: list[str], taken: str) 
     save_images(tmp_path / "images/val2017")
     values = save_masks(tmp_path / "annotations/val2017", *endings)
     dataset = open_dataset("coco-object", tmp_path)
-    labels = labels_of(dataset)
-    assert list(labels) == sorted(SIZES)
-    for name, found in labels.items():
-        np.testing.assert_array_equal(found, object_labels(values[name]))
-    assert set(np.unique(labels["000000000632"])) == set(range(81))  # Unlabelled pixels count too.
-    assert dataset.description == (
-        f"3 images of COCO-Object's val2017 with masks *{taken}, which has 5,000 (images/val2017)"
-    )
+    wanted = {name: object_labels(value) for name, value in values.items()}
+    assert set(np.unique(wanted["000000000632"])) == set(range(81))  # Unlabelled pixels count too.
+    description = f"3 images of COCO-Object's val2017 with masks *{taken}, which has 5,000"
+    check(dataset, wanted, f"{description} (images/val2017)")
     assert dataset.palette is not None
     assert dataset.palette[0].tolist() == [0, 0, 0]
 
@@ -176,62 +139,37 @@ def test_a_conversion_that_broke_off_gives_way_to_the_archive(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "coco-stuff",
-            r"the masks of COCO-Stuff's val2017, looked for 'annotations/val2017' or 'stuffthingmaps_",
-        ),
-        (
-            "coco-object",
-            r"masks or COCO's instances of val2017, .* or 'annotations/instances_val2017.json' or",
-        ),
+        ("coco-stuff", "the masks of COCO-Stuff's val2017, looked for 'annotations/val2017' or"),
+        ("coco-object", "masks or COCO's instances of val2017, .* or 'annotations/instances_val"),
     ],
 )
-def test_missing_folders(tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(
-        DatasetError,
-        match=r"images of COCO's val2017, looked for 'images/val2017' or 'val2017' .* found nothing",
-    ):
+def test_missing_folders_and_another_split(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(DatasetError, match="images of COCO's val2017, looked for 'images/val2017'"):
         open_dataset(name, tmp_path)
     save_images(tmp_path / "images/val2017")
     with pytest.raises(DatasetError, match=f"{message}.* found images/; name the folder"):
         open_dataset(name, tmp_path)
     save_masks(tmp_path / "annotations/train2017", ".png")
     save_images(tmp_path / "images/train2017")
-    assert (
-        "train2017 with masks *.png, which has 118,287"
-        in open_dataset(name, tmp_path, "train2017").description
-    )
+    described = open_dataset(name, tmp_path, "train2017").description
+    assert "train2017 with masks *.png, which has 118,287" in described
 
 
 def test_masks_that_only_coco_object_can_use(tmp_path: Path) -> None:
     save_images(tmp_path / "images/val2017")
     save_masks(tmp_path / "annotations/val2017", "_instanceTrainIds.png")
-    assert len(open_dataset("coco-object", tmp_path)) == 3
-    with pytest.raises(
-        DatasetError,
-        match=r"expected masks called \*_labelTrainIds.png or \*.png, found 000000000139_instanceTrainIds.png",
-    ):
+    with pytest.raises(DatasetError, match=r"called \*_labelTrainIds.png or \*.png, found 0"):
         open_dataset("coco-stuff", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["coco-stuff", "coco-object"])
-def test_what_cannot_be_read(tmp_path: Path, name: str) -> None:
+def test_a_missing_mask_and_one_without_meaning(tmp_path: Path, name: str) -> None:
     save_images(tmp_path / "val2017")
     masks = tmp_path / "stuffthingmaps_trainval2017/val2017"
     save_masks(masks, ".png")
     (masks / "000000000139.png").unlink()
-    truncate(masks / "000000000285.png")
     save_mask(masks / "000000000632.png", np.full((173, 1), 11))  # "street sign" has no masks
-    save_mask(masks / "000000000724.png", np.zeros((3, 4)))
     dataset = open_dataset(name, tmp_path)
-    assert [(problem.name, problem.reason.split(": ")[1]) for problem in dataset.problems] == [
-        ("000000000139", "the image has no mask"),
-        ("000000000724", "the mask has no image"),
-    ]
-    damaged, strange = dataset.samples
-    with pytest.raises(ImageError, match="000000000285.png: expected a whole mask"):
-        damaged.truth.read()
-    with pytest.raises(
-        ImageError, match="among 0 to 10, 12 to 24, 26 to 27, .* 255, got 11 in 173 pixels"
-    ):
-        strange.truth.read()
+    assert [problem.name for problem in dataset.problems] == ["000000000139"]
+    with pytest.raises(ImageError, match="among 0 to 10, 12 to 24, .* 255, got 11 in 173 pixels"):
+        dataset.samples[1].truth.read()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, save_image, save_mask
+from dataset_support import check, labels_of, save_image, save_mask
 from pycocotools import mask as coco_mask
 
 from resclip.evaluation.datasets import DatasetError, open_dataset
@@ -91,14 +91,10 @@ def test_coco_object_from_instances(tmp_path: Path, place: str) -> None:
     wanted[BED, 1:9] = 60
     wanted[PERSON, 2:5] = wanted[PERSON, 6:8] = 1
     wanted[[1, 3, 4, 9], 15] = 80
-    labels = labels_of(dataset)
-    np.testing.assert_array_equal(labels["000000000139"], wanted)
-    np.testing.assert_array_equal(labels["000000000285"], np.zeros((5, 3), np.uint8))
     assert dataset.entries[60] == "bed"
-    assert dataset.problems == ()
-    assert dataset.description == (
-        "2 images of COCO-Object's val2017 with instances_val2017.json, which has 5,000 (val2017)"
-    )
+    description = "2 images of COCO-Object's val2017 with instances_val2017.json, which has 5,000"
+    labels = {"000000000139": wanted, "000000000285": np.zeros((5, 3), np.uint8)}
+    check(dataset, labels, f"{description} (val2017)")
 
 
 def test_instances_are_small_and_picklable(tmp_path: Path) -> None:
@@ -111,15 +107,14 @@ def test_instances_are_small_and_picklable(tmp_path: Path) -> None:
 def test_run_lengths_of_any_shape(tmp_path: Path, seed: int) -> None:
     """Packed and plain ones give the mask that they were made of: long runs, short ones, none, all."""
     generator = np.random.default_rng(seed)
+    document = instances()
+    annotation = document["annotations"][3]
+    document["annotations"] = [annotation]
     for density in (0.0, 0.02, 0.5, 0.98, 1.0):
-        document = instances()
         inside = generator.random((HEIGHT, WIDTH)) < density
-        plain, packed = dict(document["annotations"][3]), dict(document["annotations"][3])
-        plain["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": run_lengths(inside)}
-        counts = coco_mask.encode(np.asfortranarray(inside.astype(np.uint8)))["counts"].decode()
-        packed["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": counts}
-        for annotation in (plain, packed):
-            document["annotations"] = [annotation]
+        packed = coco_mask.encode(np.asfortranarray(inside.astype(np.uint8)))["counts"].decode()
+        for lengths in (run_lengths(inside), packed):
+            annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": lengths}
             found = open_instances(tmp_path, document).samples[0].truth.read()
             np.testing.assert_array_equal(found, np.where(inside, 80, 0))
 
@@ -132,34 +127,24 @@ def test_masks_are_preferred_to_instances(tmp_path: Path) -> None:
     assert "masks *.png" in dataset.description
 
 
+def counts(*lengths: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict[str, Any]:
+    return {"segmentation": {"size": [*size], "counts": [*lengths]}}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"category_id": 12}, "annotation 101: expected a category of a thing, got 12"),
         ({"segmentation": []}, "annotation 101: expected polygons of at least 3 corners.*got None"),
-        (
-            {"segmentation": [[1, 1, 5, 5]]},
-            "annotation 101: expected polygons of at least 3 corners",
-        ),
+        ({"segmentation": [[1, 1, 5, 5]]}, "expected polygons of at least 3 corners"),
         ({"segmentation": [[1, 1, 5, 5, 6, 6, 7]]}, "x and y in turn"),
         ({"segmentation": [[1, 1, 5, 5, 1e9, 6]]}, "near the image"),
         ({"segmentation": [[1, 1, 5, 5, float("nan"), 6]]}, "near the image, got .*nan"),
         ({"segmentation": [[1, 1, 5, 5, "6", 6]]}, "near the image"),
-        (
-            {"segmentation": {"size": [11, 19], "counts": [3, 4]}},
-            "lengths of 11 x 19 pixels, got 7 pixels",
-        ),
-        ({"segmentation": {"size": [11, 19], "counts": []}}, "got 0 pixels"),
-        (
-            {"segmentation": {"size": [11, 19], "counts": [210, -1]}},
-            r"got 209 pixels of \[11, 19\]",
-        ),
-        ({"segmentation": {"size": [19, 11], "counts": [209]}}, r"got 209 pixels of \[19, 11\]"),
+        (counts(3, 4), "lengths of 11 x 19 pixels, got 7 pixels"),
+        (counts(210, -1), r"got 209 pixels of \[11, 19\]"),
+        (counts(209, size=(19, 11)), r"got 209 pixels of \[19, 11\]"),
         ({"segmentation": {"size": [11, 19], "counts": "34"}}, "got 7 pixels"),
-        (
-            {"segmentation": {"size": [11, 19], "counts": "~~~!!\u732b"}},
-            "expected run lengths of 11 x 19",
-        ),
     ],
 )
 def test_an_instance_that_cannot_be_drawn(
@@ -174,17 +159,14 @@ def test_an_instance_that_cannot_be_drawn(
     assert re.search(reason, problem.reason)
 
 
-@pytest.mark.parametrize(("height", "width"), [(0, 3), (5, None), (5.0, 3), (10**6, 10**6)])
-def test_an_image_without_a_size(tmp_path: Path, height: object, width: object) -> None:
-    document = instances()
-    document["images"][1].update(height=height, width=width)
-    [problem] = open_instances(tmp_path, document).problems
-    assert problem.name == "000000000285"
-    assert "expected a height and a width in pixels" in problem.reason
-
-
-def test_images_that_the_file_does_not_list(tmp_path: Path) -> None:
-    document = instances()
+def test_images_without_a_size_or_without_instances(tmp_path: Path) -> None:
+    """And images that the file does not list."""
+    for height, width in ((0, 3), (5, None), (5.0, 3), (10**6, 10**6)):
+        document = instances()
+        document["images"][1].update(height=height, width=width)
+        [problem] = open_instances(tmp_path, document).problems
+        assert problem.name == "000000000285"
+        assert "expected a height and a width in pixels" in problem.reason
     document["images"][1]["file_name"] = "000000000724.jpg"
     dataset = open_instances(tmp_path, document)
     assert [(problem.name, problem.reason.split(": ")[1]) for problem in dataset.problems] == [
@@ -193,42 +175,21 @@ def test_images_that_the_file_does_not_list(tmp_path: Path) -> None:
     ]
 
 
-def change_category(document: dict[str, Any]) -> None:
-    document["categories"][1]["name"] = "street sign"
-
-
-def add_category(document: dict[str, Any]) -> None:
-    document["categories"].append({"id": 92, "name": "banner"})
-
-
-def repeat_an_image(document: dict[str, Any]) -> None:
-    document["images"].append(document["images"][0])
-
-
-def spoil_every_image(document: dict[str, Any]) -> None:
-    for image in document["images"]:
-        image["height"] = 0
+BANNER = {"id": 92, "name": "banner"}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_category, "of which 13 is 'stop sign', got 'street sign'; use COCO's own file"),
-        (add_category, "of which 92 is none, got 'banner'"),
-        (repeat_an_image, "expected each image once, got '000000000139' twice"),
+        (lambda it: it["categories"][1].update(name="street sign"), "13 is 'stop sign', got 'str"),
+        (lambda it: it["categories"].append(BANNER), "of which 92 is none, got 'banner'"),
+        (lambda it: it["images"].append(it["images"][0]), "each image once, got '000000000139' tw"),
         (
-            spoil_every_image,
+            lambda it: [image.update(height=0) for image in it["images"]],
             "whose instances can be drawn, got none, such as '000000000139': .*got 0 and 19",
         ),
-        (
-            lambda document: document.pop("images"),
-            r"expected COCO's instances, .* \(KeyError: 'images'\)",
-        ),
-        (lambda document: document.update(annotations=7), "expected COCO's instances, .*TypeError"),
-        (
-            lambda document: document.update(categories=["x"]),
-            "expected COCO's instances, .*TypeError",
-        ),
+        (lambda it: it.pop("images"), r"expected COCO's instances, .* \(KeyError: 'images'\)"),
+        (lambda it: it.update(annotations=7), "expected COCO's instances, .*TypeError"),
     ],
 )
 def test_files_that_are_not_cocos(tmp_path: Path, change: Any, message: str) -> None:
@@ -238,7 +199,7 @@ def test_files_that_are_not_cocos(tmp_path: Path, change: Any, message: str) -> 
         open_instances(tmp_path, document)
 
 
-@pytest.mark.parametrize("text", ["", '{"images": [', "[1, 2]", "7", "[" * 100_000, "\ufeff{}"])
+@pytest.mark.parametrize("text", ["", "[1, 2]", "[" * 100_000])
 def test_files_that_are_no_json_object(tmp_path: Path, text: str) -> None:
     with pytest.raises(DatasetError, match="instances_val2017.json: expected COCO's instances"):
         open_instances(tmp_path, text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, laid_out, save_image, save_mask, truncate
+from dataset_support import check, labels_of, laid_out, save_image, save_mask
 from scipy.io import savemat
 
 from resclip.evaluation.datasets import IGNORED, DatasetError, Values, open_dataset
@@ -94,13 +94,13 @@ def write_459(folder: Path, compressed: bool = True) -> dict[str, np.ndarray]:
 
 def test_the_prepared_layout_with_its_background(prepared: Path) -> None:
     dataset = open_dataset("context60", prepared.parents[1])
-    for shape, labels in zip(SHAPES, labels_of(dataset).values(), strict=True):
-        np.testing.assert_array_equal(labels, laid_out([*range(60)], *shape))
-    assert dataset.classes == ("background", *CLASSES)
-    assert dataset.description == (
+    wanted = dict(zip(NAMES, (laid_out([*range(60)], *shape) for shape in SHAPES), strict=True))
+    description = (
         "2 images of PASCAL Context's val of ImageSets/SegmentationContext, which has 5,104 "
         "(VOCdevkit/VOC2010/SegmentationClassContext)"
     )
+    check(dataset, wanted, description)
+    assert dataset.classes == ("background", *CLASSES)
     assert dataset.palette is not None
     assert len(dataset.palette) == 60
 
@@ -114,14 +114,13 @@ def test_the_prepared_layout_without_its_background(prepared: Path) -> None:
     np.testing.assert_array_equal(labels[NAMES[1]], np.where(values == 0, IGNORED, values - 1))
 
 
-def test_another_split(prepared: Path) -> None:
+def test_another_split_without_a_mask(prepared: Path) -> None:
+    (prepared / f"SegmentationClassContext/{NAMES[0]}.png").unlink()
+    assert [problem.name for problem in open_dataset("context59", prepared).problems] == [NAMES[0]]
     dataset = open_dataset("context59", prepared, "train")
     assert [sample.name for sample in dataset.samples] == [NAMES[1]]
     assert "train of ImageSets/SegmentationContext, which has 4,996" in dataset.description
-    with pytest.raises(
-        DatasetError,
-        match=r"SegmentationContext/test\.txt: expected a split file .*: train\.txt, val\.txt",
-    ):
+    with pytest.raises(DatasetError, match=r"Context/test\.txt: expected a split file .*: train\."):
         open_dataset("context59", prepared, "test")
 
 
@@ -158,8 +157,7 @@ def test_the_archives_may_be_unpacked_beside_the_kit(kit: Path, below: str) -> N
     assert len(open_dataset("context59", root)) == 2
 
 
-@pytest.mark.parametrize("compressed", [True, False])
-@pytest.mark.parametrize("name", ["context59", "context60"])
+@pytest.mark.parametrize(("name", "compressed"), [("context59", True), ("context60", False)])
 def test_matlab_masks(kit: Path, name: str, compressed: bool) -> None:
     masks = write_459(kit, compressed)
     dataset = open_dataset(name, kit)
@@ -181,35 +179,14 @@ def test_the_prepared_masks_are_preferred_and_matlabs_come_last(prepared: Path) 
         folder.rename(folder.with_name(f"old {kind}"))
 
 
-def test_a_damaged_matlab_mask_is_named(kit: Path) -> None:
-    write_459(kit)
-    truncate(kit / f"trainval/{NAMES[0]}.mat")
-    with pytest.raises(ImageError, match=r"02\.mat: expected a MATLAB file with .*get the file"):
-        open_dataset("context59", kit).samples[0].truth.read()
-
-
-def test_a_number_that_is_none_of_the_official_59(kit: Path) -> None:
+@pytest.mark.parametrize("name", ["context59", "context60"])
+def test_a_number_that_is_none_of_the_59(kit: Path, prepared: Path, name: str) -> None:
     write_59(kit)
-    save_mask(kit / f"59_context_labels/{NAMES[1]}.png", np.array([[59, 60, 61]]))
-    for name in ("context59", "context60"):
-        with pytest.raises(ImageError, match="among 0 to 59, 255, got 60, 61 in 2 pixels"):
+    for folder in ("SegmentationClassContext", "59_context_labels"):
+        save_mask(kit / folder / f"{NAMES[1]}.png", np.array([[59, 60, 61]]))
+        with pytest.raises(ImageError, match=f"{folder}.* 0 to 59, 255, got 60, 61 in 2 pixels"):
             open_dataset(name, kit).samples[1].truth.read()
-
-
-def test_a_number_that_is_none_of_the_59(prepared: Path) -> None:
-    save_mask(prepared / f"SegmentationClassContext/{NAMES[0]}.png", np.array([[59, 60]]))
-    for name in ("context59", "context60"):
-        with pytest.raises(ImageError, match="among 0 to 59, 255, got 60 in 1 pixels"):
-            open_dataset(name, prepared).samples[0].truth.read()
-
-
-def test_a_missing_mask_is_a_problem(prepared: Path) -> None:
-    (prepared / f"SegmentationClassContext/{NAMES[0]}.png").unlink()
-    dataset = open_dataset("context59", prepared)
-    assert len(dataset) == 1
-    [problem] = dataset.problems
-    assert problem.name == NAMES[0]
-    assert problem.reason.endswith("2008_000002.jpg: the image has no mask")
+        (kit / folder).rename(kit / f"old {folder}")
 
 
 def test_numbers_without_names_are_refused(kit: Path) -> None:
@@ -219,19 +196,12 @@ def test_numbers_without_names_are_refused(kit: Path) -> None:
     with pytest.raises(DatasetError, match=r"59_labels\.txt: .*got 59 without 'sidewalk'; get"):
         open_dataset("context59", kit)
     listed.unlink()
-    with pytest.raises(
-        DatasetError,
-        match=r"the names of the numbers in 59_context_labels, .*looked for '59_labels\.txt' or",
-    ):
+    with pytest.raises(DatasetError, match="the names of the numbers in 59_context_labels, .*look"):
         open_dataset("context59", kit)
 
 
 def test_what_is_missing_is_said(kit: Path) -> None:
-    with pytest.raises(
-        DatasetError,
-        match="masks of PASCAL Context, looked for 'VOCdevkit/VOC2010/SegmentationClassContext' or "
-        ".* or 'trainval', found VOCdevkit/; name the folder that holds what was looked for$",
-    ):
+    with pytest.raises(DatasetError, match="or 'trainval', found VOCdevkit/; name the folder"):
         open_dataset("context60", kit.parents[1])
     (kit / "trainval_merged.json").write_text("{}")
     with pytest.raises(DatasetError, match="trainval_merged.json alone cannot be read: convert it"):
@@ -247,16 +217,17 @@ def test_what_is_missing_is_said(kit: Path) -> None:
 MATLAB_VALUES = Values({1: 0, 459: 1}, frozenset({0}))
 
 
-@pytest.mark.parametrize("compressed", [True, False])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+@pytest.mark.parametrize(
+    ("dtype", "compressed"), [(np.uint8, True), (np.uint16, False), (np.float64, True)]
+)
 def test_labels_of_a_matlab_file_are_those_of_the_values(
     tmp_path: Path, dtype: type, compressed: bool
 ) -> None:
-    numbers = np.array([[0, 1, 459], [459, 0, 0]])
-    numbers = np.where(numbers == 459, 200, numbers) if dtype is np.uint8 else numbers
+    highest = 200 if dtype is np.uint8 else 459
+    numbers = np.array([[0, 1, highest], [highest, 0, 0]])
     content = {"names": "cat", "LabelMap": numbers.astype(dtype), "x": 1.0}
     savemat(tmp_path / "mask.mat", content, do_compression=compressed)
-    values = Values({1: 0, 200: 1, 459: 1}, frozenset({0}))
+    values = Values({1: 0, highest: 1}, frozenset({0}))
     labels = LabelMapFile(tmp_path / "mask.mat", values).read()
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, [[IGNORED, 0, 1], [1, IGNORED, IGNORED]])
@@ -268,11 +239,9 @@ def test_labels_of_a_matlab_file_are_those_of_the_values(
         ({"LabelMap": np.array([[1, 2, 460]])}, "among 0 to 1, 459, got 2, 460 in 2 pixels"),
         ({"LabelMap": np.array([[1, -1]])}, "whole numbers from 0 to 65535"),
         ({"LabelMap": np.array([[1, 65537]])}, "whole numbers"),
-        ({"LabelMap": np.array([[1.5]])}, "whole numbers"),
-        ({"LabelMap": np.array([[np.nan]])}, "whole numbers"),
+        ({"LabelMap": np.array([[1.5, np.nan]])}, "whole numbers"),
         ({"LabelMap": np.zeros((0, 3))}, "whole numbers"),
         ({"LabelMap": np.ones((2, 3, 4))}, "a matrix of numbers"),
-        ({"LabelMap": np.ones((2, 2)) * 1j}, "a matrix of numbers"),
         ({"LabelMap": "cat"}, "a matrix of numbers"),
         ({"LabelMap": {"a": 1}}, "a matrix of numbers"),
         ({"labels": np.ones((2, 3))}, "cannot be read .*LabelMap"),
@@ -284,27 +253,18 @@ def test_matlab_files_that_are_no_masks(tmp_path: Path, content: dict, message: 
         LabelMapFile(tmp_path / "mask.mat", MATLAB_VALUES).read()
 
 
-def test_files_that_are_no_matlab_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_matlab_file_that_is_cut_short_is_refused(tmp_path: Path, compressed: bool) -> None:
+    """Or of another version, or not there."""
     path = tmp_path / "mask.mat"
     with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the dataset"):
         LabelMapFile(path, MATLAB_VALUES).read()
-    newer = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
-    for content in (b"", b"no mask", b"no mask" * 40, newer):
-        path.write_bytes(content)
-        with pytest.raises(ImageError, match=r"mask\.mat: .*cannot be read .*get the file again"):
-            LabelMapFile(path, MATLAB_VALUES).read()
-    with pytest.raises(ImageError, match="cannot be read .*get the file again"):
-        LabelMapFile(tmp_path, MATLAB_VALUES).read()
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-def test_a_matlab_file_that_is_cut_short_is_refused(tmp_path: Path, compressed: bool) -> None:
-    path = tmp_path / "mask.mat"
     numbers = np.random.default_rng(0).integers(0, 2, (50, 70)).astype(np.uint16)
     savemat(path, {"LabelMap": numbers}, do_compression=compressed)
     data = path.read_bytes()
-    for length in range(0, len(data) - 8, 41):
-        path.write_bytes(data[:length])
+    newer = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
+    for content in (newer, *(data[:length] for length in range(0, len(data) - 8, 41))):
+        path.write_bytes(content)
         with pytest.raises(ImageError, match=r"mask\.mat: .*get the file again"):
             LabelMapFile(path, MATLAB_VALUES).read()
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_support import labels_of, save_image, truncate
+from dataset_support import check, labels_of, save_image, truncate
 from PIL import Image
 
 from resclip.evaluation.datasets import (
     IGNORED,
-    Dataset,
     DatasetError,
     open_dataset,
 )
@@ -55,22 +54,13 @@ def kit(tmp_path: Path) -> Path:
     return kit
 
 
-def reasons(dataset: Dataset) -> dict[str, str]:
-    return {problem.name: problem.reason for problem in dataset.problems}
-
-
 def test_voc21_keeps_the_background(kit: Path) -> None:
     dataset = open_dataset("voc21", kit.parents[1])
-    labels = labels_of(dataset)
-    assert list(labels) == ["2007_000033", "2007_000042"]
-    for name, found in labels.items():
-        np.testing.assert_array_equal(found, values_of(*SIZES[name]))
-    assert dataset.description == (
-        "2 images of PASCAL VOC 2012's val, which has 1,449 (VOCdevkit/VOC2012)"
-    )
+    wanted = {name: values_of(*SIZES[name]) for name in ("2007_000033", "2007_000042")}
+    described = "2 images of PASCAL VOC 2012's val, which has 1,449 (VOCdevkit/VOC2012)"
+    check(dataset, wanted, described)
     assert dataset.classes[0] == "background"
     assert len(dataset.classes) == 21
-    assert dataset.problems == ()
     np.testing.assert_array_equal(dataset.palette, benchmark_palette("voc21"))
 
 
@@ -78,12 +68,8 @@ def test_voc20_leaves_the_background_out(kit: Path) -> None:
     dataset = open_dataset("voc20", kit.parents[1])
     for name, found in labels_of(dataset).items():
         values = values_of(*SIZES[name])
-        background = values == 0
-        assert background.any()
-        np.testing.assert_array_equal(found[background], IGNORED)
-        np.testing.assert_array_equal(found[values == 255], IGNORED)
-        classes = ~background & (values != 255)
-        np.testing.assert_array_equal(found[classes], values[classes] - 1)
+        wanted = np.where((values == 0) | (values == 255), IGNORED, values - 1)
+        np.testing.assert_array_equal(found, wanted)
     assert dataset.classes[0] == "aeroplane"
     assert len(dataset.classes) == 20
 
@@ -99,9 +85,7 @@ def test_another_split(kit: Path) -> None:
     dataset = open_dataset("voc21", kit, "train")
     assert [sample.name for sample in dataset.samples] == ["2007_000061"]
     assert "1 image of PASCAL VOC 2012's train, which has 1,464" in dataset.description
-    with pytest.raises(
-        DatasetError, match=r"test\.txt: .* in Segmentation: train\.txt, val\.txt; name another"
-    ):
+    with pytest.raises(DatasetError, match=r"test\.txt: .* in Segmentation: train\.txt, val\.txt"):
         open_dataset("voc21", kit, "test")
 
 
@@ -111,56 +95,31 @@ def test_a_missing_image_or_mask_is_a_problem(kit: Path) -> None:
     (kit / "SegmentationClass/2007_000042.png").unlink()
     dataset = open_dataset("voc21", kit)
     assert [sample.name for sample in dataset.samples] == ["2007_000061"]
-    assert reasons(dataset) == {
+    assert {problem.name: problem.reason for problem in dataset.problems} == {
         "2007_000033": f"{kit / 'SegmentationClass/2007_000033.png'}: the mask has no image",
         "2007_000042": f"{kit / 'JPEGImages/2007_000042.jpg'}: the image has no mask",
         "2011_003276": "listed in the split file, but there is neither image nor mask",
     }
 
 
-def test_masks_without_their_meaning(kit: Path) -> None:
-    """An id that VOC does not have, colours in place of indices, half a file: each names its file."""
-    masks = kit / "SegmentationClass"
-    save_paletted(masks / "2007_000033.png", np.array([[0, 20, 21, 255]]))
-    with Image.open(masks / "2007_000042.png") as image:
-        colours = image.convert("RGB")
-    colours.save(masks / "2007_000042.png")
-    truncate(masks / "2007_000061.png")
-    (kit / "ImageSets/Segmentation/val.txt").write_text("\n".join(SIZES))
-    messages = {
-        "2007_000033": r"33\.png: expected values among 0 to 20, 255, got 21 in 1 pixels",
-        "2007_000042": r"42\.png: expected one number per pixel .*got mode RGB",
-        "2007_000061": r"61\.png: expected a whole mask, got one that cannot be read",
-    }
+def test_files_without_their_meaning(kit: Path) -> None:
+    """An id that VOC does not have, half an image: each names its file."""
+    path = kit / "SegmentationClass/2007_000033.png"
+    save_paletted(path, np.array([[0, 20, 21, 255]]))
+    truncate(kit / "JPEGImages/2007_000042.jpg")
     dataset = open_dataset("voc21", kit)
     assert dataset.problems == ()  # Listing opens no file.
-    for sample in dataset.samples:
-        with pytest.raises(ImageError, match=messages[sample.name]):
-            sample.truth.read()
-
-
-def test_a_truncated_image_is_named(kit: Path) -> None:
-    truncate(kit / "JPEGImages/2007_000033.jpg")
-    sample = open_dataset("voc20", kit).samples[0]
-    with pytest.raises(ImageError, match=r"2007_000033\.jpg: expected"):
-        sample.image.read()
+    first, second = dataset.samples
+    with pytest.raises(ImageError, match=r"33\.png: expected values among 0 to 20, 255, got 21 in"):
+        first.truth.read()
+    with pytest.raises(ImageError, match=r"2007_000042\.jpg: expected"):
+        second.image.read()
 
 
 def test_what_is_missing_is_said(kit: Path) -> None:
-    (kit / "ImageSets/Segmentation/val.txt").write_text("\n")
-    with pytest.raises(DatasetError, match=r"val\.txt: .*got an empty file"):
-        open_dataset("voc20", kit)
     (kit / "SegmentationClass").rename(kit / "SegmentationClassRaw")
-    with pytest.raises(
-        DatasetError,
-        match="masks of PASCAL VOC 2012, looked for 'SegmentationClass', "
-        "found ImageSets/, JPEGImages/, SegmentationClassRaw/; name",
-    ):
+    with pytest.raises(DatasetError, match="masks of PASCAL VOC 2012, looked for 'Segm.* found Im"):
         open_dataset("voc21", kit.parents[1])
     (kit / "JPEGImages").rename(kit / "Images")
-    with pytest.raises(
-        DatasetError,
-        match="looked for 'VOCdevkit/VOC2012/JPEGImages' or 'VOC2012/JPEGImages' or 'JPEGImages', "
-        "found ImageSets/, Images/, SegmentationClassRaw/",
-    ):
+    with pytest.raises(DatasetError, match="VOC2012/JPEGImages' or 'JPEGImages', found ImageSets/"):
         open_dataset("voc21", kit)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from evaluation_support import free_port, together, values
+from evaluation_support import together, values
 
 from resclip.evaluation import distributed
 from resclip.evaluation.distributed import (
@@ -25,12 +23,11 @@ from resclip.evaluation.distributed import (
     rank,
 )
 
-ROOT = Path(__file__).parents[1]
 PROMPT = 20.0
 """Seconds within which a failure must be noticed; gloo's own timeout is 30 minutes, and a test takes about 2 s."""
 
 
-@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": ""}])
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": ""}])
 def test_a_process_on_its_own_waits_for_nobody(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +81,7 @@ def fail(failing: int, how: str) -> None:
     gather(None)
 
 
-@pytest.mark.parametrize(("failing", "how"), [(0, "error"), (1, "error"), (1, "killed")])
+@pytest.mark.parametrize(("failing", "how"), [(0, "error"), (1, "killed")])
 def test_who_waits_for_a_process_that_failed_is_told(
     tmp_path: Path, failing: int, how: str
 ) -> None:
@@ -97,44 +94,10 @@ def test_who_waits_for_a_process_that_failed_is_told(
     assert "lost touch with the 1 other(s), one of which has ended" in other.error
 
 
-SCRIPT = """
-    import sys, time
-    from pathlib import Path
-    from resclip.evaluation.distributed import gather, process_group, rank
-
-    with process_group():
-        ranks = gather(rank())
-        Path(sys.argv[1], str(rank())).write_text(str(ranks))
-        if sys.argv[2] == "fail":
-            if rank() == 1:
-                raise ValueError("one fails")
-            time.sleep(120)  # The other computes, and asks for nothing.
-"""
-
-
-@pytest.mark.parametrize("how", ["succeed", "fail"])
-def test_torchrun_starts_the_processes_and_ends_all_when_one_fails(
-    tmp_path: Path, how: str
-) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    start = time.monotonic()
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-         "--master-addr=127.0.0.1", f"--master-port={free_port()}", script, tmp_path, how],
-        check=False, timeout=170, cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert [(tmp_path / name).read_text() for name in "01"] == ["[0, 1]"] * 2
-    assert (finished.returncode == 0) is (how == "succeed"), finished.stderr
-    assert time.monotonic() - start < 100
-
-
 @pytest.mark.parametrize(
     ("device", "number", "gpus", "wanted"),
     [
-        (None, "1", 2, "cuda:1"),
-        ("cuda", "0", 2, "cuda:0"),
+        ("cuda", "1", 2, "cuda:1"),
         ("cuda:0", "1", 2, "cuda:0"),  # a device that is named is used
         ("cpu", "1", 2, "cpu"),
         (None, "1", 0, None),  # no GPU: what runs without torchrun runs with it

@@ -14,7 +14,6 @@ import pytest
 from evaluation_support import (
     CLASSES,
     Broken,
-    InMemory,
     Stub,
     on_disk,
     random_dataset,
@@ -27,7 +26,8 @@ from resclip import load
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.evaluation.checkpoint import Checkpoint, DatasetResult
 from resclip.evaluation.datasets.base import IGNORED, Dataset, Problem
-from resclip.evaluation.distributed import process_count, rank
+from resclip.evaluation.datasets.builtin import InMemory
+from resclip.evaluation.distributed import rank
 from resclip.evaluation.metrics import confusion
 from resclip.evaluation.runner import Progress, evaluate_dataset
 
@@ -63,13 +63,11 @@ def test_counts_are_those_of_segmenting_by_hand(tmp_path: Path) -> None:
     assert came.confusion.sum() == sum((37 - index) * 40 for index in range(5))
     assert came.images == 5
     assert came.problems == ()
-    assert (
-        measure(segmenter, dataset, group_size=2, workers=2).confusion.tolist() == wanted.tolist()
-    )
+    assert same(measure(segmenter, dataset, group_size=2, workers=2), came)
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 30])  # less, as many, and more than a group
-@pytest.mark.parametrize("broken", [(), (0,)])
+# Less than a group, one, and several with a rest.
+@pytest.mark.parametrize(("count", "broken"), [(1, ()), (8, ()), (30, (0,))])
 def test_workers_change_nothing(seed: int, count: int, broken: tuple[int, ...]) -> None:
     dataset = random_dataset(seed, count, broken)
     alone, helped = (measure(Stub(), dataset, workers=workers) for workers in (0, 2))
@@ -78,22 +76,10 @@ def test_workers_change_nothing(seed: int, count: int, broken: tuple[int, ...]) 
     assert alone.images == count - len(broken)
 
 
-def test_groups_are_always_the_same_images(seed: int) -> None:
-    """The stub's labels depend on what is in a group, so groups of another size give other counts."""
-    dataset = random_dataset(seed, 30)
-    assert not np.array_equal(
-        measure(Stub(), dataset, group_size=8).confusion,
-        measure(Stub(), dataset, group_size=7).confusion,
-    )
-
-
 # Images that cannot be had
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_cannot_be_read_is_named_and_the_rest_is_measured(
-    tmp_path: Path, workers: int
-) -> None:
+def test_what_cannot_be_read_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
     dataset = on_disk(tmp_path, 7)
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
@@ -106,7 +92,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_measured(
     listed = Problem("scene 9", "a mask without an image")
     dataset = replace(dataset, samples=tuple(samples), problems=(listed,))
     segmenter = Stub(vocabulary=SimpleNamespace(names=CLASS_NAMES))
-    came = measure(segmenter, dataset, group_size=3, workers=workers)
+    came = measure(segmenter, dataset, group_size=3, workers=0)
     assert came.images == 1
     assert came.confusion.sum() == 37 * 40
     assert [problem.name for problem in came.problems] == [
@@ -126,10 +112,9 @@ def test_a_dataset_of_broken_images_has_no_counts(seed: int) -> None:
     assert (came.images, came.confusion.sum(), len(came.problems)) == (0, 0, 9)
 
 
-@pytest.mark.parametrize("error", [OSError("no memory"), ValueError("odd"), MemoryError("full")])
-def test_errors_of_the_segmenter_are_not_the_images(seed: int, error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)):
-        measure(Stub(fail_at=1, error=error), random_dataset(seed, 20))
+def test_errors_of_the_segmenter_are_not_the_images(seed: int) -> None:
+    with pytest.raises(OSError, match="no memory"):
+        measure(Stub(fail_at=1, error=OSError("no memory")), random_dataset(seed, 20))
 
 
 def test_a_segmenter_of_other_classes_is_refused(seed: int) -> None:
@@ -177,7 +162,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     return Checkpoint(tmp_path / "parts", {"row": "naclip"})
 
 
-@pytest.mark.parametrize("fail_at", [0, 1, 2, 3])
+@pytest.mark.parametrize("fail_at", [0, 3])  # the first of four groups, the last
 def test_an_interrupted_measurement_goes_on_to_the_same_figures(
     seed: int, checkpoint: Checkpoint, fail_at: int
 ) -> None:
@@ -242,10 +227,8 @@ def test_processes_share_a_dataset_and_come_to_the_same_as_one(
     outcomes = values(together(tmp_path, share, dataset, None, (None,) * size, size=size))
     for result, _, told, calls in outcomes:
         assert same(result, wanted)
-        assert (result.seconds, result.peak_bytes) == (
-            outcomes[0][0].seconds,
-            outcomes[0][0].peak_bytes,
-        )
+        first = outcomes[0][0]
+        assert (result.seconds, result.peak_bytes) == (first.seconds, first.peak_bytes)
         assert told == (count if calls else 0)
     groups = -(-count // 8)
     assert [calls for *_, calls in outcomes] == [
@@ -288,20 +271,6 @@ def test_processes_that_see_other_images_are_refused(tmp_path: Path, seed: int) 
     for outcome in outcomes:
         assert outcome is not None
         assert "got 9 in the first and 8, or others, in that of rank 1" in outcome.error
-
-
-def with_the_builtin_model(dataset: Dataset) -> DatasetResult:
-    segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
-    return measure(segmenter, dataset, group_size=2)
-
-
-def test_processes_with_a_model_of_their_own_come_to_the_same_as_one(tmp_path: Path) -> None:
-    dataset = on_disk(tmp_path, 5)
-    assert process_count() == 1
-    wanted = with_the_builtin_model(dataset)
-    assert wanted.confusion.sum() == sum((37 - index) * 40 for index in range(5))
-    for result in values(together(tmp_path, with_the_builtin_model, dataset)):
-        assert same(result, wanted)
 
 
 # What it takes

@@ -87,10 +87,9 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(seed: int) -> None:
 def test_a_mistake_in_reading_is_no_problem_of_the_image(seed: int) -> None:
     dataset = random_dataset(seed, 2)
     broken = replace(dataset.samples[0], image=Broken(KeyError("a bug")))
-    for workers in (0, 1):
-        with pytest.raises(KeyError, match="a bug"):
-            evaluate_dataset("naclip", Stub(), replace(dataset, samples=(broken,)), workers=workers)
-        assert multiprocessing.active_children() == []
+    with pytest.raises(KeyError, match="a bug"):
+        evaluate_dataset("naclip", Stub(), replace(dataset, samples=(broken,)), workers=1)
+    assert multiprocessing.active_children() == []
 
 
 def slowly(dataset: Dataset, folder: Path) -> None:
@@ -132,7 +131,6 @@ def test_an_interrupt_ends_the_workers_without_a_word(tmp_path: Path, seed: int)
     ("device", "cores", "processes", "wanted"),
     [
         ("cpu", 16, "", 0),
-        ("cuda", 1, "", 0),
         ("cuda", 4, "", 3),
         ("cuda", 64, "", 8),
         ("cuda", 16, "4", 3),  # torchrun's four on one machine

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from tabulate import tabulate
 
@@ -35,6 +35,9 @@ ABLATION_CSV = (
     "published_source", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "images", "problems", "seconds",
 )  # fmt: skip
 
+Stated: TypeAlias = Mapping[tuple[str, str], Published | None]
+"""What is published for each row, by dataset and method."""
+
 _MISSING = f"{'-':>5}"
 _BEST = " best"
 
@@ -56,11 +59,7 @@ def report_tables(report: Report) -> Tables:
     missing values empty, the IoU and accuracy of each class as JSON objects.
     """
     columns = list(report.datasets.values())
-    stated = {
-        (column.dataset, name): published_figure(column, name)
-        for column in columns
-        for name in column.rows
-    }
+    stated = published_figures(columns)
     if len(columns) == 1:
         headers, lines = figures_of_one(columns[0], stated)
         notes = [
@@ -96,9 +95,7 @@ def report_tables(report: Report) -> Tables:
     )
 
 
-def figures_of_one(
-    column: DatasetReport, stated: Mapping[tuple[str, str], Published | None]
-) -> tuple[list[str], list[list[str]]]:
+def figures_of_one(column: DatasetReport, stated: Stated) -> tuple[list[str], list[list[str]]]:
     """Headers and lines for one dataset: a line per method, a column per figure."""
     headers = ["method", f"mIoU{'*' if left_out(column) else ''}", "change", "published"]
     headers += ["mean accuracy", "pixel accuracy", "weighted IoU", "images/s"]
@@ -122,9 +119,7 @@ def figures_of_one(
     return headers, lines
 
 
-def figures_by_dataset(
-    report: Report, stated: Mapping[tuple[str, str], Published | None]
-) -> tuple[list[str], list[list[str]]]:
+def figures_by_dataset(report: Report, stated: Stated) -> tuple[list[str], list[list[str]]]:
     """Headers and lines for several datasets: a column each, and the mean."""
     columns = list(report.datasets.values())
     names = [f"{column.dataset}{'*' if left_out(column) else ''}" for column in columns]
@@ -148,9 +143,7 @@ def figures_by_dataset(
     return ["method", *names, "mean"], lines
 
 
-def report_csv_lines(
-    columns: Sequence[DatasetReport], stated: Mapping[tuple[str, str], Published | None]
-) -> Iterator[dict[str, Any]]:
+def report_csv_lines(columns: Sequence[DatasetReport], stated: Stated) -> Iterator[dict[str, Any]]:
     """A line per dataset and method, by the names in `REPORT_CSV`."""
     for column in columns:
         for name, row in column.rows.items():
@@ -193,11 +186,7 @@ def ablation_tables(ablation: Ablation) -> Tables:
     Markdown in bold; what papers state for just that setting stands in square brackets.
     """
     columns = list(ablation.report.datasets.values())
-    stated = {
-        (column.dataset, name): published_figure(column, name)
-        for column in columns
-        for name in column.rows
-    }
+    stated = published_figures(columns)
     texts, sections = [], []
     for findings in ablation.findings:
         study = findings.study
@@ -216,7 +205,7 @@ def ablation_tables(ablation: Ablation) -> Tables:
 def study_figures(
     findings: Findings,
     columns: Sequence[DatasetReport],
-    stated: Mapping[tuple[str, str], Published | None],
+    stated: Stated,
 ) -> tuple[list[str], list[list[str]]]:
     """Headers and lines of a study: its settings, a column per dataset and, of several, their mean."""
     reference, shown = findings.reference, findings.shown
@@ -251,7 +240,7 @@ def study_column(
     values: Sequence[float | None], references: Sequence[float | None], stated: Sequence[str]
 ) -> list[str]:
     """Figures with their differences and what is published, the best one marked."""
-    best = max((value for value in values if value is not None), default=None)
+    best = best_of(values)
     return [
         f"{cell(value, reference)}{text}{_BEST if value is not None and value == best else ''}"
         for value, reference, text in zip(values, references, stated, strict=True)
@@ -261,7 +250,7 @@ def study_column(
 def ablation_notes(
     ablation: Ablation,
     columns: Sequence[DatasetReport],
-    stated: Mapping[tuple[str, str], Published | None],
+    stated: Stated,
 ) -> Iterator[str]:
     """How to read the tables, the conditions, and images that are left out."""
     yield "mIoU in per cent; best: the highest of its column, before rounding."
@@ -275,22 +264,20 @@ def ablation_notes(
         yield f"In square brackets, published: {source}."
     count = sum(map(left_out, columns))
     if count:
-        images = "1 image is" if count == 1 else f"{count:,} images are"
-        first = problem_lines(ablation.report)[0]
-        yield f"{images} left out of the figures; the first: {first}"
+        yield f"{left_out_in_words(count)}; the first: {problem_lines(ablation.report)[0]}"
 
 
 def ablation_csv_lines(
     ablation: Ablation,
     columns: Sequence[DatasetReport],
-    stated: Mapping[tuple[str, str], Published | None],
+    stated: Stated,
 ) -> Iterator[dict[str, Any]]:
     """A line per study, dataset and setting, by the names in `ABLATION_CSV`."""
     for findings in ablation.findings:
         for column in columns:
             alone = findings.reference.miou(column)
             measured = [setting.miou(column) for setting in findings.shown]
-            best = max((value for value in measured if value is not None), default=None)
+            best = best_of(measured)
             for setting, miou in zip(findings.shown, measured, strict=True):
                 name = setting.rows[column.dataset]
                 yield {
@@ -377,11 +364,16 @@ def conditions(column: DatasetReport) -> str:
     return f"{', '.join(images)}; {', '.join(model)}."
 
 
-def published_figure(column: DatasetReport, name: str) -> Published | None:
-    """The published figure for a row as it was measured."""
-    settings = {**column.settings, **column.rows[name].options}
-    model, pretrained = settings.get("model", ""), settings.get("pretrained")
-    return published(name, column.dataset, model, pretrained, settings)
+def published_figures(columns: Iterable[DatasetReport]) -> Stated:
+    """The published figure for each row as it was measured."""
+    stated = {}
+    for column in columns:
+        for name, row in column.rows.items():
+            settings = {**column.settings, **row.options}
+            model, pretrained = settings.get("model", ""), settings.get("pretrained")
+            figure = published(name, column.dataset, model, pretrained, settings)
+            stated[column.dataset, name] = figure
+    return stated
 
 
 def problem_lines(report: Report) -> list[str]:
@@ -405,8 +397,7 @@ def problem_notes(column: DatasetReport) -> Iterator[str]:
     """How many images of a dataset are left out, and the first of the reasons."""
     count = left_out(column)
     if count:
-        images = "1 image is" if count == 1 else f"{count:,} images are"
-        yield f"* {column.dataset}: {images} left out of the figures:"
+        yield f"* {column.dataset}: {left_out_in_words(count)}:"
         lines = list(problems_of(column))
         yield from (f"  {line}" for line in lines[:PROBLEMS_SHOWN])
         if len(lines) > PROBLEMS_SHOWN:
@@ -416,6 +407,12 @@ def problem_notes(column: DatasetReport) -> Iterator[str]:
 def left_out(column: DatasetReport) -> int:
     """How many images some row of the dataset is without."""
     return len({problem.name for row in column.rows.values() for problem in row.problems})
+
+
+def left_out_in_words(count: int) -> str:
+    """That so many images are in no figure."""
+    images = "1 image is" if count == 1 else f"{count:,} images are"
+    return f"{images} left out of the figures"
 
 
 # Cells
@@ -436,6 +433,11 @@ def mean_of_all(values: Sequence[float | None]) -> float | None:
     """The mean; None if a value is missing, as means over different datasets would not compare."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def best_of(values: Iterable[float | None]) -> float | None:
+    """The highest of the figures that are known."""
+    return max((value for value in values if value is not None), default=None)
 
 
 def cell(value: float | None, reference: float | None) -> str:

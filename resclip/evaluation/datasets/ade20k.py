@@ -16,14 +16,12 @@ from resclip.evaluation.datasets.base import (
     Dataset,
     DatasetError,
     Values,
-    benchmark_palette,
-    describe,
+    benchmark,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.text.class_names import dataset_classes
 
 _NAME = "ade20k"
 _FOLDERS = ("", "ADEChallengeData2016/", "ade/ADEChallengeData2016/")
@@ -59,14 +57,9 @@ def ade20k(root: Path, split: str | None) -> Dataset:
     release = masks.parents[1]
     images = first_that_exists(release, f"the images of ADE20K's {split}", [f"images/{split}"])
     pairs, problems = pair_up(_NAME, files_under(images, [".jpg"]), files_under(masks, [".png"]))
-    return Dataset(
-        name=_NAME,
-        description=describe(len(pairs), f"ADE20K's {split}", images, root, _OFFICIAL.get(split)),
-        entries=tuple(dataset_classes(_NAME)),
-        samples=samples_of(pairs, _VALUES),
-        problems=problems,
-        palette=benchmark_palette(_NAME),
-    )
+    samples = samples_of(pairs, _VALUES)
+    official = _OFFICIAL.get(split)
+    return benchmark(_NAME, f"ADE20K's {split}", images, root, official, samples, problems)
 
 
 def _refuse_full_release(root: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from resclip.io.files import read_text
 from resclip.io.images import ImageError, PixelArray, read_image
-from resclip.text.class_names import parse_entries
+from resclip.text.class_names import dataset_classes, parse_entries
 
 _PALETTES = Path(__file__).parents[2] / "data" / "palettes.json"
 
@@ -325,12 +325,8 @@ def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
                 f"{here}: expected a folder, got a link to one that it is in; remove it"
             )
         for file in files:
-            for ending in endings:
-                if file.lower().endswith(ending.lower()):
-                    break
-            else:
-                continue
-            if file.startswith("."):
+            ending = next((end for end in endings if file.lower().endswith(end.lower())), None)
+            if ending is None or file.startswith("."):
                 continue
             path = here / file
             name = path.relative_to(folder).as_posix().removesuffix(file[len(file) - len(ending) :])
@@ -413,6 +409,31 @@ def describe(count: int, what: str, folder: Path, root: Path, official: int | No
         images += f", which has {official:,}"
     below = folder.relative_to(root).as_posix()
     return f"{images} ({folder.name if below == '.' else below})"
+
+
+def benchmark(
+    name: str,
+    what: str,
+    folder: Path,
+    root: Path,
+    official: int | None,
+    samples: tuple[Sample, ...],
+    problems: tuple[Problem, ...],
+) -> Dataset:
+    """The benchmark called `name`, with its class names and colours.
+
+    Args:
+        what, folder, root, official: as `describe` takes them.
+        samples, problems: what was found of it.
+    """
+    return Dataset(
+        name,
+        describe(len(samples), what, folder, root, official),
+        tuple(dataset_classes(name)),
+        samples,
+        problems=problems,
+        palette=benchmark_palette(name),
+    )
 
 
 def names_in_words(names: Sequence[str]) -> str:

@@ -19,15 +19,13 @@ from resclip.evaluation.datasets.base import (
     Dataset,
     Encoding,
     Values,
-    benchmark_palette,
+    benchmark,
     best_masks,
-    describe,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
-from resclip.text.class_names import dataset_classes
 
 _NAME = "cityscapes"
 _OFFICIAL = {"train": 2_975, "val": 500}
@@ -77,11 +75,5 @@ def cityscapes(root: Path, split: str | None) -> Dataset:
     encoding, masks = best_masks(mask_folder, _ENCODINGS, images)
     pairs, problems = pair_up(_NAME, images, masks)
     what = f"Cityscapes' {split} with masks *{encoding.ending}"
-    return Dataset(
-        name=_NAME,
-        description=describe(len(pairs), what, image_folder, root, _OFFICIAL.get(split)),
-        entries=tuple(dataset_classes(_NAME)),
-        samples=samples_of(pairs, encoding.values),
-        problems=problems,
-        palette=benchmark_palette(_NAME),
-    )
+    samples = samples_of(pairs, encoding.values)
+    return benchmark(_NAME, what, image_folder, root, _OFFICIAL.get(split), samples, problems)

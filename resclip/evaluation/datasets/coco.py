@@ -29,9 +29,8 @@ from resclip.evaluation.datasets.base import (
     Problem,
     Sample,
     Values,
-    benchmark_palette,
+    benchmark,
     best_masks,
-    describe,
     files_under,
     first_that_exists,
     pair_up,
@@ -104,14 +103,8 @@ def coco_stuff(root: Path, split: str | None) -> Dataset:
     encoding, masks = best_masks(mask_folder, _STUFF_ENCODINGS, images)
     pairs, problems = pair_up("coco-stuff", images, masks)
     what = f"COCO-Stuff 164k's {split} with masks *{encoding.ending}"
-    return Dataset(
-        name="coco-stuff",
-        description=describe(len(pairs), what, folder, root, _OFFICIAL.get(split)),
-        entries=tuple(dataset_classes("coco-stuff")),
-        samples=samples_of(pairs, encoding.values),
-        problems=problems,
-        palette=benchmark_palette("coco-stuff"),
-    )
+    samples = samples_of(pairs, encoding.values)
+    return benchmark("coco-stuff", what, folder, root, _OFFICIAL.get(split), samples, problems)
 
 
 # The label of each of COCO-Stuff's classes.
@@ -157,14 +150,7 @@ def coco_object(root: Path, split: str | None) -> Dataset:
         samples = samples_of(pairs, encoding.values)
         kind = f"masks *{encoding.ending}"
     what = f"COCO-Object's {split} with {kind}"
-    return Dataset(
-        name="coco-object",
-        description=describe(len(samples), what, folder, root, _OFFICIAL.get(split)),
-        entries=tuple(dataset_classes("coco-object")),
-        samples=samples,
-        problems=problems,
-        palette=benchmark_palette("coco-object"),
-    )
+    return benchmark("coco-object", what, folder, root, _OFFICIAL.get(split), samples, problems)
 
 
 def _from_instances(

@@ -35,8 +35,7 @@ from resclip.evaluation.datasets.base import (
     LabelFile,
     Sample,
     Values,
-    benchmark_palette,
-    describe,
+    benchmark,
     files_under,
     first_that_exists,
     lines_of,
@@ -75,9 +74,7 @@ class LabelMapFile:
             raise ImageError(
                 f"{self.path}: expected LabelMap to be a matrix of numbers; check that it is a mask"
             )
-        with np.errstate(
-            invalid="ignore"
-        ):  # Of values that are no whole numbers, which are refused next.
+        with np.errstate(invalid="ignore"):  # What is no whole number is refused next.
             raw = matrix.astype(np.uint16)
         if raw.size == 0 or not np.array_equal(raw, matrix):
             raise ImageError(
@@ -146,14 +143,7 @@ def _context(name: str, root: Path, split: str | None) -> Dataset:
     )
     official = _OFFICIAL_IMAGES[split_file.parent.name].get(split)
     what = f"PASCAL Context's {split} of ImageSets/{split_file.parent.name}"
-    return Dataset(
-        name=name,
-        description=describe(len(samples), what, masks, root, official),
-        entries=tuple(dataset_classes(name)),
-        samples=samples,
-        problems=problems,
-        palette=benchmark_palette(name),
-    )
+    return benchmark(name, what, masks, root, official, samples, problems)
 
 
 def _below_folders(*names: str) -> list[str]:

@@ -18,15 +18,13 @@ from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
     Values,
-    benchmark_palette,
-    describe,
+    benchmark,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
     split_names,
 )
-from resclip.text.class_names import dataset_classes
 
 _FOLDERS = ("VOCdevkit/VOC2012/", "VOC2012/", "")
 _OFFICIAL = {"train": 1_464, "val": 1_449, "trainval": 2_913}
@@ -64,12 +62,5 @@ def _voc(name: str, values: Values, root: Path, split: str | None) -> Dataset:
     pairs, problems = pair_up(
         name, files_under(images, [".jpg"]), files_under(masks, [".png"]), listed
     )
-    what = f"PASCAL VOC 2012's {split}"
-    return Dataset(
-        name=name,
-        description=describe(len(pairs), what, kit, root, _OFFICIAL.get(split)),
-        entries=tuple(dataset_classes(name)),
-        samples=samples_of(pairs, values),
-        problems=problems,
-        palette=benchmark_palette(name),
-    )
+    what, samples = f"PASCAL VOC 2012's {split}", samples_of(pairs, values)
+    return benchmark(name, what, kit, root, _OFFICIAL.get(split), samples, problems)
