@@ -149,6 +149,27 @@ def test_two_lines_are_the_method() -> None:
     assert torch.allclose(pooled, expected.cls, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("asked_before", (False, True))
+@torch.no_grad()
+def test_the_host_finds_its_blocks_by_type(asked_before: bool) -> None:
+    """transformers collects hidden states by hooks on layers of its own type, open_clip and timm look for theirs."""
+    torch.manual_seed(0)
+    host: Any = hugging_face_model("CLIPVisionModel")
+    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    if asked_before:
+        host(pixel_values=pixels, output_hidden_states=True)
+    kind = type(adapt(host).block_list[-1])
+    block = ResidualBlock.from_tower(host, "naclip+rcs")
+    place(block)
+    assert isinstance(block, kind)
+    output = host(pixel_values=pixels, output_hidden_states=True)
+    assert len(output.hidden_states) == 5
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    with pytest.raises(ValueError, match="never holds an attention map"):
+        host(pixel_values=pixels, output_attentions=True)
+    host(pixel_values=pixels)
+
+
 @torch.no_grad()
 def test_the_words_may_change_between_calls() -> None:
     torch.manual_seed(0)

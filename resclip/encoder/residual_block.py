@@ -15,11 +15,11 @@ from resclip.encoder.final_block import FinalBlock, FinalInputs
 from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Method, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt
+from resclip.models.tower import true_type
 from resclip_kernels import Implementation, QueryKeyRecorder, deterministic_attention
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
-    from typing_extensions import Self
 
 
 @dataclass
@@ -127,7 +127,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, final: FinalBlock, text: Tensor | None = None) -> None:
         """Use `from_tower`; the model is prepared here, and `undo` takes that back."""
-        super().__init__()
+        nn.Module.__init__(self)  # And not that of the model's own block, which is a base as well.
         tower, original = final.tower, final.tower.block_list[-1]
         self._method = final
         self._runs = Runs()
@@ -138,6 +138,7 @@ class ResidualBlock(nn.Module):
             self.add_module(name, module)
         for name, parameter in original.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
+        take_hooks(self, original)
         self.training = original.training
         self._replaced: tuple[tuple[Any, nn.Module], ...] = ()
         self._hooks = [tower.entrance.register_forward_pre_hook(self.enter, with_kwargs=True)]
@@ -162,7 +163,7 @@ class ResidualBlock(nn.Module):
         proxy: Callable[[Tensor], Tensor] | None = None,
         proxy_attention: ProxyAttention | None = None,
         implementation: Implementation | str = Implementation.AUTO,
-    ) -> Self:
+    ) -> ResidualBlock:
         """The final block of a method, for the tower whose final block it will replace.
 
         Args:
@@ -190,8 +191,9 @@ class ResidualBlock(nn.Module):
             proxy=proxy,
             proxy_attention=proxy_attention or chosen.proxy,
         )
-        tower.check_host(tower.block_list[-1])
-        return cls(final, text)
+        last = tower.block_list[-1]
+        tower.check_host(last)
+        return block_type(true_type(last))(final, text)
 
     @property
     def text(self) -> Tensor | None:
@@ -267,14 +269,18 @@ class ResidualBlock(nn.Module):
         elif type(attention) is nn.MultiheadAttention and "forward" not in vars(attention):
             recorder = BlockRecorder.from_attention(attention)
             recorder.runs, recorder.block = self._runs, layer
-            for name, hooks in vars(attention).items():
-                if name.startswith("_forward") and "hooks" in name:
-                    vars(recorder)[name] = hooks
+            take_hooks(recorder, attention)
             block.attn = recorder
             self._replaced += ((block, attention),)
         else:
             tower.check_host(attention)
             self._hooks.append(self.keep_input(layer))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles, which cannot find a class that `block_type` has made by its name."""
+        (original,) = self._original
+        state: dict[str, Any] = nn.Module.__getstate__(self)
+        return blank_block, (true_type(original),), state
 
     def undo(self) -> None:
         """Give the tower its own final block back, and take away what recorded; a second call does nothing."""
@@ -325,6 +331,31 @@ class ResidualBlock(nn.Module):
         return f"base={method.base.name!r}, rcs={method.rcs}, sfr={method.sfr}"
 
 
+def take_hooks(module: nn.Module, replaced: nn.Module) -> None:
+    """Give a module the forward hooks of the one that it replaces."""
+    for name, hooks in vars(replaced).items():
+        if name.startswith("_forward") and isinstance(hooks, dict):
+            vars(module)[name] = hooks
+
+
+BLOCK_TYPES: dict[type[nn.Module], type[ResidualBlock]] = {}
+"""What `block_type` has made."""
+
+
+def block_type(kind: type[nn.Module]) -> type[ResidualBlock]:
+    """`ResidualBlock` as a subclass of the model's own block as well: models find their blocks by type."""
+    if kind not in BLOCK_TYPES:
+        bases, members = (ResidualBlock, kind), {"__doc__": ResidualBlock.__doc__}
+        BLOCK_TYPES[kind] = type("ResidualBlock", bases, members)
+    return BLOCK_TYPES[kind]
+
+
+def blank_block(kind: type[nn.Module]) -> ResidualBlock:
+    """A block without state, for a copy or an unpickled one."""
+    made = block_type(kind)
+    return made.__new__(made)
+
+
 def attended_cls(tower: Tower, block: nn.Module, inputs: FinalInputs) -> Tensor:
     """(B, 1, D): [CLS] by CLIP's own attention, for ProxyCLIP, which gives patches alone."""
     attended = deterministic_attention(inputs.query[:, :, :1], inputs.key, inputs.value)
@@ -343,7 +374,12 @@ def check_dropout(attention: Any) -> None:
 
 
 def check_arguments(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-    """ValueError if the model wants tokens masked, which no method knows."""
+    """ValueError if the model wants tokens masked, or attention maps back."""
+    if keywords.get("output_attentions"):
+        raise ValueError(
+            "a ResidualBlock never holds an attention map, so it has none to return: call the model with "
+            "output_attentions=False, or see DenseEncoder.attention"
+        )
     masks = [name for name, value in keywords.items() if "mask" in name and value is not None]
     masks += ["a mask"] if any(isinstance(value, Tensor) for value in args) else []
     if masks:

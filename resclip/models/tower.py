@@ -32,6 +32,10 @@ PLAIN_TYPES = (
 """Modules that any family may have around its parts."""
 
 
+LISTENERS = ("transformers.utils.output_capturing",)
+"""Modules of libraries whose hooks change nothing: transformers leaves some that collect hidden states."""
+
+
 class Tower(nn.Module, ABC):
     """A vision transformer in steps.
 
@@ -291,7 +295,8 @@ def change_of(module: nn.Module, is_known: bool) -> str | None:
     # Modules have no public list of their hooks.
     state = vars(module)
     for hook in (*state["_forward_pre_hooks"].values(), *state["_forward_hooks"].values()):
-        if getattr(hook, "only_listens", False):
+        listens = getattr(hook, "only_listens", False)
+        if listens or getattr(hook, "__module__", "").startswith(LISTENERS):
             continue
         return f"has a forward hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
     return None
