@@ -117,9 +117,9 @@ class ResidualBlock(nn.Module):
     by; nothing of an image stays after its forward pass, and threads do not see each other's.
 
     Parameters and state dict of the tower stay as they are: the block holds the modules of the one that it replaces.
-    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`. In training mode gradients
-    flow through the attention and not through SFR's labels, and attention dropout is refused. A tower that has one
-    must be called with its own input size, as before, in one piece: without gradient checkpointing.
+    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`. The model takes images of
+    the sizes that it takes without the block. In training mode gradients flow through the attention, not through SFR's
+    labels; attention dropout is refused, and gradient checkpointing of the final block does not work.
 
     Attributes:
         text: (Q, E) unit rows, what SFR segments by; may be set anew between calls. None without SFR.
