@@ -45,8 +45,10 @@ def test_no_method_is_shown_twice() -> None:
     assert len({find_method(name).name for name in METHODS}) == len(METHODS)
 
 
-@pytest.mark.parametrize("size", [(25, 90), (200, 30)])  # cells high and wide
-@pytest.mark.parametrize("name", ["naclip", "a method of a very long name " * 5])
+@pytest.mark.parametrize(
+    ("name", "size"),  # Cells high and wide, with either name.
+    [("naclip", (200, 30)), ("a method of a very long name " * 5, (25, 90))],
+)
 def test_cells_stand_in_rows_and_columns_clear_of_the_captions(
     name: str, size: tuple[int, int]
 ) -> None:
