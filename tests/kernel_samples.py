@@ -104,7 +104,9 @@ def listed(spilling: Call, plain: Call) -> dict[str, Any]:
     outcomes: dict[str, Any] = {"spilled": spilled}
     # Compiled once: what differs is the list.
     compiled = mock.patch.object(
-        kernels_report, "compile_all", lambda compilations, _: [facts[one.key] for one in compilations]
+        kernels_report,
+        "compile_all",
+        lambda compilations, _: [facts[one.key] for one in compilations],
     )
     with compiled:
         for name, known in lists.items():

@@ -19,7 +19,6 @@ from PIL import Image
 import resclip
 from resclip.cli.commands import COMMANDS
 from resclip.cli.options import OPTION_OF, explain
-from resclip.errors import WeightsUnavailable
 from resclip.methods.catalogue import BASES, Overview, ProxyAttention
 from resclip.methods.presets import PRESETS
 from resclip.segmenter import Segmenter
@@ -141,17 +140,6 @@ def test_json_on_stdout_is_one_object_an_image(
     assert written == [str(out / f"cat{end}") for end in ("_labels.png", "_overlay.png", ".json")]
 
 
-def test_weights_that_cannot_be_fetched(
-    monkeypatch: pytest.MonkeyPatch, image: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def load(*_: object, **__: object) -> None:
-        raise WeightsUnavailable("no network;\nuse a local checkpoint")
-
-    monkeypatch.setattr("resclip.loading.load", load)
-    assert run("segment", image, "--classes", "a", "--json") == 1
-    assert one_line(capsys) == "resclip: no network; use a local checkpoint\n"
-
-
 def test_interrupt(
     stand_in: StandIn, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,32 +212,17 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"usage: resclip {command}" in capsys.readouterr().out
 
 
-def test_methods_have_their_papers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_of_methods_and_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("methods") == 0
     out = capsys.readouterr().out
     for word in (*BASES, *PRESETS, "CVPR 2025", "WACV"):
         assert word in out
-    assert max(map(len, out.splitlines())) <= 100
-
-
-def test_models_begin_with_the_builtin_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("builtin ")
     named = dict(line.split(maxsplit=1) for line in lines)
     assert "openai" in named["ViT-B-16"].split(", ")
     assert "RN50" not in named
-
-
-def test_demo_draws_the_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("demo", "--out", tmp_path / "demo") == 0
-    came = capsys.readouterr()
-    assert came.err == ""
-    assert "probability" in came.out.splitlines()[0]
-    assert came.out.endswith(f"open {tmp_path / 'demo' / 'demo.png'}\n")
-    assert names_in(tmp_path / "demo") == ["demo.png", "scene.png"]
-    sheet = Image.open(tmp_path / "demo" / "demo.png")
-    assert sheet.width > 2 * 440
 
 
 def python(
@@ -288,7 +261,7 @@ def test_what_libraries_warn_of_and_log_stays_out_of_the_way(image: Path) -> Non
         "def load(*_, **__):\n"
         "    warnings.warn('noise')\n"
         "    logging.error('noise')\n"
-        "    raise WeightsUnavailable('no network')\n"
+        "    raise WeightsUnavailable('no network;\\nuse a checkpoint')\n"
         "module = types.ModuleType('resclip.loading'); module.load = load\n"
         "sys.modules['resclip.loading'] = module\n"
         "print(main(sys.argv[1:]))\n"
@@ -297,11 +270,11 @@ def test_what_libraries_warn_of_and_log_stays_out_of_the_way(image: Path) -> Non
     )
     result = python("-c", code, "segment", image, "--classes", "a", "--json")
     assert result.stdout == "1\n1\n"
-    quiet, _, loud = result.stderr.partition("resclip: no network\n")
+    quiet, _, loud = result.stderr.partition("resclip: no network; use a checkpoint\n")
     assert quiet == ""
     assert "UserWarning: noise" in loud
     assert "ERROR:root:noise" in loud
-    assert loud.endswith("resclip: no network\n")
+    assert loud.endswith("resclip: no network; use a checkpoint\n")
 
 
 def test_a_process_says_one_line_and_leaves_with_the_status() -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resclip import RCS, SFR, DenseEncoder
 from resclip.encoder.final_block import Coarse, attend_coarse
-from resclip.methods.catalogue import BASES, Overview
+from resclip.methods.catalogue import Overview
 from resclip_kernels import attention_maps
 
 CORRELATIONS = ("qk", "qq", "qq+kk", "xx", "random,projections=3", "kk,layer=2,temperature=0.5")
@@ -113,22 +113,6 @@ def test_a_weight_of_0_is_the_plain_method_bit_for_bit(
     got = mixed(pixels, queries, mixed.coarse(whole))
     assert torch.equal(got.patches, plain.patches)
     assert torch.equal(got.feedback_labels, plain.feedback_labels)
-
-
-@pytest.mark.parametrize("base", ("clip", "naclip", "sclip"))  # Every final block and prior.
-def test_its_own_tokens_at_weight_1_are_the_base_without_prior(base: str, seed: int) -> None:
-    torch.manual_seed(seed)
-    pixels = images(2, 64, 96)
-    mixed = encoder(1.0, base, rcs=RCS())
-    got = mixed(pixels, coarse=mixed.coarse(pixels)).patches
-    plain = DenseEncoder(
-        small_tower(),
-        base="clip",  # The base that adds nothing to its correlation.
-        correlation=BASES[base].correlation,
-        final_block=BASES[base].final_block,
-        rcs=RCS(),
-    )
-    torch.testing.assert_close(got, plain(pixels).patches, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("correlation", CORRELATIONS)

@@ -24,14 +24,6 @@ TOP = MARGIN + LINE + GAP  # of the first row's panels
 STEP = PANEL + MARGIN  # from one panel to the next, where panels are as wide as they may be
 
 
-def lightness(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """CIE L*, 0 to 100, of sRGB bytes."""
-    encoded = colours / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-    return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
-
-
 def one_row(*maps: HeatMap, point: tuple[float, float] = (5.0, 5.0)) -> PointMaps:
     return PointMaps(point, ("x 5, y 5", "patch row 0, column 0"), maps)
 
@@ -42,22 +34,12 @@ def panel(sheet: Image.Image, number: int, height: int, width: int) -> NDArray[n
     return np.asarray(sheet)[TOP : TOP + height, left : left + width]
 
 
-def test_colours_grow_lighter_in_even_steps() -> None:
-    """By another measure than the one they were chosen by: OKLab and CIE differ near black alone."""
-    steps = np.diff(lightness(heat_colours(np.linspace(0, 1, 21))))
-    assert steps.min() > 1.5
-    assert steps[2:].min() > 0.85 * steps[2:].mean()
-    assert steps.max() < 1.2 * steps.mean()
-
-
-def test_colours_of_any_shape_and_outside_the_range() -> None:
+def test_colours_grow_lighter_and_end_where_the_range_does() -> None:
+    brightness = heat_colours(np.linspace(0, 1, 21)).astype(int).sum(axis=1)
+    assert (np.diff(brightness) > 0).all()
     colours = heat_colours(np.array([[-3.0, 0.0], [1.0, 7.0]]))
-    assert colours.shape == (2, 2, 3)
-    assert colours.dtype == np.uint8
-    np.testing.assert_array_equal(colours[0, 0], colours[0, 1])
-    np.testing.assert_array_equal(colours[1, 0], colours[1, 1])
-    assert lightness(colours[0, 0]) < 5
-    assert lightness(colours[1, 0]) > 95
+    assert (colours.shape, colours.dtype) == ((2, 2, 3), np.uint8)
+    np.testing.assert_array_equal(colours[:, 0], colours[:, 1])
 
 
 def test_share_of_the_strongest_tenth() -> None:
