@@ -287,11 +287,12 @@ def test_a_process_says_one_line_and_leaves_with_the_status() -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """With output that is buffered, and flushed again when the interpreter ends."""
     with subprocess.Popen(
         [sys.executable, "-m", "resclip", "methods"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
