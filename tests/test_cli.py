@@ -287,9 +287,14 @@ def test_a_process_says_one_line_and_leaves_with_the_status() -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    """With output that is buffered, and flushed again when the interpreter ends."""
+    """What is buffered then is flushed again when the interpreter ends."""
+    code = (
+        "import sys, resclip.cli.show as show; from resclip.cli import main\n"
+        "show.show_models = lambda _: print('few') or 0\n"
+        "sys.exit(main(['models']))"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "resclip", "methods"],
+        [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
@@ -297,8 +302,8 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert process.wait(timeout=120) == 1
         assert process.stderr.read() == b""
+        assert process.wait(timeout=120) == 1
 
 
 def test_parameters_in_errors_become_options() -> None:
