@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.reporting import RESULTS, conditions, store, table
+from benchmarks.reporting import RESULTS, conditions, store, table, this_machine
 from resclip import Segmenter, load
 from resclip.batch import steps
 from resclip.batch.job import BatchJob
@@ -27,7 +26,6 @@ from resclip.batch.sources import open_source
 from resclip.batch.steps import finish, read_item, segment_images
 from resclip.batch.storage import open_store
 from resclip.evaluation.datasets import open_dataset
-from resclip.evaluation.distributed import machine_name
 
 CLASSES = ["sky", "grass", "house", "tree", "sun", "car", "flower", "balloon", "cloud"]
 IMAGES = 24
@@ -235,11 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for figures in (*jobs, steps):
         print(json.dumps(figures), flush=True)
     run = {
-        "machine": machine_name(torch.device("cpu")),
-        "threads": THREADS,
+        **this_machine(),
         "batch_size": BATCH_SIZE,
         "images": IMAGES,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
         "jobs": jobs,
         "steps": steps,

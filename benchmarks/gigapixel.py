@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -19,11 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.reporting import RESULTS, conditions, store, table
+from benchmarks.reporting import RESULTS, conditions, store, table, this_machine
 from benchmarks.synthetic_raster import sew
-from resclip.evaluation.distributed import machine_name
 
 CLASSES = "sky; grass; house; tree; sun; car; flower; balloon; cloud"
 OPTIONS = (
@@ -89,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "floor_gb": floor,
             "input_bytes": large.stat().st_size,
             "output_bytes": result.stat().st_size,
-            "machine": machine_name(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **this_machine(),
         }
     print(json.dumps(figures, indent=1))
     store(RESULTS / "gigapixel.json", figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,19 @@ def conditions(run: Mapping[str, Any]) -> str:
     """Machine, threads of the model and versions of a run on a CPU."""
     threads = "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
     return f"{run['machine']}, {threads}, {versions_text(run['versions'])}."
+
+
+def this_machine() -> Document:
+    """What `conditions` reads, of this process."""
+    import torch
+
+    from resclip.evaluation.distributed import machine_name
+
+    return {
+        "machine": machine_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
 
 
 def versions_text(versions: Mapping[str, str]) -> str:

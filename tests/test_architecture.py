@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,17 +40,22 @@ MODULES = {
 }
 
 
+@functools.cache
+def statements(module: str) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a module: at its head, inside functions, or for type checks."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imports(module: str) -> Iterator[str]:
-    """The project's modules that a module imports at its head, inside functions, or for type checks."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    """The project's modules that a module imports."""
+    for node in statements(module):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert not node.level, f"{module}: imports are absolute, so that they can be read here"
             members = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name in MODULES else str(node.module) for name in members]
-        else:
-            continue
         yield from (name for name in names if name in MODULES and name != module)
 
 
@@ -109,18 +115,16 @@ def test_implementations_of_an_op_do_not_import_each_other() -> None:
 def test_resclip_uses_what_resclip_kernels_exports() -> None:
     """From the package itself, and only names of its `__all__`: its modules may change."""
     exported = set(resclip_kernels.__all__)
-    for module, path in MODULES.items():
+    for module in MODULES:
         if module.partition(".")[0] != "resclip":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in statements(module):
             if isinstance(node, ast.Import):
                 inner = [
                     name.name for name in node.names if name.name.startswith("resclip_kernels.")
                 ]
                 assert not inner, f"{module} imports {', '.join(inner)}"
-            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith(
-                "resclip_kernels"
-            ):
+            elif str(node.module).startswith("resclip_kernels"):
                 assert node.module == "resclip_kernels", f"{module} imports from {node.module}"
                 missing = {name.name for name in node.names} - exported
                 assert not missing, f"{module} imports what is not exported: {', '.join(missing)}"

@@ -50,7 +50,7 @@ def test_operations_and_bytes_by_hand() -> None:
     assert 30e9 < counts.Tower(1, 197).flops < 37e9
 
 
-@pytest.mark.parametrize(("batch", "layers"), [(1, 4), (2, 2), (1, 0)])
+@pytest.mark.parametrize(("batch", "layers"), [(2, 2), (1, 0)])
 def test_the_attention_reference_takes_what_is_predicted(batch: int, layers: int) -> None:
     shape = counts.Attention(batch, 8, (12, 11), layers=layers, element=4)
     device = Device("cpu")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 import resource
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+from cli_support import names_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -52,25 +53,19 @@ def test_a_contiguous_array_is_not_copied_and_a_flipped_one_is_made_contiguous()
     np.testing.assert_array_equal(flipped, pixels[:, ::-1])
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    upright = np.zeros((8, 16, 3), np.uint8)
-    upright[:4, :4] = RED  # Top left tells all eight orientations apart on an oblong image.
-    undo = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: np.rot90,
-        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, -1),
-    }[orientation]
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    # Pillow knows all eight; that it is asked shows in a turn and in a turn of a mirror image.
+    [(6, np.rot90), (7, lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2))],
+)
+def test_exif_orientation_is_applied(
+    tmp_path: Path, orientation: int, undo: Callable[[np.ndarray], np.ndarray]
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "turned.png"
-    Image.fromarray(np.ascontiguousarray(undo(upright))).save(path, exif=exif)
-    np.testing.assert_array_equal(read_image(path), upright)
+    Image.fromarray(np.ascontiguousarray(undo(gradient()))).save(path, exif=exif)
+    np.testing.assert_array_equal(read_image(path), gradient())
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -142,34 +137,26 @@ DEEP_AS_8 = [(v, v, v) for v in (0, 0, 1, 1, 128, 255)]  # Nearest: 128 / 257 is
 COLOUR_16 = np.array([[[0x12FF]], [[0x34FF]], [[0x5600]]], np.uint16)
 KINDS: dict[str, tuple[bytes, list[tuple[int, int, int]], int]] = {  # file, pixels, tolerance
     "1 bit": (encoded(of_mode("1", 0, 255), "PNG"), [BLACK, WHITE], 0),
-    "grey": (encoded(of_mode("L", 0, 127, 255), "PNG"), [BLACK, GREY, WHITE], 0),
     "grey, one value transparent": (
         encoded(of_mode("L", 5, 0), "PNG", transparency=5), [WHITE, BLACK], 0,
     ),
     "grey with alpha": (
         encoded(of_mode("LA", (0, 255), (0, 128), (0, 0)), "PNG"), [BLACK, GREY, WHITE], 0,
     ),
-    "palette": (encoded(paletted(0, 1), "PNG"), [BLACK, RED], 0),
     "palette, one colour transparent": (
         encoded(paletted(0, 1), "PNG", transparency=0), [WHITE, RED], 0,
     ),
     "palette, opacities": (
         encoded(paletted(0, 1), "PNG", transparency=b"\xff\x80"), [BLACK, HALF], 0,
     ),
-    "GIF, transparent": (encoded(paletted(0, 1), "GIF", transparency=0), [WHITE, RED], 0),
     "RGBA": (
         encoded(of_mode("RGBA", (*RED, 255), (*RED, 128), (0, 0, 0, 0)), "PNG"), [RED, HALF, WHITE], 0,
-    ),
-    "RGBA, WebP": (
-        encoded(of_mode("RGBA", (*RED, 255), (*RED, 128), (0, 0, 0, 0)), "WEBP", lossless=True),
-        [RED, HALF, WHITE], 0,
     ),
     "YCbCr": (encoded(Image.new("YCbCr", (16, 1), (76, 85, 255)), "JPEG"), [(254, 0, 0)] * 16, 1),
     "CMYK": (encoded(CMYK, "TIFF"), [RED] * 16, 0),
     "CMYK, inverted": (encoded(CMYK, "JPEG", quality=100), [RED] * 16, 1),
     "CMYK, inverted, nameless": (without_adobe(encoded(CMYK, "JPEG", quality=100)), [RED] * 16, 1),
     "16-bit grey": (encoded(Image.fromarray(DEEP[0]), "PNG"), DEEP_AS_8, 0),
-    "16-bit grey, TIFF": (encoded(Image.fromarray(DEEP[0]), "TIFF"), DEEP_AS_8, 0),
     "16-bit grey, white is 0": (tiff(65535 - DEEP, photometric="miniswhite"), DEEP_AS_8, 0),
     "16-bit grey, one value transparent": (
         png((2, 1), 16, 0, b"\x12\x34\x12\x35", b"\x12\x34"), [WHITE, (18, 18, 18)], 0,
@@ -192,20 +179,11 @@ def test_every_kind_of_pixel(kind: str) -> None:
     assert np.abs(came[0].astype(int) - pixels).max() <= tolerance
 
 
-@pytest.mark.parametrize("name", ["moving.gif", "moving.png", "moving.webp"])
-def test_animated_gives_its_first_frame(tmp_path: Path, name: str) -> None:
+def test_animated_gives_its_first_frame(tmp_path: Path) -> None:
+    path = tmp_path / "moving.webp"
     frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, (0, 0, 255), WHITE)]
-    frames[0].save(
-        tmp_path / name, save_all=True, append_images=frames[1:], duration=50, lossless=True
-    )
-    came = read_image(tmp_path / name).astype(int)
-    assert np.abs(came - RED).max() <= 2
-
-
-def test_one_pixel(tmp_path: Path) -> None:
-    path = tmp_path / "dot.png"
-    Image.new("RGB", (1, 1), RED).save(path)
-    np.testing.assert_array_equal(read_image(path), [[RED]])
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50, lossless=True)
+    np.testing.assert_array_equal(read_image(path), np.broadcast_to(RED, (4, 6, 3)))
 
 
 def message_of(source: object, **options: Any) -> str:
@@ -216,11 +194,9 @@ def message_of(source: object, **options: Any) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    "name", ["cut.png", "cut.jpg", "cut.webp", "cut.bmp", "cut.tif", "cut.gif"]
-)
-def test_cut_short(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "gif"])
+def test_cut_short(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"cut.{kind}"
     noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     data = path.read_bytes()
@@ -229,7 +205,7 @@ def test_cut_short(tmp_path: Path, name: str) -> None:
         text = message_of(path)
         assert str(path) in text
         # A TIFF has its directory at the end: without it, it is no image at all.
-        assert "cut short or damaged" in text or "expected an image" in text
+        assert "cut short or damaged" in text or (kind == "tif" and "expected an image" in text)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -258,15 +234,25 @@ def test_damage_anywhere_is_an_image_error_or_an_image(
     assert isinstance(came[0], list) or came[0].startswith(f"{path}: ")
 
 
-def test_empty_file(tmp_path: Path) -> None:
-    path = tmp_path / "nothing.png"
-    path.touch()
-    assert "empty file" in message_of(path)
-
-
-def test_no_bytes_and_other_bytes() -> None:
-    assert "got no bytes" in message_of(b"")
-    assert "starts with b'dear diary'" in message_of(b"dear diary")
+def test_files_and_bytes_that_are_no_image(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "notes.jpg").write_text("dear diary")
+    for source, words in (
+        (tmp_path / "absent.png", "no such file"),
+        (tmp_path, "got a directory"),
+        (tmp_path / "empty.png", "empty file"),
+        (tmp_path / "notes.jpg", "starts with b'dear diary'"),
+        (tmp_path / "empty.png" / "image.png", "cannot be opened"),
+        ("image\0.png", "cannot be opened"),
+        ("x" * 5000, "cannot be opened"),
+        (b"", "got no bytes"),
+        (png((5, 0), 8, 2, b""), "whose header is damaged"),
+        # Pillow misreads planes of 16 bits.
+        (tiff(COLOUR_16, photometric="RGB", interleave="band"), "one plane after the other"),
+    ):
+        text = message_of(source)
+        assert words in text
+        assert isinstance(source, bytes) or text.startswith(f"{source}: ")
 
 
 def test_errors_go_by_the_name_that_is_given(tmp_path: Path) -> None:
@@ -275,35 +261,6 @@ def test_errors_go_by_the_name_that_is_given(tmp_path: Path) -> None:
         text = message_of(source, name="shard-000/cat.jpg")
         assert text.startswith("shard-000/cat.jpg: ")
         assert str(missing) not in text
-
-
-def test_a_header_that_says_no_row(tmp_path: Path) -> None:
-    assert "whose header is damaged" in message_of(png((5, 0), 8, 2, b""))
-
-
-def test_planes_that_pillow_misreads_are_refused() -> None:
-    data = tiff(COLOUR_16, photometric="RGB", interleave="band")
-    assert "one plane after the other" in message_of(data)
-
-
-def test_text_named_jpg(tmp_path: Path) -> None:
-    path = tmp_path / "notes.jpg"
-    path.write_text("dear diary")
-    text = message_of(path)
-    assert "expected an image" in text
-    assert "dear diary" in text
-
-
-def test_missing_file_and_directory(tmp_path: Path) -> None:
-    assert "no such file" in message_of(tmp_path / "absent.png")
-    assert "got a directory" in message_of(tmp_path)
-
-
-def test_impossible_paths(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "cannot be opened" in message_of(tmp_path / "file" / "image.png")
-    assert "cannot be opened" in message_of("image\0.png")
-    assert "cannot be opened" in message_of("x" * 5000)
 
 
 def test_pixel_limit_can_be_raised(tmp_path: Path) -> None:
@@ -316,24 +273,13 @@ def test_pixel_limit_can_be_raised(tmp_path: Path) -> None:
     assert read_image(path, max_pixels=120_000).shape == (300, 400, 3)
 
 
-def bomb(kind: str) -> bytes:
-    """A small file whose header says 60,000 x 60,000 pixels, which are 10.8 GB."""
-    if kind == "PNG":
-        return png((60000, 60000), 8, 2, b"")
-    if kind == "ICO":  # Its directory says 16 x 16, and the image in it what it wants.
-        inner = bomb("PNG")
-        return struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
-    data = bytearray(encoded(Image.new("RGB", (16, 16)), kind))
-    side = struct.pack({"JPEG": ">H", "GIF": "<H", "BMP": "<i"}[kind], 60000)
-    at = {"JPEG": data.find(b"\xff\xc0") + 5, "GIF": 6, "BMP": 18}[kind]
-    data[at : at + 2 * len(side)] = 2 * side
-    return bytes(data)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "ICO"])
-def test_a_decompression_bomb_is_refused_before_it_takes_memory(kind: str) -> None:
+def test_a_decompression_bomb_is_refused_before_it_takes_memory() -> None:
+    """60,000 x 60,000 pixels, which are 10.8 GB, by a PNG's header, and by that of one in an ICO of 16 x 16."""
+    bomb = png((60000, 60000), 8, 2, b"")
+    header = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(bomb), 22)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "expected at most 178,956,970 pixels" in message_of(bomb(kind))
+    for data in (bomb, header + bomb):
+        assert "expected at most 178,956,970 pixels" in message_of(data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
@@ -346,48 +292,37 @@ def test_pillow_s_own_limit_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("array", "words"),
+    ("source", "words"),
     [
-        (np.zeros((4, 5, 3), np.float32), "uint8"),
         (np.zeros((4, 5, 3), np.uint16), "uint8"),
-        (np.zeros((4, 5), np.uint8), r"(height, width, 3)"),
-        (np.zeros((3, 4, 5), np.uint8), r"(height, width, 3)"),
-        (np.zeros((4, 5, 4), np.uint8), r"(height, width, 3)"),
+        (np.zeros((4, 5), np.uint8), "(height, width, 3)"),
+        (np.zeros((3, 4, 5), np.uint8), "(height, width, 3)"),
         (np.zeros((0, 5, 3), np.uint8), "at least one pixel"),
+        (Image.new("RGB", (0, 3)), "at least one pixel"),
+        (Image.new("F", (2, 2), 0.5), "8 or 16 bits"),
+        (Image.new("I", (2, 2), 70000), "8 or 16 bits"),
+        (Image.new("I", (2, 2), -1), "8 or 16 bits"),
     ],
 )
-def test_wrong_arrays(array: np.ndarray, words: str) -> None:
-    assert words in message_of(array)
+def test_wrong_arrays_and_images(source: object, words: str) -> None:
+    assert words in message_of(source)
 
 
-def test_wrong_images() -> None:
-    assert "at least one pixel" in message_of(Image.new("RGB", (0, 3)))
-    assert "8 or 16 bits" in message_of(Image.new("F", (2, 2), 0.5))
-    assert "8 or 16 bits" in message_of(Image.new("I", (2, 2), 70000))
+def test_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected a path, bytes, .* got builtins\.bytearray"):
+        read_image(bytearray(b"bytes"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("source", [None, 3, bytearray(b"bytes"), [[0]]])
-def test_wrong_kind(source: object) -> None:
-    with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or an"):
-        read_image(source)  # type: ignore[arg-type]
-
-
-def test_save_png_round_trip_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_save_png_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_text("older")
     save_png(Image.fromarray(gradient()), path)
     np.testing.assert_array_equal(read_image(path), gradient())
-    assert os.listdir(tmp_path) == ["image.png"]  # noqa: PTH208
-
-
-def test_writing_where_no_directory_is(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "x.png", tmp_path / "absent" / "x.png"):
-        with pytest.raises(OSError, match="directory"):
-            save_png(Image.new("RGB", (1, 1)), path)
+    assert names_in(tmp_path) == ["image.png"]
 
 
 def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 251}.png"  # 255 bytes: what common file systems allow.
     save_png(Image.new("RGB", (1, 1)), path)
-    assert path.exists()
+    with pytest.raises(OSError, match="directory: '.*/deeper'"):
+        save_png(Image.new("RGB", (1, 1)), path / "deeper")

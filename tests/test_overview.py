@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,15 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resclip import RCS, SFR, DenseEncoder
 from resclip.encoder.final_block import Coarse, attend_coarse
-from resclip.methods.catalogue import BASES, Overview
-from resclip.methods.options_text import parse_options
+from resclip.methods.catalogue import Overview
 from resclip_kernels import attention_maps
 
-SCORED = [
-    name
-    for name, base in BASES.items()
-    if base.correlation.scores not in ("identity", "none") and base.proxy is None
-]
 CORRELATIONS = ("qk", "qq", "qq+kk", "xx", "random,projections=3", "kk,layer=2,temperature=0.5")
 QUERIES = 4
 
@@ -105,7 +99,8 @@ def test_its_memory_is_linear_but_for_the_plain_formula() -> None:
 
 @pytest.mark.parametrize(
     ("base", "implementation"),
-    [*((base, "torch") for base in SCORED), ("naclip", "reference")],
+    # A prior; a residual, an MLP and a sum of two maps; the reference.
+    [("naclip", "torch"), ("sclip", "torch"), ("naclip", "reference")],
 )
 def test_a_weight_of_0_is_the_plain_method_bit_for_bit(
     base: str, implementation: str, seed: int
@@ -118,22 +113,6 @@ def test_a_weight_of_0_is_the_plain_method_bit_for_bit(
     got = mixed(pixels, queries, mixed.coarse(whole))
     assert torch.equal(got.patches, plain.patches)
     assert torch.equal(got.feedback_labels, plain.feedback_labels)
-
-
-@pytest.mark.parametrize("base", SCORED)
-def test_its_own_tokens_at_weight_1_are_the_base_without_prior(base: str, seed: int) -> None:
-    torch.manual_seed(seed)
-    pixels = images(2, 64, 96)
-    mixed = encoder(1.0, base, rcs=RCS())
-    got = mixed(pixels, coarse=mixed.coarse(pixels)).patches
-    plain = DenseEncoder(
-        small_tower(),
-        base="clip",  # The base that adds nothing to its correlation.
-        correlation=BASES[base].correlation,
-        final_block=BASES[base].final_block,
-        rcs=RCS(),
-    )
-    torch.testing.assert_close(got, plain(pixels).patches, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("correlation", CORRELATIONS)
@@ -179,8 +158,8 @@ def test_the_whole_equation_within_rcs(base: str, seed: int) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("correlation", CORRELATIONS)
-def test_every_correlation_agrees_with_the_reference(correlation: str, seed: int) -> None:
+@pytest.mark.parametrize("correlation", ("qq+kk", "kk,layer=2,temperature=0.5"))
+def test_correlations_agree_with_the_reference(correlation: str, seed: int) -> None:
     torch.manual_seed(seed)
     pixels, whole, queries = images(2, 64, 96), images(2, 32, 48), text(QUERIES, 32)
     results = []
@@ -204,13 +183,6 @@ def test_the_kernels_take_it(seed: int) -> None:
         )
     )
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
-
-
-def test_another_image_around_the_window_changes_its_features(seed: int) -> None:
-    torch.manual_seed(seed)
-    dense, pixels = encoder(0.2), images(1, 64, 64)
-    one, other = (dense(pixels, coarse=dense.coarse(images(1, 48, 48))) for _ in range(2))
-    assert not torch.allclose(one.patches, other.patches, rtol=1e-3)
 
 
 def test_windows_of_several_images_in_one_batch_give_what_each_gives_alone(seed: int) -> None:
@@ -266,23 +238,19 @@ def test_a_compiled_encoder_is_one_graph() -> None:
     torch.testing.assert_close(got, dense(pixels, None, coarse).patches, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("image", "options", "expected"),
-    [
-        pytest.param((1024, 1024), {}, (224, 224), id="square"),
-        pytest.param((1024, 2048), {}, (160, 320), id="ratio-kept"),
-        pytest.param((1024, 1024), {"side": 448}, (448, 448), id="its-own-side"),
-        pytest.param((100, 60), {}, (96, 64), id="small-images-stay"),
-        pytest.param((5, 5), {}, (16, 16), id="at-least-a-patch"),
-        pytest.param((2, 40_000), {}, (16, 196 * 16), id="a-thread-takes-no-more-patches"),
-        pytest.param((40_000, 2), {}, (196 * 16, 16), id="upright-too"),
-        pytest.param((512, 512), {"side": 7}, (16, 16), id="a-side-under-a-patch"),
-    ],
-)
-def test_the_size_of_the_coarse_pass(
-    image: tuple[int, int], options: dict[str, int], expected: tuple[int, int]
-) -> None:
-    assert Overview(**options).size(*image, window=224, patch_size=(16, 16)) == expected
+def test_the_size_of_the_coarse_pass() -> None:
+    widest = 196 * 16  # A thread takes no more patches.
+    for image, side, expected in (
+        ((1024, 1024), 0, (224, 224)),
+        ((1024, 2048), 0, (160, 320)),
+        ((1024, 1024), 448, (448, 448)),
+        ((100, 60), 0, (96, 64)),  # Small images stay.
+        ((5, 5), 0, (16, 16)),
+        ((2, 40_000), 0, (16, widest)),
+        ((40_000, 2), 0, (widest, 16)),
+        ((512, 512), 7, (16, 16)),
+    ):
+        assert Overview(side=side).size(*image, window=224, patch_size=(16, 16)) == expected
 
 
 def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
@@ -296,43 +264,27 @@ def test_sizes_are_whole_patches_near_the_area_asked_for(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "message"),
     [
-        (lambda: Overview(1.2), ValueError, "overview weight must lie between 0 and 1; got 1.2"),
-        (lambda: Overview(side=-1), ValueError, "overview side must be at least 0; got -1"),
-        (
-            lambda: parse_options(Overview, "side=9.5"),
-            TypeError,
-            "side must be an integer; got 9.5",
-        ),
-        (lambda: Overview().size(9, 9, 0, (16, 16)), ValueError, "give the overview a side"),
-        (lambda: encoder(0.2, "maskclip"), ValueError, "'identity' of base 'maskclip' compares no"),
-        (lambda: encoder(0.2, correlation="none"), ValueError, "'none' of base 'naclip' compares"),
-        (
-            lambda: encoder(0.2, "proxyclip", proxy=colours),
-            ValueError,
-            "'proxyclip' attends by another model's features",
-        ),
-        (lambda: encoder(None).coarse(images(1, 64, 64)), ValueError, "no overview to make a"),
-        (lambda: encoder(0.2).coarse(images(1, 9, 64)), ValueError, "smaller than one patch"),
-        (lambda: encoder(0.2)(images(1, 64, 64)), ValueError, "needs the coarse pass of each"),
+        (lambda: Overview(1.2), "overview weight must lie between 0 and 1; got 1.2"),
+        (lambda: Overview(side=-1), "overview side must be at least 0; got -1"),
+        (lambda: Overview().size(9, 9, 0, (16, 16)), "give the overview a side"),
+        (lambda: encoder(0.2, "maskclip"), "'identity' of base 'maskclip' compares no"),
+        (lambda: encoder(0.2, "proxyclip", proxy=colours), "attends by another model's features"),
+        (lambda: encoder(None).coarse(images(1, 64, 64)), "no overview to make a"),
+        (lambda: encoder(0.2).coarse(images(1, 9, 64)), "smaller than one patch"),
+        (lambda: encoder(0.2)(images(1, 64, 64)), "needs the coarse pass of each"),
         (
             lambda: encoder(None)(images(1, 64, 64), None, coarse_tokens(1, 5, 1, torch.float32)),
-            ValueError,
             "has no overview, so it cannot use a coarse pass",
         ),
         (
             lambda: encoder(0.2)(images(3, 64, 64), None, coarse_tokens(2, 5, 1, torch.float32)),
-            ValueError,
             "each of 3 windows; got 2",
         ),
-        (lambda: encoder(0.2).attention(images(1, 64, 64)), ValueError, "overview=None"),
+        (lambda: encoder(0.2).attention(images(1, 64, 64)), "overview=None"),
     ],
 )
-def test_what_does_not_fit_says_what_would(make, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_what_does_not_fit_says_what_would(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_options_come_from_text() -> None:
-    assert parse_options(Overview, "weight=0.4, side=336") == Overview(0.4, 336)

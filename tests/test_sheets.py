@@ -24,14 +24,6 @@ TOP = MARGIN + LINE + GAP  # of the first row's panels
 STEP = PANEL + MARGIN  # from one panel to the next, where panels are as wide as they may be
 
 
-def lightness(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """CIE L*, 0 to 100, of sRGB bytes."""
-    encoded = colours / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-    return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
-
-
 def one_row(*maps: HeatMap, point: tuple[float, float] = (5.0, 5.0)) -> PointMaps:
     return PointMaps(point, ("x 5, y 5", "patch row 0, column 0"), maps)
 
@@ -42,45 +34,29 @@ def panel(sheet: Image.Image, number: int, height: int, width: int) -> NDArray[n
     return np.asarray(sheet)[TOP : TOP + height, left : left + width]
 
 
-def test_colours_grow_lighter_in_even_steps() -> None:
-    """By another measure than the one they were chosen by: OKLab and CIE differ near black alone."""
-    steps = np.diff(lightness(heat_colours(np.linspace(0, 1, 21))))
-    assert steps.min() > 1.5
-    assert steps[2:].min() > 0.85 * steps[2:].mean()
-    assert steps.max() < 1.2 * steps.mean()
-
-
-def test_colours_of_any_shape_and_outside_the_range() -> None:
+def test_colours_grow_lighter_and_end_where_the_range_does() -> None:
+    brightness = heat_colours(np.linspace(0, 1, 21)).astype(int).sum(axis=1)
+    assert (np.diff(brightness) > 0).all()
     colours = heat_colours(np.array([[-3.0, 0.0], [1.0, 7.0]]))
-    assert colours.shape == (2, 2, 3)
-    assert colours.dtype == np.uint8
-    np.testing.assert_array_equal(colours[0, 0], colours[0, 1])
-    np.testing.assert_array_equal(colours[1, 0], colours[1, 1])
-    assert lightness(colours[0, 0]) < 5
-    assert lightness(colours[1, 0]) > 95
+    assert (colours.shape, colours.dtype) == ((2, 2, 3), np.uint8)
+    np.testing.assert_array_equal(colours[:, 0], colours[:, 1])
 
 
-@pytest.mark.parametrize(
-    ("values", "share"),
-    [
+def test_share_of_the_strongest_tenth() -> None:
+    for values, share in (
         (np.ones((4, 5)), 0.1),
-        (np.eye(10), 1.0),  # ten of a hundred entries hold everything
+        (np.eye(10), 1.0),  # Ten of a hundred entries hold everything.
         (np.arange(20.0).reshape(4, 5), (19 + 18) / 190),
-        (np.ones((1, 1)), 1.0),  # a tenth of one patch is still a patch
+        (np.ones((1, 1)), 1.0),  # A tenth of one patch is still a patch.
         (np.zeros((3, 3)), 0.0),
-    ],
-)
-def test_share_of_the_strongest_tenth(values: NDArray[np.float64], share: float) -> None:
-    assert strongest_share(values) == pytest.approx(share)
+    ):
+        assert strongest_share(values) == pytest.approx(share)
 
 
-def test_share_is_at_least_the_part_and_does_not_depend_on_the_scale(seed: int) -> None:
+def test_share_grows_with_the_part_and_does_not_depend_on_the_scale(seed: int) -> None:
     values = np.random.default_rng(seed).random((13, 17))
     shares = [strongest_share(values, part) for part in (0.1, 0.3, 0.9, 1.0)]
     assert shares == sorted(shares)
-    assert all(
-        share >= part - 0.01 for share, part in zip(shares, (0.1, 0.3, 0.9, 1.0), strict=True)
-    )
     assert strongest_share(40 * values) == pytest.approx(shares[0])
 
 
@@ -146,12 +122,9 @@ def test_the_mark_is_a_ring_round_the_point_and_whole_in_a_corner() -> None:
 @pytest.mark.parametrize(
     "size",
     [
-        (300, 400),
         (30, 20),  # enlarged: its pixels are shown as they are
-        (60, 1200),  # a strip: the panel is flatter than the text under it
         (1200, 60),  # narrower than its captions
-        (1, 1),
-        (1, 3000),  # the panel is one pixel high
+        (1, 3000),  # the panel is one pixel high, flatter than the text under it
     ],
 )
 def test_sheet_is_legible_at_any_size(size: tuple[int, int]) -> None:
@@ -180,7 +153,6 @@ def test_sheet_is_legible_at_any_size(size: tuple[int, int]) -> None:
         ([], "at least one"),
         ([one_row(HeatMap("a", np.ones((2, 2)))), one_row()], "same maps"),
         ([one_row(HeatMap("a", np.ones(4)))], r"'a' .*\(4,\)"),
-        ([one_row(HeatMap("a", np.ones((0, 4))))], "'a' "),
         ([one_row(HeatMap("a", -np.ones((2, 2))))], "'a' "),
         ([one_row(HeatMap("a", np.full((2, 2), np.nan)))], "'a' "),
     ],

@@ -6,7 +6,6 @@ What it imports from resclip.evaluation is loaded on use: `--help` must not wait
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from resclip.cli.options import (
     evaluation_progress,
     open_datasets,
     segmenter_for,
-    write_tables,
+    show_tables,
 )
 
 if TYPE_CHECKING:
@@ -143,15 +142,9 @@ def options_of(arguments: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]
 
 def write(ablation: Ablation, arguments: argparse.Namespace) -> None:
     """Print the tables, name what was left out, and write the files that the options ask for."""
-    from resclip.evaluation.tables import ablation_tables, problem_lines
+    from resclip.evaluation.tables import ablation_tables
 
-    tables = ablation_tables(ablation)
-    print(tables.text)
-    for line in problem_lines(ablation.report):
-        print(f"resclip: left out: {line}", file=sys.stderr)
-    if arguments.out is None:
-        return
-    write_tables(arguments.out, "ablation", tables)
+    show_tables(ablation_tables(ablation), ablation.report, arguments.out, "ablation")
     if arguments.plot:
         from resclip.evaluation.plots import plot_study
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from resclip.cli.options import load_from
+from resclip.cli.options import load_from, png_path
 from resclip.io.images import PixelArray, read_image, save_png
 from resclip.methods.catalogue import find_method
 from resclip.text.class_names import parse_classes
@@ -57,9 +56,7 @@ def show_attention(arguments: argparse.Namespace) -> int:
         OSError: the file cannot be written.
         WeightsUnavailable: the model cannot be fetched.
     """
-    path = Path(arguments.out)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"expected --out to name a .png file, got {arguments.out!r}")
+    path = png_path(arguments.out)
     has_feedback = arguments.sfr is not None or find_method(arguments.method).sfr is not None
     if has_feedback and arguments.classes is None:
         raise ValueError(

@@ -20,6 +20,7 @@ from resclip.cli.options import (
     memory_size,
     request_from,
     whole_number,
+    window_arguments,
 )
 from resclip.inference.prefetch import available_cores
 from resclip.text.class_names import parse_classes
@@ -123,10 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_from(
         arguments,
         classes,
-        window=arguments.window,
-        stride=arguments.stride,
-        probability_threshold=arguments.threshold,
-        batch_size=arguments.batch_size,
+        **window_arguments(arguments),
         pad_batches=True,
         max_memory=arguments.max_memory,
         progress=sys.stderr.isatty(),

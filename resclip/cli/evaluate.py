@@ -6,7 +6,6 @@ What it imports from resclip.evaluation is loaded on use: `--help` must not wait
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from resclip.cli.options import (
     evaluation_progress,
     open_datasets,
     segmenter_for,
-    write_tables,
+    show_tables,
 )
 
 if TYPE_CHECKING:
@@ -124,18 +123,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def write(report: Report, arguments: argparse.Namespace) -> None:
     """Print the tables, name what was left out, and write the files that the options ask for."""
-    from resclip.evaluation.tables import class_tables, problem_lines, report_tables
+    from resclip.evaluation.tables import class_tables, report_tables
 
     if arguments.per_class:
         for column in report.datasets.values():
             print(class_tables(column), end="\n\n")
-    tables = report_tables(report)
-    print(tables.text)
-    for line in problem_lines(report):
-        print(f"resclip: left out: {line}", file=sys.stderr)
-    if arguments.out is None:
-        return
-    write_tables(arguments.out, "report", tables)
+    show_tables(report_tables(report), report, arguments.out, "report")
     if arguments.plot:
         from resclip.evaluation.plots import plot_classes
 

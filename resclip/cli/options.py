@@ -18,6 +18,7 @@ from resclip.text.class_names import DATASETS, parse_classes
 
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
+    from resclip.evaluation.report import Report
     from resclip.evaluation.runner import Progress
     from resclip.evaluation.tables import Tables
     from resclip.methods.catalogue import Method
@@ -191,6 +192,16 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def window_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `resclip.load` that the options of `add_window_options` name, but for the overview."""
+    return {
+        "window": arguments.window,
+        "stride": arguments.stride,
+        "probability_threshold": arguments.threshold,
+        "batch_size": arguments.batch_size,
+    }
+
+
 def probability(text: str) -> float:
     value = float(text)
     if not 0.0 <= value <= 1.0:
@@ -203,6 +214,14 @@ def whole_number(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return value
+
+
+def png_path(text: str) -> Path:
+    """The file that --out names; ValueError for one that is no PNG."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"expected --out to name a .png file, got {text!r}")
+    return path
 
 
 def memory_size(text: str) -> int:
@@ -389,13 +408,7 @@ def segmenter_for(
     ):
         if not has_it:
             setattr(of_method, option, None)
-    changes: dict[str, Any] = {
-        "window": arguments.window,
-        "stride": arguments.stride,
-        "probability_threshold": arguments.threshold,
-        "batch_size": arguments.batch_size,
-        "short_side": arguments.short_side,
-    }
+    changes = {**window_arguments(arguments), "short_side": arguments.short_side}
     changes |= {name: value for name, value in dataset.settings.items() if changes[name] is None}
     preset = arguments.preset or preset_of(dataset.name, arguments.model)
     return load_from(
@@ -451,8 +464,19 @@ def evaluation_progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def write_tables(folder: Path, stem: str, tables: Tables) -> None:
-    """Write stem.csv and stem.md into a folder that is made if it is missing; OSError if that fails."""
+def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) -> None:
+    """Print the tables, name what was left out, and write stem.csv and stem.md into the folder, if one is named.
+
+    Raises:
+        OSError: the folder or a file cannot be made.
+    """
+    from resclip.evaluation.tables import problem_lines
+
+    print(tables.text)
+    for line in problem_lines(report):
+        print(f"resclip: left out: {line}", file=sys.stderr)
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{stem}.csv", tables.csv.encode())
     write_atomically(folder / f"{stem}.md", (tables.markdown + "\n").encode())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from resclip.cli.options import explain, load_from
+from resclip.cli.options import explain, load_from, window_arguments
 from resclip.io.images import MAX_PIXELS, read_image
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
@@ -37,13 +37,7 @@ def segment(arguments: argparse.Namespace) -> int:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
 
     segmenter = load_from(
-        arguments,
-        classes,
-        window=arguments.window,
-        stride=arguments.stride,
-        probability_threshold=arguments.threshold,
-        batch_size=arguments.batch_size,
-        progress=sys.stderr.isatty(),
+        arguments, classes, **window_arguments(arguments), progress=sys.stderr.isatty()
     )
     done = 0
     # disable=None: no bar where stderr is no terminal.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resclip.cli.options import load_from
+from resclip.cli.options import load_from, png_path
 from resclip.io.images import read_image, save_png
 from resclip.methods.catalogue import find_method
 from resclip.result import comparison_sheet
@@ -55,9 +55,7 @@ def show_comparison(arguments: argparse.Namespace) -> int:
         raise ValueError(f"expected each method once, got {min(repeated)!r} more than once")
     classes = parse_classes(arguments.classes)
     image = read_image(arguments.image)
-    path = Path(arguments.out)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"expected --out to name a .png file, got {arguments.out!r}")
+    path = png_path(arguments.out)
     for name in methods:
         find_method(name)
     results = {name: load_from(arguments, classes, method=name).segment(image) for name in methods}
