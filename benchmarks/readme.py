@@ -210,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "methods": method_table(methods),
             "evaluate": evaluation_output(methods),
             "speed": speed_tables(RESULTS, gpus=False),
-            "drop-in": "prints, for each patch of the scene above, the first letter of its word:\n\n"
-            + printed(readme.read_text(encoding="utf-8"), 1),
+            "drop-in": "prints, for each patch of the scene above, the first letter of its word (on another machine a patch may "
+            "fall to its\nneighbour):\n\n" + printed(readme.read_text(encoding="utf-8"), 1),
             "quick start": "prints\n\n" + printed(readme.read_text(encoding="utf-8"), 2),
         },
     )

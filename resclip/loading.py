@@ -16,7 +16,7 @@ from resclip.inference.memory import cap_memory
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
 from resclip.methods.presets import find_preset
-from resclip.models import BUILTIN, load_model, wrap_model
+from resclip.models import BUILTIN, load_model, unwrap, wrap_model
 from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, parse_entries
@@ -180,7 +180,7 @@ def load(
         values["stride"] = max(1, window // 2)
     name = method if isinstance(method, str) else method.name
     source = {
-        "model": model if isinstance(model, str) else type(model).__name__,
+        "model": model if isinstance(model, str) else type(unwrap(model)).__name__,
         "pretrained": pretrained,
         "method": name,
         "preset": preset,

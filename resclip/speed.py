@@ -29,6 +29,7 @@ from resclip.inference.memory import release
 from resclip.io.files import write_atomically
 from resclip.loading import PRECISIONS, choose_device
 from resclip.methods.catalogue import find_method
+from resclip.models import BUILTIN, adapt
 from resclip.models.loading import find_name
 from resclip.version import __version__
 from resclip_kernels import check_implementation
@@ -110,11 +111,22 @@ class Speed:
             rows = [
                 Row(**{**row, "setting": Setting(**row["setting"])}) for row in document.pop("rows")
             ]
-            return cls(**document, rows=rows)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            speed = cls(**document, rows=rows)
+            speed.table()
+            speed.conditions()
+            return speed
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
             raise ValueError(
                 f"{path} holds no speeds of version {VERSION}, as `resclip bench --json` writes them"
             ) from error
+
+    def check_comparable(self, model: str, method: str) -> None:
+        """ValueError unless these are speeds of this model and method."""
+        if (find_name(model), method) != (self.model, self.method):
+            raise ValueError(
+                f"the earlier speeds are those of {self.model} by {self.method}, these of {model} by {method}: "
+                "compare the same model and method"
+            )
 
     def table(self, before: Speed | None = None) -> str:
         """The rows as text, each beside the plain tower and, with `before`, beside its row there.
@@ -124,11 +136,8 @@ class Speed:
         """
         from tabulate import tabulate  # Only where a table is shown.
 
-        if before is not None and (before.model, before.method) != (self.model, self.method):
-            raise ValueError(
-                f"the earlier speeds are those of {before.model} by {before.method}, these of {self.model} by "
-                f"{self.method}: compare the same model and method"
-            )
+        if before is not None:
+            before.check_comparable(self.model, self.method)
         plain = {row.setting: row.seconds for row in self.rows if row.rival == PLAIN}
         old = {(row.setting, row.rival): row.seconds for row in before.rows} if before else {}
         heads = [
@@ -215,6 +224,10 @@ def measure(
     """
     import open_clip
 
+    if model == BUILTIN:
+        raise ValueError(
+            "the built-in model is not timed: name a model of open_clip, such as 'ViT-B-16'"
+        )
     name = find_name(model)
     chosen = find_method(method)
     if chosen.base == "proxyclip":
@@ -255,6 +268,11 @@ def measure(
             progress(setting)
         torch.manual_seed(0)
         clip = open_clip.create_model(name, force_image_size=setting.size)
+        tower = adapt(clip)
+        if 0 in tower.grid(setting.size, setting.size):
+            raise ValueError(
+                f"size must be at least a patch of {name}, {max(tower.patch_size)} pixels; got {setting.size}"
+            )
         clip = clip.to(where, PRECISIONS[setting.precision]).eval()
         pixels = torch.randn(setting.batch, 3, setting.size, setting.size)
         pixels = pixels.to(where, PRECISIONS[setting.precision])

@@ -28,6 +28,7 @@ SKIP = "RESCLIP_SKIP_KERNEL_CHECK"
 """Environment variable that turns the comparison off: 1 to trust the kernels unseen."""
 FILE = "RESCLIP_KERNEL_VERDICTS"
 """Environment variable with the path of the file of verdicts."""
+YES = ("1", "true", "on", "yes")
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest ‖triton − torch‖ / ‖torch‖ by dtype: some ten times what rounding gives, far less than a wrong formula."""
 MAX_FLIPPED = 0.05
@@ -53,6 +54,8 @@ class Verdict:
     """Why the kernels are not used; None where they are."""
     seconds: float
     """Time that the comparison took, with compilation."""
+    lasts: bool = True
+    """Whether it holds for later processes too; memory that was short may be there then."""
 
 
 def trial(op: str) -> Callable[[Trial], Trial]:
@@ -82,6 +85,7 @@ class Judge:
         self.path = path
         self.enabled = True
         self.verdicts: dict[str, Verdict] = {}
+        self.warned: set[str] = set()
         self.is_read = False
         self.lock = threading.RLock()
 
@@ -91,12 +95,16 @@ class Judge:
         Runs the comparison if there is no verdict yet, and warns once if that speaks against the kernels.
         """
         device, dtype = device_and_dtype(tensors)
-        if not self.enabled or os.environ.get(SKIP, "0") not in ("", "0"):
+        if self.is_off():
             return None
         # A comparison waits for the device and compiles, which a graph that is being captured cannot hold.
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
         return self.verdict(op, device, dtype).reason
+
+    def is_off(self) -> bool:
+        """Whether kernels are trusted unseen."""
+        return not self.enabled or os.environ.get(SKIP, "").strip().lower() in YES
 
     def verdict(self, op: str, device: torch.device, dtype: torch.dtype) -> Verdict:
         """The verdict that is known, or that of a comparison now."""
@@ -104,16 +112,18 @@ class Judge:
         with self.lock:
             self.read()
             if key not in self.verdicts:
-                verdict = self.verdicts[key] = compare(op, device, dtype)
+                self.verdicts[key] = compare(op, device, dtype)
                 self.write()
-                if verdict.reason is not None:
-                    warnings.warn(
-                        f"{verdict.reason}; torch is used instead. Please report this together with what "
-                        "`resclip doctor` prints",
-                        KernelWarning,
-                        stacklevel=2,
-                    )
-            return self.verdicts[key]
+            verdict = self.verdicts[key]
+            if verdict.reason is not None and key not in self.warned:
+                self.warned.add(key)
+                warnings.warn(
+                    f"{verdict.reason}; torch is used instead. Please report this together with what "
+                    "`resclip doctor` prints",
+                    KernelWarning,
+                    stacklevel=2,
+                )
+            return verdict
 
     def known(self, op: str, device: torch.device, dtype: torch.dtype) -> Verdict | None:
         """The verdict, if there is one."""
@@ -136,17 +146,29 @@ class Judge:
         if self.is_read:
             return
         self.is_read = True
+        for key, verdict in self.stored().items():
+            self.verdicts.setdefault(key, verdict)
+
+    def stored(self) -> dict[str, Verdict]:
+        """The file's verdicts."""
+        found = {}
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RuntimeError):
-            stored = json.loads(self.file().read_text(encoding="utf-8"))
-            for key, fields in stored.items():
-                self.verdicts.setdefault(key, Verdict(**fields))
+            for key, fields in json.loads(self.file().read_text(encoding="utf-8")).items():
+                verdict = Verdict(**fields)
+                if isinstance(verdict.reason, str | None):
+                    found[key] = verdict
+        return found
 
     def write(self) -> None:
         """Put all verdicts into the file, at once; where that is not possible they hold for this process alone."""
         with contextlib.suppress(OSError, RuntimeError):
             path = self.file()
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({key: asdict(one) for key, one in self.verdicts.items()}, indent=1)
+            # Another process may have written meanwhile.
+            verdicts = {**self.stored(), **self.verdicts}
+            text = json.dumps(
+                {key: asdict(one) for key, one in verdicts.items() if one.lasts}, indent=1
+            )
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -161,7 +183,12 @@ def check_kernels_at_first_use(enabled: bool) -> None:
     """Whether "auto" compares an op's Triton kernels with torch before it first takes them on a device.
 
     It does by default. The environment variable RESCLIP_SKIP_KERNEL_CHECK=1 turns it off as well.
+
+    Raises:
+        TypeError: no bool.
     """
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled must be True or False; got {enabled!r}")
     JUDGE.enabled = enabled
 
 
@@ -170,18 +197,19 @@ def compare(op: str, device: torch.device, dtype: torch.dtype) -> Verdict:
     start = time.perf_counter()
     name = str(dtype).removeprefix("torch.")
     where = f"on {device_name(device)} in {name}"
+    limit = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     try:
         with torch.no_grad():
             expected = list(TRIALS[op](device, dtype, "torch"))
             came = list(TRIALS[op](device, dtype, "triton"))
-            error = largest_error(came, expected)
+            error = largest_error(came, expected, limit)
     # Whatever a compiler or a driver raises, torch can still do the work.
     except Exception as problem:  # noqa: BLE001
         first = str(problem).strip().partition("\n")[0]
         reason = f"the Triton kernels of {op} fail {where} ({type(problem).__name__}: {first})"
-        return Verdict(None, reason, time.perf_counter() - start)
+        is_passing = isinstance(problem, (MemoryError, torch.OutOfMemoryError))
+        return Verdict(None, reason, time.perf_counter() - start, not is_passing)
     seconds = time.perf_counter() - start
-    limit = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     if error <= limit:
         return Verdict(error, None, seconds)
     return Verdict(
@@ -191,11 +219,12 @@ def compare(op: str, device: torch.device, dtype: torch.dtype) -> Verdict:
     )
 
 
-def largest_error(came: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
+def largest_error(
+    came: Sequence[Tensor | None], expected: Sequence[Tensor | None], limit: float
+) -> float:
     """The largest relative error of a pair of tensors; inf where one is missing, of another shape or not finite.
 
-    Integers that differ are counted instead, in units in which `MAX_FLIPPED` of them are as bad as the float32
-    tolerance.
+    Integers that differ are counted instead, in units in which `MAX_FLIPPED` of them are as bad as `limit`.
     """
     worst = 0.0
     for one, other in zip(came, expected, strict=True):
@@ -207,7 +236,7 @@ def largest_error(came: Sequence[Tensor | None], expected: Sequence[Tensor | Non
             return math.inf
         if not other.is_floating_point():
             share = (one != other).float().mean().item()
-            worst = max(worst, share * TOLERANCES[torch.float32] / MAX_FLIPPED)
+            worst = max(worst, share * limit / MAX_FLIPPED)
             continue
         wide = other.double()
         error = ((one.double() - wide).norm() / wide.norm().clamp(min=1e-30)).item()

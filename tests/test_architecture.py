@@ -22,6 +22,7 @@ FLOORS = (
     ("resclip.segmenter",),
     ("resclip.loading",),
     ("resclip.batch", "resclip.evaluation"),
+    ("resclip.speed",),
     ("resclip.cli",),
     ("resclip", "resclip.__main__"),
 )

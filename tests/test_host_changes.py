@@ -14,11 +14,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from models_support import EMBED, IMAGE, open_clip_model, randomise, timm_model
+from models_support import (
+    EMBED,
+    IMAGE,
+    hugging_face_model,
+    open_clip_model,
+    randomise,
+    timm_model,
+)
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from transformers.models.clip.modeling_clip import CLIPAttention
 
-from resclip import RCS, DenseEncoder, ResidualBlock
+from resclip import RCS, SFR, DenseEncoder, ResidualBlock
 from resclip.models import adapt
 
 LAYERS = 4
@@ -337,6 +346,100 @@ def test_a_change_takes_effect_or_is_refused(
         assert (came - expected).norm() <= 1e-12 * expected.norm()
 
 
+def class_method(kind: type, name: str) -> Callable[[nn.Module, pytest.MonkeyPatch], None]:
+    """A method of a class, replaced by one that does more."""
+
+    def change(host: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(kind, name)
+        monkeypatch.setattr(
+            kind, name, lambda self, *args, **keywords: scaled(original(self, *args, **keywords))
+        )
+
+    return change
+
+
+def on_instance(path: str, name: str) -> Callable[[nn.Module, pytest.MonkeyPatch], None]:
+    def change(host: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = host.get_submodule(path)
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *args, **keywords: scaled(original(*args, **keywords))
+        )
+
+    return change
+
+
+def setting(path: str, name: str, value: Any) -> Callable[[nn.Module, pytest.MonkeyPatch], None]:
+    return lambda host, monkeypatch: monkeypatch.setattr(host.get_submodule(path), name, value)
+
+
+def eager(host: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own other attention function, which gives the same."""
+    host.set_attn_implementation("eager")  # type: ignore[operator]
+
+
+LAST, LAYER = "transformer.resblocks.3", "vision_model.encoder.layers.3"
+WITHOUT_A_TRACE = {
+    "class of blocks": (open_clip_host, class_method(ResidualAttentionBlock, "forward")),
+    "attention of blocks": (open_clip_host, class_method(ResidualAttentionBlock, "attention")),
+    "method of the final block": (open_clip_host, on_instance(LAST, "attention")),
+    "method of the tower": (open_clip_host, on_instance("", "_embeds")),
+    "number of heads": (open_clip_host, setting(f"{LAST}.attn", "num_heads", 4)),
+    "an added key": (open_clip_host, setting(f"{LAST}.attn", "add_zero_attn", True)),
+    "scale": (hugging_face_host, setting(f"{LAYER}.self_attn", "scale", 1.0)),
+    "attention of layers": (hugging_face_host, class_method(CLIPAttention, "forward")),
+    "forward of the model": (hugging_face_host, on_instance("", "forward")),
+    "eager attention": (hugging_face_host, eager),
+}
+
+
+@pytest.mark.parametrize("route", (through_encoder, through_block))
+@pytest.mark.parametrize("name", WITHOUT_A_TRACE)
+@torch.no_grad()
+def test_a_change_that_leaves_no_trace_on_modules_is_found_by_what_comes_out(
+    name: str, route: Callable[[nn.Module, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    make, change = WITHOUT_A_TRACE[name]
+    host = make()
+    pixels = torch.randn(2, 3, *SIZE, dtype=torch.float64)
+    change(host, monkeypatch)
+    expected = pooled(host, pixels)
+    came = result_or_refusal(lambda: route(host, pixels))
+    if isinstance(came, str):
+        assert name != "eager attention"
+        assert re.search("computes something else|take it away", came)
+    else:  # transformers' eager attention takes its softmax in float32.
+        assert (came - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("wrap", (nn.DataParallel, torch.compile))
+def test_a_hook_on_a_wrapper_is_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    wrapped = wrap(open_clip_host())
+    wrapped.register_forward_hook(louder)
+    with pytest.raises(TypeError, match="around the model has a hook"):
+        DenseEncoder(wrapped)
+
+
+def test_a_backward_hook_on_what_is_replaced_is_refused() -> None:
+    host = open_clip_host()
+    host.transformer.resblocks[-1].register_full_backward_hook(lambda *call: None)
+    with pytest.raises(TypeError, match=r"resblocks\.3 .* has a hook"):
+        ResidualBlock.from_tower(host, "naclip")
+
+
+@torch.no_grad()
+def test_what_was_put_on_the_head_counts_where_sfr_reads_it() -> None:
+    host = hugging_face_model("SiglipVisionModel")
+    host.head.register_forward_hook(louder)
+    with pytest.raises(TypeError, match="head .* has a hook"):
+        DenseEncoder(host)
+    block = ResidualBlock.from_tower(host, "clip", torch.eye(32)[:3], sfr=SFR())
+    block._method.tower.block_list[-1] = block
+    with pytest.raises(TypeError, match="head .* has a hook"):
+        host(torch.randn(1, 3, *SIZE, dtype=torch.float64))
+
+
 @torch.no_grad()
 def test_a_change_made_later_is_noticed_too() -> None:
     host = open_clip_host()
@@ -344,12 +447,14 @@ def test_a_change_made_later_is_noticed_too() -> None:
     encoder = DenseEncoder(host)
     encoder(pixels)
     handle = host.transformer.resblocks[-1].attn.register_forward_hook(louder)
-    with pytest.raises(TypeError, match=r"resblocks\.3\.attn .* has a forward hook \(louder\)"):
+    with pytest.raises(TypeError, match=r"resblocks\.3\.attn .* has a hook \(louder\)"):
         encoder(pixels)
     handle.remove()
     encoder(pixels)
     put("transformer.resblocks.3.attn", Around)(host)
-    with pytest.raises(TypeError, match=r"resblocks\.3\.attn \(Around\) is of a type of its own"):
+    with pytest.raises(
+        TypeError, match=r"resblocks\.3\.attn \(Around\) is of a type that is not known here"
+    ):
         encoder(pixels)
 
 

@@ -231,6 +231,76 @@ def test_wrappers_are_seen_through(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("index", (0, 1, 2))
+def test_a_block_at_another_index_is_refused(index: int) -> None:
+    host: Any = open_clip_model(layers=4).float()
+    block = ResidualBlock.from_tower(host, "naclip+rcs")
+    host.visual.transformer.resblocks[index] = block
+    with pytest.raises(ValueError, match="must be the final block.*index -1"):
+        through(host, torch.randn(1, 3, *IMAGE))
+
+
+def test_what_an_earlier_pass_left_is_never_used() -> None:
+    """A pass of the tower without the block, one that fails midway, and one through another of the model's ways."""
+    torch.manual_seed(0)
+    host, other = (open_clip_model(layers=4).float() for _ in range(2))
+    first, second = torch.randn(1, 3, *IMAGE), torch.randn(1, 3, *IMAGE)
+    block = ResidualBlock.from_tower(host, "resclip", random_text(EMBED).float())
+    through(host, first)  # Not placed.
+    assert block._runs.current() is None
+    other.visual.transformer.resblocks[-1] = block
+    with pytest.raises(ValueError, match="no pixels have come through"):
+        through(other, first)
+    place(block)
+    expected = through(host, second)
+    fails = host.visual.transformer.resblocks[2].register_forward_hook(lambda *call: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        through(host, first)
+    fails.remove()
+    with torch.no_grad():
+        came = host.visual.forward_intermediates(second, output_fmt="NLC")["image_intermediates"]
+    pooled = host.visual.ln_post(came[-1]) @ host.visual.proj
+    assert torch.allclose(pooled, expected @ host.visual.proj, rtol=1e-4, atol=1e-5)
+
+
+def test_from_tower_again_without_placing() -> None:
+    host = open_clip_model(layers=4).float()
+    pixels = torch.randn(1, 3, *IMAGE)
+    before = through(host, pixels)
+    for _ in range(3):
+        block = ResidualBlock.from_tower(host, "naclip+rcs")
+    with pytest.raises(TypeError, match="a ResidualBlock that was made from this tower"):
+        DenseEncoder(host)
+    block.undo()
+    assert torch.equal(through(host, pixels), before)
+    DenseEncoder(host)
+
+
+def test_a_block_that_cannot_be_made_leaves_nothing_behind() -> None:
+    host: Any = open_clip_model(layers=4).float()
+    attention = host.visual.transformer.resblocks[2].attn
+    attention.__class__ = type("Louder", (nn.MultiheadAttention,), {})
+    with pytest.raises(
+        TypeError, match=r"resblocks\.2\.attn \(Louder\) is of a type that is not known"
+    ):
+        ResidualBlock.from_tower(host, "naclip", rcs=RCS(layers=(1, 2, 3)))
+    assert type(host.visual.transformer.resblocks[0].attn) is nn.MultiheadAttention
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.modules())
+
+
+def test_what_became_of_the_block_outlives_it() -> None:
+    host: Any = open_clip_model(layers=4).float()
+    block = ResidualBlock.from_tower(host, "naclip+rcs")
+    place(block)
+    state = {name: 2 * value for name, value in host.state_dict().items()}
+    host.train()
+    host.load_state_dict(state, assign=True)
+    host.eval()
+    block.undo()
+    assert all(torch.equal(value, state[name]) for name, value in host.state_dict().items())
+    assert not any(module.training for module in host.modules())
+
+
 def test_undo_leaves_the_host_as_it_was() -> None:
     host: Any = open_clip_model(layers=4).float()
     modules = dict(host.named_modules())
@@ -405,6 +475,9 @@ TOKENS = torch.randn(1, 13, 32, dtype=torch.float64)
         (lambda host: with_block(open_clip_model(layers=4), "naclip", run_on=host), "no pixels"),
         (lambda host: with_block(host, "naclip", twice=True), "already: call undo"),
         (lambda host: ResidualBlock.from_tower(host, "proxyclip"), "pass proxy="),
+        (lambda host: ResidualBlock.from_tower(host, "resclip", sfr=False), "sfr must be an SFR"),
+        (lambda host: DenseEncoder(host, rcs={"weight": 1}), "rcs must be an RCS or None"),
+        (lambda host: ResidualBlock.from_tower(host, "resclip", ["cat"]), "float tensor.*got list"),
         (
             lambda host: ResidualBlock.from_tower(
                 hugging_face_model("CLIPVisionModel"), "resclip", random_text(32)
@@ -441,5 +514,5 @@ def test_a_copy_of_openais_tower_that_computes_something_else_is_refused() -> No
     visual = OpenAIVisual().eval()
     forward = type(visual).forward
     other = type("Changed", (OpenAIVisual,), {"forward": lambda self, x: 2 * forward(self, x)})()
-    with pytest.raises(TypeError, match="layout of OpenAI's CLIP and computes something else"):
+    with pytest.raises(TypeError, match="layout of OpenAI's CLIP and another head"):
         adapt(other.eval())

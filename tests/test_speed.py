@@ -128,13 +128,16 @@ def test_another_file_or_method_cannot_be_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "other.json"
-    for text in (
-        "",
-        "{}",
-        "[]",
-        json.dumps({"version": 99}),
-        json.dumps({"version": 1, "rows": 3}),
-    ):
+    good = Speed("ViT-L-14", "naclip", "cpu", "a machine", 1, {}).record()
+    setting = vars(Setting(1, 1, 1, "fp32"))
+    row = {"setting": setting, "rival": "torch", "best": 1, "rounds": 1, "peak_memory": None}
+    documents = (
+        {"version": 99},
+        {"version": 1, "rows": 3},
+        {**good, "rows": [{**row, "seconds": 0.0}]},
+        {**good, "rows": [{**row, "seconds": "a"}]},
+    )
+    for text in ("", "{}", "[]", *map(json.dumps, documents)):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"other\.json holds no speeds of version 1"):
             Speed.read(path)

@@ -25,7 +25,10 @@ def numbers(text: str) -> list[int]:
 
 def words(text: str) -> list[str]:
     """Words separated by commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"expected words separated by commas, got {text!r}")
+    return found
 
 
 def positive(text: str) -> float:
@@ -97,6 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
     from resclip.speed import Setting, Speed, measure
 
     before = None if arguments.compare is None else Speed.read(arguments.compare)
+    if before is not None:
+        before.check_comparable(arguments.model, arguments.method)
+    if arguments.json is not None:  # Before the work, what cannot be written.
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        if arguments.json.is_dir():
+            raise IsADirectoryError(f"--json names a folder, not a file: {arguments.json}")
     device = choose_device(arguments.device)
     default = "fp16" if device.type == "cuda" else "fp32"
 

@@ -36,7 +36,9 @@ def show_doctor(_: argparse.Namespace) -> int:
     ]
     print()
     print(tabulate(rows, headers=("op", "device", "dtype", '"auto" uses', "error", "why")))
-    if gpus():
+    if JUDGE.is_off():
+        print("\nThe kernels are not compared with torch: RESCLIP_SKIP_KERNEL_CHECK is set.")
+    elif gpus():
         print(f"\nVerdicts on the kernels are kept in {JUDGE.file()}; remove it to compare anew.")
     return 0
 

@@ -43,7 +43,7 @@ class DenseEncoder(nn.Module):
     """A CLIP vision tower whose final block gives one feature per patch that says what is there.
 
     Args:
-        visual: an image tower or a CLIP model of open_clip or Hugging Face; used as it is, never changed.
+        visual: an image tower or a CLIP model, see `resclip.models.adapt`; used as it is, in eval mode.
         base: a name of `resclip.methods.catalogue.BASES`.
         rcs: residual cross-correlation self-attention, or None.
         sfr: semantic feedback refinement, or None.
@@ -80,6 +80,10 @@ class DenseEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.tower = adapt(visual)
+        self.tower.eval()
+        if self.tower is not visual:
+            self.tower.check_host()
+            self.tower.check_result()
         self.final = FinalBlock(
             self.tower,
             base,
@@ -256,6 +260,11 @@ def check_text(text: Tensor | None, width: int) -> None:
     """ValueError unless this is the text that SFR segments by: (Q, width), at least one query."""
     if text is None:
         raise ValueError("SFR segments once before it refines, so it needs text: pass (Q, E)")
+    if not isinstance(text, Tensor) or not text.is_floating_point():
+        came = str(text.dtype) if isinstance(text, Tensor) else type(text).__name__
+        raise TypeError(
+            f"text must be a float tensor (Q, {width}), such as Vocabulary.embeddings; got {came}"
+        )
     if text.ndim != 2 or text.shape[1] != width or not len(text):
         raise ValueError(
             f"text must be (Q, {width}), the image tower's output width; got {tuple(text.shape)}"

@@ -190,6 +190,17 @@ class FinalBlock:
             raise ValueError(
                 f"final_block must be one of {valid}, or None for the base's own; got {kind!r}"
             )
+        for name, module, expected in (("rcs", rcs, RCS), ("sfr", sfr, SFR)):
+            if module is not None and not isinstance(module, expected):
+                raise TypeError(
+                    f"{name} must be an {expected.__name__} or None; got {module!r}. To leave it out, choose a method "
+                    "without it"
+                )
+        if tuple(tower.patch_embedding.stride) != tower.patch_size:
+            raise TypeError(
+                f"the tower's patches of {tower.patch_size} pixels overlap, its stride is "
+                f"{tuple(tower.patch_embedding.stride)}: use a tower whose patches lie side by side"
+            )
         self.base = BASES[base]
         if isinstance(correlation, str):
             correlation = Correlation.parse(correlation)

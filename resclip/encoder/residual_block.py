@@ -14,7 +14,7 @@ from resclip.encoder.dense_encoder import check_pixels, check_text
 from resclip.encoder.final_block import FinalBlock, FinalInputs
 from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Method, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
-from resclip.models import Tower, adapt
+from resclip.models import Tower, adapt, unwrap
 from resclip.models.tower import true_type
 from resclip_kernels import Implementation, QueryKeyRecorder, deterministic_attention
 
@@ -51,15 +51,19 @@ class Runs:
         run: Run | None = getattr(self.local, "run", None)
         return run
 
+    def enter(self, entrance: nn.Module) -> None:
+        """A tower begins in this thread."""
+        self.local.entrance = entrance
+
+    def begin(self, pixels: Tensor, entrance: nn.Module) -> None:
+        """Begin this thread's forward pass; `entrance` is the tower if none is known to have begun."""
+        self.local.run = Run(pixels, getattr(self.local, "entrance", None) or entrance)
+
     def take(self) -> Run | None:
         """This thread's forward pass, which is forgotten here."""
         run = self.current()
-        self.local.run = None
+        self.local.run = self.local.entrance = None
         return run
-
-    def begin(self, pixels: Tensor, entrance: nn.Module) -> None:
-        """Begin this thread's forward pass."""
-        self.local.run = Run(pixels, entrance)
 
     def keep(self, block: int, part: str, tensor: Any) -> None:
         """Keep a part of this thread's forward pass."""
@@ -117,9 +121,11 @@ class ResidualBlock(nn.Module):
     by; nothing of an image stays after its forward pass, and threads do not see each other's.
 
     Parameters and state dict of the tower stay as they are: the block holds the modules of the one that it replaces.
-    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`. The model takes images of
-    the sizes that it takes without the block. In training mode gradients flow through the attention, not through SFR's
-    labels; attention dropout is refused, and gradient checkpointing of the final block does not work.
+    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`; a compiled graph holds what
+    the model was when it was compiled. The model takes images of the sizes that it takes without the block; at another
+    size than the trained one its own way to resize position embeddings counts, not `DenseEncoder`'s. In training mode
+    gradients flow through the attention, not through SFR's labels; attention dropout is refused, and gradient
+    checkpointing of the final block does not work.
 
     Attributes:
         text: (Q, E) unit rows, what SFR segments by; may be set anew between calls. None without SFR.
@@ -128,25 +134,21 @@ class ResidualBlock(nn.Module):
     def __init__(self, final: FinalBlock, text: Tensor | None = None) -> None:
         """Use `from_tower`; the model is prepared here, and `undo` takes that back."""
         nn.Module.__init__(self)  # And not that of the model's own block, which is a base as well.
-        tower, original = final.tower, final.tower.block_list[-1]
+        original = final.tower.block_list[-1]
         self._method = final
         self._runs = Runs()
         self.text = text
         # What was replaced is kept in tuples, which nn.Module does not look into: its modules are this block's own.
         self._original = (original,)
-        for name, module in original.named_children():
-            self.add_module(name, module)
-        for name, parameter in original.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
+        take_state(self, original)
         take_hooks(self, original)
-        self.training = original.training
-        self._replaced: tuple[tuple[Any, nn.Module], ...] = ()
-        self._hooks = [tower.entrance.register_forward_pre_hook(self.enter, with_kwargs=True)]
-        compared = final.correlation.layer
-        if compared is not None and compared < tower.depth:
-            self._hooks.append(self.keep_input(compared))
-        for layer in final.layers:
-            self.record(layer)
+        self._replaced: tuple[tuple[Any, nn.Module, BlockRecorder], ...] = ()
+        self._hooks: list[RemovableHandle] = []
+        try:
+            self.listen()
+        except BaseException:
+            self.undo()
+            raise
 
     @classmethod
     def from_tower(
@@ -182,8 +184,8 @@ class ResidualBlock(nn.Module):
         final = FinalBlock(
             tower,
             chosen.base,
-            rcs or chosen.rcs,
-            sfr or chosen.sfr,
+            chosen.rcs if rcs is None else rcs,
+            chosen.sfr if sfr is None else sfr,
             neighbourhood_std,
             final_block or chosen.final_block,
             implementation,
@@ -191,8 +193,10 @@ class ResidualBlock(nn.Module):
             proxy=proxy,
             proxy_attention=proxy_attention or chosen.proxy,
         )
+        forget_unplaced(tower)
         last = tower.block_list[-1]
         tower.check_host(last)
+        tower.check_result(final_block=True)
         return block_type(true_type(last))(final, text)
 
     @property
@@ -222,14 +226,21 @@ class ResidualBlock(nn.Module):
         if run is None:
             raise ValueError(
                 "no pixels have come through the tower that this ResidualBlock was made from: call that tower with "
-                "pixels, not the block with tokens, or make a block for this tower with ResidualBlock.from_tower"
+                "pixels, not the block with tokens, and without gradient checkpointing; another tower needs a block of "
+                "its own"
             )
         method = self._method.on(run.entrance)
         tower, pixels = method.tower, run.pixels
+        if tower.block_list[-1] is not self:
+            raise ValueError(
+                "this ResidualBlock must be the final block, as it is, of the tower that it was made from: put it at "
+                "index -1 of its blocks, and wrap the whole model rather than the block"
+            )
         check_pixels(pixels, tower)
         if method.sfr is not None:
             check_text(self._text, tower.output_dim)
-        tower.check_host(tower.attention(self))
+        for part in (tower.attention(self), *(tower.head_parts() if method.sfr else ())):
+            tower.check_host(part)
         if self.training:
             check_dropout(tower.attention(self))
         inputs = self.make_inputs(method, run, tower.block_input(tokens))
@@ -239,11 +250,31 @@ class ResidualBlock(nn.Module):
             result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
         return tower.block_output(self._original[0], result)
 
-    def enter(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """A hook: pixels come to the tower's entrance."""
-        pixels = args[0] if args else keywords.get("pixel_values")
-        if isinstance(pixels, Tensor):
-            self._runs.begin(pixels, module)
+    def listen(self) -> None:
+        """Put hooks where pixels, and q and k of middle blocks, pass by."""
+        tower = self._method.tower
+        self._hooks += [
+            tower.entrance.register_forward_pre_hook(self.enter),
+            tower.patch_embedding.register_forward_pre_hook(self.take_pixels),
+            tower.entrance.register_forward_hook(self.leave),
+        ]
+        compared = self._method.correlation.layer
+        if compared is not None and compared < tower.depth:
+            self._hooks.append(self.keep_input(compared))
+        for layer in self._method.layers:
+            self.record(layer)
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A hook: the tower, or a replica of it on another device, begins."""
+        self._runs.enter(module)
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A hook: the tower has ended, with or without this block in its place."""
+        self._runs.take()
+
+    def take_pixels(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A hook: pixels come to the patch embedding, by whichever of the model's ways."""
+        self._runs.begin(args[0], self._method.tower.entrance)
         if not torch.compiler.is_compiling():
             # Behind the hooks that were added since, which may change what these are to keep.
             for handle in self._hooks:
@@ -271,7 +302,7 @@ class ResidualBlock(nn.Module):
             recorder.runs, recorder.block = self._runs, layer
             take_hooks(recorder, attention)
             block.attn = recorder
-            self._replaced += ((block, attention),)
+            self._replaced += ((block, attention, recorder),)
         else:
             tower.check_host(attention)
             self._hooks.append(self.keep_input(layer))
@@ -283,15 +314,22 @@ class ResidualBlock(nn.Module):
         return blank_block, (true_type(original),), state
 
     def undo(self) -> None:
-        """Give the tower its own final block back, and take away what recorded; a second call does nothing."""
+        """Give the tower its own final block back, and take away what listened; a second call does nothing.
+
+        What has become of the block's modules and parameters meanwhile stays.
+        """
         for hook in self._hooks:
             hook.remove()
-        for block, attention in self._replaced:
-            block.attn = attention
+        self._hooks = []
+        for block, attention, recorder in self._replaced:
+            if block.attn is recorder:
+                take_state(attention, recorder)
+                block.attn = attention
         self._replaced = ()
         blocks = self._method.tower.block_list
         for number, block in enumerate(blocks):
-            if block is self:
+            if unwrap(block) is self:
+                take_state(self._original[0], self)
                 blocks[number] = self._original[0]
 
     def query_key(
@@ -303,6 +341,11 @@ class ResidualBlock(nn.Module):
             return tower.as_heads(query, grid), tower.as_heads(key, grid)
         block = tower.block_list[layer - 1]
         tower.check_host(tower.attention(block))
+        if (layer, "input") not in run.kept:
+            raise ValueError(
+                f"the attention of block {layer} was replaced since this ResidualBlock was made: call undo() and make "
+                "another block"
+            )
         normed = tower.block_input(run.kept[layer, "input"])
         return tower.project_qkv(block, normed, grid)[:2]
 
@@ -329,6 +372,22 @@ class ResidualBlock(nn.Module):
         """The method, for `print(model)`."""
         method = self._method
         return f"base={method.base.name!r}, rcs={method.rcs}, sfr={method.sfr}"
+
+
+def take_state(module: nn.Module, replaced: nn.Module) -> None:
+    """Give a module the children, parameters, buffers and mode of the one that it replaces."""
+    for kind in ("_modules", "_parameters", "_buffers"):
+        vars(module)[kind].update(vars(replaced)[kind])
+    module.training = replaced.training
+
+
+def forget_unplaced(tower: Tower) -> None:
+    """Undo a block that was made from this tower before, and never placed."""
+    hooks = list(vars(tower.entrance)["_forward_pre_hooks"].values())
+    for hook in hooks:
+        block = getattr(hook, "__self__", None)
+        if isinstance(block, ResidualBlock) and block not in tower.blocks:
+            block.undo()
 
 
 def take_hooks(module: nn.Module, replaced: nn.Module) -> None:

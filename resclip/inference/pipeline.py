@@ -273,6 +273,10 @@ class ImagePipeline:
         pad_multiple: int,
     ) -> None:
         check_window(window, stride, encoder.tower.patch_size)
+        if encoder.tower.text_obstacle is not None:
+            raise ValueError(
+                f"images are segmented by text, and {encoder.tower.text_obstacle}; DenseEncoder gives its features"
+            )
         if vocabulary.embeddings.shape[1] != encoder.tower.output_dim:
             raise ValueError(
                 f"the vocabulary's embeddings are {vocabulary.embeddings.shape[1]} wide, the image tower's "

@@ -9,6 +9,7 @@ from resclip.models.loading import (
     adapt,
     list_models,
     load_model,
+    unwrap,
     wrap_model,
 )
 from resclip.models.tower import Tower
@@ -21,5 +22,6 @@ __all__ = [
     "adapt",
     "list_models",
     "load_model",
+    "unwrap",
     "wrap_model",
 ]

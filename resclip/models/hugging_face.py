@@ -18,6 +18,7 @@ from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models.tower import (
     Tower,
     check_blocks,
+    hook_of,
     merge_heads,
     resize_position_embedding,
     split_heads,
@@ -108,14 +109,20 @@ class HuggingFaceTower(Tower):
         return convolution
 
     def host_parts(self) -> Iterable[tuple[str, nn.Module]]:
-        parts = [("vision_model", self.vision)]
-        return (
-            parts if self.projection is None else [*parts, ("visual_projection", self.projection)]
-        )
+        return [("model", self.visual)]
+
+    def head_parts(self) -> list[nn.Module]:
+        return [part for part in (self.pool, self.projection) if part is not None]
 
     def called_parts(self) -> Iterator[nn.Module]:
         vision = self.vision
         yield from (self.patch_embedding, vision.post_layernorm)
+        for name in (
+            "text_model",
+            "text_projection",
+        ):  # Other sides of the model are run by itself.
+            if hasattr(self.visual, name):
+                yield getattr(self.visual, name)
         if self.has_cls:
             yield vision.pre_layrnorm  # transformers spells it so.
         if self.projection is not None:
@@ -185,6 +192,11 @@ class HuggingFaceTower(Tower):
         if self.projection is None:
             return tokens
         if "outer" in vars(self):
+            if type(self.projection) is not nn.Linear or hook_of(self.projection):
+                raise TypeError(
+                    "in DataParallel the model's visual_projection must be a plain nn.Linear without hooks: merge what "
+                    "was put on it, or use one device"
+                )
             return F.linear(tokens, self.projection.weight.to(tokens.device))
         features: Tensor = self.projection(tokens)
         return features

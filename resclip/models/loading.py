@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
 from resclip.models.hugging_face import import_transformers, load_clip
-from resclip.models.tower import ADVICE, Tower
+from resclip.models.tower import ADVICE, Tower, hook_of
 
 BUILTIN = "builtin"
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
@@ -107,7 +107,9 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
         TypeError: a model that `adapt` refuses.
     """
     tower = adapt(model)
-    host = unwrap(model)
+    host = unwrap(model).eval()
+    tower.check_host()
+    tower.check_result()
     if not hugging_face.is_clip(host):
         mean, std = stated_statistics(tower.visual)
         return LoadedModel(
@@ -352,9 +354,23 @@ def adapt(visual: Any) -> Tower:
     )
 
 
+def is_wrapper(model: nn.Module) -> bool:
+    """Whether `unwrap` takes this off."""
+    return (
+        isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        or "_orig_mod" in dict(model.named_children())
+        or (type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"))
+    )
+
+
 def unwrap(model: Any) -> Any:
     """The model inside `DataParallel`, `DistributedDataParallel`, `torch.compile` and PEFT's `PeftModel`."""
     while True:
+        if isinstance(model, nn.Module) and is_wrapper(model) and hook_of(model):
+            raise TypeError(
+                f"the {type(model).__name__} around the model has a hook, which a method would ignore: take it away, "
+                "or put it on a layer inside"
+            )
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         elif isinstance(model, nn.Module) and "_orig_mod" in dict(model.named_children()):

@@ -61,14 +61,10 @@ class TimmTower(Tower):
         self.trained_grid = tuple(self.trunk.patch_embed.grid_size)
         self.heads = self.blocks[0].attn.num_heads
         self.has_cls = self.trunk.cls_token is not None
-        linear = [
-            layer
-            for part in self.projections
-            for layer in part.modules()
-            if isinstance(layer, nn.Linear)
-        ]
-        self.output_dim = linear[-1].out_features if linear else self.trunk.embed_dim
-        if not linear and not isinstance(self.visual, TimmModel):
+        with torch.no_grad():
+            token = torch.zeros(1, 1, self.width, device=self.device, dtype=self.dtype)
+            self.output_dim = self.head(token).shape[-1]
+        if isinstance(self.trunk.head, nn.Identity) and self.visual is self.trunk:
             self.text_obstacle = (
                 "this timm model has no output layer (num_classes=0), so its features are not in "
                 "a text's space"
@@ -89,6 +85,9 @@ class TimmTower(Tower):
     @property
     def block_list(self) -> Any:
         return self.trunk.blocks
+
+    def head_parts(self) -> list[nn.Module]:
+        return [] if self.trunk.attn_pool is None else [self.trunk.attn_pool]
 
     @property
     def patch_embedding(self) -> nn.Conv2d:
@@ -166,15 +165,22 @@ class TimmTower(Tower):
         rope = getattr(self.trunk, "rope", None)
         if rope is None:
             return None
-        if grid == self.trained_grid:
-            table: Tensor = rope.get_embed()
+        table: Tensor
+        if grid == self.trained_grid and rope.pos_embed is not None:
+            table = rope.get_embed()
             return table
         wanted = (grid, self.device, self.dtype)
         last = self.last_rotation
         if last is None or last[0] != wanted:
-            resized = copy.deepcopy(rope)
-            resized.update_feat_shape(grid)
-            last = self.last_rotation = (wanted, resized.get_embed())
+            # What is made in inference mode could not take part in a gradient later.
+            with torch.inference_mode(False), torch.no_grad():
+                if rope.pos_embed is None:
+                    table = rope.get_embed(shape=list(grid))
+                else:
+                    resized = copy.deepcopy(rope)
+                    resized.update_feat_shape(grid)
+                    table = resized.get_embed()
+            last = self.last_rotation = (wanted, table)
         return last[1]
 
     def project_out(self, block: Any, heads: Tensor) -> Tensor:

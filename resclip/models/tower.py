@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resclip_kernels import deterministic_attention
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -32,6 +34,8 @@ PLAIN_TYPES = (
 """Modules that any family may have around its parts."""
 
 
+DROP_IN = "resclip.encoder.residual_block"
+"""The module that defines the drop-in and what it puts into a model."""
 LISTENERS = ("transformers.utils.output_capturing",)
 """Modules of libraries whose hooks change nothing: transformers leaves some that collect hidden states."""
 
@@ -217,6 +221,80 @@ class Tower(nn.Module, ABC):
                         "would ignore: take it away, merge it into the weights, or put it on one of the layers inside"
                     )
 
+    @torch.no_grad()
+    def check_result(self, *, final_block: bool = False) -> None:
+        """Run the model on an image of noise, and compare what each block makes of its input with what the steps make.
+
+        It shows changes that leave no trace on the modules: methods replaced on a class, another attention function.
+        The model is in eval mode meanwhile.
+
+        Args:
+            final_block: look at the last block alone; else at all, and at what the first one is given.
+
+        Raises:
+            TypeError: they differ by more than rounding.
+        """
+        if self.device.type == "meta":
+            return
+        pixels, depth = self.noise(), self.depth
+        blocks = {depth: self.block_list[-1]} if final_block else dict(enumerate(self.blocks, 1))
+        training = [module for module in self.visual.modules() if module.training]
+        given: dict[nn.Module, Tensor] = {}
+        result: dict[nn.Module, Any] = {}
+        hooks = []
+        for block in blocks.values():
+            hooks += [
+                block.register_forward_pre_hook(lambda block, args: given.update({block: args[0]})),
+                block.register_forward_hook(
+                    lambda block, _, output: result.update({block: output})
+                ),
+            ]
+        try:
+            self.visual.eval()
+            self.entrance(pixels)
+            if not final_block:
+                self.check_equal("embedding", self.embed(pixels), given[blocks[1]])
+            for number, block in blocks.items():
+                tokens = self.block_input(given[block])
+                heads = deterministic_attention(
+                    *self.project_qkv(block, self.norm(block, tokens), self.trained_grid)
+                )
+                tokens = self.feed_forward(block, tokens + self.project_out(block, heads))
+                self.check_equal(f"block {number}", tokens, result[block])
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module in training:
+                module.training = True
+
+    def check_equal(self, part: str, came: Tensor, expected: Any) -> None:
+        """TypeError unless the steps' result is the model's own, up to rounding."""
+        # Layers of transformers 4 return a tuple.
+        expected = self.block_input(expected if isinstance(expected, Tensor) else expected[0])
+        # Half precision rounds by up to some per cent of this, float32 by far less than any other formula differs.
+        limit = 0.05 if self.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        error = float("inf")
+        if expected.shape == came.shape:
+            error = ((came - expected).norm() / expected.norm()).item()
+        if not error <= limit:  # NaN is no less.
+            raise TypeError(
+                f"the model's {part} computes something else than that of a model of its kind ({error:.1%} off for an "
+                "image of noise), which a method would ignore: look for methods, attention functions or settings that "
+                "were replaced, or for weights that hold NaN"
+            )
+
+    def noise(self) -> Tensor:
+        """(1, 3, H, W): an image of noise at the size that the model was trained for."""
+        size = (
+            side * patch for side, patch in zip(self.trained_grid, self.patch_size, strict=True)
+        )
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(1, 3, *size, generator=generator).to(self.device, self.dtype)
+
+    def head_parts(self) -> list[nn.Module]:
+        """The modules behind the last block that the steps stand in for."""
+        return []
+
     def host_parts(self) -> Iterable[tuple[str, nn.Module]]:
         """The model's image side by name: where `check_host` looks."""
         return [("visual", self.visual)]
@@ -285,20 +363,31 @@ def true_type(module: nn.Module) -> type[nn.Module]:
 
 def change_of(module: nn.Module, is_known: bool) -> str | None:
     """What was done to a module that the steps stand in for, in words; None for nothing."""
+    if type(module).__module__ == DROP_IN:
+        return "belongs to a ResidualBlock that was made from this tower (place it, or call its undo())"
     if is_peft_attention(module):
         if has_loose_adapters(module):
             return "has LoRA adapters beside its weights (merge_adapter() of the PEFT model puts them in)"
     elif not is_known:
-        return "is of a type of its own"
+        return "is of a type that is not known here"
     if "forward" in vars(module):
         return "has its forward replaced"
-    # Modules have no public list of their hooks.
-    state = vars(module)
-    for hook in (*state["_forward_pre_hooks"].values(), *state["_forward_hooks"].values()):
-        listens = getattr(hook, "only_listens", False)
-        if listens or getattr(hook, "__module__", "").startswith(LISTENERS):
-            continue
-        return f"has a forward hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
+    hook = hook_of(module)
+    if getattr(hook, "__module__", "") == DROP_IN:
+        return "has a hook of a ResidualBlock that was made from this tower (place it, or call its undo())"
+    if hook is not None:
+        return f"has a hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
+    return None
+
+
+def hook_of(module: nn.Module) -> Any:
+    """A hook on a module that may change what it gives, forwards or backwards; None where there is none."""
+    state = vars(module)  # Modules have no public list of their hooks.
+    for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        for hook in state[kind].values():
+            listens = getattr(hook, "only_listens", False)
+            if not listens and not getattr(hook, "__module__", "").startswith(LISTENERS):
+                return hook
     return None
 
 
