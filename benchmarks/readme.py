@@ -39,6 +39,12 @@ from resclip.evaluation.tables import (
 )
 from resclip.speed import Speed
 
+DROP_IN = """\
+prints, for each patch of the scene above, the first letter of its word (on another machine a patch may fall to its
+neighbour):
+
+"""
+
 
 def cpu_table(run: dict[str, Any]) -> str:
     """The CPU's figures, with their conditions."""
@@ -210,8 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "methods": method_table(methods),
             "evaluate": evaluation_output(methods),
             "speed": speed_tables(RESULTS, gpus=False),
-            "drop-in": "prints, for each patch of the scene above, the first letter of its word (on another machine a patch may "
-            "fall to its\nneighbour):\n\n" + printed(readme.read_text(encoding="utf-8"), 1),
+            "drop-in": DROP_IN + printed(readme.read_text(encoding="utf-8"), 1),
             "quick start": "prints\n\n" + printed(readme.read_text(encoding="utf-8"), 2),
         },
     )

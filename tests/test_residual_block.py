@@ -149,6 +149,27 @@ def test_two_lines_are_the_method() -> None:
     assert torch.allclose(pooled, expected.cls, rtol=1e-9, atol=1e-12)
 
 
+@torch.no_grad()
+def test_patches_come_out_as_the_readme_says() -> None:
+    """In each library by its own means; timm's never calls the model itself."""
+    torch.manual_seed(0)
+    clip: Any = hugging_face_model("CLIPModel")
+    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    expected = DenseEncoder(clip, rcs=RCS())(pixels).patches.flatten(1, 2)
+    place(ResidualBlock.from_tower(clip, "naclip+rcs"))
+    vision = clip.vision_model
+    output = vision(pixel_values=pixels)
+    tokens = clip.visual_projection(vision.post_layernorm(output.last_hidden_state))
+    torch.testing.assert_close(tokens[:, 1:], expected)
+    model: Any = bare_timm("vit_base_patch16_clip_224")
+    pixels = torch.randn(1, 3, *IMAGE, dtype=torch.float64)
+    text = random_text(1000)
+    expected = DenseEncoder(model, rcs=RCS(), sfr=SFR_TWICE)(pixels, text).patches.flatten(1, 2)
+    model.blocks[-1] = ResidualBlock.from_tower(model, "resclip", text, sfr=SFR_TWICE)
+    tokens = model.head(model.fc_norm(model.forward_features(pixels)))
+    torch.testing.assert_close(tokens[:, 1:], expected)
+
+
 @pytest.mark.parametrize("asked_before", (False, True))
 @torch.no_grad()
 def test_the_host_finds_its_blocks_by_type(asked_before: bool) -> None:
