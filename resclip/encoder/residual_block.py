@@ -122,10 +122,10 @@ class ResidualBlock(nn.Module):
 
     Parameters and state dict of the tower stay as they are: the block holds the modules of the one that it replaces.
     It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`; a compiled graph holds
-    what the model was when it was compiled. The model takes images of the sizes that it takes without the block; at another
-    size than the trained one its own way to resize position embeddings counts, not `DenseEncoder`'s. In training mode
-    gradients flow through the attention, not through SFR's labels; attention dropout is refused, and gradient
-    checkpointing of the final block does not work.
+    what the model was when it was compiled. The model takes images of the sizes that it takes without the block; at
+    another size than the trained one its own way to resize position embeddings counts, not `DenseEncoder`'s. In
+    training mode gradients flow through the attention, not through SFR's labels; attention dropout is refused, and
+    gradient checkpointing of the final block does not work.
 
     Attributes:
         text: (Q, E) unit rows, what SFR segments by; may be set anew between calls. None without SFR.
