@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from label_maps import label_map
 
+from benchmarks.label_maps import label_map
 from resclip_kernels import feedback_matrix, semantic_feedback
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary
 from resclip.builtin.scenes import held_out_scenes
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD
-from resclip.segmenter import normalise as normalise_image
+from resclip.inference.preprocessing import normalise as normalise_image
 
 OUTPUT = 512
 
