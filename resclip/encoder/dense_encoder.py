@@ -80,10 +80,6 @@ class DenseEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.tower = adapt(visual)
-        self.tower.eval()
-        if self.tower is not visual:
-            self.tower.check_host()
-            self.tower.check_result()
         self.final = FinalBlock(
             self.tower,
             base,
@@ -97,8 +93,10 @@ class DenseEncoder(nn.Module):
             proxy_attention=proxy_attention,
             overview=overview,
         )
-        self.tower.check_host()
         self.eval()
+        self.tower.check_host()
+        if self.tower is not visual:
+            self.tower.check_result()
         self.base = self.final.base
         self.correlation = self.final.correlation
         self.overview = overview

@@ -88,9 +88,14 @@ def bilinear_weights(cells: int, length: int, device: torch.device, dtype: torch
     threads this takes a third of F.interpolate's time.
     """
     position = (torch.arange(length, dtype=torch.float64) + 0.5) * (cells / length) - 0.5
+    return linear_weights(position, cells).to(device, dtype)
+
+
+def linear_weights(position: Tensor, cells: int) -> Tensor:
+    """(n, cells): how positions, counted in cells from the first one's centre, lie between the cells; float64."""
     position = position.clamp(0, cells - 1).unsqueeze(1)
     distance = (position - torch.arange(cells, dtype=torch.float64)).abs()
-    return (1 - distance).clamp(min=0).to(device, dtype)
+    return (1 - distance).clamp(min=0)
 
 
 class LogitStitcher:
@@ -227,11 +232,8 @@ def cell_weights(
     centres = (torch.arange(cells, dtype=torch.float64) + 0.5) * cell - start
     covered = ((centres >= 0) & (centres < extent[1])).nonzero().flatten()
     position = (centres[covered] + extent[0]) * (patches / sum(extent)) - 0.5
-    distance = position.clamp(0, patches - 1).unsqueeze(1) - torch.arange(
-        patches, dtype=torch.float64
-    )
     first = int(covered[0]) if len(covered) else 0
-    return (1 - distance.abs()).clamp(min=0), slice(first, first + len(covered))
+    return linear_weights(position, patches), slice(first, first + len(covered))
 
 
 def source_range(length: int, new_length: int, first: int, last: int) -> tuple[int, int]:

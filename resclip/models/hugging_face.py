@@ -117,10 +117,8 @@ class HuggingFaceTower(Tower):
     def called_parts(self) -> Iterator[nn.Module]:
         vision = self.vision
         yield from (self.patch_embedding, vision.post_layernorm)
-        for name in (
-            "text_model",
-            "text_projection",
-        ):  # Other sides of the model are run by itself.
+        # The other side of the model runs by itself.
+        for name in ("text_model", "text_projection"):
             if hasattr(self.visual, name):
                 yield getattr(self.visual, name)
         if self.has_cls:

@@ -112,9 +112,8 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
     tower.check_result()
     if not hugging_face.is_clip(host):
         mean, std = stated_statistics(tower.visual)
-        return LoadedModel(
-            host.eval(), tower, tokenizer or Deferred(lambda: clip_tokenizer(host)), mean, std
-        )
+        tokenizer = tokenizer or Deferred(lambda: clip_tokenizer(host))
+        return LoadedModel(host, tower, tokenizer, mean, std)
     if tokenizer is None:
         tokenizer = Deferred(lambda: hugging_face.find_tokenizer(host))
     elif type(tokenizer).__module__.startswith("transformers."):
@@ -354,29 +353,25 @@ def adapt(visual: Any) -> Tower:
     )
 
 
-def is_wrapper(model: nn.Module) -> bool:
-    """Whether `unwrap` takes this off."""
-    return (
-        isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        or "_orig_mod" in dict(model.named_children())
-        or (type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"))
-    )
-
-
 def unwrap(model: Any) -> Any:
     """The model inside `DataParallel`, `DistributedDataParallel`, `torch.compile` and PEFT's `PeftModel`."""
-    while True:
-        if isinstance(model, nn.Module) and is_wrapper(model) and hook_of(model):
+    while (inner := inside(model)) is not None:
+        if hook_of(model):
             raise TypeError(
                 f"the {type(model).__name__} around the model has a hook, which a method would ignore: take it away, "
                 "or put it on a layer inside"
             )
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, nn.Module) and "_orig_mod" in dict(model.named_children()):
-            # What torch.compile returns has no public way to what it compiled.
-            model = model.get_submodule("_orig_mod")
-        elif type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        else:
-            return model
+        model = inner
+    return model
+
+
+def inside(model: Any) -> Any:
+    """What a wrapper is around; None for anything that `unwrap` does not take off."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    if type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    if isinstance(model, nn.Module):
+        # What torch.compile returns has no public way to what it compiled.
+        return dict(model.named_children()).get("_orig_mod")
+    return None

@@ -204,22 +204,23 @@ class Tower(nn.Module, ABC):
         if torch.compiler.is_compiling():
             return  # A graph is made for one state of the model, which was checked before.
         called = {id(module) for module in self.called_parts()}
-        roots = self.host_parts()
-        if part is not None:
-            roots = (
-                (f"{name}.{path}", module)
-                for name, root in roots
-                for path, module in root.named_modules()
-                if module is part
-            )
-        for name, root in roots:
+        for name, root in self.host_parts() if part is None else [("", part)]:
             for path, module in stood_in_for(name, root, called):
                 change = change_of(module, self.knows(true_type(module)))
                 if change is not None:
                     raise TypeError(
-                        f"{path} ({type(module).__name__}) {change}, which a method that computes this part itself "
-                        "would ignore: take it away, merge it into the weights, or put it on one of the layers inside"
+                        f"{self.path_to(part)}{path} ({type(module).__name__}) {change}, which a method that computes "
+                        "this part itself would ignore: take it away, merge it into the weights, or put it on one of "
+                        "the layers inside"
                     )
+
+    def path_to(self, part: nn.Module | None) -> str:
+        """Where a part of the model is; empty for None."""
+        for name, root in self.host_parts():
+            for path, module in root.named_modules():
+                if module is part:
+                    return f"{name}.{path}"
+        return ""
 
     @torch.no_grad()
     def check_result(self, *, final_block: bool = False) -> None:
