@@ -1,27 +1,44 @@
-"""PAMR in lean torch: the weights once, then shifted multiply-adds on a few planes at a time.
+"""PAMR in lean torch: the weights once, then sums over neighbours on a few planes at a time.
 
-Nothing of size 8·|dilations| × planes exists: beside the weights, one padded copy of a group of planes is held.
+Nothing of size 8·|dilations| × planes exists. On a CPU the planes lie side by side, see `resclip_kernels.pixel_rows`;
+elsewhere they are shifted and added one by one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.deterministic import softmax_over_first
+from resclip_kernels.pixel_rows import mix_rows
 
-# Planes are refined in groups whose padded copy and result stay in cache through all iterations. 150 planes of
-# 224 × 224 float32, 10 iterations, two cores: 0.36 s at 512 KiB, 0.25 s at 1 MiB, 0.20 s at 2 MiB, 0.56 s at 32 MiB.
+# Bytes of the planes that are shifted together: their padded copy and result stay in cache through all iterations.
 PLANE_BYTES = 1 << 21
+# On a CPU: most and fewest planes side by side, and the bytes that decide between them.
+PLANES = (8, 32)
+ROW_BYTES = 1 << 25
+# Pixels whose neighbours are listed together. Bands of as many lines share their list, so that for a large image the
+# lists take no more memory than for a small one.
+BAND_PIXELS = 1 << 16
 
 
 def pamr(image: Tensor, masks: Tensor, iterations: int, dilations: tuple[int, ...]) -> Tensor:
     """The formula of `resclip_kernels.pamr`; float16 and bfloat16 compute in float32."""
+    refined = torch.empty_like(masks, memory_format=torch.contiguous_format)
+    if masks.device.type == "cpu":
+        for number, (guide, planes) in enumerate(zip(image, masks.flatten(2), strict=True)):
+            bands = pixel_bands(guide, dilations)
+            for first, last in plane_groups(*planes.shape):
+                rows = planes[first:last].T.to(bands[0].weights.dtype)
+                rows = refine_rows(rows, bands, iterations)
+                refined[number, first:last] = rows.T.unflatten(1, image.shape[2:])
+        return refined
     weights = pamr_weights(image, dilations)
-    refined = torch.empty_like(masks)
     group = planes_per_group(masks)
     for first in range(0, masks.shape[1], group):
         planes = masks[:, first : first + group].to(weights.dtype)
@@ -29,8 +46,77 @@ def pamr(image: Tensor, masks: Tensor, iterations: int, dilations: tuple[int, ..
     return refined
 
 
+class Band(NamedTuple):
+    """Some lines of an image, where the neighbours of their pixels stand, and what these weigh."""
+
+    pixels: slice
+    """Which pixels of the image these are."""
+    reach: slice
+    """The pixels that hold them and all their neighbours."""
+    places: Tensor
+    """(2·P, K/2) int32: a pixel's K neighbours in two rows, counted from the first pixel of `reach`."""
+    weights: Tensor
+    """(2·P, K/2): a pixel's two rows sum to 1."""
+
+
+def pixel_bands(image: Tensor, dilations: tuple[int, ...]) -> list[Band]:
+    """(C, H, W) guide on a CPU → all its lines, in order."""
+    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    height, width = image.shape[1:]
+    margin = max(dilations)
+    lines = max(1, BAND_PIXELS // width)
+    # Bands inside the image are alike, save for the lines of the last.
+    known: dict[tuple[int, ...], Tensor] = {}
+    bands = []
+    for first in range(0, height, lines):
+        last = min(first + lines, height)
+        low, high = max(0, first - margin), min(height, last + margin)
+        line, column = torch.arange(first, last), torch.arange(width)
+        alike = (first - low, last - first, high - low)
+        if alike not in known:
+            places = [
+                ((line + dy).clamp(0, height - 1) - low)[:, None] * width
+                + (column + dx).clamp(0, width - 1)
+                for dy, dx in offsets(dilations)
+            ]
+            known[alike] = torch.stack(places, dim=-1).view(-1, len(places) // 2).int()
+        around = torch.arange(first - margin, last + margin).clamp(0, height - 1)
+        padded = F.pad(image[:, around], (margin, margin), mode="replicate")
+        weights = weigh(image[None, :, first:last], padded[None], dilations)
+        bands.append(
+            Band(
+                slice(first * width, last * width),
+                slice(low * width, high * width),
+                known[alike],
+                weights.flatten(1).T.reshape(known[alike].shape),
+            )
+        )
+    return bands
+
+
+def refine_rows(rows: Tensor, bands: list[Band], iterations: int) -> Tensor:
+    """`iterations` steps on (H·W, Q) planes side by side with the weights of `pixel_bands`."""
+    rows = rows.contiguous()
+    for _ in range(iterations):
+        parts = []
+        for band in bands:
+            # Halves first: a running sum of 16 terms loses several roundings an iteration.
+            halves = mix_rows(rows[band.reach], band.places, band.weights).unflatten(0, (-1, 2))
+            parts.append(halves[:, 0] + halves[:, 1])
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return rows
+
+
+def plane_groups(planes: int, pixels: int) -> list[tuple[int, int]]:
+    """(first, last) of the planes that are refined side by side: as many in each group."""
+    fewest, most = PLANES
+    together = max(fewest, min(most, ROW_BYTES // (4 * pixels)))
+    share = max(1, math.ceil(planes / math.ceil(max(1, planes) / together)))
+    return [(first, min(first + share, planes)) for first in range(0, planes, share)]
+
+
 def planes_per_group(masks: Tensor) -> int:
-    """How many mask planes are refined together."""
+    """How many mask planes are shifted together."""
     batch, _, height, width = masks.shape
     return max(1, PLANE_BYTES // max(1, 4 * batch * height * width))
 
@@ -38,8 +124,12 @@ def planes_per_group(masks: Tensor) -> int:
 def pamr_weights(image: Tensor, dilations: tuple[int, ...]) -> Tensor:
     """(B, C, H, W) guide → (8·|dilations|, B, 1, H, W) weights that sum to 1 over the first axis."""
     image = image.to(torch.promote_types(image.dtype, torch.float32))
+    return weigh(image, pad(image, dilations), dilations)
+
+
+def weigh(image: Tensor, padded: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    """(B, C, H, W) and the same by max(dilations) wider on each side → weights as those of `pamr_weights`."""
     count = 9 * len(dilations)
-    padded = pad(image, dilations)
     # Two passes: a sum of squares would lose the digits of a nearly flat neighbourhood.
     mean = image * len(dilations)
     for shifted in shifts(padded, image.shape, dilations):
@@ -84,9 +174,17 @@ def shifts(padded: Tensor, shape: torch.Size, dilations: tuple[int, ...]) -> Ite
     """Views of `padded`, one a neighbour, each of the unpadded (…, H, W) `shape`."""
     height, width = shape[-2:]
     margin = max(dilations)
-    for dilation in dilations:
-        for dy in (-dilation, 0, dilation):
-            for dx in (-dilation, 0, dilation):
-                if dy or dx:
-                    top, left = margin + dy, margin + dx
-                    yield padded[..., top : top + height, left : left + width]
+    for dy, dx in offsets(dilations):
+        top, left = margin + dy, margin + dx
+        yield padded[..., top : top + height, left : left + width]
+
+
+def offsets(dilations: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(lines, columns) from a pixel to each of its neighbours, in the order of the weights."""
+    return [
+        (dy, dx)
+        for dilation in dilations
+        for dy in (-dilation, 0, dilation)
+        for dx in (-dilation, 0, dilation)
+        if dy or dx
+    ]

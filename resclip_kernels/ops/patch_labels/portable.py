@@ -22,7 +22,10 @@ def patch_labels(
         guide=image,
         refine_iterations=options.refine_iterations,
         dilations=options.dilations,
+        need_probability=options.threshold > 0,
     )
+    if options.threshold <= 0:
+        return majority(label, options.patch_size)
     return majority(label.where(best >= options.threshold, 0), options.patch_size)
 
 
