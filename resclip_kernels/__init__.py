@@ -4,12 +4,14 @@ Every op is a function with three implementations: `reference` (the plain formul
 `triton` (fused GPU kernels, inference only). It takes one options object, or the object's fields as keyword arguments.
 `ResidualAttention` is the op as a drop-in module; `attention_maps`, `cross_layer_rows`, `feedback_matrix`,
 `feedback_rows` and `proxy_rows` give the maps that the ops never hold, for looking at them. What is left serves code
-around the ops: argument checks, steps whose results do not depend on the number of threads, and `score_operands`.
+around the ops: argument checks, steps whose results do not depend on the number of threads, `fast_linear`, and
+`score_operands`.
 """
 
 from resclip_kernels.checks import check_count, check_float, check_fraction, check_positive
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
 from resclip_kernels.dispatch import Implementation, check_implementation, explain
+from resclip_kernels.fast_linear import fast_linear
 from resclip_kernels.first_use import (
     JUDGE,
     TRIALS,
@@ -76,6 +78,7 @@ __all__ = [
     "cross_layer_rows",
     "deterministic_attention",
     "explain",
+    "fast_linear",
     "feedback_matrix",
     "feedback_rows",
     "pamr",

@@ -23,6 +23,7 @@ from resclip.models import Tower, adapt
 from resclip_kernels import (
     Implementation,
     deterministic_attention,
+    fast_linear,
     residual_attention,
 )
 
@@ -128,12 +129,13 @@ class DenseEncoder(nn.Module):
         """
         self.check(pixels, text)
         check_coarse(coarse, self.overview, len(pixels))
-        inputs = self.run_blocks(pixels)
-        if coarse is not None:
-            inputs = self.final.add_overview(inputs, coarse)
-        final = self.final.run_passes(inputs, pixels, text)
-        labels = None if final.feedback is None else final.feedback.labels
-        return DenseFeatures(*self.final.features(inputs, final.tokens), labels)
+        with fast_linear():
+            inputs = self.run_blocks(pixels)
+            if coarse is not None:
+                inputs = self.final.add_overview(inputs, coarse)
+            final = self.final.run_passes(inputs, pixels, text)
+            labels = None if final.feedback is None else final.feedback.labels
+            return DenseFeatures(*self.final.features(inputs, final.tokens), labels)
 
     @torch.no_grad()
     def coarse(self, pixels: Tensor) -> Coarse:
@@ -150,7 +152,8 @@ class DenseEncoder(nn.Module):
                 "this encoder has no overview to make a coarse pass for: give DenseEncoder an Overview"
             )
         check_pixels(pixels, self.tower)
-        return self.final.make_coarse(self.run_blocks(pixels))
+        with fast_linear():
+            return self.final.make_coarse(self.run_blocks(pixels))
 
     @torch.no_grad()
     def attention(
@@ -179,7 +182,8 @@ class DenseEncoder(nn.Module):
                 "use an encoder with overview=None"
             )
         self.check(pixels, text)
-        inputs = self.run_blocks(pixels)
+        with fast_linear():
+            inputs = self.run_blocks(pixels)
         height, width = inputs.output_grid
         if query is None:
             rows = torch.arange(height * width, device=pixels.device)
@@ -190,7 +194,8 @@ class DenseEncoder(nn.Module):
                     f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
                 )
             rows = torch.tensor([row * width + column], device=pixels.device)
-        feedback = self.final.run_passes(inputs, pixels, text).feedback
+        with fast_linear():
+            feedback = self.final.run_passes(inputs, pixels, text).feedback
         if inputs.features is None:
             return tower_maps(self.final, inputs, rows, feedback)
         return proxy_maps(self.final, inputs, inputs.features, rows, feedback)

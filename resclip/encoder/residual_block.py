@@ -16,7 +16,12 @@ from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Method, ProxyAtt
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt, unwrap
 from resclip.models.tower import true_type
-from resclip_kernels import Implementation, QueryKeyRecorder, deterministic_attention
+from resclip_kernels import (
+    Implementation,
+    QueryKeyRecorder,
+    deterministic_attention,
+    fast_linear,
+)
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -243,9 +248,10 @@ class ResidualBlock(nn.Module):
             tower.check_host(part)
         if self.training:
             check_dropout(tower.attention(self))
-        inputs = self.make_inputs(method, run, tower.block_input(tokens))
         text = None if self._text is None else self._text.to(tokens.device)
-        result = method.run_passes(inputs, pixels, text).tokens
+        with fast_linear():
+            inputs = self.make_inputs(method, run, tower.block_input(tokens))
+            result = method.run_passes(inputs, pixels, text).tokens
         if inputs.features is not None and tower.has_cls:
             result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
         return tower.block_output(self._original[0], result)
