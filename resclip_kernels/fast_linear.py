@@ -35,9 +35,7 @@ def fast_linear() -> AbstractContextManager[Any]:
     oneDNN does not take (another dtype or device, gradients, autocast, a subclass of tensors), and all calls while a
     graph is being made, run as they are.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or obstacle() is not None:
-        return nullcontext()
-    return OneDnnLinear()
+    return OneDnnLinear() if is_on() else nullcontext()
 
 
 class OneDnnLinear(TorchFunctionMode):
@@ -56,14 +54,16 @@ class OneDnnLinear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, by oneDNN where the rule says so and it takes these."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or obstacle() is not None:
-        return F.linear(input, weight, bias)
-    return by_onednn(input, weight, bias)
+def linear(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows · weightᵀ, by oneDNN where the rule says so and it takes these."""
+    return by_onednn(rows, weight) if is_on() else F.linear(rows, weight)
 
 
-def by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def by_onednn(
+    input: Tensor,  # noqa: A002 - callers of F.linear may use its names
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
     """F.linear by oneDNN; by PyTorch where oneDNN does not take these."""
     tensors = [input, weight] if bias is None else [input, weight, bias]
     if takes(tensors):
@@ -81,7 +81,7 @@ def takes(tensors: list[Tensor]) -> bool:
     return (
         not needs_gradient
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and all(
             type(tensor) in (Tensor, nn.Parameter)
             and tensor.dtype is torch.float32
@@ -126,7 +126,10 @@ def self_attention(
         and key_padding_mask is None
         and not need_weights
         and (attn_mask is None or attn_mask.ndim == 2)
+        and (attn_mask is None or attn_mask.dtype is query.dtype)  # Bools are the other way round.
+        and not (attn_mask is None and others.get("is_causal"))
         and not use_separate_proj_weight
+        and query.shape[2] == embed_dim_to_check
     )
     if not is_plain or in_proj_weight is None or not takes([query, in_proj_weight]):
         return None
@@ -137,6 +140,12 @@ def self_attention(
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
     merged = attended.permute(2, 0, 1, 3).reshape(length, batch, width)
     return by_onednn(merged, out_proj_weight, out_proj_bias), None
+
+
+def is_on() -> bool:
+    """Whether layers run by oneDNN here and now: the rule says so, and no graph is being made."""
+    is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return not is_graph and obstacle() is None
 
 
 def obstacle() -> str | None:
@@ -151,7 +160,7 @@ def machine_obstacle() -> str | None:
     """Why this machine and this PyTorch do not multiply by oneDNN; None where they do."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return "the CPU has no AVX-512, where PyTorch's own code is as fast"
-    if not is_amd():
+    if "AuthenticAMD" not in cpu_vendor():
         return "the CPU is not AMD's, and MKL's code for AVX-512 is at its best on Intel's"
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch was built without oneDNN"
@@ -160,15 +169,16 @@ def machine_obstacle() -> str | None:
     return None
 
 
-def is_amd() -> bool:
-    """Whether the CPU is AMD's."""
+def cpu_vendor() -> str:
+    """What the CPU says of its maker; empty where it cannot be asked."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # No Linux.
-        return "AuthenticAMD" in platform.processor()
+        return platform.processor()
+    return next((line for line in lines if line.startswith("vendor_id")), "")
 
 
 @functools.cache
 def operator() -> Any:
-    """oneDNN's linear layer, which torch.compile calls and for which there is no public name; None where it is missing."""
+    """oneDNN's linear layer, which torch.compile calls too; None where it is missing, since its name is not public."""
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)

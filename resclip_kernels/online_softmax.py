@@ -6,7 +6,6 @@ largest logit, its query, and the sum. On a CPU the planes lie side by side, see
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.deterministic import resize_planes
+from resclip_kernels.dispatch import needs_gradient
 from resclip_kernels.fast_linear import linear
 from resclip_kernels.ops.pamr import portable as pamr
 from resclip_kernels.pixel_rows import resized_lines
@@ -84,7 +84,7 @@ def best_query(
     Returns:
         (B, H, W) probabilities, float32 or wider, and (B, H, W) int64 queries.
     """
-    if logits.device.type == "cpu":
+    if logits.device.type == "cpu" and not needs_gradient(logits, guide):
         guides = [None] * len(logits) if guide is None or not refine_iterations else [*guide]
         sizes = [(logits.shape[2], logits.shape[3]), *([through] if through else []), size]
         winners = [
@@ -180,17 +180,13 @@ def best_of_image(
     if basis_pays(len(rows), queries, pixels * rows.element_size()):
         # Resizing and PAMR are linear: those of any plane are sums of those of the planes that are 1 at one patch.
         one_hot = torch.eye(len(rows), dtype=rows.dtype)
-        basis = torch.cat(
-            [
-                refined(one_hot[:, first:last].contiguous(), sizes, bands, iterations)
-                for first, last in pamr.plane_groups(len(rows), pixels)
-            ],
-            dim=1,
-        )
+        basis = rows.new_empty((pixels, len(rows)))
+        for first, last in pamr.plane_groups(len(rows), pixels):
+            planes = one_hot[:, first:last].contiguous()
+            basis[:, first:last] = refined(planes, sizes, bands, iterations)
         values = rows.T.contiguous()
         return joined(
-            fold(linear(part, values), need_total)
-            for part in basis.split(max(1, BLOCK // queries))
+            fold(linear(part, values), need_total) for part in basis.split(max(1, BLOCK // queries))
         )
     result = None
     for first, last in pamr.plane_groups(queries, pixels):
@@ -214,7 +210,7 @@ def basis_pays(patches: int, queries: int, plane_bytes: int) -> bool:
 def refined(
     rows: Tensor, sizes: Sequence[tuple[int, int]], bands: list[pamr.Band], iterations: int
 ) -> Tensor:
-    """(h·w, Q) of a grid → (H·W, Q), resized and refined."""
+    """(h·w, Q) of a grid, which may be overwritten → (H·W, Q), resized and refined."""
     return pamr.refine_rows(resized_lines(rows, sizes, 0, sizes[-1][0]), bands, iterations)
 
 

@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. Errors are one line on stderr, never a traceback (unless --debug).
     """
+    # Before torch starts: threads that spin while they wait for each other take the time of every other process, and on
+    # a machine where another one runs they wait for a whole time slice.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         # A terminal whose encoding lacks a letter of a class name prints it as an escape, not as an error.
         if isinstance(stream, io.TextIOWrapper):

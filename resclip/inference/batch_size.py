@@ -99,7 +99,7 @@ def window_bytes(encoder: DenseEncoder, size: tuple[int, int], queries: int, cou
         stages.append(first + features)
         plane = pixels * FLOAT
         guided = encoder.sfr.refine_iterations > 0
-        stages.append(first + label_bytes(plane, size, queries, guided, kernels))
+        stages.append(first + label_bytes(plane, size, queries, patches, guided, kernels))
         stages.append(first + feedback_bytes(encoder.sfr, patches, count, kernels))
     tensors = kept + max(stages)
     device = tower.device.type
@@ -186,27 +186,28 @@ def map_bytes(encoder: DenseEncoder, patches: int, count: int, kernels: bool) ->
 
 
 def label_bytes(
-    plane: int, size: tuple[int, int], queries: int, guided: bool, kernels: bool
+    plane: int, size: tuple[int, int], queries: int, patches: int, guided: bool, kernels: bool
 ) -> int:
     """Patch labels from logits, where `plane` is one float32 per pixel of the batch.
 
-    Both paths hold PAMR's 16 weights, a running maximum, a sum and a label per pixel, 20 planes with the sorted labels,
-    and then planes of the queries in groups.
+    Both paths hold a running maximum, a sum and a label per pixel, 20 planes with PAMR's 16 weights or with the sorted
+    labels, and then planes of the queries in groups: the kernels of the batch, the portable code of an image.
     """
     if kernels:
         # Groups of 16 planes or 16 MiB, whichever is more: before refinement, after it, and a buffer.
         return 20 * plane + 3 * min(queries * plane, max(16 * plane, 1 << 24))
-    # Groups of 8 planes or 8 MiB, whichever is more: before refinement, refined in pieces, and these joined.
-    streamed = 20 * plane + 3 * min(queries * plane, max(8 * plane, 1 << 23))
+    # Values of a megabyte, their exponentials, and where their neighbours stand.
+    streamed = 20 * plane + (1 << 23)
     if not guided:
         return streamed
-    height, width = size
-    padded = (height + 32) * (width + 32) / (height * width)  # By 16 on each side.
-    # A piece of one plane or 2 MiB, with its border and the sums over its neighbours.
-    piece = min(queries * plane, max(plane, 1 << 21))
-    # While PAMR's weights are made: 16 planes, these stacked, their softmax, and mean, variance and scale of three
-    # channels. Measured: 61 planes at 224.
-    return max(int((58 + 3 * padded) * plane), streamed + int((6 + padded) * piece))
+    image = FLOAT * size[0] * size[1]
+    # Its weights; and twice, before a step and after it, 8 planes, or up to 32 if they take no more than 32 MiB.
+    group = max(8 * image, min(32 * image, 1 << 25))
+    refined = 16 * image + 2 * min(queries * image, group)
+    if patches < queries:
+        # One plane a patch in place of one a query, where these take no more than 64 MiB.
+        refined += min(patches * image, 1 << 26)
+    return streamed + refined
 
 
 def feedback_bytes(sfr: SFR, patches: int, count: int, kernels: bool) -> int:

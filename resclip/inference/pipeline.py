@@ -176,8 +176,8 @@ class ImageTask:
         """Rows of the result that come out together: all of them, or as many as `STRIP_BYTES` hold."""
         (height, width), (rows, columns) = self.size, self.shape
         queries = len(self.pipeline.vocabulary.embeddings)
-        # The op holds its result and, on a CPU, planes of a group of 8 queries: 64 bytes a pixel.
-        result = 64 * width
+        # Bytes a pixel: the op's result; and PAMR's weights and twice the planes of 8 queries.
+        result = (64 + 128 * bool(self.pipeline.refine_iterations)) * width
         stitched = 0 if self.stitcher.is_single else 4 * queries * rows * columns
         limit = STRIP_BYTES.get(self.pipeline.device.type, STRIP_BYTES["cpu"])
         if self.stitcher.is_single or stitched + result * height <= limit:

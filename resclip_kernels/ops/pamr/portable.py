@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.deterministic import softmax_over_first
+from resclip_kernels.dispatch import needs_gradient
 from resclip_kernels.pixel_rows import mix_rows
 
 # Bytes of the planes that are shifted together: their padded copy and result stay in cache through all iterations.
@@ -22,26 +23,27 @@ PLANE_BYTES = 1 << 21
 # On a CPU: most and fewest planes side by side, and the bytes that decide between them.
 PLANES = (8, 32)
 ROW_BYTES = 1 << 25
-# Pixels whose neighbours are listed together. Bands of as many lines share their list, so that for a large image the
-# lists take no more memory than for a small one.
-BAND_PIXELS = 1 << 16
+# Pixels whose sums are made together, which stay in a core's cache. Bands of as many lines share the list of their
+# neighbours' places, so that for a large image the lists take no more memory than for a small one.
+BAND_PIXELS = 1 << 13
 
 
 def pamr(image: Tensor, masks: Tensor, iterations: int, dilations: tuple[int, ...]) -> Tensor:
     """The formula of `resclip_kernels.pamr`; float16 and bfloat16 compute in float32."""
     refined = torch.empty_like(masks, memory_format=torch.contiguous_format)
-    if masks.device.type == "cpu":
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    if masks.device.type == "cpu" and not needs_gradient(image, masks):
         for number, (guide, planes) in enumerate(zip(image, masks.flatten(2), strict=True)):
             bands = pixel_bands(guide, dilations)
             for first, last in plane_groups(*planes.shape):
-                rows = planes[first:last].T.to(bands[0].weights.dtype)
-                rows = refine_rows(rows, bands, iterations)
+                rows = planes.new_empty((planes.shape[1], last - first), dtype=dtype)
+                rows = refine_rows(rows.copy_(planes[first:last].T), bands, iterations)
                 refined[number, first:last] = rows.T.unflatten(1, image.shape[2:])
         return refined
     weights = pamr_weights(image, dilations)
     group = planes_per_group(masks)
     for first in range(0, masks.shape[1], group):
-        planes = masks[:, first : first + group].to(weights.dtype)
+        planes = masks[:, first : first + group].to(dtype)
         refined[:, first : first + group] = refine(planes, weights, iterations, dilations)
     return refined
 
@@ -74,6 +76,7 @@ def pixel_bands(image: Tensor, dilations: tuple[int, ...]) -> list[Band]:
         line, column = torch.arange(first, last), torch.arange(width)
         alike = (first - low, last - first, high - low)
         if alike not in known:
+            # Counted from the first pixel of `low`.
             places = [
                 ((line + dy).clamp(0, height - 1) - low)[:, None] * width
                 + (column + dx).clamp(0, width - 1)
@@ -95,15 +98,14 @@ def pixel_bands(image: Tensor, dilations: tuple[int, ...]) -> list[Band]:
 
 
 def refine_rows(rows: Tensor, bands: list[Band], iterations: int) -> Tensor:
-    """`iterations` steps on (H·W, Q) planes side by side with the weights of `pixel_bands`."""
-    rows = rows.contiguous()
+    """`iterations` steps on dense (H·W, Q) planes side by side, which are overwritten."""
+    mixed = torch.empty_like(rows)
     for _ in range(iterations):
-        parts = []
         for band in bands:
             # Halves first: a running sum of 16 terms loses several roundings an iteration.
             halves = mix_rows(rows[band.reach], band.places, band.weights).unflatten(0, (-1, 2))
-            parts.append(halves[:, 0] + halves[:, 1])
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+            torch.add(halves[:, 0], halves[:, 1], out=mixed[band.pixels])
+        rows, mixed = mixed, rows
     return rows
 
 
