@@ -41,7 +41,7 @@ SAMPLES = (
 )
 """Prompts of different lengths by which cutting is compared with the model's own `encode_text`."""
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Largest norm of the difference, relative to the feature's, by the features' dtype: ten times what was measured."""
+"""Largest norm of a feature's difference, relative to the feature's own, by its dtype: four times what was measured."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def find_cut_tower(clip_model: Any) -> CutTower | None:
 
     if has_own(clip_model, "encode_text", CLIP):
         side = clip_model
-        pool, eos_id = side.text_pool_type, side.text_eos_id
+        pool, eos_id = side.text_pool_type, getattr(side, "text_eos_id", None)
     elif (
         has_own(clip_model, "encode_text", CustomTextCLIP)
         and has_own(clip_model.text, "forward", TextTransformer)
