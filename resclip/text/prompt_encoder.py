@@ -75,7 +75,7 @@ class PromptEncoder:
         self.cut = find_cut_tower(clip_model)
         # Whatever was done to the model that its layers do not show (a method replaced on it or on its class, a hook
         # around several layers) is in what encode_text gives, and only there.
-        if self.cut is not None and not self._cutting_is_exact():
+        if self.cut is not None and not self._is_exact(self.cut):
             self.cut = None
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
@@ -87,12 +87,17 @@ class PromptEncoder:
         """(N, context) ids → (N, E) features."""
         if self.cut is None:
             return self._run(self.clip_model.encode_text, tokens)
-        lengths = (end_positions(tokens, self.cut.end_id) + 1).tolist()
+        return self._encode_cut(
+            self.cut, tokens, CALL_COST.get(self.device.type, CALL_COST_ELSEWHERE)
+        )
+
+    def _encode_cut(self, cut: CutTower, tokens: Tensor, call_cost: int) -> Tensor:
+        """`encode` in the groups that `group_sizes` makes for a call's cost."""
+        lengths = (end_positions(tokens, cut.end_id) + 1).tolist()
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        call_cost = CALL_COST.get(self.device.type, CALL_COST_ELSEWHERE)
         sizes = group_sizes([lengths[row] for row in order], call_cost)
         features = [
-            self._run(self.cut.encode, tokens[rows, : lengths[int(rows[-1])]])
+            self._run(cut.encode, tokens[rows, : lengths[int(rows[-1])]])
             for rows in torch.tensor(order).split(sizes)
         ]
         return torch.cat(features)[torch.tensor(order).argsort().to(self.device)]
@@ -102,15 +107,18 @@ class PromptEncoder:
         calls = tokens.split(PROMPTS_PER_CALL)
         return torch.cat([encode(part.to(self.device)) for part in calls])
 
-    def _cutting_is_exact(self) -> bool:
-        """Whether a few prompts have the features that the model's own `encode_text` gives, up to rounding."""
-        tokens = self.tokenizer(list(SAMPLES))
-        whole = self._run(self.clip_model.encode_text, tokens)
+    def _is_exact(self, cut: CutTower) -> bool:
+        """Whether a few prompts, cut, have the features of the model's own `encode_text`, up to rounding."""
         try:
-            difference = (self.encode(tokens) - whole).double().norm(dim=1)
-        except Exception:  # noqa: BLE001 - a layer that was replaced may refuse fewer tokens in any way
+            tokens = self.tokenizer(list(SAMPLES))
+            if int(end_positions(tokens, cut.end_id).min()) + 1 == tokens.shape[1]:
+                return False  # None would be cut.
+            whole = self._run(self.clip_model.encode_text, tokens)
+            # As calls cost nothing, each sample is cut to its own length.
+            difference = (self._encode_cut(cut, tokens, 0) - whole).double().norm(dim=1)
+            bound = TOLERANCES[whole.dtype] * whole.double().norm(dim=1)
+        except Exception:  # noqa: BLE001 - a layer may refuse fewer tokens, a tokenizer these words, in any way
             return False
-        bound = TOLERANCES[whole.dtype] * whole.double().norm(dim=1)
         return bool((difference <= bound).all())
 
 
