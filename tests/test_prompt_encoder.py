@@ -335,7 +335,7 @@ def test_large_groups_take_several_calls(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_the_check_costs() -> None:
-    """Three prompts, whole and cut, whatever the number of names."""
+    """Two prompts, whole and cut, whatever the number of names."""
     model = plain()
     counts = count_positions(model)
     PromptEncoder(model, Words())

@@ -36,10 +36,9 @@ CALL_COST_ELSEWHERE = 4096
 """`CALL_COST` of other devices, an estimate: a GPU launches some 200 kernels in the time of thousands of tokens."""
 SAMPLES = (
     "cat",
-    "a photo of a cat.",
     "a photo of a small brown cat that sits on a wooden chair by the window of a kitchen and looks at the garden.",
 )
-"""Prompts of different lengths by which cutting is compared with the model's own `encode_text`."""
+"""Prompts by which cutting is compared with `encode_text`: of few tokens, and of more than most names' prompts have."""
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest norm of a feature's difference, relative to the feature's own, by its dtype: four times what was measured."""
 
@@ -63,7 +62,7 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __init__(self, clip_model: Any, tokenizer: Tokenizer) -> None:
-        """Find out whether prompts can be cut, which takes two runs of three prompts.
+        """Find out whether prompts can be cut, which takes two runs of two prompts.
 
         Args:
             clip_model: has `encode_text`; runs on the device of its parameters.
