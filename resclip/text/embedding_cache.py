@@ -130,8 +130,8 @@ def tower_fingerprint(encoder: PromptEncoder) -> str:
     not show: the activation function, the precision, the device and how it multiplies. (open_clip's "ViT-B-16" and
     "ViT-B-16-quickgelu" can have the same weights and differ in the activation alone.)
 
-    For the 124 million float32 weights (500 MB) of ViT-L/14's text side it takes 0.5 s on one CPU core, nearly all of it
-    for hashing, which more cores share.
+    For the 124 million float32 weights (500 MB) of ViT-L/14's text side it takes 0.5 s on one CPU core, nearly all
+    of it for hashing, which more cores share.
 
     Args:
         encoder: its model has `state_dict`; the weights of the image tower are left out.
