@@ -40,7 +40,7 @@ SAMPLES = (
 )
 """Prompts by which cutting is compared with `encode_text`: of few tokens, and of more than most names' prompts have."""
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Largest norm of a feature's difference, relative to the feature's own, by its dtype: four times what was measured."""
+"""Largest norm of a feature's difference, relative to its own, by its dtype: at least four times what was measured."""
 
 
 @dataclass(frozen=True)
