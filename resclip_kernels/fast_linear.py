@@ -150,7 +150,8 @@ def self_attention(
 
 def is_on() -> bool:
     """Whether layers run by oneDNN here and now: the rule says so, and no graph is being made."""
-    is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    is_graph = torch.compiler.is_compiling() or tracing
     return not is_graph and obstacle() is None
 
 
