@@ -24,6 +24,10 @@ class WeightsUnavailable(RuntimeError):
     """A model's weights cannot be fetched or read; the message says why and what to do."""
 
 
+class SlowPrecisionWarning(UserWarning):
+    """The chosen precision is slower than float32 on this machine."""
+
+
 class UnknownWordsWarning(UserWarning):
     """The built-in model was asked for words that it has never read; the message names them."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from resclip.encoder.dense_encoder import DenseEncoder
-from resclip.errors import UnknownWordsWarning, first_sentence
+from resclip.errors import SlowPrecisionWarning, UnknownWordsWarning, first_sentence
 from resclip.inference.memory import cap_memory
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
@@ -22,6 +22,7 @@ from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache
 from resclip.text.vocabulary import Vocabulary
+from resclip_kernels import multiplies_bfloat16
 
 BATCH_SIZE = 8
 """Windows per batch on a CPU, where 16 take a fifth more time: their activations are mapped anew for every layer."""
@@ -78,7 +79,9 @@ def load(
             a method without the module gets it.
         overview: windows also see the whole image at a low resolution; None: they see themselves alone.
         device: None: a GPU if there is one.
-        precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere.
+        precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere. "bf16" is faster on CPUs that
+            multiply it (AVX512-BF16, AMX), and a `SlowPrecisionWarning` on others; it changes a few labels in a
+            thousand, where two classes are about equally probable.
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has its own
             windows), else the preset's, else its defaults; the built-in model's preset overrides the base.
         batch_size: most windows per batch; None: 16 on a GPU, 8 elsewhere.
@@ -259,6 +262,13 @@ def choose_precision(precision: str | None, device: torch.device) -> torch.dtype
         return torch.float16 if device.type == "cuda" else torch.float32
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; use one of: {', '.join(PRECISIONS)}")
+    if precision == "bf16" and device.type == "cpu" and multiplies_bfloat16() is False:
+        warnings.warn(
+            'precision="bf16" is slower than "fp32" here: this CPU has no instructions for bfloat16; leave it out, or '
+            "use a GPU",
+            SlowPrecisionWarning,
+            stacklevel=3,
+        )
     return PRECISIONS[precision]
 
 

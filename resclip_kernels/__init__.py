@@ -9,9 +9,10 @@ around the ops: argument checks, steps whose results do not depend on the number
 """
 
 from resclip_kernels.checks import check_count, check_float, check_fraction, check_positive
+from resclip_kernels.cpu import multiplies_bfloat16
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
 from resclip_kernels.dispatch import Implementation, check_implementation, explain
-from resclip_kernels.fast_linear import fast_linear
+from resclip_kernels.fast_linear import fast_linear, linear_obstacle
 from resclip_kernels.first_use import (
     JUDGE,
     TRIALS,
@@ -81,6 +82,8 @@ __all__ = [
     "fast_linear",
     "feedback_matrix",
     "feedback_rows",
+    "linear_obstacle",
+    "multiplies_bfloat16",
     "pamr",
     "patch_labels",
     "proxy_attention",

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from resclip_kernels.cpu import is_amd
 
 SWITCH = "RESCLIP_LINEAR"
 """Variable of the environment: "torch" for PyTorch's own layers."""
@@ -152,10 +152,10 @@ def is_on() -> bool:
     """Whether layers run by oneDNN here and now: the rule says so, and no graph is being made."""
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     is_graph = torch.compiler.is_compiling() or tracing
-    return not is_graph and obstacle() is None
+    return not is_graph and linear_obstacle() is None
 
 
-def obstacle() -> str | None:
+def linear_obstacle() -> str | None:
     """Why linear layers are PyTorch's own here; None where they run by oneDNN."""
     if os.environ.get(SWITCH, "") == "torch":
         return f"the environment's {SWITCH} is 'torch'"
@@ -167,22 +167,13 @@ def machine_obstacle() -> str | None:
     """Why this machine and this PyTorch do not multiply by oneDNN; None where they do."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return "the CPU has no AVX-512, where PyTorch's own code is as fast"
-    if "AuthenticAMD" not in cpu_vendor():
+    if not is_amd():
         return "the CPU is not AMD's, and MKL's code for AVX-512 is at its best on Intel's"
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch was built without oneDNN"
     if operator() is None:
         return "this PyTorch has no operator for a linear layer by oneDNN"
     return None
-
-
-def cpu_vendor() -> str:
-    """What the CPU says of its maker; empty where it cannot be asked."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # No Linux.
-        return platform.processor()
-    return next((line for line in lines if line.startswith("vendor_id")), "")
 
 
 @functools.cache

@@ -88,8 +88,11 @@ def best_query(
     Returns:
         (B, H, W) probabilities, float32 or wider, and (B, H, W) int64 queries.
     """
-    if logits.device.type == "cpu" and not needs_gradient(logits, guide):
-        guides = [None] * len(logits) if guide is None or not refine_iterations else [*guide]
+    if not refine_iterations:
+        guide = None
+    few = guide is not None and logits.shape[1] < pamr.SIDE_BY_SIDE
+    if logits.is_cpu and not few and not needs_gradient(logits, guide):
+        guides = [None] * len(logits) if guide is None else [*guide]
         sizes = [(logits.shape[2], logits.shape[3]), *([through] if through else []), size]
         winners = [
             best_of_image(
@@ -111,7 +114,7 @@ def best_query(
     batch, queries = logits.shape[:2]
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weights = None
-    if guide is not None and refine_iterations:
+    if guide is not None:
         weights = pamr.pamr_weights(guide.to(dtype), dilations)
     chunk_bytes = 4 * CHUNK * max(1, batch) * size[0] * size[1]
     group = CHUNK * max(1, GROUP_BYTES // chunk_bytes)

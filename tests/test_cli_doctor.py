@@ -8,7 +8,9 @@ from cli_support import run
 
 import resclip
 from resclip.cli import doctor
-from resclip_kernels import TRIALS, dispatch
+from resclip.errors import SlowPrecisionWarning
+from resclip.loading import choose_precision
+from resclip_kernels import TRIALS, dispatch, multiplies_bfloat16
 
 
 def test_it_shows_versions_and_what_every_op_uses(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +37,31 @@ def test_a_gpu_has_a_row_for_each_dtype_with_the_verdict(
     assert "compute capability 9.0" in printed
     assert "the tensors are on a GPU" in printed
     assert "kernels.json; remove it" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer", "said"),
+    [
+        ({"flags": "sse avx512_bf16"}, True, "faster than float32"),
+        ({"flags": "sse avx2"}, False, "slower than float32"),
+        ({"Features": "asimd bf16"}, True, "faster than float32"),
+        ({}, None, "does not say"),
+    ],
+)
+def test_it_says_how_the_cpu_multiplies(
+    flags: dict[str, str], answer: bool | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resclip_kernels.cpu.cpu_info", lambda: flags)
+    assert multiplies_bfloat16() is answer
+    assert said in doctor.describe_cpu()
+
+
+def test_a_slow_precision_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resclip.loading.multiplies_bfloat16", lambda: False)
+    with pytest.warns(SlowPrecisionWarning, match="no instructions for bfloat16"):
+        choose_precision("bf16", torch.device("cpu"))
+    for answer in (True, None):
+        monkeypatch.setattr("resclip.loading.multiplies_bfloat16", lambda answer=answer: answer)
+        assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16

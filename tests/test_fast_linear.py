@@ -190,25 +190,25 @@ def test_other_threads_see_nothing_of_it(onednn: Counted) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "vendor", "operator", "told"),
+    ("capability", "amd", "operator", "told"),
     [
-        ("AVX512", "AuthenticAMD", object(), None),
-        ("AVX512", "GenuineIntel", object(), "not AMD's"),
-        ("AVX2", "AuthenticAMD", object(), "no AVX-512"),
-        ("AVX512", "AuthenticAMD", None, "no operator"),
+        ("AVX512", True, object(), None),
+        ("AVX512", False, object(), "not AMD's"),
+        ("AVX2", True, object(), "no AVX-512"),
+        ("AVX512", True, None, "no operator"),
     ],
 )
-def test_the_rule(monkeypatch: pytest.MonkeyPatch, capability, vendor, operator, told) -> None:
+def test_the_rule(monkeypatch: pytest.MonkeyPatch, capability, amd, operator, told) -> None:
     monkeypatch.delenv(rule.SWITCH, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(rule, "cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(rule, "is_amd", lambda: amd)
     monkeypatch.setattr(rule, "operator", lambda: operator)
     rule.machine_obstacle.cache_clear()
     try:
-        obstacle = rule.obstacle()
+        obstacle = rule.linear_obstacle()
         assert obstacle is None if told is None else told in obstacle
         monkeypatch.setenv(rule.SWITCH, "torch")
-        assert rule.SWITCH in rule.obstacle()
+        assert rule.SWITCH in rule.linear_obstacle()
     finally:
         rule.machine_obstacle.cache_clear()

@@ -90,7 +90,10 @@ def test_other_programs_run_the_tower_where_they_are_installed(
     monkeypatch.setattr(
         speed,
         "OTHERS",
-        {"onnxruntime": lambda file, array, dtype: lambda: runs.append(array.shape), "other": fails},
+        {
+            "onnxruntime": lambda file, array, dtype: lambda: runs.append(array.shape),
+            "other": fails,
+        },
     )
     monkeypatch.setattr(speed, "gem_rival", lambda *arguments: None)
     rows = {row.rival: row for row in measure(**SMALL).rows}

@@ -25,7 +25,6 @@ from resclip.cli.options import (
     explain,
     whole_number,
 )
-from resclip.errors import UnknownWordsWarning
 from resclip.version import __version__
 
 
@@ -229,21 +228,21 @@ def _quiet_dependencies() -> Iterator[None]:
     """Without the warnings and log lines of other libraries, unless Python's -W asks for them.
 
     Log lines of level ERROR are left out too: what went wrong comes as an exception, and that is our one line. The
-    library's own warning becomes one line on stderr.
+    library's own warnings become one line each on stderr.
     """
     if sys.warnoptions:
         yield
         return
 
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"resclip: note: {explain(str(message))}", file=sys.stderr)
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if category.__module__.startswith("resclip"):
+            print(f"resclip: note: {explain(str(message))}", file=sys.stderr)
 
     former = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", UnknownWordsWarning)
+            warnings.simplefilter("always")
             warnings.showwarning = show
             yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import platform
 
 import torch
@@ -11,7 +12,7 @@ from tabulate import tabulate
 
 from resclip.evaluation.distributed import machine_name
 from resclip.version import __version__
-from resclip_kernels import JUDGE, TRIALS, explain
+from resclip_kernels import JUDGE, TRIALS, explain, linear_obstacle, multiplies_bfloat16
 
 PACKAGES = ("triton", "open_clip_torch", "timm", "transformers", "numpy")
 DTYPES = {"cuda": (torch.float16, torch.bfloat16, torch.float32)}
@@ -24,6 +25,7 @@ def show_doctor(_: argparse.Namespace) -> int:
     versions = [f"torch {torch.__version__}", *(f"{name} {version_of(name)}" for name in PACKAGES)]
     print(", ".join(versions))
     print(f"cpu: {machine_name(torch.device('cpu'))}, {torch.get_num_threads()} threads")
+    print(describe_cpu())
     for device in gpus():
         print(f"{device}: {describe(device)}")
     if not gpus():
@@ -55,6 +57,19 @@ def row(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
 def gpus() -> list[torch.device]:
     """The CUDA or HIP devices that torch finds."""
     return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
+def describe_cpu() -> str:
+    """How a CPU multiplies, and how its threads wait, a line each."""
+    why_not = linear_obstacle()
+    layers = "oneDNN" if why_not is None else f"PyTorch's own, since {why_not}"
+    bfloat16 = {
+        True: "multiplied by the CPU's own instructions: faster than float32",
+        False: "the CPU has no instructions for it: slower than float32",
+        None: "this system does not say whether the CPU multiplies it",
+    }[multiplies_bfloat16()]
+    waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
+    return f"linear layers in float32: {layers}\nbfloat16: {bfloat16}\nthreads wait: OMP_WAIT_POLICY is {waiting}"
 
 
 def describe(device: torch.device) -> str:
