@@ -156,7 +156,14 @@ def run(arguments: argparse.Namespace) -> int:
             from resclip.batch import steps
 
             workers = arguments.workers or min(available_cores(), MAX_WORKERS)
-            rows = steps.run(job, segmenter, missing, store, workers=workers)
+            rows = steps.run(
+                job,
+                segmenter,
+                missing,
+                store,
+                workers=workers,
+                segmenting=steps.segmenting_threads(segmenter, len(missing)),
+            )
         tally = follow(rows, manifest, len(missing))
     return report(tally, len(source.items), arguments.out)
 
