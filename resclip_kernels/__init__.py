@@ -8,7 +8,19 @@ around the ops: argument checks, steps whose results do not depend on the number
 `score_operands`.
 """
 
-from resclip_kernels.checks import check_count, check_float, check_fraction, check_positive
+from resclip_kernels.checks import (
+    came,
+    check_choice,
+    check_count,
+    check_finite,
+    check_flag,
+    check_float,
+    check_fraction,
+    check_not_negative,
+    check_pair,
+    check_positive,
+    check_type,
+)
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
 from resclip_kernels.dispatch import Implementation, check_implementation, explain
 from resclip_kernels.fast_linear import fast_linear
@@ -69,12 +81,19 @@ __all__ = [
     "UpsampleOptions",
     "Verdict",
     "attention_maps",
+    "came",
+    "check_choice",
     "check_count",
+    "check_finite",
+    "check_flag",
     "check_float",
     "check_fraction",
     "check_implementation",
     "check_kernels_at_first_use",
+    "check_not_negative",
+    "check_pair",
     "check_positive",
+    "check_type",
     "cross_layer_rows",
     "deterministic_attention",
     "explain",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.checks import (
+    check_choice,
     check_count,
     check_float,
     check_fraction,
@@ -77,9 +78,7 @@ class AttentionOptions(FeedbackMixing):
         super().__post_init__()
         # A list or a torch.Size does as well.
         object.__setattr__(self, "grid", check_grid(self.grid))
-        if self.correlation not in CORRELATIONS:
-            valid = ", ".join(repr(name) for name in CORRELATIONS)
-            raise ValueError(f"correlation must be one of {valid}; got {self.correlation!r}")
+        check_choice("correlation", self.correlation, CORRELATIONS)
         check_positive("score_temperature", self.score_temperature)
         if self.window is not None:
             check_count("window", self.window, 1)
