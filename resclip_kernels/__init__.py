@@ -10,6 +10,7 @@ around the ops: argument checks, steps whose results do not depend on the number
 
 from resclip_kernels.checks import (
     came,
+    check_callable,
     check_choice,
     check_count,
     check_finite,
@@ -82,6 +83,7 @@ __all__ = [
     "Verdict",
     "attention_maps",
     "came",
+    "check_callable",
     "check_choice",
     "check_count",
     "check_finite",

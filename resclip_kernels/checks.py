@@ -32,6 +32,12 @@ def check_type(
         raise TypeError(f"{name} must be {expected}; got {came(value)}")
 
 
+def check_callable(name: str, value: Any, expected: str) -> None:
+    """`value` must be callable; `expected` says what it takes."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {expected}; got {came(value)}")
+
+
 def check_flag(name: str, value: bool) -> None:
     """`value` must be True or False."""
     check_type(name, value, bool, "True or False")

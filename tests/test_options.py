@@ -134,6 +134,29 @@ def test_a_grid_is_two_integers(grid: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (FeedbackOptions, {"connectivity": torch.zeros(2)}, "connectivity must be one of 'prefix'"),
+        (FeedbackOptions, {"smoothing_std": None}, "smoothing_std must be a number; got None"),
+        (FeedbackOptions, {"normalise": 1}, "normalise must be True or False; got 1"),
+        (PamrOptions, {"dilations": 8}, "dilations must be a tuple of distances.*; got 8"),
+        (PatchLabelsOptions, {"patch_size": 16}, r"patch_size must be \(height, width\).*; got 16"),
+        (PatchLabelsOptions, {"patch_size": (16, 0)}, r"at least 1 each; got \(16, 0\)"),
+        (UpsampleOptions, {"through": (True, 8)}, "through must be .* two integers; got .True"),
+        (
+            UpsampleOptions,
+            {"dilations": "88"},
+            "dilations must be a tuple of distances.*; got '88'",
+        ),
+        (ProxyAttentionOptions, {"beta": "1"}, "beta must be a number; got '1'"),
+    ],
+)
+def test_options_of_another_type(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
     ("options", "keywords", "message"),
     [
         (FeedbackOptions(), {}, "options must be AttentionOptions; got FeedbackOptions"),

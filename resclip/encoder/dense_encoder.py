@@ -22,6 +22,8 @@ from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt
 from resclip_kernels import (
     Implementation,
+    check_pair,
+    check_type,
     deterministic_attention,
     fast_linear,
     residual_attention,
@@ -188,7 +190,7 @@ class DenseEncoder(nn.Module):
         if query is None:
             rows = torch.arange(height * width, device=pixels.device)
         else:
-            row, column = query
+            row, column = check_pair("query", query, "(row, column) of a patch", 0)
             if not (0 <= row < height and 0 <= column < width):
                 raise ValueError(
                     f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
@@ -288,6 +290,7 @@ def check_coarse(coarse: Coarse | None, overview: Overview | None, windows: int)
             "an encoder with an overview needs the coarse pass of each window's image: "
             "pass coarse=encoder.coarse(images)"
         )
+    check_type("coarse", coarse, Coarse, "a Coarse, which encoder.coarse(images) makes")
     if len(coarse) != windows:
         raise ValueError(
             f"expected one coarse pass for each of {windows} windows; got {len(coarse)}: pick each window's "

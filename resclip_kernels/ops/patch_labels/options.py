@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from resclip_kernels.checks import check_count, check_fraction, check_pair, check_positive, set_floats
+from resclip_kernels.checks import (
+    check_count,
+    check_fraction,
+    check_pair,
+    check_positive,
+    set_floats,
+)
 from resclip_kernels.ops.pamr.options import checked_dilations
 
 

@@ -44,7 +44,9 @@ class FeedbackOptions:
 
     def __post_init__(self) -> None:
         if self.connectivity is not None:
-            check_choice("connectivity", self.connectivity, CONNECTIVITIES, ", or None for no decay")
+            check_choice(
+                "connectivity", self.connectivity, CONNECTIVITIES, ", or None for no decay"
+            )
         check_not_negative("smoothing_std", self.smoothing_std)
         check_flag("normalise", self.normalise)
         set_floats(self, "smoothing_std")
