@@ -259,7 +259,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # "meta" has no values.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or "

@@ -32,7 +32,7 @@ from resclip.methods.catalogue import find_method
 from resclip.models import BUILTIN, adapt
 from resclip.models.loading import find_name
 from resclip.version import __version__
-from resclip_kernels import check_implementation
+from resclip_kernels import check_count, check_implementation, check_positive, check_type
 
 VERSION = 1
 """Of the JSON that is written."""
@@ -112,6 +112,7 @@ class Speed:
                 Row(**{**row, "setting": Setting(**row["setting"])}) for row in document.pop("rows")
             ]
             speed = cls(**document, rows=rows)
+            check_rows(rows)
             speed.table()
             speed.conditions()
             return speed
@@ -374,13 +375,28 @@ def gem_rival(
     return partial(model, pixels, words)
 
 
+def check_rows(rows: Sequence[Row]) -> None:
+    """TypeError or ValueError unless these are rows of a file: at least one, each with a time, or why there is none."""
+    if not rows:
+        raise ValueError("no rows")
+    check_settings([row.setting for row in rows])
+    for row in rows:
+        check_type("rival", row.rival, str, "a text")
+        check_type("note", row.note, str, "a text")
+        check_count("rounds", row.rounds, 0)
+        if row.peak_memory is not None:
+            check_count("peak_memory", row.peak_memory, 0)
+        if row.seconds is not None:
+            check_positive("seconds", row.seconds)
+        elif not row.note:
+            raise ValueError("neither seconds nor a note")
+
+
 def check_settings(settings: Sequence[Setting]) -> None:
     """ValueError for a value that cannot be run."""
     for setting in settings:
         for what in ("size", "names", "batch"):
-            value = getattr(setting, what)
-            if value < 1:
-                raise ValueError(f"{what} must be at least 1; got {value}")
+            check_count(what, getattr(setting, what), 1)
         if setting.precision not in PRECISIONS:
             raise ValueError(
                 f"unknown precision {setting.precision!r}; use one of: {', '.join(PRECISIONS)}"
