@@ -22,7 +22,7 @@ from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache
 from resclip.text.vocabulary import Vocabulary
-from resclip_kernels import came, check_count
+from resclip_kernels import came, check_count, check_type
 
 BATCH_SIZE = 8
 """Windows per batch on a CPU, where 16 take a fifth more time: their activations are mapped anew for every layer."""
@@ -257,10 +257,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """The requested device, or the best one of this machine; ValueError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_type("device", device, (str, int, torch.device), "a name such as 'cpu', or None")
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()  # "meta" has no values.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, OverflowError) as error:
         raise ValueError(
             f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or "
             "'cuda' if torch finds a GPU"

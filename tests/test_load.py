@@ -28,6 +28,8 @@ from resclip.loading import choose_device, choose_precision
         ({"method": "magic"}, "unknown method 'magic'; use one of: clip"),
         ({"preset": "best"}, "unknown preset 'best'; use one of: released"),
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
+        ({"device": "meta"}, "device 'meta' cannot be used"),
+        ({"device": ["cpu"]}, r"device must be a name such as 'cpu', or None; got \['cpu'\]"),
         ({"precision": "fp4"}, "unknown precision 'fp4'; use one of: fp32, fp16, bf16"),
         ({"method": 5}, "method must be a name such as 'resclip', or a Method; got 5"),
         ({"rcs": {"foo": 1}}, "rcs must name options of layers, weight, temp.*; got 'foo'"),

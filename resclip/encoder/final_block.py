@@ -21,6 +21,7 @@ from resclip.methods.catalogue import (
     FinalBlockKind,
     Overview,
     ProxyAttention,
+    check_modules,
     find_base,
 )
 from resclip.methods.correlation import Correlation
@@ -31,7 +32,6 @@ from resclip_kernels import (
     Implementation,
     ProxyAttentionOptions,
     SemanticFeedback,
-    came,
     check_callable,
     check_choice,
     check_implementation,
@@ -208,12 +208,7 @@ class FinalBlock:
         ):
             if value is not None:
                 check_type(name, value, kinds, words)
-        for name, module, expected in (("rcs", rcs, RCS), ("sfr", sfr, SFR)):
-            if module is not None and not isinstance(module, expected):
-                raise TypeError(
-                    f"{name} must be an {expected.__name__} or None; got {came(module)}. To leave it out, choose a "
-                    "method without it"
-                )
+        check_modules(rcs, sfr)
         if tuple(tower.patch_embedding.stride) != tower.patch_size:
             raise TypeError(
                 f"the tower's patches of {tower.patch_size} pixels overlap, its stride is "

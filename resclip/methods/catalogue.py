@@ -350,6 +350,21 @@ class Method:
 
     def __post_init__(self) -> None:
         find_base(self.base)
+        check_modules(self.rcs, self.sfr)
+        if self.correlation is not None:
+            check_type("correlation", self.correlation, Correlation, "a Correlation or None")
+        if self.proxy is not None:
+            check_type("proxy", self.proxy, ProxyAttention, "a ProxyAttention or None")
+
+
+def check_modules(rcs: RCS | None, sfr: SFR | None) -> None:
+    """TypeError unless these are ResCLIP's two modules, or None."""
+    for name, module, expected in (("rcs", rcs, RCS), ("sfr", sfr, SFR)):
+        if module is not None and not isinstance(module, expected):
+            raise TypeError(
+                f"{name} must be an {expected.__name__} or None; got {came(module)}. To leave it out, choose a method "
+                "without it"
+            )
 
 
 def combinations(base: Base) -> list[Method]:

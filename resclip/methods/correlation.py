@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from resclip.methods.options_text import parse_options
-from resclip_kernels import check_choice, check_count, check_positive
+from resclip_kernels import check_choice, check_count, check_positive, check_type
 
 Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
 SCORES: tuple[str, ...] = get_args(Scores)
@@ -90,6 +90,7 @@ class Correlation:
         Raises:
             ValueError, TypeError: an unknown name, an option that does not exist, or a value that does not fit.
         """
+        check_type("correlation", text, str, "text such as 'kk' or 'qk,layer=4'")
         scores, comma, rest = (part.strip() for part in text.partition(","))
         # Made first without the rest, so that the error for an unknown name is about the name.
         chosen = cls(scores)  # type: ignore[arg-type]
