@@ -50,7 +50,7 @@ class DenseEncoder(nn.Module):
         base: a name of `resclip.methods.catalogue.BASES`.
         rcs: residual cross-correlation self-attention, or None.
         sfr: semantic feedback refinement, or None.
-        neighbourhood_std: σ of NACLIP's prior, in patches (only the bases that have one).
+        neighbourhood_std: σ of NACLIP's prior, in patches (only the bases that have one); None for no prior.
         final_block: "attention_only" or "full_residual"; None for the base's own.
         implementation: of the ops; "auto", "triton", "torch" or "reference".
         correlation: what is compared, as a `Correlation` or its text; None for the base's own.
@@ -72,7 +72,7 @@ class DenseEncoder(nn.Module):
         base: str = "naclip",
         rcs: RCS | None = None,
         sfr: SFR | None = None,
-        neighbourhood_std: float = 5.0,
+        neighbourhood_std: float | None = 5.0,
         final_block: FinalBlockKind | None = None,
         implementation: Implementation | str = Implementation.AUTO,
         *,

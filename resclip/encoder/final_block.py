@@ -179,7 +179,7 @@ class FinalBlock:
         base: str = "naclip",
         rcs: RCS | None = None,
         sfr: SFR | None = None,
-        neighbourhood_std: float = 5.0,
+        neighbourhood_std: float | None = 5.0,
         kind: FinalBlockKind | None = None,
         implementation: Implementation | str = Implementation.AUTO,
         *,
