@@ -49,6 +49,11 @@ setup(
         "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8", "scipy>=1.11"],
         "geo": ["rasterio>=1.3.9"],
         "hf": ["transformers>=4.49"],
+        "limits": [
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
+            "openvino>=2025.0",
+        ],  # Rivals of `resclip bench`.
         "scale": ["filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0", "ray[data]>=2.40"],
         "dev": [
             "aiohttp>=3.9",

@@ -6,23 +6,27 @@ are random: time does not depend on their values, save for the few rounds of pat
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.encoder.final_block import similarity
 from resclip.errors import is_out_of_memory
 from resclip.evaluation.distributed import machine_name
 from resclip.inference.memory import release
@@ -30,17 +34,38 @@ from resclip.io.files import write_atomically
 from resclip.loading import PRECISIONS, choose_device
 from resclip.methods.catalogue import find_method
 from resclip.models import BUILTIN, adapt
-from resclip.models.loading import find_name
+from resclip.models.loading import clip_tokenizer, find_name
+from resclip.text.templates import find_templates
+from resclip.text.vocabulary import encode_names
 from resclip.version import __version__
-from resclip_kernels import check_count, check_implementation, check_positive, check_type
+from resclip_kernels import (
+    check_count,
+    check_implementation,
+    check_positive,
+    check_type,
+    fast_linear,
+    semantic_feedback,
+    upsample_argmax,
+)
 
-VERSION = 1
+VERSION = 2
 """Of the JSON that is written."""
 PLAIN = "plain tower"
 GEM = "gem_torch"
 IMPLEMENTATIONS = ("torch", "triton", "reference")
 ROUNDS = (3, 50)
 """Fewest and most rounds in which each rival runs once."""
+STAGES = {
+    "embed": "pixels to tokens",
+    "blocks": "all but the final one",
+    "final block": "a pass of it, with the tower's head",
+    "labels": "of the patches, without refinement",
+    "refinement": "PAMR of the first pass's logits",
+    "feedback": "the second pass",
+    "stitch": "labels at the image's size",
+    "text": "a name in 80 templates",
+}
+"""Parts of a method's time, and what they are."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +88,7 @@ class Row:
 
     setting: Setting
     rival: str
-    """An implementation, "plain tower" or "gem_torch"."""
+    """An implementation, "plain tower", "gem_torch", a package of `OTHERS` or, among the stages, one of `STAGES`."""
     seconds: float | None
     """Median time of an image; None where it could not run."""
     best: float | None
@@ -86,6 +111,8 @@ class Speed:
     threads: int
     versions: Mapping[str, str]
     rows: list[Row] = field(default_factory=list)
+    stages: list[Row] = field(default_factory=list)
+    """Where the time of implementation "torch" goes, or of the only one."""
 
     def record(self) -> dict[str, Any]:
         """As values that JSON can hold."""
@@ -108,12 +135,15 @@ class Speed:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document.pop("version") != VERSION:
                 raise ValueError("another version")
-            rows = [
-                Row(**{**row, "setting": Setting(**row["setting"])}) for row in document.pop("rows")
-            ]
-            speed = cls(**document, rows=rows)
+            rows, stages = (
+                [Row(**{**row, "setting": Setting(**row["setting"])}) for row in document.pop(key)]
+                for key in ("rows", "stages")
+            )
+            speed = cls(**document, rows=rows, stages=stages)
             check_rows(rows)
+            check_rows(stages, at_least=0)
             speed.table()
+            speed.stage_table()
             speed.conditions()
             return speed
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
@@ -176,6 +206,23 @@ class Speed:
                 line.append("-" if earlier is None else f"{1e3 * earlier:.1f}")
                 line.append("-" if earlier is None else f"{row.seconds / earlier - 1:+.0%}")
             lines.append(line)
+        text: str = tabulate(lines, headers=heads, disable_numparse=True, stralign="right")
+        return text
+
+    def stage_table(self) -> str:
+        """Milliseconds of each stage as text, a line for each setting; for text those of one name."""
+        from tabulate import tabulate  # Only where a table is shown.
+
+        shown = [stage for stage in STAGES if any(row.rival == stage for row in self.stages)]
+        lines = []
+        for setting in dict.fromkeys(row.setting for row in self.stages):
+            seconds = {row.rival: row.seconds for row in self.stages if row.setting == setting}
+            times = [seconds.get(stage) for stage in shown]
+            lines.append(
+                [setting.size, setting.names, setting.batch, setting.precision]
+                + ["-" if time is None else f"{1e3 * time:.1f}" for time in times]
+            )
+        heads = ["size", "names", "batch", "precision", *shown]
         text: str = tabulate(lines, headers=heads, disable_numparse=True, stralign="right")
         return text
 
@@ -292,16 +339,166 @@ def measure(
             words = text if chosen.sfr is not None else None
             rivals[implementation] = partial(encoder, pixels, words)
         notes = {}
-        gem = gem_rival(name, setting, where, pixels)
-        if isinstance(gem, str):
-            notes[GEM] = gem
-        elif gem is not None:
-            rivals[GEM] = gem
+        others: dict[str, Callable[[], Any] | str | None] = {
+            GEM: gem_rival(name, setting, where, pixels)
+        }
+        if where.type == "cpu" and setting.precision != "fp16":
+            others |= limits(clip.visual, pixels)
+        for rival, other in others.items():
+            if isinstance(other, str):
+                notes[rival] = other
+            elif other is not None:
+                rivals[rival] = other
         speed.rows.extend(take_turns(setting, rivals, where, seconds))
         speed.rows.extend(
             Row(setting, rival, None, None, 0, None, note) for rival, note in notes.items()
         )
+        staged = "torch" if "torch" in implementations else implementations[0]
+        encoder = rivals[staged].func  # type: ignore[attr-defined]
+        calls, before = stages(clip, encoder, pixels, text)
+        speed.stages.extend(without(take_turns(setting, calls, where, seconds / 2), before))
     return speed
+
+
+def stages(
+    clip: Any, encoder: DenseEncoder, pixels: Tensor, text: Tensor
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """A call for each stage, and for those that cannot run alone the stage whose time is part of theirs."""
+    final, tower = encoder.final, encoder.tower
+    with torch.no_grad(), fast_linear():
+        inputs = encoder.run_blocks(pixels)
+        first = final.run(inputs, None, None)
+        patches, _ = final.features(inputs, first.tokens)
+        logits = similarity(patches, text)
+
+    def quick(function: Callable[[], Any]) -> Callable[[], Any]:
+        def call() -> None:
+            with fast_linear():
+                function()
+
+        return call
+
+    def one_pass() -> None:
+        final.features(inputs, final.run(inputs, None, None).tokens)
+
+    calls = {
+        "embed": quick(lambda: tower.embed(pixels)),
+        "blocks": quick(lambda: encoder.run_blocks(pixels)),
+        "final block": quick(one_pass),
+    }
+    before = {"blocks": "embed"}
+    if final.sfr is not None:
+        coarse = replace(final.sfr, refine_iterations=0)
+        sfr = final.sfr
+        feedback = semantic_feedback(
+            final.segment_patches(sfr, patches, pixels, text),
+            sfr.feedback_options(),
+            implementation=encoder.implementation,
+        )
+
+        def second_pass() -> None:
+            state = semantic_feedback(
+                feedback.labels, sfr.feedback_options(), implementation=encoder.implementation
+            )
+            final.features(inputs, final.run(inputs, state, first.cross_layer).tokens)
+
+        calls |= {
+            "labels": lambda: final.segment_patches(coarse, patches, pixels, text),
+            "refinement": lambda: final.segment_patches(sfr, patches, pixels, text),
+            "feedback": quick(second_pass),
+        }
+        before["refinement"] = "labels"
+    size = (pixels.shape[2], pixels.shape[3])
+    calls["stitch"] = lambda: upsample_argmax(
+        logits, size, logit_scale=40.0, implementation=encoder.implementation
+    )
+    try:
+        tokenizer = clip_tokenizer(clip)
+    except (ValueError, AttributeError):
+        return calls, before  # Another tokenizer, which may have to be downloaded.
+    # As often as there are images in a call, by which times are divided.
+    words = ["a thing"] * len(pixels)
+    calls["text"] = lambda: [
+        encode_names([word], clip, tokenizer, find_templates(None)) for word in words
+    ]
+    return calls, before
+
+
+def without(rows: Iterable[Row], before: Mapping[str, str]) -> Iterator[Row]:
+    """The rows, each without the time of the stage that is part of it."""
+    seconds: dict[str, float] = {}
+    for row in rows:
+        taken = row.seconds
+        if taken is not None:
+            seconds[row.rival] = taken
+            taken = max(0.0, taken - seconds.get(before.get(row.rival, ""), 0.0))
+        yield replace(row, seconds=taken)
+
+
+def limits(visual: nn.Module, pixels: Tensor) -> dict[str, Callable[[], Any] | str | None]:
+    """The plain tower by other programs, as far as they are installed; a sentence for one that fails."""
+    installed = [package for package in OTHERS if importlib.util.find_spec(package) is not None]
+    if not installed or importlib.util.find_spec("onnx") is None:
+        return {}
+    array = pixels.float().numpy()
+    found: dict[str, Callable[[], Any] | str | None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "tower.onnx")
+        for package in installed:
+            try:
+                if not Path(file).exists():
+                    export(visual, pixels, file)
+                found[package] = OTHERS[package](file, array, pixels.dtype)
+            # Another program's errors are of any kind, and the others' times are wanted all the same.
+            except Exception as error:  # noqa: BLE001
+                found[package] = failed(error)
+    return found
+
+
+def export(visual: nn.Module, pixels: Tensor, file: str) -> None:
+    """Write a tower as float32 ONNX."""
+    plain = copy.deepcopy(visual).float()
+    # With gradients, torch's attention takes no fused path, which ONNX has no word for.
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            plain, (pixels.float(),), file, dynamo=False, opset_version=17, input_names=["pixels"]
+        )
+
+
+def by_onnxruntime(file: str, array: Any, dtype: torch.dtype) -> Callable[[], Any] | None:
+    """The tower in ONNX Runtime, in float32; None for another dtype."""
+    import onnxruntime
+
+    if dtype != torch.float32:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return partial(session.run, None, {"pixels": array})
+
+
+def by_openvino(file: str, array: Any, dtype: torch.dtype) -> Callable[[], Any]:
+    """The tower in OpenVINO."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+    }
+    return partial(openvino.Core().compile_model(file, "CPU", settings), array)
+
+
+OTHERS: dict[str, Callable[[str, Any, torch.dtype], Callable[[], Any] | None]] = {
+    "onnxruntime": by_onnxruntime,
+    "openvino": by_openvino,
+}
+"""Of the packages of `OTHERS`: from a file, pixels and a dtype to a call."""
+
+
+def failed(error: Exception) -> str:
+    """One sentence on another program's error."""
+    return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
 
 
 def take_turns(
@@ -371,14 +568,13 @@ def gem_rival(
             model(pixels, words)
     # Another program's errors are of any kind, and the others' times are wanted all the same.
     except Exception as error:  # noqa: BLE001
-        return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+        return failed(error)
     return partial(model, pixels, words)
 
 
-def check_rows(rows: Sequence[Row]) -> None:
-    """TypeError or ValueError unless these are rows of a file: at least one, each with a time, or why there is none."""
-    if not rows:
-        raise ValueError("no rows")
+def check_rows(rows: Sequence[Row], at_least: int = 1) -> None:
+    """TypeError or ValueError unless these are rows of a file: so many, each with a time, or why there is none."""
+    check_count("the number of rows", len(rows), at_least)
     check_settings([row.setting for row in rows])
     for row in rows:
         check_type("rival", row.rival, str, "a text")
@@ -410,7 +606,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    for package in ("triton", GEM):
+    for package in ("triton", GEM, *OTHERS):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -64,14 +64,20 @@ def by_onednn(
     weight: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """F.linear by oneDNN; by PyTorch where oneDNN does not take these."""
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    if takes(tensors):
+    """F.linear by oneDNN; by PyTorch where oneDNN does not take these, or they do not fit."""
+    # oneDNN reads memory by these shapes and, of the bias, by no strides, whatever it is given.
+    fits = (
+        weight.ndim == 2
+        and input.ndim > 0
+        and input.shape[-1] == weight.shape[1]
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+    )
+    if fits and takes([input, weight] if bias is None else [input, weight, bias]):
         try:
             result: Tensor = operator()(input, weight, bias, "none", [], "")
             return result
         except RuntimeError:
-            pass  # Shapes that do not fit, or a limit of oneDNN: PyTorch computes it, or says what is wrong.
+            pass  # A limit of oneDNN.
     return F.linear(input, weight, bias)
 
 
@@ -144,7 +150,8 @@ def self_attention(
 
 def is_on() -> bool:
     """Whether layers run by oneDNN here and now: the rule says so, and no graph is being made."""
-    is_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    is_graph = torch.compiler.is_compiling() or tracing
     return not is_graph and obstacle() is None
 
 

@@ -40,6 +40,14 @@ def test_segment_writes_three_files_and_says_what_it_saw(
     assert json.loads((out / "cat.json").read_text())["names"] == ["sky", "tree"]
 
 
+def test_a_terminal_is_shown_how_far_the_names_are(
+    stand_in: StandIn, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("segment", image, "--classes", "a", "--out", tmp_path) == 0
+    assert stand_in.asked["progress"] is True
+
+
 def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: Path) -> None:
     options = "--model ViT-B-16 --pretrained openai --method naclip --preset paper --device cpu"
     options += " --precision bf16 --window 336 --stride 56 --batch-size 3 --short-side 448"

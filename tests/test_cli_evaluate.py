@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_support import names_in, one_line, run
+from cli_support import StandIn, names_in, one_line, run
 from PIL import Image
 
 from resclip import RCS, load
@@ -207,6 +207,18 @@ def test_what_load_is_told_stands_above_the_preset() -> None:
     )
     assert (added.settings["rcs"]["weight"], added.settings["rcs"]["temperature"]) == (0.9, 2.0)
     assert added.settings["sfr"] is None
+
+
+@pytest.mark.parametrize(("terminal", "rank"), [(True, 0), (True, 1), (False, 0)])
+def test_the_first_process_shows_how_far_the_names_are(
+    terminal: bool, rank: int, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr("resclip.evaluation.distributed.rank", lambda: rank)
+    options = arguments()
+    (dataset,) = open_datasets(options)
+    segmenter_for(options, "naclip", dataset, "cpu")
+    assert stand_in.asked["progress"] == (terminal and rank == 0)
 
 
 def test_a_benchmark_has_its_preset() -> None:

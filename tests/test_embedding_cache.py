@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from toys import CONFIG, toy_clip, toy_tokenizer
 
 from resclip.text.embedding_cache import TextCache, default_directory, tower_fingerprint
+from resclip.text.prompt_encoder import PromptEncoder
 
 TOWER = "0" * 64
 PROMPTS = ("a photo of a {}.", "猫/" * 5_000)  # Longer than a path may be.
@@ -161,6 +163,10 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
         default_directory()
 
 
+def fingerprint_of(model: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> str:
+    return tower_fingerprint(PromptEncoder(model, tokenizer))
+
+
 def changed(name: str) -> nn.Module:
     """The toy with the last element of one weight moved by its smallest step."""
     model = copy.deepcopy(toy_clip())
@@ -170,9 +176,9 @@ def changed(name: str) -> nn.Module:
 
 
 def test_a_copy_of_a_tower_is_the_same_tower() -> None:
-    fingerprint = tower_fingerprint(toy_clip(), toy_tokenizer)
+    fingerprint = fingerprint_of(toy_clip(), toy_tokenizer)
     assert len(fingerprint) == 64
-    assert tower_fingerprint(copy.deepcopy(toy_clip()), toy_tokenizer) == fingerprint
+    assert fingerprint_of(copy.deepcopy(toy_clip()), toy_tokenizer) == fingerprint
 
 
 @pytest.mark.parametrize(
@@ -189,8 +195,8 @@ def test_a_copy_of_a_tower_is_the_same_tower() -> None:
 def test_one_bit_of_one_weight_is_another_tower_where_text_uses_it(
     name: str, matters: bool
 ) -> None:
-    fingerprint = tower_fingerprint(toy_clip(), toy_tokenizer)
-    assert (tower_fingerprint(changed(name), toy_tokenizer) != fingerprint) == matters
+    fingerprint = fingerprint_of(toy_clip(), toy_tokenizer)
+    assert (fingerprint_of(changed(name), toy_tokenizer) != fingerprint) == matters
 
 
 def test_the_same_weights_in_another_tower() -> None:
@@ -203,8 +209,8 @@ def test_the_same_weights_in_another_tower() -> None:
     quick.load_state_dict(toy_clip().state_dict())
     half = copy.deepcopy(toy_clip()).bfloat16()
     models = (toy_clip(), quick, half, copy.deepcopy(half).float())
-    fingerprints = {tower_fingerprint(model, toy_tokenizer) for model in models}
-    assert len(fingerprints | {tower_fingerprint(toy_clip(), shouting)}) == len(models) + 1
+    fingerprints = {fingerprint_of(model, toy_tokenizer) for model in models}
+    assert len(fingerprints | {fingerprint_of(toy_clip(), shouting)}) == len(models) + 1
 
 
 def test_hugging_faces_names_of_the_image_tower_are_left_out() -> None:
@@ -218,10 +224,10 @@ def test_hugging_faces_names_of_the_image_tower_are_left_out() -> None:
         def encode_text(self, tokens: Tensor) -> Tensor:
             return self.model["text_projection"](self.model["text_model"](tokens[:, :4].float()))
 
-    plain = tower_fingerprint(Wrapped(), toy_tokenizer)
+    plain = fingerprint_of(Wrapped(), toy_tokenizer)
     wanted = {"vision_model": False, "visual_projection": False, "text_model": True}
     for name, matters in wanted.items():
         model = Wrapped()
         with torch.no_grad():
             model.model[name].weight[0, 0] += 1
-        assert (tower_fingerprint(model, toy_tokenizer) != plain) == matters
+        assert (fingerprint_of(model, toy_tokenizer) != plain) == matters

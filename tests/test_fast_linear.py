@@ -56,6 +56,24 @@ def test_the_operator_is_as_exact_as_pytorch_s() -> None:
         assert (got - exact).norm() < 1e-6 * exact.norm()
 
 
+@pytest.mark.parametrize(
+    "bias",
+    [
+        torch.full((1,), 2.0).expand(96),
+        torch.tensor(2.0),
+        torch.arange(192.0)[::2],
+        torch.ones(3, 1, 96),
+    ],
+    ids=("expanded", "scalar", "strided", "three axes"),
+)
+def test_layouts_do_not_matter(bias: Tensor) -> None:
+    """oneDNN itself reads a bias as if it were dense, whatever its strides."""
+    x, weight = torch.randn(5, 3, 48).transpose(0, 1), torch.randn(48, 192)[:, ::2].T
+    torch.testing.assert_close(rule.by_onednn(x, weight, bias), F.linear(x, weight, bias))
+    for rows in (x[:, ::2], x[..., 0, :].expand(5, 3, 48), x[1, 2]):
+        torch.testing.assert_close(rule.by_onednn(rows, weight), F.linear(rows, weight))
+
+
 def test_layers_run_by_it_within_and_as_before_outside(onednn: Counted) -> None:
     layer = nn.Linear(24, 40)
     plain = layer(INPUT)

@@ -57,6 +57,52 @@ def test_a_rival_without_memory_has_a_note_and_the_others_a_time() -> None:
     assert second.seconds is not None
 
 
+def test_stages_are_parts_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = measure("ViT-S-32", "resclip", sizes=(64,), names=(3,), seconds=1e-3)
+    assert [row.rival for row in result.stages] == list(speed.STAGES)
+    assert all(row.seconds is not None and row.seconds >= 0 for row in result.stages)
+    heads = result.stage_table().splitlines()[0]
+    assert all(stage in heads for stage in speed.STAGES)
+    naclip = measure(**SMALL).stages
+    assert "refinement" not in {row.rival for row in naclip}
+
+
+def test_a_stage_is_shown_without_the_one_that_is_part_of_it() -> None:
+    setting = Setting(1, 1, 1, "fp32")
+    rows = [
+        speed.Row(setting, name, seconds, seconds, 3, None)
+        for name, seconds in (("one", 1.0), ("two", 3.0), ("three", None))
+    ]
+    after = speed.without(rows, {"two": "one", "three": "two"})
+    assert [row.seconds for row in after] == [1.0, 2.0, None]
+
+
+def test_other_programs_run_the_tower_where_they_are_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stand-ins for the packages."""
+
+    def fails(file: str, array: Any, dtype: torch.dtype) -> Any:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(speed, "export", lambda visual, pixels, file: Path(file).touch())
+    runs: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        speed,
+        "OTHERS",
+        {
+            "onnxruntime": lambda file, array, dtype: lambda: runs.append(array.shape),
+            "other": fails,
+        },
+    )
+    monkeypatch.setattr(speed, "gem_rival", lambda *arguments: None)
+    rows = {row.rival: row for row in measure(**SMALL).rows}
+    assert rows["onnxruntime"].seconds is not None
+    assert set(runs) == {(1, 3, 64, 64)}
+    assert rows["other"].note == "failed: RuntimeError: no such instruction"
+
+
 @pytest.mark.parametrize("works", (True, False))
 def test_gem_is_a_rival_where_it_is_installed(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the package."""
@@ -145,7 +191,7 @@ def test_another_file_or_method_cannot_be_compared(
     )
     for text in ("", "{}", "[]", *map(json.dumps, documents)):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"other\.json holds no speeds of version 1"):
+        with pytest.raises(ValueError, match=r"other\.json holds no speeds of version 2"):
             Speed.read(path)
     rows = [Row(Setting(1, 1, 1, "fp32"), "torch", 1.0, 1.0, 1, None)]
     Speed("ViT-L-14", "naclip", "cpu", "a machine", 1, {}, rows).store(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from toys import toy_clip, toy_tokenizer
 
 from resclip import Vocabulary
 from resclip.text.embedding_cache import PROBES, TextCache
+from resclip.text.prompt_encoder import SAMPLES
 from resclip.text.templates import find_templates
 
 TEMPLATES = ("a photo of a {}.", "{}")
@@ -24,13 +27,13 @@ def make(classes: list[str], **arguments) -> Vocabulary:
 
 
 class Counter:
-    """The toy's tokenizer, keeping the prompts that it was given, but for a fingerprint's probes."""
+    """The toy's tokenizer, keeping the prompts that it was given, but for those that look at the model."""
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
 
     def __call__(self, prompts: list[str]) -> torch.Tensor:
-        if prompts != list(PROBES):
+        if prompts not in (list(PROBES), list(SAMPLES)):
             self.prompts += prompts
         return toy_tokenizer(prompts)
 
@@ -68,7 +71,9 @@ def test_a_name_may_differ_from_the_queries() -> None:
 
 def test_many_templates_run_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(["cat", "dog"], templates="short").embeddings
-    monkeypatch.setattr("resclip.text.vocabulary.PROMPTS_PER_CALL", 3)  # 7 templates: 3, 3 and 1.
+    monkeypatch.setattr(
+        "resclip.text.prompt_encoder.PROMPTS_PER_CALL", 3
+    )  # 7 templates: 3, 3 and 1.
     assert torch.allclose(make(["cat", "dog"], templates="short").embeddings, whole, atol=1e-6)
 
 
@@ -127,6 +132,24 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
     counter = Counter()
     counter.make(["cat", "dog", "bird"], cache=cache)
     assert counter.prompts == ["bird"]
+
+
+def test_the_bar_moves_with_every_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After many quick names from the cache, too; and it says how much time remains."""
+
+    class Slow(Counter):
+        def __call__(self, prompts: list[str]) -> torch.Tensor:
+            time.sleep(0.15)  # tqdm draws ten times a second.
+            return super().__call__(prompts)
+
+    cache = TextCache(tmp_path)
+    stored, new = [f"name {number}" for number in range(50)], ["cat", "dog", "bird"]
+    Counter().make(stored, cache=cache)
+    assert capsys.readouterr().err == ""
+    Slow().make([*stored, *new], cache=cache, progress=True)
+    drawn = capsys.readouterr().err
+    for count in (51, 52, 53):
+        assert re.search(rf"class names: .*{count}/53 \[\d\d:\d\d<\d\d:\d\d", drawn), drawn
 
 
 def test_templates_by_name_are_those_of_the_set() -> None:

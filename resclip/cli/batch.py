@@ -127,7 +127,6 @@ def run(arguments: argparse.Namespace) -> int:
         **window_arguments(arguments),
         pad_batches=True,
         max_memory=arguments.max_memory,
-        progress=sys.stderr.isatty(),
     )
     segmenter = request()
     job = BatchJob(

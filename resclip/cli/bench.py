@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(speed.table(before))
     for note in speed.notes():
         print(note)
+    print(f"\nWhere the time goes, in ms:\n{speed.stage_table()}")
     print(f"\n{speed.conditions()}")
     if before is not None:
         print(f"before: {before.conditions()}")

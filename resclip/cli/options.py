@@ -279,6 +279,7 @@ def request_from(
         "short_side": arguments.short_side,
         "templates": arguments.templates,
         "cache": TextCache() if arguments.cache else None,
+        "progress": sys.stderr.isatty(),
         **changes,
     }
     return partial(load, arguments.model, arguments.pretrained, classes=classes, **options)
@@ -397,6 +398,7 @@ def segmenter_for(
         ValueError, TypeError: options that cannot be carried out.
         WeightsUnavailable: the model cannot be fetched.
     """
+    from resclip.evaluation.distributed import rank
     from resclip.methods.catalogue import BASES, find_method
 
     chosen = find_method(method) if isinstance(method, str) else method
@@ -410,6 +412,8 @@ def segmenter_for(
             setattr(of_method, option, None)
     changes = {**window_arguments(arguments), "short_side": arguments.short_side}
     changes |= {name: value for name, value in dataset.settings.items() if changes[name] is None}
+    if rank() != 0:
+        changes["progress"] = False  # One bar is enough.
     preset = arguments.preset or preset_of(dataset.name, arguments.model)
     return load_from(
         of_method, dataset.entries, **changes, method=method, preset=preset, device=device

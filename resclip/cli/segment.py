@@ -36,9 +36,7 @@ def segment(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
 
-    segmenter = load_from(
-        arguments, classes, **window_arguments(arguments), progress=sys.stderr.isatty()
-    )
+    segmenter = load_from(arguments, classes, **window_arguments(arguments))
     done = 0
     # disable=None: no bar where stderr is no terminal.
     with tqdm(total=len(images), unit="image", disable=None, leave=False) as bar:

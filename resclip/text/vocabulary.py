@@ -16,11 +16,9 @@ from tqdm import tqdm
 from resclip.models import Tokenizer
 from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache, tower_fingerprint
+from resclip.text.prompt_encoder import PromptEncoder
 from resclip.text.templates import find_templates
 from resclip_kernels import came, check_callable, check_flag, check_type
-
-PROMPTS_PER_CALL = 512
-"""Most prompts in one call of the text encoder; more templates than that take several calls."""
 
 
 @dataclass(frozen=True)
@@ -185,33 +183,33 @@ def encode_names(
 ) -> Tensor:
     """(Q, E) float32 unit rows: the mean over templates of each name's unit text embedding.
 
-    A row depends on its own name alone, since each name is encoded by itself: rounding changes with the number of
-    names in a call (by up to 4.5e-8 on a CPU, with one template), and with 80 prompts per name a call for several
-    names saves little.
+    A row depends on its own name alone, since each name is encoded by itself: rounding changes with the prompts in a
+    call (by up to 4.5e-8 on a CPU, with one template), and with 80 prompts per name a call for several names saves
+    little.
     """
-    tower = tower_fingerprint(clip_model, tokenizer) if cache is not None else ""
-    device = next(clip_model.parameters()).device
+    encoder = PromptEncoder(clip_model, tokenizer)
+    tower = tower_fingerprint(encoder) if cache is not None else ""
     rows: dict[str, Tensor] = {}
-    for name in tqdm(dict.fromkeys(names), "class names", disable=not progress, leave=False):
+    # miniters: after many names from the cache, tqdm would wait for as many before it draws again.
+    for name in tqdm(
+        dict.fromkeys(names),
+        "class names",
+        unit="name",
+        miniters=1,
+        disable=not progress,
+        leave=False,
+    ):
         prompts = [template.replace("{}", name) for template in templates]
         row = cache.read(tower, prompts) if cache is not None else None
         if row is None:
-            row = encode_prompts(prompts, clip_model, tokenizer)
+            row = unit_mean(encoder(prompts))
             if cache is not None:
                 cache.write(tower, prompts, row)
-        rows[name] = row.to(device)
+        rows[name] = row.to(encoder.device)
     return torch.stack([rows[name] for name in names])
 
 
-@torch.no_grad()
-def encode_prompts(prompts: Sequence[str], clip_model: Any, tokenizer: Tokenizer) -> Tensor:
-    """(E,) float32: the unit mean of the prompts' unit text embeddings."""
-    device = next(clip_model.parameters()).device
-    parts = [
-        clip_model.encode_text(
-            tokenizer(list(prompts[start : start + PROMPTS_PER_CALL])).to(device)
-        )
-        for start in range(0, len(prompts), PROMPTS_PER_CALL)
-    ]
-    units = F.normalize(torch.cat(parts).float(), dim=-1)
+def unit_mean(features: Tensor) -> Tensor:
+    """(N, E) → (E,) float32: the unit mean of the rows, each made a unit first."""
+    units = F.normalize(features.float(), dim=-1)
     return F.normalize(units.mean(dim=0), dim=0)
