@@ -22,7 +22,7 @@ from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache
 from resclip.text.vocabulary import Vocabulary
-from resclip_kernels import came, check_count, check_type
+from resclip_kernels import check_count, check_type, quoted
 
 BATCH_SIZE = 8
 """Windows per batch on a CPU, where 16 take a fifth more time: their activations are mapped anew for every layer."""
@@ -229,7 +229,7 @@ def with_options(
         for option in options:
             if option not in known:
                 raise TypeError(
-                    f"{name} must name options of {', '.join(known)}; got {came(option)}"
+                    f"{name} must name options of {', '.join(known)}; got {quoted(option)}"
                 )
         return replace(module, **options)
     return module if options is None else options
@@ -275,7 +275,7 @@ def choose_precision(precision: str | None, device: torch.device) -> torch.dtype
         return torch.float16 if device.type == "cuda" else torch.float32
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(
-            f"unknown precision {came(precision)}; use one of: {', '.join(PRECISIONS)}"
+            f"unknown precision {quoted(precision)}; use one of: {', '.join(PRECISIONS)}"
         )
     return PRECISIONS[precision]
 

@@ -34,13 +34,13 @@ from resclip.result import Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
 from resclip_kernels import (
-    came,
     check_count,
     check_finite,
     check_flag,
     check_pair,
     check_positive,
     check_type,
+    quoted,
 )
 
 READERS = 4
@@ -249,7 +249,7 @@ class Segmenter:
         """
         if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
             raise TypeError(
-                f"images must be a list of images, or another iterable; got {came(images)}"
+                f"images must be a list of images, or another iterable; got {quoted(images)}"
             )
         check_count("max_pixels", max_pixels, 1)
         check_flag("return_errors", return_errors)
@@ -422,7 +422,7 @@ def check_channels(
     check_type(name, values, Iterable, "three numbers, one per channel")
     channels = tuple(values)
     if len(channels) != 3:
-        raise ValueError(f"{name} must be three numbers, one per channel; got {came(values)}")
+        raise ValueError(f"{name} must be three numbers, one per channel; got {quoted(values)}")
     for value in channels:
         check(f"each of {name}", value)
     return channels

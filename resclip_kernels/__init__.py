@@ -9,7 +9,6 @@ around the ops: argument checks, steps whose results do not depend on the number
 """
 
 from resclip_kernels.checks import (
-    came,
     check_callable,
     check_choice,
     check_count,
@@ -21,6 +20,7 @@ from resclip_kernels.checks import (
     check_pair,
     check_positive,
     check_type,
+    quoted,
 )
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
 from resclip_kernels.dispatch import Implementation, check_implementation, explain
@@ -82,7 +82,6 @@ __all__ = [
     "UpsampleOptions",
     "Verdict",
     "attention_maps",
-    "came",
     "check_callable",
     "check_choice",
     "check_count",
@@ -106,6 +105,7 @@ __all__ = [
     "patch_labels",
     "proxy_attention",
     "proxy_rows",
+    "quoted",
     "residual_attention",
     "resize_planes",
     "score_operands",

@@ -16,7 +16,7 @@ Options = TypeVar("Options")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def came(value: Any) -> str:
+def quoted(value: Any) -> str:
     """What came, for an error: as Python writes it if that is short, else its type."""
     text = repr(value)
     if isinstance(value, str) or (len(text) <= 60 and "\n" not in text):
@@ -29,13 +29,13 @@ def check_type(
 ) -> None:
     """`value` must be an instance of `kinds`, which `expected` says in words."""
     if not isinstance(value, kinds):
-        raise TypeError(f"{name} must be {expected}; got {came(value)}")
+        raise TypeError(f"{name} must be {expected}; got {quoted(value)}")
 
 
 def check_callable(name: str, value: Any, expected: str) -> None:
     """`value` must be callable; `expected` says what it takes."""
     if not callable(value):
-        raise TypeError(f"{name} must be {expected}; got {came(value)}")
+        raise TypeError(f"{name} must be {expected}; got {quoted(value)}")
 
 
 def check_flag(name: str, value: bool) -> None:
@@ -47,7 +47,7 @@ def check_choice(name: str, value: Any, valid: Sequence[str], otherwise: str = "
     """`value` must be one of these texts; `otherwise` names what else the caller takes, such as ", or None"."""
     if not isinstance(value, str) or value not in valid:
         raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, valid))}{otherwise}; got {came(value)}"
+            f"{name} must be one of {', '.join(map(repr, valid))}{otherwise}; got {quoted(value)}"
         )
 
 
@@ -66,7 +66,7 @@ def check_float(name: str, tensor: Tensor, dimensions: int, layout: str) -> None
 def check_count(name: str, value: int, least: int) -> None:
     """`value` must be an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer; got {came(value)}")
+        raise TypeError(f"{name} must be an integer; got {quoted(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
 
@@ -74,7 +74,7 @@ def check_count(name: str, value: int, least: int) -> None:
 def check_number(name: str, value: float) -> None:
     """`value` must be an integer or a float; NumPy's scalars are."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number; got {came(value)}")
+        raise TypeError(f"{name} must be a number; got {quoted(value)}")
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -131,9 +131,9 @@ def check_pair(name: str, pair: Sequence[int], meaning: str, least: int) -> tupl
         or len(pair) != 2
         or any(isinstance(side, bool) or not hasattr(side, "__index__") for side in pair)
     ):
-        raise TypeError(f"{name} must be {meaning}, two integers; got {came(pair)}")
+        raise TypeError(f"{name} must be {meaning}, two integers; got {quoted(pair)}")
     if pair[0] < least or pair[1] < least:
-        raise ValueError(f"{name} must be {meaning}, at least {least} each; got {came(pair)}")
+        raise ValueError(f"{name} must be {meaning}, at least {least} each; got {quoted(pair)}")
     return pair[0], pair[1]
 
 

@@ -15,7 +15,6 @@ from resclip_kernels import (
     Connectivity,
     FeedbackOptions,
     ProxyAttentionOptions,
-    came,
     check_choice,
     check_count,
     check_finite,
@@ -25,6 +24,7 @@ from resclip_kernels import (
     check_pair,
     check_positive,
     check_type,
+    quoted,
 )
 
 FinalBlockKind = Literal["attention_only", "full_residual"]
@@ -144,7 +144,7 @@ BASES: Mapping[str, Base] = {
 def find_base(name: str) -> Base:
     """The base called `name`; ValueError with the valid names otherwise."""
     if not isinstance(name, str) or name not in BASES:
-        raise ValueError(f"unknown base {came(name)}; use one of: {', '.join(BASES)}")
+        raise ValueError(f"unknown base {quoted(name)}; use one of: {', '.join(BASES)}")
     return BASES[name]
 
 
@@ -216,14 +216,14 @@ def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
         layers = tuple(numbers)
     if not isinstance(layers, (tuple, list, range)):
         raise TypeError(
-            f'RCS layers must be a tuple of block numbers, or text such as "6-9"; got {came(layers)}'
+            f'RCS layers must be a tuple of block numbers, or text such as "6-9"; got {quoted(layers)}'
         )
     layers = tuple(layers)
     if not layers:
         raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"RCS layers must be block numbers; got {came(layer)}")
+            raise TypeError(f"RCS layers must be block numbers; got {quoted(layer)}")
     if len(set(layers)) != len(layers):
         raise ValueError(f"RCS layers must name each block once; got {layers}")
     return layers
@@ -362,8 +362,8 @@ def check_modules(rcs: RCS | None, sfr: SFR | None) -> None:
     for name, module, expected in (("rcs", rcs, RCS), ("sfr", sfr, SFR)):
         if module is not None and not isinstance(module, expected):
             raise TypeError(
-                f"{name} must be an {expected.__name__} or None; got {came(module)}. To leave it out, choose a method "
-                "without it"
+                f"{name} must be an {expected.__name__} or None; got {quoted(module)}. To leave it out, choose a "
+                "method without it"
             )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resclip.methods.catalogue import Method
-from resclip_kernels import came
+from resclip_kernels import quoted
 
 
 @dataclass(frozen=True)
@@ -86,5 +86,5 @@ PRESETS: Mapping[str, Preset] = {
 def find_preset(name: str) -> Preset:
     """The preset called `name`; ValueError with the valid names otherwise."""
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"unknown preset {came(name)}; use one of: {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {quoted(name)}; use one of: {', '.join(PRESETS)}")
     return PRESETS[name]

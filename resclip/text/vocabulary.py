@@ -18,7 +18,7 @@ from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache, tower_fingerprint
 from resclip.text.prompt_encoder import PromptEncoder
 from resclip.text.templates import find_templates
-from resclip_kernels import came, check_callable, check_flag, check_type
+from resclip_kernels import check_callable, check_flag, check_type, quoted
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str) or not isinstance(self.names, Iterable):
-            raise TypeError(f"names must be a list of texts, one per class; got {came(self.names)}")
+            raise TypeError(
+                f"names must be a list of texts, one per class; got {quoted(self.names)}"
+            )
         object.__setattr__(self, "names", tuple(self.names))
         for name in self.names:
             check_type("each of names", name, str, "a text")
@@ -101,7 +103,7 @@ class Vocabulary:
         entries = parse_entries(classes)
         if not hasattr(clip_model, "encode_text"):
             raise TypeError(
-                f"clip_model must be a CLIP model with encode_text; got {came(clip_model)}"
+                f"clip_model must be a CLIP model with encode_text; got {quoted(clip_model)}"
             )
         check_callable("tokenizer", tokenizer, "a function of a list of prompts")
         if cache is not None:
@@ -128,7 +130,7 @@ def whole_numbers(values: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         numbers = torch.empty(0)
     if numbers.is_floating_point() or numbers.is_complex():
-        raise TypeError(f"query_to_class must be integers, one per query; got {came(values)}")
+        raise TypeError(f"query_to_class must be integers, one per query; got {quoted(values)}")
     return numbers.long()
 
 
@@ -153,7 +155,7 @@ class CheckedTokenizer:
         ids = self.tokenizer(prompts)
         if not isinstance(ids, Tensor):
             raise TypeError(
-                f"tokenizer must return a tensor (N, context) of token ids; got {came(ids)}"
+                f"tokenizer must return a tensor (N, context) of token ids; got {quoted(ids)}"
             )
         if ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokenizer must return token ids in int64; got {ids.dtype}")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.checks import (
-    came,
     check_choice,
     check_count,
     check_float,
@@ -19,6 +18,7 @@ from resclip_kernels.checks import (
     check_grid,
     check_positive,
     check_type,
+    quoted,
     set_floats,
 )
 from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
@@ -184,7 +184,7 @@ def as_tuples(
     layers = tuple(cross_layers)
     for layer in layers:
         if not isinstance(layer, (tuple, list)) or len(layer) != 2:
-            raise TypeError(f"each of cross_layers must be (query, key); got {came(layer)}")
+            raise TypeError(f"each of cross_layers must be (query, key); got {quoted(layer)}")
     return tuple(projections), layers
 
 
