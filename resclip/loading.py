@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache
 from resclip.text.vocabulary import Vocabulary
-from resclip_kernels import multiplies_bfloat16
+from resclip_kernels import check_count, check_type, multiplies_bfloat16, quoted
 
 BATCH_SIZE = 8
 """Windows per batch on a CPU, where 16 take a fifth more time: their activations are mapped anew for every layer."""
@@ -101,9 +101,10 @@ def load(
     Warns:
         UnknownWordsWarning: the built-in model has never read a word of the names.
     """
-    if preset is None and model == BUILTIN:
+    is_builtin = isinstance(model, str) and model == BUILTIN
+    if preset is None and is_builtin:
         preset = BUILTIN
-    chosen = find_method(method) if isinstance(method, str) else method
+    chosen = find_method(method)
     if rcs is not None and chosen.rcs is None:
         chosen = replace(chosen, rcs=RCS())
     if sfr is not None and chosen.sfr is None:
@@ -114,7 +115,11 @@ def load(
         settings = find_preset(preset).segmenter
         # A base's own windows, as ProxyCLIP has, stand above those of a dataset, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
-    chosen = replace(chosen, rcs=with_options(chosen.rcs, rcs), sfr=with_options(chosen.sfr, sfr))
+    chosen = replace(
+        chosen,
+        rcs=with_options("rcs", chosen.rcs, rcs),
+        sfr=with_options("sfr", chosen.sfr, sfr),
+    )
     if isinstance(model, str):
         torch_device = choose_device(device)
         dtype = choose_precision(precision, torch_device)
@@ -123,6 +128,7 @@ def load(
         loaded = wrap_model(model, tokenizer)
         torch_device, dtype = loaded.visual.device, loaded.visual.dtype
     if max_memory is not None:
+        check_count("max_memory", max_memory, 1)
         cap_memory(torch_device, max_memory)
     if isinstance(model, str):
         if tokenizer is not None:
@@ -137,7 +143,7 @@ def load(
                 f"a {type(loaded.model).__name__} has no text side to encode names with: pass a whole CLIP model, or "
                 "classes as a Vocabulary"
             )
-        if model == BUILTIN:
+        if is_builtin:
             from resclip.builtin import TEMPLATES
 
             templates = TEMPLATES if templates is None else templates
@@ -150,7 +156,7 @@ def load(
             cache=cache,
             progress=progress,
         )
-    attention = choose_proxy(chosen, proxy, model)
+    attention = choose_proxy(chosen, proxy, is_builtin)
     encoder = DenseEncoder(
         loaded.visual,
         base=chosen.base,
@@ -158,7 +164,7 @@ def load(
         sfr=chosen.sfr,
         final_block=chosen.final_block,
         implementation=implementation,
-        correlation=correlation or chosen.correlation,
+        correlation=chosen.correlation if correlation is None else correlation,
         proxy=None
         if attention is None
         else find_proxy(
@@ -179,9 +185,9 @@ def load(
         "probability_threshold": probability_threshold,
     }
     values.update({name: value for name, value in requested.items() if value is not None})
-    if window and stride is None:
+    if stride is None and isinstance(window, int) and window:
         values["stride"] = max(1, window // 2)
-    name = method if isinstance(method, str) else method.name
+    name = method if isinstance(method, str) else chosen.name
     source = {
         "model": model if isinstance(model, str) else type(unwrap(model)).__name__,
         "pretrained": pretrained,
@@ -215,16 +221,24 @@ def check_own_model(**requested: Any) -> None:
 
 
 def with_options(
-    module: Module | None, options: Module | Mapping[str, Any] | None
+    name: str, module: Module | None, options: Module | Mapping[str, Any] | None
 ) -> Module | None:
     """The module with some of its options replaced, or replaced as a whole."""
     if isinstance(options, Mapping):
-        return module and replace(module, **options)
+        if module is None:
+            return None
+        known = [field.name for field in fields(module)]
+        for option in options:
+            if option not in known:
+                raise TypeError(
+                    f"{name} must name options of {', '.join(known)}; got {quoted(option)}"
+                )
+        return replace(module, **options)
     return module if options is None else options
 
 
 def choose_proxy(
-    method: Method, requested: str | ProxyAttention | None, model: str | nn.Module
+    method: Method, requested: str | ProxyAttention | None, is_builtin: bool
 ) -> ProxyAttention | None:
     """ProxyCLIP's options for a method, None for other methods; ValueError if these were given a proxy."""
     default = method.proxy or BASES[method.base].proxy
@@ -237,7 +251,7 @@ def choose_proxy(
     if isinstance(requested, ProxyAttention):
         return requested
     if requested is None:
-        requested = "colour" if model == BUILTIN else default.model
+        requested = "colour" if is_builtin else default.model
     return replace(default, model=requested)
 
 
@@ -245,10 +259,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """The requested device, or the best one of this machine; ValueError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_type("device", device, (str, int, torch.device), "a name such as 'cpu', or None")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=chosen).item()  # "meta" has no values.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, OverflowError) as error:
         raise ValueError(
             f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or "
             "'cuda' if torch finds a GPU"
@@ -260,8 +275,10 @@ def choose_precision(precision: str | None, device: torch.device) -> torch.dtype
     """The requested dtype of the weights, or fp16 on a GPU and fp32 elsewhere."""
     if precision is None:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; use one of: {', '.join(PRECISIONS)}")
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise ValueError(
+            f"unknown precision {quoted(precision)}; use one of: {', '.join(PRECISIONS)}"
+        )
     if precision == "bf16" and device.type == "cpu" and multiplies_bfloat16() is False:
         warnings.warn(
             'precision="bf16" is slower than "fp32" here: this CPU has no instructions for bfloat16; leave it out, or '

@@ -13,6 +13,7 @@ from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.methods.catalogue import RCS, SFR, Method, find_method
 from resclip.methods.correlation import Correlation
 from resclip.methods.presets import find_preset
+from resclip_kernels import check_flag, check_type
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,6 +45,7 @@ class Patched:
         Returns:
             (B, h, w, E).
         """
+        check_flag("normalize", normalize)
         patches = self.encoder(pixels, text).patches
         return F.normalize(patches, dim=-1) if normalize else patches
 
@@ -98,6 +100,7 @@ def patch(
         TypeError: any other model.
         ValueError: an unknown name, an option that does not fit, or a model that is patched already.
     """
+    check_type("clip_model", clip_model, nn.Module, "a CLIP model of open_clip or Hugging Face")
     if NAME in vars(clip_model):
         raise ValueError(
             "this model is patched already: call .undo() of what patch() returned, or leave its `with` block, first"
@@ -106,8 +109,12 @@ def patch(
         raise ValueError(
             f"this model has a method {NAME!r} of its own, which patching would hide: use DenseEncoder"
         )
-    chosen = find_method(method) if isinstance(method, str) else method
-    chosen = replace(chosen, rcs=rcs or chosen.rcs, sfr=sfr or chosen.sfr)
+    chosen = find_method(method)
+    chosen = replace(
+        chosen,
+        rcs=chosen.rcs if rcs is None else rcs,
+        sfr=chosen.sfr if sfr is None else sfr,
+    )
     if preset is not None:
         chosen = find_preset(preset).apply(chosen)
     training = {module for module in clip_model.modules() if module.training}
@@ -118,7 +125,7 @@ def patch(
         sfr=chosen.sfr,
         final_block=chosen.final_block,
         implementation=implementation,
-        correlation=correlation or chosen.correlation,
+        correlation=chosen.correlation if correlation is None else correlation,
         proxy=proxy,
         proxy_attention=chosen.proxy,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -17,16 +17,31 @@ from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.inference import scheduler
-from resclip.inference.pipeline import ImagePipeline, ImageTask, LogitMap, LogitTask, Strip
+from resclip.inference.pipeline import (
+    ImagePipeline,
+    ImageTask,
+    LogitMap,
+    LogitTask,
+    Strip,
+    check_encoder,
+)
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
 from resclip.inference.scheduler import Failure, whole_results
-from resclip.io.images import MAX_PIXELS, ImageError, ImageSource, PixelArray, read_image
+from resclip.io.images import MAX_PIXELS, ImageError, ImageSource, read_image
 from resclip.methods.options_text import as_dict
 from resclip.result import Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
-from resclip_kernels import check_count
+from resclip_kernels import (
+    check_count,
+    check_finite,
+    check_flag,
+    check_pair,
+    check_positive,
+    check_type,
+    quoted,
+)
 
 READERS = 4
 """How many threads read images ahead; Pillow decodes without Python's lock."""
@@ -80,12 +95,19 @@ class Segmenter:
         std: Sequence[float] = CLIP_STD,
         source: dict[str, Any] | None = None,
     ) -> None:
+        check_type("encoder", encoder, DenseEncoder, "a DenseEncoder")
         check_count("short_side", short_side, 0)
         check_count("long_side", long_side, 1)
         self.pipeline = ImagePipeline(
             encoder,
             vocabulary,
-            Preparation(short_side, long_side, encoder.tower.patch_size, tuple(mean), tuple(std)),
+            Preparation(
+                short_side,
+                long_side,
+                encoder.tower.patch_size,
+                check_channels("mean", mean),
+                check_channels("std", std, check_positive),
+            ),
             window=window,
             stride=stride,
             probability_threshold=probability_threshold,
@@ -96,6 +118,8 @@ class Segmenter:
             max_memory=max_memory,
             pad_multiple=pad_multiple,
         )
+        if source is not None:
+            check_type("source", source, Mapping, "a mapping of settings, or None")
         self.source = dict(source or {})
 
     @property
@@ -155,7 +179,11 @@ class Segmenter:
         Args:
             encoder: with the same output width.
             source: entries of `source` that differ.
+
+        Raises:
+            TypeError, ValueError: an encoder that does not fit.
         """
+        check_encoder(encoder, self.vocabulary, self.pipeline.window)
         other = copy.copy(self)
         other.pipeline = copy.copy(self.pipeline)
         other.pipeline.encoder = encoder
@@ -217,7 +245,14 @@ class Segmenter:
 
         Raises:
             ImageError: an image cannot be read.
+            TypeError, ValueError: an argument that does not fit.
         """
+        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+            raise TypeError(
+                f"images must be a list of images, or another iterable; got {quoted(images)}"
+            )
+        check_count("max_pixels", max_pixels, 1)
+        check_flag("return_errors", return_errors)
 
         def read(source: ImageSource) -> ImageTask | Failure:
             try:
@@ -291,6 +326,7 @@ class Segmenter:
         Raises:
             TypeError, ValueError: a shape or dtype that does not fit, or logits that hold NaN.
         """
+        check_flag("upsample", upsample)
         images = check_images(pixels)
         tasks = (
             LogitTask(self.pipeline, image.to(self.device), number, upsample)
@@ -321,13 +357,21 @@ class Segmenter:
             For each image its (height, width) int64 classes and float32 probabilities.
 
         Raises:
-            ValueError: an image's logits hold NaN.
+            TypeError, ValueError: a shape or dtype that does not fit, or logits that hold NaN.
         """
+        images = check_images(pixels)
+        check_type("sizes", sizes, (tuple, list), "a list of (height, width)")
+        if len(sizes) != len(images):
+            raise ValueError(
+                f"sizes must be one (height, width) for each of {len(images)} images; got {len(sizes)}"
+            )
+        for size in sizes:
+            check_pair("each of sizes", size, "(height, width) in pixels", 1)
         tasks = (
             ImageTask(self.pipeline, image.to(self.device), size, number)
-            for number, (image, size) in enumerate(zip(pixels, sizes, strict=True))
+            for number, (image, size) in enumerate(zip(images, sizes, strict=True))
         )
-        strips: list[list[Strip]] = [[] for _ in pixels]
+        strips: list[list[Strip]] = [[] for _ in images]
         for event in scheduler.run(self.pipeline, tasks):
             if isinstance(event, Failure):
                 raise event.error
@@ -340,29 +384,48 @@ class Segmenter:
             for of_image in strips
         ]
 
-    def prepare(self, image: PixelArray) -> Tensor:
-        """(H, W, 3) uint8 → (3, H', W') float32: resized, at least one patch large, normalised; for `predict`."""
-        return self.preparation.normalise(torch.tensor(self.preparation.resize(image)))
+    def prepare(self, image: ImageSource) -> Tensor:
+        """What `segment` takes → (3, H', W') float32: resized, at least one patch large, normalised; for `predict`."""
+        pixels = self.preparation.resize(read_image(image))
+        return self.preparation.normalise(torch.tensor(pixels))
 
 
 def check_images(pixels: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """The images one by one; ValueError or TypeError unless they are float tensors of (3, H, W)."""
-    came = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-    if isinstance(pixels, Tensor) != (getattr(pixels, "ndim", 0) == 4):
+    is_batch = isinstance(pixels, Tensor) and pixels.ndim == 4
+    if not is_batch and (hasattr(pixels, "ndim") or not isinstance(pixels, Iterable)):
+        got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
         raise ValueError(
-            f"pixels must be a (B, 3, H, W) tensor, or a list of (3, H, W) tensors; got {came}"
+            f"pixels must be a (B, 3, H, W) tensor, or a list of (3, H, W) tensors; got {got}"
         )
     images = list(pixels)
     for image in images:
         if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3:
-            came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"each image of pixels must be a (3, H, W) tensor; got {came}")
+            got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"each image of pixels must be a (3, H, W) tensor; got {got}")
+        if 0 in image.shape:
+            raise ValueError(
+                f"each image of pixels must have at least one row and column; got {tuple(image.shape)}"
+            )
         if not image.is_floating_point():
             raise TypeError(
                 f"pixels must be normalised floats; got {image.dtype}. Divide by 255 and normalise, or pass images to "
                 "segment()"
             )
     return images
+
+
+def check_channels(
+    name: str, values: Sequence[float], check: Callable[[str, float], None] = check_finite
+) -> tuple[float, ...]:
+    """The values as a tuple; TypeError or ValueError unless they are three numbers that pass the check."""
+    check_type(name, values, Iterable, "three numbers, one per channel")
+    channels = tuple(values)
+    if len(channels) != 3:
+        raise ValueError(f"{name} must be three numbers, one per channel; got {quoted(values)}")
+    for value in channels:
+        check(f"each of {name}", value)
+    return channels
 
 
 def like(pixels: Tensor, images: list[Tensor], shape: tuple[int, ...]) -> Tensor:

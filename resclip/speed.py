@@ -39,7 +39,10 @@ from resclip.text.templates import find_templates
 from resclip.text.vocabulary import encode_names
 from resclip.version import __version__
 from resclip_kernels import (
+    check_count,
     check_implementation,
+    check_positive,
+    check_type,
     fast_linear,
     semantic_feedback,
     upsample_argmax,
@@ -137,6 +140,8 @@ class Speed:
                 for key in ("rows", "stages")
             )
             speed = cls(**document, rows=rows, stages=stages)
+            check_rows(rows)
+            check_rows(stages, at_least=0)
             speed.table()
             speed.stage_table()
             speed.conditions()
@@ -567,13 +572,27 @@ def gem_rival(
     return partial(model, pixels, words)
 
 
+def check_rows(rows: Sequence[Row], at_least: int = 1) -> None:
+    """TypeError or ValueError unless these are rows of a file: so many, each with a time, or why there is none."""
+    check_count("the number of rows", len(rows), at_least)
+    check_settings([row.setting for row in rows])
+    for row in rows:
+        check_type("rival", row.rival, str, "a text")
+        check_type("note", row.note, str, "a text")
+        check_count("rounds", row.rounds, 0)
+        if row.peak_memory is not None:
+            check_count("peak_memory", row.peak_memory, 0)
+        if row.seconds is not None:
+            check_positive("seconds", row.seconds)
+        elif not row.note:
+            raise ValueError("neither seconds nor a note")
+
+
 def check_settings(settings: Sequence[Setting]) -> None:
     """ValueError for a value that cannot be run."""
     for setting in settings:
         for what in ("size", "names", "batch"):
-            value = getattr(setting, what)
-            if value < 1:
-                raise ValueError(f"{what} must be at least 1; got {value}")
+            check_count(what, getattr(setting, what), 1)
         if setting.precision not in PRECISIONS:
             raise ValueError(
                 f"unknown precision {setting.precision!r}; use one of: {', '.join(PRECISIONS)}"

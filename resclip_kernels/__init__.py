@@ -8,7 +8,20 @@ around the ops: argument checks, steps whose results do not depend on the number
 `score_operands`.
 """
 
-from resclip_kernels.checks import check_count, check_float, check_fraction, check_positive
+from resclip_kernels.checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_finite,
+    check_flag,
+    check_float,
+    check_fraction,
+    check_not_negative,
+    check_pair,
+    check_positive,
+    check_type,
+    quoted,
+)
 from resclip_kernels.cpu import multiplies_bfloat16
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
 from resclip_kernels.dispatch import Implementation, check_implementation, explain
@@ -70,12 +83,19 @@ __all__ = [
     "UpsampleOptions",
     "Verdict",
     "attention_maps",
+    "check_callable",
+    "check_choice",
     "check_count",
+    "check_finite",
+    "check_flag",
     "check_float",
     "check_fraction",
     "check_implementation",
     "check_kernels_at_first_use",
+    "check_not_negative",
+    "check_pair",
     "check_positive",
+    "check_type",
     "cross_layer_rows",
     "deterministic_attention",
     "explain",
@@ -88,6 +108,7 @@ __all__ = [
     "patch_labels",
     "proxy_attention",
     "proxy_rows",
+    "quoted",
     "residual_attention",
     "resize_planes",
     "score_operands",

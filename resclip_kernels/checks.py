@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
@@ -13,6 +14,41 @@ from torch import Tensor
 Options = TypeVar("Options")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def quoted(value: Any) -> str:
+    """What came, for an error: as Python writes it if that is short, else its type."""
+    text = repr(value)
+    if isinstance(value, str) or (len(text) <= 60 and "\n" not in text):
+        return text
+    return type(value).__name__
+
+
+def check_type(
+    name: str, value: Any, kinds: type[Any] | tuple[type[Any], ...], expected: str
+) -> None:
+    """`value` must be an instance of `kinds`, which `expected` says in words."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {expected}; got {quoted(value)}")
+
+
+def check_callable(name: str, value: Any, expected: str) -> None:
+    """`value` must be callable; `expected` says what it takes."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {expected}; got {quoted(value)}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """`value` must be True or False."""
+    check_type(name, value, bool, "True or False")
+
+
+def check_choice(name: str, value: Any, valid: Sequence[str], otherwise: str = "") -> None:
+    """`value` must be one of these texts; `otherwise` names what else the caller takes, such as ", or None"."""
+    if not isinstance(value, str) or value not in valid:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, valid))}{otherwise}; got {quoted(value)}"
+        )
 
 
 def check_float(name: str, tensor: Tensor, dimensions: int, layout: str) -> None:
@@ -30,7 +66,7 @@ def check_float(name: str, tensor: Tensor, dimensions: int, layout: str) -> None
 def check_count(name: str, value: int, least: int) -> None:
     """`value` must be an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
+        raise TypeError(f"{name} must be an integer; got {quoted(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
 
@@ -38,7 +74,7 @@ def check_count(name: str, value: int, least: int) -> None:
 def check_number(name: str, value: float) -> None:
     """`value` must be an integer or a float; NumPy's scalars are."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number; got {value!r}")
+        raise TypeError(f"{name} must be a number; got {quoted(value)}")
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -53,6 +89,20 @@ def check_positive(name: str, value: float) -> None:
     check_number(name, value)
     if not 0.0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0; got {value}")
+
+
+def check_finite(name: str, value: float) -> None:
+    """`value` must be a finite number."""
+    check_number(name, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number; got {value}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """`value` must be a finite number of at least 0."""
+    check_number(name, value)
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0; got {value}")
 
 
 def check_same_images(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
@@ -71,14 +121,20 @@ def check_same_images(first_name: str, first: Tensor, second_name: str, second: 
 
 def check_grid(grid: Sequence[int]) -> tuple[int, int]:
     """(h, w) as a tuple; TypeError or ValueError unless it is two integers of at least 0."""
-    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
-        raise TypeError(f"grid must be (h, w) in patches, two integers; got {grid!r}")
-    height, width = grid
-    if not (hasattr(height, "__index__") and hasattr(width, "__index__")):
-        raise TypeError(f"grid must be (h, w) in patches, two integers; got {grid!r}")
-    if height < 0 or width < 0:
-        raise ValueError(f"grid must be (h, w) in patches, at least 0 each; got {grid!r}")
-    return height, width
+    return check_pair("grid", grid, "(h, w) in patches", 0)
+
+
+def check_pair(name: str, pair: Sequence[int], meaning: str, least: int) -> tuple[int, int]:
+    """`pair` as a tuple; TypeError or ValueError unless it is two integers of at least `least`."""
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or any(isinstance(side, bool) or not hasattr(side, "__index__") for side in pair)
+    ):
+        raise TypeError(f"{name} must be {meaning}, two integers; got {quoted(pair)}")
+    if pair[0] < least or pair[1] < least:
+        raise ValueError(f"{name} must be {meaning}, at least {least} each; got {quoted(pair)}")
+    return pair[0], pair[1]
 
 
 def set_floats(options: Any, *names: str) -> None:

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import math
 import os
-import tempfile
+import secrets
 import threading
 import time
 import warnings
@@ -56,6 +56,15 @@ class Verdict:
     """Time that the comparison took, with compilation."""
     lasts: bool = True
     """Whether it holds for later processes too; memory that was short may be there then."""
+
+    def is_sound(self) -> bool:
+        """Whether the values are of their types, as those of a file need not be."""
+        return (
+            isinstance(self.error, float | int | None)
+            and isinstance(self.reason, str | None)
+            and isinstance(self.seconds, float | int)
+            and isinstance(self.lasts, bool)
+        )
 
 
 def trial(op: str) -> Callable[[Trial], Trial]:
@@ -132,7 +141,7 @@ class Judge:
             return self.verdicts.get(key_of(op, device, dtype))
 
     def file(self) -> Path:
-        """Where verdicts are kept."""
+        """Where verdicts are kept; RuntimeError where nothing names a file and there is no home folder."""
         if self.path is not None:
             return self.path
         named = os.environ.get(FILE)
@@ -155,7 +164,7 @@ class Judge:
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RuntimeError):
             for key, fields in json.loads(self.file().read_text(encoding="utf-8")).items():
                 verdict = Verdict(**fields)
-                if isinstance(verdict.reason, str | None):
+                if verdict.is_sound():
                     found[key] = verdict
         return found
 
@@ -169,10 +178,12 @@ class Judge:
             text = json.dumps(
                 {key: asdict(one) for key, one in verdicts.items() if one.lasts}, indent=1
             )
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(name, path)
+            temporary = path.with_name(f".resclip-{secrets.token_hex(8)}.tmp")
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 JUDGE = Judge()

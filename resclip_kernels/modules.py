@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resclip_kernels.checks import check_count, merge_options
+from resclip_kernels.checks import check_count, check_pair, check_type, merge_options
 from resclip_kernels.dispatch import Implementation, parse_implementation
 from resclip_kernels.ops.residual_attention import AttentionOptions, residual_attention
 from resclip_kernels.ops.residual_attention.options import AttentionKeywords
@@ -339,13 +339,14 @@ class ResidualAttention(SelfAttention):
         **keywords: Any,
     ) -> None:
         super().__init__(embed_dim, num_heads, 0.0, bias, batch_first, device, dtype)
-        self.grid = options.grid if grid is None and options is not None else grid
         # The grid of these is replaced at each call by that of the tokens that come.
         merged = {"grid": (1, 1), **keywords} if options is None else keywords
         self.options = merge_options(AttentionOptions, options, merged)
+        self.grid = options.grid if grid is None and options is not None else grid
         self.feedback = feedback
         self.implementation = parse_implementation(implementation)
         # A tuple, which nn.Module does not look into: the recorders are the blocks' modules.
+        check_type("recorders", recorders, Iterable, "QueryKeyRecorder modules")
         self._recorders = tuple(recorders)
         for recorder in self._recorders:
             if not isinstance(recorder, QueryKeyRecorder):
@@ -391,12 +392,7 @@ class ResidualAttention(SelfAttention):
         if grid is None:
             self._grid: tuple[int, int] | None = None
             return
-        if len(grid) != 2:
-            raise ValueError(f"grid must be (h, w) in patches, or None for a square; got {grid!r}")
-        height, width = grid
-        check_count("grid's height", height, 1)
-        check_count("grid's width", width, 1)
-        self._grid = (height, width)
+        self._grid = check_pair("grid", grid, "(h, w) in patches, or None for a square", 1)
 
     @property
     def recorders(self) -> tuple[QueryKeyRecorder, ...]:

@@ -227,8 +227,8 @@ def test_source_that_does_not_fit(kind: type) -> None:
         ({"correlation": "identity", "neighbourhood_std": 5.0}, ValueError, "has no score"),
         ({"correlation": "pp"}, ValueError, "projections with themselves; got none"),
         ({"implementation": "fast"}, ValueError, "implementation must be one of"),
-        ({"grid": (4,)}, ValueError, r"grid must be \(h, w\)"),
-        ({"grid": (4, 0)}, ValueError, "grid's width must be at least 1"),
+        ({"grid": (4,)}, TypeError, r"grid must be \(h, w\)"),
+        ({"grid": (4, 0)}, ValueError, r"grid must be .* at least 1 each; got \(4, 0\)"),
         ({"recorders": [nn.Identity()]}, TypeError, "got Identity: make one with"),
     ],
 )

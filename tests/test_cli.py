@@ -294,12 +294,13 @@ def test_a_process_says_one_line_and_leaves_with_the_status() -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+@pytest.mark.parametrize("command", ["models", "--help", "--version"])
+def test_a_reader_that_leaves_early_is_no_error(command: str) -> None:
     """What is buffered then is flushed again when the interpreter ends."""
     code = (
         "import sys, resclip.cli.show as show; from resclip.cli import main\n"
         "show.show_models = lambda _: print('few') or 0\n"
-        "sys.exit(main(['models']))"
+        f"sys.exit(main([{command!r}]))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -312,6 +313,17 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=120) == 1
+
+
+def test_a_stream_may_be_closed() -> None:
+    """As by `>&-` in a shell: Python then has None in its place."""
+    code = (
+        "import sys, resclip.cli.show as show; from resclip.cli import main\n"
+        "show.show_models = lambda _: print('few') or 0\n"
+        "sys.stdout = sys.stderr = None\n"
+        "sys.exit(main(['models']))"
+    )
+    assert python("-c", code, check=False).returncode == 0
 
 
 def test_parameters_in_errors_become_options() -> None:

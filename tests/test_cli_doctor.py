@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from cli_support import run
@@ -37,6 +39,15 @@ def test_a_gpu_has_a_row_for_each_dtype_with_the_verdict(
     assert "compute capability 9.0" in printed
     assert "the tensors are on a GPU" in printed
     assert "kernels.json; remove it" in printed
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("RESCLIP_KERNEL_VERDICTS", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    assert run("doctor") == 0
+    assert "not kept, as there is no home folder" in capsys.readouterr().out
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from kernel_support import kernel_device
 from method_support import colours, small_tower, text
 
 from resclip import RCS, SFR, DenseEncoder
+from resclip.methods.catalogue import Overview
 
 
 @pytest.mark.parametrize("implementation", ("torch", "triton"))
@@ -85,10 +86,18 @@ PROXY = {"base": "proxyclip", "proxy": colours}
         ({"correlation": "qk,layer=7"}, "between 1 and 6.*got 7"),
         ({"correlation": "identity", "sfr": SFR()}, "SFR changes the score"),
         ({"rcs": RCS(layers="0,5-7")}, "between 1 and 5 .block 6 is the final one.*got 0, 6, 7"),
+        ({"base": ["naclip"]}, r"unknown base \['naclip'\]"),
+        ({"correlation": 5}, "correlation must be a Correlation, its text, or None; got 5"),
+        ({"neighbourhood_std": "5"}, "neighbourhood_std must be a number; got '5'"),
+        ({"neighbourhood_std": float("nan")}, "neighbourhood_std must be .* above 0; got nan"),
+        ({"neighbourhood_std": -1.0}, "neighbourhood_std must be .* above 0; got -1.0"),
+        ({**PROXY, "proxy": "colour"}, "proxy must be a function of .*; got 'colour'"),
+        ({**PROXY, "proxy_attention": 5}, "proxy_attention must be a ProxyAttention .*got 5"),
+        ({"overview": 5}, "overview must be an Overview or None; got 5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         DenseEncoder(small_tower(), **arguments)
 
 
@@ -105,3 +114,11 @@ def test_settings_that_do_not_fit_are_refused(arguments: dict[str, Any], message
 def test_wrong_inputs_say_what_was_expected(pixels, words, error, message: str) -> None:
     with pytest.raises(error, match=message):
         DenseEncoder(small_tower(), sfr=SFR())(pixels, words)
+
+
+def test_a_patch_and_coarse_passes_have_their_types() -> None:
+    pixels = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(TypeError, match=r"query must be \(row, column\) of a patch.*; got 5"):
+        DenseEncoder(small_tower()).attention(pixels, query=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="coarse must be a Coarse, .*; got 5"):
+        DenseEncoder(small_tower(), overview=Overview())(pixels, coarse=5)  # type: ignore[arg-type]

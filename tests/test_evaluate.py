@@ -96,6 +96,20 @@ def test_nothing_to_measure_and_other_classes_are_refused() -> None:
     for rows, columns in (({}, [TWO]), (entries("clip"), [])):
         with pytest.raises(ValueError, match="at least one method and one dataset"):
             evaluate(rows, columns)
+    wrong: Any
+    for wrong, said in (
+        ((["clip"], [TWO]), "entries must be a mapping"),
+        ((entries("clip"), TWO), "datasets must be a list of datasets"),
+        ((entries("clip"), ["voc21"]), "each of datasets must be a Dataset; got 'voc21'"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            evaluate(*wrong)
+    with pytest.raises(
+        TypeError, match="checkpoint must be the Path of a JSON file.*'report.json'"
+    ):
+        evaluate(entries("clip"), [TWO], checkpoint="report.json")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="workers must be at least 0; got -1"):
+        evaluate(entries("clip"), [TWO], workers=-1)
     other = {"clip": lambda _: load(classes=["sky", "grass"], method="clip", device="cpu")}
     with pytest.raises(
         ValueError, match="17 classes 'sky' to .* the segmenter's are 2, from 'sky'"

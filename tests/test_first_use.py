@@ -116,17 +116,30 @@ def test_the_file_may_be_broken_or_out_of_reach(
 ) -> None:
     calls: list[str] = []
     TRIALS["fake"] = backend(lambda result: result, calls)
-    for content in ("", "{", "[1]", '{"a": 1}', '{"a": {"unknown": 2}}'):
+    fields = '{"error": "abc", "reason": null, "seconds": 1.0}'
+    for content in ("", "{", "[1]", '{"a": 1}', '{"a": {"unknown": 2}}', f'{{"a": {fields}}}'):
         path = tmp_path / "broken.json"
         path.write_text(content)
         assert Judge(path).obstacle("fake", [torch.zeros(1)]) is None
-        assert len(json.loads(path.read_text())) >= 1
+        (key,) = json.loads(path.read_text())
+        assert "op fake" in key
     assert Judge(Path("/dev/null/kernels.json")).obstacle("fake", [torch.zeros(1)]) is None
     monkeypatch.setenv("RESCLIP_KERNEL_VERDICTS", str(tmp_path / "named.json"))
     assert Judge().file() == tmp_path / "named.json"
     monkeypatch.delenv("RESCLIP_KERNEL_VERDICTS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Judge().file() == tmp_path / "resclip" / "kernels.json"
+
+
+def test_the_file_is_written_whole_and_as_the_umask_says(judge: Judge, tmp_path: Path) -> None:
+    TRIALS["fake"] = backend(lambda result: result, [])
+    judge.obstacle("fake", [torch.zeros(1)])
+    (tmp_path / "plain").touch()
+    assert judge.file().stat().st_mode == (tmp_path / "plain").stat().st_mode
+    folder = tmp_path / "named" / "folder"
+    folder.mkdir(parents=True)
+    assert Judge(folder).obstacle("fake", [torch.zeros(1)]) is None
+    assert [*folder.parent.iterdir()] == [folder]  # Nothing is left beside it.
 
 
 def test_it_can_be_turned_off(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models_support import EMBED, OpenAIVisual, hugging_face_model, timm_model
@@ -27,12 +28,23 @@ from resclip.loading import choose_device, choose_precision
         ({"method": "magic"}, "unknown method 'magic'; use one of: clip"),
         ({"preset": "best"}, "unknown preset 'best'; use one of: released"),
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
+        ({"device": "meta"}, "device 'meta' cannot be used"),
+        ({"device": ["cpu"]}, r"device must be a name such as 'cpu', or None; got \['cpu'\]"),
         ({"precision": "fp4"}, "unknown precision 'fp4'; use one of: fp32, fp16, bf16"),
+        ({"method": 5}, "method must be a name such as 'resclip', or a Method; got 5"),
+        ({"rcs": {"foo": 1}}, "rcs must name options of layers, weight, temp.*; got 'foo'"),
+        ({"max_memory": "1G"}, "max_memory must be an integer; got '1G'"),
+        ({"max_memory": 0}, "max_memory must be at least 1; got 0"),
+        ({"window": "a"}, "window must be an integer number of pixels; got 'a'"),
+        ({"overview": 5}, "overview must be an Overview or None; got 5"),
+        ({"cache": "x"}, "cache must be a TextCache or None; got 'x'"),
+        ({"model": toy_clip(), "tokenizer": "x"}, "tokenizer must be a function of .*; got 'x'"),
+        ({"model": np.zeros(2)}, "expected a CLIP model.*got ndarray"),
     ],
 )
 def test_load_lists_what_is_valid(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load(**{"classes": ["cat", "dog"], **arguments})
+    with pytest.raises((TypeError, ValueError), match=message):
+        load(**{"classes": ["sky", "tree"], **arguments})
 
 
 def test_devices_and_precisions() -> None:

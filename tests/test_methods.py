@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resclip import RCS, SFR, Correlation
-from resclip.methods.catalogue import BASES, METHODS, ProxyAttention, find_method
+from resclip.methods.catalogue import BASES, METHODS, Method, ProxyAttention, find_method
 from resclip.methods.options_text import parse_options
 from resclip.methods.presets import PRESETS, find_preset
 
@@ -121,6 +122,7 @@ def test_layers_as_text_and_as_numbers(given: Any, layers: tuple[int, ...]) -> N
         ({"layers": "6-9,8"}, ValueError, "each block once"),
         ({"layers": ()}, ValueError, "at least one layer"),
         ({"layers": (6.0,)}, TypeError, "block numbers; got 6.0"),
+        ({"layers": 3}, TypeError, 'tuple of block numbers, or text such as "6-9"; got 3'),
         ({"weight": 1.2}, ValueError, "RCS weight must lie between 0 and 1; got 1.2"),
         ({"temperature": 0}, ValueError, "above 0; got 0"),
     ],
@@ -138,11 +140,45 @@ def test_wrong_options_of_rcs(option: Any, error: type[Exception], message: str)
         ({"connectivity": "walk"}, "'prefix', 'line', 'component', or None; got 'walk'"),
         ({"smoothing_std": -1}, "smoothing_std .*at least 0"),
         ({"refine_iterations": -1}, "refine_iterations .*at least 0"),
+        ({"refine_iterations": 2.5}, "refine_iterations must be an integer; got 2.5"),
+        ({"smoothing_std": "5"}, "smoothing_std must be a number; got '5'"),
+        ({"smoothing_std": math.nan}, "smoothing_std .*at least 0; got nan"),
+        ({"connectivity": np.zeros(2)}, "or None; got array"),
+        ({"normalise": "no"}, "normalise must be True or False; got 'no'"),
     ],
 )
 def test_wrong_options_of_sfr(option: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         SFR(**option)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"model": 5}, "model must be the name of a model; got 5"),
+        ({"beta": math.nan}, "beta must be a finite number; got nan"),
+        ({"input_size": (224, 0)}, r"input_size must be \(height, width\) in pixels, at least 1 "),
+        ({"input_size": "224"}, "input_size must be an integer; got '224'"),
+    ],
+)
+def test_wrong_options_of_a_proxy(option: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        ProxyAttention(**option)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["naclip"]], ids=str)
+def test_a_name_that_is_no_text(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="method must be a name such as 'resclip', or a Method"):
+        find_method(wrong)
+    with pytest.raises(ValueError, match="unknown preset"):
+        find_preset(wrong)
+    with pytest.raises(ValueError, match="unknown base"):
+        Method("mine", wrong, "", "")
+    with pytest.raises(TypeError, match="rcs must be an RCS or None; got"):
+        Method("mine", "naclip", "", "", rcs=wrong or 5)
+    with pytest.raises(TypeError, match="correlation must be text such as 'kk'"):
+        Correlation.parse(wrong)
+    assert find_method(METHODS["sclip"]) is METHODS["sclip"]
 
 
 @pytest.mark.parametrize(

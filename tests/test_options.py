@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +22,12 @@ from resclip_kernels import (
     ResidualAttention,
     UpsampleOptions,
     attention_maps,
+    feedback_matrix,
+    feedback_rows,
     pamr,
     patch_labels,
     proxy_attention,
+    proxy_rows,
     residual_attention,
     semantic_feedback,
     upsample_argmax,
@@ -134,6 +138,29 @@ def test_a_grid_is_two_integers(grid: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (FeedbackOptions, {"connectivity": torch.zeros(2)}, "connectivity must be one of 'prefix'"),
+        (FeedbackOptions, {"smoothing_std": None}, "smoothing_std must be a number; got None"),
+        (FeedbackOptions, {"normalise": 1}, "normalise must be True or False; got 1"),
+        (PamrOptions, {"dilations": 8}, "dilations must be a tuple of distances.*; got 8"),
+        (PatchLabelsOptions, {"patch_size": 16}, r"patch_size must be \(height, width\).*; got 16"),
+        (PatchLabelsOptions, {"patch_size": (16, 0)}, r"at least 1 each; got \(16, 0\)"),
+        (UpsampleOptions, {"through": (True, 8)}, "through must be .* two integers; got .True"),
+        (
+            UpsampleOptions,
+            {"dilations": "88"},
+            "dilations must be a tuple of distances.*; got '88'",
+        ),
+        (ProxyAttentionOptions, {"beta": "1"}, "beta must be a number; got '1'"),
+    ],
+)
+def test_options_of_another_type(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
     ("options", "keywords", "message"),
     [
         (FeedbackOptions(), {}, "options must be AttentionOptions; got FeedbackOptions"),
@@ -146,3 +173,41 @@ def test_options_that_no_op_takes(options: Any, keywords: dict[str, Any], messag
     tensors = [torch.zeros(1, 1, 10, 4)] * 3
     with pytest.raises(TypeError, match=message):
         residual_attention(*tensors, options, **keywords)
+
+
+def test_tensors_and_sizes_of_another_type() -> None:
+    query, labels = torch.zeros(1, 1, 12, 4), label_map(0, grid=GRID)
+    logits, features = torch.zeros(1, 4, *GRID), torch.ones(1, 8, *GRID)
+    state: Any = "a state"
+    calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], str]] = [
+        (residual_attention, (query,) * 3, {"grid": GRID, "feedback": state}, "feedback must be"),
+        (
+            residual_attention,
+            (query,) * 3,
+            {"grid": GRID, "cross_layers": [1]},
+            "cross_layers must",
+        ),
+        (residual_attention, (query,) * 3, {"grid": GRID, "projections": 5}, "projections must be"),
+        (proxy_attention, (features, query), {"grid": 12}, r"grid must be \(h, w\).*got 12"),
+        (proxy_rows, (features, torch.tensor([0])), {"feedback": state}, "feedback must be"),
+        (
+            feedback_matrix,
+            (labels,),
+            {},
+            "feedback must be a state of semantic_feedback; got Tensor",
+        ),
+        (feedback_rows, (labels, torch.tensor([0])), {}, "feedback must be a state of"),
+        (upsample_argmax, (logits, 9), {}, r"size must be \(height, width\).*got 9"),
+        (upsample_argmax, (logits, (9, 9)), {"query_to_class": [0]}, "query_to_class must be"),
+        (
+            ResidualAttention,
+            (16, 2),
+            {"options": "kk"},
+            "options must be AttentionOptions; got str",
+        ),
+        (ResidualAttention, (16, 2), {"grid": 5}, r"grid must be \(h, w\).*; got 5"),
+        (ResidualAttention, (16, 2), {"recorders": 5}, "recorders must be .* modules; got 5"),
+    ]
+    for function, tensors, keywords, message in calls:
+        with pytest.raises(TypeError, match=message):
+            function(*tensors, **keywords)

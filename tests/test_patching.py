@@ -86,6 +86,10 @@ def test_what_cannot_be_patched_says_why_and_an_error_undoes() -> None:
         resclip.patch(toy_clip())
     with pytest.raises(ValueError, match="unknown method 'deeplab'"):
         resclip.patch(toy_clip(), method="deeplab")
+    with pytest.raises(TypeError, match="clip_model must be a CLIP model.*; got 5"):
+        resclip.patch(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="method must be a name.*; got 5"):
+        resclip.patch(toy_clip(), 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got Linear"):
         resclip.patch(torch.nn.Linear(2, 2))
     assert not hasattr(toy_clip(), "encode_dense")

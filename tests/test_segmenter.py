@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,17 @@ def test_prepared_pixels_have_the_short_side_or_their_own_size() -> None:
         {"refine_iterations": -1},
         {"refine_iterations": 1.5},
         {"logit_scale": -1.0},
+        {"pad_batches": "no"},
+        {"max_memory": "1G"},
+        {"mean": 0.5},
+        {"std": (1.0, 1.0)},
+        {"source": "mine"},
     ],
     ids=str,
 )
 def test_values_that_do_not_fit_are_refused_at_once(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
-    with pytest.raises((TypeError, ValueError), match=f"^{name} must .*{value}"):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must .*{re.escape(str(value))}"):
         make(**wrong)
 
 
@@ -107,6 +113,49 @@ def test_a_vocabulary_of_another_model_is_refused() -> None:
     other = Vocabulary(torch.ones(1, 64), torch.tensor([0]), ["cat"])
     with pytest.raises(ValueError, match="64 wide.*output 32.*same CLIP model"):
         Segmenter(DenseEncoder(toy_clip().visual), other)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("predict", (None,), "pixels must be a .*; got NoneType"),
+        ("logits", (5,), "pixels must be a .*; got int"),
+        ("logits", (torch.zeros(1, 3, 48, 48),), "upsample must be True or False; got 'no'"),
+        ("predict", (torch.zeros(1, 3, 0, 9),), r"at least one row and column; got \(3, 0, 9\)"),
+        ("predict_many", (["a"], [(9, 9)]), "each image of pixels must be .*; got str"),
+        ("predict_many", ([torch.zeros(3, 9, 9)], []), "sizes must be one .* of 1 images; got 0"),
+        ("predict_many", ([torch.zeros(3, 9, 9)], [9]), r"each of sizes must be \(height, width"),
+        ("segment", (5,), "expected a path.*got builtins.int"),
+        ("prepare", (None,), "expected a path.*got builtins.NoneType"),
+        ("with_encoder", ("clip",), "encoder must be a DenseEncoder; got 'clip'"),
+    ],
+)
+def test_arguments_of_another_type(method: str, arguments: Any, message: str) -> None:
+    more: dict[str, Any] = {"upsample": "no"} if "upsample" in message else {}
+    with pytest.raises((TypeError, ValueError), match=message):
+        getattr(make(), method)(*arguments, **more)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": None}, "images must be a list.*; got None"),
+        ({"images": "a.png"}, "images must be a list.*; got 'a.png'"),
+        ({"images": [], "max_pixels": "many"}, "max_pixels must be an integer; got 'many'"),
+        ({"images": [], "return_errors": 1}, "return_errors must be True or False; got 1"),
+    ],
+)
+def test_arguments_of_many_images(arguments: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        list(make().segment_many(**arguments))
+
+
+def test_the_encoder_and_the_classes_have_their_types() -> None:
+    words = Vocabulary(torch.ones(1, 32), torch.tensor([0]), ["cat"])
+    with pytest.raises(TypeError, match="encoder must be a DenseEncoder; got None"):
+        Segmenter(None, words)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="vocabulary must be a Vocabulary; got \\['cat'\\]"):
+        Segmenter(DenseEncoder(toy_clip().visual), ["cat"])  # type: ignore[arg-type]
 
 
 def test_many_images_come_in_order_with_errors_in_their_position(tmp_path: Path) -> None:

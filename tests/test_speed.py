@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from cli_support import run
 
 from resclip import speed
-from resclip.speed import Setting, Speed, measure
+from resclip.speed import Row, Setting, Speed, measure
 
 SMALL: dict[str, Any] = {
     "model": "ViT-S-32",
@@ -160,6 +161,7 @@ def test_the_command_prints_stores_and_compares(
         (("--model", "RN50"), "no plain vision transformer"),
         (("--method", "proxyclip"), "second vision model"),
         (("--device", "cuda:99"), "cannot be used"),
+        (("--device", "meta"), "device 'meta' cannot be used"),
         (("--compare", "missing.json"), "missing.json"),
     ),
 )
@@ -182,11 +184,16 @@ def test_another_file_or_method_cannot_be_compared(
         {"version": 1, "rows": 3},
         {**good, "rows": [{**row, "seconds": 0.0}]},
         {**good, "rows": [{**row, "seconds": "a"}]},
+        {**good, "rows": [{**row, "seconds": math.nan}]},
+        {**good, "rows": [{**row, "seconds": None}]},
+        {**good, "rows": [{**row, "seconds": 1.0, "setting": {**setting, "size": "1"}}]},
+        good,
     )
     for text in ("", "{}", "[]", *map(json.dumps, documents)):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"other\.json holds no speeds of version 2"):
             Speed.read(path)
-    Speed("ViT-L-14", "naclip", "cpu", "a machine", 1, {}).store(path)
+    rows = [Row(Setting(1, 1, 1, "fp32"), "torch", 1.0, 1.0, 1, None)]
+    Speed("ViT-L-14", "naclip", "cpu", "a machine", 1, {}, rows).store(path)
     assert run("bench", *ARGUMENTS, "--compare", path) != 0
     assert "compare the same model and method" in capsys.readouterr().err

@@ -165,10 +165,14 @@ def test_templates_by_name_are_those_of_the_set() -> None:
         (["cat", "Cat "], {}, "(?i)cat"),
         (["cat", ""], {}, "class 2"),
         (["cat"], {"templates": ["a photo"]}, "'a photo' has no '{}'"),
+        (["cat"], {"templates": 5}, "templates must be a set's name.*got 5"),
+        (["cat"], {"cache": "folder"}, "cache must be a TextCache or None; got 'folder'"),
+        (["cat"], {"progress": "yes"}, "progress must be True or False; got 'yes'"),
+        (None, {}, "expected a list of class names, got None"),
     ],
 )
 def test_wrong_names_are_named(classes, arguments, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make(classes, **arguments)
 
 
@@ -179,8 +183,48 @@ def test_wrong_names_are_named(classes, arguments, message: str) -> None:
         (torch.zeros(2, 4).long(), [0, 1], ["a", "b"], "floating"),
         (torch.zeros(2, 4), [0], ["a"], "one class for each of the 2"),
         (torch.zeros(2, 4), [0, 2], ["a", "b"], "each of the 2 classes"),
+        ([[0.0]], [0], ["a"], r"embeddings must be a floating \(Q, E\) tensor"),
+        (torch.zeros(2, 4), [0.0, 1.5], ["a", "b"], r"query_to_class must be integers.*got \[0.0"),
+        (torch.zeros(2, 4), None, ["a", "b"], "query_to_class must be integers.*got None"),
+        (torch.zeros(2, 4), [0, 1], "ab", "names must be a list of texts.*got 'ab'"),
+        (torch.zeros(2, 4), [0, 1], ["a", 2], "each of names must be a text; got 2"),
     ],
 )
 def test_a_vocabulary_is_checked_when_made(embeddings, query_to_class, names, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        Vocabulary(embeddings, torch.tensor(query_to_class), names)
+    with pytest.raises((TypeError, ValueError), match=message):
+        Vocabulary(embeddings, query_to_class, names)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ("ViT-B-16", "tokenizer must be a function of a list of prompts; got 'ViT-B-16'"),
+        (lambda prompts: None, r"must return a tensor \(N, context\) of token ids; got None"),
+        (lambda prompts: toy_tokenizer(prompts).tolist(), "must return a tensor.*; got list"),
+        (lambda prompts: toy_tokenizer(prompts).float(), "token ids in int64; got torch.float32"),
+        (lambda prompts: toy_tokenizer(prompts)[:1], r"\(2, 16\).* 2 prompts; got \(1, 16\)"),
+        (lambda prompts: toy_tokenizer(prompts * 2), r"2 prompts; got \(4, 16\)"),
+        (lambda prompts: toy_tokenizer(prompts)[:, :9], r"2 prompts; got \(2, 9\)"),
+        (lambda prompts: toy_tokenizer(prompts).repeat(1, 2), r"2 prompts; got \(2, 32\)"),
+        (lambda prompts: toy_tokenizer(prompts)[0], r"2 prompts; got \(16,\)"),
+        (lambda prompts: toy_tokenizer(prompts) + 9999, "from 0 to 49407, .*; got 9999 to 59406"),
+        (lambda prompts: toy_tokenizer(prompts) - 1, "got -1 to 49406"),
+    ],
+)
+def test_token_ids_that_the_model_does_not_take(tokenizer: Any, message: str) -> None:
+    """One row too few or too many would give every name the embedding of others."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        Vocabulary.from_names(["cat", "dog"], toy_clip(), tokenizer, templates=TEMPLATES)
+
+
+def test_token_ids_in_32_bits_do() -> None:
+    """OpenAI's clip.tokenize returns them."""
+    narrow = Vocabulary.from_names(
+        ["cat"], toy_clip(), lambda prompts: toy_tokenizer(prompts).int(), templates=TEMPLATES
+    )
+    assert torch.equal(narrow.embeddings, make(["cat"]).embeddings)
+
+
+def test_a_tower_alone_has_no_text_side() -> None:
+    with pytest.raises(TypeError, match="clip_model must be a CLIP model with encode_text; got"):
+        Vocabulary.from_names(["cat"], toy_clip().visual, toy_tokenizer)

@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from resclip.cli import ablate, batch, bench, evaluate
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch starts: threads that spin while they wait for each other take the time of every other process, and on
     # a machine where another one runs they wait for a whole time slice.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Closed by the shell, as by `>&-`.
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal whose encoding lacks a letter of a class name prints it as an escape, not as an error.
         if isinstance(stream, io.TextIOWrapper):
@@ -51,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit as leaving:  # --help, --version, or an error already reported.
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return _forget_output()
         return int(leaving.code or 0)
     try:
         with _quiet_dependencies():
@@ -61,16 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("resclip: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output has left, as in `resclip models | head`. The interpreter would
-        # complain when it flushes stdout on leaving.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _forget_output()
     except Exception as error:  # A mistake of this program too: --debug shows where it is.
         if arguments.debug:
             raise
         print(f"resclip: {explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, (ValueError, TypeError)) else 1
     return status
+
+
+def _forget_output() -> int:
+    """The status where the reader of our output has left, as in `resclip models | head`.
+
+    The interpreter would complain when it flushes stdout on leaving.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def add_segment_options(parser: argparse.ArgumentParser) -> None:

@@ -41,8 +41,19 @@ def show_doctor(_: argparse.Namespace) -> int:
     if JUDGE.is_off():
         print("\nThe kernels are not compared with torch: RESCLIP_SKIP_KERNEL_CHECK is set.")
     elif gpus():
-        print(f"\nVerdicts on the kernels are kept in {JUDGE.file()}; remove it to compare anew.")
+        print(f"\n{where_verdicts_are()}")
     return 0
+
+
+def where_verdicts_are() -> str:
+    """A sentence on the file of verdicts."""
+    try:
+        return f"Verdicts on the kernels are kept in {JUDGE.file()}; remove it to compare anew."
+    except RuntimeError:
+        return (
+            "Verdicts on the kernels are not kept, as there is no home folder: "
+            "set RESCLIP_KERNEL_VERDICTS to a file."
+        )
 
 
 def row(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:

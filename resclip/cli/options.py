@@ -404,7 +404,7 @@ def segmenter_for(
     from resclip.evaluation.distributed import rank
     from resclip.methods.catalogue import BASES, find_method
 
-    chosen = find_method(method) if isinstance(method, str) else method
+    chosen = find_method(method)
     of_method = argparse.Namespace(**vars(arguments))
     for option, has_it in (
         ("rcs", chosen.rcs is not None),

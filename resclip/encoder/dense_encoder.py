@@ -22,6 +22,8 @@ from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt
 from resclip_kernels import (
     Implementation,
+    check_pair,
+    check_type,
     deterministic_attention,
     fast_linear,
     residual_attention,
@@ -48,7 +50,7 @@ class DenseEncoder(nn.Module):
         base: a name of `resclip.methods.catalogue.BASES`.
         rcs: residual cross-correlation self-attention, or None.
         sfr: semantic feedback refinement, or None.
-        neighbourhood_std: σ of NACLIP's prior, in patches (only the bases that have one).
+        neighbourhood_std: σ of NACLIP's prior, in patches (only the bases that have one); None for no prior.
         final_block: "attention_only" or "full_residual"; None for the base's own.
         implementation: of the ops; "auto", "triton", "torch" or "reference".
         correlation: what is compared, as a `Correlation` or its text; None for the base's own.
@@ -70,7 +72,7 @@ class DenseEncoder(nn.Module):
         base: str = "naclip",
         rcs: RCS | None = None,
         sfr: SFR | None = None,
-        neighbourhood_std: float = 5.0,
+        neighbourhood_std: float | None = 5.0,
         final_block: FinalBlockKind | None = None,
         implementation: Implementation | str = Implementation.AUTO,
         *,
@@ -188,7 +190,7 @@ class DenseEncoder(nn.Module):
         if query is None:
             rows = torch.arange(height * width, device=pixels.device)
         else:
-            row, column = query
+            row, column = check_pair("query", query, "(row, column) of a patch", 0)
             if not (0 <= row < height and 0 <= column < width):
                 raise ValueError(
                     f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
@@ -288,6 +290,7 @@ def check_coarse(coarse: Coarse | None, overview: Overview | None, windows: int)
             "an encoder with an overview needs the coarse pass of each window's image: "
             "pass coarse=encoder.coarse(images)"
         )
+    check_type("coarse", coarse, Coarse, "a Coarse, which encoder.coarse(images) makes")
     if len(coarse) != windows:
         raise ValueError(
             f"expected one coarse pass for each of {windows} windows; got {len(coarse)}: pick each window's "

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.methods.catalogue import (
-    BASES,
     FINAL_BLOCKS,
     RCS,
     SFR,
@@ -22,6 +21,8 @@ from resclip.methods.catalogue import (
     FinalBlockKind,
     Overview,
     ProxyAttention,
+    check_modules,
+    find_base,
 )
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower
@@ -31,7 +32,11 @@ from resclip_kernels import (
     Implementation,
     ProxyAttentionOptions,
     SemanticFeedback,
+    check_callable,
+    check_choice,
     check_implementation,
+    check_positive,
+    check_type,
     deterministic_attention,
     patch_labels,
     proxy_attention,
@@ -174,7 +179,7 @@ class FinalBlock:
         base: str = "naclip",
         rcs: RCS | None = None,
         sfr: SFR | None = None,
-        neighbourhood_std: float = 5.0,
+        neighbourhood_std: float | None = 5.0,
         kind: FinalBlockKind | None = None,
         implementation: Implementation | str = Implementation.AUTO,
         *,
@@ -183,27 +188,32 @@ class FinalBlock:
         proxy_attention: ProxyAttention | None = None,
         overview: Overview | None = None,
     ) -> None:
-        if base not in BASES:
-            raise ValueError(f"unknown base {base!r}; use one of: {', '.join(BASES)}")
-        if kind is not None and kind not in FINAL_BLOCKS:
-            valid = ", ".join(map(repr, FINAL_BLOCKS))
-            raise ValueError(
-                f"final_block must be one of {valid}, or None for the base's own; got {kind!r}"
+        self.base = find_base(base)
+        if kind is not None:
+            check_choice("final_block", kind, FINAL_BLOCKS, ", or None for the base's own")
+        if neighbourhood_std is not None:
+            check_positive("neighbourhood_std", neighbourhood_std)
+        if proxy is not None:
+            check_callable(
+                "proxy",
+                proxy,
+                "a function of normalised pixels, such as find_proxy('colour') makes",
             )
-        for name, module, expected in (("rcs", rcs, RCS), ("sfr", sfr, SFR)):
-            if module is not None and not isinstance(module, expected):
-                raise TypeError(
-                    f"{name} must be an {expected.__name__} or None; got {module!r}. To leave it out, choose a method "
-                    "without it"
-                )
+        if isinstance(correlation, str):
+            correlation = Correlation.parse(correlation)
+        for name, value, kinds, words in (
+            ("correlation", correlation, Correlation, "a Correlation, its text, or None"),
+            ("proxy_attention", proxy_attention, ProxyAttention, "a ProxyAttention or None"),
+            ("overview", overview, Overview, "an Overview or None"),
+        ):
+            if value is not None:
+                check_type(name, value, kinds, words)
+        check_modules(rcs, sfr)
         if tuple(tower.patch_embedding.stride) != tower.patch_size:
             raise TypeError(
                 f"the tower's patches of {tower.patch_size} pixels overlap, its stride is "
                 f"{tuple(tower.patch_embedding.stride)}: use a tower whose patches lie side by side"
             )
-        self.base = BASES[base]
-        if isinstance(correlation, str):
-            correlation = Correlation.parse(correlation)
         check_proxy(self.base, proxy, correlation, kind)
         self.correlation = correlation or self.base.correlation
         if sfr is not None and self.base.proxy is None and not self.correlation.has_score:

@@ -449,8 +449,7 @@ def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmente
         base=encoder.base.name,
         rcs=method.rcs,
         sfr=method.sfr,
-        # A base without the prior has a σ of None, and does not use it.
-        neighbourhood_std=encoder.neighbourhood_std or 0.0,
+        neighbourhood_std=encoder.neighbourhood_std,
         final_block=encoder.final_block,
         implementation=encoder.implementation,
         # The proxy compares its own features, and takes no correlation.

@@ -33,7 +33,7 @@ from resclip.evaluation.metrics import confusion, scores_of
 from resclip.evaluation.report import DatasetReport, MethodResult, Report
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
 from resclip.segmenter import Segmenter
-from resclip_kernels import check_count
+from resclip_kernels import check_count, check_flag, check_type
 
 GROUP_SIZE = 8
 """How many images are segmented together: 50 to 100 windows of photographs, several full batches."""
@@ -131,6 +131,13 @@ def evaluate(
             conditions.
         OSError: the file cannot be written.
     """
+    check_type("entries", entries, Mapping, "a mapping of names to functions of a dataset")
+    check_type("datasets", datasets, (tuple, list), "a list of datasets")
+    for dataset in datasets:
+        check_type("each of datasets", dataset, Dataset, "a Dataset")
+    if checkpoint is not None:
+        check_type("checkpoint", checkpoint, Path, "the Path of a JSON file, or None")
+    check_flag("fresh", fresh)
     if not entries or not datasets:
         raise ValueError("expected at least one method and one dataset to measure, got none")
     report = stored_report(checkpoint, fresh)
@@ -225,6 +232,8 @@ def evaluate_dataset(
         Exception: whatever the segmenter and `on_image` raise.
     """
     check_count("group_size", group_size, 1)
+    if workers is not None:
+        check_count("workers", workers, 0)
     classes = len(dataset.entries)
     if len(segmenter.vocabulary.names) != classes:
         raise ValueError(

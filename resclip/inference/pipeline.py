@@ -31,8 +31,10 @@ from resclip.inference.windows import (
 from resclip.text.vocabulary import Vocabulary
 from resclip_kernels import (
     check_count,
+    check_flag,
     check_fraction,
     check_positive,
+    check_type,
     resize_planes,
     upsample_argmax,
 )
@@ -250,6 +252,25 @@ class WindowPixels(NamedTuple):
         return self.window.height, self.window.width, overview
 
 
+def check_encoder(encoder: DenseEncoder, vocabulary: Vocabulary, window: int) -> None:
+    """TypeError or ValueError unless this encoder gives what windows are segmented by."""
+    check_type("encoder", encoder, DenseEncoder, "a DenseEncoder")
+    if encoder.tower.text_obstacle is not None:
+        raise ValueError(
+            f"images are segmented by text, and {encoder.tower.text_obstacle}; DenseEncoder gives its features"
+        )
+    if vocabulary.embeddings.shape[1] != encoder.tower.output_dim:
+        raise ValueError(
+            f"the vocabulary's embeddings are {vocabulary.embeddings.shape[1]} wide, the image tower's "
+            f"output {encoder.tower.output_dim}: encode the names with the same CLIP model"
+        )
+    if window == 0 and encoder.overview is not None:
+        raise ValueError(
+            "an overview is what windows see of the whole image, and window=0 is the whole image: "
+            "leave one of them out"
+        )
+
+
 class ImagePipeline:
     """A model, the classes, and how images are cut into windows and put together again.
 
@@ -272,26 +293,17 @@ class ImagePipeline:
         max_memory: int | None,
         pad_multiple: int,
     ) -> None:
+        check_type("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         check_window(window, stride, encoder.tower.patch_size)
-        if encoder.tower.text_obstacle is not None:
-            raise ValueError(
-                f"images are segmented by text, and {encoder.tower.text_obstacle}; DenseEncoder gives its features"
-            )
-        if vocabulary.embeddings.shape[1] != encoder.tower.output_dim:
-            raise ValueError(
-                f"the vocabulary's embeddings are {vocabulary.embeddings.shape[1]} wide, the image tower's "
-                f"output {encoder.tower.output_dim}: encode the names with the same CLIP model"
-            )
-        if window == 0 and encoder.overview is not None:
-            raise ValueError(
-                "an overview is what windows see of the whole image, and window=0 is the whole image: "
-                "leave one of them out"
-            )
+        check_encoder(encoder, vocabulary, window)
         check_fraction("probability_threshold", probability_threshold)
         check_count("refine_iterations", refine_iterations, 0)
         check_positive("logit_scale", logit_scale)
         check_count("batch_size", batch_size, 1)
         check_count("pad_multiple", pad_multiple, 0)
+        check_flag("pad_batches", pad_batches)
+        if max_memory is not None:
+            check_count("max_memory", max_memory, 1)
         self.encoder = encoder
         self.device = encoder.tower.device
         self.vocabulary = vocabulary.to(self.device)

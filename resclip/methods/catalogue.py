@@ -15,9 +15,16 @@ from resclip_kernels import (
     Connectivity,
     FeedbackOptions,
     ProxyAttentionOptions,
+    check_choice,
     check_count,
+    check_finite,
+    check_flag,
     check_fraction,
+    check_not_negative,
+    check_pair,
     check_positive,
+    check_type,
+    quoted,
 )
 
 FinalBlockKind = Literal["attention_only", "full_residual"]
@@ -40,7 +47,14 @@ class ProxyAttention:
     """Size in pixels of the image as the proxy sees it: short side, or (height, width); None keeps its size."""
 
     def __post_init__(self) -> None:
+        check_type("proxy model", self.model, str, "the name of a model")
+        check_finite("proxy beta", self.beta)
         check_positive("proxy gamma", self.gamma)
+        if isinstance(self.input_size, (tuple, list)):
+            size = check_pair("proxy input_size", self.input_size, "(height, width) in pixels", 1)
+            object.__setattr__(self, "input_size", size)
+        elif self.input_size is not None:
+            check_count("proxy input_size", self.input_size, 1)
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,15 @@ BASES: Mapping[str, Base] = {
         ),
     )
 }
+
+
+def find_base(name: str) -> Base:
+    """The base called `name`; ValueError with the valid names otherwise."""
+    if not isinstance(name, str) or name not in BASES:
+        raise ValueError(f"unknown base {quoted(name)}; use one of: {', '.join(BASES)}")
+    return BASES[name]
+
+
 RESCLIP_CITATION = (
     "Yang et al., ResCLIP: Residual Attention for Training-free Dense Vision-language Inference, "
     "CVPR 2025"
@@ -191,12 +214,16 @@ def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
                 )
             numbers += range(int(first), int(last) + 1)
         layers = tuple(numbers)
+    if not isinstance(layers, (tuple, list, range)):
+        raise TypeError(
+            f'RCS layers must be a tuple of block numbers, or text such as "6-9"; got {quoted(layers)}'
+        )
     layers = tuple(layers)
     if not layers:
         raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"RCS layers must be block numbers; got {layer!r}")
+            raise TypeError(f"RCS layers must be block numbers; got {quoted(layer)}")
     if len(set(layers)) != len(layers):
         raise ValueError(f"RCS layers must name each block once; got {layers}")
     return layers
@@ -236,17 +263,11 @@ class SFR:
         check_fraction("SFR label_threshold", self.label_threshold)
         check_positive("SFR logit_scale", self.logit_scale)
         check_count("SFR rounds", self.rounds, 1)
-        if self.smoothing_std < 0:
-            raise ValueError(f"SFR smoothing_std must be at least 0; got {self.smoothing_std}")
-        if self.refine_iterations < 0:
-            raise ValueError(
-                f"SFR refine_iterations must be at least 0; got {self.refine_iterations}"
-            )
-        if self.connectivity is not None and self.connectivity not in CONNECTIVITIES:
-            valid = ", ".join(map(repr, CONNECTIVITIES))
-            raise ValueError(
-                f"SFR connectivity must be one of {valid}, or None; got {self.connectivity!r}"
-            )
+        check_not_negative("SFR smoothing_std", self.smoothing_std)
+        check_count("SFR refine_iterations", self.refine_iterations, 0)
+        check_flag("SFR normalise", self.normalise)
+        if self.connectivity is not None:
+            check_choice("SFR connectivity", self.connectivity, CONNECTIVITIES, ", or None")
 
     def attention_options(self) -> dict[str, Any]:
         """Its weight and temperature, as the fields of `resclip_kernels.AttentionOptions` and of the proxy's."""
@@ -327,6 +348,24 @@ class Method:
     final_block: FinalBlockKind | None = None
     """None: the base's own."""
 
+    def __post_init__(self) -> None:
+        find_base(self.base)
+        check_modules(self.rcs, self.sfr)
+        if self.correlation is not None:
+            check_type("correlation", self.correlation, Correlation, "a Correlation or None")
+        if self.proxy is not None:
+            check_type("proxy", self.proxy, ProxyAttention, "a ProxyAttention or None")
+
+
+def check_modules(rcs: RCS | None, sfr: SFR | None) -> None:
+    """TypeError unless these are ResCLIP's two modules, or None."""
+    for name, module, expected in (("rcs", rcs, RCS), ("sfr", sfr, SFR)):
+        if module is not None and not isinstance(module, expected):
+            raise TypeError(
+                f"{name} must be an {expected.__name__} or None; got {quoted(module)}. To leave it out, choose a "
+                "method without it"
+            )
+
 
 def combinations(base: Base) -> list[Method]:
     """The base alone, and with the modules that can be added: RCS to any, SFR to bases whose attention has a score."""
@@ -356,12 +395,16 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def find_method(name: str) -> Method:
-    """The method called `name`: a base, a base with "+rcs", "+sfr" or both, or "resclip".
+def find_method(name: str | Method) -> Method:
+    """The method called `name`: a base, a base with "+rcs", "+sfr" or both, or "resclip"; a `Method` is returned.
 
     Raises:
+        TypeError: neither a name nor a `Method`.
         ValueError: no such method, or SFR on a base without a score; the message names the valid ones.
     """
+    if isinstance(name, Method):
+        return name
+    check_type("method", name, str, "a name such as 'resclip', or a Method")
     base, *modules = (part.strip() for part in name.split("+"))
     ordered = "+".join((base, *(module for module in MODULES if module in modules)))
     if ordered in METHODS and set(modules) <= set(MODULES) and len(set(modules)) == len(modules):

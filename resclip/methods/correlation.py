@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from resclip.methods.options_text import parse_options
-from resclip_kernels import check_count, check_positive
+from resclip_kernels import check_choice, check_count, check_positive, check_type
 
 Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
 SCORES: tuple[str, ...] = get_args(Scores)
@@ -49,9 +49,7 @@ class Correlation:
     """Seed of the random projections, which are the same on every device."""
 
     def __post_init__(self) -> None:
-        if self.scores not in SCORES:
-            valid = ", ".join(map(repr, SCORES))
-            raise ValueError(f"correlation must be one of {valid}; got {self.scores!r}")
+        check_choice("correlation", self.scores, SCORES)
         check_positive("correlation temperature", self.temperature)
         check_count("correlation projections", self.projections, 1)
         check_count("correlation seed", self.seed, 0)
@@ -92,6 +90,7 @@ class Correlation:
         Raises:
             ValueError, TypeError: an unknown name, an option that does not exist, or a value that does not fit.
         """
+        check_type("correlation", text, str, "text such as 'kk' or 'qk,layer=4'")
         scores, comma, rest = (part.strip() for part in text.partition(","))
         # Made first without the rest, so that the error for an unknown name is about the name.
         chosen = cls(scores)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from resclip.methods.catalogue import Method
+from resclip_kernels import quoted
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,6 @@ PRESETS: Mapping[str, Preset] = {
 
 def find_preset(name: str) -> Preset:
     """The preset called `name`; ValueError with the valid names otherwise."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; use one of: {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"unknown preset {quoted(name)}; use one of: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -13,6 +13,7 @@ from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
 from resclip.models.hugging_face import import_transformers, load_clip
 from resclip.models.tower import ADVICE, Tower, hook_of
+from resclip_kernels import check_callable
 
 BUILTIN = "builtin"
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
@@ -106,13 +107,19 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
     Raises:
         TypeError: a model that `adapt` refuses.
     """
+    if tokenizer is not None:
+        check_callable(
+            "tokenizer",
+            tokenizer,
+            "a function of a list of prompts, or a tokenizer of transformers",
+        )
     tower = adapt(model)
     host = unwrap(model).eval()
     tower.check_host()
     tower.check_result()
     if not hugging_face.is_clip(host):
         mean, std = stated_statistics(tower.visual)
-        tokenizer = tokenizer or Deferred(lambda: clip_tokenizer(host))
+        tokenizer = Deferred(lambda: clip_tokenizer(host)) if tokenizer is None else tokenizer
         return LoadedModel(host, tower, tokenizer, mean, std)
     if tokenizer is None:
         tokenizer = Deferred(lambda: hugging_face.find_tokenizer(host))

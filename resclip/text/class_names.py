@@ -22,7 +22,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,8 @@ def parse_entries(entries: Sequence[str | ClassEntry]) -> list[ClassEntry]:
     """
     if isinstance(entries, str):
         raise TypeError(f"expected a list of class names, got the string {entries!r}; split it")
+    if isinstance(entries, bytes) or not isinstance(entries, Iterable):
+        raise TypeError(f"expected a list of class names, got {entries!r}")
     return _parse_all([(f"class {number}", entry) for number, entry in enumerate(entries, 1)])
 
 

@@ -68,6 +68,10 @@ def find_templates(
         templates = Path(templates)
     if isinstance(templates, os.PathLike):
         return _read_templates(Path(templates))
+    if not isinstance(templates, (tuple, list)):
+        raise TypeError(
+            f"templates must be a set's name, a list of sentences with '{{}}', or the path of a file; got {templates!r}"
+        )
     if not templates:
         raise ValueError("templates must hold at least one; '{}' is the name alone")
     for template in templates:

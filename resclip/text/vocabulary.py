@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache, tower_fingerprint
 from resclip.text.prompt_encoder import PromptEncoder
 from resclip.text.templates import find_templates
+from resclip_kernels import check_callable, check_flag, check_type, quoted
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,21 @@ class Vocabulary:
     """The name of each class."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not isinstance(self.names, Iterable):
+            raise TypeError(
+                f"names must be a list of texts, one per class; got {quoted(self.names)}"
+            )
         object.__setattr__(self, "names", tuple(self.names))
+        for name in self.names:
+            check_type("each of names", name, str, "a text")
+        check_type("embeddings", self.embeddings, Tensor, "a floating (Q, E) tensor")
         if self.embeddings.ndim != 2 or not self.embeddings.is_floating_point():
             raise ValueError(
                 f"embeddings must be a floating (Q, E) tensor; got {self.embeddings.dtype} "
                 f"{tuple(self.embeddings.shape)}"
             )
         queries = len(self.embeddings)
-        object.__setattr__(self, "query_to_class", torch.as_tensor(self.query_to_class).long())
+        object.__setattr__(self, "query_to_class", whole_numbers(self.query_to_class))
         if self.query_to_class.shape != (queries,) or not queries:
             raise ValueError(
                 f"query_to_class must hold one class for each of the {queries} embeddings (at least one); "
@@ -89,21 +98,80 @@ class Vocabulary:
 
         Raises:
             ValueError: no class, an empty or repeated name, unknown templates, or one without "{}".
-            TypeError: classes or templates that are no text.
+            TypeError: classes or templates that are no text, or token ids that the model does not take.
         """
         entries = parse_entries(classes)
+        if not hasattr(clip_model, "encode_text"):
+            raise TypeError(
+                f"clip_model must be a CLIP model with encode_text; got {quoted(clip_model)}"
+            )
+        check_callable("tokenizer", tokenizer, "a function of a list of prompts")
+        if cache is not None:
+            check_type("cache", cache, TextCache, "a TextCache or None")
+        check_flag("progress", progress)
         queries = [query for entry in entries for query in entry.queries]
         query_to_class = [number for number, entry in enumerate(entries) for _ in entry.queries]
         embeddings = encode_names(
             queries,
             clip_model,
-            tokenizer,
+            CheckedTokenizer(tokenizer, clip_model),
             find_templates(templates),
             cache=cache,
             progress=progress,
         )
         names = tuple(entry.name for entry in entries)
         return cls(embeddings, torch.tensor(query_to_class), names)
+
+
+def whole_numbers(values: Any) -> Tensor:
+    """The values as an int64 tensor; TypeError unless they are integers."""
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(0)
+    if numbers.is_floating_point() or numbers.is_complex():
+        raise TypeError(f"query_to_class must be integers, one per query; got {quoted(values)}")
+    return numbers.long()
+
+
+class CheckedTokenizer:
+    """A tokenizer whose token ids are compared with what a model's text side takes, call by call."""
+
+    def __init__(self, tokenizer: Tokenizer, clip_model: Any) -> None:
+        self.tokenizer = tokenizer
+        # A CLIP model of transformers says in its configuration what the others say themselves.
+        host = getattr(getattr(clip_model, "visual", None), "visual", None)
+        text = getattr(getattr(host, "config", None), "text_config", clip_model)
+        self.tokens = getattr(text, "vocab_size", None) or math.inf
+        self.context = (
+            getattr(text, "max_position_embeddings", 0)
+            or getattr(clip_model, "context_length", 0)
+            or math.inf
+        )
+        # open_clip's CLIP and OpenAI's add it to as many tokens as it has; other text sides take fewer tokens too.
+        self.is_exact = hasattr(clip_model, "positional_embedding")
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        ids = self.tokenizer(prompts)
+        if not isinstance(ids, Tensor):
+            raise TypeError(
+                f"tokenizer must return a tensor (N, context) of token ids; got {quoted(ids)}"
+            )
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"tokenizer must return token ids in int64; got {ids.dtype}")
+        fits = ids.ndim == 2 and len(ids) == len(prompts) and 1 <= ids.shape[1] <= self.context
+        if not fits or (self.is_exact and ids.shape[1] != self.context):
+            context = "context" if self.context == math.inf else self.context
+            raise ValueError(
+                f"tokenizer must return ({len(prompts)}, {context}) token ids for {len(prompts)} prompts; "
+                f"got {tuple(ids.shape)}"
+            )
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.tokens:
+            raise ValueError(
+                f"tokenizer must return token ids from 0 to {self.tokens - 1}, which the model's text side has; "
+                f"got {int(ids.min())} to {int(ids.max())}"
+            )
+        return ids
 
 
 def encode_names(

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from resclip_kernels.checks import check_count
+from resclip_kernels.checks import check_count, check_type
 
 
-def checked_dilations(dilations: Sequence[int]) -> tuple[int, ...]:
+def checked_dilations(dilations: Sequence[int], *, allow_none: bool = False) -> tuple[int, ...]:
     """As a tuple; an error unless it names at least one distance, and each is 1 or more."""
-    if not dilations:
+    check_type("dilations", dilations, (tuple, list), "a tuple of distances in pixels")
+    if not (dilations or allow_none):
         raise ValueError("dilations must name at least one distance; use iterations=0 for none")
     for dilation in dilations:
-        check_count("each dilation", dilation, 1)
+        check_count("each of dilations", dilation, 1)
     return tuple(dilations)
 
 

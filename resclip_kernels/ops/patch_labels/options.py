@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from resclip_kernels.checks import check_count, check_fraction, check_positive, set_floats
+from resclip_kernels.checks import (
+    check_count,
+    check_fraction,
+    check_pair,
+    check_positive,
+    set_floats,
+)
 from resclip_kernels.ops.pamr.options import checked_dilations
 
 
@@ -30,13 +36,14 @@ class PatchLabelsOptions:
     """Of PAMR: distances in pixels."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_size", (self.patch_size[0], self.patch_size[1]))
+        patch_size = check_pair("patch_size", self.patch_size, "(height, width) in pixels", 1)
+        object.__setattr__(self, "patch_size", patch_size)
         check_positive("logit_scale", self.logit_scale)
         check_fraction("threshold", self.threshold)
         set_floats(self, "logit_scale", "threshold")
         check_count("refine_iterations", self.refine_iterations, 0)
-        dilations = checked_dilations(self.dilations) if self.refine_iterations else self.dilations
-        object.__setattr__(self, "dilations", tuple(dilations))
+        dilations = checked_dilations(self.dilations, allow_none=not self.refine_iterations)
+        object.__setattr__(self, "dilations", dilations)
 
 
 class PatchLabelsKeywords(TypedDict, total=False):

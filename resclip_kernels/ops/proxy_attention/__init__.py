@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.checks import (
-    check_count,
     check_float,
+    check_pair,
     check_same_images,
+    check_type,
     merge_options,
     row_numbers,
 )
@@ -90,9 +91,7 @@ def proxy_attention(
     check_features(features, feedback)
     check_float("value", value, 4, "(B, A, h·w, d)")
     check_same_images("features", features, "value", value)
-    height, width = grid
-    check_count("grid's height", height, 1)
-    check_count("grid's width", width, 1)
+    height, width = check_pair("grid", grid, "(h, w) in patches", 1)
     if value.shape[2] != height * width:
         raise ValueError(
             f"a grid of {height} × {width} patches has {height * width} values without [CLS]; "
@@ -143,6 +142,8 @@ def check_features(features: Tensor, feedback: SemanticFeedback | None) -> None:
             f"features must have at least one channel (B, C, H_v, W_v); got {tuple(features.shape)}"
         )
     size = (features.shape[2], features.shape[3])
+    if feedback is not None:
+        check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback, or None")
     if feedback is not None and (feedback.grid != size or len(feedback.labels) != len(features)):
         raise ValueError(
             f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; features hold "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from resclip_kernels.checks import check_positive, set_floats
+from resclip_kernels.checks import check_finite, check_positive, set_floats
 from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
 
 
@@ -24,8 +23,7 @@ class ProxyAttentionOptions(FeedbackMixing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.beta):
-            raise ValueError(f"beta must be a finite number; got {self.beta}")
+        check_finite("beta", self.beta)
         check_positive("gamma", self.gamma)
         set_floats(self, "beta", "gamma")
 

@@ -23,6 +23,7 @@ from resclip_kernels.ops.residual_attention.options import (
     AttentionKeywords,
     AttentionOptions,
     Correlation,
+    as_tuples,
     check_arguments,
     named_tensors,
     score_operands,
@@ -110,7 +111,7 @@ def residual_attention(
         TypeError, ValueError: a shape, dtype or combination that does not fit; the message says what was expected.
     """
     options = merge_options(AttentionOptions, options, keywords)
-    projections, cross_layers = tuple(projections), tuple(cross_layers)
+    projections, cross_layers = as_tuples(projections, cross_layers)
     others = [("key", key), ("value", value), *named_tensors(projections, cross_layers)]
     if cross_layer is not None:
         others.append(("cross_layer", cross_layer))

@@ -15,6 +15,7 @@ from resclip_kernels.checks import check_float, merge_options, row_numbers
 from resclip_kernels.ops.residual_attention.options import (
     AttentionKeywords,
     AttentionOptions,
+    as_tuples,
     check_arguments,
     check_like,
     named_tensors,
@@ -74,7 +75,7 @@ def attention_maps(
     Raises:
         TypeError, ValueError: as `residual_attention`; rows that are no indices of tokens.
     """
-    projections, cross_layers = tuple(projections), tuple(cross_layers)
+    projections, cross_layers = as_tuples(projections, cross_layers)
     options = merge_options(AttentionOptions, options, keywords)
     others = [("key", key), *named_tensors(projections, cross_layers)]
     check_arguments(options, query, others, projections, feedback)
@@ -108,6 +109,7 @@ def cross_layer_rows(cross_layers: Sequence[tuple[Tensor, Tensor]], rows: Tensor
     Raises:
         TypeError, ValueError: tensors of different kinds; rows that are no indices of tokens.
     """
+    _, cross_layers = as_tuples((), cross_layers)
     if not cross_layers:
         raise ValueError("cross_layers must hold at least one (query, key); got none")
     query = cross_layers[0][0]

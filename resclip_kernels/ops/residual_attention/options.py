@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.checks import (
+    check_choice,
     check_count,
     check_float,
     check_fraction,
     check_grid,
     check_positive,
+    check_type,
+    quoted,
     set_floats,
 )
 from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
@@ -77,9 +80,7 @@ class AttentionOptions(FeedbackMixing):
         super().__post_init__()
         # A list or a torch.Size does as well.
         object.__setattr__(self, "grid", check_grid(self.grid))
-        if self.correlation not in CORRELATIONS:
-            valid = ", ".join(repr(name) for name in CORRELATIONS)
-            raise ValueError(f"correlation must be one of {valid}; got {self.correlation!r}")
+        check_choice("correlation", self.correlation, CORRELATIONS)
         check_positive("score_temperature", self.score_temperature)
         if self.window is not None:
             check_count("window", self.window, 1)
@@ -162,6 +163,8 @@ def check_arguments(
             f"a grid of {height} × {width} patches has {1 + patches} tokens with [CLS]; query has {tokens} "
             f"(without [CLS] there would be {patches})"
         )
+    if feedback is not None:
+        check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback, or None")
     check_correlation(options, projections, has_feedback=feedback is not None)
     if feedback is not None and (
         feedback.grid != options.grid or len(feedback.labels) != len(query)
@@ -170,6 +173,19 @@ def check_arguments(
             f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; "
             f"query holds {len(query)} of {options.grid}"
         )
+
+
+def as_tuples(
+    projections: Iterable[Tensor], cross_layers: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, Tensor], ...]]:
+    """Both as tuples; TypeError unless they are sequences, the second one of pairs."""
+    check_type("projections", projections, Iterable, "a tuple of tensors")
+    check_type("cross_layers", cross_layers, Iterable, "a tuple of (query, key)")
+    layers = tuple(cross_layers)
+    for layer in layers:
+        if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            raise TypeError(f"each of cross_layers must be (query, key); got {quoted(layer)}")
+    return tuple(projections), layers
 
 
 def named_tensors(

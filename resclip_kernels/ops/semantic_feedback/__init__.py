@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from resclip_kernels.checks import check_count, merge_options, row_numbers
+from resclip_kernels.checks import check_count, check_type, merge_options, row_numbers
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
@@ -106,6 +106,7 @@ def feedback_matrix(
     Raises:
         ValueError: an implementation that cannot run here.
     """
+    check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback")
     requested = parse_implementation(implementation)
     if feedback.dense is not None:
         return feedback.dense
@@ -126,6 +127,7 @@ def feedback_rows(feedback: SemanticFeedback, rows: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: rows that are no indices of patches.
     """
+    check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback")
     numbers = row_numbers(rows, feedback.patches)
     return torch.cat([portable.feedback_rows(feedback, row, row + 1) for row in numbers], dim=1)
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
-from resclip_kernels.checks import check_fraction, check_positive, set_floats
+from resclip_kernels.checks import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    set_floats,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +26,8 @@ class FeedbackOptions:
     """How `semantic_feedback` makes a state; the defaults are the released program's.
 
     Raises:
-        ValueError: an unknown connectivity, or a standard deviation that is no finite number of at least 0.
+        TypeError, ValueError: an unknown connectivity, a standard deviation that is no finite number of at least 0, or
+            a `normalise` that is no bool.
     """
 
     connectivity: Connectivity | None = "prefix"
@@ -36,15 +43,12 @@ class FeedbackOptions:
     step, the paper's equations do not."""
 
     def __post_init__(self) -> None:
-        if self.connectivity is not None and self.connectivity not in CONNECTIVITIES:
-            valid = ", ".join(repr(name) for name in CONNECTIVITIES)
-            raise ValueError(
-                f"connectivity must be one of {valid}, or None for no decay; got {self.connectivity!r}"
+        if self.connectivity is not None:
+            check_choice(
+                "connectivity", self.connectivity, CONNECTIVITIES, ", or None for no decay"
             )
-        if not (math.isfinite(self.smoothing_std) and self.smoothing_std >= 0):
-            raise ValueError(
-                f"smoothing_std must be a finite number of at least 0; got {self.smoothing_std}"
-            )
+        check_not_negative("smoothing_std", self.smoothing_std)
+        check_flag("normalise", self.normalise)
         set_floats(self, "smoothing_std")
 
 

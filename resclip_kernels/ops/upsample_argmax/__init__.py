@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from resclip_kernels.checks import check_count, check_float, check_same_images, merge_options
+from resclip_kernels.checks import (
+    check_count,
+    check_float,
+    check_pair,
+    check_same_images,
+    check_type,
+    merge_options,
+)
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
@@ -66,8 +73,9 @@ def upsample_argmax(
     check_float("logits", logits, 4, "(B, Q, h, w)")
     queries = logits.shape[1]
     check_count("the number of queries", queries, 1)
-    for side in size:
-        check_count("each side of size", side, 1)
+    size = check_pair("size", size, "(height, width) in pixels", 1)
+    if query_to_class is not None:
+        check_type("query_to_class", query_to_class, Tensor, "a tensor of integers, or None")
     if query_to_class is not None and query_to_class.shape != (queries,):
         raise ValueError(
             f"query_to_class must be ({queries},), one class per query; got {tuple(query_to_class.shape)}"
@@ -79,13 +87,13 @@ def upsample_argmax(
             raise ValueError("refine_iterations needs a guide image; pass guide, or 0 iterations")
         check_float("guide", guide, 4, "(B, C, H, W)")
         check_same_images("logits", logits, "guide", guide)
-        if tuple(guide.shape[2:]) != tuple(size):
-            raise ValueError(f"guide must be of size {tuple(size)}; got {tuple(guide.shape[2:])}")
+        if tuple(guide.shape[2:]) != size:
+            raise ValueError(f"guide must be of size {size}; got {tuple(guide.shape[2:])}")
     if query_to_class is not None:
         query_to_class = query_to_class.to(logits.device)
     return run(
         logits,
-        (size[0], size[1]),
+        size,
         options,
         query_to_class,
         guide if options.refine_iterations else None,

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from resclip_kernels.checks import check_count, check_fraction, check_positive, set_floats
+from resclip_kernels.checks import (
+    check_count,
+    check_fraction,
+    check_pair,
+    check_positive,
+    set_floats,
+)
 from resclip_kernels.ops.pamr.options import checked_dilations
 
 
@@ -34,12 +40,11 @@ class UpsampleOptions:
         check_fraction("threshold", self.threshold)
         set_floats(self, "logit_scale", "threshold")
         if self.through is not None:
-            for side in self.through:
-                check_count("each side of through", side, 1)
-            object.__setattr__(self, "through", (self.through[0], self.through[1]))
+            through = check_pair("through", self.through, "(height, width) in pixels", 1)
+            object.__setattr__(self, "through", through)
         check_count("refine_iterations", self.refine_iterations, 0)
-        dilations = checked_dilations(self.dilations) if self.refine_iterations else self.dilations
-        object.__setattr__(self, "dilations", tuple(dilations))
+        dilations = checked_dilations(self.dilations, allow_none=not self.refine_iterations)
+        object.__setattr__(self, "dilations", dilations)
 
 
 class UpsampleKeywords(TypedDict, total=False):
