@@ -6,11 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
 
@@ -35,12 +38,14 @@ def run_job(
     workers: int = 2,
     names: tuple[str, ...] = (),
     segmenter: Segmenter | None = None,
+    segmenting: int = 1,
     **options: Any,
 ) -> list[Row]:
     segmenter = segmenter or toy_segmenter()
     job = BatchJob(names or segmenter.vocabulary.names, segmenter.preparation, **options)
     items = open_source(str(source)).items
-    return list(steps.run(job, segmenter, items, open_store(str(out)), workers=workers))
+    store = open_store(str(out))
+    return list(steps.run(job, segmenter, items, store, workers=workers, segmenting=segmenting))
 
 
 def test_files_are_those_of_each_image_alone_and_bad_images_are_rows(tmp_path: Path) -> None:
@@ -80,6 +85,63 @@ def test_files_are_those_of_each_image_alone_and_bad_images_are_rows(tmp_path: P
         assert {area.name: area.area for area in row.classes} == wanted.areas()
         assert sum(area.pixels for area in row.classes) == image.shape[0] * image.shape[1]
         assert row.seconds > 0
+
+
+def test_threads_that_segment_change_no_byte(tmp_path: Path) -> None:
+    names = make_images(tmp_path / "in", 11, broken=3)
+    before = torch.get_num_threads()
+    jobs = {}
+    for segmenting in (1, 3):
+        segmenter = toy_segmenter()
+        segmenter.pipeline.pad_batches = True  # As the command line has it.
+        rows = run_job(
+            tmp_path / "in",
+            tmp_path / str(segmenting),
+            segmenter=segmenter,
+            segmenting=segmenting,
+            scores=True,
+        )
+        assert [row.name for row in rows] == names
+        files = {path.name: path.read_bytes() for path in (tmp_path / str(segmenting)).iterdir()}
+        jobs[segmenting] = [replace(row, seconds=0.0) for row in rows], files
+    assert jobs[1] == jobs[3]
+    assert torch.get_num_threads() == before
+
+
+def test_threads_end_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its caller leaves, or one of them meets an error that is no image's."""
+    make_images(tmp_path / "in", 24)
+    segmenter = toy_segmenter()
+    job = BatchJob(segmenter.vocabulary.names, segmenter.preparation)
+    items = open_source(str(tmp_path / "in")).items
+    store = open_store(str(tmp_path / "out"))
+    threads = set(threading.enumerate())
+    rows = steps.run(job, segmenter, items, store, workers=1, segmenting=2)
+    next(rows)
+    rows.close()
+    assert set(threading.enumerate()) == threads
+
+    def fails(*arguments: Any) -> Any:
+        raise MemoryError("there is not enough memory for one window")
+
+    monkeypatch.setattr(steps, "segment_images", fails)
+    with pytest.raises(MemoryError, match="one window"):
+        list(steps.run(job, segmenter, items, store, workers=1, segmenting=2))
+    assert set(threading.enumerate()) == threads
+
+
+def test_how_many_threads_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = toy_segmenter()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert steps.segmenting_threads(segmenter, 1000) == 4
+    assert steps.segmenting_threads(segmenter, 2 * steps.CHUNK) == 2
+    assert steps.segmenting_threads(segmenter, 1) == 1
+    monkeypatch.setattr(steps, "free_memory", lambda device: 0)
+    assert steps.segmenting_threads(segmenter, 1000) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    segmenter.pipeline.max_memory = 1 << 40
+    assert steps.segmenting_threads(segmenter, 1000) == 1
 
 
 def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
