@@ -453,7 +453,8 @@ def test_a_change_made_later_is_noticed_too() -> None:
     encoder(pixels)
     put("transformer.resblocks.3.attn", Around)(host)
     with pytest.raises(
-        TypeError, match=r"resblocks\.3\.attn \(Around\) is of a type that is not known here"
+        TypeError,
+        match=r"resblocks\.3\.attn \(Around\) was put there since the method was given to the model",
     ):
         encoder(pixels)
 

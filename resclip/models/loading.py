@@ -107,9 +107,9 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
         TypeError: a model that `adapt` refuses.
     """
     tower = adapt(model)
-    host = unwrap(model).eval()
     tower.check_host()
     tower.check_result()
+    host = unwrap(model).eval()
     if not hugging_face.is_clip(host):
         mean, std = stated_statistics(tower.visual)
         tokenizer = tokenizer or Deferred(lambda: clip_tokenizer(host))
@@ -318,6 +318,29 @@ def adapt(visual: Any) -> Tower:
     Raises:
         TypeError: anything else, or a tower whose final block cannot be rebuilt; the message names models that work.
     """
+    try:
+        tower = find_tower(visual)
+        tower.check_layout()
+    except AttributeError as error:
+        raise TypeError(explain_layout(visual, error)) from error
+    return tower
+
+
+def explain_layout(model: Any, error: BaseException) -> str:
+    """One sentence on the module of a model that lacks an attribute, which the innermost of the errors names."""
+    while isinstance(error.__context__, AttributeError):
+        error = error.__context__
+    owner, missing = getattr(error, "obj", None), getattr(error, "name", None)
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    path = next((path for path, module in modules if module is owner), "") or "image tower"
+    return (
+        f"the model's {path} ({type(owner).__name__}) has no {missing!r}, which a model of its kind has there: take "
+        f"away what was put around or in place of it, or merge it into the weights; else {ADVICE}"
+    )
+
+
+def find_tower(visual: Any) -> Tower:
+    """What `adapt` returns, before its layout is looked at."""
     visual = unwrap(visual)
     if isinstance(visual, Tower):
         return visual
