@@ -129,12 +129,12 @@ class ResidualBlock(nn.Module):
     pixels are those that come to the patch embedding, as for `DenseEncoder`: before hooks on it change them.
 
     Parameters and state dict of the tower stay as they are: the block holds the modules of the one that it replaces.
-    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`; a compiled graph holds
-    what the model was when it was compiled. What is done to the model later takes effect, or is refused before the
-    next forward pass where the block would ignore it; `Tower.check_host` says what it cannot see. The model takes images of the sizes that it takes without the block; at
-    another size than the trained one its own way to resize position embeddings counts, not `DenseEncoder`'s. In
-    training mode gradients flow through the attention, not through SFR's labels; attention dropout is refused, and
-    gradient checkpointing of the final block does not work.
+    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`. What is done to the model
+    later takes effect, or is refused at the next forward pass where the block would ignore it; `Tower.check_host` says
+    what it cannot see, and a compiled graph holds what the model was when it was compiled. The model takes images of
+    the sizes that it takes without the block; at another size than the trained one its own way to resize position
+    embeddings counts, not `DenseEncoder`'s. In training mode gradients flow through the attention, not through SFR's
+    labels; attention dropout is refused, and gradient checkpointing of the final block does not work.
 
     Attributes:
         text: (Q, E) unit rows, what SFR segments by; may be set anew between calls. None without SFR.
@@ -236,12 +236,12 @@ class ResidualBlock(nn.Module):
         """
         run = self._runs.take()
         check_arguments(args, keywords)
-        if not self._hooks:
-            raise ValueError(
-                "this ResidualBlock was undone, by undo() or because another one was made from the tower before it was "
-                "placed: make another block"
-            )
         if run is None:
+            if not self._hooks:
+                raise ValueError(
+                    "this ResidualBlock was undone, by undo() or because another one was made from the tower before "
+                    "it was placed: make another block"
+                )
             raise ValueError(
                 "no pixels have come through the tower that this ResidualBlock was made from: call that tower with "
                 "pixels, not the block with tokens, and without gradient checkpointing; another tower needs a block of "
@@ -252,7 +252,8 @@ class ResidualBlock(nn.Module):
         if tower.depth != self._depth or tower.block_list[-1] is not self:
             raise ValueError(
                 "this ResidualBlock must be the final block, as it is, of the tower that it was made from: put it at "
-                f"index -1 of its {self._depth} blocks, in place of the one there, and wrap the whole model rather than the block"
+                f"index -1 of its {self._depth} blocks, in place of the one there, and wrap the whole model rather "
+                "than the block"
             )
         check_pixels(pixels, tower)
         if method.sfr is not None:
@@ -391,8 +392,8 @@ class ResidualBlock(nn.Module):
         block = tower.block_list[layer - 1]
         if (layer, "input") not in run.kept:
             raise ValueError(
-                f"the attention of block {layer} did not run in this pass, or was replaced since this ResidualBlock was "
-                "made: call the whole tower, with this block at index -1 of its blocks alone; if the attention was "
+                f"the attention of block {layer} did not run in this pass, or was replaced since this ResidualBlock "
+                "was made: call the whole tower, with this block at index -1 of its blocks alone; if the attention was "
                 "replaced, call undo() and make another block"
             )
         normed = tower.block_input(run.kept[layer, "input"])

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
+from torch.utils._pytree import tree_map
 
 from resclip_kernels import deterministic_attention
 
@@ -289,11 +290,18 @@ class Tower(nn.Module, ABC):
             name: value
             for name, value in state.items()
             if name not in OF_EVERY_MODULE | MAY_CHANGE
+            and not isinstance(value, Tensor)
             and (not name.startswith("_") or isinstance(value, FunctionType | MethodType))
         }
-        self.functions.setdefault(kind, functions_of(kind))
+        self.class_functions(kind)
         known = self.knows(kind)
         return StoodIn(module, path, kind, known, children, settings, frozenset(state))
+
+    def class_functions(self, kind: type) -> dict[str, Any]:
+        """A class's functions by name, as they were when they were first asked for."""
+        if kind not in self.functions:
+            self.functions[kind] = functions_of(kind)
+        return self.functions[kind]
 
     def within(self, parts: Collection[nn.Module]) -> list[StoodIn]:
         """What is remembered of these parts of the model and of all below them."""
@@ -327,9 +335,7 @@ class Tower(nn.Module, ABC):
             change = change or change_of(one)
             kinds.add(one.kind)
         for kind in kinds:
-            change = change or class_change(
-                kind, self.functions.setdefault(kind, functions_of(kind))
-            )
+            change = change or class_change(kind, self.class_functions(kind))
         if change is not None:
             raise TypeError(
                 f"{change}, which a method that computes this part itself would ignore: take it away, merge it into "
@@ -544,7 +550,8 @@ def change_of(one: StoodIn) -> str | None:
             return f"{one.path}.{name} ({type(now).__name__}) {what}"
     for name, value in one.settings.items():
         if state.get(name, state) is not value and not is_same(state.get(name, state), value):
-            return f"{one.path} ({type(module).__name__}) has another {name} than when the method was given to the model"
+            what = f"has another {name} than when the method was given to the model"
+            return f"{one.path} ({type(module).__name__}) {what}"
     if len(state) != len(one.names):
         for name in state.keys() - one.names - MAY_CHANGE:
             if hasattr(type(module), name):
@@ -570,7 +577,9 @@ def is_same(now: Any, then: Any) -> bool:
 
 
 def functions_of(kind: type) -> dict[str, Any]:
-    """A class's functions by name, without those that every module has."""
+    """A class's functions by name, without those that every module has; none of the drop-in, which is our own."""
+    if kind.__module__ == DROP_IN:
+        return {}
     names = [
         name
         for base in kind.__mro__
@@ -611,7 +620,7 @@ def in_float32(module: nn.Module, function: Any, arguments: tuple[Any, Any]) -> 
     holder = Holder()
     state = {**dict(holder.named_parameters()), **dict(holder.named_buffers())}
     wide = {name: widen(value) for name, value in state.items() if value.dtype in HALF}
-    return torch.func.functional_call(holder, wide, torch.utils._pytree.tree_map(widen, arguments))
+    return torch.func.functional_call(holder, wide, tree_map(widen, arguments))
 
 
 def name_of(hook: Any) -> str:
