@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -169,6 +169,8 @@ class QueryKeyRecorder(SelfAttention):
     Raises:
         TypeError, ValueError: sizes that do not fit.
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["query", "key"]  # torch.jit.trace would read them at once.
 
     def __init__(
         self,

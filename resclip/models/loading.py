@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
 from resclip.models.hugging_face import import_transformers, load_clip
-from resclip.models.tower import ADVICE, Tower, hook_of
+from resclip.models.tower import ADVICE, Tower, explain_layout, hook_of
 
 BUILTIN = "builtin"
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
@@ -324,19 +324,6 @@ def adapt(visual: Any) -> Tower:
     except AttributeError as error:
         raise TypeError(explain_layout(visual, error)) from error
     return tower
-
-
-def explain_layout(model: Any, error: BaseException) -> str:
-    """One sentence on the module of a model that lacks an attribute, which the innermost of the errors names."""
-    while isinstance(error.__context__, AttributeError):
-        error = error.__context__
-    owner, missing = getattr(error, "obj", None), getattr(error, "name", None)
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    path = next((path for path, module in modules if module is owner), "") or "image tower"
-    return (
-        f"the model's {path} ({type(owner).__name__}) has no {missing!r}, which a model of its kind has there: take "
-        f"away what was put around or in place of it, or merge it into the weights; else {ADVICE}"
-    )
 
 
 def find_tower(visual: Any) -> Tower:

@@ -269,14 +269,15 @@ def obstacle(visual: TimmModel | VisionTransformer | Eva) -> str | None:
     if type(trunk) not in (VisionTransformer, Eva):
         return f"the tower is timm's {type(trunk).__name__}, which is no plain vision transformer"
     if type(trunk.patch_embed) is not PatchEmbed:
-        return "the tower is a hybrid: a convolutional network makes its patches"
+        kind = type(trunk.patch_embed).__name__
+        return f"the tower's patches are not made by timm's PatchEmbed but by a {kind}, as in a hybrid"
     check_blocks(trunk.blocks)
     blocks = list(trunk.blocks)
     other = next((block for block in blocks if type(block) not in (Block, EvaBlock)), None)
     if other is not None:
         return (
-            f"the tower has a block of timm's {type(other).__name__}, which does not norm before the attention as "
-            "CLIP's do"
+            f"the tower has a block of timm's {type(other).__name__}, which is not one of CLIP's: those norm before "
+            "the attention"
         )
     kinds = (Attention, EvaAttention, AttentionRope)
     odd = next((block.attn for block in blocks if type(block.attn) not in kinds), None)

@@ -138,6 +138,16 @@ class Tower(nn.Module, ABC):
         self.remembered: dict[nn.Module, StoodIn] = {}
         self.functions = Functions()
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            member = getattr(type(self), name, None)
+            if not isinstance(member, property) or member.fget is None:
+                raise
+        # A property that found a part of the model without what it reads: its own error says so, nn.Module's does not.
+        return member.fget(self)
+
     def on(self, entrance: nn.Module) -> Self:
         """The same steps where `entrance` is a replica of the model's own entrance, on another device."""
         if entrance is self.entrance:
@@ -358,6 +368,13 @@ class Tower(nn.Module, ABC):
         """
         if self.device.type == "meta":
             return
+        try:
+            self.compare(read)
+        except AttributeError as error:
+            raise TypeError(explain_layout(self.visual, error)) from error
+
+    def compare(self, read: Collection[int] | None) -> None:
+        """What `check_result` does, where a part that the steps read and that is not there is an AttributeError."""
         pixels, depth = self.noise(), self.depth
         numbers = range(1, depth + 1) if read is None else [depth]
         blocks = {number: self.block_list[number - 1] for number in numbers}
@@ -641,6 +658,17 @@ def first_hook(state: dict[str, Any], prefix: str = "") -> Any:
             if not listens and not getattr(hook, "__module__", "").startswith(LISTENERS):
                 return hook
     return None
+
+
+def explain_layout(model: Any, error: BaseException) -> str:
+    """One sentence on the module of a model that lacks an attribute, which the innermost of the errors names."""
+    owner, missing = getattr(error, "obj", None), getattr(error, "name", None)
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    path = next((path for path, module in modules if module is owner), "") or "image tower"
+    return (
+        f"the model's {path} ({type(owner).__name__}) has no {missing!r}, which a model of its kind has there: take "
+        f"away what was put around or in place of it, or merge it into the weights; else {ADVICE}"
+    )
 
 
 def resize_position_embedding(
