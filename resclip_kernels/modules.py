@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -150,9 +150,8 @@ class SelfAttention(nn.MultiheadAttention, ABC):
             attended = attended.transpose(1, 2)  # [B, L, A, d]
         else:
             attended = attended.permute(2, 0, 1, 3)  # [L, B, A, d]
-        layer = (
-            self.out_proj
-        )  # Whose weights nn.MultiheadAttention reads: it never calls the layer itself.
+        # nn.MultiheadAttention reads the weights of this layer, and never calls it.
+        layer = self.out_proj
         return F.linear(attended.flatten(-2), layer.weight, layer.bias)
 
 
@@ -169,8 +168,6 @@ class QueryKeyRecorder(SelfAttention):
     Raises:
         TypeError, ValueError: sizes that do not fit.
     """
-
-    __jit_unused_properties__: ClassVar[list[str]] = ["query", "key"]  # torch.jit.trace would read them at once.
 
     def __init__(
         self,

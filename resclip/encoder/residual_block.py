@@ -113,6 +113,10 @@ class BlockRecorder(QueryKeyRecorder):
         self.runs.keep(self.block, "query", query)
         self.runs.keep(self.block, "key", key)
 
+    def recorded(self) -> tuple[Tensor, Tensor]:
+        # As if there were no `query` and `key`: torch.jit.trace asks every module for all that it has.
+        raise AttributeError("a BlockRecorder keeps q and k with their forward pass")
+
 
 class ResidualBlock(nn.Module):
     """The whole final block of a method, ResCLIP (arXiv 2411.15851) or another, as a drop-in for a CLIP image tower.

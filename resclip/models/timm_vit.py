@@ -270,7 +270,9 @@ def obstacle(visual: TimmModel | VisionTransformer | Eva) -> str | None:
         return f"the tower is timm's {type(trunk).__name__}, which is no plain vision transformer"
     if type(trunk.patch_embed) is not PatchEmbed:
         kind = type(trunk.patch_embed).__name__
-        return f"the tower's patches are not made by timm's PatchEmbed but by a {kind}, as in a hybrid"
+        return (
+            f"the tower's patches are not made by timm's PatchEmbed but by a {kind}, as in a hybrid"
+        )
     check_blocks(trunk.blocks)
     blocks = list(trunk.blocks)
     other = next((block for block in blocks if type(block) not in (Block, EvaBlock)), None)

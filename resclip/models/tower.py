@@ -562,6 +562,8 @@ def change_of(one: StoodIn) -> str | None:
         return f"{one.path} ({type(module).__name__}) {what}"
     for name, child in one.children.items():
         now = state["_modules"].get(name)
+        if now is None:
+            return f"{one.path}.{name} was taken away since the method was given to the model"
         if now is not child:
             what = strangeness(now) or "was put there since the method was given to the model"
             return f"{one.path}.{name} ({type(now).__name__}) {what}"
