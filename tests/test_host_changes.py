@@ -6,6 +6,7 @@ what the changed host gives.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -718,20 +719,20 @@ def test_a_compiled_model_is_looked_at_when_it_is_compiled() -> None:
 @torch.no_grad()
 def test_the_guide_is_the_pixels_before_hooks_on_the_patch_embedding(later: bool) -> None:
     torch.manual_seed(0)
-    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
-    text = torch.eye(EMBED, dtype=torch.float64)[:5]
-    hosts = [open_clip_host(), open_clip_host()]
-    hosts[1].load_state_dict(hosts[0].state_dict())
-    sfr = SFR(label_threshold=0.1, refine_iterations=2)
+    size, sfr = (96, 96), SFR()
+    hosts: list[Any] = [open_clip_model(layers=LAYERS, image_size=size).visual]
+    hosts.append(copy.deepcopy(hosts[0]))
+    pixels = torch.randn(2, 3, *size, dtype=torch.float64)
+    text = F.normalize(torch.randn(5, EMBED, dtype=torch.float64), dim=1)
     if not later:
         hosts[0].conv1.register_forward_pre_hook(brighter)
-    block = ResidualBlock.from_tower(hosts[0], "clip", text, sfr=sfr)
+    block = ResidualBlock.from_tower(hosts[0], "naclip", text, sfr=sfr)
     hosts[0].transformer.resblocks[-1] = block
+    hosts[0].output_tokens = True
     if later:
         hosts[0].conv1.register_forward_pre_hook(brighter)
     hosts[1].conv1.register_forward_pre_hook(brighter)
-    expected = DenseEncoder(hosts[1], "clip", sfr=sfr)(pixels, text).patches.flatten(1, 2)
-    hosts[0].output_tokens = True
+    expected = DenseEncoder(hosts[1], "naclip", sfr=sfr)(pixels, text).patches.flatten(1, 2)
     for _ in range(2):
         came = hosts[0](pixels)[1] @ hosts[0].proj
         assert (came - expected).norm() <= 1e-12 * expected.norm()

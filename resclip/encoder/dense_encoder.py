@@ -232,7 +232,8 @@ class DenseEncoder(nn.Module):
         if self.sfr is not None:
             check_text(text, self.tower.output_dim)
 
-    @torch.compiler.assume_constant_result  # Compiling, torch asks once, and puts no trace of it into the graph.
+    # While it compiles, torch asks once, and leaves no trace of it in the graph.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def check_model(self) -> None:
         """TypeError for a model that was changed since in a way that this encoder would not notice."""
         self.tower.check_host()

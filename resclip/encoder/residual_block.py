@@ -273,7 +273,8 @@ class ResidualBlock(nn.Module):
             result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
         return tower.block_output(self._original[0], result)
 
-    @torch.compiler.assume_constant_result  # Compiling, torch asks once, and puts no trace of it into the graph.
+    # While it compiles, torch asks once, and leaves no trace of it in the graph.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def check_model(self) -> None:
         """TypeError for a model that was changed since in a way that this block would not notice."""
         if not self._watched:
@@ -294,7 +295,9 @@ class ResidualBlock(nn.Module):
         )
         watched += tower.within([tower.attention(original)])
         watched += tower.within(tower.head_parts() if method.sfr else [])
-        attentions = {recorder: attention for _, attention, recorder in self._replaced}
+        attentions: dict[nn.Module, nn.Module] = {
+            recorder: attention for _, attention, recorder in self._replaced
+        }
         watched += attentions_read(method, attentions)
         for recorder, attention in attentions.items():
             one = tower.describe(recorder, tower.remembered[attention].path, {})

@@ -172,7 +172,8 @@ class OpenAITower(OpenClipTower):
         check_blocks(self.block_list)
         if self.visual.proj is None:
             raise TypeError(NO_PROJECTION)
-        self.patch_size = tuple(self.convolution.kernel_size)
+        height, width = self.convolution.kernel_size
+        self.patch_size = (height, width)
         side = self.visual.input_resolution // self.patch_size[0]
         self.trained_grid = (side, side)
         self.heads = self.blocks[0].attn.num_heads

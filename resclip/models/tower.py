@@ -357,7 +357,8 @@ class Tower(nn.Module, ABC):
         """Run the model on an image of noise, and compare what each block makes of its input with what the steps make.
 
         It shows changes that leave no trace on the modules: methods replaced on a class, another attention function.
-        The model is in eval mode meanwhile.
+        The model is in eval mode meanwhile, and a block's weights of half precision are in float32 while it is
+        compared, so that no other thread may run it.
 
         Args:
             read: look at the last block, and at the attention of the blocks of these numbers, which are read while
