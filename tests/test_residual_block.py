@@ -620,6 +620,7 @@ def test_changes_are_noticed_in_copies_too() -> None:
         with pytest.raises(TypeError, match="has another num_heads"):
             one(pixels)
         other = copied(host)
+        through(replica(copied(host)), pixels)
         through(other, pixels)
         other.visual.transformer.resblocks[-1].attn.num_heads = 4
         with pytest.raises(TypeError, match="has another num_heads"):

@@ -59,7 +59,8 @@ class DenseEncoder(nn.Module):
             `forward` are a window; None: to these pixels alone.
 
     Raises:
-        TypeError: `visual` is no vision transformer that can be rebuilt.
+        TypeError: `visual` is no vision transformer that can be rebuilt, or was changed in a way that the encoder
+            would ignore; `forward` looks for such changes too, as far as `Tower.check_host` can see them.
         ValueError: an unknown name, a layer outside the tower, SFR or an overview on a base without a score, a proxy
             that is missing or has no use.
     """

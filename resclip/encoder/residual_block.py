@@ -161,7 +161,7 @@ class ResidualBlock(nn.Module):
         self._watched: list[StoodIn] = []
         try:
             self.listen()
-            self.watch()
+            self.watched()
         except BaseException:
             self.undo()
             raise
@@ -183,6 +183,8 @@ class ResidualBlock(nn.Module):
         implementation: Implementation | str = Implementation.AUTO,
     ) -> ResidualBlock:
         """The final block of a method, for the tower whose final block it will replace.
+
+        One that was made from the tower before, and not put in place, is undone.
 
         Args:
             visual: an image tower or a CLIP model, see `resclip.models.adapt`.
@@ -277,13 +279,18 @@ class ResidualBlock(nn.Module):
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def check_model(self) -> None:
         """TypeError for a model that was changed since in a way that this block would not notice."""
-        if not self._watched:
-            self.watch()
-        # Of the tower itself, of which a replica is a copy.
-        self._method.tower.check_host(self._watched)
+        tower = self._method.tower
+        placed = tower.block_list[-1]  # This block, or the one that it is a replica of.
+        tower.check_host(placed.watched())
 
-    def watch(self) -> None:
-        """Note what has to stay as it is from now on: all that this block does in place of the model."""
+    def watched(self) -> list[StoodIn]:
+        """What has to stay as it was: all that this block does in place of the model."""
+        if not self._watched:
+            self._watched = self.watch()
+        return self._watched
+
+    def watch(self) -> list[StoodIn]:
+        """What `watched` gives, as it is now."""
         method, tower, (original,) = self._method, self._method.tower, self._original
         last = tower.remembered[original]
         # Hooks on the block take effect, since this block is called instead.
@@ -302,7 +309,7 @@ class ResidualBlock(nn.Module):
         for recorder, attention in attentions.items():
             one = tower.describe(recorder, tower.remembered[attention].path, {})
             watched.append(replace(one, is_known=True, may_have_hooks=True))
-        self._watched = watched
+        return watched
 
     def listen(self) -> None:
         """Put hooks where pixels, and q and k of middle blocks, pass by."""
@@ -355,6 +362,7 @@ class ResidualBlock(nn.Module):
         elif type(attention) is nn.MultiheadAttention and "in_proj_weight" in dict(
             attention.named_parameters(recurse=False)
         ):
+            # (One that is pruned or parametrised has this weight elsewhere.)
             recorder = BlockRecorder.from_attention(attention)
             recorder.runs, recorder.block = self._runs, layer
             take_hooks(recorder, attention)
