@@ -327,9 +327,10 @@ class Tower(nn.Module, ABC):
     def check_host(self, where: Iterable[StoodIn] | None = None) -> None:
         """Refuse a model that was changed in a way which the steps would not notice, before or since they were made.
 
-        It takes less than a tenth of a millisecond, since every forward pass begins with it, and sees what is on the modules and on their classes. It does not see
-        functions replaced in a library (such as torch.nn.functional's, or transformers' attention functions) after
-        the tower was made, nor what changes within an object that is a module's setting, such as a configuration.
+        It takes less than a tenth of a millisecond, since every forward pass begins with it, and sees what is on the
+        modules and on their classes. It does not see functions replaced in a library (such as torch.nn.functional's,
+        or transformers' attention functions) after the tower was made, nor what changes within an object that is a
+        module's setting, such as a configuration.
 
         Args:
             where: what to look at; None: all that the steps stand in for.
