@@ -464,8 +464,7 @@ def attentions_read(method: FinalBlock, recorders: Mapping[nn.Module, nn.Module]
     attentions = [tower.attention(tower.block_list[layer - 1]) for layer in layers_read(method)]
     originals = [recorders.get(one, one) for one in attentions]
     # One that was put there later recorded nothing, which is told in `query_key`.
-    remembered = [tower.remembered[one] for one in originals if one in tower.remembered]
-    return [replace(one, may_have_hooks=True) for one in remembered]
+    return [replace(one, may_have_hooks=True) for one in tower.within(originals)]
 
 
 def forget_unplaced(tower: Tower) -> None:
