@@ -1,4 +1,4 @@
-"""`patch`: gives an open_clip model a method for dense features, and takes it away again."""
+"""`patch`: gives a CLIP model a method for dense features, and takes it away again."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def patch(
     Without `with`, it lasts until `.undo()` is called on what is returned.
 
     Args:
-        clip_model: a CLIP model of open_clip or Hugging Face with a vision transformer.
+        clip_model: a CLIP model or image tower, see `resclip.models.adapt`.
         method, preset, correlation, rcs, sfr, implementation: as in `resclip.load`.
         proxy: for ProxyCLIP the vision model; see `DenseEncoder`.
 
     Raises:
-        TypeError: any other model.
+        TypeError: any other model; it stays as it was, and in its mode.
         ValueError: an unknown name, an option that does not fit, or a model that is patched already.
     """
     check_type("clip_model", clip_model, nn.Module, "a CLIP model of open_clip or Hugging Face")

@@ -150,8 +150,9 @@ class SelfAttention(nn.MultiheadAttention, ABC):
             attended = attended.transpose(1, 2)  # [B, L, A, d]
         else:
             attended = attended.permute(2, 0, 1, 3)  # [L, B, A, d]
-        output: Tensor = self.out_proj(attended.flatten(-2))
-        return output
+        # nn.MultiheadAttention reads the weights of this layer, and never calls it.
+        layer = self.out_proj
+        return F.linear(attended.flatten(-2), layer.weight, layer.bias)
 
 
 class QueryKeyRecorder(SelfAttention):

@@ -6,6 +6,7 @@ what the changed host gives.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from models_support import (
 )
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from resclip import RCS, SFR, DenseEncoder, ResidualBlock
@@ -272,6 +273,10 @@ def open_clip_host() -> nn.Module:
     return open_clip_model(layers=LAYERS, image_size=SIZE).visual
 
 
+def normed_host() -> nn.Module:
+    return open_clip_model(layers=LAYERS, image_size=SIZE, qk_norm=True).visual
+
+
 def timm_host() -> nn.Module:
     model: Any = timm_model("all norms")
     return model.visual
@@ -453,7 +458,8 @@ def test_a_change_made_later_is_noticed_too() -> None:
     encoder(pixels)
     put("transformer.resblocks.3.attn", Around)(host)
     with pytest.raises(
-        TypeError, match=r"resblocks\.3\.attn \(Around\) is of a type that is not known here"
+        TypeError,
+        match=r"resblocks\.3\.attn \(Around\) was put there since the method was given to the model",
     ):
         encoder(pixels)
 
@@ -529,3 +535,274 @@ def result_or_refusal(call: Callable[[], Tensor]) -> Tensor | str:
         return call()
     except TypeError as error:
         return str(error)
+
+
+def refused(call: Callable[[], Any]) -> str:
+    """The sentence that a call is refused with."""
+    with pytest.raises(TypeError) as raised:
+        call()
+    return str(raised.value)
+
+
+@torch.no_grad()
+def test_a_layer_that_is_read_and_never_called_is_never_called_by_the_drop_in_either() -> None:
+    host = open_clip_host()
+    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    host.transformer.resblocks[1].attn.out_proj.register_forward_hook(louder)
+    expected = pooled(host, pixels)
+    assert (through_block(host, pixels) - expected).norm() <= 1e-12 * expected.norm()
+
+
+def changed_forward(module: nn.Module) -> None:
+    original = module.forward
+    module.forward = lambda *args, **keywords: scaled(original(*args, **keywords))  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "change"),
+    (
+        (hugging_face_host, "vision_model.encoder.layers.1.self_attn", "is_causal"),
+        (hugging_face_host, "vision_model.encoder.layers.1.self_attn", "scale"),
+        (hugging_face_host, "vision_model.encoder.layers.1.self_attn", "forward"),
+        (timm_host, "trunk.blocks.0.attn", "forward"),
+        (normed_host, "transformer.resblocks.1.attn", "forward"),
+        (open_clip_host, "transformer.resblocks.1.attn", "class"),
+    ),
+)
+def test_the_attention_of_a_block_that_rcs_reads_is_looked_at_too(
+    make: Callable[[], nn.Module], path: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make()
+    if change == "forward":
+        changed_forward(host.get_submodule(path))
+    elif change == "class":
+        class_method(nn.MultiheadAttention, "forward")(host, monkeypatch)
+    else:
+        setattr(host.get_submodule(path), change, 3.0 if change == "scale" else True)
+    if change != "class":
+        ResidualBlock.from_tower(host, "naclip").undo()
+    rcs = RCS(layers=(1,) if make is timm_host else (2,))
+    said = refused(lambda: ResidualBlock.from_tower(host, "naclip+rcs", rcs=rcs))
+    assert re.search("attention of block 2 computes|has its forward replaced|block 4", said)
+
+
+def replaced(path: str, name: str) -> Callable[[nn.Module, pytest.MonkeyPatch], None]:
+    """A method on an instance, which does what it did."""
+
+    def change(host: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = host.get_submodule(path)
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, original, raising=False)
+
+    return change
+
+
+def projected_tokens(host: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(host.get_submodule("trunk")._modules, "pos_drop", nn.Linear(32, 32))
+
+
+def hook_on_all(host: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = torch.nn.modules.module._global_forward_hooks
+    monkeypatch.setitem(hooks, -1, louder)
+
+
+LATER = {
+    "method": (open_clip_host, replaced(LAST, "attention"), "has its attention replaced"),
+    "heads": (open_clip_host, setting(f"{LAST}.attn", "num_heads", 4), "another num_heads"),
+    "added key": (open_clip_host, setting(f"{LAST}.attn", "add_zero_attn", True), "add_zero_attn"),
+    "added key of a middle block": (
+        open_clip_host,
+        setting("transformer.resblocks.1.attn", "add_zero_attn", True),
+        r"resblocks\.1\.attn .* another add_zero_attn",
+    ),
+    "scale": (hugging_face_host, setting(f"{LAYER}.self_attn", "scale", 1.0), "another scale"),
+    "mask of a middle block": (
+        hugging_face_host,
+        setting("vision_model.encoder.layers.1.self_attn", "is_causal", True),
+        "another is_causal",
+    ),
+    "class of blocks": (
+        open_clip_host,
+        class_method(ResidualAttentionBlock, "attention"),
+        "ResidualAttentionBlock.attention was replaced",
+    ),
+    "class of attention": (
+        open_clip_host,
+        class_method(nn.MultiheadAttention, "forward"),
+        "MultiheadAttention.forward was replaced",
+    ),
+    "class of transformers": (
+        hugging_face_host,
+        class_method(CLIPAttention, "forward"),
+        "CLIPAttention.forward was replaced",
+    ),
+    "hook on all modules": (open_clip_host, hook_on_all, r"hook on all modules \(louder\)"),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+@torch.no_grad()
+def test_a_setting_or_function_that_is_changed_later_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, change, said = LATER[name]
+    encoder, host = DenseEncoder(make()), make()
+    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    block = ResidualBlock.from_tower(host, "naclip+rcs", rcs=RCS(layers=(2,)))
+    block._method.tower.block_list[-1] = block
+    for visual, run in ((encoder.tower.visual, encoder), (host, host)):
+        run(pixels)
+        with monkeypatch.context() as within:
+            change(visual, within)
+            assert re.search(said, refused(lambda run=run: run(pixels)))
+        run(pixels)
+
+
+@torch.no_grad()
+def test_what_an_encoder_stands_in_for_around_the_blocks_is_refused_later_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = torch.randn(1, 3, *IMAGE, dtype=torch.float64)
+    host: Any = timm_host()
+    encoder = DenseEncoder(host)
+    for change, said in (
+        (replaced("trunk", "_pos_embed"), "has its _pos_embed replaced"),
+        (projected_tokens, r"pos_drop \(Linear\) was put there since"),
+    ):
+        with monkeypatch.context() as within:
+            change(host, within)
+            assert re.search(said, refused(lambda: encoder(pixels)))
+        encoder(pixels)
+    host.output_tokens = (
+        True  # It changes what the model gives, and nothing that the steps compute.
+    )
+    encoder(pixels)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+@pytest.mark.parametrize("factor", (1.0, 1.05))
+def test_an_attention_that_is_scaled_a_little_is_seen_in_every_dtype(
+    dtype: torch.dtype, factor: float
+) -> None:
+    torch.manual_seed(0)
+    host = open_clip_host().to(dtype)
+    block = host.transformer.resblocks[-1]
+    original = block.attention
+    block.attention = lambda *args, **keywords: factor * original(*args, **keywords)
+    state = {name: weight.clone() for name, weight in host.state_dict().items()}
+    for make in (DenseEncoder, ResidualBlock.from_tower):
+        if factor == 1:
+            make(host)
+        else:
+            assert "block 4 computes something else" in refused(lambda make=make: make(host))
+    assert all(
+        torch.equal(weight, state[name]) and weight.dtype == dtype
+        for name, weight in host.state_dict().items()
+    )
+
+
+@torch.no_grad()
+def test_a_compiled_model_is_looked_at_when_it_is_compiled() -> None:
+    host: Any = open_clip_host().float()
+    pixels = torch.randn(1, 3, *SIZE)
+    encoder = DenseEncoder(open_clip_host().float())
+    host.transformer.resblocks[-1] = ResidualBlock.from_tower(host, "clip")
+    for visual, run in ((host, host), (encoder.tower.visual, encoder)):
+        torch._dynamo.reset()
+        visual.transformer.resblocks[-1].attn.register_forward_hook(louder)
+        with pytest.raises(Exception, match=r"resblocks\.3\.attn .* has a hook \(louder\)"):
+            torch.compile(run, backend="eager", fullgraph=True)(pixels)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("later", (False, True))
+@torch.no_grad()
+def test_the_guide_is_the_pixels_before_hooks_on_the_patch_embedding(later: bool) -> None:
+    torch.manual_seed(0)
+    size, sfr = (96, 96), SFR()
+    hosts: list[Any] = [open_clip_model(layers=LAYERS, image_size=size).visual]
+    hosts.append(copy.deepcopy(hosts[0]))
+    pixels = torch.randn(2, 3, *size, dtype=torch.float64)
+    text = F.normalize(torch.randn(5, EMBED, dtype=torch.float64), dim=1)
+    if not later:
+        hosts[0].conv1.register_forward_pre_hook(brighter)
+    block = ResidualBlock.from_tower(hosts[0], "naclip", text, sfr=sfr)
+    hosts[0].transformer.resblocks[-1] = block
+    hosts[0].output_tokens = True
+    if later:
+        hosts[0].conv1.register_forward_pre_hook(brighter)
+    hosts[1].conv1.register_forward_pre_hook(brighter)
+    expected = DenseEncoder(hosts[1], "naclip", sfr=sfr)(pixels, text).patches.flatten(1, 2)
+    for _ in range(2):
+        came = hosts[0](pixels)[1] @ hosts[0].proj
+        assert (came - expected).norm() <= 1e-12 * expected.norm()
+
+
+def brighter(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    """A hook that normalises within the model."""
+    return (args[0] * torch.tensor([-1.0, 2, 5]).view(3, 1, 1) + args[0].flip(2),)
+
+
+class Hidden(nn.Module):
+    """A wrapper that hides what it is around."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        return self.inner(*args, **keywords)
+
+
+@pytest.mark.parametrize("wrap", (Hidden, nn.Sequential))
+@pytest.mark.parametrize("route", (DenseEncoder, ResidualBlock.from_tower))
+@pytest.mark.parametrize(
+    ("make", "path"),
+    (
+        (open_clip_host, "conv1"),
+        (open_clip_host, "transformer.resblocks.0.attn"),
+        (open_clip_host, "transformer"),
+        (timm_host, "trunk.patch_embed.proj"),
+        (hugging_face_host, "vision_model"),
+        (hugging_face_host, "vision_model.embeddings"),
+        (hugging_face_host, "vision_model.embeddings.patch_embedding"),
+        (hugging_face_host, "vision_model.encoder"),
+        (hugging_face_host, "vision_model.encoder.layers.3"),
+        (hugging_face_host, "vision_model.encoder.layers.3.self_attn"),
+    ),
+)
+def test_a_part_that_hides_what_is_read_is_named(
+    make: Callable[[], nn.Module], path: str, route: Callable[[nn.Module], Any], wrap: type
+) -> None:
+    host = make()
+    put(path, wrap)(host)
+    said = refused(lambda: route(host))
+    assert re.search(rf"the model's {path} \({wrap.__name__}\) has no '\w+'", said)
+
+
+def test_a_part_that_hides_what_the_steps_read_is_named_when_they_run() -> None:
+    host = hugging_face_host()
+    put("vision_model.embeddings.position_embedding", nn.Sequential)(host)
+    assert "position_embedding (Sequential) has no 'weight'" in refused(lambda: DenseEncoder(host))
+
+
+def test_pruned_attention_of_a_middle_block() -> None:
+    host = open_clip_host()
+    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    prune.l1_unstructured(host.transformer.resblocks[1].attn, "in_proj_weight", amount=0.5)
+    expected = pooled(host, pixels)
+    assert (through_block(host, pixels) - expected).norm() <= 1e-12 * expected.norm()
+
+
+def test_adapters_on_the_patch_embedding_count() -> None:
+    peft = pytest.importorskip("peft", reason="peft is no dependency; pip install peft")
+    pixels = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    for host, name in ((open_clip_host(), "conv1"), (hugging_face_host(), "patch_embedding")):
+        config = peft.LoraConfig(target_modules=[name], r=4, init_lora_weights=False)
+        model = peft.get_peft_model(host, config).double().eval()
+        with torch.no_grad():
+            expected = pooled(model.get_base_model(), pixels)
+            for route in (through_encoder, through_block):
+                came = route(model.get_base_model(), pixels)
+                assert (came - expected).norm() <= 1e-12 * expected.norm()
+                restore(model)

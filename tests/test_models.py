@@ -298,6 +298,11 @@ def test_a_timm_model_without_an_output_layer_has_features_and_no_text() -> None
     assert DenseEncoder(tower, "naclip")(torch.randn(1, 3, 48, 64)).patches.shape == (1, 3, 4, 32)
     with pytest.raises(ValueError, match="SFR segments by text, and this timm model has no output"):
         DenseEncoder(tower, sfr=SFR())
+    with (
+        small_timm()
+    ):  # What SigLIP's pool gives lies in its text's space, without an output layer.
+        tower = adapt(timm.create_model("vit_base_patch16_siglip_224", num_classes=0))
+    DenseEncoder(tower, sfr=SFR())(torch.randn(1, 3, 48, 64), torch.eye(32)[:3])
 
 
 def test_every_listed_name_is_adapted() -> None:

@@ -93,3 +93,12 @@ def test_what_cannot_be_patched_says_why_and_an_error_undoes() -> None:
     with pytest.raises(TypeError, match="got Linear"):
         resclip.patch(torch.nn.Linear(2, 2))
     assert not hasattr(toy_clip(), "encode_dense")
+
+
+def test_a_model_that_is_refused_stays_in_its_mode() -> None:
+    model = toy_clip().train()
+    model.visual.transformer.resblocks[-1].attn.register_forward_hook(lambda *call: None)
+    with pytest.raises(TypeError, match="has a hook"):
+        resclip.patch(model)
+    assert all(module.training for module in model.modules())
+    assert not hasattr(model, "encode_dense")

@@ -537,3 +537,91 @@ def test_a_copy_of_openais_tower_that_computes_something_else_is_refused() -> No
     other = type("Changed", (OpenAIVisual,), {"forward": lambda self, x: 2 * forward(self, x)})()
     with pytest.raises(TypeError, match="layout of OpenAI's CLIP and another head"):
         adapt(other.eval())
+
+
+@torch.no_grad()
+def test_a_block_that_is_appended_or_was_undone_says_so() -> None:
+    pixels = torch.randn(1, 3, *IMAGE)
+    host: Any = open_clip_model(layers=4).float()
+    host.visual.transformer.resblocks.append(ResidualBlock.from_tower(host, "naclip"))
+    with pytest.raises(ValueError, match="index -1 of its 4 blocks, in place of the one there"):
+        through(host, pixels)
+    host = open_clip_model(layers=4).float()
+    first = ResidualBlock.from_tower(host, "naclip+rcs")
+    ResidualBlock.from_tower(host, "naclip+rcs")
+    place(first)
+    with pytest.raises(
+        ValueError, match="was undone, by undo\\(\\) or because another one was made"
+    ):
+        through(host, pixels)
+
+
+@torch.no_grad()
+def test_a_block_that_runs_without_the_blocks_before_it_says_so() -> None:
+    host, block = host_with_block()
+    host.visual.conv1(torch.randn(1, 3, *IMAGE))
+    with pytest.raises(ValueError, match="block 2 did not run in this pass.*call the whole tower"):
+        block(torch.randn(1, 13, 32))
+    host.visual.transformer.resblocks[0] = block
+    with pytest.raises(
+        ValueError, match="did not run in this pass.*at index -1 of its blocks alone"
+    ):
+        through(host, torch.randn(1, 3, *IMAGE))
+
+
+@torch.no_grad()
+def test_a_pass_that_fails_midway_leaves_nothing() -> None:
+    host, block = host_with_block()
+    fails = host.visual.transformer.resblocks[2].register_forward_hook(lambda *call: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        through(host, torch.randn(1, 3, *IMAGE))
+    fails.remove()
+    assert block._runs.current() is None
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_a_tower_with_a_block_can_be_traced() -> None:
+    torch.manual_seed(0)
+    host: Any = open_clip_model(layers=4).float()
+    place(ResidualBlock.from_tower(host, "naclip+rcs"))
+    pixels = torch.randn(1, 3, *IMAGE)
+    traced = torch.jit.trace(host.visual, pixels)
+    assert torch.equal(traced(pixels), host.visual(pixels))
+
+
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    (
+        (lambda pixels: None, "proxy= must return a tensor of features.*got NoneType"),
+        (lambda pixels: pixels.mean((2, 3)), r"proxy= must return.*for 2 images; got \(2, 3\)"),
+        (lambda pixels: pixels[:1], r"proxy= must return.*for 2 images; got \(1, 3, 48, 64\)"),
+    ),
+)
+def test_a_proxy_that_gives_no_features_is_refused(proxy: Any, said: str) -> None:
+    host: Any = open_clip_model(layers=4).float()
+    pixels = torch.randn(2, 3, *IMAGE)
+    with pytest.raises((TypeError, ValueError), match=said):
+        DenseEncoder(host, "proxyclip", proxy=proxy)(pixels)
+    place(ResidualBlock.from_tower(host, "proxyclip", proxy=proxy))
+    with pytest.raises((TypeError, ValueError), match=said):
+        through(host, pixels)
+
+
+@torch.no_grad()
+def test_changes_are_noticed_in_copies_too() -> None:
+    host, _ = host_with_block()
+    encoder = DenseEncoder(open_clip_model(layers=4).float())
+    pixels = torch.randn(1, 3, *IMAGE)
+    for copied in (copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        one = copied(encoder)
+        one(pixels)
+        one.tower.visual.transformer.resblocks[-1].attn.num_heads = 4
+        with pytest.raises(TypeError, match="has another num_heads"):
+            one(pixels)
+        other = copied(host)
+        through(replica(copied(host)), pixels)
+        through(other, pixels)
+        other.visual.transformer.resblocks[-1].attn.num_heads = 4
+        with pytest.raises(TypeError, match="has another num_heads"):
+            through(other, pixels)

@@ -61,7 +61,8 @@ class DenseEncoder(nn.Module):
             `forward` are a window; None: to these pixels alone.
 
     Raises:
-        TypeError: `visual` is no vision transformer that can be rebuilt.
+        TypeError: `visual` is no vision transformer that can be rebuilt, or was changed in a way that the encoder
+            would ignore; `forward` looks for such changes too, as far as `Tower.check_host` can see them.
         ValueError: an unknown name, a layer outside the tower, SFR or an overview on a base without a score, a proxy
             that is missing or has no use.
     """
@@ -96,7 +97,6 @@ class DenseEncoder(nn.Module):
             proxy_attention=proxy_attention,
             overview=overview,
         )
-        self.eval()
         self.tower.check_host()
         if self.tower is not visual:
             self.tower.check_result()
@@ -110,6 +110,7 @@ class DenseEncoder(nn.Module):
         self.final_block: FinalBlockKind = self.final.kind
         self.proxy = proxy
         self.implementation = self.final.implementation
+        self.eval()  # Last, so that a model that is refused stays in its mode.
 
     @torch.no_grad()
     def forward(
@@ -205,7 +206,7 @@ class DenseEncoder(nn.Module):
     def run_blocks(self, pixels: Tensor) -> FinalInputs:
         """Run all blocks but the final one, and project what the final one's passes read."""
         tower = self.tower
-        features = None if self.proxy is None else self.proxy(pixels)
+        features = self.final.run_proxy(pixels)
         pixels = pixels.to(tower.dtype)
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
         # Before the final block attention is plain: torch's own, or the formula's with its map in memory.
@@ -229,10 +230,16 @@ class DenseEncoder(nn.Module):
 
     def check(self, pixels: Tensor, text: Tensor | None) -> None:
         """Raise for inputs that do not fit, and for a model that was changed since, saying what would."""
-        self.tower.check_host()
+        self.check_model()
         check_pixels(pixels, self.tower)
         if self.sfr is not None:
             check_text(text, self.tower.output_dim)
+
+    # While it compiles, torch asks once, and leaves no trace of it in the graph.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def check_model(self) -> None:
+        """TypeError for a model that was changed since in a way that this encoder would not notice."""
+        self.tower.check_host()
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:

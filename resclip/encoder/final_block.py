@@ -139,7 +139,7 @@ class FinalInputs(NamedTuple):
     grid: tuple[int, int]
     """(h, w) of the tower."""
     features: Tensor | None
-    """(B, C, H_v, W_v) of the proxy."""
+    """(B, C, H_v, W_v) of the proxy; None where the base compares CLIP's own tokens."""
     overview: Tensor | None = None
     """(B, A, L, d): A_o·v_o, what the tokens gather from the whole image's coarse pass."""
 
@@ -209,10 +209,10 @@ class FinalBlock:
             if value is not None:
                 check_type(name, value, kinds, words)
         check_modules(rcs, sfr)
-        if tuple(tower.patch_embedding.stride) != tower.patch_size:
+        if tuple(tower.convolution.stride) != tower.patch_size:
             raise TypeError(
                 f"the tower's patches of {tower.patch_size} pixels overlap, its stride is "
-                f"{tuple(tower.patch_embedding.stride)}: use a tower whose patches lie side by side"
+                f"{tuple(tower.convolution.stride)}: use a tower whose patches lie side by side"
             )
         check_proxy(self.base, proxy, correlation, kind)
         self.correlation = correlation or self.base.correlation
@@ -263,6 +263,25 @@ class FinalBlock:
         other = copy.copy(self)
         other.tower = tower
         return other
+
+    def run_proxy(self, pixels: Tensor) -> Tensor | None:
+        """The proxy's features (B, C, H_v, W_v); None where the base has none.
+
+        Raises:
+            TypeError, ValueError: the proxy gave anything else.
+        """
+        if self.proxy is None:
+            return None
+        features = self.proxy(pixels)
+        if not isinstance(features, Tensor):
+            raise TypeError(
+                f"proxy= must return a tensor of features (B, C, H, W); got {type(features).__name__}"
+            )
+        if features.ndim != 4 or len(features) != len(pixels) or 0 in features.shape[1:]:
+            raise ValueError(
+                f"proxy= must return features (B, C, H, W) for {len(pixels)} images; got {tuple(features.shape)}"
+            )
+        return features
 
     def make_inputs(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from resclip.encoder.final_block import FinalBlock, FinalInputs
 from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Method, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt, unwrap
-from resclip.models.tower import true_type
+from resclip.models.tower import StoodIn, first_argument, true_type
 from resclip_kernels import (
     Implementation,
     QueryKeyRecorder,
@@ -60,9 +61,10 @@ class Runs:
         """A tower begins in this thread."""
         self.local.entrance = entrance
 
-    def begin(self, pixels: Tensor, entrance: nn.Module) -> None:
-        """Begin this thread's forward pass; `entrance` is the tower if none is known to have begun."""
-        self.local.run = Run(pixels, getattr(self.local, "entrance", None) or entrance)
+    def begin(self, pixels: Tensor, tower: nn.Module) -> None:
+        """Begin this thread's forward pass, of the `tower` if none is known to have begun."""
+        # The hook on the patch embedding knows the tower alone; what `enter` was told may be a replica of it.
+        self.local.run = Run(pixels, getattr(self.local, "entrance", None) or tower)
 
     def take(self) -> Run | None:
         """This thread's forward pass, which is forgotten here."""
@@ -86,8 +88,7 @@ class KeepInput:
     only_listens: ClassVar[bool] = True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        tokens = args[0] if args else keywords.get("hidden_states", keywords.get("query"))
-        self.runs.keep(self.block, "input", tokens)
+        self.runs.keep(self.block, "input", first_argument(args, keywords))
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class BlockRecorder(QueryKeyRecorder):
         self.runs.keep(self.block, "query", query)
         self.runs.keep(self.block, "key", key)
 
+    def recorded(self) -> tuple[Tensor, Tensor]:
+        # As if there were no `query` and `key`: torch.jit.trace asks every module for all that it has.
+        raise AttributeError("a BlockRecorder keeps q and k with their forward pass")
+
 
 class ResidualBlock(nn.Module):
     """The whole final block of a method, ResCLIP (arXiv 2411.15851) or another, as a drop-in for a CLIP image tower.
@@ -123,14 +128,17 @@ class ResidualBlock(nn.Module):
     The model's own forward pass now gives the tokens of the method, the same as `DenseEncoder` within rounding:
     `tokens @ visual.proj` are its patches. Middle blocks, norms and projections run as the model runs them, with
     whatever was done to them. q and k of the middle blocks (for RCS) and the pixels (for SFR) are taken as they pass
-    by; nothing of an image stays after its forward pass, and threads do not see each other's.
+    by; nothing of an image stays after its forward pass, and threads do not see each other's. (Where only a part of
+    the model is called, such as `forward_intermediates(stop_early=True)`, it stays until the thread's next pass.) The
+    pixels are those that come to the patch embedding, as for `DenseEncoder`: before hooks on it change them.
 
     Parameters and state dict of the tower stay as they are: the block holds the modules of the one that it replaces.
-    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`; a compiled graph holds
-    what the model was when it was compiled. The model takes images of the sizes that it takes without the block; at
-    another size than the trained one its own way to resize position embeddings counts, not `DenseEncoder`'s. In
-    training mode gradients flow through the attention, not through SFR's labels; attention dropout is refused, and
-    gradient checkpointing of the final block does not work.
+    It follows `.to`, `.half`, `copy.deepcopy`, pickling, `torch.compile` and `DataParallel`. What is done to the model
+    later takes effect, or is refused at the next forward pass where the block would ignore it; `Tower.check_host` says
+    what it cannot see, and a compiled graph holds what the model was when it was compiled. The model takes images of
+    the sizes that it takes without the block; at another size than the trained one its own way to resize position
+    embeddings counts, not `DenseEncoder`'s. In training mode gradients flow through the attention, not through SFR's
+    labels; attention dropout is refused, and gradient checkpointing of the final block does not work.
 
     Attributes:
         text: (Q, E) unit rows, what SFR segments by; may be set anew between calls. None without SFR.
@@ -149,8 +157,11 @@ class ResidualBlock(nn.Module):
         take_hooks(self, original)
         self._replaced: tuple[tuple[Any, nn.Module, BlockRecorder], ...] = ()
         self._hooks: list[RemovableHandle] = []
+        self._depth = final.tower.depth
+        self._watched: list[StoodIn] = []
         try:
             self.listen()
+            self.watched()
         except BaseException:
             self.undo()
             raise
@@ -173,6 +184,8 @@ class ResidualBlock(nn.Module):
     ) -> ResidualBlock:
         """The final block of a method, for the tower whose final block it will replace.
 
+        One that was made from the tower before, and not put in place, is undone.
+
         Args:
             visual: an image tower or a CLIP model, see `resclip.models.adapt`.
             method: a base with or without "+rcs" and "+sfr", or "resclip"; or a `Method`.
@@ -185,7 +198,7 @@ class ResidualBlock(nn.Module):
             ValueError: a name or option that does not fit, or text for a method without SFR.
         """
         chosen = find_method(method) if isinstance(method, str) else method
-        tower = adapt(visual)
+        tower = copy.copy(adapt(visual))  # It remembers the model as it is now.
         final = FinalBlock(
             tower,
             chosen.base,
@@ -199,9 +212,10 @@ class ResidualBlock(nn.Module):
             proxy_attention=proxy_attention or chosen.proxy,
         )
         forget_unplaced(tower)
+        tower.remember()
         last = tower.block_list[-1]
-        tower.check_host(last)
-        tower.check_result(final_block=True)
+        tower.check_host([*tower.within([last]), *attentions_read(final, {})])
+        tower.check_result(layers_read(final))
         return block_type(true_type(last))(final, text)
 
     @property
@@ -229,6 +243,11 @@ class ResidualBlock(nn.Module):
         run = self._runs.take()
         check_arguments(args, keywords)
         if run is None:
+            if not self._hooks:
+                raise ValueError(
+                    "this ResidualBlock was undone, by undo() or because another one was made from the tower before "
+                    "it was placed: make another block"
+                )
             raise ValueError(
                 "no pixels have come through the tower that this ResidualBlock was made from: call that tower with "
                 "pixels, not the block with tokens, and without gradient checkpointing; another tower needs a block of "
@@ -236,16 +255,16 @@ class ResidualBlock(nn.Module):
             )
         method = self._method.on(run.entrance)
         tower, pixels = method.tower, run.pixels
-        if tower.block_list[-1] is not self:
+        if tower.depth != self._depth or tower.block_list[-1] is not self:
             raise ValueError(
                 "this ResidualBlock must be the final block, as it is, of the tower that it was made from: put it at "
-                "index -1 of its blocks, and wrap the whole model rather than the block"
+                f"index -1 of its {self._depth} blocks, in place of the one there, and wrap the whole model rather "
+                "than the block"
             )
         check_pixels(pixels, tower)
         if method.sfr is not None:
             check_text(self._text, tower.output_dim)
-        for part in (tower.attention(self), *(tower.head_parts() if method.sfr else ())):
-            tower.check_host(part)
+        self.check_model()
         if self.training:
             check_dropout(tower.attention(self))
         text = None if self._text is None else self._text.to(tokens.device)
@@ -256,13 +275,50 @@ class ResidualBlock(nn.Module):
             result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
         return tower.block_output(self._original[0], result)
 
+    # While it compiles, torch asks once, and leaves no trace of it in the graph.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def check_model(self) -> None:
+        """TypeError for a model that was changed since in a way that this block would not notice."""
+        tower = self._method.tower
+        placed = tower.block_list[-1]  # This block, or the one that it is a replica of.
+        tower.check_host(placed.watched())
+
+    def watched(self) -> list[StoodIn]:
+        """What has to stay as it was: all that this block does in place of the model."""
+        if not self._watched:
+            self._watched = self.watch()
+        return self._watched
+
+    def watch(self) -> list[StoodIn]:
+        """What `watched` gives, as it is now."""
+        method, tower, (original,) = self._method, self._method.tower, self._original
+        last = tower.remembered[original]
+        # Hooks on the block take effect, since this block is called instead.
+        watched = [replace(last, may_have_hooks=True)]
+        watched.append(
+            replace(
+                tower.describe(self, last.path, last.children), is_known=True, may_have_hooks=True
+            )
+        )
+        watched += tower.within([tower.attention(original)])
+        watched += tower.within(tower.head_parts() if method.sfr else [])
+        attentions: dict[nn.Module, nn.Module] = {
+            recorder: attention for _, attention, recorder in self._replaced
+        }
+        watched += attentions_read(method, attentions)
+        for recorder, attention in attentions.items():
+            one = tower.describe(recorder, tower.remembered[attention].path, {})
+            watched.append(replace(one, is_known=True, may_have_hooks=True))
+        return watched
+
     def listen(self) -> None:
         """Put hooks where pixels, and q and k of middle blocks, pass by."""
         tower = self._method.tower
         self._hooks += [
             tower.entrance.register_forward_pre_hook(self.enter),
-            tower.patch_embedding.register_forward_pre_hook(self.take_pixels),
-            tower.entrance.register_forward_hook(self.leave),
+            # Before the hooks that are there, which may change the pixels.
+            tower.patch_embedding.register_forward_pre_hook(self.take_pixels, prepend=True),
+            tower.entrance.register_forward_hook(self.leave, always_call=True),
         ]
         compared = self._method.correlation.layer
         if compared is not None and compared < tower.depth:
@@ -283,7 +339,7 @@ class ResidualBlock(nn.Module):
         self._runs.begin(args[0], self._method.tower.entrance)
         if not torch.compiler.is_compiling():
             # Behind the hooks that were added since, which may change what these are to keep.
-            for handle in self._hooks:
+            for handle in self._hooks[3:]:
                 hooks = handle.hooks_dict_ref()
                 if hooks is not None:
                     hooks.move_to_end(handle.id)
@@ -303,20 +359,23 @@ class ResidualBlock(nn.Module):
             for part, module in zip(("query", "key"), layers, strict=True):
                 hook = KeepOutput(self._runs, layer, part)
                 self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-        elif type(attention) is nn.MultiheadAttention and "forward" not in vars(attention):
+        elif type(attention) is nn.MultiheadAttention and "in_proj_weight" in dict(
+            attention.named_parameters(recurse=False)
+        ):
+            # (One that is pruned or parametrised has this weight elsewhere.)
             recorder = BlockRecorder.from_attention(attention)
             recorder.runs, recorder.block = self._runs, layer
             take_hooks(recorder, attention)
             block.attn = recorder
             self._replaced += ((block, attention, recorder),)
         else:
-            tower.check_host(attention)
             self._hooks.append(self.keep_input(layer))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For copies and pickles, which cannot find a class that `block_type` has made by its name."""
         (original,) = self._original
-        state: dict[str, Any] = nn.Module.__getstate__(self)
+        # What is watched names classes as well; it is noted anew.
+        state: dict[str, Any] = {**nn.Module.__getstate__(self), "_watched": []}
         return blank_block, (true_type(original),), state
 
     def undo(self) -> None:
@@ -346,11 +405,11 @@ class ResidualBlock(nn.Module):
             query, key = run.kept[layer, "query"], run.kept[layer, "key"]
             return tower.as_heads(query, grid), tower.as_heads(key, grid)
         block = tower.block_list[layer - 1]
-        tower.check_host(tower.attention(block))
         if (layer, "input") not in run.kept:
             raise ValueError(
-                f"the attention of block {layer} was replaced since this ResidualBlock was made: call undo() and make "
-                "another block"
+                f"the attention of block {layer} did not run in this pass, or was replaced since this ResidualBlock "
+                "was made: call the whole tower, with this block at index -1 of its blocks alone; if the attention was "
+                "replaced, call undo() and make another block"
             )
         normed = tower.block_input(run.kept[layer, "input"])
         return tower.project_qkv(block, normed, grid)[:2]
@@ -371,7 +430,7 @@ class ResidualBlock(nn.Module):
         if layer is not None and layer < tower.depth:
             normed = tower.block_input(run.kept[layer, "input"])
             compared = (normed, *self.query_key(tower, run, layer, grid))
-        features = None if method.proxy is None else method.proxy(run.pixels)
+        features = method.run_proxy(run.pixels)
         return method.make_inputs(self, tokens, grid, cross_layers, compared, features)
 
     def extra_repr(self) -> str:
@@ -385,6 +444,27 @@ def take_state(module: nn.Module, replaced: nn.Module) -> None:
     for kind in ("_modules", "_parameters", "_buffers"):
         vars(module)[kind].update(vars(replaced)[kind])
     module.training = replaced.training
+
+
+def layers_read(method: FinalBlock) -> list[int]:
+    """The numbers of the blocks before the final one that a method reads q and k of."""
+    compared = method.correlation.layer
+    layers = {*method.layers, *(() if compared is None else (compared,))}
+    return sorted(layers - {method.tower.depth})
+
+
+def attentions_read(method: FinalBlock, recorders: Mapping[nn.Module, nn.Module]) -> list[StoodIn]:
+    """The attentions of these blocks, whose hooks take effect, since the model itself runs them.
+
+    Args:
+        method: that reads them.
+        recorders: the attention behind each recorder that is in its place.
+    """
+    tower = method.tower
+    attentions = [tower.attention(tower.block_list[layer - 1]) for layer in layers_read(method)]
+    originals = [recorders.get(one, one) for one in attentions]
+    # One that was put there later recorded nothing, which is told in `query_key`.
+    return [replace(one, may_have_hooks=True) for one in tower.within(originals)]
 
 
 def forget_unplaced(tower: Tower) -> None:

@@ -104,9 +104,9 @@ class HuggingFaceTower(Tower):
         return entrance
 
     @property
-    def patch_embedding(self) -> nn.Conv2d:
-        convolution: nn.Conv2d = self.vision.embeddings.patch_embedding
-        return convolution
+    def patch_embedding(self) -> nn.Module:
+        embedding: nn.Module = self.vision.embeddings.patch_embedding
+        return embedding
 
     def host_parts(self) -> Iterable[tuple[str, nn.Module]]:
         return [("model", self.visual)]
@@ -170,7 +170,7 @@ class HuggingFaceTower(Tower):
     def as_heads(self, projected: Tensor, grid: tuple[int, int]) -> Tensor:
         return split_heads(projected, self.heads)
 
-    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+    def attention_output(self, block: Any, heads: Tensor) -> Tensor:
         tokens: Tensor = block.self_attn.out_proj(merge_heads(heads))
         return tokens
 

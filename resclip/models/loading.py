@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
 from resclip.models.hugging_face import import_transformers, load_clip
-from resclip.models.tower import ADVICE, Tower, hook_of
+from resclip.models.tower import ADVICE, Tower, explain_layout, hook_of
 from resclip_kernels import check_callable
 
 BUILTIN = "builtin"
@@ -114,9 +114,9 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
             "a function of a list of prompts, or a tokenizer of transformers",
         )
     tower = adapt(model)
-    host = unwrap(model).eval()
     tower.check_host()
     tower.check_result()
+    host = unwrap(model).eval()
     if not hugging_face.is_clip(host):
         mean, std = stated_statistics(tower.visual)
         tokenizer = Deferred(lambda: clip_tokenizer(host)) if tokenizer is None else tokenizer
@@ -325,6 +325,16 @@ def adapt(visual: Any) -> Tower:
     Raises:
         TypeError: anything else, or a tower whose final block cannot be rebuilt; the message names models that work.
     """
+    try:
+        tower = find_tower(visual)
+        tower.check_layout()
+    except AttributeError as error:
+        raise TypeError(explain_layout(visual, error)) from error
+    return tower
+
+
+def find_tower(visual: Any) -> Tower:
+    """What `adapt` returns, before its layout is looked at."""
     visual = unwrap(visual)
     if isinstance(visual, Tower):
         return visual

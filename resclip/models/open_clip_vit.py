@@ -5,7 +5,7 @@ Variants are average pooling, CoCa's attention pool, normed queries and keys, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -75,9 +75,9 @@ class OpenClipTower(Tower):
         return [] if pool is None else [pool]
 
     @property
-    def patch_embedding(self) -> nn.Conv2d:
-        convolution: nn.Conv2d = self.visual.conv1
-        return convolution
+    def patch_embedding(self) -> nn.Module:
+        embedding: nn.Module = self.visual.conv1
+        return embedding
 
     def called_parts(self) -> Iterator[nn.Module]:
         visual = self.visual
@@ -119,16 +119,20 @@ class OpenClipTower(Tower):
         attention = block.attn
         return (attention.ln_q, attention.ln_k) if isinstance(attention, Attention) else None
 
-    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+    def attention_output(self, block: Any, heads: Tensor) -> Tensor:
         attention = block.attn
-        if isinstance(attention, Attention):
-            if attention.head_scale is not None:
-                heads = heads * attention.head_scale
-            tokens = attention.out_proj(attention.ln_inner(merge_heads(heads)))
-            tokens = block.ln_attn(attention.out_drop(tokens))
-        else:
+        if not isinstance(attention, Attention):
             layer = attention.out_proj
-            tokens = F.linear(merge_heads(heads), layer.weight, layer.bias)
+            return F.linear(merge_heads(heads), layer.weight, layer.bias)
+        if attention.head_scale is not None:
+            heads = heads * attention.head_scale
+        output: Tensor = attention.out_proj(attention.ln_inner(merge_heads(heads)))
+        return attention.out_drop(output)  # type: ignore[no-any-return]
+
+    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+        tokens = self.attention_output(block, heads)
+        if isinstance(block.attn, Attention):
+            tokens = block.ln_attn(tokens)
         output: Tensor = block.ls_1(tokens)
         return output
 
@@ -168,7 +172,8 @@ class OpenAITower(OpenClipTower):
         check_blocks(self.block_list)
         if self.visual.proj is None:
             raise TypeError(NO_PROJECTION)
-        self.patch_size = tuple(self.visual.conv1.kernel_size)
+        height, width = self.convolution.kernel_size
+        self.patch_size = (height, width)
         side = self.visual.input_resolution // self.patch_size[0]
         self.trained_grid = (side, side)
         self.heads = self.blocks[0].attn.num_heads
@@ -183,9 +188,9 @@ class OpenAITower(OpenClipTower):
         self.check_result()
 
     @torch.no_grad()
-    def check_result(self, *, final_block: bool = False) -> None:
+    def check_result(self, read: Collection[int] | None = None) -> None:
         """Like `Tower.check_result`, and for [CLS] behind the head, which has no type to go by either."""
-        super().check_result(final_block=final_block)
+        super().check_result(read)
         last: list[Tensor] = []
         hook = self.block_list[-1].register_forward_hook(lambda *call: last.append(call[-1]))
         try:
@@ -218,8 +223,7 @@ class OpenAITower(OpenClipTower):
         return super().knows(kind) or kind in self.layout_types
 
     def project_out(self, block: Any, heads: Tensor) -> Tensor:
-        layer = block.attn.out_proj
-        return F.linear(merge_heads(heads), layer.weight, layer.bias)
+        return self.attention_output(block, heads)
 
     def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
         output: Tensor = tokens + block.mlp(block.ln_2(tokens))

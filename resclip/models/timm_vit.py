@@ -64,7 +64,10 @@ class TimmTower(Tower):
         with torch.no_grad():
             token = torch.zeros(1, 1, self.width, device=self.device, dtype=self.dtype)
             self.output_dim = self.head(token).shape[-1]
-        if isinstance(self.trunk.head, nn.Identity) and self.visual is self.trunk:
+        no_output = isinstance(self.trunk.head, nn.Identity) and self.trunk.attn_pool is None
+        if (
+            no_output and self.visual is self.trunk
+        ):  # SigLIP's pool gives what lies in a text's space.
             self.text_obstacle = (
                 "this timm model has no output layer (num_classes=0), so its features are not in "
                 "a text's space"
@@ -90,9 +93,9 @@ class TimmTower(Tower):
         return [] if self.trunk.attn_pool is None else [self.trunk.attn_pool]
 
     @property
-    def patch_embedding(self) -> nn.Conv2d:
-        convolution: nn.Conv2d = self.trunk.patch_embed.proj
-        return convolution
+    def patch_embedding(self) -> nn.Module:
+        embedding: nn.Module = self.trunk.patch_embed.proj
+        return embedding
 
     def called_parts(self) -> Iterator[nn.Module]:
         trunk = self.trunk
@@ -183,9 +186,13 @@ class TimmTower(Tower):
             last = self.last_rotation = (wanted, table)
         return last[1]
 
-    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+    def attention_output(self, block: Any, heads: Tensor) -> Tensor:
         attention = block.attn
-        tokens = attention.proj_drop(attention.proj(attention.norm(merge_heads(heads))))
+        output: Tensor = attention.proj_drop(attention.proj(attention.norm(merge_heads(heads))))
+        return output
+
+    def project_out(self, block: Any, heads: Tensor) -> Tensor:
+        tokens = self.attention_output(block, heads)
         output: Tensor = block.drop_path1(layer_scale(block, 1, tokens))
         return output
 
@@ -262,14 +269,17 @@ def obstacle(visual: TimmModel | VisionTransformer | Eva) -> str | None:
     if type(trunk) not in (VisionTransformer, Eva):
         return f"the tower is timm's {type(trunk).__name__}, which is no plain vision transformer"
     if type(trunk.patch_embed) is not PatchEmbed:
-        return "the tower is a hybrid: a convolutional network makes its patches"
+        kind = type(trunk.patch_embed).__name__
+        return (
+            f"the tower's patches are not made by timm's PatchEmbed but by a {kind}, as in a hybrid"
+        )
     check_blocks(trunk.blocks)
     blocks = list(trunk.blocks)
     other = next((block for block in blocks if type(block) not in (Block, EvaBlock)), None)
     if other is not None:
         return (
-            f"the tower has a block of timm's {type(other).__name__}, which does not norm before the attention as "
-            "CLIP's do"
+            f"the tower has a block of timm's {type(other).__name__}, which is not one of CLIP's: those norm before "
+            "the attention"
         )
     kinds = (Attention, EvaAttention, AttentionRope)
     odd = next((block.attn for block in blocks if type(block.attn) not in kinds), None)

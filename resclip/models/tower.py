@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+from torch.utils._pytree import tree_map
 
 from resclip_kernels import deterministic_attention
 
@@ -36,8 +40,54 @@ PLAIN_TYPES = (
 
 DROP_IN = "resclip.encoder.residual_block"
 """The module that defines the drop-in and what it puts into a model."""
-LISTENERS = ("transformers.utils.output_capturing",)
+OF_DROP_IN = "of a ResidualBlock that was made from this tower (call its undo() first)"
+"""What is said of these."""
+LISTENERS = ("transformers.utils.output_capturing", "torch.utils.module_tracker")
 """Modules of libraries whose hooks change nothing: transformers leaves some that collect hidden states."""
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Where a module has its hooks, and torch, behind "_global", those on all modules: there is no public list of them."""
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that every module has; what counts of them is looked at by itself."""
+MAY_CHANGE = frozenset(
+    {
+        "dropout",
+        "p",
+        "output_tokens",
+        "grad_checkpointing",
+        "gradient_checkpointing",
+        "_compiled_call_impl",
+    }
+)
+"""Settings of modules that change nothing of what the steps compute: dropout is for training alone."""
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Functions(dict[type, dict[str, Any]]):
+    """The functions of classes, by name. A copy shares them, and a pickle, which may not find them, has none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Functions:
+        return self
+
+    def __reduce__(self) -> tuple[type[Functions], tuple[()]]:
+        return Functions, ()
+
+
+@dataclass(frozen=True, eq=False)
+class StoodIn:
+    """A module that the steps stand in for, as it was when the tower was made."""
+
+    module: nn.Module
+    path: str
+    kind: type[nn.Module]
+    is_known: bool
+    children: dict[str, nn.Module]
+    """Those that are stood in for as well, by name."""
+    settings: dict[str, Any]
+    """Its attributes that are neither modules nor tensors of the state dict."""
+    names: frozenset[str]
+    """Of all its attributes."""
+    may_have_hooks: bool = False
+    """Whether they take effect nevertheless."""
 
 
 class Tower(nn.Module, ABC):
@@ -57,8 +107,8 @@ class Tower(nn.Module, ABC):
 
     A family of models is one subclass: it says where the parts are. The parts that `called_parts` lists are called as
     the model itself calls them, so whatever was done to them (adapters, hooks, quantised weights) takes effect. What
-    lies around these parts, the steps stand in for: there only modules of `KNOWN_TYPES` without hooks are accepted, see
-    `check_host`.
+    lies around these parts, the steps stand in for: there only modules of `KNOWN_TYPES` without hooks are accepted, as
+    they were when the tower was made, see `check_host`.
     """
 
     KNOWN_TYPES: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -84,6 +134,18 @@ class Tower(nn.Module, ABC):
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.visual = visual
+        self.remembered: dict[nn.Module, StoodIn] = {}
+        self.functions = Functions()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            member = getattr(type(self), name, None)
+            if not isinstance(member, property) or member.fget is None:
+                raise
+        # A property that found a part of the model without what it reads: its own error says so, nn.Module's does not.
+        return member.fget(self)
 
     def on(self, entrance: nn.Module) -> Self:
         """The same steps where `entrance` is a replica of the model's own entrance, on another device."""
@@ -115,8 +177,16 @@ class Tower(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def patch_embedding(self) -> nn.Conv2d:
-        """The convolution that turns each patch into a token."""
+    def patch_embedding(self) -> nn.Module:
+        """The convolution that turns each patch into a token, perhaps with adapters around it."""
+
+    @property
+    def convolution(self) -> nn.Conv2d:
+        """The convolution of `patch_embedding` itself."""
+        convolution: Any = self.patch_embedding
+        while "base_layer" in vars(convolution)["_modules"]:  # PEFT's name for it.
+            convolution = convolution.base_layer
+        return convolution  # type: ignore[no-any-return]
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> Tensor:
@@ -133,8 +203,12 @@ class Tower(nn.Module, ABC):
         """q, k and v of (B, L, D) normed tokens, each (B, A, L, d); rotary positions of `grid` are in q and k."""
 
     @abstractmethod
+    def attention_output(self, block: Any, heads: Tensor) -> Tensor:
+        """(B, A, L', d) attended values → (B, L', D): what the module of the attention puts out."""
+
     def project_out(self, block: Any, heads: Tensor) -> Tensor:
         """(B, A, L', d) attended values → (B, L', D), ready to be added to the residual stream."""
+        return self.attention_output(block, heads)
 
     @abstractmethod
     def feed_forward(self, block: Any, tokens: Tensor) -> Tensor:
@@ -176,107 +250,212 @@ class Tower(nn.Module, ABC):
     @property
     def width(self) -> int:
         """D, the width of the tokens."""
-        return self.patch_embedding.out_channels
+        return self.convolution.out_channels
 
     @property
     def device(self) -> torch.device:
         """The weights' device."""
-        return self.patch_embedding.weight.device
+        return self.convolution.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
-        return self.patch_embedding.weight.dtype
+        return self.convolution.weight.dtype
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) in patches of an image of height × width pixels; a remainder is dropped by the convolution."""
         return height // self.patch_size[0], width // self.patch_size[1]
 
-    def check_host(self, part: nn.Module | None = None) -> None:
-        """Refuse a model that was changed in a way which the steps would not notice.
+    def check_layout(self) -> None:
+        """Look at what the steps read, and remember it.
+
+        Raises:
+            AttributeError: something is not there.
+        """
+        convolution = self.convolution
+        for read in ("stride", "kernel_size", "out_channels", "weight"):
+            getattr(convolution, read)
+        for block in self.blocks:
+            self.query_key_layers(block)
+        self.all_remembered()
+
+    def remember(self) -> None:
+        """Remember the modules that the steps stand in for as they are now, for `check_host`.
+
+        Raises:
+            AttributeError: the model is not laid out as the steps expect.
+        """
+        called = {id(module) for module in self.called_parts()}
+        self.functions = Functions()
+        self.remembered = {
+            module: self.describe(module, path, stood_in_children(module, called))
+            for name, root in self.host_parts()
+            for path, module in stood_in_for(name, root, called)
+        }
+
+    def describe(self, module: nn.Module, path: str, children: dict[str, nn.Module]) -> StoodIn:
+        """A module as it is now."""
+        kind, state = true_type(module), vars(module)
+        settings = {
+            name: value
+            for name, value in state.items()
+            if name not in OF_EVERY_MODULE | MAY_CHANGE
+            and not isinstance(value, Tensor)
+            and (not name.startswith("_") or isinstance(value, FunctionType | MethodType))
+        }
+        self.class_functions(kind)
+        known = self.knows(kind)
+        return StoodIn(module, path, kind, known, children, settings, frozenset(state))
+
+    def class_functions(self, kind: type) -> dict[str, Any]:
+        """A class's functions by name, as they were when they were first asked for."""
+        if kind not in self.functions:
+            self.functions[kind] = functions_of(kind)
+        return self.functions[kind]
+
+    def within(self, parts: Collection[nn.Module]) -> list[StoodIn]:
+        """What is remembered of these parts of the model and of all below them."""
+        below = {module for part in parts for module in part.modules()}
+        return [one for module, one in self.all_remembered().items() if module in below]
+
+    def all_remembered(self) -> dict[nn.Module, StoodIn]:
+        """What is remembered of all modules that the steps stand in for."""
+        if not self.remembered:
+            self.remember()
+        return self.remembered
+
+    def check_host(self, where: Iterable[StoodIn] | None = None) -> None:
+        """Refuse a model that was changed in a way which the steps would not notice, before or since they were made.
+
+        It takes less than a tenth of a millisecond, since every forward pass begins with it, and sees what is on the
+        modules and on their classes. It does not see functions replaced in a library (such as torch.nn.functional's,
+        or transformers' attention functions) after the tower was made, nor what changes within an object that is a
+        module's setting, such as a configuration.
 
         Args:
-            part: where to look; None: in the whole image side.
+            where: what to look at; None: all that the steps stand in for.
 
         Raises:
             TypeError: names the module and what is on it.
         """
-        if torch.compiler.is_compiling():
-            return  # A graph is made for one state of the model, which was checked before.
-        called = {id(module) for module in self.called_parts()}
-        for name, root in self.host_parts() if part is None else [("", part)]:
-            for path, module in stood_in_for(name, root, called):
-                change = change_of(module, self.knows(true_type(module)))
-                if change is not None:
-                    raise TypeError(
-                        f"{self.path_to(part)}{path} ({type(module).__name__}) {change}, which a method that computes "
-                        "this part itself would ignore: take it away, merge it into the weights, or put it on one of "
-                        "the layers inside"
-                    )
-
-    def path_to(self, part: nn.Module | None) -> str:
-        """Where a part of the model is; empty for None."""
-        for name, root in self.host_parts():
-            for path, module in root.named_modules():
-                if module is part:
-                    return f"{name}.{path}"
-        return ""
+        where = self.all_remembered().values() if where is None else where
+        hook = first_hook(vars(torch_modules), "_global")
+        change = None if hook is None else f"torch has a hook on all modules ({name_of(hook)})"
+        kinds = set()
+        for one in where:
+            change = change or change_of(one)
+            kinds.add(one.kind)
+        for kind in kinds:
+            change = change or class_change(kind, self.class_functions(kind))
+        if change is not None:
+            raise TypeError(
+                f"{change}, which a method that computes this part itself would ignore: take it away, merge it into "
+                "the weights, put it on one of the layers inside, or make the method's encoder or block anew"
+            )
 
     @torch.no_grad()
-    def check_result(self, *, final_block: bool = False) -> None:
+    def check_result(self, read: Collection[int] | None = None) -> None:
         """Run the model on an image of noise, and compare what each block makes of its input with what the steps make.
 
         It shows changes that leave no trace on the modules: methods replaced on a class, another attention function.
-        The model is in eval mode meanwhile.
+        The model is in eval mode meanwhile, and a block's weights of half precision are in float32 while it is
+        compared, so that no other thread may run it.
 
         Args:
-            final_block: look at the last block alone; else at all, and at what the first one is given.
+            read: look at the last block, and at the attention of the blocks of these numbers, which are read while
+                the model runs them itself; None: at all blocks, and at what the first one is given.
 
         Raises:
             TypeError: they differ by more than rounding.
         """
         if self.device.type == "meta":
             return
+        try:
+            self.compare(read)
+        except AttributeError as error:
+            raise TypeError(explain_layout(self.visual, error)) from error
+
+    def compare(self, read: Collection[int] | None) -> None:
+        """What `check_result` does, where a part that the steps read and that is not there is an AttributeError."""
         pixels, depth = self.noise(), self.depth
-        blocks = {depth: self.block_list[-1]} if final_block else dict(enumerate(self.blocks, 1))
+        numbers = range(1, depth + 1) if read is None else [depth]
+        blocks = {number: self.block_list[number - 1] for number in numbers}
+        attentions = {number: self.attention(self.block_list[number - 1]) for number in read or ()}
         training = [module for module in self.visual.modules() if module.training]
-        given: dict[nn.Module, Tensor] = {}
-        result: dict[nn.Module, Any] = {}
+        calls: dict[nn.Module, tuple[Any, Any]] = {}
+        results: dict[nn.Module, Any] = {}
         hooks = []
-        for block in blocks.values():
+        for module in (*blocks.values(), *attentions.values()):
             hooks += [
-                block.register_forward_pre_hook(lambda block, args: given.update({block: args[0]})),
-                block.register_forward_hook(
-                    lambda block, _, output: result.update({block: output})
+                module.register_forward_pre_hook(
+                    lambda module, *call: calls.update({module: call}), with_kwargs=True
+                ),
+                module.register_forward_hook(
+                    lambda module, _, output: results.update({module: output})
                 ),
             ]
         try:
             self.visual.eval()
             self.entrance(pixels)
-            if not final_block:
-                self.check_equal("embedding", self.embed(pixels), given[blocks[1]])
+            for hook in hooks:
+                hook.remove()
+            if read is None:
+                given = first_argument(*calls[blocks[1]])
+                self.check_equal("embedding", self.embed(pixels), given)
             for number, block in blocks.items():
-                tokens = self.block_input(given[block])
-                heads = deterministic_attention(
-                    *self.project_qkv(block, self.norm(block, tokens), self.trained_grid)
-                )
-                tokens = self.feed_forward(block, tokens + self.project_out(block, heads))
-                self.check_equal(f"block {number}", tokens, result[block])
+                self.check_block(number, block, calls[block], results[block])
+            for number, attention in attentions.items():
+                args, keywords = calls[attention]
+                # Its own forward alone: hooks on it take effect in the model.
+                expected = attention.forward(*args, **keywords)
+                tokens = self.block_input(first_argument(args, keywords))
+                block = self.block_list[number - 1]
+                came = self.attention_output(block, self.attend(block, tokens))
+                self.check_equal(f"attention of block {number}", came, expected)
         finally:
             for hook in hooks:
                 hook.remove()
             for module in training:
                 module.training = True
 
-    def check_equal(self, part: str, came: Tensor, expected: Any) -> None:
-        """TypeError unless the steps' result is the model's own, up to rounding."""
-        # Layers of transformers 4 return a tuple.
+    def attend(self, block: Any, normed: Tensor) -> Tensor:
+        """The heads' results (B, A, L, d) for an image of the trained size."""
+        return deterministic_attention(*self.project_qkv(block, normed, self.trained_grid))
+
+    def check_block(self, number: int, block: Any, call: tuple[Any, Any], output: Any) -> None:
+        """TypeError unless the steps add to a block's input what the block itself added."""
+
+        def both(args: Any, keywords: Any) -> tuple[Tensor, Any, Tensor]:
+            given = first_argument(args, keywords)
+            tokens = self.block_input(given)
+            heads = self.attend(block, self.norm(block, tokens))
+            came = self.feed_forward(block, tokens + self.project_out(block, heads))
+            return came, block(*args, **keywords) if wide else output, given
+
+        wide = self.dtype in HALF
+        if wide:
+            try:
+                # Rounding in half precision would hide changes of some per cent.
+                self.check_equal(f"block {number}", *in_float32(block, both, call))
+                return
+            except RuntimeError:
+                wide = False  # Something in it that is not in its state dict is in half precision as well.
+        came, expected, given = both(*call)
+        self.check_equal(f"block {number}", came, expected, None if self.dtype in HALF else given)
+
+    def check_equal(
+        self, part: str, came: Tensor, expected: Any, given: Tensor | None = None
+    ) -> None:
+        """TypeError unless the steps' result is the model's own, up to rounding of what was added to `given`."""
+        # Layers of transformers 4 and attentions return a tuple.
         expected = self.block_input(expected if isinstance(expected, Tensor) else expected[0])
-        # Half precision rounds by up to some per cent of this, float32 by far less than any other formula differs.
-        limit = 0.05 if self.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        # Half precision rounds by up to some per cent of this; float32 by 1e-6, and by less than 1e-3 in TF32.
+        limit = 0.05 if came.dtype in HALF else 2e-3
         error = float("inf")
         if expected.shape == came.shape:
-            error = ((came - expected).norm() / expected.norm()).item()
+            added = expected if given is None else expected - self.block_input(given)
+            rounding = 1e-6 * expected.norm()
+            error = ((came - expected).norm() / (added.norm() + rounding)).item()
         if not error <= limit:  # NaN is no less.
             raise TypeError(
                 f"the model's {part} computes something else than that of a model of its kind ({error:.1%} off for an "
@@ -328,21 +507,27 @@ def stood_in_for(name: str, module: nn.Module, called: set[int]) -> Iterator[tup
     waiting = [(name, module)]
     while waiting:
         path, one = waiting.pop()
-        if id(one) in called:
-            continue
-        yield path, one
-        if isinstance(one, nn.MultiheadAttention):
-            continue  # It reads its output layer's weights and never calls it, as do the steps.
-        # `named_children` would take most of the time of a check, which every forward pass begins with.
-        children = vars(one)["_modules"]
-        if is_peft_attention(one):
-            children = {"base_layer": children["base_layer"]}  # Its adapters are in the weights.
-        waiting += [
-            (f"{path}.{child_name}", child)
-            for child_name, child in reversed(children.items())
-            # Parametrizations run wherever the weight is read.
-            if child is not None and child_name != "parametrizations"
-        ]
+        if id(one) not in called:
+            yield path, one
+            waiting += [
+                (f"{path}.{child_name}", child)
+                for child_name, child in reversed(stood_in_children(one, called).items())
+            ]
+
+
+def stood_in_children(module: nn.Module, called: set[int]) -> dict[str, nn.Module]:
+    """Those of a module's children that the steps stand in for, by name."""
+    if isinstance(module, nn.MultiheadAttention):
+        return {}  # It reads its output layer's weights and never calls it, as do the steps.
+    children = vars(module)["_modules"]
+    if is_peft_attention(module):
+        children = {"base_layer": children["base_layer"]}  # Its adapters are in the weights.
+    return {
+        name: child
+        for name, child in children.items()
+        # Parametrizations run wherever the weight is read.
+        if child is not None and id(child) not in called and name != "parametrizations"
+    }
 
 
 def is_peft_attention(module: nn.Module) -> bool:
@@ -362,34 +547,132 @@ def true_type(module: nn.Module) -> type[nn.Module]:
     return kind.__bases__[0] if "parametrizations" in vars(module)["_modules"] else kind
 
 
-def change_of(module: nn.Module, is_known: bool) -> str | None:
+def change_of(one: StoodIn) -> str | None:
     """What was done to a module that the steps stand in for, in words; None for nothing."""
+    module = one.module
+    state = vars(module)
+    what = None
+    if not one.is_known or (type(module) is not one.kind and true_type(module) is not one.kind):
+        what = strangeness(module, is_known=False)
+    if what is None and "forward" in state:
+        what = "has its forward replaced"
+    if what is None and not one.may_have_hooks and (hook := hook_of(module)) is not None:
+        what = f"has a hook ({name_of(hook)})"
+        if getattr(hook, "__module__", "") == DROP_IN:
+            what = f"has a hook {OF_DROP_IN}"
+    if what is not None:
+        return f"{one.path} ({type(module).__name__}) {what}"
+    for name, child in one.children.items():
+        now = state["_modules"].get(name)
+        if now is None:
+            return f"{one.path}.{name} was taken away since the method was given to the model"
+        if now is not child:
+            what = strangeness(now) or "was put there since the method was given to the model"
+            return f"{one.path}.{name} ({type(now).__name__}) {what}"
+    for name, value in one.settings.items():
+        if state.get(name, state) is not value and not is_same(state.get(name, state), value):
+            what = f"has another {name} than when the method was given to the model"
+            return f"{one.path} ({type(module).__name__}) {what}"
+    if len(state) != len(one.names):
+        for name in state.keys() - one.names - MAY_CHANGE:
+            if hasattr(type(module), name):
+                return f"{one.path} ({type(module).__name__}) has its {name} replaced"
+    return None
+
+
+def strangeness(module: Any, is_known: bool = True) -> str | None:
+    """What is strange about what a module is, in words; None for nothing."""
     if type(module).__module__ == DROP_IN:
-        return "belongs to a ResidualBlock that was made from this tower (place it, or call its undo())"
+        return f"is part {OF_DROP_IN}"
     if is_peft_attention(module):
         if has_loose_adapters(module):
             return "has LoRA adapters beside its weights (merge_adapter() of the PEFT model puts them in)"
-    elif not is_known:
-        return "is of a type that is not known here"
-    if "forward" in vars(module):
-        return "has its forward replaced"
-    hook = hook_of(module)
-    if getattr(hook, "__module__", "") == DROP_IN:
-        return "has a hook of a ResidualBlock that was made from this tower (place it, or call its undo())"
-    if hook is not None:
-        return f"has a hook ({getattr(hook, '__qualname__', type(hook).__qualname__)})"
+        return None
+    return None if is_known else "is of a type that is not known here"
+
+
+def is_same(now: Any, then: Any) -> bool:
+    """Whether two settings are equal; of other types than plain values only one object equals itself."""
+    plain = (bool, int, float, str, tuple)
+    return type(now) is type(then) and isinstance(now, plain) and bool(now == then)
+
+
+def functions_of(kind: type) -> dict[str, Any]:
+    """A class's functions by name, without those that every module has; none of the drop-in, which is our own."""
+    if kind.__module__ == DROP_IN:
+        return {}
+    names = [
+        name
+        for base in kind.__mro__
+        if base not in nn.Module.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType)
+    ]
+    return {name: getattr(kind, name) for name in names}
+
+
+def class_change(kind: type, functions: dict[str, Any]) -> str | None:
+    """What was done to a class's functions, in words; None for nothing."""
+    for name, function in functions.items():
+        if getattr(kind, name, None) is not function:
+            return f"{kind.__name__}.{name} was replaced since the method was given to the model"
     return None
+
+
+def first_argument(args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """The tokens that a block or an attention is called with."""
+    return args[0] if args else keywords.get("hidden_states", keywords.get("query"))
+
+
+def in_float32(module: nn.Module, function: Any, arguments: tuple[Any, Any]) -> Any:
+    """A function's result on arguments, and with weights of a module, that are in float32 instead of half precision."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args: Any) -> Any:
+            return function(*args)
+
+    def widen(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+    holder = Holder()
+    state = {**dict(holder.named_parameters()), **dict(holder.named_buffers())}
+    wide = {name: widen(value) for name, value in state.items() if value.dtype in HALF}
+    return torch.func.functional_call(holder, wide, tree_map(widen, arguments))
+
+
+def name_of(hook: Any) -> str:
+    """A hook's name, for messages."""
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
 
 
 def hook_of(module: nn.Module) -> Any:
     """A hook on a module that may change what it gives, forwards or backwards; None where there is none."""
-    state = vars(module)  # Modules have no public list of their hooks.
-    for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
-        for hook in state[kind].values():
+    return first_hook(vars(module))
+
+
+def first_hook(state: dict[str, Any], prefix: str = "") -> Any:
+    """A hook, among those of a module's or of torch's own attributes, that may change something; None for none."""
+    for kind in HOOKS:
+        for hook in state[prefix + kind].values():
             listens = getattr(hook, "only_listens", False)
             if not listens and not getattr(hook, "__module__", "").startswith(LISTENERS):
                 return hook
     return None
+
+
+def explain_layout(model: Any, error: BaseException) -> str:
+    """One sentence on the module of a model that lacks an attribute, which the innermost of the errors names."""
+    owner, missing = getattr(error, "obj", None), getattr(error, "name", None)
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    path = next((path for path, module in modules if module is owner), "") or "image tower"
+    return (
+        f"the model's {path} ({type(owner).__name__}) has no {missing!r}, which a model of its kind has there: take "
+        f"away what was put around or in place of it, or merge it into the weights; else {ADVICE}"
+    )
 
 
 def resize_position_embedding(
