@@ -354,6 +354,13 @@ def test_a_copy_stands_alone(copied: Callable[[nn.Module], Any]) -> None:
     assert torch.equal(through(other, pixels), through(host, pixels))
 
 
+def test_a_method_is_a_name_or_a_method() -> None:
+    host, block = host_with_block()
+    block.undo()
+    with pytest.raises(TypeError, match="method must be a name such as 'resclip', or a Method"):
+        ResidualBlock.from_tower(host, 5)  # type: ignore[arg-type]
+
+
 def test_nothing_of_an_image_stays() -> None:
     host, block = host_with_block()
     through(host, torch.randn(1, 3, *IMAGE))

@@ -197,7 +197,7 @@ class ResidualBlock(nn.Module):
             TypeError: a tower that cannot be rebuilt, or whose final block was changed (the message names what).
             ValueError: a name or option that does not fit, or text for a method without SFR.
         """
-        chosen = find_method(method) if isinstance(method, str) else method
+        chosen = find_method(method)
         tower = copy.copy(adapt(visual))  # It remembers the model as it is now.
         final = FinalBlock(
             tower,
@@ -205,11 +205,11 @@ class ResidualBlock(nn.Module):
             chosen.rcs if rcs is None else rcs,
             chosen.sfr if sfr is None else sfr,
             neighbourhood_std,
-            final_block or chosen.final_block,
+            chosen.final_block if final_block is None else final_block,
             implementation,
-            correlation=correlation or chosen.correlation,
+            correlation=chosen.correlation if correlation is None else correlation,
             proxy=proxy,
-            proxy_attention=proxy_attention or chosen.proxy,
+            proxy_attention=chosen.proxy if proxy_attention is None else proxy_attention,
         )
         forget_unplaced(tower)
         tower.remember()
