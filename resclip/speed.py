@@ -43,7 +43,6 @@ from resclip_kernels import (
     check_implementation,
     check_positive,
     check_type,
-    fast_linear,
     semantic_feedback,
     upsample_argmax,
 )
@@ -365,26 +364,19 @@ def stages(
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """A call for each stage, and for those that cannot run alone the stage whose time is part of theirs."""
     final, tower = encoder.final, encoder.tower
-    with torch.no_grad(), fast_linear():
+    with torch.no_grad():
         inputs = encoder.run_blocks(pixels)
         first = final.run(inputs, None, None)
         patches, _ = final.features(inputs, first.tokens)
         logits = similarity(patches, text)
 
-    def quick(function: Callable[[], Any]) -> Callable[[], Any]:
-        def call() -> None:
-            with fast_linear():
-                function()
-
-        return call
-
     def one_pass() -> None:
         final.features(inputs, final.run(inputs, None, None).tokens)
 
     calls = {
-        "embed": quick(lambda: tower.embed(pixels)),
-        "blocks": quick(lambda: encoder.run_blocks(pixels)),
-        "final block": quick(one_pass),
+        "embed": lambda: tower.embed(pixels),
+        "blocks": lambda: encoder.run_blocks(pixels),
+        "final block": one_pass,
     }
     before = {"blocks": "embed"}
     if final.sfr is not None:
@@ -405,7 +397,7 @@ def stages(
         calls |= {
             "labels": lambda: final.segment_patches(coarse, patches, pixels, text),
             "refinement": lambda: final.segment_patches(sfr, patches, pixels, text),
-            "feedback": quick(second_pass),
+            "feedback": second_pass,
         }
         before["refinement"] = "labels"
     size = (pixels.shape[2], pixels.shape[3])

@@ -26,6 +26,12 @@ def is_amd() -> bool:
     return "AuthenticAMD" in (cpu_info().get("vendor_id"), *platform.processor().split())
 
 
+def multiplies_512_bits() -> bool:
+    """Whether the CPU is AMD's of family 26 (Zen 5) or later, whose units for AVX-512 are 512 bits wide."""
+    family = cpu_info().get("cpu family", "")
+    return is_amd() and family.isdecimal() and int(family) >= 26
+
+
 def multiplies_bfloat16() -> bool | None:
     """Whether the CPU has instructions for products of bfloat16 matrices; None where that cannot be asked.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_support import check_budget
 from thread_support import with_threads
 
+from resclip_kernels import deterministic
 from resclip_kernels.deterministic import deterministic_attention as attention
 from resclip_kernels.deterministic import resize_planes, softmax_over_first
 
@@ -44,6 +46,29 @@ def test_attention_does_not_depend_on_the_number_of_threads(
     bias = 0 if mask is None else mask.double()
     weights = (0.2 * query.double() @ key.double().mT + bias).softmax(-1)
     torch.testing.assert_close(first.double(), weights @ value.double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("masked", (False, True))
+def test_rows_of_queries_are_the_same_attention(
+    seed: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a rule would have it: a CPU with units of 512 bits."""
+    monkeypatch.setattr(deterministic, "multiplies_512_bits", lambda: True)
+    monkeypatch.setattr(deterministic, "is_on", lambda: True)
+    monkeypatch.setattr(deterministic, "ROWS", 100)
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = torch.randn(3, 2, 3, 1030, 16, generator=generator)
+    mask = torch.randn(2, 1, 1030, 1030, generator=generator) if masked else None
+    assert deterministic.is_by_rows(query, key, value, mask)
+    exact = F.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), None if mask is None else mask.double()
+    )
+    plain = F.scaled_dot_product_attention(query, key, value, mask)
+    check_budget(attention(query, key, value, mask), plain, exact)
+    few = attention(query[:, :, :50], key, value, None if mask is None else mask[:, :, :50])
+    check_budget(few, plain[:, :, :50], exact[:, :, :50])
+    for other in (query.double(), query.requires_grad_()):
+        assert not deterministic.is_by_rows(other, key, value, mask)
 
 
 def test_attention_scales_by_the_width_of_a_head(seed: int) -> None:

@@ -42,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. Errors are one line on stderr, never a traceback (unless --debug).
     """
-    # Before torch starts: threads that spin while they wait for each other take the time of every other process, and on
-    # a machine where another one runs they wait for a whole time slice.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Before torch starts: threads that wait for each other spin for a moment only, and then sleep. By default they
+        # spin for so long that where other programs keep the cores busy an image takes many times as long; if they
+        # sleep at once, small operations do. The names are those of GNU's and of Intel's library of threads.
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # Closed by the shell, as by `>&-`.
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115

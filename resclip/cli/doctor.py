@@ -15,6 +15,8 @@ from resclip.version import __version__
 from resclip_kernels import JUDGE, TRIALS, explain, linear_obstacle, multiplies_bfloat16
 
 PACKAGES = ("triton", "open_clip_torch", "timm", "transformers", "numpy")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables of the environment that say how threads wait."""
 DTYPES = {"cuda": (torch.float16, torch.bfloat16, torch.float32)}
 """By kind of device, the dtypes that are asked about; float32 alone elsewhere."""
 
@@ -79,8 +81,11 @@ def describe_cpu() -> str:
         False: "the CPU has no instructions for it: slower than float32",
         None: "this system does not say whether the CPU multiplies it",
     }[multiplies_bfloat16()]
-    waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
-    return f"linear layers in float32: {layers}\nbfloat16: {bfloat16}\nthreads wait: OMP_WAIT_POLICY is {waiting}"
+    waiting = [f"{name}={os.environ[name]}" for name in WAITING if name in os.environ]
+    return (
+        f"linear layers in float32: {layers}\nbfloat16: {bfloat16}\n"
+        f"threads wait for each other: {', '.join(waiting) or 'as by default'}"
+    )
 
 
 def describe(device: torch.device) -> str:

@@ -132,13 +132,12 @@ class DenseEncoder(nn.Module):
         """
         self.check(pixels, text)
         check_coarse(coarse, self.overview, len(pixels))
-        with fast_linear():
-            inputs = self.run_blocks(pixels)
-            if coarse is not None:
-                inputs = self.final.add_overview(inputs, coarse)
-            final = self.final.run_passes(inputs, pixels, text)
-            labels = None if final.feedback is None else final.feedback.labels
-            return DenseFeatures(*self.final.features(inputs, final.tokens), labels)
+        inputs = self.run_blocks(pixels)
+        if coarse is not None:
+            inputs = self.final.add_overview(inputs, coarse)
+        final = self.final.run_passes(inputs, pixels, text)
+        labels = None if final.feedback is None else final.feedback.labels
+        return DenseFeatures(*self.final.features(inputs, final.tokens), labels)
 
     @torch.no_grad()
     def coarse(self, pixels: Tensor) -> Coarse:
@@ -155,8 +154,7 @@ class DenseEncoder(nn.Module):
                 "this encoder has no overview to make a coarse pass for: give DenseEncoder an Overview"
             )
         check_pixels(pixels, self.tower)
-        with fast_linear():
-            return self.final.make_coarse(self.run_blocks(pixels))
+        return self.final.make_coarse(self.run_blocks(pixels))
 
     @torch.no_grad()
     def attention(
@@ -185,8 +183,7 @@ class DenseEncoder(nn.Module):
                 "use an encoder with overview=None"
             )
         self.check(pixels, text)
-        with fast_linear():
-            inputs = self.run_blocks(pixels)
+        inputs = self.run_blocks(pixels)
         height, width = inputs.output_grid
         if query is None:
             rows = torch.arange(height * width, device=pixels.device)
@@ -197,14 +194,18 @@ class DenseEncoder(nn.Module):
                     f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
                 )
             rows = torch.tensor([row * width + column], device=pixels.device)
-        with fast_linear():
-            feedback = self.final.run_passes(inputs, pixels, text).feedback
+        feedback = self.final.run_passes(inputs, pixels, text).feedback
         if inputs.features is None:
             return tower_maps(self.final, inputs, rows, feedback)
         return proxy_maps(self.final, inputs, inputs.features, rows, feedback)
 
     def run_blocks(self, pixels: Tensor) -> FinalInputs:
         """Run all blocks but the final one, and project what the final one's passes read."""
+        with fast_linear():
+            return self._run_blocks(pixels)
+
+    def _run_blocks(self, pixels: Tensor) -> FinalInputs:
+        """`run_blocks`, its linear layers as they are."""
         tower = self.tower
         features = self.final.run_proxy(pixels)
         pixels = pixels.to(tower.dtype)

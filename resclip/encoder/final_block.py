@@ -38,6 +38,7 @@ from resclip_kernels import (
     check_positive,
     check_type,
     deterministic_attention,
+    fast_linear,
     patch_labels,
     proxy_attention,
     residual_attention,
@@ -302,8 +303,9 @@ class FinalBlock:
             compared: LN1's output, q and k of the block whose tokens are compared; None for the final one's.
             features: of the proxy.
         """
-        normed = self.tower.norm(block, tokens)
-        query, key, value = self.tower.project_qkv(block, normed, grid)
+        with fast_linear():
+            normed = self.tower.norm(block, tokens)
+            query, key, value = self.tower.project_qkv(block, normed, grid)
         normed, query, key = compared or (normed, query, key)
         projections = self.project(normed)
         return FinalInputs(
@@ -393,14 +395,18 @@ class FinalBlock:
         tower, block = self.tower, self.tower.block_list[-1]
         attend = self.attend if inputs.features is None else self.attend_by_proxy
         attended, cross_layer = attend(inputs, feedback, cross_layer)
-        tokens = tower.project_out(block, attended)
-        if self.kind == "full_residual":
-            tokens = tower.feed_forward(block, inputs.tokens + tokens)
+        with (
+            fast_linear()
+        ):  # Around the layers alone: it costs a microsecond for every call of torch.
+            tokens = tower.project_out(block, attended)
+            if self.kind == "full_residual":
+                tokens = tower.feed_forward(block, inputs.tokens + tokens)
         return Pass(tokens, cross_layer, feedback)
 
     def features(self, inputs: FinalInputs, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tower's head on a pass's tokens: (B, h, w, E) of the patches, and (B, E) of [CLS]."""
-        tokens = self.tower.head(tokens)
+        with fast_linear():
+            tokens = self.tower.head(tokens)
         has_cls = self.tower.has_cls and inputs.features is None
         patches = tokens[:, int(has_cls) :].unflatten(1, inputs.output_grid)
         return patches, tokens[:, 0] if has_cls else None

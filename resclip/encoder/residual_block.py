@@ -21,7 +21,6 @@ from resclip_kernels import (
     Implementation,
     QueryKeyRecorder,
     deterministic_attention,
-    fast_linear,
 )
 
 if TYPE_CHECKING:
@@ -268,9 +267,8 @@ class ResidualBlock(nn.Module):
         if self.training:
             check_dropout(tower.attention(self))
         text = None if self._text is None else self._text.to(tokens.device)
-        with fast_linear():
-            inputs = self.make_inputs(method, run, tower.block_input(tokens))
-            result = method.run_passes(inputs, pixels, text).tokens
+        inputs = self.make_inputs(method, run, tower.block_input(tokens))
+        result = method.run_passes(inputs, pixels, text).tokens
         if inputs.features is not None and tower.has_cls:
             result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
         return tower.block_output(self._original[0], result)

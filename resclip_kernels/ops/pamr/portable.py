@@ -28,7 +28,7 @@ PLANES = (8, 32)
 ROW_BYTES = 1 << 25
 # Pixels whose sums are made together, which stay in a core's cache. Bands of as many lines share the list of their
 # neighbours' places, so that for a large image the lists take no more memory than for a small one.
-BAND_PIXELS = 1 << 13
+BAND_PIXELS = 12_544
 
 
 def pamr(image: Tensor, masks: Tensor, iterations: int, dilations: tuple[int, ...]) -> Tensor:
