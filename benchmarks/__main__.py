@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from resclip.cli.commands import wait_briefly
+
 BENCHMARKS = {
     "cpu": ("benchmarks.cpu", "time the ops on the CPU and judge their figures"),
     "gpu": ("benchmarks.gpu.__main__", "check, then time, the kernels on one GPU"),
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help="one of those below")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of that benchmark")
     options = parser.parse_args(arguments)
+    wait_briefly()
     module = importlib.import_module(BENCHMARKS[options.name][0])
     return int(module.main(options.options))
 

@@ -106,10 +106,10 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
         model.pipeline.pad_batches = True
         job = BatchJob(model.vocabulary.names, model.preparation)
         store = open_store(str(root / "out"))
+        items = open_source(str(root / "in")).items
+        segmenting = steps.segmenting_threads(model, len(items))
         start = time.perf_counter()
-        rows = list(
-            steps.run(job, model, open_source(str(root / "in")).items, store, workers=THREADS)
-        )
+        rows = list(steps.run(job, model, items, store, workers=THREADS, segmenting=segmenting))
         seconds = time.perf_counter() - start
         written = sum(path.stat().st_size for path in (root / "out").glob("*.png"))
     if any(row.status != "done" for row in rows):
@@ -117,6 +117,7 @@ def whole_job(method: str, window: int) -> dict[str, Any]:
     return {
         "method": method,
         "window": window,
+        "segmenting_threads": segmenting,
         "images": len(rows),
         "images_per_second": len(rows) / seconds,
         "megapixels_per_second": total / 1e6 / seconds,
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for method, window in CASES:
         rows.append(compare(method, window))
         print(json.dumps(rows[-1]), flush=True)
-    jobs = [whole_job("naclip", 56), whole_job("naclip", 112)]
+    jobs = [whole_job(method, window) for method, window in CASES]
     steps = file_steps()
     for figures in (*jobs, steps):
         print(json.dumps(figures), flush=True)

@@ -10,6 +10,14 @@ from typing import Any
 
 from benchmarks.reporting import RESULTS, ROOT, Figure
 
+SPEEDS = {
+    "speed": "--names 20,150,847",
+    "speed-448": "--sizes 448",
+    "speed-bf16": "--names 20,150 --precision bf16",
+    "speed-reference": "--names 150 --implementation torch,reference",
+}
+"""Files of `resclip bench`, and the options of each."""
+
 
 def figures(run: dict[str, Any]) -> list[Figure]:
     """The published figures of a pytest-benchmark run."""
@@ -52,9 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only"]
     command.append(f"--benchmark-json={RESULTS / 'benchmark.json'}")
     judge = [sys.executable, "-m", "benchmarks", "readme", "--figures"]
-    encoder = [sys.executable, "-m", "resclip", "bench", "--device", "cpu", "--names", "20,150"]
-    encoder += ["--implementation", "torch,reference", "--json", str(RESULTS / "speed.json")]
+    bench = [sys.executable, "-m", "resclip", "bench", "--device", "cpu"]
+    encoders = [
+        [*bench, *options.split(), "--json", str(RESULTS / f"{name}.json")]
+        for name, options in SPEEDS.items()
+    ]
     return any(
         subprocess.run(words, cwd=ROOT, check=False).returncode
-        for words in (command, encoder, judge)
+        for words in (command, *encoders, judge)
     )

@@ -151,10 +151,17 @@ def speed_tables(folder: Path, *, gpus: bool) -> str:
     """What `resclip bench` measured on a CPU, or on GPUs, each run with its conditions; empty for none."""
     runs = [Speed.read(path) for path in sorted(folder.glob("speed*.json"))]
     return "\n\n".join(
-        f"```text\n{run.table()}\n```\n\n{run.conditions()}"
+        f"```text\n{run.table()}\n```\n\n{stage_text(run)}{run.conditions()}"
         for run in runs
         if run.device.startswith("cuda") == gpus
     )
+
+
+def stage_text(run: Speed) -> str:
+    """Where the time goes, for the runs in which torch has no slower rival of this project beside it."""
+    if any(row.rival == "reference" for row in run.rows):
+        return ""
+    return f"Milliseconds of each stage; `text` is one name in 80 templates:\n\n```text\n{run.stage_table()}\n```\n\n"
 
 
 def printed(readme: str, number: int) -> str:

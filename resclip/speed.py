@@ -43,6 +43,7 @@ from resclip_kernels import (
     check_implementation,
     check_positive,
     check_type,
+    cpu_kind,
     semantic_feedback,
     upsample_argmax,
 )
@@ -306,7 +307,7 @@ def measure(
         name,
         method,
         str(where),
-        machine_name(where),
+        machine_name(where) + (f" ({cpu_kind()})" if where.type == "cpu" else ""),
         torch.get_num_threads(),
         versions(),
     )

@@ -22,7 +22,7 @@ from resclip_kernels.checks import (
     check_type,
     quoted,
 )
-from resclip_kernels.cpu import multiplies_bfloat16
+from resclip_kernels.cpu import cpu_kind, multiplies_bfloat16
 from resclip_kernels.deterministic import deterministic_attention, resize_planes
 from resclip_kernels.dispatch import Implementation, check_implementation, explain
 from resclip_kernels.fast_linear import fast_linear, linear_obstacle
@@ -96,6 +96,7 @@ __all__ = [
     "check_pair",
     "check_positive",
     "check_type",
+    "cpu_kind",
     "cross_layer_rows",
     "deterministic_attention",
     "explain",

@@ -1,10 +1,12 @@
-"""What this machine's CPU is: its maker, and whether it multiplies bfloat16."""
+"""What this machine's CPU is: its maker, its family, and what it multiplies."""
 
 from __future__ import annotations
 
 import functools
 import platform
 from pathlib import Path
+
+import torch
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Names under which Linux lists the instructions: of AVX-512, of AMX, and of ARM."""
@@ -19,6 +21,13 @@ def cpu_info() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_kind() -> str:
+    """The CPU's family and torch's name of its vector instructions, such as "family 25, AVX512"."""
+    family = cpu_info().get("cpu family")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability if family is None else f"family {family}, {capability}"
 
 
 def is_amd() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_support import check_budget
 from thread_support import with_threads
 
 from resclip_kernels import deterministic
@@ -63,10 +62,10 @@ def test_rows_of_queries_are_the_same_attention(
     exact = F.scaled_dot_product_attention(
         query.double(), key.double(), value.double(), None if mask is None else mask.double()
     )
-    plain = F.scaled_dot_product_attention(query, key, value, mask)
-    check_budget(attention(query, key, value, mask), plain, exact)
+    came = attention(query, key, value, mask)
+    assert (came - exact).norm() < 1e-6 * exact.norm()
     few = attention(query[:, :, :50], key, value, None if mask is None else mask[:, :, :50])
-    check_budget(few, plain[:, :, :50], exact[:, :, :50])
+    torch.testing.assert_close(few, came[:, :, :50])
     for other in (query.double(), query.requires_grad_()):
         assert not deterministic.is_by_rows(other, key, value, mask)
 

@@ -96,7 +96,7 @@ def test_what_cannot_be_patched_says_why_and_an_error_undoes() -> None:
 
 
 def test_a_model_that_is_refused_stays_in_its_mode() -> None:
-    model = toy_clip().train()
+    model = copy.deepcopy(toy_clip()).train()
     model.visual.transformer.resblocks[-1].attn.register_forward_hook(lambda *call: None)
     with pytest.raises(TypeError, match="has a hook"):
         resclip.patch(model)

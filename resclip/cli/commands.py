@@ -15,7 +15,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from resclip.cli import ablate, batch, bench, evaluate
@@ -36,21 +35,25 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"resclip: {message}; see `{self.prog} --help`\n")
 
 
+def wait_briefly() -> None:
+    """Before torch starts: let its threads spin for a moment only while they wait for each other, and then sleep.
+
+    By default they spin for so long that an image takes many times as long where other programs keep the cores busy.
+    Where they sleep at once, small operations take several times as long. What the environment says already stays. The
+    names are those of GNU's and of Intel's library of threads.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name, None for the process's own.
 
     Returns:
         The exit status. Errors are one line on stderr, never a traceback (unless --debug).
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Before torch starts: threads that wait for each other spin for a moment only, and then sleep. By default they
-        # spin for so long that where other programs keep the cores busy an image takes many times as long; if they
-        # sleep at once, small operations do. The names are those of GNU's and of Intel's library of threads.
-        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
-        os.environ.setdefault("KMP_BLOCKTIME", "1")
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # Closed by the shell, as by `>&-`.
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    wait_briefly()
     for stream in (sys.stdout, sys.stderr):
         # A terminal whose encoding lacks a letter of a class name prints it as an escape, not as an error.
         if isinstance(stream, io.TextIOWrapper):

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from resclip.evaluation.distributed import machine_name
 from resclip.version import __version__
-from resclip_kernels import JUDGE, TRIALS, explain, linear_obstacle, multiplies_bfloat16
+from resclip_kernels import JUDGE, TRIALS, cpu_kind, explain, linear_obstacle, multiplies_bfloat16
 
 PACKAGES = ("triton", "open_clip_torch", "timm", "transformers", "numpy")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -26,7 +26,8 @@ def show_doctor(_: argparse.Namespace) -> int:
     print(f"resclip {__version__}, Python {platform.python_version()}, {platform.platform()}")
     versions = [f"torch {torch.__version__}", *(f"{name} {version_of(name)}" for name in PACKAGES)]
     print(", ".join(versions))
-    print(f"cpu: {machine_name(torch.device('cpu'))}, {torch.get_num_threads()} threads")
+    cpu = f"{machine_name(torch.device('cpu'))} ({cpu_kind()})"
+    print(f"cpu: {cpu}, {torch.get_num_threads()} threads")
     print(describe_cpu())
     for device in gpus():
         print(f"{device}: {describe(device)}")
