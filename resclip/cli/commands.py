@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from resclip.cli import ablate, batch, bench, evaluate
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status. Errors are one line on stderr, never a traceback (unless --debug).
     """
     wait_briefly()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Closed by the shell, as by `>&-`.
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal whose encoding lacks a letter of a class name prints it as an escape, not as an error.
         if isinstance(stream, io.TextIOWrapper):
