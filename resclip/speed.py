@@ -467,6 +467,8 @@ def by_onnxruntime(file: str, array: Any, dtype: torch.dtype) -> Callable[[], An
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would spin on while the next rival runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return partial(session.run, None, {"pixels": array})
 
