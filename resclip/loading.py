@@ -80,8 +80,8 @@ def load(
         overview: windows also see the whole image at a low resolution; None: they see themselves alone.
         device: None: a GPU if there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere. "bf16" is faster on CPUs that
-            multiply it (AVX512-BF16, AMX), and a `SlowPrecisionWarning` on others; it changes a few labels in a
-            thousand, where two classes are about equally probable.
+            multiply it (AVX512-BF16, AMX), and a `SlowPrecisionWarning` on others; it changed 3 in
+            10,000 labels of drawn scenes, where two classes are about equally probable.
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has its own
             windows), else the preset's, else its defaults; the built-in model's preset overrides the base.
         batch_size: most windows per batch; None: 16 on a GPU, 8 elsewhere.
