@@ -337,7 +337,7 @@ class Segmenter:
         events = cast("Iterator[LogitMap | Failure]", scheduler.run(self.pipeline, tasks))
         for event in events:
             if isinstance(event, Failure):
-                raise event.error
+                raise of_image(event)
             came.append(event.logits.to(images[event.tag].device))
         if not isinstance(pixels, Tensor):
             return came
@@ -374,7 +374,7 @@ class Segmenter:
         strips: list[list[Strip]] = [[] for _ in images]
         for event in scheduler.run(self.pipeline, tasks):
             if isinstance(event, Failure):
-                raise event.error
+                raise of_image(event)
             strips[event.tag].append(event)
         return [
             (
@@ -388,6 +388,11 @@ class Segmenter:
         """What `segment` takes → (3, H', W') float32: resized, at least one patch large, normalised; for `predict`."""
         pixels = self.preparation.resize(read_image(image))
         return self.preparation.normalise(torch.tensor(pixels))
+
+
+def of_image(failure: Failure) -> ValueError:
+    """The error of one of several images, with its number."""
+    return ValueError(f"image {failure.tag} of pixels cannot be segmented: {failure.error}")
 
 
 def check_images(pixels: Tensor | Sequence[Tensor]) -> list[Tensor]:

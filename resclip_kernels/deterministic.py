@@ -34,7 +34,8 @@ def deterministic_attention(
         return attention_by_rows(query, key, value, attn_mask, scale)
     if query.device.type != "cpu" or query.shape[-2] >= MIN_FUSED_QUERIES:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
-    score = (query * (scale or 1 / math.sqrt(query.shape[-1]))) @ key.mT
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    score = (query * scale) @ key.mT
     if attn_mask is not None:
         score = score + attn_mask
     mixed: Tensor = score.softmax(dim=-1) @ value
@@ -57,7 +58,7 @@ def attention_by_rows(
 ) -> Tensor:
     """`deterministic_attention`, `ROWS` queries at a time: no map of all queries is ever in memory."""
     batch, heads, queries, width = query.shape
-    scale = scale or 1 / math.sqrt(width)
+    scale = 1 / math.sqrt(width) if scale is None else scale
     mask = None if attn_mask is None else attn_mask.expand(batch, heads, queries, key.shape[2])
     output = query.new_empty((batch, heads, queries, value.shape[3]))
     for image in range(batch):

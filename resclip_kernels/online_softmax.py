@@ -52,8 +52,9 @@ def check_no_nan(logits: Tensor) -> None:
     broken = logits.detach().amax(dim=(1, 2, 3)).isnan().tolist()
     if any(broken):
         images = ", ".join(str(image) for image, bad in enumerate(broken) if bad)
+        where = f"; they do in image {images} of the batch" if len(broken) > 1 else ""
         raise ValueError(
-            f"logits must not hold NaN; they do in image {images} of the batch: "
+            f"logits must not hold NaN{where}: "
             "check the image and the features they were computed from, or leave it out"
         )
 
@@ -90,8 +91,8 @@ def best_query(
     """
     if not refine_iterations:
         guide = None
-    few = guide is not None and logits.shape[1] < pamr.SIDE_BY_SIDE
-    if logits.is_cpu and not few and not needs_gradient(logits, guide):
+    side_by_side = logits.is_cpu and logits.shape[1] >= pamr.SIDE_BY_SIDE
+    if side_by_side and not needs_gradient(logits, guide):
         guides = [None] * len(logits) if guide is None else [*guide]
         sizes = [(logits.shape[2], logits.shape[3]), *([through] if through else []), size]
         winners = [
@@ -107,7 +108,8 @@ def best_query(
         ]
         shape = (len(winners), *size)
         if not winners:
-            return logits.new_zeros(shape).float(), logits.new_zeros(shape, dtype=torch.int64)
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            return logits.new_zeros(shape, dtype=dtype), logits.new_zeros(shape, dtype=torch.int64)
         best = torch.cat([winner.total for winner in winners]).reciprocal_()
         label = torch.cat([winner.label for winner in winners])
         return best.view(shape), label.view(shape)
@@ -124,15 +126,15 @@ def best_query(
     for first in range(0, queries, group):
         last = min(first + group, queries)
         taken = logits[:, first:last] if order is None else logits[:, order[first:last]]
-        planes = upsample(taken.to(dtype).clamp(min=LOWEST), size, through)
+        planes = upsample((taken.to(dtype) * logit_scale).clamp(min=LOWEST), size, through)
         if weights is not None:
             planes = refine(planes, weights, refine_iterations, dilations)
         for start in range(0, last - first, CHUNK):
-            chunk = planes[:, start : start + CHUNK] * logit_scale
+            chunk = planes[:, start : start + CHUNK]
             peak, winner = chunk.max(dim=1)
             new_largest = torch.maximum(largest, peak)
             total = total * torch.exp(largest - new_largest)
-            for share in chunk.sub_(new_largest.unsqueeze(1)).exp_().unbind(dim=1):
+            for share in (chunk - new_largest.unsqueeze(1)).exp_().unbind(dim=1):
                 total = total + share
             label = torch.where(peak > largest, winner + (first + start), label)
             largest = new_largest
@@ -151,7 +153,7 @@ class Winners(NamedTuple):
 
 
 def rows_of(image: Tensor, logit_scale: float) -> Tensor:
-    """(Q, h, w) logits → (h·w, Q), scaled, float32 or wider."""
+    """(Q, h, w) logits → (h·w, Q), scaled, float32 or wider; a scaled −inf, or less than `LOWEST`, becomes that."""
     dtype = torch.promote_types(image.dtype, torch.float32)
     scaled: Tensor = image.flatten(1).T.to(dtype) * logit_scale
     return scaled.clamp_(min=LOWEST).contiguous()
@@ -183,7 +185,7 @@ def best_of_image(
             fold(resized_lines(rows, sizes, first, min(first + lines, height)), need_total)
             for first in range(0, height, lines)
         )
-    bands = pamr.pixel_bands(guide.to(torch.promote_types(guide.dtype, rows.dtype)), dilations)
+    bands = pamr.pixel_bands(guide.to(rows.dtype), dilations)
     if basis_pays(len(rows), queries, pixels * rows.element_size()):
         # Resizing and PAMR are linear: those of any plane are sums of those of the planes that are 1 at one patch.
         one_hot = torch.eye(len(rows), dtype=rows.dtype)
@@ -195,14 +197,13 @@ def best_of_image(
         return joined(
             fold(linear(part, values), need_total) for part in basis.split(max(1, BLOCK // queries))
         )
-    result = None
+    result: Winners | None = None
     for first, last in pamr.plane_groups(queries, pixels):
         planes = refined(rows[:, first:last].contiguous(), sizes, bands, iterations)
         parts = planes.split(max(1, BLOCK // (last - first)))
         winners = joined(fold(part, need_total) for part in parts)
         result = winners if result is None else merged(result, winners, first)
-    if result is None:
-        raise ValueError("expected at least one query; got none")
+    assert result is not None  # There are queries.
     return result
 
 
@@ -217,8 +218,15 @@ def basis_pays(patches: int, queries: int, plane_bytes: int) -> bool:
 def refined(
     rows: Tensor, sizes: Sequence[tuple[int, int]], bands: list[pamr.Band], iterations: int
 ) -> Tensor:
-    """(h·w, Q) of a grid, which may be overwritten → (H·W, Q), resized and refined."""
-    return pamr.refine_rows(resized_lines(rows, sizes, 0, sizes[-1][0]), bands, iterations)
+    """(h·w, Q) of a grid → (H·W, Q), resized and refined."""
+    height, width = sizes[-1]
+    queries = rows.shape[1]
+    planes = rows.new_empty((height * width, queries))
+    lines = max(1, BLOCK // (width * queries))
+    for first in range(0, height, lines):
+        last = min(first + lines, height)
+        planes[first * width : last * width] = resized_lines(rows, sizes, first, last)
+    return pamr.refine_rows(planes, bands, iterations)
 
 
 def fold(planes: Tensor, need_total: bool) -> Winners:

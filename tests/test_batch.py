@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,9 +118,21 @@ def test_threads_end_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     items = open_source(str(tmp_path / "in")).items
     store = open_store(str(tmp_path / "out"))
     threads = set(threading.enumerate())
+    segmented: list[Any] = []
+    segment_images = steps.segment_images
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        for outcome in segment_images(*arguments):
+            segmented.append(outcome)
+            yield outcome
+            time.sleep(0.1)
+
+    monkeypatch.setattr(steps, "segment_images", counted)
     rows = steps.run(job, segmenter, items, store, workers=1, segmenting=2)
     next(rows)
+    before = len(segmented)
     rows.close()
+    assert len(segmented) <= before + 2, "each thread ends with its image, not with its chunk"
     assert set(threading.enumerate()) == threads
 
     def fails(*arguments: Any) -> Any:

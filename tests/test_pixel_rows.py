@@ -98,3 +98,20 @@ def test_an_infinite_logit_or_a_large_scale_is_no_nan() -> None:
     labels, best = upsample_argmax(logits, (2, 8), logit_scale=1e12)
     assert labels[0, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     assert best.isfinite().all()
+
+
+@pytest.mark.parametrize("queries", (3, 10, 40))
+@pytest.mark.parametrize("dtypes", ((torch.float32, torch.float64), (torch.float16, torch.float64)))
+def test_a_guide_of_another_dtype(seed: int, queries: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    logits = planes_of(seed, queries, 3, 4).to(dtypes[0])
+    guide = planes_of(seed + 1, 3, 30, 40).to(dtypes[1])
+    labels, best = upsample_argmax(logits, (30, 40), guide=guide, refine_iterations=2)
+    expected, _ = upsample_argmax(logits, (30, 40), guide=guide.float(), refine_iterations=2)
+    assert best.dtype is torch.float32
+    assert (labels == expected).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("queries", (3, 10))
+def test_no_image_has_the_dtype_of_some(queries: int) -> None:
+    _, best = upsample_argmax(torch.zeros(0, queries, 3, 4).double(), (30, 40))
+    assert (best.dtype, best.shape) == (torch.float64, (0, 30, 40))

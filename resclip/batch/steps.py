@@ -266,10 +266,9 @@ def segment_in_threads(
         return outcomes
 
     try:
-        for outcomes in prefetch(segment, chunks(images), workers=threads):
+        for outcomes in prefetch(segment, chunks(images), workers=threads, stop=stopped.set):
             yield from outcomes
     finally:
-        stopped.set()
         torch.set_num_threads(cores)
 
 

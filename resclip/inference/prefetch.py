@@ -13,7 +13,11 @@ Result = TypeVar("Result")
 
 
 def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    stop: Callable[[], None] = lambda: None,
 ) -> Generator[Result, None, None]:
     """`map` in threads, each of them one result ahead of the consumer; close the generator to stop early.
 
@@ -21,6 +25,7 @@ def prefetch(
         function: called in threads; its error is raised when its result's turn comes.
         items: taken one at a time, in the consumer's thread.
         workers: number of threads, and of results that wait, finished or not.
+        stop: called when no more results are wanted, so that long calls that run can end early.
 
     Yields:
         The results in the order of `items`.
@@ -35,6 +40,7 @@ def prefetch(
             while pending:
                 yield pending.popleft().result()
         finally:
+            stop()  # Before the pool waits for what runs.
             for future in pending:
                 future.cancel()
 

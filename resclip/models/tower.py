@@ -399,6 +399,12 @@ class Tower(nn.Module, ABC):
             self.entrance(pixels)
             for hook in hooks:
                 hook.remove()
+            silent = [number for number, block in blocks.items() if block not in calls]
+            if silent:
+                raise TypeError(
+                    f"the model's forward did not run its block {silent[0]}, which a method would: look for a forward "
+                    "that was replaced"
+                )
             if read is None:
                 given = first_argument(*calls[blocks[1]])
                 self.check_equal("embedding", self.embed(pixels), given)
@@ -573,7 +579,7 @@ def change_of(one: StoodIn) -> str | None:
         if state.get(name, state) is not value and not is_same(state.get(name, state), value):
             what = f"has another {name} than when the method was given to the model"
             return f"{one.path} ({type(module).__name__}) {what}"
-    if len(state) != len(one.names):
+    if len(state) != len(one.names):  # As many names are, but for a rare swap, the same names.
         for name in state.keys() - one.names - MAY_CHANGE:
             if hasattr(type(module), name):
                 return f"{one.path} ({type(module).__name__}) has its {name} replaced"
