@@ -149,7 +149,9 @@ def gpu_table(folder: Path) -> str:
 
 def speed_tables(folder: Path, *, gpus: bool) -> str:
     """What `resclip bench` measured on a CPU, or on GPUs, each run with its conditions; empty for none."""
-    runs = [Speed.read(path) for path in sorted(folder.glob("speed*.json"))]
+    runs = [
+        Speed.read(path) for path in sorted(folder.glob("speed*.json"), key=lambda path: path.stem)
+    ]
     return "\n\n".join(
         f"```text\n{run.table()}\n```\n\n{stage_text(run)}{run.conditions()}"
         for run in runs
