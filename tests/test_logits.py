@@ -74,3 +74,11 @@ def test_what_are_no_pixels_is_refused(pixels: Any, said: str) -> None:
     for call in (segmenter.logits, segmenter.predict):
         with pytest.raises((ValueError, TypeError), match=said):
             call(pixels)
+
+
+@pytest.mark.parametrize("what", ("logits", "predict"))
+def test_an_error_names_its_image(what: str) -> None:
+    pixels = torch.randn(3, 3, 48, 48)
+    pixels[1, 0, 5, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"^image 1 of pixels .* NaN"):
+        getattr(toy_segmenter(), what)(pixels)

@@ -102,3 +102,10 @@ def test_a_model_that_is_refused_stays_in_its_mode() -> None:
         resclip.patch(model)
     assert all(module.training for module in model.modules())
     assert not hasattr(model, "encode_dense")
+
+
+def test_a_forward_that_leaves_blocks_out_is_refused() -> None:
+    visual = copy.deepcopy(toy_clip()).visual
+    visual.forward = lambda pixels: (pixels, pixels)
+    with pytest.raises(TypeError, match="did not run its block|forward replaced"):
+        resclip.ResidualBlock.from_tower(visual, "naclip")
