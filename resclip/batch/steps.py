@@ -231,9 +231,9 @@ def segmenting_threads(segmenter: Segmenter, images: int) -> int:
     """How many threads segment at once: one a core on a CPU, as far as there are images and memory; else one.
 
     A product of the small matrices of one window keeps one core busy and not many: on two cores the built-in model
-    segments 1.1 to 1.2 times as many images in two threads of one core each as in one thread of two. Python itself keeps
-    more than `MOST_SEGMENTING` threads waiting. A limit on memory, and windows of any size (`window=0`), are for one
-    thread.
+    segments 1.1 to 1.2 times as many images in two threads of one core each as in one thread of two. Python itself
+    keeps more than `MOST_SEGMENTING` threads waiting. A limit on memory, and windows of any size (`window=0`), are for
+    one thread.
     """
     pipeline = segmenter.pipeline
     if pipeline.device.type != "cpu" or pipeline.max_memory is not None or not pipeline.window:
