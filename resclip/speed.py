@@ -488,7 +488,7 @@ OTHERS: dict[str, Callable[[str, Any, torch.dtype], Callable[[], Any] | None]] =
     "onnxruntime": by_onnxruntime,
     "openvino": by_openvino,
 }
-"""Of the packages of `OTHERS`: from a file, pixels and a dtype to a call."""
+"""Packages that run the plain tower on a CPU: from a file, pixels and a dtype to a call."""
 
 
 def failed(error: Exception) -> str:

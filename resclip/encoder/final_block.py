@@ -395,9 +395,8 @@ class FinalBlock:
         tower, block = self.tower, self.tower.block_list[-1]
         attend = self.attend if inputs.features is None else self.attend_by_proxy
         attended, cross_layer = attend(inputs, feedback, cross_layer)
-        with (
-            fast_linear()
-        ):  # Around the layers alone: it costs a microsecond for every call of torch.
+        # Around the layers alone: it costs a microsecond for every call of torch.
+        with fast_linear():
             tokens = tower.project_out(block, attended)
             if self.kind == "full_residual":
                 tokens = tower.feed_forward(block, inputs.tokens + tokens)
