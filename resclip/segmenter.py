@@ -12,7 +12,9 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
@@ -28,9 +30,11 @@ from resclip.inference.pipeline import (
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
 from resclip.inference.scheduler import Failure, whole_results
-from resclip.io.images import MAX_PIXELS, ImageError, ImageSource, read_image
+from resclip.io.images import ImageError, ImageSource, read_image, read_picture
+from resclip.io.limits import Limits
+from resclip.io.picture import Picture, ReadOptions
 from resclip.methods.options_text import as_dict
-from resclip.result import Segmentation
+from resclip.result import UNLABELLED, Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
 from resclip_kernels import (
@@ -191,36 +195,78 @@ class Segmenter:
         return other
 
     @overload
-    def segment(self, image: ImageSource) -> Segmentation: ...
+    def segment(
+        self,
+        image: ImageSource,
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
+    ) -> Segmentation: ...
     @overload
-    def segment(self, image: list[ImageSource]) -> list[Segmentation]: ...
+    def segment(
+        self,
+        image: list[ImageSource],
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Segmentation]: ...
 
-    def segment(self, image: ImageSource | list[ImageSource]) -> Segmentation | list[Segmentation]:
+    def segment(
+        self,
+        image: ImageSource | list[ImageSource],
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
+    ) -> Segmentation | list[Segmentation]:
         """Segment an image, or a list of images whose windows share batches.
 
         Args:
             image: a path, a PIL image or an (H, W, 3) uint8 array; or a list of them.
+            bands: which bands of a file are red, green and blue, or the one that is grey: numbers from 1, or names.
+            value_range: (low, high) of the values that become black and white, for deep images.
+            max_pixels: images with more pixels are refused; None: 178,956,970. `resclip.io.images.read_picture` tells
+                how images are read.
 
         Returns:
-            A `Segmentation` at the image's own size (after its EXIF orientation); a list for a list.
+            A `Segmentation` at the image's own size, upright; a list for a list. What the image does not have, by
+            transparency, a nodata value or a mask, is unlabelled: −1.
 
         Raises:
             ImageError: a file that is no image.
+            TypeError, ValueError: an argument that does not fit.
+
+        Example:
+            >>> import resclip
+            >>> segmenter = resclip.load("builtin", classes=["sky", "tree", "house"])
+            >>> segmenter.segment("docs/scene.png").labels.shape
+            (336, 448)
         """
-        if isinstance(image, list):
-            return list(self.segment_many(image))
-        return next(self.segment_many([image]))
+        images = image if isinstance(image, list) else [image]
+        results = self.segment_many(
+            images, bands=bands, value_range=value_range, max_pixels=max_pixels
+        )
+        return list(results) if isinstance(image, list) else next(results)
 
     @overload
     def segment_many(
-        self, images: Iterable[ImageSource], *, max_pixels: int = MAX_PIXELS
+        self,
+        images: Iterable[ImageSource],
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
     ) -> Iterator[Segmentation]: ...
     @overload
     def segment_many(
         self,
         images: Iterable[ImageSource],
         *,
-        max_pixels: int = MAX_PIXELS,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
         return_errors: Literal[True],
     ) -> Iterator[Segmentation | ImageError]: ...
 
@@ -228,7 +274,9 @@ class Segmenter:
         self,
         images: Iterable[ImageSource],
         *,
-        max_pixels: int = MAX_PIXELS,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
         return_errors: bool = False,
     ) -> Iterator[Segmentation | ImageError]:
         """Segment any number of images; windows of different images share batches.
@@ -236,8 +284,9 @@ class Segmenter:
         Threads read a few images ahead; memory does not grow with the number of images.
 
         Args:
-            images: what `segment` takes; read as results are asked for.
-            max_pixels: images with more pixels are refused; see `resclip.io.images.read_image`.
+            images: what `segment` takes; read as results are asked for. Arrays and PIL images are copied as they are
+                taken, so that a buffer may be used again for the next one.
+            bands, value_range, max_pixels: see `segment`.
             return_errors: yield the error of an image that cannot be read in its place, instead of raising it.
 
         Yields:
@@ -251,26 +300,53 @@ class Segmenter:
             raise TypeError(
                 f"images must be a list of images, or another iterable; got {quoted(images)}"
             )
-        check_count("max_pixels", max_pixels, 1)
         check_flag("return_errors", return_errors)
+        options = ReadOptions(
+            bands,
+            value_range,
+            Limits(max_pixels=max_pixels),
+        )
+        return self._segment_many(images, options, return_errors)
 
-        def read(source: ImageSource) -> ImageTask | Failure:
+    def _segment_many(
+        self, images: Iterable[ImageSource], options: ReadOptions, return_errors: bool
+    ) -> Iterator[Segmentation | ImageError]:
+        """`segment_many`, whose arguments are checked when it is called and not with the first result."""
+
+        def read(source: ImageSource | Picture | Failure) -> ImageTask | Failure:
+            if isinstance(source, Failure):
+                return source
             try:
-                image = read_image(source, max_pixels=max_pixels)
+                picture = source if isinstance(source, Picture) else read_picture(source, options)
             except ImageError as error:
                 return Failure(source, error)
-            return self.pipeline.task(ArrayImage(image), image)
+            return self.pipeline.task(ArrayImage(picture.pixels), picture)
 
-        tasks = prefetch(read, images, workers=READERS)
+        def take(source: ImageSource) -> ImageSource | Picture | Failure:
+            # At once, for the caller may fill them with the next image.
+            if not isinstance(source, (np.ndarray, Image.Image)):
+                return source
+            try:
+                return read_picture(source, options)
+            except ImageError as error:
+                return Failure(source, error)
+
+        tasks = prefetch(read, map(take, images), workers=READERS)
         with contextlib.closing(tasks):
             for result in whole_results(scheduler.run(self.pipeline, tasks)):
                 if not isinstance(result, Failure):
+                    picture = result.tag
+                    if picture.absent is not None:
+                        result.labels[picture.absent] = UNLABELLED
+                        result.probabilities[picture.absent] = 0.0
                     yield Segmentation(
-                        result.tag,
+                        picture.pixels,
                         result.labels,
                         result.probabilities,
                         self.vocabulary.names,
                         self.settings,
+                        picture.georeference,
+                        picture.record,
                     )
                 elif return_errors and isinstance(result.error, ImageError):
                     yield result.error

@@ -158,19 +158,19 @@ def test_how_many_threads_segment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps.segmenting_threads(segmenter, 1000) == 1
 
 
-def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
+def test_more_than_255_classes_take_16_bits(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 1)
-    names = tuple(f"class {number}" for number in range(300))
+    names = tuple(f"class {number}" for number in range(256))
     (row,) = run_job(tmp_path / "in", tmp_path / "out", names=names)
     assert row.status == "done"
     with Image.open(tmp_path / "out/000_labels.png") as labels:
         assert np.asarray(labels).dtype == np.uint16
 
 
-@pytest.mark.parametrize("count", (1, 65537))
+@pytest.mark.parametrize("count", (1, 65536))
 def test_how_many_classes_a_label_map_can_hold(count: int) -> None:
     preparation = toy_segmenter().preparation
-    with pytest.raises(ValueError, match=r"expected 2 to 65,536 classes, got .*name another"):
+    with pytest.raises(ValueError, match=r"expected 2 to 65,535 classes, got .*name another"):
         BatchJob(tuple(map(str, range(count))), preparation)
 
 

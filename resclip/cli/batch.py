@@ -111,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     from resclip.batch.manifest import Manifest
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
+    from resclip.io.limits import Limits
+    from resclip.io.picture import ReadOptions
 
     classes = parse_classes(arguments.classes)
     if arguments.engine == "local" and (arguments.address or arguments.actors):
@@ -135,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.format,
         arguments.overlay,
         arguments.scores,
-        arguments.max_pixels,
+        ReadOptions(limits=Limits(max_pixels=arguments.max_pixels)),
     )
     with Manifest(store, job.settings(segmenter), overwrite=arguments.overwrite) as manifest:
         store.clean()
