@@ -32,7 +32,7 @@ from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Pre
 from resclip.inference.scheduler import Failure, whole_results
 from resclip.io.images import ImageError, ImageSource, read_image, read_picture
 from resclip.io.limits import Limits
-from resclip.io.picture import Picture, ReadOptions
+from resclip.io.picture import ReadOptions
 from resclip.methods.options_text import as_dict
 from resclip.result import UNLABELLED, Segmentation
 from resclip.text.vocabulary import Vocabulary
@@ -313,16 +313,16 @@ class Segmenter:
     ) -> Iterator[Segmentation | ImageError]:
         """`segment_many`, whose arguments are checked when it is called and not with the first result."""
 
-        def read(source: ImageSource | Picture | Failure) -> ImageTask | Failure:
+        def read(source: ImageSource | Failure) -> ImageTask | Failure:
             if isinstance(source, Failure):
                 return source
             try:
-                picture = source if isinstance(source, Picture) else read_picture(source, options)
+                picture = read_picture(source, options)
             except ImageError as error:
                 return Failure(source, error)
             return self.pipeline.task(ArrayImage(picture.pixels), picture)
 
-        def take(source: ImageSource) -> ImageSource | Picture | Failure:
+        def take(source: ImageSource) -> ImageSource | Failure:
             # At once, for the caller may fill them with the next image.
             if not isinstance(source, (np.ndarray, Image.Image)):
                 return source

@@ -51,7 +51,7 @@ from resclip.io.signatures import kind_of_image
 if TYPE_CHECKING:
     from resclip.io.raster import Raster
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Picture"
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are not decoded whole: Pillow's own limit, about 0.5 GB of pixels."""
@@ -97,7 +97,8 @@ def read_picture(
     """Read an image whole: upright sRGB bytes, where it has no pixels, where it lies, and what was done.
 
     Args:
-        source: a path, an encoded image's bytes, a PIL image, or an (H, W, 3) uint8 array.
+        source: a path, an encoded image's bytes, a PIL image, an (H, W, 3) uint8 array, or a picture that is read
+            already.
         options: bands, value range and limits.
         name: what errors call the image; by default its path.
 
@@ -132,6 +133,8 @@ def open_picture(
 
     Raises: as `read_picture`.
     """
+    if isinstance(source, Picture):
+        return source
     if isinstance(source, np.ndarray):
         return _of_array(source, name, options)
     if isinstance(source, Image.Image):
@@ -436,6 +439,11 @@ def _decode(
         if turned != 1:
             record["orientation"] = turned
         image = _upright(image)
+        # Pillow shows numbers without colours as black.
+        if image.mode in ("P", "PA") and not image.getpalette():
+            raise ImageError(
+                f"{name}: expected a palette with the colours of its numbers, got none; get the file again"
+            )
         if image.mode == "LAB":
             image = lab_to_srgb(image)
         profile_data = image.info.get("icc_profile")
