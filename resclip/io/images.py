@@ -38,8 +38,7 @@ MAX_PIXELS = 178_956_970
 # First bytes of the commonest formats: a file that starts so and cannot be read is damaged or of a rare kind.
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# Errors that Pillow's decoders have been seen to raise on damaged files.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -51,6 +50,7 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,  # A frame or a tile far larger than its header says.
 )
+"""Errors that Pillow's decoders have been seen to raise on damaged files."""
 
 # Held while warning filters are changed, since they belong to the whole process.
 _WARNING_FILTERS = threading.Lock()
@@ -234,7 +234,7 @@ def _read_encoded(stream: BinaryIO, name: str, max_pixels: int) -> PixelArray:
     except UnidentifiedImageError:
         stream.seek(0)
         raise ImageError(unknown_format(name, stream.read(16))) from None
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ImageError(damaged(name, error)) from error
     with image:
         check_size(image.width, image.height, name, max_pixels)
@@ -273,7 +273,7 @@ def _decode(image: Image.Image, name: str) -> PixelArray:
         return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
     except ImageError:
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ImageError(damaged(name, error)) from error
 
 
@@ -286,7 +286,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """`image` with its EXIF orientation applied, or as stored if the EXIF block is damaged."""
     try:
         return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return image
 
 
