@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     for sample in open_dataset("builtin", count=3, size=48).samples:
-        Image.fromarray(sample.image.read()).save(root / "images" / f"{sample.name}.png")
+        Image.fromarray(sample.image.read().pixels).save(root / "images" / f"{sample.name}.png")
         Image.fromarray(sample.truth.read()).save(root / "masks" / f"{sample.name}.png")
     last = root / "masks" / "held-out-0002.png"
     last.write_bytes(last.read_bytes()[:-40])
@@ -144,6 +144,7 @@ def arguments(**given: Any) -> Namespace:
         "proxy": None, "device": "cpu", "precision": None, "implementation": "auto", "short_side": None,
         "templates": None, "cache": False, "window": None, "stride": None, "threshold": None, "batch_size": None,
         "dataset": "builtin", "root": [], "split": None, "classes": None, "scenes": 1, "size": 48,
+        "ignore_index": None, "label_offset": None,
     }  # fmt: skip
     return Namespace(**{**usual, **given})
 

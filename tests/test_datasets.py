@@ -88,10 +88,10 @@ def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
     truncate(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no mask")
     for name, message in {
-        "none.png": r"none\.png: no such file; check the dataset",
+        "none.png": r"none\.png: no such file; check the path",
         "colours.png": r"got mode RGB; convert colours to class indices",
-        "cut.png": r"cut\.png: expected a whole mask, got one that cannot be read .*get the file again",
-        "text.png": r"text\.png: expected a whole mask",
+        "cut.png": r"cut\.png: expected a whole mask, got one that cannot be read; get the file again",
+        "text.png": r"text\.png: expected a mask as PNG, .* got a file of another kind",
     }.items():
         with pytest.raises(ImageError, match=message):
             LabelFile(tmp_path / name, Values({0: 0})).read()
@@ -128,7 +128,7 @@ def test_samples_travel_to_worker_processes(tmp_path: Path) -> None:
     [one] = samples_of([("a", tmp_path / "a.png", tmp_path / "m.png")], Values({3: 2}))
     copy = pickle.loads(pickle.dumps(one))
     assert copy == one
-    np.testing.assert_array_equal(copy.image.read(), pixels)
+    np.testing.assert_array_equal(copy.image.read().pixels, pixels)
     np.testing.assert_array_equal(copy.truth.read(), np.full((5, 7), 2))
 
 

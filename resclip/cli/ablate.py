@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         ValueError: an option that cannot be carried out, or an ablation.json with figures under other conditions.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, or another run writes to it.
         WeightsUnavailable: the model cannot be fetched.
         ImportError: --plot without matplotlib.
     """

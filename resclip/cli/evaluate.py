@@ -79,13 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         ValueError: an option that cannot be carried out, or a JSON file with figures under other conditions.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, or another run writes to it.
         WeightsUnavailable: the model cannot be fetched.
         ImportError: --plot without matplotlib.
     """
     from resclip.evaluation.distributed import local_device, process_group, rank
     from resclip.evaluation.predictions import PredictionFiles
-    from resclip.evaluation.runner import evaluate, row_names
+    from resclip.evaluation.runner import evaluate, report_lock, row_names
 
     check_out(arguments, "plot", "save_predictions", "qualitative")
     if arguments.qualitative < 0:
@@ -100,7 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out.resolve(), arguments.save_predictions, arguments.qualitative
         )
     methods = None if arguments.method == ALL else map(str.strip, arguments.method.split(","))
-    with process_group():
+    # What else is written to --out needs its lock too where the JSON file, which is locked itself, lies elsewhere.
+    usual = arguments.out and arguments.out / "report.json"
+    other = usual if usual and path and usual.resolve() != path.resolve() else None
+    with process_group(), report_lock(other):
         device = local_device(arguments.device)
         with evaluation_progress() as on_progress:
             report = evaluate(
