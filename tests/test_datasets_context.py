@@ -244,7 +244,7 @@ def test_labels_of_a_matlab_file_are_those_of_the_values(
         ({"LabelMap": np.ones((2, 3, 4))}, "a matrix of numbers"),
         ({"LabelMap": "cat"}, "a matrix of numbers"),
         ({"LabelMap": {"a": 1}}, "a matrix of numbers"),
-        ({"labels": np.ones((2, 3))}, "cannot be read .*LabelMap"),
+        ({"labels": np.ones((2, 3))}, "LabelMap .* cannot be read so"),
     ],
 )
 def test_matlab_files_that_are_no_masks(tmp_path: Path, content: dict, message: str) -> None:
@@ -257,7 +257,7 @@ def test_matlab_files_that_are_no_masks(tmp_path: Path, content: dict, message: 
 def test_a_matlab_file_that_is_cut_short_is_refused(tmp_path: Path, compressed: bool) -> None:
     """Or of another version, or not there."""
     path = tmp_path / "mask.mat"
-    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the dataset"):
+    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the path"):
         LabelMapFile(path, MATLAB_VALUES).read()
     numbers = np.random.default_rng(0).integers(0, 2, (50, 70)).astype(np.uint16)
     savemat(path, {"LabelMap": numbers}, do_compression=compressed)

@@ -68,9 +68,9 @@ def hint_of(dataset: Dataset, counts: NDArray[np.int64], ignored: int) -> str | 
         # One class that is taken for its neighbour is a mistake of the method; several, and more than are rightly
         # named, are a pattern.
         if matches > max(1, int((shifts == 0).sum())):
-            neighbour = "before" if shift < 0 else "after"
+            neighbour, right = ("before" if shift < 0 else "after"), offset - shift
             return (
-                f"{matches} classes were mostly taken for the one {neighbour} them in the list: if a mask's value less "
-                f"{offset - shift} is the place of its class, counted from 0, pass --label-offset {offset - shift}."
+                f"{matches} classes were mostly taken for the one {neighbour} them in the list: if the masks count the "
+                f"classes from {right}, pass --label-offset {right}."
             )
     return None

@@ -19,6 +19,7 @@ figures are of. Whether the official kinds agree with it in every pixel is not k
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from resclip.evaluation.datasets.base import (
     pair_up,
     split_names,
 )
-from resclip.io.images import ImageError, PixelArray
+from resclip.io.images import MAX_PIXELS, ImageError, PixelArray, check_file
 from resclip.text.class_names import dataset_classes
 
 
@@ -59,16 +60,18 @@ class LabelMapFile:
         Raises:
             ImageError: the file is missing, damaged, without such a matrix, or holds a value that stands for nothing.
         """
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
 
-        if not self.path.exists():
-            raise ImageError(f"{self.path}: no such file; check the dataset")
+        check_file(self.path, str(self.path))
         try:
+            shapes = {name: shape for name, shape, _ in whosmat(self.path)}
+            if math.prod(shapes["LabelMap"]) > MAX_PIXELS:
+                raise ValueError("a matrix that may exhaust memory")
             matrix = loadmat(self.path, variable_names=["LabelMap"])["LabelMap"]
         except Exception as error:  # What SciPy raises on damaged files is not documented.
             raise ImageError(
-                f"{self.path}: expected a MATLAB file with a matrix LabelMap, got one that cannot be read "
-                f"({type(error).__name__}: {error}); get the file again"
+                f"{self.path}: expected a MATLAB file with a matrix LabelMap of at most {MAX_PIXELS:,} pixels, got one "
+                "that cannot be read so; get the file again"
             ) from error
         if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
             raise ImageError(
