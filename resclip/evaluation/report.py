@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -154,15 +153,17 @@ def parse_row(stored: Mapping[str, Any], classes: int) -> MethodResult:
     counts = [row.images, row.processes, row.threads, row.peak_memory]
     counts += [coverage.counted, coverage.ignored, coverage.unlabelled]
     check(counts, list, int)
+    if coverage.unlabelled > coverage.counted:
+        raise ValueError("a part that is more than the whole")
     return row
 
 
 def check(values: Any, kind: type[Any], of: type[Any] | tuple[type[Any], ...] = ()) -> None:
-    """ValueError unless `values` are a `kind`, each is `of` such a kind if one is named, and numbers are from 0 on."""
+    """ValueError unless `values` are a `kind`, each is `of` such a kind if one is named, numbers from 0 to 2^63."""
     if not isinstance(values, kind):
         raise ValueError("a value of another kind")
     for value in values if of else ():
         if not isinstance(value, of) or isinstance(value, bool):
             raise ValueError("a value of another kind")
-        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+        if isinstance(value, (int, float)) and not 0 <= value < 2**63:
             raise ValueError("a number out of range")
