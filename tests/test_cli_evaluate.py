@@ -122,6 +122,7 @@ def test_names_can_be_given_in_place_of_the_datasets_own(
         (["--plot"], ["--out DIR", "--plot"]),
         (["--save-predictions"], ["--out DIR", "--save-predictions"]),
         (["--qualitative", -1, "--out", "x"], ["at least 0 images, got -1"]),
+        (["--root", "a", "--root", "b"], ["one --root for all datasets, got several"]),
         (["--root", "voc=/nowhere"], ["NAME=DIR with NAME one of builtin", "voc=/nowhere"]),
     ],
 )

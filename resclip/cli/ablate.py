@@ -120,11 +120,12 @@ def studies_of(names: str) -> Sequence[Study]:
 
 def base_of(name: str) -> str:
     """What --base names; ValueError where that is no base."""
+    from resclip.evaluation.datasets.base import cut
     from resclip.methods.catalogue import BASES
 
     if name not in BASES:
         raise ValueError(
-            f"expected one of the bases {', '.join(BASES)} for --base, got {name!r}; the studies add RCS and SFR"
+            f"expected one of the bases {', '.join(BASES)} for --base, got {cut(name)!r}; the studies add RCS and SFR"
         )
     return name
 

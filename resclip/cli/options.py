@@ -400,9 +400,17 @@ def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
 def parse_roots(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     """The folder of each dataset that has one, from "DIR" and "NAME=DIR"."""
     roots: dict[str, Path] = {}
+    # By the dataset's name; None: for all that have none of their own.
+    named: set[str | None] = set()
     for text in texts:
         name, separator, folder = text.partition("=")
-        if separator and name in names:
+        of_one = name if separator and name in names else None
+        if of_one in named:
+            raise ValueError(
+                f"expected one --root for {of_one or 'all datasets'}, got several; leave out all but one"
+            )
+        named.add(of_one)
+        if of_one is not None:
             roots[name] = Path(folder)
         else:
             if separator and not Path(text).exists():

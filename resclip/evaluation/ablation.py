@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.evaluation.datasets import Dataset
+from resclip.evaluation.datasets.base import cut
 from resclip.evaluation.report import DatasetReport, Report
 from resclip.evaluation.runner import OnProgress, measure, report_lock
 from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Method
@@ -275,7 +276,9 @@ def find_studies(names: Iterable[str]) -> list[Study]:
         if name not in studies:
             near = difflib.get_close_matches(name, studies, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown study {name!r}{hint}; use some of: {', '.join(studies)}")
+            raise ValueError(
+                f"unknown study {cut(name)!r}{hint}; use some of: {', '.join(studies)}"
+            )
     if not wanted:
         raise ValueError(
             f"expected at least one study, got none; use some of: {', '.join(studies)}"

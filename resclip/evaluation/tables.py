@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from resclip.evaluation.ablation import Ablation, Findings
 from resclip.evaluation.coverage import Coverage
-from resclip.evaluation.datasets.base import Problem, names_in_words
+from resclip.evaluation.datasets.base import Problem, cut, names_in_words
 from resclip.evaluation.published import Published, published
 from resclip.evaluation.report import DatasetReport, MethodResult, Report
 
@@ -397,7 +397,7 @@ def problems_of(column: DatasetReport) -> Iterator[str]:
             rows.setdefault(problem, []).append(name)
     for problem, names in rows.items():
         only = "" if len(names) == len(column.rows) else f" (only {', '.join(names)})"
-        yield f"{problem.name}: {' '.join(problem.reason.split())}{only}"
+        yield f"{cut(problem.name, 200)}: {' '.join(problem.reason.split())}{only}"
 
 
 def coverage_notes(column: DatasetReport) -> Iterator[str]:

@@ -20,6 +20,7 @@ from resclip.evaluation.datasets.base import (
     SampleImage,
     Truth,
     Values,
+    cut,
 )
 
 __all__ = [
@@ -82,7 +83,7 @@ def open_dataset(
         OSError: a list of names or classes cannot be read.
     """
     if name not in _READERS:
-        raise DatasetError(f"unknown dataset {name!r}; use one of: {', '.join(DATASETS)}")
+        raise DatasetError(f"unknown dataset {cut(name)!r}; use one of: {', '.join(DATASETS)}")
     unknown = next((option for option in options if option not in _OPTIONS.get(name, ())), None)
     if unknown is not None:
         known = ", ".join(_OPTIONS.get(name, ())) or "no options"

@@ -250,7 +250,7 @@ class Dataset:
         names = [sample.name for sample in self.samples]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DatasetError(f"{self.name}: expected each image once, got {twice!r} twice")
+            raise DatasetError(f"{self.name}: expected each image once, got {cut(twice)!r} twice")
         if not self.entries:
             raise DatasetError(f"{self.name}: expected at least one class, got none")
         if len(self.entries) > IGNORED:
@@ -418,7 +418,7 @@ def pair_up(
     if listed is not None and len(names) < len(listed):
         twice = next(some for some in names if listed.count(some) > 1)
         raise DatasetError(
-            f"{name}: expected each image once, got {twice!r} {listed.count(twice)} times in the split file"
+            f"{name}: expected each image once, got {cut(twice)!r} {listed.count(twice)} times in the split file"
         )
     pairs: list[tuple[str, Path, Path]] = []
     problems: list[Problem] = []
@@ -434,7 +434,7 @@ def pair_up(
                 Problem(some, "listed in the split file, but there is neither image nor mask")
             )
     if not pairs:
-        example = f", such as {problems[0].name!r}: {problems[0].reason}" if problems else ""
+        example = f", such as {cut(problems[0].name)!r}: {problems[0].reason}" if problems else ""
         raise DatasetError(
             f"{name}: expected images with masks of the same names, got {len(images):,} images and "
             f"{len(masks):,} masks, of which no two belong together{example}"
@@ -508,7 +508,9 @@ def names_in_words(names: Sequence[str]) -> str:
     if not names:
         return "nothing"
     rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+    return ", ".join(cut(name) for name in names[:_SHOWN]) + (
+        f" and {rest:,} more" if rest > 0 else ""
+    )
 
 
 def _contents(folder: Path) -> str:

@@ -60,7 +60,7 @@ def builtin(
     chosen = split or "held-out"
     if chosen not in SPLITS:
         raise DatasetError(
-            f"unknown split {chosen!r} of the scenes; use one of: {', '.join(SPLITS)}"
+            f"unknown split {cut(chosen)!r} of the scenes; use one of: {', '.join(SPLITS)}"
         )
     for name, value, least in (("number", count, 1), ("size", size, 8)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

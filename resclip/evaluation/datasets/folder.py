@@ -57,7 +57,8 @@ def folder(
     """
     if split is not None:
         raise DatasetError(
-            f"{root}: expected no split for a folder of your own, got {split!r}; name the folder that holds the split"
+            f"{root}: expected no split for a folder of your own, got {cut(split)!r}; name the folder that holds "
+            "the split"
         )
     for option, number in (("ignore_index", ignore_index), ("label_offset", label_offset)):
         if isinstance(number, bool) or not isinstance(number, int):
