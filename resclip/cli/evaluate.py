@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resclip.cli.options import (
@@ -17,6 +16,7 @@ from resclip.cli.options import (
     check_out,
     evaluation_progress,
     open_datasets,
+    output_path,
     segmenter_for,
     show_tables,
 )
@@ -45,14 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--per-class", action="store_true", help="print the classes' IoU as well")
     output.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         metavar="DIR",
         help="write report.json, report.csv and report.md there, and what the options below ask for. Rows that "
         "report.json has under the same conditions are not measured again, so an interrupted run goes on where it "
         "stopped",
     )
     output.add_argument(
-        "--json", type=Path, metavar="FILE", help="instead of DIR/report.json, or without DIR"
+        "--json",
+        type=output_path,
+        metavar="FILE",
+        help="instead of DIR/report.json, or without DIR",
     )
     output.add_argument(
         "--fresh", action="store_true", help="measure every row anew, whatever the JSON file holds"

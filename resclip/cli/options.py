@@ -236,6 +236,13 @@ def memory_size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def output_path(text: str) -> Path:
+    """A path to write to. An empty text, as an unset variable of a shell gives, would be the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty text")
+    return Path(text)
+
+
 def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: Any) -> Segmenter:
     """The segmenter that the shared options describe; `changes` are further arguments of `resclip.load`.
 
