@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"resclip: {explain(error)}", file=sys.stderr)
-        return 2 if isinstance(error, (ValueError, TypeError)) else 1
+        return 2 if isinstance(error, (ValueError, TypeError, ImportError)) else 1
     return status
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resclip.errors import describe
-from resclip.io.files import write_atomically
+from resclip.io.files import make_folder, write_atomically
 from resclip.text.class_names import DATASETS, parse_classes
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
     "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset", "device",
-    "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "method", "model", "out", "overlay",
-    "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr", "short_side",
-    "split", "stride", "templates", "window", "workers",
+    "engine", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_memory", "max_pixels", "method",
+    "model", "out", "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root",
+    "scores", "sfr", "short_side", "split", "stride", "templates", "window", "workers",
 )  # fmt: skip
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
@@ -236,6 +236,13 @@ def memory_size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def output_path(text: str) -> Path:
+    """A path to write to. An empty text, as an unset variable of a shell gives, would be the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty text")
+    return Path(text)
+
+
 def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: Any) -> Segmenter:
     """The segmenter that the shared options describe; `changes` are further arguments of `resclip.load`.
 
@@ -291,9 +298,20 @@ def request_from(
 SCENES = "builtin"
 """The name of the drawn scenes as a dataset."""
 
+FOLDER = "folder"
+"""The name of a folder of the user's own as a dataset."""
+
+_DATASET_OPTIONS = {
+    "scenes": (SCENES, "count"),
+    "size": (SCENES, "size"),
+    "ignore_index": (FOLDER, "ignore_index"),
+    "label_offset": (FOLDER, "label_offset"),
+}
+"""By the option's name: the one dataset that it is for, and what its reader calls it."""
+
 _DATASETS_HELP = f"""\
 datasets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
-{", ".join(DATASETS)}, or folder: images/, masks/ and classes.txt of your own
+{", ".join(DATASETS)}, or {FOLDER}: images/, masks/ and classes.txt of your own
 (default: {SCENES})
 """
 
@@ -326,6 +344,19 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
         "--size", type=int, metavar="PIXELS", help=f"side of the scenes of {SCENES} (default: 168)"
     )
     group.add_argument(
+        "--ignore-index",
+        type=int,
+        metavar="N",
+        help=f"value in the masks of {FOLDER} that does not count (default: 255)",
+    )
+    group.add_argument(
+        "--label-offset",
+        type=int,
+        metavar="K",
+        help=f"a value in the masks of {FOLDER} less K is the class, and values below K do not count: 1 for masks that "
+        "count from 1 (default: 0)",
+    )
+    group.add_argument(
         "--workers",
         type=int,
         metavar="N",
@@ -348,20 +379,19 @@ def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
         raise ValueError(f"expected each dataset once, got {twice!r} twice")
     if arguments.classes is not None and len(names) > 1:
         raise ValueError("--classes has the names of one dataset; name one with --dataset")
-    scene_options = {
-        option: value
-        for option, value in (("count", arguments.scenes), ("size", arguments.size))
-        if value is not None
-    }
-    if scene_options and SCENES not in names:
-        option = "scenes" if "count" in scene_options else "size"
-        raise ValueError(f"--{option} is for {SCENES}; leave it out for {', '.join(names)}")
+    options: dict[str, dict[str, int]] = {name: {} for name in names}
+    for option, (dataset, parameter) in _DATASET_OPTIONS.items():
+        value = getattr(arguments, option)
+        if value is None:
+            continue
+        if dataset not in names:
+            raise ValueError(
+                f"--{option.replace('_', '-')} is for {dataset}; leave it out for {', '.join(names)}"
+            )
+        options[dataset][parameter] = value
     roots = parse_roots(arguments.root, names)
     datasets = [
-        open_dataset(
-            name, roots.get(name), arguments.split, **(scene_options if name == SCENES else {})
-        )
-        for name in names
+        open_dataset(name, roots.get(name), arguments.split, **options[name]) for name in names
     ]
     if arguments.classes is not None:
         entries = tuple(parse_classes(arguments.classes))
@@ -377,9 +407,17 @@ def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
 def parse_roots(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     """The folder of each dataset that has one, from "DIR" and "NAME=DIR"."""
     roots: dict[str, Path] = {}
+    # By the dataset's name; None: for all that have none of their own.
+    named: set[str | None] = set()
     for text in texts:
         name, separator, folder = text.partition("=")
-        if separator and name in names:
+        of_one = name if separator and name in names else None
+        if of_one in named:
+            raise ValueError(
+                f"expected one --root for {of_one or 'all datasets'}, got several; leave out all but one"
+            )
+        named.add(of_one)
+        if of_one is not None:
             roots[name] = Path(folder)
         else:
             if separator and not Path(text).exists():
@@ -463,6 +501,8 @@ def evaluation_progress() -> Iterator[Callable[[Progress], None]]:
             bar.update(progress.images - bar.n)
             if progress.row is not None:
                 took = "stored" if progress.stored else f"{progress.row.seconds:.0f} s"
+                if progress.replaced:
+                    took += f"; measured again: {progress.replaced}"
                 figure = miou or "nothing to measure"
                 bar.write(
                     f"{progress.dataset}, {progress.method}: {figure} ({took})", file=sys.stderr
@@ -477,13 +517,16 @@ def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) 
     Raises:
         OSError: the folder or a file cannot be made.
     """
-    from resclip.evaluation.tables import problem_lines
+    from resclip.evaluation.tables import hint_notes, problem_lines
 
     print(tables.text)
+    for line in hint_notes(report):
+        print(f"resclip: note: {line}", file=sys.stderr)
     for line in problem_lines(report):
-        print(f"resclip: left out: {line}", file=sys.stderr)
+        print(f"resclip: left out: {explain(line)}", file=sys.stderr)
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{stem}.csv", tables.csv.encode())
-    write_atomically(folder / f"{stem}.md", (tables.markdown + "\n").encode())
+    make_folder(folder)
+    for ending, text in (("csv", tables.csv), ("md", tables.markdown + "\n")):
+        # Names of files may hold bytes that are no UTF-8.
+        write_atomically(folder / f"{stem}.{ending}", text.encode(errors="backslashreplace"))
