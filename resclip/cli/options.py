@@ -33,10 +33,10 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
-    "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset", "device",
-    "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "method", "model", "out", "overlay",
-    "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr", "short_side",
-    "split", "stride", "templates", "window", "workers",
+    "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset",
+    "device", "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "member", "method",
+    "model", "out", "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root",
+    "scores", "sfr", "short_side", "split", "stride", "templates", "window", "workers",
 )  # fmt: skip
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
