@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resclip.batch.parquet import Cell, read_cell
-from resclip.batch.paths import local_path, naming, read_range
+from resclip.batch.paths import local_path, naming, read_range, shown
 from resclip.errors import reason
 
 
@@ -46,8 +46,9 @@ class Item:
         if not self.location:
             raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
         # A part of a file, or a file of another name, is shown with its file.
-        is_file = self.location.endswith(self.name)
-        title = self.location if is_file else f"{self.name} ({self.location})"
+        location = shown(self.location)
+        is_file = location.endswith(self.name)
+        title = location if is_file else f"{self.name} ({location})"
         try:
             with naming(self.location):
                 if self.cell is None:

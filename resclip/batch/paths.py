@@ -110,10 +110,9 @@ def _without_secrets(url: str) -> str:
         return url
     scheme, _, rest = url.partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    host = host.rpartition("@")[2]
-    port = "" if host.startswith("[") else host.partition(":")[2]
+    _, at, host = host.rpartition("@")
     # What stands for a port and is none may be the beginning of a password with a slash in it.
-    if port and not port.isdecimal():
+    if not at and "@" in rest and re.search(r":\D|:\d+\D", host):
         return f"{scheme}://…"
     return f"{scheme}://{host}{slash}{path}"
 
@@ -162,6 +161,8 @@ def join(folder: str, location: str) -> str:
             return location if folder == "." else f"{folder.rstrip('/')}/{location}"
         return str(Path(folder, location))
     if is_web(folder):
+        if location.startswith("//"):
+            return f"{folder.partition('://')[0]}:{location}"
         # Else a name such as "a:b.png" would be a URL of its own, and "file:/a.png" a path of this machine.
         return urljoin(f"{folder}/", location if location.startswith("/") else f"./{location}")
     scheme, _, path = folder.partition("://")
@@ -190,15 +191,6 @@ def obstacle(folder: str, location: str) -> str | None:
         if not is_url(folder):
             return None
         return "a list or table at a URL may only name URLs, got a path of this machine; make the list here"
-    try:
-        parts = urlsplit(location)
-        # Both are read from the text when they are asked for.
-        _ = parts.port, parts.hostname
-        is_address = bool(parts.netloc) or not is_web(location)
-    except ValueError:
-        is_address = False
-    if not is_address or printable(location) != location:
-        return "expected a URL, got a malformed one; check its host and its letters"
     scheme = location.partition("://")[0].lower()
     own = folder.partition("://")[0].lower()
     if is_url(folder) and (scheme not in (*REMOTE, own) or _CHAIN.search(location)):
@@ -206,7 +198,18 @@ def obstacle(folder: str, location: str) -> str | None:
             "a list or table at a URL may only name URLs of other machines, "
             f"got {shown(location)[:MOST_SHOWN]}; make the list here"
         )
+    if printable(location) != location or (is_web(location) and not _has_host(location)):
+        return "expected a URL, got a malformed one; check its host and its letters"
     return _missing(scheme)
+
+
+def _has_host(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        # A wrong port is found when it is asked for.
+        return parts.port != 0 and bool(parts.hostname)
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=256)
@@ -417,7 +420,9 @@ def is_folder(location: str, limits: Limits = DEFAULT_LIMITS) -> bool:
     opened, inner = file_system(location)
     with naming(location):
         if is_web(location):
-            return bool(web.entries(opened, location, limits))
+            with contextlib.suppress(FileNotFoundError):
+                return bool(web.entries(opened, location, limits))
+            return False
         return bool(opened.isdir(inner))
 
 

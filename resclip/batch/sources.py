@@ -259,14 +259,14 @@ class _Opening:
         """Raise ValueError where a column was named and there is no table."""
         if self.column is not None:
             raise ValueError(
-                f"{self.shown}: expected Parquet tables for the column {self.column!r}, got {got}; leave column= out"
+                f"{self.shown}: expected Parquet tables for the column {self.column!r}, got {got}; leave the column out"
             )
 
     def refuse_member(self, got: str) -> None:
         """Raise ValueError where a member was named and there is no archive."""
         if self.member is not None:
             raise ValueError(
-                f"{self.shown}: expected .tar archives for the member {self.member!r}, got {got}; leave member= out"
+                f"{self.shown}: expected .tar archives for the member {self.member!r}, got {got}; leave the member out"
             )
 
     def folder(self, location: str) -> Source:
@@ -449,7 +449,7 @@ class _Opening:
             entries += [
                 _Entry(image.name, image.location, cell=image.cell)
                 if image.cell is not None or not image.location
-                else self.named(base, image.location, image.name)
+                else _checked(base, image.location, image.name)
                 for image in images
             ]
         if first is None:
@@ -504,23 +504,16 @@ class _Opening:
     def listed(self, location: str) -> Source:
         """Of the files that a text file names."""
         base = parent(location)
-        entries = [self.named(base, text) for text in _lines(location, self.limits)]
+        entries = [
+            _checked(base, join(base, text), _name(inside(base, plain(text))))
+            for text in _lines(location, self.limits)
+        ]
         if not entries:
             raise ValueError(
                 f"{self.shown}: expected a path or URL a line, got an empty list; add some"
             )
         entries, twice = self.once(entries)
         return self.source(f"list {self.shown}: {_count(entries, 'file')}{twice}", entries, 0)
-
-    def named(self, base: str, text: str, name: str | None = None) -> _Entry:
-        """A whole file that a list or table in the folder or at the URL `base` names."""
-        try:
-            location = join(base, text)
-        except ValueError:  # Of a malformed URL.
-            location = plain(text)
-        name = _name(inside(base, plain(text))) if name is None else name
-        why = obstacle(base, location)
-        return _Entry(name, location, error=None if why is None else _error(location, why))
 
     def once(self, entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
         """Entries without those of a file that is there already or that the job wrote, and how many these are."""
@@ -575,13 +568,15 @@ def _kind(location: str, start: bytes) -> Kind | None:
     return "archive" if start[257:262] == b"ustar" else None
 
 
+def _checked(base: str, location: str, name: str) -> _Entry:
+    """A whole file that a list or table in the folder or at the URL `base` names."""
+    why = obstacle(base, location)
+    return _Entry(name, location, error=None if why is None else _error(location, why))
+
+
 def _name(text: str) -> str:
     """The name of an image from its path or URL, whatever it is."""
-    text = shown(text)
-    try:
-        return name_of(text)
-    except ValueError:  # Of a malformed URL.
-        return contained_name(text.partition("://")[2])
+    return name_of(shown(text))
 
 
 def _error(location: str, why: str) -> str:

@@ -208,7 +208,9 @@ def _in_words(error: Exception, limits: Limits) -> _Failure:
         return _Failure(errno.ETIMEDOUT, f"the server was silent for {limits.timeout:g} seconds")
     if isinstance(error, aiohttp.TooManyRedirects):
         return _Failure(errno.ELOOP, "the server redirects in a circle")
-    if isinstance(error, ValueError):
+    # aiohttp before 3.10 raises a ValueError for every address that it does not like.
+    other_scheme = getattr(aiohttp, "NonHttpUrlClientError", ValueError)
+    if isinstance(error, (ValueError, other_scheme)):
         text = "the address is malformed, or the server redirects to one that is; check the URL"
         return _Failure(errno.EINVAL, text)
     if isinstance(error, (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)):
