@@ -56,7 +56,7 @@ class Contents(NamedTuple):
     """What was found in an archive."""
 
     images: list[Member]
-    """One a key, in their order in the archive."""
+    """One a key, in the order in which the keys begin."""
     left_out: Counter[str]
     """How many other files there are, by the rest of their names after the key: "json", "mask.png"; or by what they
     are: "hidden file", "link"."""
