@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resclip.batch.sources import Source
+from resclip.errors import describe
 
 
 def folder_of(root: Path, *names: str) -> Path:
@@ -28,6 +29,21 @@ def names(source: Source) -> list[str]:
 
 def contents(source: Source) -> dict[str, bytes]:
     return {item.name: item.read() for item in source.items}
+
+
+def contents_of_readable(source: Source) -> dict[str, bytes]:
+    return {item.name: item.read() for item in source.items if item.error is None}
+
+
+def errors(source: Source) -> dict[str, str]:
+    """What those say that cannot be read, known before or not."""
+    found = {}
+    for item in source.items:
+        try:
+            item.read()
+        except (ValueError, OSError) as error:
+            found[item.name] = describe(error)
+    return found
 
 
 def table(path: Path, columns: dict[str, Any], **options: Any) -> str:

@@ -129,7 +129,6 @@ def test_rows_in_order_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"label": [1], "x": [1.5]}, r"label \(int64\), x \(double\)"),
         ({"image": [["a list"]]}, "image .list"),
         ({"image": pa.array([], pa.binary())}, "empty table"),
-        ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, "every image once.*number 1 and 3"),
         (b"PAR1 and nothing else", "damaged"),
     ],
 )

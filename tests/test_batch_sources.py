@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any
 
 import fsspec
 import pytest
-from source_support import archive, contents, folder_of, names, table
+from source_support import (
+    archive,
+    contents,
+    contents_of_readable,
+    errors,
+    folder_of,
+    names,
+    table,
+)
 
 from resclip.batch.sources import open_source
 
@@ -32,7 +41,8 @@ def test_a_folder_gives_its_images_sorted_and_counts_the_rest(tmp_path: Path) ->
     assert names(source) == sorted(kept)
     assert contents(source) == {name: name.encode() for name in kept}
     assert (len(source.items), source.skipped) == (4, 3)
-    assert source.description == f"folder {tmp_path}: 4 files"
+    left = "3 other files left out (1 .bak, 1 .txt, 1 .json)"
+    assert source.description == f"folder {tmp_path}: 4 files, {left}"
     assert [item.index for item in source.items] == [0, 1, 2, 3]
     assert [item.local_path for item in source.items] == [tmp_path / name for name in sorted(kept)]
     assert pickle.loads(pickle.dumps(source.items)) == source.items
@@ -60,10 +70,10 @@ def test_outputs_of_earlier_runs_are_no_images(tmp_path: Path) -> None:
     assert names(open_source(str(tmp_path / "out"))) == ["dog.png"]
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(
+def test_a_folder_that_cannot_be_listed_is_an_item_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a folder with fewer images. Root may read everything, so the refusal is made up."""
+    """Not a folder with fewer images, nor the end of all. Root may read everything, so the refusal is made up."""
     folder_of(tmp_path, "a.jpg", "closed/b.jpg")
     listing = os.scandir
 
@@ -73,14 +83,28 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
         return listing(path)
 
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(PermissionError, match="closed"):
+    for source in (tmp_path, f"{tmp_path}/**/*.jpg"):
+        opened, closed = open_source(str(source)).items
+        assert (opened.name, closed.name) == ("a.jpg", "closed")
+        with pytest.raises(ValueError, match=r"closed: .* can be listed \(Permission denied\)"):
+            closed.read()
+    monkeypatch.setattr("os.scandir", lambda path: refuse(f"{path}/closed"))
+    with pytest.raises(PermissionError, match=str(tmp_path)):
         open_source(str(tmp_path))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_unicode_is_read_and_made_safe(tmp_path: Path) -> None:
+    """The name can be printed and stored; the location is exact. One that is missing says so in such words too."""
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"coffee")
-    assert contents(open_source(str(tmp_path))) == {"caf_.jpg": b"coffee"}
+    (tmp_path / os.fsdecode(b"line\nbreak.jpg")).write_bytes(b"two")
+    (tmp_path / os.fsdecode(b"m\xff.png")).symlink_to("nowhere")
+    source = open_source(str(tmp_path))
+    assert contents_of_readable(source) == {"caf%E9.jpg": b"coffee", "line%0Abreak.jpg": b"two"}
+    (error,) = [item.error for item in source.items if item.error]
+    assert error.encode().endswith(
+        b"m%FF.png: expected a file, got a link to a file that is missing; remove it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +179,7 @@ def test_every_kind_at_a_url(tmp_path: Path, memory: str) -> None:
     archive(tmp_path / "s-0.tar", {"k.jpg": b"tar"})
     table(tmp_path / "t.parquet", {"image": [b"P", b"Q"]})
     table(tmp_path / "paths.parquet", {"path": ["pics/a.jpg"]})
-    (tmp_path / "list.txt").write_text(f"pics/a.jpg\n{tmp_path.as_uri()}/pics/sub/b.png\n")
+    (tmp_path / "list.txt").write_text(f"pics/a.jpg\n{memory}/pics/sub/b.png\n")
     fsspec.filesystem("memory").put(f"{tmp_path}/", "/bucket/", recursive=True)
     folder = open_source(f"{memory}/pics")
     assert contents(folder) == {"a.jpg": b"pics/a.jpg", "sub/b.png": b"pics/sub/b.png"}
@@ -182,7 +206,6 @@ def test_every_kind_at_a_url(tmp_path: Path, memory: str) -> None:
     ("text", "message"),
     [
         (b"\n# only this\n", "empty list"),
-        (b"a.jpg\n\nb.jpg\n./a.jpg\n", "every image once.*a.jpg as number 1 and 3"),
         (b"caf\xe9.jpg\n", "UTF-8"),
     ],
 )
@@ -204,8 +227,8 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         ("absent", FileNotFoundError, "expected a folder"),
         ("*.nothing", FileNotFoundError, "got none"),
         ("empty", ValueError, "got no files"),
-        ("texts", ValueError, r"4 other files \(2 \.csv, "),
-        ("texts/a.csv", ValueError, r"ends with \.csv"),
+        ("texts", ValueError, r"4 files \(2 \.csv, "),
+        ("texts/a.csv", ValueError, r"ends with \.csv and begins like none"),
         ("texts/noted", ValueError, "no suffix"),
         ("both", ValueError, "1 table and 1 archive"),
         ("nul\0", FileNotFoundError, "expected a folder"),
@@ -231,3 +254,195 @@ def test_an_image_that_goes_missing_or_changes_is_named(tmp_path: Path) -> None:
     os.truncate(path, 550)
     with pytest.raises(OSError, match=r"expected 100 bytes from byte 512 on, got 38.*s/a\.jpg"):
         member.read()
+
+
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+def test_images_are_known_by_their_beginnings_too(tmp_path: Path, memory: str) -> None:
+    """Whatever their names; what belongs to an image and looks like one is none."""
+    folder_of(tmp_path, "a.jpg", "b.txt", "c.HEIC", "d.jgw", "empty/.hidden")
+    for name in ("hash", "photo.dat", "sub/0123.v1", "a.jpg.ovr"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    (tmp_path / "short").write_bytes(b"\x89P")
+    expected = ["a.jpg", "c.HEIC", "hash", "photo.dat", "sub/0123.v1"]
+    left = "4 other files left out (1 .ovr, 1 .txt, 1 .jgw, 1 without suffix)"
+    fsspec.filesystem("memory").put(f"{tmp_path}/", "/bucket/", recursive=True)
+    for root in (str(tmp_path), memory):
+        for text in (root, f"{root}/**"):
+            source = open_source(text)
+            assert names(source) == expected
+            assert source.description.endswith(f": 5 files, {left}")
+
+
+def test_a_single_file_of_any_name(tmp_path: Path, memory: str) -> None:
+    """Image, table and archive by content; a list has to be named so, as any text might be one."""
+    (tmp_path / "image").write_bytes(PNG)
+    table(tmp_path / "table", {"image": [b"A"]})
+    archive(tmp_path / "archive.bin", {"k.jpg": b"K"})
+    (tmp_path / "texts").write_text("a.jpg\n")
+    fsspec.filesystem("memory").put(f"{tmp_path}/", "/bucket/", recursive=True)
+    for root in (str(tmp_path), memory):
+        assert contents(open_source(f"{root}/image")) == {"image": PNG}
+        assert contents(open_source(f"{root}/table")) == {"table/000000000": b"A"}
+        assert contents(open_source(f"{root}/archive.bin")) == {"archive/k.jpg": b"K"}
+        with pytest.raises(ValueError, match="begins like none"):
+            open_source(f"{root}/texts")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipes, sockets, devices and links to nowhere fail as items on every route; a pipe would wait for ever."""
+    folder_of(tmp_path, "a.jpg", "z.jpg")
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.txt")
+    monkeypatch.chdir(tmp_path)  # A socket's path is short.
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+        (tmp_path / "device.jpg").symlink_to("/dev/zero")
+        (tmp_path / "itself.tif").symlink_to("itself.tif")
+        (tmp_path / "nowhere.tif").symlink_to("absent")
+        expected = {
+            "device.jpg": "a device",
+            "itself.tif": "a link to itself",
+            "nowhere.tif": "a link to a file that is missing",
+            "pipe": "a named pipe",
+            "pipe.png": "a named pipe",
+            "socket.jpg": "a socket",
+        }
+        everything = [*names(open_source(".")), "pipe.txt"]
+        (tmp_path / "list.lst").write_text("\n".join(everything))
+        table(tmp_path / "t.parquet", {"path": everything})
+        for source in (".", "**", str(tmp_path), "list.lst", "t.parquet"):
+            opened = open_source(source)
+            found = errors(opened)
+            listed = source in ("list.lst", "t.parquet")
+            assert sorted(found) == sorted([*expected, *(["pipe.txt"] if listed else [])])
+            for name, got in expected.items():
+                assert f"expected a file, got {got}; " in found[name]
+                assert name in found[name]
+            assert len(opened.items) == len(found) + 2
+        for pipe in ("pipe", "pipe.png", "pipe.txt"):
+            with pytest.raises(OSError, match="named pipe"):
+                open_source(pipe).items[0].read()
+
+
+def test_one_bad_line_does_not_end_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    folder_of(tmp_path, "a.jpg", "b.jpg")
+    bad = {
+        "http://[::1/x.png": "malformed",
+        "http://host:port/x.png": "malformed",
+        "http:///x.png": "malformed",
+        "s3://bucket/x.png": "pip install s3fs",
+        "nobody://x.png": "nobody:// is not known",
+        "a\0.jpg": "null character",
+    }
+    lines = ["a.jpg", *bad, "b.jpg", "./a.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    table(tmp_path / "t.parquet", {"path": [*lines, ""]})
+    source = open_source(str(tmp_path / "list.txt"))
+    assert source.description.endswith(": 8 files, 1 named twice left out")
+    for opened in (source, open_source(str(tmp_path / "t.parquet"))):
+        found = [item for item in opened.items if item.name in errors(opened)]
+        for item, (text, why) in zip(found, bad.items(), strict=False):
+            error = errors(opened)[item.name]
+            assert why in error, text
+            assert "\n" not in error
+        assert len(found) == len(opened.items) - 2
+        assert [item.read() for item in opened.items if item not in found] == [b"a.jpg", b"b.jpg"]
+
+
+def test_one_bad_table_or_archive_does_not_end_a_folder(tmp_path: Path) -> None:
+    tables, archives = tmp_path / "tables", tmp_path / "archives"
+    tables.mkdir()
+    archives.mkdir()
+    for name in ("a", "c"):
+        table(tables / f"{name}.parquet", {"image": [name.encode()]})
+        archive(archives / f"{name}.tar", {"k.jpg": name.encode()})
+    (tables / "b.parquet").write_bytes(b"PAR1 and nothing else")
+    (archives / "b.tar").write_bytes(b"none")
+    source = open_source(str(tables))
+    assert contents_of_readable(source) == {"a/000000000": b"a", "c/000000000": b"c"}
+    assert "damaged" in errors(source)["b.parquet"]
+    source = open_source(str(archives))
+    assert contents_of_readable(source) == {"a/k.jpg": b"a", "c/k.jpg": b"c"}
+    assert "damaged" in errors(source)["b.tar"]
+
+
+def test_what_the_job_wrote_is_no_source(tmp_path: Path, memory: str) -> None:
+    """A folder for the output within the source holds no images; the source itself none that end like outputs."""
+    folder_of(tmp_path, "a.png", "out/a_labels.png", "out/b.png", "out2/c.png")
+    fsspec.filesystem("memory").put(f"{tmp_path}/", "/bucket/", recursive=True)
+    for root in (str(tmp_path), memory):
+        for text in (root, f"{root}/**/*.png"):
+            source = open_source(text, out=f"{root}/out")
+            assert names(source) == ["a.png", "out2/c.png"]
+            assert "2 files in the output folder left out" in source.description
+        assert len(open_source(root, out=root).items) == 4
+    # A run that was killed leaves its lock at least.
+    folder_of(tmp_path, "manifest.lock", "a_labels.png", "sub/a_scores.tif")
+    for text in (str(tmp_path), f"{tmp_path}/**/*.*", f"{tmp_path}/*.png", f"{tmp_path}/s*/*"):
+        source = open_source(text, out=str(tmp_path)) if "s*" not in text else None
+        assert source is None or not {"a_labels.png", "sub/a_scores.tif"} & set(names(source))
+        assert source is None or "earlier outputs left out" in source.description
+    with pytest.raises(ValueError, match="1 earlier outputs left out"):
+        open_source(f"{tmp_path}/s*/*")
+    (tmp_path / "list.txt").write_text("a.png\na_labels.png\nsub/a_scores.tif\n")
+    listed = open_source(str(tmp_path / "list.txt"), out=str(tmp_path))
+    assert names(listed) == ["a.png"]
+    assert listed.description.endswith(": 1 file, 2 earlier outputs left out")
+
+
+def test_brackets_and_braces_in_names_that_exist_mean_themselves(
+    tmp_path: Path, memory: str
+) -> None:
+    folder_of(
+        tmp_path, "set [a]/x.png", "set a/no.png", "b{c,d}/in/y.png", "u/[v]/z.png", "q?/w.png"
+    )
+    fsspec.filesystem("memory").put(f"{tmp_path}/", "/bucket/", recursive=True)
+    for root in (str(tmp_path), memory):
+        for pattern, expected in {
+            "set [a]/*.png": ["x.png"],
+            "set [a]": ["x.png"],
+            "set [a]/x.png": ["x.png"],
+            "set [a]/{x,x}.png": ["x.png"],
+            "b{c,d}/**": ["in/y.png"],
+            "*/[v]/*": ["u/[v]/z.png"],
+            "q?/*": ["w.png"],
+            "set [!b]/*.png": ["set a/no.png"],
+        }.items():
+            assert names(open_source(f"{root}/{pattern}")) == expected, pattern
+    (tmp_path / "p[1].png").write_bytes(b"")
+    assert names(open_source(f"{tmp_path}/p[1].png")) == ["p[1].png"]
+
+
+@pytest.mark.parametrize("form", ["list.txt", "table.parquet"])
+def test_a_list_from_elsewhere_names_nothing_of_this_machine(
+    form: str, tmp_path: Path, memory: str
+) -> None:
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"secret")
+    local = [
+        f"file://{secret}", f"FILE://{secret}", f"local://{secret}", f"file:{secret}", "zip://a.jpg::/tmp/a.zip",
+        f"simplecache::file://{secret}", "data://x", f"{memory}/a.jpg::file://{secret}",
+    ]  # fmt: skip
+    lines = ["a.jpg", *local, f"{memory}/b.jpg", f"..{secret}", str(secret)]
+    files = fsspec.filesystem("memory")
+    files.pipe({"/bucket/a.jpg": b"A", "/bucket/b.jpg": b"B"})
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    table(tmp_path / "table.parquet", {"path": lines})
+    files.put(f"{tmp_path}/{form}", f"/bucket/{form}")
+    source = open_source(f"{memory}/{form}")
+    found = errors(source)
+    assert len(found) == len(source.items) - 2
+    read = [item.read() for item in source.items if item.name not in found]
+    assert sorted(read) == [b"A", b"B"]
+    # The three of the secret file are one; two are names beside the list, as any without "://" behind the scheme.
+    assert sum("may only name URLs" in text for text in found.values()) == 4
+    # Here the same lines are the user's own.
+    if form == "list.txt":
+        own = {item.name: item for item in open_source(str(tmp_path / form)).items}
+        assert own["secret.jpg"].read() == b"secret"

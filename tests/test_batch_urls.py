@@ -88,8 +88,13 @@ def test_the_web(web: tuple[str, Path, type[Server]]) -> None:
     with pytest.raises(FileNotFoundError, match="check the URL"):
         open_source(f"{address}/absent.jpg")
     server.lists = False
-    with pytest.raises(ValueError, match="name a list file"):
+    with pytest.raises(FileNotFoundError, match="404 Not Found"):
         open_source(f"{address}/other")
+    with pytest.raises(PermissionError, match="403 Forbidden"):
+        open_source(f"{address}/pics")
+    (root / "page").write_text("<p>Nothing here.</p>")
+    with pytest.raises(ValueError, match="name a list file"):
+        open_source(f"{address}/page")
 
 
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/a.jpg", "s3fs"), ("box://x", "boxfs")])
@@ -124,5 +129,5 @@ def test_a_server_that_cannot_be_reached(tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text(f"{address}/a.jpg\n")
         with pytest.raises(OSError, match=re.escape(f"{address}/a.jpg")):
             open_source(str(tmp_path / "list.txt")).items[0].read()
-        with pytest.raises(FileNotFoundError, match="found nothing .*127.0.0.1.*check the URL"):
+        with pytest.raises(ConnectionRefusedError, match="cannot be reached .*check the URL"):
             open_source(f"{address}/list.txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def test_images_of_archives_are_read_in_place(form: int, tmp_path: Path) -> None
     expected = {f"shard-000/{name}": data for name, data in members.items()}
     assert all(expected[name] == data for name, data in contents(source).items())
     assert len(source.items) == 6
-    assert source.skipped == 3
+    assert source.skipped == 4
+    left = "left out: 1 hidden, 1 json, 1 seg.png, 1 cls"
+    assert source.description.endswith(f"shard-000.tar: 6 images in 1 archive, {left}")
     assert source.items[0].local_path is None
 
 
@@ -44,7 +47,7 @@ def test_many_archives_by_braces_and_in_a_folder(tmp_path: Path) -> None:
     by_braces = open_source(str(tmp_path / "s-{00..02}.tar"))
     assert contents(by_braces) == expected
     assert contents(open_source(str(tmp_path))) == expected
-    assert by_braces.description.endswith("3 images in 3 archives")
+    assert by_braces.description.endswith("3 images in 3 archives, left out: 3 txt")
     with pytest.raises(FileNotFoundError, match=r"s-03\.tar"):
         open_source(str(tmp_path / "s-{00..03}.tar"))
 
@@ -79,3 +82,72 @@ def test_archives_that_cannot_be_used(tmp_path: Path) -> None:
             open_source(str(tmp_path / name))
     with pytest.raises(ValueError, match="decompress"):
         open_source(str(folder_of(tmp_path / "only", "x.tar.zst")))
+
+
+def test_one_image_a_key(tmp_path: Path) -> None:
+    """The likeliest to be the picture; what was left out is counted by its name, and `member` names another."""
+    keys = {
+        "a": ["png", "jpg", "json"],
+        "b": ["mask.png", "input.png", "rgb.png"],
+        "c": ["depth.jpg", "v2.jpg", "image.jpg"],
+        "d": ["png", "input.jpg"],
+        "e": ["label_ids.png", "cls"],
+    }
+    members = {f"{key}.{rest}": f"{key}.{rest}".encode() for key in keys for rest in keys[key]}
+    # A key's members need not stand together.
+    members = {name: members[name] for name in sorted(members, key=lambda name: name[::-1])}
+    path = archive(tmp_path / "s.tar", members)
+    source = open_source(path)
+    chosen = ["a.jpg", "b.input.png", "c.image.jpg", "d.png"]
+    assert sorted(names(source)) == [f"s/{name}" for name in chosen]
+    assert contents(source) == {f"s/{name}": name.encode() for name in chosen}
+    assert source.skipped == len(members) - 4
+    for rest in ("png", "json", "mask.png", "rgb.png", "depth.jpg", "cls"):
+        assert f"1 {rest}" in source.description or "of other kinds" in source.description
+    assert names(open_source(path, member="mask.png")) == ["s/b.mask.png"]
+    assert names(open_source(path, member=".PNG")) == ["s/a.png", "s/d.png"]
+    assert names(open_source(path, member="cls")) == ["s/e.cls"]
+    with pytest.raises(
+        ValueError, match=r"such as NAME\.tif, got .*1 mask\.png|other kinds.*member="
+    ):
+        open_source(path, member="tif")
+    (tmp_path / "list.txt").write_text("s.tar")
+    with pytest.raises(ValueError, match="archives for the member 'png', got a list"):
+        open_source(str(tmp_path / "list.txt"), member="png")
+    only = archive(tmp_path / "only.tar", {"a.seg.png": b"", "b.seg.png": b""})
+    with pytest.raises(ValueError, match=r"without any \(2 seg\.png\).* member="):
+        open_source(only)
+
+
+def test_links_in_archives(tmp_path: Path) -> None:
+    """GNU tar stores the second of two hard-linked files as a link to the first; links lead to members alone."""
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        about = tarfile.TarInfo("./in/a.png")
+        about.size = 700
+        tar.addfile(about, io.BytesIO(bytes(700)))
+        for name, kind, target in (
+            ("hard.png", tarfile.LNKTYPE, "in/a.png"),
+            ("in/soft.png", tarfile.SYMTYPE, "a.png"),
+            ("in/later.png", tarfile.SYMTYPE, "../z.png"),
+            ("twice.png", tarfile.SYMTYPE, "hard.png"),
+            ("loop.png", tarfile.SYMTYPE, "loop.png"),
+            ("out.png", tarfile.SYMTYPE, "/etc/passwd"),
+            ("up.png", tarfile.LNKTYPE, "../../a.png"),
+            ("pipe.png", tarfile.FIFOTYPE, ""),
+            ("folder.png", tarfile.DIRTYPE, ""),
+            (".dot.png", tarfile.REGTYPE, ""),
+        ):
+            about = tarfile.TarInfo(name)
+            about.type, about.linkname = kind, target
+            tar.addfile(about)
+        about = tarfile.TarInfo("z.png")
+        about.size = 1
+        tar.addfile(about, io.BytesIO(b"Z"))
+    source = open_source(str(path))
+    expected = ["in/a", "hard", "in/soft", "in/later", "twice", "z"]
+    assert names(source) == [f"s/{name}.png" for name in expected]
+    sizes = [len(data) for data in contents(source).values()]
+    assert sizes == [700, 700, 700, 1, 700, 1]
+    left = "left out: 3 link to no member, 1 special file, 1 hidden"
+    assert source.description.endswith(f"6 images in 1 archive, {left}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resclip.batch.parquet import Cell, read_cell
-from resclip.batch.paths import local_path, naming, read_range
+from resclip.batch.paths import local_path, naming, read_range, shown
 from resclip.errors import reason
 
 
@@ -21,6 +21,7 @@ class Item:
         location: path or URL of the file that holds the bytes; "" for one that its table does not name.
         start, length: which bytes of the file, where the image is a part of it.
         cell: which cell of the file, where it is a Parquet table.
+        error: why it cannot be read, where that is known before; one line.
     """
 
     index: int
@@ -30,20 +31,24 @@ class Item:
     start: int = 0
     length: int | None = None
     cell: Cell | None = None
+    error: str | None = None
 
     def read(self) -> bytes:
         """The encoded image.
 
         Raises:
             OSError: the file is missing or cannot be read; names the item.
-            ValueError: its table names no file or is damaged; names the item.
+            ValueError: its table names no file or is damaged; names the item. Or `error`.
             ImportError: the file system, or Parquet, needs a package that is not installed.
         """
+        if self.error is not None:
+            raise ValueError(self.error)
         if not self.location:
             raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
         # A part of a file, or a file of another name, is shown with its file.
-        is_file = self.location.endswith(self.name)
-        title = self.location if is_file else f"{self.name} ({self.location})"
+        location = shown(self.location)
+        is_file = location.endswith(self.name)
+        title = location if is_file else f"{self.name} ({location})"
         try:
             with naming(self.location):
                 if self.cell is None:

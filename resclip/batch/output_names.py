@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from urllib.parse import urlsplit
 
 MAX_PART_BYTES = 180
 """A part of a name has at most so many bytes: file systems take 255, and outputs add an ending ("_labels.png")."""
@@ -26,8 +25,7 @@ def name_of(location: str) -> str:
     if not separator:
         return contained_name(location)
     if scheme.lower() in ("http", "https"):
-        parts = urlsplit(location)
-        rest = f"{parts.netloc}{parts.path}"
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     return contained_name(host.rpartition("@")[2].replace(":", "_") + slash + path)
 

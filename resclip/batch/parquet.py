@@ -24,6 +24,7 @@ from resclip.batch.paths import (
     open_binary,
     parent,
     plain,
+    shown,
 )
 from resclip.errors import reason
 
@@ -124,8 +125,10 @@ def _images_of(file: Any, columns: _Columns, base: str, table: str) -> Iterator[
     names = _column(file, columns.names) if columns.names else ("" for _ in range(count))
     if columns.are_bytes:
         location = join(base, table)
+        # Of a URL without its query.
+        folder = without_suffix(inside(shown(base), shown(location)))
         for row, text in enumerate(names):
-            name = name_of(text) or contained_name(f"{without_suffix(table)}/{row:09d}")
+            name = name_of(text) or contained_name(f"{folder}/{row:09d}")
             yield TableImage(name, location, Cell(columns.images, row))
         return
     for text, cell in zip(names, _column(file, columns.images), strict=True):

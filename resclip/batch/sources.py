@@ -7,50 +7,101 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from resclip.batch.items import Item
 from resclip.batch.output_names import contained_name, name_of, unique_names, without_suffix
 from resclip.batch.parquet import Cell, open_tables
 from resclip.batch.paths import (
+    Listing,
     expand_braces,
-    file_system,
     files_below,
     inside,
+    is_folder,
     is_pattern,
+    is_there,
+    is_url,
     is_web,
     join,
     local_path,
     matching,
-    naming,
+    obstacle,
     parent,
-    pattern_root,
     plain,
+    printable,
     read_range,
+    read_start,
+    shown,
+    split_pattern,
     suffix,
 )
-from resclip.batch.webdataset import check_compression, images_in
-from resclip.errors import reason
+from resclip.batch.webdataset import census, check_compression, images_in
+from resclip.errors import describe, reason
+from resclip.io.limits import DEFAULT_LIMITS, Limits
+from resclip.io.signatures import looks_like_image
 
-# Suffixes of the files that are taken from a folder, in upper case too.
+# Suffixes of pictures, in upper case too, the likeliest to be a photograph first. What cannot be decoded, or only with
+# another package, is a row that says so.
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif",
-    ".jpe", ".jfif", ".apng", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif",
+    ".jpe", ".jfif", ".apng", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".dib", ".ico", ".tga",
+    ".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".jxr", ".hdp", ".wdp",
+    ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jph", ".jpm", ".psd", ".psb", ".xcf", ".qoi", ".exr", ".dds", ".flif",
+    ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srw", ".orf", ".rw2", ".raf", ".pef", ".x3f",
+    ".raw", ".3fr", ".iiq", ".rwl", ".mrw", ".erf", ".dcr", ".kdc",
 )  # fmt: skip
 
-# Files that a batch job writes end so: below a folder with a manifest they are not images to be segmented.
-OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
+# What belongs to an image and begins like one, or like anything: overviews and masks of GDAL.
+PARTS_OF_IMAGES = (".ovr", ".msk")
+
+# Suffixes of what is no picture. At a URL such files are not looked into, which would take a request for each.
+OTHER_SUFFIXES = (
+    *PARTS_OF_IMAGES,
+    ".txt", ".lst", ".json", ".jsonl", ".ndjson", ".geojson", ".xml", ".csv", ".tsv", ".md", ".rst", ".html", ".htm",
+    ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".log", ".py", ".ipynb", ".sh", ".c", ".h", ".js", ".css",
+    ".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".h5", ".hdf5", ".mat", ".nc",
+    ".arrow", ".feather", ".orc", ".avro", ".db", ".sqlite", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar",
+    ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".svg", ".eps", ".ps", ".ai",
+    ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mp3", ".wav", ".flac", ".ogg",
+    ".wld", ".jgw", ".pgw", ".tfw", ".jpgw", ".pngw", ".tifw", ".j2w", ".prj", ".cpg", ".dbf", ".shp", ".shx", ".qix",
+    ".hdr", ".aux", ".cls", ".caption", ".idx", ".index", ".crc", ".md5", ".sha256", ".sock", ".pipe", ".lock",
+)  # fmt: skip
 
 LISTS = (".txt", ".lst")
 TABLES = (".parquet",)
 ARCHIVES = (".tar",)
 
-_MANIFEST = re.compile(r"((?:.*/)?)manifest\.(?:parquet$|parts/)")
+Kind: TypeAlias = Literal["image", "table", "archive", "list"]
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(IMAGE_SUFFIXES, "image"),
+    **dict.fromkeys(TABLES, "table"),
+    **dict.fromkeys(ARCHIVES, "archive"),
+    **dict.fromkeys(LISTS, "list"),
+}
+
+START_BYTES = 512
+"""So many first bytes tell what a file is: the header of a tar archive is as long."""
+
+LOOKERS = 16
+"""Threads that ask a server for the beginnings of files."""
+
+# Files that a batch job writes end so: in a folder with a manifest they are not images to be segmented.
+OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
+
+MANIFESTS = ("manifest.parquet", "manifest.parts", "manifest.lock")
+"""A folder with one of these is one that a job writes to, or did."""
+
+MAX_TITLE = 200
+"""So many characters of a malformed location are shown."""
+
+_MANIFEST = re.compile(r"((?:.*/)?)manifest\.(?:parquet$|parts/|lock$)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +109,9 @@ class Source:
     """The images of a batch job, in an order that does not depend on the machine.
 
     Args:
-        description: one line: "folder images: 200 files".
-        items: the images; about 400 bytes each.
-        skipped: files that were left out because their suffix is no image's.
+        description: one line: "folder images: 200 files, 3 other files left out (2 .txt, 1 .json)".
+        items: the images; about 400 bytes each. One that cannot be read, for whatever reason, says so when it is.
+        skipped: files that were left out because they are no images, or not the image of their key.
     """
 
     description: str
@@ -76,10 +127,22 @@ class _Entry(NamedTuple):
     start: int = 0
     length: int | None = None
     cell: Cell | None = None
+    error: str | None = None
 
 
-def open_source(source: str, *, column: str | None = None) -> Source:
+def open_source(
+    source: str,
+    *,
+    column: str | None = None,
+    member: str | None = None,
+    out: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Source:
     """Find the images of a source.
+
+    An image is what has an image's suffix or begins like one, whatever its name; the rest is counted. What is wrong
+    with one image, folder, table or archive among others, such as a malformed URL or a named pipe, is said when that
+    item is read. A list or table at a URL may name files of other machines only: not those of this one.
 
     Args:
         source: a path or any URL that fsspec knows, of
@@ -88,9 +151,12 @@ def open_source(source: str, *, column: str | None = None) -> Source:
             a pattern with `*`, `?`, `[a-z]`, `**`, `{000..099}` or `{a,b}`: the same of the files that fit;
             a list, .txt or .lst: a path, relative to the list's folder, or a URL a line; `#` begins a comment;
             a .parquet table with a column of bytes or of paths and URLs;
-            a WebDataset archive, .tar;
+            a WebDataset archive, .tar, of which one image a key is taken;
             an image.
         column: of tables, the one with the images; None to find it by name and type.
+        member: of archives, the members with the images: "jpg", "input.png"; None to find them by their names.
+        out: the folder that the job will write to: nothing in it is an image, if it lies in the source's folder.
+        limits: how long a web server may take, and how large a list may be.
 
     Raises:
         ValueError: the source has no image, or something in it cannot be used; one line with what to do.
@@ -99,10 +165,10 @@ def open_source(source: str, *, column: str | None = None) -> Source:
     """
     location = plain(source)
     path = local_path(location)
-    opening = _Opening(source, column)
+    opening = _Opening(shown(source), column, member, out, limits)
     if path is not None and _exists(path):
         return opening.folder(location) if path.is_dir() else opening.file(location)
-    if is_pattern(location):
+    if is_pattern(location) and not (path is None and is_there(location)):
         return opening.pattern(location)
     if path is None:
         return opening.url(location)
@@ -110,7 +176,7 @@ def open_source(source: str, *, column: str | None = None) -> Source:
         errno.ENOENT,
         "expected a folder, a pattern, a list (.txt), a .parquet table, a .tar or an image, "
         "found nothing; check the path",
-        source,
+        shown(source),
     )
 
 
@@ -131,103 +197,154 @@ class _Opening:
 
     shown: str
     column: str | None
+    member: str | None
+    out: str | None
+    limits: Limits
 
     def url(self, location: str) -> Source:
         """Of a URL without signs of a pattern."""
-        web = is_web(location)
-        is_known = suffix(location) in (*IMAGE_SUFFIXES, *LISTS, *TABLES, *ARCHIVES)
-        opened, inner = file_system(location)
-        # Any web page with links in it looks like a folder; a folder elsewhere may be called x.parquet.
-        with naming(location):
-            is_folder = not (web and is_known) and opened.isdir(inner)
-        if is_folder:
+        # A folder of an object store may be called x.parquet; any web page with links in it looks like a folder.
+        if not is_web(location) and is_folder(location, self.limits):
             return self.folder(location)
         check_compression(location)
-        if web and not is_known:
+        try:
+            start = read_start(location, START_BYTES, self.limits)
+        except FileNotFoundError as error:
+            if is_web(location):
+                raise
+            text = "found nothing; check the URL"
+            raise FileNotFoundError(errno.ENOENT, text, self.shown) from error
+        kind = _kind(location, start)
+        if kind is None and is_web(location):
+            if is_folder(location, self.limits):
+                return self.folder(location)
             raise ValueError(
                 f"{self.shown}: expected a list, a table, an archive or an image, or a folder whose server lists its "
                 "files, got none of these; name a list file (.txt) with a URL a line"
             )
-        with naming(location):
-            try:
-                opened.info(inner)
-            except FileNotFoundError as error:
-                # A server that cannot be reached looks to fsspec like a missing file, with the reason behind it.
-                why = "" if error.__cause__ is None else f" ({reason(error.__cause__)})"
-                text = f"found nothing{why}; check the URL"
-                raise FileNotFoundError(errno.ENOENT, text, location) from None
-        return self.file(location)
+        return self.single(location, kind)
 
     def file(self, location: str) -> Source:
-        """Of one file, by its suffix."""
+        """Of one file on this machine."""
         check_compression(location)
-        kind = suffix(location)
-        if kind in LISTS:
-            return self.list(location)
-        if kind not in (*IMAGE_SUFFIXES, *TABLES, *ARCHIVES):
-            raise ValueError(
-                f"{self.shown}: expected a folder, a list (.txt, .lst), a table (.parquet), an archive (.tar) or a "
-                f"image ({', '.join(IMAGE_SUFFIXES)}), got a file that ends with {kind or 'no suffix'}; convert it"
-            )
+        start = b""
+        # What the name says need not be looked up.
+        if _kind(location, start) is None:
+            start = read_start(location, START_BYTES, self.limits)
+        return self.single(location, _kind(location, start))
+
+    def single(self, location: str, kind: Kind | None) -> Source:
+        """Of one file of a kind."""
         base = parent(location)
-        return self.files(base, [inside(base, location)], "file")
+        name = inside(base, location)
+        if kind != "table":
+            self.refuse_column(f"{'an' if kind in ('image', 'archive') else 'a'} {kind or 'file'}")
+        if kind != "archive":
+            self.refuse_member(f"{'an' if kind == 'image' else 'a'} {kind or 'file'}")
+        if kind == "list":
+            return self.listed(location)
+        if kind == "table":
+            return self.tables(base, [name], Counter())
+        if kind == "archive":
+            return self.archives(base, [name], Counter())
+        if kind == "image":
+            entry = _Entry(_name(inside(base, location)), location)
+            return self.source(f"file {self.shown}: 1 file", [entry], 0)
+        raise ValueError(
+            f"{self.shown}: expected a folder, a list (.txt, .lst), a table (.parquet), an archive (.tar) or an image, "
+            f"got a file that ends with {suffix(location) or 'no suffix'} and begins like none of them; convert it"
+        )
+
+    def refuse_column(self, got: str) -> None:
+        """Raise ValueError where a column was named and there is no table."""
+        if self.column is not None:
+            raise ValueError(
+                f"{self.shown}: expected Parquet tables for the column {self.column!r}, got {got}; leave the column out"
+            )
+
+    def refuse_member(self, got: str) -> None:
+        """Raise ValueError where a member was named and there is no archive."""
+        if self.member is not None:
+            raise ValueError(
+                f"{self.shown}: expected .tar archives for the member {self.member!r}, got {got}; leave the member out"
+            )
 
     def folder(self, location: str) -> Source:
         """Of all files below a folder."""
-        found = sorted(files_below(location))
-        manifests = (_MANIFEST.match(name) for name in found)
-        roots = {match[1] for match in manifests if match}
-        kept = [name for name in found if not _is_output(name, roots)]
-        left = len(found) - len(kept)
-        return self.files(
-            location, kept, "folder", f", {left:,} earlier outputs left out" if left else ""
-        )
+        return self.files(location, files_below(location, self.limits), "folder")
 
     def pattern(self, location: str) -> Source:
         """Of all files that fit a pattern."""
-        base = pattern_root(location)
-        found: set[str] = set()
-        for pattern in expand_braces(location):
-            if is_pattern(pattern):
-                root = pattern_root(pattern)
-                found.update(inside(base, join(root, name)) for name in matching(pattern))
+        base, rest = split_pattern(location)
+        names: set[str] = set()
+        problems: dict[str, str] = {}
+        for chosen in expand_braces(rest):
+            pattern = join(base, chosen)
+            if not is_pattern(pattern) or is_there(pattern):
+                path = local_path(pattern)
+                if path is not None and not path.exists():
+                    raise FileNotFoundError(
+                        errno.ENOENT,
+                        f"expected all files of {self.shown}, one is missing",
+                        shown(pattern),
+                    )
+                names.add(chosen)
                 continue
-            path = local_path(pattern)
-            if path is not None and not path.exists():
-                raise FileNotFoundError(
-                    errno.ENOENT, f"expected all files of {self.shown}, one is missing", pattern
-                )
-            found.add(inside(base, pattern))
-        if not found:
+            found = matching(base, chosen, self.limits)
+            names.update(found.names)
+            problems.update(found.problems)
+        if not names and not problems:
             raise FileNotFoundError(
                 errno.ENOENT,
                 "expected files that fit the pattern, got none; `**/*` looks in folders too",
                 self.shown,
             )
-        return self.files(base, sorted(found), "pattern")
+        return self.files(base, Listing(sorted(names), problems), "pattern")
 
-    def files(self, base: str, found: list[str], kind: str, remark: str = "") -> Source:
-        """Of files, which are sorted by name and relative to `base`."""
-        groups: dict[str, list[str]] = {"images": [], "tables": [], "archives": []}
-        kinds = dict.fromkeys(IMAGE_SUFFIXES, "images")
-        kinds |= dict.fromkeys(TABLES, "tables") | dict.fromkeys(ARCHIVES, "archives")
-        for name in found:
-            if (group := kinds.get(suffix(name))) is not None:
-                groups[group].append(name)
-        images, tables, archives = groups.values()
-        if self.column is not None and not tables:
-            raise ValueError(
-                f"{self.shown}: expected Parquet tables for the column {self.column!r}, "
-                f"got {_census(found)}; leave the column out"
-            )
-        if images and self.column is None:
-            description = f"{kind} {self.shown}: {_count(images, 'file')}{remark}"
-            return self.source(description, _files(base, images), skipped=len(found) - len(images))
+    def files(self, base: str, found: Listing, kind: str) -> Source:
+        """Of files and problems below a folder."""
+        names, problems, remark = self.without_outputs(base, found, complete=kind == "folder")
+        groups: dict[Kind, list[str]] = {"image": [], "table": [], "archive": []}
+        others: list[str] = []
+        for name in names:
+            group = groups.get(KINDS.get(suffix(name), "list"))
+            (others if group is None else group).append(name)
+        tables, archives = groups["table"], groups["archive"]
+        if not tables:
+            self.refuse_column(_files(others + groups["image"] + archives))
+        if not archives:
+            self.refuse_member(_files(others + groups["image"] + tables))
+        if self.column is None and self.member is None:
+            begins, unread = self.look_into(base, others)
+            problems |= unread
+            if begins:
+                groups["image"] = sorted([*groups["image"], *begins])
+                others = [name for name in others if name not in begins]
+        images = groups["image"] if self.column is None and self.member is None else []
+        # A pipe named x.txt would be no image as a file either.
+        others += [name for name in problems if suffix(name) in OTHER_SUFFIXES]
+        wrong = {
+            name: _Entry(_name(name), join(base, name), error=_error(join(base, name), why))
+            for name, why in problems.items()
+            if suffix(name) not in OTHER_SUFFIXES
+        }
+        if images or (wrong and not tables and not archives):
+            rest = [*others, *tables, *archives]
+            left = Counter(suffix(name) or "without suffix" for name in rest)
+            entries = [
+                wrong.get(name) or _Entry(_name(name), join(base, name))
+                for name in sorted([*images, *wrong])
+            ]
+            description = f"{kind} {self.shown}: {_count(entries, 'file')}{remark}"
+            return self.source(f"{description}{_left(left)}", entries, len(rest))
+        left = Counter(suffix(name) or "without suffix" for name in others)
         if tables and (self.column is not None or not archives):
-            return self.tables(base, tables, len(found) - len(tables))
-        if archives and not tables:
-            return self.archives(base, archives, len(found) - len(archives))
-        for name in found:
+            left.update({".tar": len(archives)} if archives else {})
+            return self.tables(base, tables, left, remark, wrong.values())
+        if archives and (self.member is not None or not tables):
+            left.update({".parquet": len(tables)} if tables else {})
+            return self.archives(base, archives, left, remark, wrong.values())
+        for name in names:
             check_compression(name)
         if tables:
             raise ValueError(
@@ -235,69 +352,201 @@ class _Opening:
                 f"{_count(archives, 'archive')}; name one kind by a pattern, as in *.parquet"
             )
         raise ValueError(
-            f"{self.shown}: expected images ({', '.join(IMAGE_SUFFIXES)}), .parquet tables or .tar archives, "
-            f"got {_census(found)}{remark}; check the path"
+            f"{self.shown}: expected images ({', '.join(IMAGE_SUFFIXES[:8])}, ...), .parquet tables or .tar archives, "
+            f"got {_files(names)}{remark}; check the path"
         )
 
-    def tables(self, base: str, tables: list[str], skipped: int) -> Source:
+    def look_into(self, base: str, names: Sequence[str]) -> tuple[set[str], dict[str, str]]:
+        """Which files begin like images, and which cannot be read and why; the others are no images."""
+        remote = is_url(base)
+        closed = OTHER_SUFFIXES if remote else PARTS_OF_IMAGES
+        asked = [name for name in names if suffix(name) not in closed]
+
+        def begins(name: str) -> bool | str:
+            try:
+                return looks_like_image(read_start(join(base, name), START_BYTES, self.limits))
+            except (OSError, ValueError) as error:
+                return reason(error)
+
+        if remote and asked:
+            with ThreadPoolExecutor(min(LOOKERS, len(asked))) as pool:
+                answers = list(pool.map(begins, asked))
+        else:
+            answers = [begins(name) for name in asked]
+        pairs = list(zip(asked, answers, strict=True))
+        images = {name for name, answer in pairs if answer is True}
+        return images, {name: answer for name, answer in pairs if isinstance(answer, str)}
+
+    def without_outputs(
+        self, base: str, found: Listing, *, complete: bool
+    ) -> tuple[list[str], dict[str, str], str]:
+        """Files and problems without what a job wrote or will write, and how many files these are, in words.
+
+        Args:
+            base: the folder.
+            found: what is below it.
+            complete: whether all files below it were found, and not only those of a pattern.
+        """
+        remark = ""
+        names, problems = found.names, found.problems
+        own = None if self.out is None else _inside(base, self.out)
+        if own is not None:
+            names = [name for name in names if not name.startswith(own)]
+            problems = {name: why for name, why in problems.items() if not name.startswith(own)}
+            if count := len(found.names) - len(names):
+                remark = f", {_count(range(count), 'file')} in the output folder left out"
+        known: dict[str, bool] = {}
+        if complete:
+            known = {match[1]: True for match in map(_MANIFEST.match, names) if match}
+        if self.out is not None and _inside(self.out, join(base, "x")) is not None:
+            known[""] = known.get("", False) or _has_manifest(self.out)
+
+        def is_out(folder: str) -> bool:
+            if folder not in known:
+                known[folder] = not complete and _has_manifest(join(base, folder or "."))
+            return known[folder]
+
+        def is_output(name: str) -> bool:
+            if _MANIFEST.match(name):
+                return True
+            if not name.endswith(OUTPUT_ENDINGS):
+                return False
+            ends = [0, *(match.end() for match in re.finditer("/", name))]
+            return any(is_out(name[:end]) for end in ends)
+
+        kept = [name for name in names if not is_output(name)]
+        if count := len(names) - len(kept):
+            remark += f", {count:,} earlier outputs left out"
+        return kept, problems, remark
+
+    def tables(
+        self,
+        base: str,
+        tables: list[str],
+        left: Counter[str],
+        remark: str = "",
+        wrong: Iterable[_Entry] = (),
+    ) -> Source:
         """Of Parquet tables."""
-        images, columns = open_tables(base, tables, self.column)
-        if not images:
+        entries: list[_Entry] = []
+        broken: list[_Entry] = []
+        first = None
+        for table in tables:
+            location = join(base, table)
+            try:
+                images, columns = open_tables(base, [table], self.column)
+            except (ValueError, OSError) as error:
+                if len(tables) == 1:
+                    raise
+                broken.append(_Entry(_name(table), location, error=describe(error)))
+                continue
+            first = first or columns
+            if columns[:2] != first[:2]:
+                raise ValueError(
+                    f"{shown(location)}: expected images in column {first.images}, as in the table before, "
+                    f"got them in {columns.images}; name one kind of table"
+                )
+            entries += [
+                _Entry(image.name, image.location, cell=image.cell)
+                if image.cell is not None or not image.location
+                else _checked(base, image.location, image.name)
+                for image in images
+            ]
+        if first is None:
+            raise ValueError(f"{self.shown}: expected Parquet tables; {broken[0].error}")
+        if not entries:
             raise ValueError(
                 f"{self.shown}: expected rows, got an empty table; check what it was made of"
             )
-        entries = [_Entry(image.name, image.location, cell=image.cell) for image in images]
-        if not columns.are_bytes:
-            self.check_once(entries, "the table")
-        description = f"Parquet {self.shown}: {len(entries):,} rows, column {columns.images}"
+        entries, twice = self.once(entries)
+        description = f"Parquet {self.shown}: {len(entries):,} rows, column {first.images}"
         if len(tables) > 1:
             description += f", {len(tables):,} tables"
-        return self.source(description, entries, skipped)
+        description += f"{twice}{remark}{_left(left)}"
+        return self.source(description, [*entries, *broken, *wrong], left.total())
 
-    def archives(self, base: str, archives: list[str], skipped: int) -> Source:
-        """Of tar archives; other files in them are counted as skipped, labels and texts as a rule."""
-        entries = []
+    def archives(
+        self,
+        base: str,
+        archives: list[str],
+        left: Counter[str],
+        remark: str = "",
+        wrong: Iterable[_Entry] = (),
+    ) -> Source:
+        """Of tar archives, one image a key."""
+        entries: list[_Entry] = []
+        broken: list[_Entry] = []
+        members: Counter[str] = Counter()
         for archive in archives:
             location = join(base, archive)
-            members, others = images_in(location, IMAGE_SUFFIXES)
-            folder = without_suffix(archive)
+            try:
+                found = images_in(location, IMAGE_SUFFIXES, self.member, self.limits)
+            except (ValueError, OSError) as error:
+                if len(archives) == 1:
+                    raise
+                broken.append(_Entry(_name(archive), location, error=describe(error)))
+                continue
+            folder = without_suffix(_name(inside(shown(base), shown(location))))
             entries += [
-                _Entry(contained_name(f"{folder}/{member.name}"), location, *member[1:])
-                for member in members
+                _Entry(contained_name(printable(f"{folder}/{image.name}")), location, *image[1:])
+                for image in found.images
             ]
-            skipped += others
+            members += found.left_out
+        if not entries:
+            raise ValueError(f"{self.shown}: expected .tar archives; {broken[0].error}")
         counts = f"{_count(entries, 'image')} in {_count(archives, 'archive')}"
-        return self.source(f"WebDataset {self.shown}: {counts}", entries, skipped)
+        if members:
+            counts += f", left out: {census(members)}"
+        description = f"WebDataset {self.shown}: {counts}{remark}{_left(left)}"
+        skipped = members.total() + left.total()
+        return self.source(description, [*entries, *broken, *wrong], skipped)
 
-    def list(self, location: str) -> Source:
+    def listed(self, location: str) -> Source:
         """Of the files that a text file names."""
-        if self.column is not None:
-            raise ValueError(
-                f"{self.shown}: expected a Parquet table for the column {self.column!r}, got a list; leave it out"
-            )
-        entries = _files(parent(location), _lines(location))
+        base = parent(location)
+        entries = [
+            _checked(base, join(base, text), _name(inside(base, plain(text))))
+            for text in _lines(location, self.limits)
+        ]
         if not entries:
             raise ValueError(
                 f"{self.shown}: expected a path or URL a line, got an empty list; add some"
             )
-        self.check_once(entries, "the list, without empty lines and comments,")
-        return self.source(f"list {self.shown}: {_count(entries, 'file')}", entries, 0)
+        entries, twice = self.once(entries)
+        return self.source(f"list {self.shown}: {_count(entries, 'file')}{twice}", entries, 0)
 
-    def check_once(self, entries: Sequence[_Entry], where: str) -> None:
-        """Raise ValueError if two entries are of the same file."""
-        first: dict[str, int] = {}
-        for index, entry in enumerate(entries):
-            if first.setdefault(entry.location, index) != index and entry.location:
-                raise ValueError(
-                    f"{self.shown}: expected every image once, got {entry.location} as number "
-                    f"{first[entry.location] + 1} and {index + 1} of {where}; remove one"
-                )
+    def once(self, entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
+        """Entries without those of a file that is there already or that the job wrote, and how many these are."""
+        seen: set[str] = set()
+        kept = []
+        outputs = 0
+        for entry in entries:
+            if entry.location and entry.cell is None:
+                if entry.location in seen:
+                    continue
+                seen.add(entry.location)
+                if self.is_own(entry.location):
+                    outputs += 1
+                    continue
+            kept.append(entry)
+        twice = len(entries) - len(kept) - outputs
+        remark = f", {twice:,} named twice left out" if twice else ""
+        return kept, f"{remark}, {outputs:,} earlier outputs left out" if outputs else remark
+
+    def is_own(self, location: str) -> bool:
+        """Whether a file was written by the job in its earlier runs."""
+        if self.out is None or not location.endswith(OUTPUT_ENDINGS):
+            return False
+        return _inside(self.out, location) is not None and _has_manifest(self.out)
 
     def source(self, description: str, entries: Sequence[_Entry], skipped: int) -> Source:
         """With names that no two images share."""
         names = [entry.name or f"{index:09d}" for index, entry in enumerate(entries)]
         # No two entries are of the same bytes; this text is digested where names alone would clash.
-        origins = [f"{entry.location}\n{entry.start}\n{entry.cell}" for entry in entries]
+        origins = [
+            f"{entry.location or index}\n{entry.start}\n{entry.cell}"
+            for index, entry in enumerate(entries)
+        ]
         items = [
             Item(index, name, stem, *entry[1:])
             for index, ((name, stem), entry) in enumerate(
@@ -307,14 +556,54 @@ class _Opening:
         return Source(description, items, skipped)
 
 
-def _files(base: str, texts: Iterable[str]) -> list[_Entry]:
-    """Whole files, relative to the folder or URL `base`, or absolute, or URLs."""
-    return [_Entry(name_of(inside(base, plain(text))), join(base, text)) for text in texts]
+def _kind(location: str, start: bytes) -> Kind | None:
+    """What a file is: its suffix says so, or, if that says nothing, its first bytes."""
+    kind = KINDS.get(suffix(location))
+    if kind is not None:
+        return kind
+    if looks_like_image(start):
+        return "image"
+    if start.startswith(b"PAR1"):
+        return "table"
+    return "archive" if start[257:262] == b"ustar" else None
 
 
-def _lines(location: str) -> Iterator[str]:
+def _checked(base: str, location: str, name: str) -> _Entry:
+    """A whole file that a list or table in the folder or at the URL `base` names."""
+    why = obstacle(base, location)
+    return _Entry(name, location, error=None if why is None else _error(location, why))
+
+
+def _name(text: str) -> str:
+    """The name of an image from its path or URL, whatever it is."""
+    return name_of(shown(text))
+
+
+def _error(location: str, why: str) -> str:
+    title = shown(location)
+    return f"{title if len(title) <= MAX_TITLE else f'{title[:MAX_TITLE]}…'}: {why}"
+
+
+def _inside(folder: str, location: str) -> str | None:
+    """Where a location lies strictly inside a folder, its name there with a slash behind it; else None."""
+    folder, location = plain(folder), plain(location)
+    if is_url(folder) != is_url(location):
+        return None
+    if not is_url(folder):
+        folder, location = os.path.realpath(folder), os.path.realpath(location)
+    name = inside(folder, location)
+    return None if name == location else f"{name}/"
+
+
+def _has_manifest(folder: str) -> bool:
+    """Whether a job writes to a folder, or did."""
+    return any(is_there(join(plain(folder), name)) for name in MANIFESTS)
+
+
+def _lines(location: str, limits: Limits) -> Iterator[str]:
     """What a list names, line by line."""
-    with io.TextIOWrapper(io.BytesIO(read_range(location)), encoding="utf-8-sig") as stream:
+    data = read_range(location, limits=limits)
+    with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as stream:
         try:
             for line in stream:
                 text = line.strip()
@@ -322,25 +611,26 @@ def _lines(location: str) -> Iterator[str]:
                     yield text
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{location}: expected paths or URLs, one a line, in UTF-8, got other bytes; "
+                f"{shown(location)}: expected paths or URLs, one a line, in UTF-8, got other bytes; "
                 "save the file as UTF-8"
             ) from error
 
 
-def _is_output(name: str, roots: Collection[str]) -> bool:
-    """Whether a file was written by a batch job to one of the folders `roots`, which end with a slash."""
-    if _MANIFEST.match(name):
-        return True
-    return name.endswith(OUTPUT_ENDINGS) and any(name.startswith(root) for root in roots)
-
-
-def _census(names: Iterable[str]) -> str:
-    """Counts of files by suffix: "3 other files (2 .csv, 1 .json)"."""
-    counts = Counter(suffix(name) or "no suffix" for name in names)
+def _files(names: Iterable[str]) -> str:
+    """Files by suffix: "3 files (2 .csv, 1 .json)"."""
+    counts = Counter(suffix(name) or "without suffix" for name in names)
     if not counts:
         return "no files"
-    shown = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common(4))
-    return f"{sum(counts.values()):,} other files ({shown})"
+    total = counts.total()
+    return f"{total:,} file{'' if total == 1 else 's'} ({census(counts)})"
+
+
+def _left(counts: Counter[str]) -> str:
+    """What was left out, for a description; "" if nothing was."""
+    total = counts.total()
+    if not total:
+        return ""
+    return f", {total:,} other file{'' if total == 1 else 's'} left out ({census(counts)})"
 
 
 def _count(things: Sequence[Any], name: str) -> str:

@@ -27,8 +27,6 @@ from resclip.text.class_names import parse_classes
 
 if TYPE_CHECKING:
     from resclip.batch.manifest import Manifest, Row
-    from resclip.batch.sources import Source
-
 
 MAX_WORKERS = 16
 """By default at most so many threads read, and as many write."""
@@ -68,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="do everything anew, whatever DIR holds"
     )
     files.add_argument("--column", metavar="NAME", help="of a Parquet table: where its images are")
+    files.add_argument(
+        "--member",
+        metavar="NAME",
+        help="of WebDataset shards: which members are the images, by their names after the key: jpg, input.png",
+    )
     files.add_argument(
         "--max-pixels",
         type=whole_number,
@@ -121,8 +124,10 @@ def run(arguments: argparse.Namespace) -> int:
         import resclip.io.geotiff  # noqa: F401 - where rasterio is not installed, say so now
     store = open_store(arguments.out)
     store.check_writable()
-    source = open_source(arguments.source, column=arguments.column)
-    say(f"{source.description}{left_out(source)}")
+    source = open_source(
+        arguments.source, column=arguments.column, member=arguments.member, out=arguments.out
+    )
+    say(source.description)
     request = request_from(
         arguments,
         classes,
@@ -206,11 +211,6 @@ def named(row: Row) -> str:
     """A failure, with the image's name in it and options in place of parameters."""
     error = explain(row.error or "failed")
     return error if row.name in error else f"{row.name}: {error}"
-
-
-def left_out(source: Source) -> str:
-    """How many files a folder holds that are no images by their names."""
-    return f" ({source.skipped:,} other files left out)" if source.skipped else ""
 
 
 def report(tally: Tally, total: int, out: str) -> int:

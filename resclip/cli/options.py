@@ -33,10 +33,11 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
-    "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset", "device",
-    "engine", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_memory", "max_pixels", "method",
+    "actors", "address", "background", "bands", "batch_size", "cache", "classes", "column", "correlation", "dataset",
+    "device", "engine", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_bytes", "max_memory",
+    "max_pixels", "max_windows", "member", "method",
     "model", "out", "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root",
-    "scores", "sfr", "short_side", "split", "stride", "templates", "window", "workers",
+    "scores", "sfr", "short_side", "split", "stride", "templates", "timeout", "value_range", "window", "workers",
 )  # fmt: skip
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,33 @@ def is_file(text: str) -> bool:
         return path.exists() and not path.is_dir()
     except (OSError, ValueError):  # Too long for a path, or with a null character in it.
         return False
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no file and no link to one: reading a pipe, a socket or a device may wait for ever.
+
+    Raises:
+        OSError: it is something else, or missing; names the path.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - a third of the time of pathlib's.
+    except OSError as error:
+        if Path(path).is_symlink():
+            end = "itself" if error.errno == errno.ELOOP else "a file that is missing"
+            text = f"expected a file, got a link to {end}; remove it"
+            raise OSError(error.errno, text, str(path)) from error
+        raise
+    except ValueError:
+        text = "expected a path, got one with a null character in it; check it"
+        raise OSError(errno.EINVAL, text, str(path)) from None
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "expected a file, got a folder", str(path))
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device")
+    text = f"expected a file, got {kind}; write what comes from it to a file, or leave it out"
+    raise OSError(errno.EINVAL, text, str(path))
 
 
 def read_text(path: str | os.PathLike[str], expected: str) -> str:
