@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resclip.batch.items import Item
-from resclip.batch.output_names import contained_name, name_of, unique_names, without_suffix
+from resclip.batch.output_names import (
+    OUTPUT_ENDINGS,
+    contained_name,
+    name_of,
+    unique_names,
+    without_suffix,
+)
 from resclip.batch.parquet import Cell, open_tables
 from resclip.batch.paths import (
     expand_braces,
@@ -42,9 +48,6 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif",
     ".jpe", ".jfif", ".apng", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-
-# Files that a batch job writes end so: below a folder with a manifest they are not images to be segmented.
-OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
 
 LISTS = (".txt", ".lst")
 TABLES = (".parquet",)
