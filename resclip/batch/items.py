@@ -1,13 +1,49 @@
-"""One image of a source: its names, and where its bytes are."""
+"""One image of a source: its names, where its bytes are, and which bytes they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from resclip.batch.parquet import Cell, read_cell
-from resclip.batch.paths import local_path, naming, read_range
+from resclip.batch.paths import file_system, local_path, naming, plain, read_range, shown
 from resclip.errors import reason
+
+# What file systems call the version of a file, the most exact first.
+VERSIONS = (
+    "ETag", "etag", "blob_id", "generation", "Last-Modified", "LastModified", "last_modified", "mtime", "updated",
+    "created",
+)  # fmt: skip
+
+FILES_KEPT = 65_536
+"""What is known of so many remote files is kept, so that a server is asked once for all images of an archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which bytes an image is, as far as that is known without reading them.
+
+    Args:
+        location: path or URL of the file, without user, password, query and fragment.
+        size: in bytes: of the file, or of an archive's member; None where it is unknown.
+        version: of the file: the time of its last change in ns on a local disk, elsewhere what its server says, such as
+            an ETag; None where it is unknown.
+    """
+
+    location: str
+    size: int | None
+    version: str | None
+
+    def agrees(self, other: Identity) -> bool:
+        """Whether both can be the same bytes: what one of them does not know makes no difference."""
+        return (
+            self.location == other.location
+            and (self.size is None or other.size is None or self.size == other.size)
+            and (self.version is None or other.version is None or self.version == other.version)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +57,8 @@ class Item:
         location: path or URL of the file that holds the bytes; "" for one that its table does not name.
         start, length: which bytes of the file, where the image is a part of it.
         cell: which cell of the file, where it is a Parquet table.
+        error: why it cannot be read, where that is known before; one line.
+        seen: which bytes it was when a run began to read it; None before.
     """
 
     index: int
@@ -30,15 +68,19 @@ class Item:
     start: int = 0
     length: int | None = None
     cell: Cell | None = None
+    error: str | None = None
+    seen: Identity | None = None
 
     def read(self) -> bytes:
         """The encoded image.
 
         Raises:
             OSError: the file is missing or cannot be read; names the item.
-            ValueError: its table names no file or is damaged; names the item.
+            ValueError: its table names no file or is damaged; names the item. Or `error`.
             ImportError: the file system, or Parquet, needs a package that is not installed.
         """
+        if self.error is not None:
+            raise ValueError(self.error)
         if not self.location:
             raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
         # A part of a file, or a file of another name, is shown with its file.
@@ -54,9 +96,49 @@ class Item:
         except ValueError as error:
             raise ValueError(f"{'' if is_file else f'{self.name}: '}{reason(error)}") from error
 
+    def identity(self) -> Identity:
+        """Which bytes it is now: one look at a local file; a server is asked once for each file."""
+        location = plain(self.location) if self.location else ""
+        path = local_path(location) if location else None
+        size = version = None
+        if path is not None:
+            location = str(path.absolute())
+            # Reading it says why.
+            with contextlib.suppress(OSError, ValueError):
+                status = path.stat()
+                size, version = status.st_size, str(status.st_mtime_ns)
+        elif location and self.error is None:
+            size, version = _remote_version(location)
+        # Names that are not UTF-8 can be stored as escapes alone.
+        text = shown(location)
+        text = text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+        return Identity(text, size if self.length is None else self.length, version)
+
+    def looked_at(self) -> Item:
+        """The item with its identity, before its bytes are read: what changes afterwards is noticed by the next run."""
+        return replace(self, seen=self.identity())
+
     @property
     def local_path(self) -> Path | None:
         """The file, where the image is the whole of one on this machine."""
         if self.cell is not None or self.length is not None or not self.location:
             return None
         return local_path(self.location)
+
+
+def forget_versions() -> None:
+    """Ask servers anew from now on."""
+    _remote_version.cache_clear()
+
+
+@lru_cache(maxsize=FILES_KEPT)
+def _remote_version(location: str) -> tuple[int | None, str | None]:
+    """Size and version of a remote file; None for what its server does not say, or where it cannot be asked."""
+    about: dict[str, Any] = {}
+    # Whatever it is, reading the file says it.
+    with contextlib.suppress(Exception), naming(location):
+        files, inner = file_system(location)
+        about = files.info(inner)
+    version = next((str(about[key]) for key in VERSIONS if about.get(key)), None)
+    size = about.get("size")
+    return size if isinstance(size, int) else None, version

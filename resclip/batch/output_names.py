@@ -18,6 +18,11 @@ from resclip.io.files import code_of, portable_part
 MAX_PART_BYTES = 180
 """A part of a name has at most so many bytes: file systems take 255, and outputs add an ending ("_labels.png")."""
 
+# The files and the folder by which the manifest is kept in an output folder; see `resclip.batch.manifest`.
+MANIFEST = "manifest.parquet"
+PARTS = "manifest.parts"
+LOCK = "manifest.lock"
+
 OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
 """What a batch job writes for an image is its stem and one of these."""
 
@@ -93,8 +98,8 @@ def unique_names(names: Sequence[str], origins: Sequence[str]) -> Iterator[tuple
         Name and stem, in the order of `names`.
     """
     portable = [portable_stem(name) for name in names]
-    whole = [_folded(text) for text in portable]
-    shorter = (_folded(without_suffix(text)) for text in portable if without_suffix(text) != text)
+    whole = [folded(text) for text in portable]
+    shorter = (folded(without_suffix(text)) for text in portable if without_suffix(text) != text)
     same_name = _repeated(names)
     same_folded = _repeated(whole)
     same_stem = _repeated(chain(shorter, set(whole)))
@@ -105,10 +110,10 @@ def unique_names(names: Sequence[str], origins: Sequence[str]) -> Iterator[tuple
             mark = f"~{_digest(origin)}"
             beginning, suffix = _split(name)
             yield f"{beginning}{mark}{suffix}", stem + mark
-        elif _folded(text) in same_folded:
+        elif folded(text) in same_folded:
             yield name, f"{text}~{_digest(name)}"
         else:
-            yield name, text if _folded(stem) in same_stem else stem
+            yield name, text if folded(stem) in same_stem else stem
 
 
 def portable_stem(name: str) -> str:
@@ -129,6 +134,11 @@ def _free(folder: str) -> str:
         return folder
     beginning, dot, end = folder.rpartition(".")
     return beginning + code_of(dot) + end
+
+
+def stem_of(output: str) -> str:
+    """The stem of the image that a file was written for: "sub/cat_labels.png" → "sub/cat"."""
+    return output.rpartition("_")[0]
 
 
 def without_suffix(name: str) -> str:
@@ -156,7 +166,7 @@ def _digest(text: str) -> str:
     return f"{int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little'):016x}"
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """Equal for names that a disk may take as the same."""
     if name.isascii():
         return name.lower()

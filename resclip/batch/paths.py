@@ -304,3 +304,12 @@ def _identity(folder: str) -> tuple[int, int]:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
+
+
+def shown(location: str) -> str:
+    """A location as it may be stored and shown: of a URL without user, password, query and fragment."""
+    if not is_url(location):
+        return location
+    scheme, _, rest = location.partition("://")
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -109,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from resclip.batch.job import BatchJob
     from resclip.batch.manifest import Manifest
+    from resclip.batch.paths import shown
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
 
@@ -137,9 +138,14 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.scores,
         arguments.max_pixels,
     )
-    with Manifest(store, job.settings(segmenter), overwrite=arguments.overwrite) as manifest:
+    with Manifest(
+        store,
+        job.settings(segmenter),
+        source=shown(arguments.source),
+        overwrite=arguments.overwrite,
+    ) as manifest:
         store.clean()
-        missing = [item for item in source.items if item.name not in manifest.done]
+        missing = manifest.missing(source.items)
         if arguments.engine == "ray":
             from resclip.batch import ray_engine
 
