@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch
 from batch_support import files_in, make_images, rows_of, toy_segmenter
 from cli_support import one_line, run
 from PIL import Image
+from pyarrow import parquet as pq
 
 CLASSES = "sky; tree; grass"
 SMALL = ("--window", "56", "--stride", "56", "--short-side", "56", "--method", "naclip")
@@ -76,10 +78,19 @@ def test_images_some_of_them_broken(
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
 
     # Once the five are mended, they alone are done, and the status is 0.
-    make_images(tmp_path / "in", 40)
+    make_images(tmp_path / "whole", 40)
+    for row in failed:
+        shutil.copy(tmp_path / "whole" / row["name"], tmp_path / "in" / row["name"])
     assert batch(tmp_path / "in", tmp_path / "out") == 0
     assert "5 of 40 images done, 35 earlier" in capsys.readouterr().err
-    assert {row["status"] for row in rows_of(tmp_path / "out")} == {"done"}
+    rows = rows_of(tmp_path / "out")
+    assert {row["status"] for row in rows} == {"done"}
+    assert {row["source"] for row in rows} == {str(tmp_path / "in")}
+    for row in rows:
+        path = tmp_path / "in" / row["name"]
+        assert row["location"] == str(path)
+        assert row["size"] == path.stat().st_size
+        assert row["version"] == str(path.stat().st_mtime_ns)
 
 
 # The command line, whose manifest goes to the disk after a fifth of a second instead of two.
@@ -100,7 +111,7 @@ def test_a_killed_run_goes_on_where_it_was(
     command = [sys.executable, "-c", EARLY, *arguments(tmp_path / "in", out)]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(out.glob("manifest.parts/*.parquet")):
+    while not any(pq.read_metadata(part).num_rows for part in out.glob("manifest.parts/*.parquet")):
         assert killed.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)

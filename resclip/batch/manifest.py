@@ -24,7 +24,7 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,7 @@ from filelock import FileLock, Timeout
 from resclip.batch.items import Identity, Item, forget_versions
 from resclip.batch.output_names import LOCK, MANIFEST, PARTS, folded, stem_of
 from resclip.batch.parquet import parquet
-from resclip.batch.paths import local_path
+from resclip.batch.paths import is_url
 from resclip.batch.storage import Store
 from resclip.errors import reason
 from resclip.inference.prefetch import prefetch
@@ -363,6 +363,13 @@ class Manifest:
             if before.agrees(identity)
         }
         missing = [item for item in items if item.name not in done]
+        if missing:
+            self._withdraw(missing, done)
+        self._earlier = self._earlier.slice(0, 0)
+        return missing
+
+    def _withdraw(self, missing: Sequence[Item], done: Collection[str]) -> None:
+        """Take back the rows of images that are not done whose files the missing ones will replace."""
         # Folded, as a disk that ignores case replaces Cat_labels.png by cat_labels.png.
         stems = {folded(item.stem) for item in missing}
         for row in _rows_of(self._earlier.select(["index", "name", "outputs"])):
@@ -373,8 +380,6 @@ class Manifest:
                     Row(position, name, "withdrawn", None, 0.0, None, None, (), ())
                 )
         self.flush()
-        self._earlier = self._earlier.slice(0, 0)
-        return missing
 
     def add(self, row: Row) -> None:
         """Record what became of an image. It is on disk after at most 512 rows, or with the first row after 2 s.
@@ -472,7 +477,7 @@ def _rows_of(table: Any) -> Iterator[dict[str, Any]]:
 
 def _identities(items: Sequence[Item]) -> list[Identity]:
     """Which bytes items are now; servers are asked in threads."""
-    if all(local_path(item.location) is not None for item in items):
+    if not any(is_url(item.location) for item in items):
         return [item.identity() for item in items]
     return list(prefetch(Item.identity, items, workers=ASKING))
 
