@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from resclip.batch.parquet import Cell, read_cell
+from resclip.batch.parquet import Cell, forget_tables, read_cell
 from resclip.batch.paths import file_system, is_url, local_path, naming, read_range, shown
 from resclip.errors import reason
+from resclip.io.limits import DEFAULT_LIMITS, Limits
 
 # What file systems call the version of a file, the most exact first.
 VERSIONS = (
@@ -72,7 +73,7 @@ class Item:
     error: str | None = None
     seen: Identity | None = None
 
-    def read(self) -> bytes:
+    def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
         """The encoded image.
 
         Raises:
@@ -91,7 +92,7 @@ class Item:
             with naming(self.location):
                 if self.cell is None:
                     return read_range(self.location, self.start, self.length)
-                return read_cell(self.location, self.cell)
+                return read_cell(self.location, self.cell, limits.max_bytes)
         except OSError as error:
             raise OSError(error.errno, reason(error), title) from error
         except ValueError as error:
@@ -130,8 +131,9 @@ class Item:
         return local_path(self.location)
 
 
-def forget_versions() -> None:
-    """Ask servers anew from now on."""
+def forget_files() -> None:
+    """Ask servers and open tables anew from now on."""
+    forget_tables()
     _remote_version.cache_clear()
 
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from resclip.batch.items import Identity, Item, forget_versions
+from resclip.batch.items import Identity, Item, forget_files
 from resclip.batch.output_names import LOCK, MANIFEST, PARTS, folded, stem_of
 from resclip.batch.parquet import parquet
 from resclip.batch.paths import is_url
@@ -345,6 +345,7 @@ class Manifest:
         Raises:
             OSError: the store's files cannot be listed, or the manifest not be written.
         """
+        forget_files()
         if not len(self._earlier):
             return list(items)
         files = self.store.names()
@@ -355,7 +356,6 @@ class Manifest:
             outputs = row["outputs"]
             if item and outputs and files.issuperset(outputs) and stem_of(outputs[0]) == item.stem:
                 found.append((item, Identity(row["location"], row["size"], row["version"])))
-        forget_versions()
         now = _identities([item for item, _ in found])
         done = {
             item.name

@@ -288,12 +288,13 @@ class _Opening:
 
     def check_once(self, entries: Sequence[_Entry], where: str) -> None:
         """Raise ValueError if two entries are of the same file."""
-        first: dict[str, int] = {}
+        first: dict[tuple[str, Cell | None], int] = {}
         for index, entry in enumerate(entries):
-            if first.setdefault(entry.location, index) != index and entry.location:
+            bytes_of = entry.location, entry.cell
+            if first.setdefault(bytes_of, index) != index and entry.location:
                 raise ValueError(
                     f"{self.shown}: expected every image once, got {entry.location} as number "
-                    f"{first[entry.location] + 1} and {index + 1} of {where}; remove one"
+                    f"{first[bytes_of] + 1} and {index + 1} of {where}; remove one"
                 )
 
     def source(self, description: str, entries: Sequence[_Entry], skipped: int) -> Source:
