@@ -6,7 +6,6 @@ What it imports from resclip.evaluation is loaded on use: `--help` must not wait
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resclip.cli.options import (
@@ -17,6 +16,7 @@ from resclip.cli.options import (
     check_out,
     evaluation_progress,
     open_datasets,
+    output_path,
     segmenter_for,
     show_tables,
 )
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         metavar="DIR",
         help="write ablation.json, ablation.csv and ablation.md there. Settings that ablation.json has under the same "
         "conditions are not measured again, so an interrupted run goes on where it stopped",

@@ -14,14 +14,18 @@ from tqdm import tqdm
 
 from resclip.cli.options import (
     CLASSES_HELP,
+    add_limit_options,
     add_model_options,
     add_window_options,
     explain,
+    limits_from,
     memory_size,
+    output_folder,
     request_from,
     whole_number,
     window_arguments,
 )
+from resclip.errors import describe
 from resclip.inference.prefetch import available_cores
 from resclip.text.class_names import parse_classes
 
@@ -49,7 +53,9 @@ paths, URLs or bytes, or WebDataset shards such as "shard-{000..099}.tar"; on th
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `resclip batch`."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder or URL to write to")
+    parser.add_argument(
+        "--out", required=True, type=output_folder, metavar="DIR", help="folder or URL to write to"
+    )
     parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -68,12 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="do everything anew, whatever DIR holds"
     )
     files.add_argument("--column", metavar="NAME", help="of a Parquet table: where its images are")
-    files.add_argument(
-        "--max-pixels",
-        type=whole_number,
-        metavar="N",
-        help="largest image to decode (default: 178,956,970 pixels; TIFFs that are read by block: any)",
-    )
+    add_limit_options(files)
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--engine",
@@ -102,11 +103,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Do the job; the exit status: 0 every image is done, 1 some are not.
 
     Raises:
-        ValueError, TypeError: the options cannot be carried out.
+        ValueError, TypeError: the options cannot be carried out, be it for want of a package or of the source.
         OSError: the source cannot be read, or the output not be written.
-        ImportError: a package that the options need is not installed.
         WeightsUnavailable: the model cannot be fetched.
     """
+    try:
+        return _run(arguments)
+    except ImportError as error:
+        raise ValueError(describe(error)) from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from resclip.batch.job import BatchJob
     from resclip.batch.manifest import Manifest
     from resclip.batch.paths import shown
@@ -120,7 +127,10 @@ def run(arguments: argparse.Namespace) -> int:
         import resclip.io.geotiff  # noqa: F401 - where rasterio is not installed, say so now
     store = open_store(arguments.out)
     store.check_writable()
-    source = open_source(arguments.source, column=arguments.column)
+    try:
+        source = open_source(arguments.source, column=arguments.column)
+    except FileNotFoundError as error:
+        raise ValueError(describe(error)) from error
     say(f"{source.description}{left_out(source)}")
     request = request_from(
         arguments,
@@ -136,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.format,
         arguments.overlay,
         arguments.scores,
-        arguments.max_pixels,
+        limits_from(arguments).max_pixels,
     )
     with Manifest(
         store,

@@ -24,6 +24,7 @@ from resclip.cli.options import (
     add_model_options,
     add_window_options,
     explain,
+    output_folder,
     whole_number,
 )
 from resclip.version import __version__
@@ -100,7 +101,9 @@ def _forget_output() -> int:
 def add_segment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
-    parser.add_argument("--out", metavar="DIR", help="directory to write to, made if missing")
+    parser.add_argument(
+        "--out", type=output_folder, metavar="DIR", help="directory to write to, made if missing"
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -123,7 +126,13 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="demo", metavar="DIR", help="directory (default: demo)")
+    parser.add_argument(
+        "--out",
+        type=output_folder,
+        default="demo",
+        metavar="DIR",
+        help="directory (default: demo)",
+    )
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:

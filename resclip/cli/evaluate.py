@@ -17,6 +17,7 @@ from resclip.cli.options import (
     check_out,
     evaluation_progress,
     open_datasets,
+    output_path,
     segmenter_for,
     show_tables,
 )
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--per-class", action="store_true", help="print the classes' IoU as well")
     output.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         metavar="DIR",
         help="write report.json, report.csv and report.md there, and what the options below ask for. Rows that "
         "report.json has under the same conditions are not measured again, so an interrupted run goes on where it "

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from resclip.errors import describe
 from resclip.io.files import write_atomically
+from resclip.io.limits import DEFAULT_LIMITS, Limits
 from resclip.text.class_names import DATASETS, parse_classes
+from resclip_kernels import quoted
 
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
@@ -34,9 +36,9 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
     "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset", "device",
-    "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "method", "model", "out", "overlay",
-    "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr", "short_side",
-    "split", "stride", "templates", "window", "workers",
+    "engine", "format", "fresh", "implementation", "max_bytes", "max_memory", "max_pixels", "method", "model", "out",
+    "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr",
+    "short_side", "split", "stride", "templates", "timeout", "window", "workers",
 )  # fmt: skip
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
@@ -217,6 +219,66 @@ def whole_number(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return value
+
+
+def positive_number(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def output_folder(text: str) -> str:
+    """The folder or URL that --out names; an error for none, as an unset variable of a shell's script makes."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder to write to, got nothing; name one")
+    return text
+
+
+def output_path(text: str) -> Path:
+    """`output_folder`, of this machine."""
+    return Path(output_folder(text))
+
+
+def byte_count(text: str) -> int:
+    """Bytes, such as "500MB" or "1GiB"."""
+    from resclip.inference.memory import parse_memory
+
+    try:
+        return int(text) if text.isascii() and text.isdigit() and int(text) else parse_memory(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of bytes such as '500MB' or '1GiB', got {quoted(text)}"
+        ) from None
+
+
+def add_limit_options(parser: Any) -> None:
+    """What an image may take at most; `parser` may be a group of one."""
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        metavar="N",
+        help="largest image to decode (default: 178,956,970 pixels; TIFFs that are read by block: more)",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=byte_count,
+        default=DEFAULT_LIMITS.max_bytes,
+        metavar="SIZE",
+        help='largest file at a URL, or part of a table or archive, to hold in memory, such as "500MB" (default: 1GiB)',
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_number,
+        default=DEFAULT_LIMITS.timeout,
+        metavar="SECONDS",
+        help="how long a server may be silent before its file counts as unreadable (default: 60)",
+    )
+
+
+def limits_from(arguments: argparse.Namespace) -> Limits:
+    """The limits that the options of `add_limit_options` name."""
+    return Limits(arguments.max_pixels, arguments.max_bytes, arguments.timeout)
 
 
 def png_path(text: str) -> Path:
