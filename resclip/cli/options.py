@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from resclip.errors import describe
 from resclip.io.files import write_atomically
-from resclip.io.limits import DEFAULT_LIMITS, Limits
 from resclip.text.class_names import DATASETS, parse_classes
-from resclip_kernels import quoted
 
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
     from resclip.evaluation.report import Report
     from resclip.evaluation.runner import Progress
     from resclip.evaluation.tables import Tables
+    from resclip.io.limits import Limits
     from resclip.methods.catalogue import Method
     from resclip.segmenter import Segmenter
 
@@ -248,7 +247,7 @@ def byte_count(text: str) -> int:
         return int(text) if text.isascii() and text.isdigit() and int(text) else parse_memory(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected a number of bytes such as '500MB' or '1GiB', got {quoted(text)}"
+            f"expected a number of bytes such as '500MB' or '1GiB', got {text[:80]!r}"
         ) from None
 
 
@@ -263,14 +262,12 @@ def add_limit_options(parser: Any) -> None:
     parser.add_argument(
         "--max-bytes",
         type=byte_count,
-        default=DEFAULT_LIMITS.max_bytes,
         metavar="SIZE",
         help='largest file at a URL, or part of a table or archive, to hold in memory, such as "500MB" (default: 1GiB)',
     )
     parser.add_argument(
         "--timeout",
         type=positive_number,
-        default=DEFAULT_LIMITS.timeout,
         metavar="SECONDS",
         help="how long a server may be silent before its file counts as unreadable (default: 60)",
     )
@@ -278,7 +275,11 @@ def add_limit_options(parser: Any) -> None:
 
 def limits_from(arguments: argparse.Namespace) -> Limits:
     """The limits that the options of `add_limit_options` name."""
-    return Limits(arguments.max_pixels, arguments.max_bytes, arguments.timeout)
+    from resclip.io.limits import Limits
+
+    names = ("max_pixels", "max_bytes", "timeout")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return Limits(**given)
 
 
 def png_path(text: str) -> Path:
