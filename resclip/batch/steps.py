@@ -7,6 +7,7 @@ only a fault of the output, such as a full disk, ends the job.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from resclip.batch.items import Item
 from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
 from resclip.batch.outputs import BlockSink, MemorySink, Result, as_scores, encode
-from resclip.batch.storage import Store
+from resclip.batch.storage import Store, concerns_one_file
 from resclip.errors import describe
 from resclip.inference import scheduler
 from resclip.inference.batch_size import SHARE, window_bytes
@@ -93,9 +94,10 @@ Outcome: TypeAlias = SegmentedImage | Problem
 def read_item(job: BatchJob, item: Item) -> LoadedImage | Problem:
     """Item → image: its pixels, resized; a large TIFF or JPEG 2000 is only opened, since it is read by block."""
     started = time.time()
+    item = item.looked_at()
     try:
         # A local file is not held in memory while it is decoded.
-        source = item.local_path or item.read()
+        source = item.source(job.reading.limits)
         opened = open_picture(source, job.reading, name=item.name, block_pixels=job.block_pixels)
     except (ValueError, OSError, MemoryError) as error:
         return Problem(item, started, describe(error))
@@ -160,7 +162,15 @@ def segment_images(
             scores = as_scores(event.probabilities).cpu().numpy() if job.scores else None
             sink.add(event.first, labels, scores)
             if event.first + len(event.labels) == image.size[0]:
-                result = sink.finish()
+                try:
+                    result = sink.finish()
+                except (OSError, MemoryError) as error:
+                    if not concerns_one_file(error):
+                        raise
+                    sink.abort()
+                    unfinished.discard(sink)
+                    yield Problem(image.item, image.started, describe(error))
+                    continue
                 unfinished.discard(sink)
                 yield SegmentedImage(image.item, image.started, result)
     finally:
@@ -172,13 +182,26 @@ def finish(job: BatchJob, store: Store, outcome: Outcome) -> Row:
     """Result → files, each whole or not at all, and then the row, which must not exist before them.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: they cannot be written, and no others could.
     """
+    if isinstance(outcome, SegmentedImage):
+        try:
+            return _written(job, store, outcome)
+        except (OSError, MemoryError) as error:
+            if not concerns_one_file(error):
+                raise
+            text = f"{outcome.item.name}: {describe(error)}"
+            outcome = Problem(outcome.item, outcome.started, text)
     item = outcome.item
-    if isinstance(outcome, Problem):
-        seconds = time.time() - outcome.started
-        return Row(item.index, item.name, "failed", outcome.error, seconds, None, None, (), ())
-    result = outcome.result
+    seconds = time.time() - outcome.started
+    return Row(
+        item.index, item.name, "failed", outcome.error, seconds, None, None, (), (), item.seen
+    )
+
+
+def _written(job: BatchJob, store: Store, image: SegmentedImage) -> Row:
+    """The row of an image, once its files are written."""
+    item, result = image.item, image.result
     written = list(result.written)
     for name, data in encode(job, item.stem, result):
         store.write(name, data)
@@ -188,11 +211,13 @@ def finish(job: BatchJob, store: Store, outcome: Outcome) -> Row:
         name=item.name,
         status="done",
         error=None,
-        seconds=time.time() - outcome.started,
+        seconds=time.time() - image.started,
         width=result.width,
         height=result.height,
         classes=result.areas(job.names),
         outputs=tuple(sorted(written)),
+        identity=item.seen,
+        input=json.dumps(result.record, ensure_ascii=False) if result.record else None,
     )
 
 

@@ -22,9 +22,10 @@ from resclip.cli import ablate, batch, bench, evaluate
 from resclip.cli.options import (
     CLASSES_HELP,
     add_model_options,
+    add_reading_options,
     add_window_options,
     explain,
-    whole_number,
+    output_folder,
 )
 from resclip.version import __version__
 
@@ -98,9 +99,16 @@ def _forget_output() -> int:
 
 
 def add_segment_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help='image files, folders, patterns such as "photos/*.jpg", URLs, and whatever `resclip batch` takes',
+    )
     parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
-    parser.add_argument("--out", metavar="DIR", help="directory to write to, made if missing")
+    parser.add_argument(
+        "--out", type=output_folder, metavar="DIR", help="directory to write to, made if missing"
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -112,18 +120,19 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="write NAME_overlay.png (default: yes)",
     )
-    parser.add_argument(
-        "--max-pixels",
-        type=whole_number,
-        metavar="N",
-        help="largest image to decode (default: 178,956,970 pixels)",
-    )
+    add_reading_options(parser.add_argument_group("how images are read"))
     add_model_options(parser)
     add_window_options(parser)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="demo", metavar="DIR", help="directory (default: demo)")
+    parser.add_argument(
+        "--out",
+        type=output_folder,
+        default="demo",
+        metavar="DIR",
+        help="directory (default: demo)",
+    )
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:

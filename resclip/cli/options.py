@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from resclip.evaluation.report import Report
     from resclip.evaluation.runner import Progress
     from resclip.evaluation.tables import Tables
+    from resclip.io.picture import ReadOptions
     from resclip.methods.catalogue import Method
     from resclip.segmenter import Segmenter
 
@@ -220,6 +221,96 @@ def whole_number(text: str) -> int:
     return value
 
 
+def positive_number(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def output_folder(text: str) -> str:
+    """The folder or URL that --out names; an error for none, as an unset variable of a shell's script makes."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder to write to, got nothing; name one")
+    return text
+
+
+def output_path(text: str) -> Path:
+    """`output_folder`, of this machine."""
+    return Path(output_folder(text))
+
+
+def byte_count(text: str) -> int:
+    """Bytes, such as "500MB" or "1GiB"."""
+    from resclip.inference.memory import parse_memory
+
+    try:
+        return int(text) if text.isascii() and text.isdigit() and int(text) else parse_memory(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of bytes such as '500MB' or '1GiB', got {text[:80]!r}"
+        ) from None
+
+
+def add_reading_options(parser: Any) -> None:
+    """How image files are read, and what one may take at most; `parser` may be a group of one."""
+    parser.add_argument(
+        "--bands",
+        metavar="LIST",
+        help="which bands of a file are red, green and blue, or the one that is grey: numbers or names, such as 4,3,2 "
+        "(default: as the file says)",
+    )
+    parser.add_argument(
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="values that become black and white in files of more than 8 bits (default: by the file's percentiles)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        metavar="N",
+        help="largest image to decode (default: 178,956,970 pixels; TIFFs that are read by block: more)",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=byte_count,
+        metavar="SIZE",
+        help='largest file at a URL, or part of a table or archive, to hold in memory, such as "500MB" (default: 1GiB)',
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_number,
+        metavar="SECONDS",
+        help="how long a server may be silent before its file counts as unreadable (default: 60)",
+    )
+
+
+def reading_from(arguments: argparse.Namespace) -> ReadOptions:
+    """What the options of `add_reading_options` say.
+
+    Raises:
+        ValueError, TypeError: bands or a range that are none.
+    """
+    from resclip.io.limits import Limits
+    from resclip.io.picture import ReadOptions
+
+    names = ("max_pixels", "max_bytes", "timeout")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    bands = value_range = None
+    if arguments.bands is not None:
+        texts = [text.strip() for text in arguments.bands.split(",")]
+        bands = tuple(int(text) if text.isdecimal() else text for text in texts)
+    if arguments.value_range is not None:
+        try:
+            low, high = map(float, arguments.value_range.split(","))
+        except ValueError:
+            raise ValueError(
+                f"--value-range must be LOW,HIGH, as in 0,3000; got {arguments.value_range[:80]!r}"
+            ) from None
+        value_range = low, high
+    return ReadOptions(bands, value_range, Limits(**given))
+
+
 def png_path(text: str) -> Path:
     """The file that --out names; ValueError for one that is no PNG."""
     path = Path(text)
@@ -235,13 +326,6 @@ def memory_size(text: str) -> int:
         return parse_memory(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def output_path(text: str) -> Path:
-    """A path to write to. An empty text, as an unset variable of a shell gives, would be the folder one is in."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected a name, got an empty text")
-    return Path(text)
 
 
 def load_from(arguments: argparse.Namespace, classes: Sequence[str], **changes: Any) -> Segmenter:

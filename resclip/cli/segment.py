@@ -88,15 +88,15 @@ def entries_of(asked: str, out: str | None) -> Iterator[Entry]:
     What earlier runs wrote to `out` is none of them.
     """
     from resclip.batch.items import Item
-    from resclip.batch.paths import is_pattern, is_url, local_path, shown
-    from resclip.batch.sources import KINDS, open_source, suffix
+    from resclip.batch.paths import is_pattern, local_path, shown, suffix
+    from resclip.batch.sources import KINDS, open_source
 
     path = local_path(asked)
-    is_file = not is_url(asked) and path is not None and not is_there_as_folder(path)
-    # A name that a file has is no pattern; neither is one that no file has but that looks like none.
-    if is_file and KINDS.get(suffix(asked), "image") == "image":
-        if exists(path) or not is_pattern(asked):
-            yield Entry(asked, Path(asked).stem, Item(0, asked, asked, str(asked)))
+    if path is not None and not is_there_as_folder(path):
+        is_image = KINDS.get(suffix(asked), "image") == "image"
+        # The name of a file is no pattern, whatever is in it; reading a missing one says so.
+        if is_image and (exists(path) or not is_pattern(asked)):
+            yield Entry(asked, path.stem, Item(0, asked, asked, asked))
             return
     try:
         source = open_source(asked, out=out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample, printable
 from resclip.evaluation.metrics import confusion, scores_of
+from resclip.io.files import code_of, portable_part
 from resclip.io.images import PixelArray, save_png
 from resclip.visualization.overlay import LegendEntry, draw_sheet, palette
 from resclip_kernels import check_count
@@ -28,10 +28,6 @@ _RIGHT = (228, 228, 231)
 _WRONG = (213, 94, 0)
 _IGNORED = (161, 161, 170)
 _UNLABELLED = (63, 63, 70)
-
-# What Windows, the strictest system, does not allow in file names; and "%", which starts the codes of the others.
-_UNSAFE = re.compile(r'[<>:"\\|?*%\x00-\x1f\x7f]|[. ]$')
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -155,16 +151,12 @@ def colours_of(dataset: Dataset) -> PixelArray:
 def portable_path(name: str) -> str:
     """A relative path, "/" between its parts, that every system allows and that leads to no other folder.
 
-    What some system does not allow in a file's name becomes its code, as in a web address: "a:b" is "a%3Ab". Different
-    names stay different.
+    What some system does not allow becomes its code, as by `portable_part`, and "%" too, so that different names stay
+    different.
     """
-    parts = []
-    for part in name.split("/"):
-        safe = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", part)
-        if _DEVICES.fullmatch(safe):
-            safe = f"%{ord(safe[0]):02X}{safe[1:]}"
-        parts.append(safe or "%")
-    return "/".join(parts)
+    return "/".join(
+        portable_part(part.replace("%", code_of("%"))) or "%" for part in name.split("/")
+    )
 
 
 def write(image: Image.Image, path: Path) -> None:

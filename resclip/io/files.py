@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# What Windows, the strictest system, does not allow in the name of a file or folder: letters, ends and devices.
+_UNSAFE = re.compile(r'[<>:"\\|?*\x00-\x1f\x7f]|[. ]\Z')
+_DEVICES = re.compile(
+    r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE
+)
 
 
 def is_file(text: str) -> bool:
@@ -84,6 +91,21 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(
             errno.ENOTDIR, "expected a folder, got a file of that name", str(folder)
         ) from None
+
+
+def portable_part(part: str) -> str:
+    """A part of a path, between two slashes, as every system allows it.
+
+    What some system does not allow becomes its code, as in a web address: "a:b" is "a%3Ab", and "CON.txt", which is a
+    device of Windows, "%43ON.txt".
+    """
+    safe = _UNSAFE.sub(lambda match: code_of(match[0]), part)
+    return code_of(safe[0]) + safe[1:] if _DEVICES.fullmatch(safe) else safe
+
+
+def code_of(letter: str) -> str:
+    """An ASCII letter as in a web address: ":" is "%3A"."""
+    return f"%{ord(letter):02X}"
 
 
 def temporary_name() -> str:

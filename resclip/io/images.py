@@ -51,7 +51,9 @@ from resclip.io.signatures import kind_of_image
 if TYPE_CHECKING:
     from resclip.io.raster import Raster
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Picture"
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Picture"
+)
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are not decoded whole: Pillow's own limit, about 0.5 GB of pixels."""

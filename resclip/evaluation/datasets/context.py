@@ -45,7 +45,8 @@ from resclip.evaluation.datasets.base import (
     split_names,
 )
 from resclip.evaluation.datasets.matlab import read_matrix
-from resclip.io.images import ImageError, PixelArray, check_file
+from resclip.io.errors import check_file
+from resclip.io.images import ImageError, PixelArray
 from resclip.text.class_names import dataset_classes
 
 _MOST_PIXELS = 1 << 24
