@@ -119,15 +119,15 @@ class Values:
         for value, label in self.classes.items():
             table[value] = label
         table[sorted(self.ignored)] = IGNORED
-        labels = table[raw]
-        if labels.min() < 0:
-            unknown = np.unique(raw[labels < 0])
+        pixels = np.bincount(raw.ravel(), minlength=len(table))
+        unknown = np.flatnonzero((pixels > 0) & (table < 0))
+        if len(unknown):
             shown = ", ".join(map(str, unknown[:8])) + (", …" if len(unknown) > 8 else "")
             raise ImageError(
                 f"{path}: expected values among {shorten(sorted({*self.classes, *self.ignored}))}, got {shown} in "
-                f"{int((labels < 0).sum()):,} pixels; {self.advice}"
+                f"{int(pixels[unknown].sum()):,} pixels; {self.advice}"
             )
-        classes: PixelArray = labels.astype(np.uint8)
+        classes: PixelArray = table.astype(np.uint8)[raw]
         return classes
 
 
