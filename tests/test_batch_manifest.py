@@ -27,7 +27,7 @@ from hypothesis import given, settings
 
 from resclip.batch import manifest as module
 from resclip.batch.items import Identity, Item
-from resclip.batch.manifest import ClassArea, Manifest, Row, newest, schema, table_of
+from resclip.batch.manifest import ClassArea, Manifest, Row, newest, schema, table_of, write_rows
 from resclip.batch.storage import Store, open_store
 from resclip.io.files import write_atomically
 
@@ -327,9 +327,36 @@ def test_a_file_that_is_no_manifest(store: Store) -> None:
             Manifest(store, {})
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+    good = store.local_path("manifest.parts/000004.parquet")
+    assert good is not None
+    write_rows(store, "manifest.parts/000004.parquet", [table_of([row(0)])], {})
+    data = good.read_bytes()
+    path.unlink()
+    # The end says where everything is.
+    for place in range(len(data) - 300, len(data) - 8, 7):
+        good.write_bytes(data[:place] + b"\xff\xff" + data[place + 2 :])
+        with contextlib.suppress(ValueError):
+            Manifest(store, {}).close()
+        for left in store.list("manifest.parts"):
+            store.remove(left)
+        store.remove("manifest.parquet")
     with Manifest(store, {}, overwrite=True) as manifest:
         assert manifest.done() == set()
     assert rows_in(store) == []
+
+
+def test_a_folder_in_the_place_of_the_manifest(store: Store) -> None:
+    """It would be found when all is done."""
+    store.write("manifest.parquet/x_labels.png", b"")
+    with pytest.raises(OSError, match="got a folder of that name; rename it"):
+        Manifest(store, SETTINGS)
+
+
+def test_settings_are_not_shown_at_length(store: Store) -> None:
+    Manifest(store, {"names": ["class"] * 9999}).close()
+    with pytest.raises(ValueError, match="names: .*… there, nothing now") as caught:
+        Manifest(store, {})
+    assert len(str(caught.value)) < 400
 
 
 def test_two_runs_on_one_folder(store: Store) -> None:

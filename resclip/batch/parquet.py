@@ -154,7 +154,7 @@ def open_tables(
                         f"{join(base, tables[0])}, got them in {columns.images}; name one kind of table"
                     )
                 images += _images_of(file, columns, base, table)
-        except _table_errors() as error:
+        except table_errors() as error:
             raise _damaged(location, error) from error
     assert first is not None
     return images, first
@@ -218,8 +218,8 @@ def _column(file: Any, location: str, path: str) -> Iterator[str | None]:
             for text in texts:
                 yield text or ""
             row += len(texts)
-    except _table_errors() as error:
-        _raise_if_of_disk(error)
+    except table_errors() as error:
+        raise_if_of_disk(error)
     if row < file.metadata.num_rows:
         reader = _Reader(location, path)
         for rest in range(row, file.metadata.num_rows):
@@ -317,13 +317,16 @@ def _first_texts(file: Any, name: str) -> list[str]:
             rows += len(texts)
             if len(found) >= LOOKED_AT or rows >= ROWS_LOOKED_AT:
                 break
-    except _table_errors() as error:
-        _raise_if_of_disk(error)
+    except table_errors() as error:
+        raise_if_of_disk(error)
     return found[:LOOKED_AT]
 
 
 def _is_location(text: str) -> bool:
     """Whether a text can be a path or a URL, and not a caption or data."""
+    # Nearly all are short words with a dot, which is no letter of base64; this test is ten times faster than the rest.
+    if len(text) <= 255 and "." in text and " " not in text and text.isprintable():
+        return not text.lower().startswith("data:")
     if len(text) > MAX_LOCATION or not text.strip() or _OTHER_BASE64.fullmatch(text):
         return False
     if any(ord(letter) < 32 for letter in text) or _is_base64_image(text):
@@ -419,7 +422,7 @@ def read_cell(location: str, cell: Cell, max_bytes: int = DEFAULT_LIMITS.max_byt
     """
     try:
         value = _reader(location, cell.column).cell(cell.row)
-    except _table_errors() as error:
+    except table_errors() as error:
         raise _damaged(location, error) from error
     where = f"in column {cell.column[:40]}, row {cell.row}"
     if value is None:
@@ -488,8 +491,8 @@ class _Reader:
         if group not in self.damaged:
             try:
                 return self._read_on(group, row)
-            except _table_errors() as error:
-                _raise_if_of_disk(error)
+            except table_errors() as error:
+                raise_if_of_disk(error)
                 self.group = -1
                 self.damaged[group] = _DamagedGroup(
                     self.location, self.file, self.column, group, self.firsts[group]
@@ -558,11 +561,11 @@ class _DamagedGroup:
             values = next(self._batches(data, self.rows))
             if len(values) == self.rows:
                 return values.slice(page.first, page.rows), page.first
-        except _table_errors() as error:
-            _raise_if_of_disk(error)
+        except table_errors() as error:
+            raise_if_of_disk(error)
             problem = error
         # Of a page that is damaged further down the rows before are there.
-        with contextlib.suppress(*_table_errors()):
+        with contextlib.suppress(*table_errors()):
             for found, values in enumerate(self._batches(data, 1)):
                 if found == row:
                     return values, row
@@ -600,18 +603,18 @@ def _open(location: str) -> Any:
     where = open_binary(location) if local_path(location) is None else location
     try:
         return file.ParquetFile(where, buffer_size=1 << 20, pre_buffer=False)
-    except _table_errors() as error:
+    except table_errors() as error:
         raise _damaged(location, error) from error
 
 
-def _table_errors() -> tuple[type[Exception], ...]:
-    """What Arrow raises for a damaged table; of errors that a disk or server may have too see `_raise_if_of_disk`."""
+def table_errors() -> tuple[type[Exception], ...]:
+    """What Arrow raises for a damaged table; of errors that a disk or server may have too see `raise_if_of_disk`."""
     import pyarrow as pa
 
     return (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, StopIteration)
 
 
-def _raise_if_of_disk(error: Exception) -> None:
+def raise_if_of_disk(error: Exception) -> None:
     """Raise an error again that is a disk's or server's; Arrow's about the contents are plain and have no number."""
     if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
         raise error
@@ -619,7 +622,7 @@ def _raise_if_of_disk(error: Exception) -> None:
 
 def _damaged(location: str, error: Exception) -> ValueError:
     """The error in place of Arrow's; those of disks and servers are raised again."""
-    _raise_if_of_disk(error)
+    raise_if_of_disk(error)
     return ValueError(
         f"{location}: expected a Parquet table, got one that is damaged or none ({reason(error)[:80]}); "
         "get it again"
