@@ -19,6 +19,7 @@ from resclip_kernels.checks import (
     check_not_negative,
     check_pair,
     check_positive,
+    check_range,
     check_type,
     quoted,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "check_not_negative",
     "check_pair",
     "check_positive",
+    "check_range",
     "check_type",
     "cpu_kind",
     "cross_layer_rows",
