@@ -34,9 +34,9 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
     "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset", "device",
-    "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "method", "model", "out", "overlay",
-    "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr", "short_side",
-    "split", "stride", "templates", "window", "workers",
+    "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "max_windows", "method", "model", "out",
+    "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root", "scores", "sfr",
+    "short_side", "split", "stride", "templates", "window", "workers",
 )  # fmt: skip
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
@@ -187,6 +187,12 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
         help="windows that run together (default: 16 on a GPU, else 8)",
     )
     windows.add_argument(
+        "--max-windows",
+        type=whole_number,
+        metavar="N",
+        help="refuse an image that takes more windows, times the rounds of SFR (default: 1,000,000)",
+    )
+    windows.add_argument(
         "--threshold",
         type=probability,
         metavar="P",
@@ -202,6 +208,7 @@ def window_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "stride": arguments.stride,
         "probability_threshold": arguments.threshold,
         "batch_size": arguments.batch_size,
+        "max_windows": arguments.max_windows,
     }
 
 

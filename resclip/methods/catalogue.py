@@ -223,7 +223,9 @@ def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
                     f'RCS layers as text are block numbers and ranges, such as "6-9" or "3,6-9"; got {quoted(layers)}'
                 )
             if max(len(first), len(last)) > 9 or int(last) > MOST_LAYERS:
-                raise ValueError(f"RCS layers must be at most {MOST_LAYERS:,}; got {quoted(layers)}")
+                raise ValueError(
+                    f"RCS layers must be at most {MOST_LAYERS:,}; got {quoted(layers)}"
+                )
             numbers += range(int(first), int(last) + 1)
         layers = tuple(numbers)
     if not isinstance(layers, (tuple, list, range)):

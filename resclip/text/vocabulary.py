@@ -123,6 +123,16 @@ class Vocabulary:
         return cls(embeddings, torch.tensor(query_to_class), names)
 
 
+def check_classes_differ(names: Sequence[str]) -> None:
+    """ValueError for a class alone, which would be the answer for every pixel of every image."""
+    if len(names) == 1:
+        raise ValueError(
+            f"expected at least two classes to tell apart, got {quoted(names[0])} alone, which every pixel would be: "
+            "name what else there is, or put a background in front (resclip.text.class_names.with_background; "
+            "--background voc21 on the command line)"
+        )
+
+
 def whole_numbers(values: Any) -> Tensor:
     """The values as an int64 tensor; TypeError unless they are integers."""
     try:
