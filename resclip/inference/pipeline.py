@@ -35,6 +35,7 @@ from resclip.inference.windows import (
 from resclip.methods.catalogue import FACTORS, MOST_ITERATIONS, MOST_PIXELS
 from resclip.text.vocabulary import Vocabulary, check_classes_differ
 from resclip_kernels import (
+    FORKS,
     check_count,
     check_flag,
     check_fraction,
@@ -129,6 +130,7 @@ class ImageTask:
             ValueError: there are more windows than are allowed.
             ValueError, OSError: the pixels cannot be read.
         """
+        FORKS.check()
         if self.obstacle is not None:
             raise ValueError(self.obstacle)
         self.overview = self.pipeline.encode_overview(self)
