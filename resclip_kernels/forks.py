@@ -2,8 +2,8 @@
 
 A fork copies memory and the thread that asked for it, not the threads of OpenMP that it computes with. The copy still
 counts on them, and waits for ever at its first parallel step: `multiprocessing.Pool` on Linux, and servers that load a
-model before they fork, did. With one thread there is nobody to wait for, which is also how PyTorch's own data loaders run
-their workers.
+model before they fork, did. With one thread there is nobody to wait for, which is also how PyTorch's own data loaders
+run their workers.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Forks:
         self.has_computed = True
         if threading.get_ident() == self.forked_thread and torch.get_num_threads() > 1:
             raise RuntimeError(
-                "this process was forked from one that had used PyTorch, so its main thread can compute with one thread "
-                "only and would wait for ever with several: call torch.set_num_threads(1), or start workers with "
-                "multiprocessing.get_context('spawn')"
+                "this process was forked from one that had used PyTorch, so its main thread can compute with one "
+                "thread only and would wait for ever with several: call torch.set_num_threads(1), or start workers "
+                "with multiprocessing.get_context('spawn')"
             )
 
 

@@ -177,7 +177,7 @@ class QueryKeyRecorder(SelfAttention):
 
     Computes what `nn.MultiheadAttention` computes, softmax(q kᵀ/√d)·v through `out_proj`, with fused attention. v is
     projected apart from q and k, so that keeping those two keeps nothing else; with autograd on they keep their graph
-    as well, so run under `torch.no_grad()` where no gradient is wanted. Every thread has a last call of its own, so that
+    as well, so run under `torch.no_grad()` where no gradient is wanted. Every thread has its own last call, so that
     threads can share a model. A copy or a pickle has recorded nothing.
 
     Args:
