@@ -40,6 +40,10 @@ class ActivationWarning(UserWarning):
     """A file of weights does not say by which activation function they were trained, and it may be another one."""
 
 
+class ClassNumbersWarning(UserWarning):
+    """A file numbers its classes with gaps, which label maps do not have."""
+
+
 class ManyWindowsWarning(UserWarning):
     """An image takes very many overlapping windows; the message says how many, and how to take fewer."""
 
