@@ -315,7 +315,7 @@ def test_backgrounds_that_are_refused() -> None:
         ),
         (
             "coco.json",
-            '{"info": 1, "categories": [{"id": 0, "name": "sky"}, {"id": 1, "name": "tree, oak"}, {"id": 2, "name": "cat"}]}',
+            '{"categories": [{"id": 0, "name": "sky"}, {"id": 2, "name": "cat"}, {"id": 1, "name": "tree, oak"}]}',
         ),
         ("data.yaml", "path: x\nnames:\n  0: sky\n  1: tree, oak\n  2: cat\n"),
         ("list.yaml", "nc: 3\nnames: [sky, 'tree, oak', cat]\n"),

@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("source", "out", "options", "status", "words"),
     [
-        ("nothing-*.jpg", "out", (), 1, "nothing-*.jpg"),
+        ("nothing-*.jpg", "out", (), 2, "nothing-*.jpg"),
         ("empty", "out", (), 2, "got no files"),
         ("in", "file/out", (), 1, "expected a folder, got a file"),
         ("in", "out", ("--actors", 2), 2, "--engine ray"),

@@ -30,7 +30,6 @@ from typing import Any
 
 from resclip.errors import ClassNumbersWarning
 from resclip.io.files import is_file, read_text
-from resclip_kernels import quoted
 
 DATASETS = (
     "voc20", "voc21", "context59", "context60", "coco-object", "coco-stuff", "cityscapes", "ade20k",
@@ -86,20 +85,20 @@ class ClassEntry:
                 )
             if text.startswith(":"):
                 raise ValueError(
-                    f"expected a name before the colon, got {quoted(text)}; remove the colon"
+                    f"expected a name before the colon, got {_shown(text)}; remove the colon"
                 )
             if any(unicodedata.category(letter) == "Cs" for letter in text):
-                raise ValueError(f"expected text, got {quoted(text)}, which is not valid UTF-8")
+                raise ValueError(f"expected text, got {_shown(text)}, which is not valid UTF-8")
             if "," in text:
                 raise ValueError(
-                    f"expected a name without a comma, got {quoted(text)}; commas separate names"
+                    f"expected a name without a comma, got {_shown(text)}; commas separate names"
                 )
         if not queries or not all(queries):
             raise ValueError(
-                f"expected names separated by single commas, got {quoted(', '.join(queries))}; remove the empty name"
+                f"expected names separated by single commas, got {_shown(', '.join(queries))}; remove the empty name"
             )
         if not name or ": " in name:
-            raise ValueError(f"expected one name before the colon, got {quoted(name)}")
+            raise ValueError(f"expected one name before the colon, got {_shown(name)}")
         once: dict[str, str] = {}
         for query in queries:
             once.setdefault(_key(query), query)
@@ -129,9 +128,9 @@ def parse_entry(text: str) -> ClassEntry:
         return ClassEntry(queries[0], tuple(queries))
     name, listed = named.groups()
     if "," in name or not name:
-        raise ValueError(f"expected one name before the colon, got {quoted(text)}")
+        raise ValueError(f"expected one name before the colon, got {_shown(text)}")
     if not listed:
-        raise ValueError(f"expected names after the colon, got {quoted(text)}")
+        raise ValueError(f"expected names after the colon, got {_shown(text)}")
     return ClassEntry(name, tuple(listed.split(",")))
 
 
@@ -147,10 +146,10 @@ def parse_entries(entries: Sequence[str | ClassEntry]) -> list[ClassEntry]:
     """
     if isinstance(entries, str):
         raise TypeError(
-            f"expected a list of class names, got the string {quoted(entries)}; split it"
+            f"expected a list of class names, got the string {_shown(entries)}; split it"
         )
     if isinstance(entries, bytes) or not isinstance(entries, Iterable):
-        raise TypeError(f"expected a list of class names, got {quoted(entries)}")
+        raise TypeError(f"expected a list of class names, got {_shown(entries)}")
     return _parse_all([(f"class {number}", entry) for number, entry in enumerate(entries, 1)])
 
 
@@ -184,7 +183,7 @@ def parse_classes(text_or_path: str | os.PathLike[str]) -> list[str]:
     for entry in map(str.strip, entries):
         if entry.startswith("@"):
             raise ValueError(
-                f"expected a dataset's name such as '@voc21' to stand alone, got {quoted(entry)} among other classes"
+                f"expected a dataset's name such as '@voc21' to stand alone, got {_shown(entry)} among other classes"
             )
     return check_classes(entries)
 
@@ -308,14 +307,14 @@ def _parse_all(entries: Sequence[tuple[str, object]]) -> list[ClassEntry]:
         elif isinstance(entry, ClassEntry):
             parsed = entry
         else:
-            raise TypeError(f"expected class names to be text, {position} is {quoted(entry)}")
+            raise TypeError(f"expected class names to be text, {position} is {_shown(entry)}")
         classes.append(parsed)
         for key in (_key(parsed.name), frozenset(map(_key, parsed.queries))):
             earlier = first.setdefault(key, number)
             if earlier != number:
                 raise ValueError(
-                    f"expected each class once, got {quoted(str(classes[earlier]))} ({entries[earlier][0]}) "
-                    f"and {quoted(str(parsed))} ({position}); remove or rename one"
+                    f"expected each class once, got {_shown(str(classes[earlier]))} ({entries[earlier][0]}) "
+                    f"and {_shown(str(parsed))} ({position}); remove or rename one"
                 )
     if not classes:
         raise ValueError("expected at least one class name, got none")
@@ -447,7 +446,7 @@ def _item_class(position: str, item: object) -> str | ClassEntry:
         if isinstance(value, str):
             value = value.split(",") if value.strip() else None
         if value is not None and (not isinstance(value, list) or isinstance(value, Pairs)):
-            raise ValueError(f"expected a list of names for {quoted(name)}, got {kind_of(value)}")
+            raise ValueError(f"expected a list of names for {_shown(name)}, got {kind_of(value)}")
         return ClassEntry(name, _texts(value or [name]))
 
 
@@ -521,12 +520,19 @@ def _naming(position: object) -> Iterator[None]:
 
 def _check_choice(name: str, choices: Sequence[str], kind: str) -> None:
     if name not in choices:
-        raise ValueError(f"unknown {kind} {quoted(name)}; use one of: {', '.join(choices)}")
+        raise ValueError(f"unknown {kind} {_shown(name)}; use one of: {', '.join(choices)}")
 
 
 def _packaged_lines(name: str) -> list[str]:
     path = Path(__file__).parents[1] / "data" / "classnames" / f"{name}.txt"
     return read_text(path, "class names, one class per line").splitlines()
+
+
+def _shown(value: object) -> str:
+    """What came, for an error: the beginning of it."""
+    # Not `resclip_kernels.quoted`, which would wait for torch.
+    text = repr(value)
+    return text if len(text) <= 82 else f"{text[:80]}…{text[-1]}"
 
 
 def _squeeze(text: str) -> str:
