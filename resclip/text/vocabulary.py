@@ -22,6 +22,9 @@ from resclip.text.prompt_encoder import PromptEncoder
 from resclip.text.templates import find_templates
 from resclip_kernels import check_callable, check_flag, check_type, quoted
 
+MORE = " picture"
+"""A word behind a prompt, which changes its tokens unless they are cut before it."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -205,12 +208,13 @@ def check_lengths(
         return
     prompts = [longest.replace("{}", query) for query in queries]
     # Where one word more changes no token, the tokenizer has already cut, or the very last one was the last to fit.
-    is_full = tokenizer(prompts) == tokenizer([f"{prompt} picture" for prompt in prompts])
+    rows, longer = tokenizer([*prompts, *(f"{prompt}{MORE}" for prompt in prompts)]).chunk(2)
+    is_full = rows == longer
     cut = [query for query, full in zip(queries, is_full.all(dim=1).tolist(), strict=True) if full]
     first: dict[bytes, str] = {}
     for query in cut:
-        rows = tokenizer([template.replace("{}", query) for template in templates])
-        earlier = first.setdefault(rows.cpu().numpy().tobytes(), query)
+        of_query = tokenizer([template.replace("{}", query) for template in templates])
+        earlier = first.setdefault(of_query.cpu().numpy().tobytes(), query)
         if class_of[earlier] != class_of[query]:
             raise ValueError(
                 f"classes {quoted(class_of[earlier])} and {quoted(class_of[query])} are the same to the model, which "
