@@ -22,9 +22,6 @@ from resclip.text.prompt_encoder import PromptEncoder
 from resclip.text.templates import find_templates
 from resclip_kernels import check_callable, check_flag, check_type, quoted
 
-MORE = " picture"
-"""A word behind a prompt, which changes its tokens unless they are cut before it."""
-
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -208,8 +205,7 @@ def check_lengths(
         return
     prompts = [longest.replace("{}", query) for query in queries]
     # Where one word more changes no token, the tokenizer has already cut, or the very last one was the last to fit.
-    rows, longer = tokenizer([*prompts, *(f"{prompt}{MORE}" for prompt in prompts)]).chunk(2)
-    is_full = rows == longer
+    is_full = tokenizer(prompts) == tokenizer([f"{prompt} picture" for prompt in prompts])
     cut = [query for query, full in zip(queries, is_full.all(dim=1).tolist(), strict=True) if full]
     first: dict[bytes, str] = {}
     for query in cut:
