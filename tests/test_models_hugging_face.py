@@ -357,14 +357,21 @@ def test_code_in_a_folder_is_refused_without_a_question(
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}})
     )
-    with pytest.raises(WeightsUnavailable, match="trust_remote_code"):
+    with pytest.raises(WeightsUnavailable, match="contains custom code"):
         load_clip(str(tmp_path))
     text = {"hf_tokenizer_name": str(tmp_path), "context_length": 16}
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": text}})
-    )
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}})
     )
-    with pytest.raises(WeightsUnavailable, match="tokenizer of 'local-dir:"):
-        load_model(f"local-dir:{tmp_path}", device=torch.device("cpu"))
+    for trusted, said in (
+        ({}, "tokenizer of 'local-dir:"),
+        ({"trust_remote_code": True}, "refused"),
+    ):
+        model = {
+            "embed_dim": 8,
+            "vision_cfg": {},
+            "text_cfg": {**text, "tokenizer_kwargs": trusted},
+        }
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+        with pytest.raises(WeightsUnavailable, match=said):
+            load_model(f"local-dir:{tmp_path}", device=torch.device("cpu"))

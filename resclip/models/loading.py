@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -344,6 +345,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     import open_clip
 
     try:
+        # A configuration could hand this on to transformers, which would then run what a repository holds.
+        if "trust_remote_code" in json.dumps(open_clip.get_model_config(name)):
+            raise ValueError(
+                "its configuration asks to run code, trust_remote_code, which is refused"
+            )
         with no_questions():
             tokenizer: Tokenizer = open_clip.get_tokenizer(name)
     except ImportError:
