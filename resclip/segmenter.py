@@ -20,12 +20,14 @@ from torch import Tensor
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.inference import scheduler
 from resclip.inference.pipeline import (
+    MAX_WINDOWS,
     ImagePipeline,
     ImageTask,
     LogitMap,
     LogitTask,
     Strip,
     check_encoder,
+    check_settings,
 )
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
@@ -38,7 +40,6 @@ from resclip.result import UNLABELLED, Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
 from resclip_kernels import (
-    check_count,
     check_finite,
     check_flag,
     check_pair,
@@ -69,6 +70,7 @@ class Segmenter:
         pad_batches: whether incomplete batches are filled up with empty windows. A matrix product of another shape
             rounds its last bit differently; with filled batches an image's result is the same bit for bit whatever
             other images are in the batch. Windows of another size, as small and whole images have, then run one by one.
+        max_windows: an image that takes more windows, times the rounds of SFR, is refused before it is begun.
         max_memory: bytes that the process, or its part of a GPU, should hold at most; None: what is free.
         pad_multiple: windows are zero-padded evenly on both sides to a multiple of this many pixels, and their logits
             cut back (ProxyCLIP's protocol: 56); 0 for no padding.
@@ -76,7 +78,11 @@ class Segmenter:
         source: entries of `settings` that say where the model came from.
 
     Raises:
-        ValueError, TypeError: a value that does not fit, with what would.
+        ValueError, TypeError: a value that does not fit, with what would; a single class; a `max_memory` that is too
+            small for one window.
+
+    Warns:
+        ManyWindowsWarning: before the first image that takes very many overlapping windows.
     """
 
     def __init__(
@@ -94,14 +100,14 @@ class Segmenter:
         batch_size: int = 16,
         pad_batches: bool = False,
         max_memory: int | None = None,
+        max_windows: int = MAX_WINDOWS,
         pad_multiple: int = 0,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         source: dict[str, Any] | None = None,
     ) -> None:
         check_type("encoder", encoder, DenseEncoder, "a DenseEncoder")
-        check_count("short_side", short_side, 0)
-        check_count("long_side", long_side, 1)
+        check_settings({"short_side": short_side, "long_side": long_side})
         self.pipeline = ImagePipeline(
             encoder,
             vocabulary,
@@ -120,6 +126,7 @@ class Segmenter:
             batch_size=batch_size,
             pad_batches=pad_batches,
             max_memory=max_memory,
+            max_windows=max_windows,
             pad_multiple=pad_multiple,
         )
         if source is not None:

@@ -146,6 +146,7 @@ def arguments(**given: Any) -> Namespace:
         "model": "builtin", "pretrained": None, "preset": None, "correlation": None, "rcs": None, "sfr": None,
         "proxy": None, "device": "cpu", "precision": None, "implementation": "auto", "short_side": None,
         "templates": None, "cache": False, "window": None, "stride": None, "threshold": None, "batch_size": None,
+        "max_windows": None,
         "dataset": "builtin", "root": [], "split": None, "classes": None, "scenes": 1, "size": 48,
         "ignore_index": None, "label_offset": None,
     }  # fmt: skip
@@ -204,10 +205,10 @@ def test_settings_are_those_of_options_dataset_and_method(
 
 def test_what_load_is_told_stands_above_the_preset() -> None:
     """A value of its own as a whole, a mapping option by option."""
-    whole = load(classes=["sky"], preset="voc21", rcs=RCS(weight=0.9), device="cpu")
+    whole = load(classes=["sky", "tree"], preset="voc21", rcs=RCS(weight=0.9), device="cpu")
     assert whole.settings["rcs"] == asdict(RCS(weight=0.9))
     added = load(
-        classes=["sky"], method="naclip", preset="voc21", rcs={"weight": 0.9}, device="cpu"
+        classes=["sky", "tree"], method="naclip", preset="voc21", rcs={"weight": 0.9}, device="cpu"
     )
     assert (added.settings["rcs"]["weight"], added.settings["rcs"]["temperature"]) == (0.9, 2.0)
     assert added.settings["sfr"] is None

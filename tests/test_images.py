@@ -250,7 +250,7 @@ def test_files_and_bytes_that_are_no_image(tmp_path: Path) -> None:
         (tmp_path / "empty.png", "empty file"),
         (tmp_path / "notes.jpg", "starts with b'dear diary'"),
         (tmp_path / "empty.png" / "image.png", "cannot be opened"),
-        ("image\0.png", "cannot be opened"),
+        ("image\0.png", "null character"),
         ("x" * 5000, "cannot be opened"),
         (b"", "got no bytes"),
         (png((5, 0), 8, 2, b""), "whose header is damaged"),

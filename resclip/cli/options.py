@@ -189,6 +189,12 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
         help="windows that run together (default: 16 on a GPU, else 8)",
     )
     windows.add_argument(
+        "--max-windows",
+        type=whole_number,
+        metavar="N",
+        help="refuse an image that takes more windows, times the rounds of SFR (default: 1,000,000)",
+    )
+    windows.add_argument(
         "--threshold",
         type=probability,
         metavar="P",
@@ -204,6 +210,7 @@ def window_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "stride": arguments.stride,
         "probability_threshold": arguments.threshold,
         "batch_size": arguments.batch_size,
+        "max_windows": arguments.max_windows,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -10,17 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resclip.errors import reason
+from resclip.io.files import check_regular
 from resclip.io.signatures import kind_of_image
 
 READ_KINDS = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, JPEG 2000, PNM"
 """The kinds of images that are always read, for messages."""
-
-_SPECIAL = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 # Held while warning filters are changed, since they belong to the whole process.
 _WARNING_FILTERS = threading.Lock()
@@ -62,19 +55,20 @@ def check_file(path: Path, name: str) -> int:
         ImageError: it is missing, a folder, a special file, empty or out of reach.
     """
     try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file; check the path") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(unreachable(name, error)) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"{name}: expected an image file, got a directory; name its images")
-    if not stat.S_ISREG(status.st_mode):
-        kind = _SPECIAL.get(stat.S_IFMT(status.st_mode), "a special file")
-        raise ImageError(f"{name}: expected an image file, got {kind}; save its content as a file")
-    if status.st_size == 0:
+        check_regular(path)
+        size = path.stat().st_size
+    except OSError as error:
+        why = reason(error)
+        if isinstance(error, IsADirectoryError):
+            why = "expected an image file, got a directory; name its images"
+        elif not why.startswith("expected "):  # The system's words.
+            if not isinstance(error, FileNotFoundError):
+                raise ImageError(unreachable(name, error)) from error
+            why = "no such file; check the path"
+        raise ImageError(f"{name}: {why}") from None
+    if size == 0:
         raise ImageError(f"{name}: expected an image, got an empty file; get the file again")
-    return status.st_size
+    return size
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int) -> None:

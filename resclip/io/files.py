@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -21,6 +22,10 @@ _UNSAFE = re.compile(r'[<>:"\\|?*\x00-\x1f\x7f]|[. ]\Z')
 _DEVICES = re.compile(
     r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE
 )
+
+
+TEXT_BYTES = 1 << 24
+"""Most bytes of a file that is read as text, 16 MiB: lists of names are a thousandth of it."""
 
 
 def is_file(text: str) -> bool:
@@ -67,11 +72,18 @@ def read_text(path: str | os.PathLike[str], expected: str) -> str:
         expected: the expected content, for the error: "class names, one per line".
 
     Raises:
-        ValueError: the file is not UTF-8.
+        ValueError: the file is not UTF-8, or has more than `TEXT_BYTES`.
         OSError: the file cannot be read.
     """
+    with Path(path).open("rb") as stream:
+        data = stream.read(TEXT_BYTES + 1)
+    if len(data) > TEXT_BYTES:
+        raise ValueError(
+            f"{path}: expected {expected}, in at most {TEXT_BYTES >> 20} MiB, got a larger file; is it another one?"
+        )
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as text:
+            return text.read()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected {expected}, in UTF-8, got other bytes at position {error.start}; "
