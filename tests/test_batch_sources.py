@@ -237,7 +237,7 @@ def test_what_is_no_source(tmp_path: Path) -> None:
     for name, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
             open_source(f"{tmp_path}/{name}")
-        assert name.replace("\0", "") in str(caught.value)
+        assert name.replace("\0", "")[:50] in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
@@ -339,18 +339,20 @@ def test_one_bad_line_does_not_end_a_list(tmp_path: Path, monkeypatch: pytest.Mo
         "s3://bucket/x.png": "pip install s3fs",
         "nobody://x.png": "nobody:// is not known",
         "a\0.jpg": "null character",
+        "/9j/4AAQ" * 2000: "a text of 16,000 characters",
     }
     lines = ["a.jpg", *bad, "b.jpg", "./a.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     table(tmp_path / "t.parquet", {"path": [*lines, ""]})
     source = open_source(str(tmp_path / "list.txt"))
-    assert source.description.endswith(": 8 files, 1 named twice left out")
+    assert source.description.endswith(": 9 files, 1 named twice left out")
     for opened in (source, open_source(str(tmp_path / "t.parquet"))):
         found = [item for item in opened.items if item.name in errors(opened)]
         for item, (text, why) in zip(found, bad.items(), strict=False):
             error = errors(opened)[item.name]
             assert why in error, text
             assert "\n" not in error
+            assert len(error) < 500
         assert len(found) == len(opened.items) - 2
         assert [item.read() for item in opened.items if item not in found] == [b"a.jpg", b"b.jpg"]
 

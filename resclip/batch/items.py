@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resclip.batch.parquet import Cell, forget_tables, read_cell
-from resclip.batch.paths import about, is_url, local_path, naming, read_range, shown
+from resclip.batch.paths import about, is_url, local_path, naming, read_range, shown, title
 from resclip.errors import reason
 from resclip.io.limits import DEFAULT_LIMITS, Limits
 
@@ -86,18 +86,20 @@ class Item:
         if not self.location:
             raise ValueError(f"{self.name}: expected a path or URL in the table's row, got none")
         # A part of a file, or a file of another name, is shown with its file.
-        location = shown(self.location)
-        is_file = location.endswith(self.name)
-        title = location if is_file else f"{self.name} ({location})"
+        location = title(self.location)
+        is_file = shown(self.location).endswith(self.name)
+        name = location if is_file else f"{title(self.name)} ({location})"
         try:
             with naming(self.location):
                 if self.cell is None:
                     return read_range(self.location, self.start, self.length)
                 return read_cell(self.location, self.cell, limits.max_bytes)
         except OSError as error:
-            raise OSError(error.errno, reason(error), title) from error
+            raise OSError(error.errno, reason(error), name) from error
         except ValueError as error:
-            raise ValueError(f"{'' if is_file else f'{self.name}: '}{reason(error)}") from error
+            raise ValueError(
+                f"{'' if is_file else f'{title(self.name)}: '}{reason(error)}"
+            ) from error
 
     def source(self, limits: Limits = DEFAULT_LIMITS) -> Path | bytes:
         """The file, where the image is the whole of one on this machine, else its bytes; raises as `read`."""

@@ -26,6 +26,7 @@ from resclip.batch.output_names import (
 )
 from resclip.batch.parquet import Cell, open_tables
 from resclip.batch.paths import (
+    MAX_LOCATION,
     Listing,
     expand_braces,
     files_below,
@@ -47,6 +48,7 @@ from resclip.batch.paths import (
     shown,
     split_pattern,
     suffix,
+    title,
 )
 from resclip.batch.webdataset import census, check_compression, images_in
 from resclip.errors import describe, reason
@@ -100,9 +102,6 @@ LOOKERS = 16
 
 MANIFESTS = ("manifest.parquet", "manifest.parts", "manifest.lock")
 """A folder with one of these is one that a job writes to, or did."""
-
-MAX_TITLE = 200
-"""So many characters of a malformed location are shown."""
 
 _MANIFEST = re.compile(r"((?:.*/)?)manifest\.(?:parquet$|parts/|lock$)")
 
@@ -168,7 +167,7 @@ def open_source(
     """
     location = plain(source)
     path = local_path(location)
-    opening = _Opening(shown(source), column, member, out, limits)
+    opening = _Opening(title(source), column, member, out, limits)
     if path is not None and _exists(path):
         return opening.folder(location) if path.is_dir() else opening.file(location)
     if is_pattern(location) and not (path is None and is_there(location)):
@@ -179,7 +178,7 @@ def open_source(
         errno.ENOENT,
         "expected a folder, a pattern, a list (.txt), a .parquet table, a .tar or an image, "
         "found nothing; check the path",
-        shown(source),
+        title(source),
     )
 
 
@@ -289,7 +288,7 @@ class _Opening:
                     raise FileNotFoundError(
                         errno.ENOENT,
                         f"expected all files of {self.shown}, one is missing",
-                        shown(pattern),
+                        title(pattern),
                     )
                 names.add(chosen)
                 continue
@@ -446,7 +445,7 @@ class _Opening:
             first = first or columns
             if columns[:2] != first[:2]:
                 raise ValueError(
-                    f"{shown(location)}: expected images in column {first.images}, as in the table before, "
+                    f"{title(location)}: expected images in column {first.images}, as in the table before, "
                     f"got them in {columns.images}; name one kind of table"
                 )
             entries += [
@@ -574,7 +573,12 @@ def _kind(location: str, start: bytes) -> Kind | None:
 def _checked(base: str, location: str, name: str) -> _Entry:
     """A whole file that a list or table in the folder or at the URL `base` names."""
     why = obstacle(base, location)
-    return _Entry(name, location, error=None if why is None else _error(location, why))
+    if why is None:
+        return _Entry(name, location)
+    # Its number names what is no location at all.
+    return _Entry(
+        name if len(location) <= MAX_LOCATION else "", location, error=_error(location, why)
+    )
 
 
 def _name(text: str) -> str:
@@ -583,8 +587,7 @@ def _name(text: str) -> str:
 
 
 def _error(location: str, why: str) -> str:
-    title = shown(location)
-    return f"{title if len(title) <= MAX_TITLE else f'{title[:MAX_TITLE]}…'}: {why}"
+    return f"{title(location)}: {why}"
 
 
 def _inside(folder: str, location: str) -> str | None:
@@ -614,7 +617,7 @@ def _lines(location: str, limits: Limits) -> Iterator[str]:
                     yield text
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{shown(location)}: expected paths or URLs, one a line, in UTF-8, got other bytes; "
+                f"{title(location)}: expected paths or URLs, one a line, in UTF-8, got other bytes; "
                 "save the file as UTF-8"
             ) from error
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from resclip.batch.paths import naming, open_binary, printable, shown
+from resclip.batch.paths import naming, open_binary, printable, title
 from resclip.errors import reason
 from resclip.io.limits import DEFAULT_LIMITS, Limits
 
@@ -108,7 +108,7 @@ def images_in(
     if not images:
         looked_for = "with the suffix of an image" if wanted is None else f"such as NAME.{wanted}"
         raise ValueError(
-            f"{shown(location)}: expected members {looked_for}, got an archive without any "
+            f"{title(location)}: expected members {looked_for}, got an archive without any "
             f"({census(left_out)}); check what it was made of, or name those to take by member="
         )
     return Contents(images, left_out)
@@ -214,13 +214,13 @@ def _entries(stream: BinaryIO, location: str) -> Iterator[tarfile.TarInfo]:
 
 def _compressed(location: str, got: str) -> ValueError:
     return ValueError(
-        f"{shown(location)}: expected a plain .tar, got {got}, in which no member can be read in place; "
+        f"{title(location)}: expected a plain .tar, got {got}, in which no member can be read in place; "
         "decompress it first"
     )
 
 
 def _damaged(location: str, why: str) -> ValueError:
     return ValueError(
-        f"{shown(location)}: expected a whole tar archive, got one that is damaged or cut short ({why}); "
+        f"{title(location)}: expected a whole tar archive, got one that is damaged or cut short ({why}); "
         "get it again"
     )

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MAX_WORKERS = 16
 """By default at most so many threads read, and as many write."""
 
+MOST_OF_NAME = 200
+"""So many characters of an image's name stand in a message."""
+
 DESCRIPTION = """\
 Segments any number of images: DIR gets NAME_labels.png for each (pixel values are class indices), and a row in
 DIR/manifest.parquet with its state, classes and their areas. Images that cannot be read are named, the others done. A
@@ -229,7 +232,8 @@ def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> 
 def named(row: Row) -> str:
     """A failure, with the image's name in it and options in place of parameters."""
     error = explain(row.error or "failed")
-    return error if row.name in error else f"{row.name}: {error}"
+    name = row.name if len(row.name) <= MOST_OF_NAME else f"{row.name[:MOST_OF_NAME]}…"
+    return error if name in error else f"{name}: {error}"
 
 
 def report(tally: Tally, total: int, out: str) -> int:
