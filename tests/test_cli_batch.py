@@ -149,7 +149,7 @@ def test_a_killed_run_goes_on_where_it_was(
     [
         ("nothing-*.jpg", "out", (), 2, "nothing-*.jpg"),
         ("nothing", "out", (), 2, "nothing: expected a folder, a pattern"),
-        ("s3.txt", "out", ("--column", "x"), 2, "got a list; leave it out"),
+        ("s3.txt", "out", ("--column", "x"), 2, "got a list; leave the column out"),
         ("words.parquet", "out", (), 2, "name one by --column\n"),
         ("empty", "out", (), 2, "got no files"),
         ("in", "file/out", (), 1, "expected a folder, got a file"),
