@@ -24,6 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rasterio
+import safetensors.torch
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,11 +33,13 @@ from PIL import Image
 from resclip.batch.manifest import Manifest
 from resclip.batch.sources import open_source
 from resclip.batch.storage import open_store
+from resclip.errors import WeightsUnavailable
 from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.datasets.base import read_values
 from resclip.io.images import read_picture
 from resclip.io.limits import Limits
 from resclip.io.picture import ReadOptions
+from resclip.models.checkpoints import read_weights
 from resclip.text.class_names import parse_classes, read_classes
 
 KEPT = Path("fuzz")
@@ -114,7 +118,7 @@ def shards() -> list[bytes]:
     for form in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-            for name in ("000.jpg", "000.mask.png", "a/001.png", "x" * 120 + ".png"):
+            for name in ("000.jpg", "000.mask.png", "a/001.png", "x" * 90 + ".png"):
                 member = tarfile.TarInfo(name)
                 data = encoded("PNG")
                 member.size = len(data)
@@ -176,7 +180,28 @@ def read_as_manifest(data: bytes, folder: Path) -> None:
         pass
 
 
-def read_as_coco(data: bytes, folder: Path) -> None:
+def checkpoints() -> list[bytes]:
+    state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
+    files = [safetensors.torch.save(state)]
+    for content in (state, {"state_dict": {f"module.{name}": t for name, t in state.items()}}):
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        files.append(stream.getvalue())
+    stream = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), stream)
+    return [*files, stream.getvalue()]
+
+
+def read_as_checkpoint(data: bytes, folder: Path) -> None:
+    path = folder / "weights.pt"
+    path.write_bytes(data)
+    try:
+        read_weights(path)
+    except WeightsUnavailable as error:
+        check_message(error)
+
+
+def read_as_dataset(data: bytes, folder: Path) -> None:
     (folder / "images").mkdir()
     (folder / "masks").mkdir()
     (folder / "classes.txt").write_bytes(data)
@@ -195,7 +220,8 @@ TARGETS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None
     "shards": (shards, read_as_source(".tar")),
     "lists": (lambda: [b"a.png\nhttp://127.0.0.1:9/x.png\n# note\ns3://b/c.jpg\n"], read_as_source(".txt")),
     "manifests": (manifests, read_as_manifest),
-    "datasets": (class_files, read_as_coco),
+    "datasets": (class_files, read_as_dataset),
+    "checkpoints": (checkpoints, read_as_checkpoint),
 }  # fmt: skip
 
 
