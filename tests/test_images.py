@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.io.images import ImageError, read_image, save_png
-from resclip.io.picture import FILLING
+from resclip.io.images import ImageError, read_image, read_picture, save_png
+from resclip.io.limits import Limits
+from resclip.io.picture import FILLING, ReadOptions
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -328,3 +332,78 @@ def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
     save_png(Image.new("RGB", (1, 1)), path)
     with pytest.raises(OSError, match="directory: '.*/deeper'"):
         save_png(Image.new("RGB", (1, 1)), path / "deeper")
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+    """A pipe would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    for name, words in (("pipe", "a named pipe"), ("loop", "itself"), ("gone", "that is missing")):
+        path = tmp_path / f"{name}.png"
+        text = message_of(path)
+        assert words in text
+        assert text.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        # Pillow hands this to Ghostscript.
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "starts with b'%!PS-Adobe"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), 'pip install "resclip[heif]"'),
+        (b"8BPS\0\x01" + bytes(200), "got PSD"),
+        (png((1, 1), 8, 3, b"\0"), "palette"),
+    ],
+)
+def test_kinds_that_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "image.png").write_bytes(data)
+    assert words in message_of(tmp_path / "image.png")
+    assert words in message_of(data)
+
+
+def test_more_bytes_than_may_be_held(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(gradient()).save(path)
+    options = ReadOptions(limits=Limits(max_bytes=50))
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match=r"at most 50 bytes, got .* raise max_bytes="):
+            read_picture(source, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"bands": (1, 2)}, ValueError, "three, for red, green and blue"),
+        ({"bands": (0,)}, ValueError, "numbers from 1"),
+        ({"bands": (" ",)}, ValueError, "empty name"),
+        ({"bands": "321"}, TypeError, r"as in bands=\(4, 3, 2\)"),
+        ({"bands": (1.5,)}, TypeError, "whole numbers or names"),
+        ({"value_range": (5, 5)}, ValueError, "low < high"),
+        ({"value_range": (0, float("nan"))}, ValueError, "low < high"),
+        ({"value_range": (0, 1, 2)}, ValueError, "3 values"),
+        ({"value_range": 255}, TypeError, r"\(low, high\)"),
+        ({"value_range": (0, "9")}, TypeError, "two numbers"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        ReadOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "words"),
+    [
+        ({"max_pixels": 0}, ValueError, "max_pixels must be at least 1"),
+        ({"max_bytes": None}, TypeError, "max_bytes must be an integer"),
+        ({"timeout": float("inf")}, ValueError, "timeout must be a positive"),
+        ({"timeout": "60"}, TypeError, "number of seconds"),
+    ],
+)
+def test_wrong_limits(limits: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        Limits(**limits)

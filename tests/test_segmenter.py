@@ -196,6 +196,28 @@ def test_many_images_are_read_as_they_are_needed() -> None:
     stream.close()
 
 
+@pytest.mark.parametrize("as_image", [False, True])
+def test_a_buffer_may_hold_the_next_image_already(as_image: bool) -> None:
+    """As a camera's does, an array on shared memory, or the frames of a PIL image."""
+    frames = np.random.default_rng(2).integers(0, 256, (9, 40, 50, 3), dtype=np.uint8)
+    buffer = np.empty_like(frames[0])
+    moving = Image.new("RGB", (50, 40))
+
+    def camera() -> Iterator[Any]:
+        for frame in frames:
+            buffer[:] = frame
+            moving.paste(Image.fromarray(frame))
+            yield moving if as_image else buffer
+
+    segmenter = make()
+    for result, frame in zip(segmenter.segment_many(camera()), frames, strict=True):
+        np.testing.assert_array_equal(result.image, frame)
+        np.testing.assert_array_equal(result.labels, segmenter.segment(frame.copy()).labels)
+    kept = segmenter.segment(buffer)
+    buffer[:] = 0
+    np.testing.assert_array_equal(kept.image, frames[-1])
+
+
 def test_large_images_can_be_refused() -> None:
     image = Image.fromarray(random_image(40, 60))
     with pytest.raises(ImageError, match="at most 2,399 pixels, got 2,400"):
