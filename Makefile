@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv and is safe, and quick, to repeat.
 # Needs python3 (3.10 to 3.13) and a package index; PYTHON=python3.12 picks another interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu bench-scale kernels-report scenes readme clean
+.PHONY: help demo test fuzz lint bench bench-gpu bench-scale kernels-report scenes readme clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,9 @@ demo: $(VENV)/.runtime  ## Segment the packaged scene: writes demo/demo.png
 
 test: $(VENV)/.dev  ## Run the tests (those marked gpu are skipped without one)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+fuzz: $(VENV)/.dev  ## Damage whatever is parsed, at random, for two minutes (ARGS="--minutes 60"); failures go to fuzz/
+	$(BIN)/python tests/fuzz.py $(ARGS)
 
 lint: $(VENV)/.dev  ## Check style, layout and types
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ setup(
     ],
     extras_require={
         "batch": ["aiohttp>=3.9", "filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0"],
-        "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8", "scipy>=1.11"],
+        "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8"],
         "geo": ["rasterio>=1.3.9"],
         "hf": ["transformers>=4.49"],
         "limits": [

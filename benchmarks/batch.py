@@ -47,7 +47,7 @@ def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
     cut = []
     for number in range(count):
         height, width = generator.integers(60, 250, 2)
-        scene = samples[number].image.read()
+        scene = samples[number].image.read().pixels
         cut.append(np.ascontiguousarray(np.tile(scene, (2, 2, 1))[:height, :width]))
     return cut
 

@@ -32,6 +32,22 @@ class UnknownWordsWarning(UserWarning):
     """The built-in model was asked for words that it has never read; the message names them."""
 
 
+class CutTextWarning(UserWarning):
+    """The text of a class is longer than the model reads, so that its end counts for nothing."""
+
+
+class ActivationWarning(UserWarning):
+    """A file of weights does not say by which activation function they were trained, and it may be another one."""
+
+
+class ClassNumbersWarning(UserWarning):
+    """A file numbers its classes with gaps, which label maps do not have."""
+
+
+class ManyWindowsWarning(UserWarning):
+    """An image takes very many overlapping windows; the message says how many, and how to take fewer."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a device or of the system has run out."""
     if isinstance(error, MemoryError):

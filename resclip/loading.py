@@ -13,6 +13,7 @@ from torch import nn
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.errors import SlowPrecisionWarning, UnknownWordsWarning, first_sentence
 from resclip.inference.memory import cap_memory
+from resclip.inference.pipeline import MAX_WINDOWS, check_settings
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
 from resclip.methods.presets import find_preset
@@ -21,8 +22,13 @@ from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache
-from resclip.text.vocabulary import Vocabulary
-from resclip_kernels import check_count, check_type, multiplies_bfloat16, quoted
+from resclip.text.vocabulary import Vocabulary, check_classes_differ
+from resclip_kernels import (
+    check_implementation,
+    check_type,
+    multiplies_bfloat16,
+    quoted,
+)
 
 BATCH_SIZE = 8
 """Windows per batch on a CPU, where 16 take a fifth more time: their activations are mapped anew for every layer."""
@@ -53,6 +59,7 @@ def load(
     batch_size: int | None = None,
     pad_batches: bool = False,
     max_memory: int | None = None,
+    max_windows: int | None = None,
     implementation: str = "auto",
     templates: str | Sequence[str] | None = None,
     tokenizer: Any = None,
@@ -85,7 +92,7 @@ def load(
         window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has its own
             windows), else the preset's, else its defaults; the built-in model's preset overrides the base.
         batch_size: most windows per batch; None: 16 on a GPU, 8 elsewhere.
-        pad_batches, max_memory: see `Segmenter`.
+        pad_batches, max_memory, max_windows: see `Segmenter`; None: its defaults.
         implementation: of the ops: "auto", "triton", "torch" or "reference".
         templates: prompts with "{}" for the name, or the name of a set of `resclip.text.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
@@ -120,6 +127,28 @@ def load(
         rcs=with_options("rcs", chosen.rcs, rcs),
         sfr=with_options("sfr", chosen.sfr, sfr),
     )
+    requested = {
+        "window": window,
+        "stride": stride,
+        "short_side": short_side,
+        "probability_threshold": probability_threshold,
+    }
+    values.update({name: value for name, value in requested.items() if value is not None})
+    if stride is None and isinstance(window, int) and window:
+        values["stride"] = max(1, window // 2)
+    # A request that cannot be carried out is refused before a model is fetched and loaded for it.
+    vocabulary = classes if isinstance(classes, Vocabulary) else None
+    entries = [] if isinstance(classes, Vocabulary) else parse_entries(classes)
+    if vocabulary is None:
+        check_classes_differ([entry.name for entry in entries])
+    attention = choose_proxy(chosen, proxy, is_builtin)
+    limits: dict[str, Any] = {
+        "batch_size": batch_size,
+        "pad_batches": pad_batches,
+        "max_memory": max_memory,
+        "max_windows": MAX_WINDOWS if max_windows is None else max_windows,
+    }
+    check_settings({**values, **limits})
     if isinstance(model, str):
         torch_device = choose_device(device)
         dtype = choose_precision(precision, torch_device)
@@ -127,8 +156,10 @@ def load(
         check_own_model(pretrained=pretrained, device=device, precision=precision)
         loaded = wrap_model(model, tokenizer)
         torch_device, dtype = loaded.visual.device, loaded.visual.dtype
+    check_implementation(implementation, torch.empty(0, device=torch_device, dtype=dtype))
+    if batch_size is None:
+        limits["batch_size"] = BATCH_SIZES.get(torch_device.type, BATCH_SIZE)
     if max_memory is not None:
-        check_count("max_memory", max_memory, 1)
         cap_memory(torch_device, max_memory)
     if isinstance(model, str):
         if tokenizer is not None:
@@ -136,8 +167,7 @@ def load(
                 f"model {model!r} comes with its tokenizer; leave out tokenizer=, or pass the model itself"
             )
         loaded = load_model(model, pretrained, device=torch_device, dtype=dtype)
-    if not isinstance(classes, Vocabulary):
-        entries = parse_entries(classes)
+    if vocabulary is None:
         if not hasattr(loaded.model, "encode_text"):
             raise ValueError(
                 f"a {type(loaded.model).__name__} has no text side to encode names with: pass a whole CLIP model, or "
@@ -148,7 +178,7 @@ def load(
 
             templates = TEMPLATES if templates is None else templates
             warn_of_unknown_words(entries, loaded.tokenizer)
-        classes = Vocabulary.from_names(
+        vocabulary = Vocabulary.from_names(
             entries,
             loaded.model,
             loaded.tokenizer,
@@ -156,7 +186,6 @@ def load(
             cache=cache,
             progress=progress,
         )
-    attention = choose_proxy(chosen, proxy, is_builtin)
     encoder = DenseEncoder(
         loaded.visual,
         base=chosen.base,
@@ -178,15 +207,6 @@ def load(
         proxy_attention=attention,
         overview=overview,
     )
-    requested = {
-        "window": window,
-        "stride": stride,
-        "short_side": short_side,
-        "probability_threshold": probability_threshold,
-    }
-    values.update({name: value for name, value in requested.items() if value is not None})
-    if stride is None and isinstance(window, int) and window:
-        values["stride"] = max(1, window // 2)
     name = method if isinstance(method, str) else chosen.name
     source = {
         "model": model if isinstance(model, str) else type(unwrap(model)).__name__,
@@ -197,12 +217,8 @@ def load(
     }
     return Segmenter(
         encoder,
-        classes,
-        batch_size=BATCH_SIZES.get(torch_device.type, BATCH_SIZE)
-        if batch_size is None
-        else batch_size,
-        pad_batches=pad_batches,
-        max_memory=max_memory,
+        vocabulary,
+        **limits,
         mean=loaded.mean,
         std=loaded.std,
         source=source,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from resclip.io.files import write_atomically
 from resclip.io.images import PixelArray, save_png
+from resclip.io.picture import NOWHERE, Georeference
 from resclip.visualization.overlay import (
     LegendEntry,
     draw_legend,
@@ -23,8 +24,11 @@ from resclip.visualization.overlay import (
     palette,
 )
 
-_PALETTE_LIMIT = 256  # Number of colours that a paletted PNG can hold.
-_LABEL_LIMIT = 65536  # Number of values that a 16-bit PNG can hold.
+UNLABELLED = -1
+"""The label of a pixel that has no class: the image has nothing there."""
+
+MAX_CLASSES = 65_535
+"""A label map has at most 16 bits a pixel, and its highest value is for unlabelled pixels."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,10 +37,13 @@ class Segmentation:
 
     Attributes:
         image: (H, W, 3) uint8, the image as it was read.
-        labels: (H, W) int64, the index into `names` of each pixel's class.
-        probabilities: (H, W) float32, 0 to 1, the largest class probability at each pixel.
+        labels: (H, W) int64, the index into `names` of each pixel's class; `UNLABELLED`, −1, where the image has no
+            pixel.
+        probabilities: (H, W) float32, 0 to 1, the largest class probability at each pixel; 0 where it is unlabelled.
         names: one distinct name per class.
         settings: model, method, options and versions that made it, as values for JSON.
+        georeference: where the image lies.
+        record: what was done to read the image, as values for JSON.
 
     Raises:
         ValueError, TypeError: a field has another shape, dtype or range than stated.
@@ -47,6 +54,8 @@ class Segmentation:
     probabilities: NDArray[np.float32]
     names: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    georeference: Georeference = NOWHERE
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_array("image", self.image, np.dtype(np.uint8))
@@ -64,10 +73,10 @@ class Segmentation:
         if len(set(self.names)) != len(self.names):
             raise ValueError("expected distinct names, got at least one of them twice")
         low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.names):
+        if low < UNLABELLED or high >= len(self.names):
             raise ValueError(
                 f"expected labels from 0 to {len(self.names) - 1}, one for each of the "
-                f"{len(self.names)} names, got {low} to {high}"
+                f"{len(self.names)} names, or -1 for unlabelled pixels, got {low} to {high}"
             )
         # Softmax rounds: the last bits may pass 1. NaN fails the comparison.
         if not (self.probabilities.min() >= 0.0 and self.probabilities.max() <= 1.0 + 1e-5):
@@ -79,36 +88,34 @@ class Segmentation:
         return f"Segmentation({width} x {height} pixels: {areas})"
 
     def areas(self) -> dict[str, float]:
-        """Each present class's fraction of the image, largest first."""
+        """Each present class's fraction of the labelled pixels, largest first."""
         return {name: fraction for _, name, fraction in self.present()}
 
     def scores(self) -> dict[str, float]:
         """Each present class's mean probability over its own pixels, in the order of `areas`."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
-        sums = np.bincount(
-            self.labels.ravel(), weights=self.probabilities.ravel(), minlength=len(self.names)
-        )
+        labels = self.labels.ravel() + 1  # Unlabelled pixels are counted first.
+        counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
+        weights = self.probabilities.ravel()
+        sums = np.bincount(labels, weights=weights, minlength=len(self.names) + 1)[1:]
         return {name: float(sums[i] / counts[i]) for i, name, _ in self.present()}
+
+    @property
+    def unlabelled(self) -> float:
+        """The fraction of the image that has no class."""
+        return float((self.labels == UNLABELLED).mean())
 
     def label_image(self) -> Image.Image:
         """The labels as an image whose pixel values are class indices.
 
-        Paletted (mode P, in the colours of the overlay) up to 256 classes, 16-bit greyscale
-        (mode I;16) up to 65,536.
+        Paletted (mode P, in the colours of the overlay) up to 255 classes, 16-bit greyscale (mode I;16) up to 65,535.
+        Unlabelled pixels hold 255, or 65,535 in 16 bits, and are transparent.
 
         Raises:
             ValueError: more classes than that.
         """
-        if len(self.names) > _LABEL_LIMIT:
-            raise ValueError(
-                f"expected at most {_LABEL_LIMIT:,} classes in a label image, "
-                f"got {len(self.names):,}; use .labels itself"
-            )
-        if len(self.names) > _PALETTE_LIMIT:
-            return Image.fromarray(self.labels.astype(np.uint16))
-        image = Image.fromarray(self.labels.astype(np.uint8))
-        image.putpalette(palette(len(self.names)).tobytes())
-        return image
+        dtype = label_type(len(self.names))
+        # -1 becomes the highest value.
+        return label_map(self.labels.astype(dtype), len(self.names))
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """The image tinted with its classes' colours, at its own size, mode RGB.
@@ -128,13 +135,15 @@ class Segmentation:
     def sheet(self, opacity: float = 0.55) -> Image.Image:
         """Image, overlay and legend side by side, small images enlarged; mode RGB."""
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
+        if self.unlabelled:
+            parts.append(f"{self.unlabelled:.0%} unlabelled")
         colours = palette(len(self.names))
         footer = " + ".join(parts)
         views = [("Classes", self.labels)]
         return draw_sheet(self.image, views, colours, self.present(), opacity, footer)
 
     def to_dict(self) -> dict[str, Any]:
-        """Size, present classes, all names and settings, as values for JSON."""
+        """Size, present classes, all names, settings and how the image was read, as values for JSON."""
         height, width = self.labels.shape
         scores = self.scores()
         return {
@@ -144,7 +153,9 @@ class Segmentation:
                 {"index": index, "name": name, "area": fraction, "score": scores[name]}
                 for index, name, fraction in self.present()
             ],
+            "unlabelled": self.unlabelled,
             "names": list(self.names),
+            "input": dict(self.record),
             "settings": dict(self.settings),
         }
 
@@ -183,11 +194,39 @@ class Segmentation:
         return paths
 
     def present(self) -> list[LegendEntry]:
-        """(class index, name, fraction) of the classes with at least one pixel, largest first."""
-        counts = np.bincount(self.labels.ravel())
+        """(class index, name, fraction of the labelled pixels) of the classes that there are, largest first."""
+        counts = np.bincount(self.labels.ravel() + 1)[1:]
         order = np.argsort(-counts, kind="stable")
-        total = self.labels.size
+        total = int(counts.sum())
         return [(int(i), self.names[i], int(counts[i]) / total) for i in order if counts[i]]
+
+
+def label_type(classes: int) -> np.dtype[Any]:
+    """The type of a label map's pixels: 8 bits for up to 255 classes, else 16; its highest value means unlabelled.
+
+    Raises:
+        ValueError: more than 65,535 classes.
+    """
+    if classes > MAX_CLASSES:
+        raise ValueError(
+            f"expected at most {MAX_CLASSES:,} classes in a label map, got {classes:,}; use .labels itself"
+        )
+    return np.dtype(np.uint8 if classes < 256 else np.uint16)
+
+
+def label_map(labels: NDArray[Any], classes: int) -> Image.Image:
+    """A map of type `label_type(classes)` as an image: with a palette in 8 bits, unlabelled pixels transparent."""
+    image = Image.fromarray(labels)
+    highest = np.iinfo(labels.dtype).max
+    has_unlabelled = bool((labels == highest).any())
+    if labels.dtype == np.uint8:
+        colours = palette(classes)
+        if has_unlabelled:
+            colours = np.concatenate([colours, np.zeros((256 - classes, 3), np.uint8)])
+        image.putpalette(colours.tobytes())
+    if has_unlabelled:
+        image.info["transparency"] = int(highest)
+    return image
 
 
 def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55) -> Image.Image:

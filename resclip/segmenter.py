@@ -12,29 +12,34 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.inference import scheduler
 from resclip.inference.pipeline import (
+    MAX_WINDOWS,
     ImagePipeline,
     ImageTask,
     LogitMap,
     LogitTask,
     Strip,
     check_encoder,
+    check_settings,
 )
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
 from resclip.inference.scheduler import Failure, whole_results
-from resclip.io.images import MAX_PIXELS, ImageError, ImageSource, read_image
+from resclip.io.images import ImageError, ImageSource, read_image, read_picture
+from resclip.io.limits import Limits
+from resclip.io.picture import ReadOptions
 from resclip.methods.options_text import as_dict
-from resclip.result import Segmentation
+from resclip.result import UNLABELLED, Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
 from resclip_kernels import (
-    check_count,
     check_finite,
     check_flag,
     check_pair,
@@ -65,6 +70,7 @@ class Segmenter:
         pad_batches: whether incomplete batches are filled up with empty windows. A matrix product of another shape
             rounds its last bit differently; with filled batches an image's result is the same bit for bit whatever
             other images are in the batch. Windows of another size, as small and whole images have, then run one by one.
+        max_windows: an image that takes more windows, times the rounds of SFR, is refused before it is begun.
         max_memory: bytes that the process, or its part of a GPU, should hold at most; None: what is free.
         pad_multiple: windows are zero-padded evenly on both sides to a multiple of this many pixels, and their logits
             cut back (ProxyCLIP's protocol: 56); 0 for no padding.
@@ -72,7 +78,11 @@ class Segmenter:
         source: entries of `settings` that say where the model came from.
 
     Raises:
-        ValueError, TypeError: a value that does not fit, with what would.
+        ValueError, TypeError: a value that does not fit, with what would; a single class; a `max_memory` that is too
+            small for one window.
+
+    Warns:
+        ManyWindowsWarning: before the first image that takes very many overlapping windows.
     """
 
     def __init__(
@@ -90,14 +100,14 @@ class Segmenter:
         batch_size: int = 16,
         pad_batches: bool = False,
         max_memory: int | None = None,
+        max_windows: int = MAX_WINDOWS,
         pad_multiple: int = 0,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         source: dict[str, Any] | None = None,
     ) -> None:
         check_type("encoder", encoder, DenseEncoder, "a DenseEncoder")
-        check_count("short_side", short_side, 0)
-        check_count("long_side", long_side, 1)
+        check_settings({"short_side": short_side, "long_side": long_side})
         self.pipeline = ImagePipeline(
             encoder,
             vocabulary,
@@ -116,6 +126,7 @@ class Segmenter:
             batch_size=batch_size,
             pad_batches=pad_batches,
             max_memory=max_memory,
+            max_windows=max_windows,
             pad_multiple=pad_multiple,
         )
         if source is not None:
@@ -191,36 +202,78 @@ class Segmenter:
         return other
 
     @overload
-    def segment(self, image: ImageSource) -> Segmentation: ...
+    def segment(
+        self,
+        image: ImageSource,
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
+    ) -> Segmentation: ...
     @overload
-    def segment(self, image: list[ImageSource]) -> list[Segmentation]: ...
+    def segment(
+        self,
+        image: list[ImageSource],
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Segmentation]: ...
 
-    def segment(self, image: ImageSource | list[ImageSource]) -> Segmentation | list[Segmentation]:
+    def segment(
+        self,
+        image: ImageSource | list[ImageSource],
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
+    ) -> Segmentation | list[Segmentation]:
         """Segment an image, or a list of images whose windows share batches.
 
         Args:
             image: a path, a PIL image or an (H, W, 3) uint8 array; or a list of them.
+            bands: which bands of a file are red, green and blue, or the one that is grey: numbers from 1, or names.
+            value_range: (low, high) of the values that become black and white, for deep images.
+            max_pixels: images with more pixels are refused; None: 178,956,970. `resclip.io.images.read_picture` tells
+                how images are read.
 
         Returns:
-            A `Segmentation` at the image's own size (after its EXIF orientation); a list for a list.
+            A `Segmentation` at the image's own size, upright; a list for a list. What the image does not have, by
+            transparency, a nodata value or a mask, is unlabelled: −1.
 
         Raises:
             ImageError: a file that is no image.
+            TypeError, ValueError: an argument that does not fit.
+
+        Example:
+            >>> import resclip
+            >>> segmenter = resclip.load("builtin", classes=["sky", "tree", "house"])
+            >>> segmenter.segment("docs/scene.png").labels.shape
+            (336, 448)
         """
-        if isinstance(image, list):
-            return list(self.segment_many(image))
-        return next(self.segment_many([image]))
+        images = image if isinstance(image, list) else [image]
+        results = self.segment_many(
+            images, bands=bands, value_range=value_range, max_pixels=max_pixels
+        )
+        return list(results) if isinstance(image, list) else next(results)
 
     @overload
     def segment_many(
-        self, images: Iterable[ImageSource], *, max_pixels: int = MAX_PIXELS
+        self,
+        images: Iterable[ImageSource],
+        *,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
     ) -> Iterator[Segmentation]: ...
     @overload
     def segment_many(
         self,
         images: Iterable[ImageSource],
         *,
-        max_pixels: int = MAX_PIXELS,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
         return_errors: Literal[True],
     ) -> Iterator[Segmentation | ImageError]: ...
 
@@ -228,7 +281,9 @@ class Segmenter:
         self,
         images: Iterable[ImageSource],
         *,
-        max_pixels: int = MAX_PIXELS,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
         return_errors: bool = False,
     ) -> Iterator[Segmentation | ImageError]:
         """Segment any number of images; windows of different images share batches.
@@ -236,8 +291,9 @@ class Segmenter:
         Threads read a few images ahead; memory does not grow with the number of images.
 
         Args:
-            images: what `segment` takes; read as results are asked for.
-            max_pixels: images with more pixels are refused; see `resclip.io.images.read_image`.
+            images: what `segment` takes; read as results are asked for. Arrays and PIL images are copied as they are
+                taken, so that a buffer may be used again for the next one.
+            bands, value_range, max_pixels: see `segment`.
             return_errors: yield the error of an image that cannot be read in its place, instead of raising it.
 
         Yields:
@@ -251,26 +307,53 @@ class Segmenter:
             raise TypeError(
                 f"images must be a list of images, or another iterable; got {quoted(images)}"
             )
-        check_count("max_pixels", max_pixels, 1)
         check_flag("return_errors", return_errors)
+        options = ReadOptions(
+            bands,
+            value_range,
+            Limits(max_pixels=max_pixels),
+        )
+        return self._segment_many(images, options, return_errors)
 
-        def read(source: ImageSource) -> ImageTask | Failure:
+    def _segment_many(
+        self, images: Iterable[ImageSource], options: ReadOptions, return_errors: bool
+    ) -> Iterator[Segmentation | ImageError]:
+        """`segment_many`, whose arguments are checked when it is called and not with the first result."""
+
+        def read(source: ImageSource | Failure) -> ImageTask | Failure:
+            if isinstance(source, Failure):
+                return source
             try:
-                image = read_image(source, max_pixels=max_pixels)
+                picture = read_picture(source, options)
             except ImageError as error:
                 return Failure(source, error)
-            return self.pipeline.task(ArrayImage(image), image)
+            return self.pipeline.task(ArrayImage(picture.pixels), picture)
 
-        tasks = prefetch(read, images, workers=READERS)
+        def take(source: ImageSource) -> ImageSource | Failure:
+            # At once, for the caller may fill them with the next image.
+            if not isinstance(source, (np.ndarray, Image.Image)):
+                return source
+            try:
+                return read_picture(source, options)
+            except ImageError as error:
+                return Failure(source, error)
+
+        tasks = prefetch(read, map(take, images), workers=READERS)
         with contextlib.closing(tasks):
             for result in whole_results(scheduler.run(self.pipeline, tasks)):
                 if not isinstance(result, Failure):
+                    picture = result.tag
+                    if picture.absent is not None:
+                        result.labels[picture.absent] = UNLABELLED
+                        result.probabilities[picture.absent] = 0.0
                     yield Segmentation(
-                        result.tag,
+                        picture.pixels,
                         result.labels,
                         result.probabilities,
                         self.vocabulary.names,
                         self.settings,
+                        picture.georeference,
+                        picture.record,
                     )
                 elif return_errors and isinstance(result.error, ImageError):
                     yield result.error

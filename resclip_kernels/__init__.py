@@ -4,8 +4,8 @@ Every op is a function with three implementations: `reference` (the plain formul
 `triton` (fused GPU kernels, inference only). It takes one options object, or the object's fields as keyword arguments.
 `ResidualAttention` is the op as a drop-in module; `attention_maps`, `cross_layer_rows`, `feedback_matrix`,
 `feedback_rows` and `proxy_rows` give the maps that the ops never hold, for looking at them. What is left serves code
-around the ops: argument checks, steps whose results do not depend on the number of threads, `fast_linear`, and
-`score_operands`.
+around the ops: argument checks, steps whose results do not depend on the number of threads, `fast_linear`,
+`FORKS` for forked processes, and `score_operands`.
 """
 
 from resclip_kernels.checks import (
@@ -19,6 +19,7 @@ from resclip_kernels.checks import (
     check_not_negative,
     check_pair,
     check_positive,
+    check_range,
     check_type,
     quoted,
 )
@@ -33,6 +34,7 @@ from resclip_kernels.first_use import (
     Verdict,
     check_kernels_at_first_use,
 )
+from resclip_kernels.forks import FORKS
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.ops.pamr import PamrOptions, pamr
 from resclip_kernels.ops.patch_labels import PatchLabelsOptions, patch_labels
@@ -64,6 +66,7 @@ from resclip_kernels.ops.upsample_argmax import UpsampleOptions, upsample_argmax
 __all__ = [
     "CONNECTIVITIES",
     "CORRELATIONS",
+    "FORKS",
     "JUDGE",
     "TRIALS",
     "AttentionMaps",
@@ -95,6 +98,7 @@ __all__ = [
     "check_not_negative",
     "check_pair",
     "check_positive",
+    "check_range",
     "check_type",
     "cpu_kind",
     "cross_layer_rows",

@@ -16,12 +16,20 @@ Options = TypeVar("Options")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+MOST_QUOTED = 80
+"""Characters of what came that an error shows."""
+
+
 def quoted(value: Any) -> str:
-    """What came, for an error: as Python writes it if that is short, else its type."""
-    text = repr(value)
-    if isinstance(value, str) or (len(text) <= 60 and "\n" not in text):
-        return text
-    return type(value).__name__
+    """What came, for an error: as Python writes it if that is short, the beginning of a text, else its type."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= MOST_QUOTED else f"{value[:MOST_QUOTED]}…")
+    try:
+        text = repr(value)
+    # Whatever an object says of itself may fail; Python itself writes no number of many thousand digits.
+    except Exception:  # noqa: BLE001
+        return type(value).__name__
+    return text if len(text) <= 60 and "\n" not in text else type(value).__name__
 
 
 def check_type(
@@ -63,12 +71,14 @@ def check_float(name: str, tensor: Tensor, dimensions: int, layout: str) -> None
         raise TypeError(f"{name} must be floating point; got {tensor.dtype}")
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """`value` must be an integer of at least `least`."""
+def check_count(name: str, value: int, least: int, most: int | None = None) -> None:
+    """`value` must be an integer of at least `least`, and at most `most` unless that is None."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer; got {quoted(value)}")
     if value < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
+        raise ValueError(f"{name} must be at least {least}; got {quoted(value)}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most:,}; got {quoted(value)}")
 
 
 def check_number(name: str, value: float) -> None:
@@ -77,32 +87,41 @@ def check_number(name: str, value: float) -> None:
         raise TypeError(f"{name} must be a number; got {quoted(value)}")
 
 
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """`value` must lie in [least, most], both of them finite."""
+    check_number(name, value)
+    if not least <= value <= most:
+        raise ValueError(
+            f"{name} must be a finite number from {least:g} to {most:g}; got {quoted(value)}"
+        )
+
+
 def check_fraction(name: str, value: float) -> None:
     """`value` must lie in [0, 1]."""
     check_number(name, value)
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie between 0 and 1; got {value}")
+        raise ValueError(f"{name} must lie between 0 and 1; got {quoted(value)}")
 
 
 def check_positive(name: str, value: float) -> None:
     """`value` must be a finite number above 0."""
     check_number(name, value)
     if not 0.0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0; got {value}")
+        raise ValueError(f"{name} must be a finite number above 0; got {quoted(value)}")
 
 
 def check_finite(name: str, value: float) -> None:
     """`value` must be a finite number."""
     check_number(name, value)
     if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number; got {value}")
+        raise ValueError(f"{name} must be a finite number; got {quoted(value)}")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """`value` must be a finite number of at least 0."""
     check_number(name, value)
     if not 0.0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a finite number of at least 0; got {value}")
+        raise ValueError(f"{name} must be a finite number of at least 0; got {quoted(value)}")
 
 
 def check_same_images(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:

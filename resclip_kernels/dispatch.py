@@ -61,15 +61,21 @@ def parse_implementation(requested: Implementation | str) -> Implementation:
         raise ValueError(f"implementation must be one of {valid}; got {requested!r}") from None
 
 
-def check_implementation(requested: Implementation | str) -> Implementation:
+def check_implementation(
+    requested: Implementation | str, *tensors: Tensor | None
+) -> Implementation:
     """`requested` as an `Implementation`, refused here and now where no op could run it on this machine.
+
+    Args:
+        requested: by name.
+        tensors: on the device and in the dtype of those that ops will be called with, where that is known.
 
     Raises:
         ValueError: no implementation's name, or "triton" where there is no Triton that compiles the kernels.
     """
     implementation = parse_implementation(requested)
     if implementation is Implementation.TRITON:
-        why_not = kernel_obstacle()
+        why_not = kernel_obstacle(*tensors)
         if why_not is not None:
             raise ValueError(f"implementation 'triton' cannot run: {why_not}")
     return implementation

@@ -5,10 +5,11 @@ With it comes the module that records q and k of the blocks before, which RCS av
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -155,12 +156,29 @@ class SelfAttention(nn.MultiheadAttention, ABC):
         return F.linear(attended.flatten(-2), layer.weight, layer.bias)
 
 
+class PerThread:
+    """What a module keeps of the images on their way, by thread: threads that share a model do not mix their images.
+
+    A copy or a pickle has nothing.
+    """
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PerThread:
+        return PerThread()
+
+    def __reduce__(self) -> tuple[type[PerThread], tuple[()]]:
+        return PerThread, ()
+
+
 class QueryKeyRecorder(SelfAttention):
     """A middle block's attention that remembers q and k of its last call, for RCS (arXiv 2411.15851, section 3.2).
 
     Computes what `nn.MultiheadAttention` computes, softmax(q kᵀ/√d)·v through `out_proj`, with fused attention. v is
     projected apart from q and k, so that keeping those two keeps nothing else; with autograd on they keep their graph
-    as well, so run under `torch.no_grad()` where no gradient is wanted. A copy or a pickle has recorded nothing.
+    as well, so run under `torch.no_grad()` where no gradient is wanted. Every thread has its own last call, so that
+    threads can share a model. A copy or a pickle has recorded nothing.
 
     Args:
         embed_dim, num_heads, dropout, bias, batch_first, device, dtype: `nn.MultiheadAttention`'s.
@@ -180,7 +198,7 @@ class QueryKeyRecorder(SelfAttention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, dropout, bias, batch_first, device, dtype)
-        self._recorded: tuple[Tensor, Tensor] | None = None
+        self._kept = PerThread()
 
     @classmethod
     def from_attention(cls, attention: nn.MultiheadAttention) -> Self:
@@ -210,17 +228,18 @@ class QueryKeyRecorder(SelfAttention):
         return self.recorded()[1]
 
     def recorded(self) -> tuple[Tensor, Tensor]:
-        """q and k of the last call."""
-        if self._recorded is None:
+        """q and k of this thread's last call."""
+        recorded: tuple[Tensor, Tensor] | None = getattr(self._kept.local, "recorded", None)
+        if recorded is None:
             raise ValueError(
-                "this QueryKeyRecorder has recorded nothing since it was made, copied or cleared: "
+                "this QueryKeyRecorder has recorded nothing in this thread since it was made, copied or cleared: "
                 "put it in place of a block's `attn` and run the model up to that block first"
             )
-        return self._recorded
+        return recorded
 
     def clear(self) -> None:
-        """Forget q and k, and free their memory."""
-        self._recorded = None
+        """Forget this thread's q and k, and free their memory."""
+        self._kept.local.recorded = None
 
     def attend(self, tokens: Tensor) -> Tensor:
         """Plain self-attention; q and k are kept until the next call or `clear()`."""
@@ -233,12 +252,7 @@ class QueryKeyRecorder(SelfAttention):
 
     def keep(self, query: Tensor, key: Tensor) -> None:
         """Remember q and k, (B, A, L, d) each; a subclass may keep them elsewhere."""
-        self._recorded = query, key
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was recorded: it belongs to the images of one run, and its graph cannot be copied."""
-        state: dict[str, Any] = nn.Module.__getstate__(self)
-        return {**state, "_recorded": None}
+        self._kept.local.recorded = query, key
 
 
 def check_source(attention: nn.MultiheadAttention) -> None:
@@ -280,6 +294,15 @@ class CachedCrossLayer(NamedTuple):
                 cross_layers, self.cross_layers, strict=True
             )
         )
+
+
+@dataclass
+class Scope:
+    """What one `two_passes` of one thread has."""
+
+    feedback: SemanticFeedback | None = None
+    cached: CachedCrossLayer | None = None
+    """A_c·v of the first pass."""
 
 
 class ModuleKeywords(AttentionKeywords, total=False):
@@ -344,7 +367,8 @@ class ResidualAttention(SelfAttention):
         merged = {"grid": (1, 1), **keywords} if options is None else keywords
         self.options = merge_options(AttentionOptions, options, merged)
         self.grid = options.grid if grid is None and options is not None else grid
-        self.feedback = feedback
+        self._kept = PerThread()
+        self._feedback = feedback
         self.implementation = parse_implementation(implementation)
         # A tuple, which nn.Module does not look into: the recorders are the blocks' modules.
         check_type("recorders", recorders, Iterable, "QueryKeyRecorder modules")
@@ -355,8 +379,6 @@ class ResidualAttention(SelfAttention):
                     f"recorders must be QueryKeyRecorder modules; got {type(recorder).__name__}: "
                     "make one with QueryKeyRecorder.from_attention(block.attn)"
                 )
-        self._caching = False
-        self._cached: CachedCrossLayer | None = None
         self.check_options()
 
     @classmethod
@@ -396,6 +418,26 @@ class ResidualAttention(SelfAttention):
         self._grid = check_pair("grid", grid, "(h, w) in patches, or None for a square", 1)
 
     @property
+    def scope(self) -> Scope | None:
+        """This thread's `two_passes`; None outside of it."""
+        scope: Scope | None = getattr(self._kept.local, "scope", None)
+        return scope
+
+    @property
+    def feedback(self) -> SemanticFeedback | None:
+        """State of `semantic_feedback`; within `two_passes`, the one that this thread has set there."""
+        scope = self.scope
+        return self._feedback if scope is None else scope.feedback
+
+    @feedback.setter
+    def feedback(self, feedback: SemanticFeedback | None) -> None:
+        scope = self.scope
+        if scope is None:
+            self._feedback = feedback
+        else:
+            scope.feedback = feedback
+
+    @property
     def recorders(self) -> tuple[QueryKeyRecorder, ...]:
         """The middle blocks' recorders; to change them, make another module from this one."""
         return self._recorders
@@ -406,19 +448,21 @@ class ResidualAttention(SelfAttention):
 
         It starts without `feedback`. Its first pass caches A_c·v, which the later ones take over, so that RCS is
         computed once; it is computed anew whenever a recorder has run in between. When the scope ends, A_c·v is
-        dropped and `feedback` is what it was before, so that nothing of these images reaches the next ones:
+        dropped and `feedback` is what it was before, so that nothing of these images reaches the next ones. The scope
+        is this thread's alone:
 
             with attention.two_passes():
                 first = block(tokens)
                 attention.feedback = semantic_feedback(labels_of(first))
                 second = block(tokens)
         """
-        before = self.feedback, self._caching, self._cached
-        self.feedback, self._caching, self._cached = None, True, None
+        local = self._kept.local
+        before = getattr(local, "scope", None)
+        local.scope = Scope()
         try:
             yield self
         finally:
-            self.feedback, self._caching, self._cached = before
+            local.scope = before
 
     def attend(self, tokens: Tensor) -> Tensor:
         """Residual attention with the module's options, of [CLS] and h·w patches.
@@ -434,7 +478,8 @@ class ResidualAttention(SelfAttention):
             )
         grid = self.grid_of(tokens.shape[1 if tokens.ndim == 3 and self.batch_first else 0])
         cross_layers = tuple(recorder.recorded() for recorder in self._recorders)
-        cached = self._cached
+        scope = self.scope
+        cached = None if scope is None else scope.cached
         reusable = cached is not None and cached.came_from(cross_layers)
         query, key, value = self.project(tokens, 0, 3)
         attended, cross_layer = residual_attention(
@@ -447,8 +492,8 @@ class ResidualAttention(SelfAttention):
             cross_layer=cached.cross_layer if cached is not None and reusable else None,
             implementation=self.implementation,
         )
-        if self._caching and cross_layer is not None:
-            self._cached = CachedCrossLayer(cross_layers, cross_layer)
+        if scope is not None and cross_layer is not None:
+            scope.cached = CachedCrossLayer(cross_layers, cross_layer)
         return attended
 
     def grid_of(self, tokens: int) -> tuple[int, int]:
@@ -490,11 +535,6 @@ class ResidualAttention(SelfAttention):
             f"neighbourhood_std={self.options.neighbourhood_std}, "
             f"feedback={'set' if self.feedback is not None else None}, recorders={len(self._recorders)}"
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without A_c·v, which belongs to one scope of `two_passes`."""
-        state: dict[str, Any] = nn.Module.__getstate__(self)
-        return {**state, "_caching": False, "_cached": None}
 
 
 def option_property(name: str) -> property:

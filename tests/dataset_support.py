@@ -37,7 +37,7 @@ def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
     labels = {sample.name: sample.truth.read() for sample in dataset.samples}
     for sample in dataset.samples:
         assert labels[sample.name].dtype == np.uint8
-        assert sample.image.read().shape == (*labels[sample.name].shape, 3)
+        assert sample.image.read().pixels.shape == (*labels[sample.name].shape, 3)
     return labels
 
 

@@ -29,7 +29,7 @@ from resclip.evaluation.datasets.base import (
     Sample,
     Values,
 )
-from resclip.evaluation.datasets.builtin import InMemory
+from resclip.evaluation.datasets.builtin import ImageInMemory, InMemory
 from resclip.evaluation.distributed import process_group
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, Preparation
 from resclip.io.images import ImageError
@@ -54,7 +54,7 @@ def sample(generator: np.random.Generator, index: int) -> Sample:
     truth[generator.random((height, width)) < 0.2] = IGNORED
     image = generator.integers(256, size=(height, width, 3)).astype(np.uint8)
     # Names whose order is not that of the samples.
-    return Sample(f"image {-index % 7}.{index}", InMemory(image), InMemory(truth))
+    return Sample(f"image {-index % 7}.{index}", ImageInMemory(image), InMemory(truth))
 
 
 def random_dataset(seed: int, count: int, broken: Sequence[int] = (), **options: Any) -> Dataset:

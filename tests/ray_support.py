@@ -20,6 +20,7 @@ from torch import Tensor
 from resclip.batch.items import Item
 from resclip.batch.storage import Store
 from resclip.inference.pipeline import ImageTask, WindowPixels
+from resclip.io.limits import DEFAULT_LIMITS, Limits
 
 
 def die_once(notes: str, what: str) -> None:
@@ -109,11 +110,10 @@ class FragileItem(Item):
 
     notes: str = ""
 
-    def read(self) -> bytes:
+    def source(self, limits: Limits = DEFAULT_LIMITS) -> Path | bytes:
         die_once(self.notes, "reader")
-        return Item.read(
-            self
-        )  # Not super(): a dataclass with slots is made anew, without the cell of `super`.
+        # Not super(): a dataclass with slots is made anew, without the cell of `super`.
+        return Item.source(self, limits)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resclip.evaluation.ablation import Ablation, Findings, Setting, Study, find_studies
+from resclip.evaluation.coverage import Coverage
 from resclip.evaluation.datasets.base import Problem
 from resclip.evaluation.metrics import Scores
 from resclip.evaluation.report import DatasetReport, MethodResult, Report
 
 CLASSES = ("sky", "night sky", "car")
+EVERYTHING = Coverage(1000, 0, 0, (), None)
+"""Every pixel counts, and every class is there."""
 SETTINGS = {
     "window": 112,
     "stride": 56,
@@ -27,6 +30,7 @@ def row(
     problems: Sequence[Problem] = (),
     options: Mapping[str, Any] | None = None,
     seconds: float = 20.0,
+    coverage: Coverage | None = None,
 ) -> MethodResult:
     """One class 10 above the mean, one not there, one 10 below it; None: nothing could be measured."""
     if miou is None:
@@ -36,7 +40,16 @@ def row(
         scores = Scores(miou, miou + 4, miou + 7, miou + 6, (miou + 10, None, miou - 10), accuracy)
     images = 0 if miou is None else 200
     return MethodResult(
-        scores, images, tuple(problems), dict(options or {}), seconds, 1, 2, "a CPU", 3_000_000
+        scores,
+        images,
+        tuple(problems),
+        dict(options or {}),
+        seconds,
+        1,
+        2,
+        "a CPU",
+        3_000_000,
+        coverage or EVERYTHING,
     )
 
 

@@ -189,13 +189,13 @@ def test_cross_layer_is_computed_once_in_the_scope_and_kept_nowhere_else(
     module, _ = with_recorder(seed, x)
     calls = Calls(monkeypatch)
     outside = module(x, x, x)[0]
-    assert module._cached is None
+    assert module.scope is None
     with module.two_passes():
         outputs = [module(x, x, x)[0] for _ in range(3)]
     assert [tensor is None for tensor in calls.handed] == [True, True, False, False]
     for output in outputs:
         torch.testing.assert_close(output, outside)
-    assert module._cached is None
+    assert module.scope is None
     with module.two_passes():
         module(x, x, x)
     assert calls.handed[-1] is None  # A scope starts with nothing.
@@ -232,7 +232,7 @@ def test_scope_puts_feedback_back_even_after_an_error(seed: int) -> None:
     with pytest.raises(ValueError, match="feedback is for 3 images"):
         run_with_feedback(module, x, torch.zeros(3, 4, 4, dtype=torch.int64))
     assert module.feedback is mine
-    assert module._cached is None
+    assert module.scope is None
 
 
 @torch.no_grad()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import open_clip
@@ -24,7 +27,7 @@ from attention_support import (
 )
 from kernel_support import check_budget, label_map
 from open_clip.transformer import Attention
-from torch import nn
+from torch import Tensor, nn
 
 from resclip_kernels import semantic_feedback
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
@@ -137,7 +140,7 @@ def test_copy_and_pickle_of_a_tower_are_whole_and_apart(seed: int) -> None:
     for other in copies:
         blocks = other.transformer.resblocks
         attn = blocks[-1].attn
-        assert attn._cached is None
+        assert attn.scope is None
         assert attn.recorders == tuple(blocks[layer - 1].attn for layer in LAYERS)
         with pytest.raises(ValueError, match="recorded nothing"):
             _ = attn.recorders[0].key
@@ -182,7 +185,8 @@ def test_tower_and_scope_compile_whole(seed: int) -> None:
             run(x)
             module.feedback = feedback
             outputs.append(run(x))
-            assert module._cached is not None
+            assert module.scope is not None
+            assert module.scope.cached is not None
     torch.testing.assert_close(*outputs)
 
 
@@ -270,3 +274,40 @@ def test_recorder_that_has_not_run_or_ran_on_other_shapes(seed: int) -> None:
     recorder(fewer, fewer, fewer)
     with pytest.raises(ValueError, match=r"cross_layers\[0\]'s query must have query's shape"):
         module(x, x, x)
+
+
+@torch.no_grad()
+def test_threads_that_share_a_model_do_not_mix_their_images(seed: int) -> None:
+    """Every step of one thread stands between two of the other's."""
+    visual = tower(seed)
+    module = put_modules(visual, grid=(4, 6))
+    last = visual.transformer.resblocks[-1]
+    feedbacks = [
+        semantic_feedback(label_map(seed + number, batch=2, grid=(4, 6)).to(pixels(seed).device))
+        for number in range(2)
+    ]
+    takes_turns = threading.Barrier(2, timeout=20)
+
+    def run(number: int, wait: Callable[[], object]) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            images = pixels(seed + number)
+            wait()
+            once = projected(visual, images)
+            wait()
+            recorded = module.recorders[0].query
+            x = tokens(seed + number, patches=24)
+            with module.two_passes():
+                wait()
+                last(x)
+                wait()
+                module.feedback = feedbacks[number]
+                wait()
+                twice = last(x)
+            return once, recorded, twice
+
+    alone = [run(number, lambda: None) for number in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda number: run(number, takes_turns.wait), range(2)))
+    for mine, expected in zip(together, alone, strict=True):
+        for part, other in zip(mine, expected, strict=True):
+            assert torch.equal(part, other)

@@ -158,19 +158,19 @@ def test_how_many_threads_segment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps.segmenting_threads(segmenter, 1000) == 1
 
 
-def test_more_than_256_classes_take_16_bits(tmp_path: Path) -> None:
+def test_more_than_255_classes_take_16_bits(tmp_path: Path) -> None:
     make_images(tmp_path / "in", 1)
-    names = tuple(f"class {number}" for number in range(300))
+    names = tuple(f"class {number}" for number in range(256))
     (row,) = run_job(tmp_path / "in", tmp_path / "out", names=names)
     assert row.status == "done"
     with Image.open(tmp_path / "out/000_labels.png") as labels:
         assert np.asarray(labels).dtype == np.uint16
 
 
-@pytest.mark.parametrize("count", (1, 65537))
+@pytest.mark.parametrize("count", (1, 65536))
 def test_how_many_classes_a_label_map_can_hold(count: int) -> None:
     preparation = toy_segmenter().preparation
-    with pytest.raises(ValueError, match=r"expected 2 to 65,536 classes, got .*name another"):
+    with pytest.raises(ValueError, match=r"expected 2 to 65,535 classes, got .*name another"):
         BatchJob(tuple(map(str, range(count))), preparation)
 
 
@@ -192,6 +192,47 @@ def test_an_output_that_cannot_be_written_ends_the_job(
     assert "000_labels.png" in written
     assert "003_labels.png" not in written
     assert not [name for name in written if ".tmp" in name]
+
+
+def test_an_output_that_alone_cannot_be_written_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder in the place of a label map, a link on the way to one, and too little memory for an overlay."""
+    for folder in ("in", "in/sub"):
+        make_images(tmp_path / folder, 3)
+    (tmp_path / "out/000_labels.png").mkdir(parents=True)
+    (tmp_path / "out/sub").symlink_to(tmp_path)
+    real = outputs.draw_overlay
+
+    def draw(image: np.ndarray, *others: Any) -> np.ndarray:
+        if image.shape[:2] == size:
+            raise MemoryError
+        return real(image, *others)
+
+    monkeypatch.setattr(outputs, "draw_overlay", draw)
+    with Image.open(tmp_path / "in/001.jpg") as image:
+        size = image.size[::-1]
+    rows = run_job(tmp_path / "in", tmp_path / "out", overlay=True)
+    errors = {row.name: row.error for row in rows}
+    assert [row.status == "done" for row in rows] == [error is None for error in errors.values()]
+    assert errors["002.png"] is None
+    assert (errors["000.png"] or "").startswith(f"000.png: {tmp_path}/out/000_labels.png: Is a dir")
+    assert (errors["001.jpg"] or "").startswith("001.jpg: out of memory")
+    for name in ("000.png", "002.png"):
+        assert "got a symbolic link" in (errors[f"sub/{name}"] or "")
+
+
+def test_a_large_output_that_alone_cannot_be_written_is_a_row(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", 1)
+    make_tiff(tmp_path / "in" / "a.tif", 64, 64)
+    (tmp_path / "out/a_labels.png").mkdir(parents=True)
+    done, failed = run_job(tmp_path / "in", tmp_path / "out", block_pixels=1)
+    assert (done.name, done.status) == ("000.png", "done")
+    assert (failed.name, failed.status) == ("a.tif", "failed")
+    assert "a_labels.png: Is a directory" in (failed.error or "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "000_labels.png", "a_labels.png",
+    ]  # fmt: skip
 
 
 def make_tiff(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import errno
 import json
@@ -25,7 +26,8 @@ import pytest
 from hypothesis import given, settings
 
 from resclip.batch import manifest as module
-from resclip.batch.manifest import ClassArea, Manifest, Row, newest, schema, table_of
+from resclip.batch.items import Identity, Item
+from resclip.batch.manifest import ClassArea, Manifest, Row, newest, schema, table_of, write_rows
 from resclip.batch.storage import Store, open_store
 from resclip.io.files import write_atomically
 
@@ -40,7 +42,8 @@ def row(index: int, name: str | None = None, *, failed: bool = False, mark: floa
     if failed:
         return Row(index, name, "failed", f"{name}: damaged", mark, None, None, (), ())
     areas = (ClassArea(3, "cat, Katze, 猫", 700, 0.7), ClassArea(0, "dog", 300, 0.3))
-    return Row(index, name, "done", None, mark, 20, 50, areas, (f"{name}_labels.png",))
+    identity = Identity(f"/photos/{name}", 1234, str(mark))
+    return Row(index, name, "done", None, mark, 20, 50, areas, (f"{name}_labels.png",), identity)
 
 
 def rows_in(store: Store, name: str = "manifest.parquet") -> list[Row]:
@@ -50,6 +53,9 @@ def rows_in(store: Store, name: str = "manifest.parquet") -> list[Row]:
     for value in values:
         value["classes"] = tuple(ClassArea(**area) for area in value["classes"])
         value["outputs"] = tuple(value["outputs"])
+        where = Identity(*(value.pop(name) for name in ("location", "size", "version")))
+        value["identity"] = where if where.location else None
+        del value["source"]
     return [Row(**value) for value in values]
 
 
@@ -71,12 +77,13 @@ def any_store(request: pytest.FixtureRequest, store: Store) -> Iterator[Store]:
 def test_rows_come_back_as_they_were_sorted(any_store: Store) -> None:
     rows = [row(2), row(0), row(1, failed=True), row(3, "é\n'\"猫.jpg")]
     with Manifest(any_store, SETTINGS) as manifest:
-        assert manifest.done == set()
+        assert manifest.done() == set()
         for one in rows:
             manifest.add(one)
         manifest.flush()
         assert any_store.list("manifest.parts") == ["manifest.parts/000000.parquet"]
-        assert manifest.done == {row(0).name, row(2).name, "é\n'\"猫.jpg"}
+    with Manifest(any_store, SETTINGS) as manifest:
+        assert manifest.done() == {row(0).name, row(2).name, "é\n'\"猫.jpg"}
     assert rows_in(any_store) == sorted(rows, key=lambda one: one.index)
     assert any_store.list() == ["manifest.parquet"]
     assert any_store.list("manifest.parts") == []
@@ -84,6 +91,7 @@ def test_rows_come_back_as_they_were_sorted(any_store: Store) -> None:
         file = pq.ParquetFile(stream)
         assert file.schema_arrow.equals(schema())
         assert json.loads(file.schema_arrow.metadata[b"resclip"]) == SETTINGS
+        assert file.schema_arrow.metadata[b"resclip.format"] == b"2"
         assert file.metadata.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -122,17 +130,18 @@ def test_any_history_gives_what_a_dictionary_gives(
         for operation, *arguments in [*history, ("close",)]:
             if manifest is None:
                 manifest = Manifest(store, SETTINGS)
-                assert manifest.done == {one.name for one in kept.values() if one.status == "done"}
+                assert manifest.done() == {
+                    one.name for one in kept.values() if one.status == "done"
+                }
             if operation == "add":
                 name, index, failed = arguments
                 mark += 1
                 one = row(index, f"{name}.jpg", failed=failed, mark=mark)
                 manifest.add(one)
                 unwritten.append(one)
-                now = kept | {one.name: one for one in unwritten}
-                assert manifest.done == {one.name for one in now.values() if one.status == "done"}
                 if len(unwritten) >= max_unwritten:
-                    kept, unwritten = now, []
+                    kept |= {one.name: one for one in unwritten}
+                    unwritten = []
                 continue
             if operation == "flush":
                 manifest.flush()
@@ -157,14 +166,15 @@ class Killed(BaseException):
 def test_killed_at_any_step_nothing_is_lost_or_twice(
     rows_per_part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every write and removal of a file is a step: 11 for 5 rows in parts of their own, 7 if they share one."""
+    """Every write and removal of a file is a step: 13 for 5 rows in parts of their own, 8 if they share one."""
     monkeypatch.setattr(module, "MAX_UNWRITTEN_ROWS", 1)
     monkeypatch.setattr(module, "ROWS_PER_PART", rows_per_part)
     monkeypatch.setattr("os.fsync", lambda _: None)
     first = {row(index).name: row(index, failed=index < 3) for index in range(4)}
     create, remove = Store.create, Store.remove
-    for steps in range(12):
+    for steps in range(14):
         store = open_store(str(tmp_path / str(steps)))
+        manifest: Manifest | None
         with Manifest(store, SETTINGS) as manifest:
             for one in first.values():
                 manifest.add(one)
@@ -194,11 +204,11 @@ def test_killed_at_any_step_nothing_is_lost_or_twice(
                 manifest.add(new)
                 recorded |= pending
             manifest.close()
-        del manifest
+        manifest = None
         # A row counts as recorded once `add` came back; the one in between may be there or not.
         with Manifest(store, SETTINGS) as again:
             done = {one.name for one in recorded.values() if one.status == "done"}
-            assert done <= again.done <= done | set(pending), steps
+            assert done <= again.done() <= done | set(pending), steps
         assert rows_in(store) in (
             sorted(recorded.values(), key=lambda one: one.index),
             sorted((recorded | pending).values(), key=lambda one: one.index),
@@ -213,7 +223,7 @@ def test_a_late_row_takes_all_to_the_disk(store: Store, monkeypatch: pytest.Monk
     manifest.add(row(0))
     now += 1.9
     manifest.add(row(1))
-    assert store.list("manifest.parts") == []
+    assert rows_in(store, "manifest.parts/000000.parquet") == []
     now += 0.1
     manifest.add(row(2))
     assert rows_in(store, "manifest.parts/000000.parquet") == [row(0), row(1), row(2)]
@@ -272,9 +282,9 @@ def test_other_settings_are_refused(
         Manifest(store, now)
     assert "another out=, or overwrite=True" in str(caught.value)
     with Manifest(store, SETTINGS) as again:  # The lock is free, the rows are there.
-        assert again.done == {row(0).name}
+        assert again.done() == {row(0).name}
     with Manifest(store, now, overwrite=True) as new:
-        assert new.done == set()
+        assert new.done() == set()
         new.add(row(5))
     assert rows_in(store) == [row(5)]
 
@@ -295,7 +305,18 @@ def test_a_file_that_is_no_manifest(store: Store) -> None:
         (b"nothing", "got another or a damaged file"),
         (other, "got another or a damaged file"),
         (ours.replace_schema_metadata({"resclip": "no json"}), "got another or a damaged file"),
-        (ours.replace_schema_metadata({"resclip": "{}"}), "another version"),
+        (
+            ours.replace_schema_metadata({"resclip": "{}"}),
+            "format 2, got one of format 1, as of ano",
+        ),
+        (
+            ours.replace_schema_metadata({"resclip": "{}", "resclip.format": "3"}),
+            "format 2, got one of format 3, as of another version",
+        ),
+        (
+            ours.replace_schema_metadata({"resclip": "{}", "resclip.format": "2"}),
+            "another version",
+        ),
     ]
     for content, message in contents:
         if isinstance(content, bytes):
@@ -306,9 +327,36 @@ def test_a_file_that_is_no_manifest(store: Store) -> None:
             Manifest(store, {})
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+    good = store.local_path("manifest.parts/000004.parquet")
+    assert good is not None
+    write_rows(store, "manifest.parts/000004.parquet", [table_of([row(0)])], {})
+    data = good.read_bytes()
+    path.unlink()
+    # The end says where everything is.
+    for place in range(len(data) - 300, len(data) - 8, 7):
+        good.write_bytes(data[:place] + b"\xff\xff" + data[place + 2 :])
+        with contextlib.suppress(ValueError):
+            Manifest(store, {}).close()
+        for left in store.list("manifest.parts"):
+            store.remove(left)
+        store.remove("manifest.parquet")
     with Manifest(store, {}, overwrite=True) as manifest:
-        assert manifest.done == set()
+        assert manifest.done() == set()
     assert rows_in(store) == []
+
+
+def test_a_folder_in_the_place_of_the_manifest(store: Store) -> None:
+    """It would be found when all is done."""
+    store.write("manifest.parquet/x_labels.png", b"")
+    with pytest.raises(OSError, match="got a folder of that name; rename it"):
+        Manifest(store, SETTINGS)
+
+
+def test_settings_are_not_shown_at_length(store: Store) -> None:
+    Manifest(store, {"names": ["class"] * 9999}).close()
+    with pytest.raises(ValueError, match="names: .*… there, nothing now") as caught:
+        Manifest(store, {})
+    assert len(str(caught.value)) < 400
 
 
 def test_two_runs_on_one_folder(store: Store) -> None:
@@ -322,6 +370,185 @@ def test_two_runs_on_one_folder(store: Store) -> None:
     assert not Path(store.root, "manifest.lock").exists()
     Manifest(store, SETTINGS).close()
     assert rows_in(store) == [row(0)]
+
+
+def test_links_in_the_place_of_the_lock_are_not_followed(store: Store, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    lock = store.local_path("manifest.lock")
+    assert lock is not None
+    for link in (lock.symlink_to, lock.hardlink_to, lambda path: lock.symlink_to(f"{path}/no")):
+        link(other)
+        with pytest.raises(OSError, match="got a link or no file; remove it.*manifest.lock"):
+            Manifest(store, SETTINGS)
+        assert other.read_text() == "kept"
+        lock.unlink()
+    lock.mkdir()
+    with pytest.raises(OSError, match="no file"):
+        Manifest(store, SETTINGS)
+
+
+def test_a_run_that_is_killed_at_once_leaves_an_output_folder(any_store: Store) -> None:
+    Manifest(any_store, SETTINGS)
+    assert any_store.list("manifest.parts") == ["manifest.parts/000000.parquet"]
+    assert not any_store.exists("manifest.parquet")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Item]:
+    """Three local files."""
+    items = []
+    for index, name in enumerate("abc"):
+        path = tmp_path / f"{name}.png"
+        path.write_text(name)
+        items.append(Item(index, f"{name}.png", name, str(path)))
+    return items
+
+
+def do(store: Store, items: list[Item], *, write: bool = True) -> list[str]:
+    """What a run does with the items that are missing; their names."""
+    with Manifest(store, SETTINGS, source="/photos") as manifest:
+        missing = manifest.missing(items)
+        for item in missing:
+            looked = item.looked_at()
+            output = f"{item.stem}_labels.png"
+            if write:
+                store.write(output, b"labels")
+            manifest.add(
+                Row(item.index, item.name, "done", None, 0.0, 1, 1, (), (output,), looked.seen)
+            )
+    return [item.name for item in missing]
+
+
+def test_what_is_there_and_the_same_is_not_missing(store: Store, images: list[Item]) -> None:
+    assert do(store, images) == ["a.png", "b.png", "c.png"]
+    assert do(store, images) == []
+    (first, *_) = rows_in(store)
+    status = Path(images[0].location).stat()
+    assert first.identity == Identity(images[0].location, 1, str(status.st_mtime_ns))
+    # A file that was deleted, one that was replaced by a link, an image that changed, and one of another folder.
+    for change in (
+        lambda: Path(store.root, "a_labels.png").unlink(),
+        lambda: (
+            Path(store.root, "a_labels.png").unlink()
+            or Path(store.root, "a_labels.png").symlink_to("b_labels.png")
+        ),
+        lambda: Path(images[0].location).write_text("longer"),
+        lambda: os.utime(images[0].location, ns=(5, 5)),
+    ):
+        change()
+        assert do(store, images) == ["a.png"]
+        assert do(store, images) == []
+    assert not Path(store.root, "a_labels.png").is_symlink()
+    folder = Path(store.root).parent / "other"
+    folder.mkdir()
+    moved = folder / "b.png"
+    moved.write_text("b")
+    os.utime(moved, ns=(time.time_ns(), Path(images[1].location).stat().st_mtime_ns))
+    elsewhere = [images[0], dataclasses.replace(images[1], location=str(moved)), images[2]]
+    assert do(store, elsewhere) == ["b.png"]
+    # What is not there can be no other; what is known to be no image is.
+    moved.unlink()
+    assert do(store, elsewhere) == []
+    assert do(store, [dataclasses.replace(elsewhere[1], error="b.png: a pipe")]) == ["b.png"]
+
+
+def test_remote_images(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """A server is asked once for a file, however many images it holds; where it cannot be asked, nothing changes."""
+    files = fsspec.filesystem("memory")
+    files.pipe({"/in/a.png": b"A", "/in/s.tar": b"BC"})
+    items = [
+        Item(0, "a.png", "a", "memory://in/a.png"),
+        Item(1, "s/b.png", "s/b", "memory://in/s.tar", 0, 1),
+        Item(2, "s/c.png", "s/c", "memory://in/s.tar", 1, 1),
+    ]
+    asked: list[str] = []
+    info = type(files).info
+
+    def ask(self: Any, path: str, **options: Any) -> Any:
+        asked.append(path)
+        return info(self, path, **options)
+
+    monkeypatch.setattr(type(files), "info", ask)
+    assert len(do(store, items)) == 3
+    assert sorted(set(asked)) == ["/in/a.png", "/in/s.tar"]
+    assert [one.identity and one.identity.size for one in rows_in(store)] == [1, 1, 1]
+    assert do(store, items) == []
+    files.pipe("/in/s.tar", b"DE")
+    assert do(store, items) == ["s/b.png", "s/c.png"]
+    files.rm("/in", recursive=True)
+    assert do(store, items) == []
+
+
+def test_secrets_of_a_url_are_not_stored(store: Store) -> None:
+    item = Item(0, "a.png", "a", "http://user:secret@127.0.0.1:9/a.png?signature=secret#secret")
+    do(store, [item])
+    (one,) = rows_in(store)
+    assert one.identity == Identity("http://127.0.0.1:9/a.png", None, None)
+
+
+def test_an_image_that_takes_the_files_of_another(store: Store, tmp_path: Path) -> None:
+    """cat.jpg, then cat.png in its place, whose label map has the same name; in the end cat.jpg again."""
+    both = []
+    for name in ("cat.jpg", "cat.png"):
+        (tmp_path / name).write_text("x")
+        both.append(Item(0, name, "cat", str(tmp_path / name)))
+    for item in (*both, *both):
+        assert do(store, [item]) == [item.name]
+        assert [one.name for one in rows_in(store)] == [item.name]
+    # Killed once the files may have been replaced, but before the new row was written.
+    Manifest(store, SETTINGS).missing(both[:1])
+    assert do(store, both[1:]) == ["cat.png"]
+    # Under another stem it is done anew, as its old files may be replaced by others' later.
+    renamed = dataclasses.replace(both[1], stem="cat.png")
+    assert do(store, [renamed]) == ["cat.png"]
+
+
+def test_an_image_that_is_being_done_again_is_not_done(store: Store, images: list[Item]) -> None:
+    """It changed, its files were replaced, the run was killed, and it became again what it had been."""
+    do(store, images)
+    path = Path(images[0].location)
+    before = path.stat()
+    path.write_text("longer")
+    assert Manifest(store, SETTINGS).missing(images) == images[:1]
+    path.write_text("a")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert do(store, images) == ["a.png"]
+
+
+def test_names_that_are_not_utf_8_are_stored_with_escapes(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"m\xff.png")
+    path.write_text("x")
+    item = Item(0, "m_.png", "m_", str(path))
+    do(store, [item])
+    assert do(store, [item]) == []
+    with Manifest(store, SETTINGS, source=str(path)) as manifest:
+        manifest.add(Row(1, "n", "failed", f"{path}: damaged", 0.0, None, None, (), ()))
+    assert rows_in(store)[1].error == f"{tmp_path}/m\\udcff.png: damaged"
+
+
+def test_the_check_of_many_local_files_is_quick(store: Store, tmp_path: Path) -> None:
+    items = []
+    rows = []
+    for index in range(3000):
+        path = tmp_path / f"{index}.png"
+        path.touch()
+        item = Item(index, path.name, str(index), str(path))
+        items.append(item)
+        output = store.local_path(f"{index}_labels.png")
+        assert output is not None
+        output.touch()
+        rows.append(
+            Row(index, item.name, "done", None, 0, 1, 1, (), (output.name,), item.identity())
+        )
+    with Manifest(store, SETTINGS) as manifest:
+        for one in rows:
+            manifest.add(one)
+    manifest = Manifest(store, SETTINGS)
+    start = time.perf_counter()
+    assert manifest.missing(items) == []
+    assert time.perf_counter() - start < 1.0  # 0.05 s on two cores with nothing else to do.
+    manifest.close()
 
 
 HOLD = """

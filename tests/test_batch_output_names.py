@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resclip.batch.output_names import contained_name, unique_names
+from resclip.batch.output_names import contained_name, portable_stem, unique_names
+from resclip.io.files import is_temporary
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,69 @@ def test_names_that_differ_in_case_alone_have_marked_stems() -> None:
     assert re.fullmatch(r"Cat\.jpg~[0-9a-f]{16}", first)
     assert re.fullmatch(r"cat\.jpg~[0-9a-f]{16}", second)
     assert first.lower() != second.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("2024-01-01T12:30", "2024-01-01T12%3A30"),
+        ('what?/<a>|"b"*.png', "what%3F/%3Ca%3E%7C%22b%22%2A"),
+        ("dir./x /cat. ", "dir%2E/x%20/cat.%20"),
+        ("CON/com1.txt", "%43ON/%63om1"),
+        ("sub/Nul .tar.gz", "sub/%4Eul .tar"),
+        ("console/computer/manifest.v2/x.jpg", "console/computer/manifest.v2/x"),
+        ("100%/a%20b.jpg", "100%/a%20b"),
+        # Folders that are the manifest's, or that are files of another image, or that `Store.clean` removes.
+        ("manifest.parquet/x", "manifest%2Eparquet/x"),
+        ("sub/MANIFEST.lock/x", "sub/MANIFEST%2Elock/x"),
+        ("manifest.parts/000000.parquet", "manifest%2Eparts/000000"),
+        ("a_labels.png/猫_Overlay.PNG/x", "a_labels%2Epng/猫_Overlay%2EPNG/x"),
+        (".resclip-00.tmp/x", ".resclip-00%2Etmp/x"),
+        ("manifest.lock", "manifest"),
+    ],
+)
+def test_stems_that_every_system_allows(name: str, stem: str) -> None:
+    assert list(unique_names([name], [name])) == [(name, stem)]
+
+
+def test_names_that_become_the_same_have_marked_stems() -> None:
+    names = ["a:b", "a%3ab", ":" * 170 + "/x", ":" * 170 + "/X"]
+    stems = [stem for _, stem in unique_names(names, names)]
+    assert len({stem.lower() for stem in stems}) == 4
+    assert all(re.search("~[0-9a-f]{16}$", stem) for stem in stems)
+    assert all(len(part) <= 197 for stem in stems for part in stem.split("/"))
+
+
+REFUSED = re.compile(
+    r'[<>:"\\|?*\x00-\x1f]|[. ](/|$)|(^|/)(con|prn|aux|nul|com\d|lpt\d)(\.[^/]*)?(/|$)'
+)
+OWN = re.compile(r"(^|/)manifest\.(parquet|lock|parts)/|_(labels|scores|overlay)\.(png|tif)/")
+PIECES = [
+    "con",
+    "COM1",
+    ".",
+    " ",
+    ":",
+    "?",
+    "%3A",
+    "a",
+    "é",
+    "/",
+    "manifest.parquet",
+    "_labels.png",
+]
+
+
+@given(st.lists(st.lists(st.sampled_from([*PIECES, ".resclip-a.tmp"]), max_size=6), max_size=9))
+def test_no_stem_is_refused_or_taken_or_twice(texts: list[list[str]]) -> None:
+    names = [contained_name("".join(text)) or "x" for text in texts]
+    stems = [stem for _, stem in unique_names(names, [str(index) for index in range(len(names))])]
+    assert len({folded(stem) for stem in stems}) == len(names)
+    for stem in [*stems, *map(portable_stem, names)]:
+        output = f"{stem}_labels.png"
+        assert not REFUSED.search(output.lower())
+        assert not OWN.search(output.lower())
+        assert not any(map(is_temporary, output.split("/")))
 
 
 def folded(name: str) -> str:

@@ -141,6 +141,7 @@ def test_a_batch_is_the_largest_that_fits(machine: dict[str, int]) -> None:
         machine["free"] = needed(dense, windows) + 1
         assert plan(dense, 8) == windows
     assert plan(dense, 3) == 3, "batch_size is a limit"
+    assert plan(dense, 10**9) == 8
     machine["free"] = needed(dense, 2) - 2
     assert plan(dense, 8) == 1
 

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from resclip.batch.storage import Store, open_store
+from resclip.batch.storage import Store, concerns_one_file, open_store
 from resclip.io.files import temporary_name
 
 
@@ -108,6 +108,107 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(store: Store) -> None
     assert not any(store.exists(name) for name in left)
     if is_local(store):
         assert len(list(Path(store.root).iterdir())) == 3
+
+
+def test_every_file_is_listed_by_its_name(store: Store) -> None:
+    assert store.names() == set()
+    names = {"a.png", "sub/b é.png", "sub/deep/c.png"}
+    for name in names:
+        store.write(name, b"")
+    if is_local(store):
+        Path(store.root, "link.png").symlink_to("a.png")
+        Path(store.root, "folder").symlink_to("sub")
+    assert store.names() == names
+
+
+@pytest.mark.parametrize("out", ["", "  ", "file://", "s3://", "memory:///"])
+def test_no_folder_at_all(out: str) -> None:
+    """As an unset variable in a shell's script: else it would be "/"."""
+    with pytest.raises(ValueError, match=r"expected a folder or URL to write to, got .*; name one"):
+        open_store(out)
+
+
+def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.png").write_bytes(b"kept")
+    root = tmp_path / "link to out"
+    (tmp_path / "out").mkdir()
+    root.symlink_to("out")
+    store = open_store(str(root))
+    (root / "sub").symlink_to(other)
+    (root / "a.png").symlink_to(other / "a.png")
+    (root / "b.png").hardlink_to(other / "a.png")
+    for name in ("a.png", "b.png"):
+        store.write(name, b"new")
+        assert read(store, name) == b"new"
+    folder = store.scratch()
+    (folder / "made").write_bytes(b"new")
+
+    def create() -> None:
+        with store.create("sub/a.png"):
+            raise AssertionError
+
+    for call in (
+        lambda: store.write("sub/a.png", b"new"),
+        create,
+        lambda: store.put_file(folder / "made", "sub/a.png"),
+        lambda: store.remove("sub/a.png"),
+        lambda: store.write("sub/deep/a.png", b"new"),
+        lambda: store.open("sub/a.png"),
+        lambda: store.exists("sub/a.png"),
+        lambda: store.list("sub"),
+    ):
+        with pytest.raises(
+            OSError, match="symbolic link, which is not followed; remove it"
+        ) as caught:
+            call()
+        assert caught.value.filename == str(root / "sub")
+        assert concerns_one_file(caught.value)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == {"a.png": b"kept"}
+
+
+def test_what_other_runs_within_are_making_is_left_alone(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"))
+    name = temporary_name()
+    mine, theirs = [name, f"own/{name}"], []
+    for folder, file in (
+        ("a", "manifest.lock"),
+        ("b/c", "manifest.parquet"),
+        ("d", "manifest.parts/0"),
+    ):
+        store.write(f"{folder}/{file}", b"")
+        theirs += [f"{folder}/{name}", f"{folder}/deep/{name}"]
+    for one in (*mine, *theirs):
+        store.write(one, b"half")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / name).touch()
+    Path(store.root, "link").symlink_to(elsewhere)
+    Path(store.root, temporary_name()).symlink_to(elsewhere)
+    inner = open_store(f"{store.root}/own")
+    store.write("manifest.lock", b"")
+    inner.clean()  # A run may be at work in the folder above.
+    assert inner.exists(name)
+    store.clean()
+    assert not any(map(store.exists, mine))
+    assert all(map(store.exists, theirs))
+    assert [path.name for path in elsewhere.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("number", "alone"),
+    [
+        (errno.ENAMETOOLONG, True),
+        (errno.EISDIR, True),
+        (errno.ENOSPC, False),
+        (errno.EACCES, False),
+    ],
+)
+def test_which_errors_are_of_one_file(number: int, alone: bool) -> None:
+    assert concerns_one_file(OSError(number, "text")) is alone
+    assert concerns_one_file(MemoryError())
+    assert not concerns_one_file(OSError("no number"))
 
 
 def test_a_folder_that_can_be_written_to_is_left_empty(store: Store) -> None:

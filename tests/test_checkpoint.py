@@ -19,7 +19,7 @@ GROUPS = 12
 
 def result(group: int, seconds: float = 1.0) -> DatasetResult:
     """A confusion in which each group has a cell of its own, so that one that counts twice shows as a 2."""
-    confusion = np.zeros((CLASSES, CLASSES), np.int64)
+    confusion = np.zeros((CLASSES, CLASSES + 1), np.int64)
     confusion.flat[group] = 1
     problems = (Problem(f"image {group}", "damaged"),)
     return DatasetResult(confusion, 7, problems, seconds, 100 + group)
@@ -48,17 +48,18 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 def test_what_was_appended_comes_back(checkpoint: Checkpoint) -> None:
     """Counts beyond 32 bits, as pixels of a large dataset are, and names in any script."""
     written = DatasetResult(
-        np.array([[2**62, 3], [0, 2**53 + 1]]),
+        np.array([[2**62, 3, 0], [0, 2**53 + 1, 5]]),
         15,
         (Problem("Köln/каф\udce9", "cut short"),),
         1 / 3,
         2**40,
+        2**41,
     )
     checkpoint.append(3, 5, written)
     finished, sums = Checkpoint(checkpoint.folder, CONDITIONS).read(2)
     assert (finished, set(sums)) == ({5}, {3})
     assert np.array_equal(sums[3].confusion, written.confusion)
-    for name in ("images", "problems", "seconds", "peak_bytes"):
+    for name in ("images", "problems", "seconds", "peak_bytes", "ignored"):
         assert getattr(sums[3], name) == getattr(written, name)
 
 
@@ -101,6 +102,13 @@ def test_conditions_are_compared_as_json(checkpoint: Checkpoint) -> None:
         lambda data: b"[]\n7\nnull",
         lambda data: b'{"group": 0}',
         lambda data: data.replace(b'"cells": [0]', b'"cells": [99]'),
+        lambda data: data.replace(b'"counts": [1]', b'"counts": [-1]'),
+        lambda data: data.replace(b'"counts": [1]', b'"counts": [1e400]'),
+        lambda data: data.replace(b'"images": 7', b'"images": "7"'),
+        lambda data: data.replace(b'"seconds": 1.0', b'"seconds": NaN'),
+        lambda data: data.replace(b'"problems": [', b'"problems": [3, '),
+        lambda data: b"[" * 100_000,
+        lambda data: data.replace(b'"group": 0', b'"group": ' + b"9" * 5000),
     ],
 )
 def test_a_damaged_line_counts_as_missing_and_can_be_followed_by_others(

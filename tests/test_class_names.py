@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resclip.errors import ClassNumbersWarning
 from resclip.text.class_names import (
     BACKGROUND_LISTS,
     DATASETS,
@@ -27,7 +29,9 @@ from resclip.text.class_names import (
 
 # Few letters, so that colons, spaces, commas and equal names meet often; İ casefolds to two letters, é composes.
 LETTERS = "ab:# ,;@-'\"{}[]\tAİé\u0301猫\u2028"
-NAMES = st.text(LETTERS.replace(",", ""), min_size=1, max_size=6).filter(str.strip)
+NAMES = st.text(LETTERS.replace(",", ""), min_size=1, max_size=6).filter(
+    lambda name: name.strip() and not f"{' '.join(name.split())} ".startswith((":", "# "))
+)
 
 
 def names_of(classes: list[str]) -> list[str]:
@@ -294,3 +298,90 @@ def test_backgrounds_that_are_refused() -> None:
         with_background(["Background", "cat"])
     with pytest.raises(ValueError, match="leave something to the background"):
         with_background(background_names("voc21"), "voc21")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("id2label.json", '{"1": "tree, oak", "0": "sky", "2": "cat"}'),
+        (
+            "config.json",
+            '{"model_type": "x", "id2label": {"0": "sky", "1": "tree, oak", "2": "cat"}}',
+        ),
+        ("label2id.json", '{"cat": 2, "sky": 0, "tree, oak": 1}'),
+        (
+            "categories.json",
+            '[{"id": 3, "name": "cat"}, {"id": 1, "name": "sky"}, {"id": 2, "name": "tree, oak"}]',
+        ),
+        (
+            "coco.json",
+            '{"categories": [{"id": 0, "name": "sky"}, {"id": 2, "name": "cat"}, {"id": 1, "name": "tree, oak"}]}',
+        ),
+        ("data.yaml", "path: x\nnames:\n  0: sky\n  1: tree, oak\n  2: cat\n"),
+        ("list.yaml", "nc: 3\nnames: [sky, 'tree, oak', cat]\n"),
+        ("tabs.txt", "1\ttree, oak\n0\tsky\n2\tcat\n"),
+        ("colons.txt", "0: sky\n1: tree, oak\n2: cat\n"),
+        ("spaces.txt", "1 sky\n2 tree, oak\n3 cat\n"),
+        ("comments.txt", "# of a park\nsky\n\n#\ntree, oak\n# \ncat\n"),
+    ],
+)
+def test_numbered_classes_come_in_their_order(name: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_classes(path) == ["sky", "tree, oak", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "classes"),
+    [
+        ("a.txt", "2 dollar bill\n50 cent\n", ["2 dollar bill", "50 cent"]),
+        ("a.txt", "#1 fan\n16:9 screen\n", ["#1 fan", "16:9 screen"]),
+        ("a.txt", "7: seven\nsky\n", ["7: seven", "sky"]),
+        ("a.json", '{"names": ["sky"], "categories": ["cat"]}', ["names: sky", "categories: cat"]),
+        ("a.yaml", "7:\nno:\n", ["7", "no"]),
+    ],
+)
+def test_numbers_that_are_names(
+    name: str, content: str, classes: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    assert read_classes(path) == classes
+
+
+def test_gaps_between_numbers_are_said_and_repeated_ones_refused(tmp_path: Path) -> None:
+    path = tmp_path / "coco.json"
+    path.write_text('[{"id": 1, "name": "a"}, {"id": 90, "name": "b"}]')
+    with pytest.warns(ClassNumbersWarning, match="2 classes from 1 to 90, with gaps: .* 0 to 1"):
+        assert read_classes(path) == ["a", "b"]
+    path.write_text('{"0": "a", "1": "b", "0": "c"}')
+    with pytest.raises(ValueError, match="number once, got 0 for item 1 and item 3"):
+        read_classes(path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([f"name {number}" for number in range(65_536)], "at most 65,535 classes.* got 65,536"),
+        (["x" * 10_000_000], "at most 100,000 characters, got 10,000,000"),
+        (["x" * 10_000], "at most 1,000 characters, got 10,000"),
+        (["sky", ":tree"], "before the colon, got ':tree'"),
+        (["a: " + ",".join(map(str, range(30_000)))], "at most 100,000 characters"),
+    ],
+)
+def test_lists_out_of_reason_are_refused(entries: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        parse_entries(entries)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_file_out_of_reason_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resclip.io.files.TEXT_BYTES", 1 << 20)
+    path = tmp_path / "classes.txt"
+    path.write_bytes(b"a\n" * (1 << 20))
+    with pytest.raises(ValueError, match="in at most 1 MiB, got a larger file"):
+        read_classes(path)

@@ -75,6 +75,7 @@ def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: P
         "window": 336,
         "stride": 56,
         "batch_size": 3,
+        "max_windows": None,
         "short_side": 448,
         "probability_threshold": 0.25,
         "implementation": "torch",
@@ -324,6 +325,40 @@ def test_a_stream_may_be_closed() -> None:
         "sys.exit(main(['models']))"
     )
     assert python("-c", code, check=False).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no numbers of streams")
+def test_closed_streams_keep_their_numbers(tmp_path: Path) -> None:
+    """Else a file that is written would get what libraries print."""
+    code = (
+        "import os\n"
+        "for number in range(3): os.close(number)\n"
+        "import sys; sys.stdin = sys.stdout = sys.stderr = None\n"
+        "from resclip.cli.commands import open_streams; open_streams()\n"
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); assert file.fileno() > 2\n"
+        "print('lost'); print('lost', file=sys.stderr); assert sys.stdin.read() == ''"
+    )
+    assert python("-c", code, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FileNotFoundError(2, "not found", "names.txt"), 2),
+        (ImportError("needs pyarrow"), 2),
+        (ValueError("wrong"), 2),
+        (OSError(28, "No space left on device", "out"), 1),
+        (RuntimeError("failed"), 1),
+    ],
+)
+def test_a_wrong_request_and_a_failure_have_their_own_status(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("resclip.cli.show.show_models", fail)
+    assert run("models") == status
 
 
 def test_parameters_in_errors_become_options() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,15 @@ import pytest
 
 pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
 
+import pyarrow as pa
 from batch_support import files_in, make_images, rows_of, toy_segmenter
 from cli_support import one_line, run
 from PIL import Image
+from pyarrow import parquet as pq
 from source_support import archive
+
+from resclip.cli.options import add_limit_options, explain, limits_from
+from resclip.io.limits import Limits
 
 CLASSES = "sky; tree; grass"
 SMALL = ("--window", "56", "--stride", "56", "--short-side", "56", "--method", "naclip")
@@ -77,10 +84,19 @@ def test_images_some_of_them_broken(
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
 
     # Once the five are mended, they alone are done, and the status is 0.
-    make_images(tmp_path / "in", 40)
+    make_images(tmp_path / "whole", 40)
+    for row in failed:
+        shutil.copy(tmp_path / "whole" / row["name"], tmp_path / "in" / row["name"])
     assert batch(tmp_path / "in", tmp_path / "out") == 0
     assert "5 of 40 images done, 35 earlier" in capsys.readouterr().err
-    assert {row["status"] for row in rows_of(tmp_path / "out")} == {"done"}
+    rows = rows_of(tmp_path / "out")
+    assert {row["status"] for row in rows} == {"done"}
+    assert {row["source"] for row in rows} == {str(tmp_path / "in")}
+    for row in rows:
+        path = tmp_path / "in" / row["name"]
+        assert row["location"] == str(path)
+        assert row["size"] == path.stat().st_size
+        assert row["version"] == str(path.stat().st_mtime_ns)
 
 
 # The command line, whose manifest goes to the disk after a fifth of a second instead of two.
@@ -101,7 +117,7 @@ def test_a_killed_run_goes_on_where_it_was(
     command = [sys.executable, "-c", EARLY, *arguments(tmp_path / "in", out)]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(out.glob("manifest.parts/*.parquet")):
+    while not any(pq.read_metadata(part).num_rows for part in out.glob("manifest.parts/*.parquet")):
         assert killed.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -131,7 +147,10 @@ def test_a_killed_run_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("source", "out", "options", "status", "words"),
     [
-        ("nothing-*.jpg", "out", (), 1, "nothing-*.jpg"),
+        ("nothing-*.jpg", "out", (), 2, "nothing-*.jpg"),
+        ("nothing", "out", (), 2, "nothing: expected a folder, a pattern"),
+        ("s3.txt", "out", ("--column", "x"), 2, "got a list; leave it out"),
+        ("words.parquet", "out", (), 2, "name one by --column\n"),
         ("empty", "out", (), 2, "got no files"),
         ("in", "file/out", (), 1, "expected a folder, got a file"),
         ("in", "out", ("--actors", 2), 2, "--engine ray"),
@@ -144,6 +163,8 @@ def test_refusals(
     """In one line, and before the model is loaded."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "s3.txt").write_text("s3://bucket/a.png\n")
+    pq.write_table(pa.table({"caption": ["a cat"]}), tmp_path / "words.parquet")
     make_images(tmp_path / "in", 1)
     assert batch(tmp_path / source, tmp_path / out, *options) == status
     one_line(capsys, words)
@@ -181,3 +202,65 @@ def test_one_member_of_each_key_and_a_pipe(
     assert batch(tmp_path / "in", tmp_path / "out") == 1
     assert "expected a file, got a named pipe" in capsys.readouterr().err
     assert [row["status"] for row in rows_of(tmp_path / "out")] == ["done", "failed"]
+
+
+def test_a_package_that_is_missing_is_a_request_that_cannot_be_carried_out(
+    tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    make_images(tmp_path / "in", 1)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    for module in [name for name in sys.modules if name == "resclip.io.geotiff"]:
+        monkeypatch.delitem(sys.modules, module)
+    assert batch(tmp_path / "in", tmp_path / "out", "--format", "tif") == 2
+    one_line(capsys, "rasterio")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("batch", "in", "--classes", CLASSES),
+        ("segment", "in/000.png", "--classes", CLASSES),
+        ("evaluate",),
+        ("ablate",),
+        ("demo",),
+    ],
+)
+def test_an_empty_name_is_no_output_folder(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*command, "--out", "") == 2
+    one_line(capsys, "--out: expected a folder to write to, got nothing; name one")
+
+
+def test_limits(tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_limit_options(parser)
+    assert limits_from(parser.parse_args([])) == Limits()
+    words = ["--max-pixels", "9", "--max-bytes", "2kB", "--timeout", "0.5"]
+    assert limits_from(parser.parse_args(words)) == Limits(9, 2000, 0.5)
+    assert limits_from(parser.parse_args(["--max-bytes", "77"])).max_bytes == 77
+    for option, value in (("--max-bytes", "0"), ("--max-bytes", "x"), ("--timeout", "0")):
+        assert batch(tmp_path, tmp_path / "out", option, value) == 2
+        one_line(capsys, f"{option}: expected a number")
+    assert (
+        explain("allow more by max_bytes=, or timeout=")
+        == "allow more by --max-bytes, or --timeout"
+    )
+
+
+def test_names_that_clash_and_files_that_take_others_names(
+    tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path, 1)
+    image = (tmp_path / "000.png").read_bytes()
+    names = ["a", "manifest.parquet/x", "manifest.lock/x", "manifest.parts/000000.parquet/x"]
+    names += ["a_labels.png/x", "2024:01?", "CON", "b.", "b"]
+    pq.write_table(pa.table({"image": [image] * 9, "name": names}), tmp_path / "t.parquet")
+    assert batch(tmp_path / "t.parquet", tmp_path / "out") == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["name"] for row in rows] == names
+    assert {output for row in rows for output in row["outputs"]} == set(files_in(tmp_path / "out"))
+    assert len(files_in(tmp_path / "out")) == 9
+    assert "9 of 9 images done" in capsys.readouterr().err
+    assert batch(tmp_path / "t.parquet", tmp_path / "out") == 0
+    assert "0 of 9 images done, 9 earlier" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from resclip.builtin.scenes import CLASS_NAMES
 from resclip.cli.options import open_datasets, preset_of, segmenter_for
 from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.report import Report
+from resclip.evaluation.runner import report_lock
 from resclip.evaluation.tables import report_tables
 
 SMALL = ["evaluate", "--scenes", 2, "--size", 48, "--device", "cpu", "--workers", 0]
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     for sample in open_dataset("builtin", count=3, size=48).samples:
-        Image.fromarray(sample.image.read()).save(root / "images" / f"{sample.name}.png")
+        Image.fromarray(sample.image.read().pixels).save(root / "images" / f"{sample.name}.png")
         Image.fromarray(sample.truth.read()).save(root / "masks" / f"{sample.name}.png")
     last = root / "masks" / "held-out-0002.png"
     last.write_bytes(last.read_bytes()[:-40])
@@ -118,9 +119,11 @@ def test_names_can_be_given_in_place_of_the_datasets_own(
         (["--dataset", "builtin,pascal"], ["unknown dataset 'pascal'", "voc21"]),
         (["--dataset", "builtin,builtin"], ["each dataset once, got 'builtin' twice"]),
         (["--dataset", "voc21"], ["--scenes is for builtin"]),
+        (["--out", ""], ["argument --out: expected a name, got an empty text"]),
         (["--plot"], ["--out DIR", "--plot"]),
         (["--save-predictions"], ["--out DIR", "--save-predictions"]),
         (["--qualitative", -1, "--out", "x"], ["at least 0 images, got -1"]),
+        (["--root", "a", "--root", "b"], ["one --root for all datasets, got several"]),
         (["--root", "voc=/nowhere"], ["NAME=DIR with NAME one of builtin", "voc=/nowhere"]),
     ],
 )
@@ -143,7 +146,9 @@ def arguments(**given: Any) -> Namespace:
         "model": "builtin", "pretrained": None, "preset": None, "correlation": None, "rcs": None, "sfr": None,
         "proxy": None, "device": "cpu", "precision": None, "implementation": "auto", "short_side": None,
         "templates": None, "cache": False, "window": None, "stride": None, "threshold": None, "batch_size": None,
+        "max_windows": None,
         "dataset": "builtin", "root": [], "split": None, "classes": None, "scenes": 1, "size": 48,
+        "ignore_index": None, "label_offset": None,
     }  # fmt: skip
     return Namespace(**{**usual, **given})
 
@@ -200,10 +205,10 @@ def test_settings_are_those_of_options_dataset_and_method(
 
 def test_what_load_is_told_stands_above_the_preset() -> None:
     """A value of its own as a whole, a mapping option by option."""
-    whole = load(classes=["sky"], preset="voc21", rcs=RCS(weight=0.9), device="cpu")
+    whole = load(classes=["sky", "tree"], preset="voc21", rcs=RCS(weight=0.9), device="cpu")
     assert whole.settings["rcs"] == asdict(RCS(weight=0.9))
     added = load(
-        classes=["sky"], method="naclip", preset="voc21", rcs={"weight": 0.9}, device="cpu"
+        classes=["sky", "tree"], method="naclip", preset="voc21", rcs={"weight": 0.9}, device="cpu"
     )
     assert (added.settings["rcs"]["weight"], added.settings["rcs"]["temperature"]) == (0.9, 2.0)
     assert added.settings["sfr"] is None
@@ -259,3 +264,72 @@ def test_two_processes_print_one_table_with_the_figures_of_one(tmp_path: Path) -
     assert one.settings == two.settings
     assert one.rows["naclip+rcs"].scores == two.rows["naclip+rcs"].scores
     assert two.rows["naclip+rcs"].processes == 2
+
+
+def test_what_a_folder_s_masks_mean_is_an_option_and_a_condition(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks that count from 1: without the option they are named as that, and with it right."""
+    path = tmp_path / "figures.json"
+    for mask in (folder / "masks").glob("*[01].png"):
+        values = np.asarray(Image.open(mask))
+        Image.fromarray(np.where(values == values.max(), 0, values + 1).astype(np.uint8)).save(mask)
+    common = [*FOLDER, "--root", folder, "--json", path]
+    assert run(*common) == 1
+    came = capsys.readouterr()
+    assert "classes without ground truth: " in came.out
+    assert run(*common, "--label-offset", 1) == 2
+    one_line(capsys, "under other conditions (label_offset: 0 there, 1 here)")
+    assert run(*common, "--label-offset", 1, "--ignore-index", 7, "--fresh") == 1
+    column = Report.read(path).datasets["folder"]
+    assert (column.settings["label_offset"], column.settings["ignore_index"]) == (1, 7)
+    assert "of the masks' pixels do not count" in capsys.readouterr().out
+    assert run(*SMALL, "--label-offset", 1) == 2
+    one_line(capsys, "--label-offset is for folder; leave it out for builtin")
+    assert run(*common, "--ignore-index", -1) == 2
+    one_line(capsys, "expected --ignore-index from 0 to 65535, got -1")
+
+
+def test_a_row_that_is_replaced_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for window in (48, 24):
+        assert run(*SMALL, "--method", "clip", "--out", tmp_path, "--window", window) == 0
+    came = capsys.readouterr().err.splitlines()
+    assert len(came) == 2
+    assert "measured again: window was 48, now 24" in came[1]
+
+
+def test_two_runs_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even where the second has its JSON file elsewhere, and at once."""
+    with report_lock(tmp_path / "report.json"):
+        for more in ([], ["--json", tmp_path / "other.json"]):
+            assert run(*SMALL, "--out", tmp_path, *more) == 1
+            one_line(capsys, "expected a report's file that no other run is writing to", "wait")
+    here = ["--json", tmp_path / "x" / ".." / "report.json"]
+    (tmp_path / "x").mkdir()
+    assert run(*SMALL, "--method", "clip", "--out", tmp_path, *here) == 0
+
+
+def test_names_that_are_no_utf_8_are_done_or_named_in_every_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted((folder / "images").iterdir())[:2]
+    for image, name in ((first, "m\udcff"), (second, "n\udcff")):
+        image.rename(image.with_name(f"{name}.png"))
+        mask = folder / "masks" / image.name
+        mask.rename(mask.with_name(f"{name}.png"))
+    (folder / "masks" / "n\udcff.png").write_bytes(b"no mask")
+    out = tmp_path / "out\udcff"
+    asked = ["--out", out, "--save-predictions", "--qualitative", 3, "--plot"]
+    for _ in range(2):
+        assert run(*FOLDER, "--root", folder, *asked) == 1
+        assert "left out: folder, n\\udcff" in capsys.readouterr().err.replace("\udcff", "\\udcff")
+    assert "n\\udcff" in (out / "report.md").read_text(encoding="utf-8")
+    assert names_in(out / "predictions" / "folder" / "clip") == ["m\udcff.png"]
+
+
+def test_a_missing_package_is_a_request_that_cannot_be_carried_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run(*SMALL, "--out", tmp_path, "--plot") == 2
+    one_line(capsys, "plots need matplotlib")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from resclip.evaluation.datasets.base import (
     first_that_exists,
     lines_of,
     pair_up,
+    read_values,
     samples_of,
     shorten,
     split_names,
@@ -88,13 +92,89 @@ def test_masks_that_cannot_be_read(tmp_path: Path) -> None:
     truncate(tmp_path / "cut.png")
     (tmp_path / "text.png").write_text("no mask")
     for name, message in {
-        "none.png": r"none\.png: no such file; check the dataset",
+        "none.png": r"none\.png: no such file; check the path",
         "colours.png": r"got mode RGB; convert colours to class indices",
-        "cut.png": r"cut\.png: expected a whole mask, got one that cannot be read .*get the file again",
-        "text.png": r"text\.png: expected a whole mask",
+        "cut.png": r"cut\.png: expected a whole mask, got one that cannot be read; get the file again",
+        "text.png": r"text\.png: expected a mask as PNG, .* got a file of another kind",
     }.items():
         with pytest.raises(ImageError, match=message):
             LabelFile(tmp_path / name, Values({0: 0})).read()
+
+
+def png_header(width: int, height: int, colour_type: int, data: bytes = b"") -> bytes:
+    """A PNG file of 8 bits a channel, with such a header and nothing but these compressed pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png_header(60_000, 60_000, 0), "at most 178,956,970 pixels"),
+        (png_header(15_000, 15_000, 0), "at most 178,956,970 pixels"),  # Pillow itself only warns.
+        (png_header(0, 5, 0), "expected a"),
+        (b"\x89PNG\r\n\x1a\n", "with a damaged header"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "got a file of another kind"),
+        (b"", "empty file"),
+    ],
+)
+def test_hostile_masks_are_refused_in_a_sentence(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "mask.png").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"mask\.png: .*{message}"):
+        read_values(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize("error", [OSError, SyntaxError, IndexError, TypeError, ZeroDivisionError])
+def test_whatever_a_decoder_raises_is_the_mask_s_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    save_mask(tmp_path / "mask.png", np.zeros((2, 2)))
+
+    def fail(_: object) -> None:
+        raise error("bare words")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(ImageError, match=r"mask\.png: expected ") as raised:
+        read_values(tmp_path / "mask.png")
+    assert "bare words" not in str(raised.value)
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pipe, which would be waited for."""
+
+    def refuse(path: Path, name: str) -> None:
+        raise ImageError(f"{name}: no file")
+
+    monkeypatch.setattr("resclip.evaluation.datasets.base.check_file", refuse)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(ImageError, match="no file"):
+        read_values(tmp_path / "pipe.png")
+
+
+def test_lists_that_are_no_files_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "val.txt")
+    with pytest.raises(DatasetError, match="expected a file of numbers, got something else"):
+        lines_of(tmp_path / "val.txt", "numbers")
+
+
+def test_folders_that_are_called_like_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "a.png/b.png").touch()
+    (tmp_path / "c.png").mkdir()
+    (tmp_path / "c.jpg").touch()
+    assert files_under(tmp_path, [".jpg", ".png"]) == {
+        "a": tmp_path / "a.png",
+        "a.png/b": tmp_path / "a.png/b.png",
+        "c": tmp_path / "c.jpg",
+    }
 
 
 @given(st.sets(st.integers(0, 30)))
@@ -128,7 +208,7 @@ def test_samples_travel_to_worker_processes(tmp_path: Path) -> None:
     [one] = samples_of([("a", tmp_path / "a.png", tmp_path / "m.png")], Values({3: 2}))
     copy = pickle.loads(pickle.dumps(one))
     assert copy == one
-    np.testing.assert_array_equal(copy.image.read(), pixels)
+    np.testing.assert_array_equal(copy.image.read().pixels, pixels)
     np.testing.assert_array_equal(copy.truth.read(), np.full((5, 7), 2))
 
 

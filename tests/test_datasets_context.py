@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -241,10 +243,11 @@ def test_labels_of_a_matlab_file_are_those_of_the_values(
         ({"LabelMap": np.array([[1, 65537]])}, "whole numbers"),
         ({"LabelMap": np.array([[1.5, np.nan]])}, "whole numbers"),
         ({"LabelMap": np.zeros((0, 3))}, "whole numbers"),
-        ({"LabelMap": np.ones((2, 3, 4))}, "a matrix of numbers"),
-        ({"LabelMap": "cat"}, "a matrix of numbers"),
-        ({"LabelMap": {"a": 1}}, "a matrix of numbers"),
-        ({"labels": np.ones((2, 3))}, "cannot be read .*LabelMap"),
+        ({"LabelMap": np.ones((2, 3, 4))}, "with a matrix LabelMap"),
+        ({"LabelMap": "cat"}, "with a matrix LabelMap"),
+        ({"LabelMap": {"a": 1}}, "with a matrix LabelMap"),
+        ({"LabelMap": np.array([[1j]])}, "with a matrix LabelMap"),
+        ({"labels": np.ones((2, 3))}, "LabelMap .* cannot be read so"),
     ],
 )
 def test_matlab_files_that_are_no_masks(tmp_path: Path, content: dict, message: str) -> None:
@@ -257,7 +260,7 @@ def test_matlab_files_that_are_no_masks(tmp_path: Path, content: dict, message: 
 def test_a_matlab_file_that_is_cut_short_is_refused(tmp_path: Path, compressed: bool) -> None:
     """Or of another version, or not there."""
     path = tmp_path / "mask.mat"
-    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the dataset"):
+    with pytest.raises(ImageError, match=r"mask\.mat: no such file; check the path"):
         LabelMapFile(path, MATLAB_VALUES).read()
     numbers = np.random.default_rng(0).integers(0, 2, (50, 70)).astype(np.uint16)
     savemat(path, {"LabelMap": numbers}, do_compression=compressed)
@@ -269,8 +272,36 @@ def test_a_matlab_file_that_is_cut_short_is_refused(tmp_path: Path, compressed: 
             LabelMapFile(path, MATLAB_VALUES).read()
 
 
-def test_matlab_files_need_scipy(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_459(kit)
-    monkeypatch.setattr("resclip.evaluation.datasets.context.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs SciPy, .* `pip install 'resclip\[eval\]'`"):
-        open_dataset("context59", kit)
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_damaged_matlab_file_is_read_or_refused(tmp_path: Path, compressed: bool) -> None:
+    """Each byte of the file in turn set to nought, and to all ones: many readers crash at some of them."""
+    path = tmp_path / "mask.mat"
+    savemat(path, {"LabelMap": np.ones((3, 4), np.uint16)}, do_compression=compressed)
+    whole = path.read_bytes()
+    for place in range(124, len(whole)):
+        for value in (0, 255):
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with contextlib.suppress(ImageError):
+                assert LabelMapFile(path, MATLAB_VALUES).read().ndim == 2
+
+
+def test_a_matlab_file_made_to_exhaust_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mask.mat"
+    savemat(path, {"LabelMap": np.ones((5000, 5000), np.uint8)}, do_compression=True)
+    with pytest.raises(ImageError, match="of at most 16,777,216 numbers"):
+        LabelMapFile(path, MATLAB_VALUES).read()
+
+
+def test_a_matlab_file_of_the_other_byte_order(tmp_path: Path) -> None:
+    """As MATLAB wrote on other machines; made by hand."""
+
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack(">II", kind, len(content)) + content + b"\0" * (-len(content) % 8)
+
+    values = np.array([[0, 1, 459], [1, 0, 1]], ">u2")
+    parts = element(6, struct.pack(">II", 11, 0)) + element(5, struct.pack(">ii", 2, 3))
+    parts += element(1, b"LabelMap") + element(4, values.tobytes(order="F"))
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x01\x00MI"
+    (tmp_path / "mask.mat").write_bytes(head + element(14, parts))
+    labels = LabelMapFile(tmp_path / "mask.mat", Values({0: 0, 1: 1, 459: 2})).read()
+    np.testing.assert_array_equal(labels, [[0, 1, 2], [1, 0, 1]])

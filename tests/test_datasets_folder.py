@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,4 +96,48 @@ def test_what_is_missing_is_said(root: Path, missing: str) -> None:
     with pytest.raises(
         DatasetError, match=f"expected a .*, looked for '{missing}'.*, found .*gone"
     ):
+        open_dataset("folder", root)
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "labels"),
+    [
+        ({}, [0, 1, 2, 255], [0, 1, 2, 255]),
+        ({"label_offset": 1}, [0, 1, 2, 3, 255], [255, 0, 1, 2, 255]),
+        ({"label_offset": 1, "ignore_index": 3}, [0, 1, 2, 3], [255, 0, 1, 255]),
+        ({"label_offset": 254}, [254, 255], [0, 255]),
+        ({"label_offset": -1}, [0, 1, 255], [1, 2, 255]),
+        ({"ignore_index": 0}, [0, 1, 2], [255, 1, 2]),
+    ],
+)
+def test_what_values_mean_can_be_said(
+    root: Path, options: dict[str, int], values: list[int], labels: list[int]
+) -> None:
+    shape = SHAPES["a"]
+    save_mask(root / "masks/a.png", laid_out(values, *shape))
+    dataset = open_dataset("folder", root, **options)
+    assert dataset.mask_options == {"ignore_index": 255, "label_offset": 0, **options}
+    np.testing.assert_array_equal(dataset.samples[0].truth.read(), laid_out(labels, *shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ignore_index": -1}, "ignore_index= from 0 to 65535, got -1"),
+        ({"ignore_index": "255"}, "ignore_index= as a whole number, got 255"),
+        ({"label_offset": 65_534}, "label_offset= from -2 to 65533 for 3 classes, got 65534"),
+        ({"label_offset": -3}, "label_offset= from -2 to"),
+        ({"label_offset": 1.0}, "label_offset= as a whole number"),
+        ({"count": 3}, "folder: unknown option 'count'; it has ignore_index, label_offset"),
+    ],
+)
+def test_options_that_make_no_sense(root: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DatasetError, match=said):
+        open_dataset("folder", root, **options)
+
+
+def test_a_list_of_classes_that_is_no_file(root: Path) -> None:
+    (root / "classes.txt").unlink()
+    os.mkfifo(root / "classes.txt")
+    with pytest.raises(DatasetError, match="expected a file of class names"):
         open_dataset("folder", root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -231,3 +232,15 @@ def test_hugging_faces_names_of_the_image_tower_are_left_out() -> None:
         with torch.no_grad():
             model.model[name].weight[0, 0] += 1
         assert (fingerprint_of(model, toy_tokenizer) != plain) == matters
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_the_cache_is_not_opened(tmp_path: Path, embedding: Tensor) -> None:
+    """It would wait for a writer for ever."""
+    cache = TextCache(tmp_path)
+    path = cache.path("tower", ["cat"])
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert cache.read("tower", ["cat"]) is None
+    cache.write("tower", ["cat"], embedding)
+    assert cache.read("tower", ["cat"]) is not None

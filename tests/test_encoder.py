@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from golden import arrays, cases, encoder
 from kernel_support import kernel_device
 from method_support import colours, small_tower, text
+from thread_support import with_threads
+from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
+from resclip.encoder.final_block import similarity
 from resclip.methods.catalogue import Overview
 
 
@@ -122,3 +126,14 @@ def test_a_patch_and_coarse_passes_have_their_types() -> None:
         DenseEncoder(small_tower()).attention(pixels, query=5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="coarse must be a Coarse, .*; got 5"):
         DenseEncoder(small_tower(), overview=Overview())(pixels, coarse=5)  # type: ignore[arg-type]
+
+
+def test_similarity_does_not_depend_on_the_number_of_threads(seed: int) -> None:
+    """Of one window: products of few rows take other code with one thread."""
+    torch.manual_seed(seed)
+    patches = torch.randn(1, 14, 14, 512)
+    for queries in (1, 5, 6, 7, 9, 10, 11, 17):
+        words = normalize(torch.randn(queries, 512), dim=1)
+        one, *others = with_threads((1, 2, 3), partial(similarity, patches, words))
+        assert one.shape == (1, queries, 14, 14)
+        assert all(torch.equal(one, other) for other in others), queries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation_support import record_measured
+from report_support import figures, row
 
 from resclip import Segmenter, Vocabulary, load
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.evaluation.datasets import IGNORED, Dataset, DatasetError, open_dataset
 from resclip.evaluation.predictions import PredictionFiles
 from resclip.evaluation.report import Report
-from resclip.evaluation.runner import MakeSegmenter, Progress, evaluate, row_names
+from resclip.evaluation.runner import MakeSegmenter, Progress, differences, evaluate, row_names
 from resclip.methods.catalogue import BASES, METHODS
 
 TWO = open_dataset("builtin", count=2, size=48)  # two small scenes: rows and files, no quality
@@ -228,9 +229,46 @@ def test_a_row_with_other_options_is_measured_again(tmp_path: Path, measured: li
     assert rows["naclip"].options == wanted.datasets["builtin"].rows["naclip"].options
 
 
+def test_a_row_that_takes_the_place_of_another_says_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    small("clip", checkpoint=path)
+    stored = json.loads(path.read_text())
+    options = stored["datasets"]["builtin"]["rows"]["clip"]["options"]
+    options["window"] = 64
+    path.write_text(json.dumps(stored))
+    told: list[Progress] = []
+    small("clip", checkpoint=path, on_progress=told.append)
+    assert [one.replaced for one in told if one.row] == ["window was 64, now 112"]
+    told.clear()
+    small("clip", checkpoint=path, on_progress=told.append)
+    assert [one.replaced for one in told if one.row] == [""]
+
+
+def test_differences_are_named_by_option_and_cut() -> None:
+    before = {"a": 1, "rcs": {"weight": 0.3, "layers": [6, 7]}, "b": "x" * 500, "c": 1, "d": 1}
+    now = {"a": 1, "rcs": {"weight": 0.4, "layers": [6, 7]}, "b": None, "c": 2}
+    said = differences(before, now)
+    assert said.startswith("rcs weight was 0.3, now 0.4; b was xxx")
+    assert said.endswith("now None; c was 1, now 2; and 1 more")
+    assert len(said) < 200
+    assert differences(before, before) == ""
+
+
+def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+
+    def look(_: Progress) -> None:
+        with pytest.raises(OSError, match="no other run is writing to"):
+            small("clip", checkpoint=path)
+
+    small("clip", checkpoint=path, on_progress=look)
+    assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [
+        (replace(TWO, mask_options={"label_offset": 1}), "label_offset: None there, 1 here"),
         (open_dataset("builtin", count=3, size=48), "images: 2 there, 3 here"),
         (replace(TWO, split="validation"), "split: None there, validation here"),
         (replace(TWO, samples=TWO.samples[::-1]), "names: .* there, .* here"),
@@ -253,7 +291,8 @@ def test_figures_under_other_conditions_are_left_alone(
     [
         "",
         "{}",
-        '{"format": "resclip evaluation", "version": 3, "datasets": {"a": 1}}',
+        '{"format": "resclip evaluation", "version": 4, "datasets": {"a": 1}}',
+        "[" * 100_000,
     ],
 )
 def test_a_file_of_something_else_is_replaced_where_that_is_asked_for(
@@ -272,7 +311,7 @@ def test_a_file_of_something_else_is_replaced_where_that_is_asked_for(
     ("head", "came"),
     [
         ('"format": "resclip evaluation, version 2"', "2 or older"),
-        ('"format": "resclip evaluation", "version": 4', "4"),
+        ('"format": "resclip evaluation", "version": 3', "3"),
     ],
 )
 def test_a_file_of_another_version_says_what_to_do(head: str, came: str, tmp_path: Path) -> None:
@@ -280,6 +319,30 @@ def test_a_file_of_another_version_says_what_to_do(head: str, came: str, tmp_pat
     path.write_text(f"{{{head}}}")
     with pytest.raises(ValueError, match=f"report.json.*got version {came}.*fresh=True"):
         small("clip", checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seconds", "long"),
+        ("images", -1),
+        ("options", []),
+        ("problems", [{"name": 1, "reason": "x"}]),
+        ("scores", {}),
+        ("coverage", None),
+        ("more", 1),
+    ],
+)
+def test_a_row_of_other_values_is_none_of_ours(name: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    stored = json.loads(json.dumps(asdict(Report({"a": figures(clip=50.0)}))))
+    stored |= {"format": "resclip evaluation", "version": 4}
+    path.write_text(json.dumps(stored))
+    assert Report.read(path).datasets["a"].rows["clip"] == row(50.0)
+    stored["datasets"]["a"]["rows"]["clip"][name] = value
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="expected figures that .*got something else"):
+        Report.read(path)
 
 
 # Images and progress
@@ -326,7 +389,7 @@ def test_the_scenes_are_a_dataset_like_the_others() -> None:
     assert (dataset.name, len(dataset), dataset.classes) == ("builtin", 3, CLASS_NAMES)
     assert [sample.name for sample in dataset.samples][-1] == "held-out-0002"
     for sample in dataset.samples:
-        assert sample.image.read().shape == (40, 40, 3)
+        assert sample.image.read().pixels.shape == (40, 40, 3)
         truth = sample.truth.read()
         assert truth.shape == (40, 40)
         assert truth.max() < len(CLASS_NAMES) < IGNORED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +25,8 @@ from PIL import Image
 from resclip import load
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.evaluation.checkpoint import Checkpoint, DatasetResult
-from resclip.evaluation.datasets.base import IGNORED, Dataset, Problem
-from resclip.evaluation.datasets.builtin import InMemory
+from resclip.evaluation.datasets.base import IGNORED, Dataset, ImagePixels, Problem
+from resclip.evaluation.datasets.builtin import ImageInMemory, InMemory
 from resclip.evaluation.distributed import rank
 from resclip.evaluation.metrics import confusion
 from resclip.evaluation.runner import Progress, evaluate_dataset
@@ -53,7 +53,7 @@ def test_counts_are_those_of_segmenting_by_hand(tmp_path: Path) -> None:
     dataset = on_disk(tmp_path, 5)
     segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
     came = measure(segmenter, dataset, group_size=2)
-    wanted = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES)), np.int64)
+    wanted = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES) + 1), np.int64)
     for numbers in ([0, 1], [2, 3], [4]):
         results = segmenter.segment([tmp_path / f"{number}.png" for number in numbers])
         for number, result in zip(numbers, results, strict=True):
@@ -74,6 +74,32 @@ def test_workers_change_nothing(seed: int, count: int, broken: tuple[int, ...]) 
     assert same(alone, helped)
     assert alone.confusion.sum() > 0 or count == 1
     assert alone.images == count - len(broken)
+
+
+@dataclass(frozen=True)
+class Partly:
+    """An image whose first row has no data."""
+
+    image: ImageInMemory
+
+    def read(self) -> ImagePixels:
+        absent = np.zeros(self.image.values.shape[:2], bool)
+        absent[0] = True
+        return ImagePixels(self.image.values, absent)
+
+
+def test_pixels_without_data_get_no_class_and_are_misses(seed: int) -> None:
+    whole = random_dataset(seed, 9)
+    samples = [replace(each, image=Partly(each.image)) for each in whole.samples]  # type: ignore[arg-type]
+    dataset = replace(whole, samples=tuple(samples))
+    shown: list[Any] = []
+    came = measure(Stub(), dataset, workers=0, on_image=lambda *given: shown.append(given[4:]))
+    there = sum(int((truth[0] != IGNORED).sum()) for truth, _ in shown)
+    assert came.confusion[:, -1].sum() == there > 0
+    assert all((labels[0] == -1).all() and labels[1:].min() >= 0 for _, labels in shown)
+    assert np.array_equal(came.confusion.sum(1), measure(Stub(), whole, workers=0).confusion.sum(1))
+    assert came.ignored == sum(int((truth == IGNORED).sum()) for truth, _ in shown)
+    assert same(measure(Stub(), dataset, workers=2), came)
 
 
 # Images that cannot be had
@@ -138,7 +164,7 @@ def test_each_image_is_shown_once_in_order(seed: int) -> None:
     counts = np.zeros_like(came.confusion)
     for method, whole, sample, image, truth, labels in seen:
         assert (method, whole) == ("naclip", dataset)
-        assert np.array_equal(image, sample.image.read())
+        assert np.array_equal(image, sample.image.read().pixels)
         assert np.array_equal(truth, sample.truth.read())
         assert labels.dtype == np.int64
         counts += confusion(truth, labels, len(CLASSES), IGNORED)

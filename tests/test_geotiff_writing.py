@@ -14,20 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resclip.io.geotiff import RasterWriter, encode_geotiff, raster_to_png
+from resclip.io.geotiff import Layout, RasterWriter, encode_geotiff, raster_to_png
+from resclip.io.picture import Georeference
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 # Two rows of tiles of 512 and some, and a column and some: tiles are cut at both edges.
 LABELS = np.random.default_rng(3).integers(0, 7, (1100, 600))
 PALETTE = np.random.default_rng(4).integers(0, 256, (7, 3), dtype=np.uint8)
-PLACE: dict[str, Any] = {
-    "crs": "EPSG:32632", "transform": rasterio.Affine(0.5, 0.0, 500.0, 0.0, -0.5, 900.0),
-}  # fmt: skip
+TRANSFORM = rasterio.Affine(0.5, 0.0, 500.0, 0.0, -0.5, 900.0)
+PLACE: dict[str, Any] = {"georeference": Georeference("EPSG:32632", TRANSFORM), "nodata": 255}
+
+
+def layout(shape: tuple[int, ...] = LABELS.shape, **options: Any) -> Layout:
+    return Layout(*shape, **{"classes": 7, "palette": PALETTE, **options})
 
 
 def writer(path: Path, **options: Any) -> RasterWriter:
-    return RasterWriter(path, *LABELS.shape, **{"classes": 7, "palette": PALETTE, **options})
+    return RasterWriter(path, layout(**options))
 
 
 def write(path: Path, cuts: list[int], **options: Any) -> bytes:
@@ -40,7 +44,7 @@ def write(path: Path, cuts: list[int], **options: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def encoded() -> bytes:
-    return encode_geotiff(LABELS, classes=7, palette=PALETTE, **PLACE)
+    return encode_geotiff(LABELS, layout(**PLACE))
 
 
 @given(cuts=st.lists(st.integers(0, 1100), max_size=8))
@@ -59,7 +63,8 @@ def test_what_is_in_the_file(tmp_path: Path, encoded: bytes) -> None:
         assert dataset.block_shapes == [(512, 512)]
         assert dataset.compression.name == "deflate"
         assert dataset.crs.to_epsg() == 32632
-        assert dataset.transform == PLACE["transform"]
+        assert dataset.transform == TRANSFORM
+        assert dataset.nodata == 255
         colours = dataset.colormap(1)
         assert [colours[label][:3] for label in range(7)] == [tuple(c) for c in PALETTE.tolist()]
     raster_to_png(tmp_path / "map.tif", tmp_path / "map.png")
@@ -76,7 +81,7 @@ def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
     with writer(tmp_path / "s.tif", classes=65536, palette=None, dtype="uint16") as file:
         file.write(0, scores)
         file.commit()
-    data = encode_geotiff(scores, classes=65536, dtype="uint16")
+    data = encode_geotiff(scores, layout(classes=65536, palette=None, dtype="uint16"))
     assert (tmp_path / "s.tif").read_bytes() == data
     raster_to_png(tmp_path / "s.tif", tmp_path / "s.png")
     for form in ("tif", "png"):
@@ -87,7 +92,7 @@ def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (512, 512)])
 def test_one_pixel_one_line_and_one_tile(tmp_path: Path, shape: tuple[int, int]) -> None:
     labels = np.resize(LABELS, shape)
-    (tmp_path / "map.tif").write_bytes(encode_geotiff(labels, classes=7))
+    (tmp_path / "map.tif").write_bytes(encode_geotiff(labels, layout(shape)))
     with rasterio.open(tmp_path / "map.tif") as dataset:
         np.testing.assert_array_equal(dataset.read(1), labels)
 
@@ -167,11 +172,30 @@ def test_wrong_layouts(tmp_path: Path, options: dict[str, Any], words: str) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_no_pixels(tmp_path: Path) -> None:
+def test_no_pixels() -> None:
     with pytest.raises(ValueError, match="at least one pixel"):
-        RasterWriter(tmp_path / "map.tif", 0, 5, classes=2)
+        layout((0, 5))
     with pytest.raises(ValueError, match=r"shape \(H, W\)"):
-        encode_geotiff(np.zeros((2, 2, 1), int), classes=2)
+        encode_geotiff(np.zeros((2, 2, 1), int), layout((2, 2)))
+
+
+def test_unlabelled_pixels_and_control_points(tmp_path: Path) -> None:
+    labels = np.where(LABELS == 3, 255, LABELS)
+    point = rasterio.control.GroundControlPoint(0, 0, 14.0, 45.0)
+    crs = rasterio.crs.CRS.from_epsg(4326)
+    place = Georeference(gcps=(point,) * 4, gcps_crs=crs)
+    data = encode_geotiff(labels, layout(nodata=255, georeference=place))
+    (tmp_path / "map.tif").write_bytes(data)
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read(1), labels)
+        np.testing.assert_array_equal(dataset.read_masks(1) == 0, LABELS == 3)
+        assert len(dataset.gcps[0]) == 4
+        assert dataset.gcps[1] == crs
+    raster_to_png(tmp_path / "map.tif", tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), labels)
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        np.testing.assert_array_equal(alpha == 0, LABELS == 3)
 
 
 def test_where_no_directory_is(tmp_path: Path) -> None:

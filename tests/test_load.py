@@ -127,16 +127,16 @@ def test_a_tower_alone_takes_a_ready_vocabulary() -> None:
 )
 def test_how_to_load_makes_no_sense_for_what_is_loaded(arguments: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        load(toy_clip(), classes=["a"], **arguments)
+        load(toy_clip(), classes=["a", "b"], **arguments)
 
 
 def test_a_tokenizer_is_asked_for_where_it_is_not_known() -> None:
     with pytest.raises(ValueError, match="100 tokens, not CLIP's 49,408: pass its tokenizer="):
-        load(timm_model("EVA02").float(), classes=["a"])
+        load(timm_model("EVA02").float(), classes=["a", "b"])
     with pytest.raises(ValueError, match="its tokenizer is not known: pass tokenizer="):
-        load(hugging_face_model("CLIPModel").float(), classes=["a"])
+        load(hugging_face_model("CLIPModel").float(), classes=["a", "b"])
     with pytest.raises(ValueError, match="comes with its tokenizer"):
-        load(classes=["sky"], tokenizer=own_tokenizer)
+        load(classes=["sky", "tree"], tokenizer=own_tokenizer)
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

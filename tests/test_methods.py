@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from resclip import RCS, SFR, Correlation
-from resclip.methods.catalogue import BASES, METHODS, Method, ProxyAttention, find_method
+from resclip.methods.catalogue import (
+    BASES,
+    METHODS,
+    Method,
+    Overview,
+    ProxyAttention,
+    find_method,
+)
 from resclip.methods.options_text import parse_options
 from resclip.methods.presets import PRESETS, find_preset
 
@@ -124,7 +131,7 @@ def test_layers_as_text_and_as_numbers(given: Any, layers: tuple[int, ...]) -> N
         ({"layers": (6.0,)}, TypeError, "block numbers; got 6.0"),
         ({"layers": 3}, TypeError, 'tuple of block numbers, or text such as "6-9"; got 3'),
         ({"weight": 1.2}, ValueError, "RCS weight must lie between 0 and 1; got 1.2"),
-        ({"temperature": 0}, ValueError, "above 0; got 0"),
+        ({"temperature": 0}, ValueError, r"from 1e-06 to 1e\+06; got 0"),
     ],
 )
 def test_wrong_options_of_rcs(option: Any, error: type[Exception], message: str) -> None:
@@ -138,11 +145,11 @@ def test_wrong_options_of_rcs(option: Any, error: type[Exception], message: str)
         ({"weight": -0.1}, "SFR weight"),
         ({"label_threshold": math.nan}, "label_threshold must lie between 0 and 1"),
         ({"connectivity": "walk"}, "'prefix', 'line', 'component', or None; got 'walk'"),
-        ({"smoothing_std": -1}, "smoothing_std .*at least 0"),
+        ({"smoothing_std": -1}, r"smoothing_std .*from 0 to 1e\+06"),
         ({"refine_iterations": -1}, "refine_iterations .*at least 0"),
         ({"refine_iterations": 2.5}, "refine_iterations must be an integer; got 2.5"),
         ({"smoothing_std": "5"}, "smoothing_std must be a number; got '5'"),
-        ({"smoothing_std": math.nan}, "smoothing_std .*at least 0; got nan"),
+        ({"smoothing_std": math.nan}, r"smoothing_std .*from 0 to 1e\+06; got nan"),
         ({"connectivity": np.zeros(2)}, "or None; got array"),
         ({"normalise": "no"}, "normalise must be True or False; got 'no'"),
     ],
@@ -156,7 +163,7 @@ def test_wrong_options_of_sfr(option: Any, message: str) -> None:
     ("option", "message"),
     [
         ({"model": 5}, "model must be the name of a model; got 5"),
-        ({"beta": math.nan}, "beta must be a finite number; got nan"),
+        ({"beta": math.nan}, "beta must be a finite number from .* got nan"),
         ({"input_size": (224, 0)}, r"input_size must be \(height, width\) in pixels, at least 1 "),
         ({"input_size": "224"}, "input_size must be an integer; got '224'"),
     ],
@@ -213,7 +220,7 @@ def test_correlations_as_text(text: str, expected: Correlation) -> None:
         ("cosine", ValueError, "'qk', 'qq', 'kk'.*got 'cosine'"),
         ("kk,window=4", ValueError, "odd.*got 4"),
         ("kk,window=wide", TypeError, "integer; got 'wide'"),
-        ("kk,temperature=0", ValueError, "above 0; got 0"),
+        ("kk,temperature=0", ValueError, r"from 1e-06 to 1e\+06; got 0"),
         ("kk,projections=2", ValueError, "'kk'"),
         ("identity,window=3", ValueError, "window"),
         ("kk,size=3", ValueError, "scores, temperature.*got 'size=3'"),
@@ -250,3 +257,36 @@ def test_options_as_text() -> None:
 def test_wrong_options_as_text(text: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         parse_options(RCS, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "bound"),
+    [
+        (RCS, {"temperature": 1e300}, r"1e\+06; got 1e\+300"),
+        (RCS, {"temperature": True}, "must be a number; got True"),
+        (RCS, {"layers": "1-1000000000"}, "at most 1,000"),
+        (RCS, {"layers": range(10**9)}, "at most 1,000"),
+        (SFR, {"temperature": 1e-300}, "from 1e-06"),
+        (SFR, {"logit_scale": math.inf}, r"1e\+06; got inf"),
+        (SFR, {"rounds": 10**9}, "at most 100; got 1000000000"),
+        (SFR, {"refine_iterations": 10**5000}, "at most 1,000; got int"),
+        (SFR, {"smoothing_std": 1e9}, r"1e\+06"),
+        (Overview, {"side": 10**9}, "at most 65,536"),
+        (ProxyAttention, {"beta": -math.inf}, "got -inf"),
+        (ProxyAttention, {"gamma": 1e30}, r"1e\+06"),
+        (ProxyAttention, {"input_size": (224, 10**9)}, "at most 65,536"),
+        (Correlation, {"scores": "random", "projections": 10**9}, "at most 256"),
+        (Correlation, {"scores": "random", "seed": 10**30}, "seed must be at most"),
+    ],
+)
+def test_values_out_of_reason_are_refused_with_the_bound(
+    kind: Any, option: dict[str, Any], bound: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=bound):
+        kind(**option)
+
+
+def test_errors_show_the_beginning_of_what_came() -> None:
+    with pytest.raises(ValueError, match="unknown method 'x{80}…'; use one of") as caught:
+        find_method("x" * 10_000)
+    assert len(str(caught.value)) < 400

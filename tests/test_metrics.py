@@ -54,7 +54,8 @@ def test_figures_are_scikit_learns(
     truth, labels = counted(images)
     counts = sum(confusion(*image, CLASSES, IGNORED) for image in images)
     assert counts.dtype == np.int64
-    assert np.array_equal(counts, confusion_matrix(truth, labels, labels=LABELS))
+    assert np.array_equal(counts[:, :-1], confusion_matrix(truth, labels, labels=LABELS))
+    assert not counts[:, -1].any()
     scores = scores_of(counts)
     options = {"labels": LABELS, "average": None, "zero_division": np.nan}
     iou, accuracy = jaccard_of(truth, labels), recall_score(truth, labels, **options)
@@ -80,10 +81,19 @@ def as_floats(values: tuple[float | None, ...]) -> list[float]:
 
 def test_what_is_ignored_counts_nowhere_whatever_was_said_of_it() -> None:
     truth = np.array([0, IGNORED, 1, IGNORED], np.uint8)
-    assert confusion(truth, np.array([0, 0, 1, 1]), 2, IGNORED).tolist() == [[1, 0], [0, 1]]
-    assert confusion(truth, np.array([0, 1, 1, 0]), 2, IGNORED).tolist() == [[1, 0], [0, 1]]
+    assert confusion(truth, np.array([0, 0, 1, 1]), 2, IGNORED).tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert confusion(truth, np.array([0, -1, 1, 0]), 2, IGNORED).tolist() == [[1, 0, 0], [0, 1, 0]]
     # Also where it is a class's number: the caller's word counts.
-    assert confusion(np.array([0, 1]), np.array([0, 1]), 2, 0).tolist() == [[0, 0], [0, 1]]
+    assert confusion(np.array([0, 1]), np.array([0, 1]), 2, 0).tolist() == [[0, 0, 0], [0, 1, 0]]
+
+
+def test_what_got_no_class_is_a_miss_of_its_true_class_and_of_no_other() -> None:
+    counts = confusion(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, -1, 1, -1, 0]), 2)
+    assert counts.tolist() == [[2, 0, 1], [1, 1, 1]]
+    scores = scores_of(counts)
+    assert scores.iou == pytest.approx((50.0, 100 / 3))
+    assert scores.accuracy == pytest.approx((200 / 3, 100 / 3))
+    assert scores.pixel_accuracy == 50.0
 
 
 def test_a_class_that_is_only_predicted_counts_as_nought_in_the_iou_alone() -> None:
@@ -115,7 +125,8 @@ def test_counts_of_large_sets_do_not_overflow() -> None:
     ("truth", "labels", "said"),
     [
         ([0, 1], [0, 1, 1], r"one shape; got \(2,\) and \(3,\)"),
-        ([0, 1], [-1, 1], "labels must hold classes 0 to 2; got -1 to 1"),
+        ([0, 1], [-2, 1], "labels must hold classes 0 to 2, or -1; got -2 to 1"),
+        ([-1, 1], [0, 1], "truth must hold classes 0 to 2; got -1 to 1"),
         ([0, 3], [0, 1], "truth must hold classes 0 to 2; got 0 to 3"),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable
 from resclip.models import adapt, load_model
-from resclip.models.hugging_face import HuggingFaceClip, pooled
+from resclip.models.hugging_face import HuggingFaceClip, load_clip, pooled
 
 transformers = pytest.importorskip("transformers")
 
@@ -344,3 +344,34 @@ def test_without_transformers_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r'needs transformers: pip install "resclip\[hf\]"'):
         load_model(name, pretrained, device=CPU)
+
+
+def test_code_in_a_folder_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(_: str = "") -> str:
+        raise AssertionError("a question on stdin")
+
+    monkeypatch.setattr("builtins.input", ask)
+    (tmp_path / "code.py").write_text("raise SystemExit('code of a folder ran')")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}})
+    )
+    with pytest.raises(WeightsUnavailable, match="contains custom code"):
+        load_clip(str(tmp_path))
+    text = {"hf_tokenizer_name": str(tmp_path), "context_length": 16}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}})
+    )
+    for trusted, said in (
+        ({}, "tokenizer of 'local-dir:"),
+        ({"trust_remote_code": True}, "refused"),
+    ):
+        model = {
+            "embed_dim": 8,
+            "vision_cfg": {},
+            "text_cfg": {**text, "tokenizer_kwargs": trusted},
+        }
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+        with pytest.raises(WeightsUnavailable, match=said):
+            load_model(f"local-dir:{tmp_path}", device=torch.device("cpu"))

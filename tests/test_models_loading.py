@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from models_support import TEXT, Payload, small_timm
 from safetensors.torch import save_file
 from toys import CONFIG, MODEL, toy_clip
 
-from resclip.errors import WeightsUnavailable
+from resclip.errors import ActivationWarning, WeightsUnavailable
 from resclip.models import list_models, load_model
-from resclip.models.loading import find_model, image_statistics, plain
+from resclip.models.loading import find_model, image_statistics, plain, warn_of_activation
 
 CPU = torch.device("cpu")
 TIMM_MODEL = "toy-map"
@@ -180,3 +182,115 @@ def test_listed_models_have_towers_that_can_be_used() -> None:
     assert "openai" in models["ViT-B-16"]
     assert {"ViT-L-14-336", "EVA01-g-14", "PE-Core-B-16", "ViT-B-16-SigLIP"} <= set(models)
     assert not {"RN50", "convnext_base", "EVA02-E-14", "MobileCLIP-B", "ViTamin-B"} & set(models)
+
+
+def state() -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in toy_clip().state_dict().items()}
+
+
+def under(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state().items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": under("model."), "epoch": 3, "loss": torch.zeros(1)},
+        {"model": under("module."), "optimizer": {"state": {}}},
+        under("_orig_mod."),
+        {"state_dict": {**under("clip_model._orig_mod."), "criterion.scale": torch.ones(1)}},
+    ],
+    ids=("Lightning", "DataParallel", "compiled", "a module around it"),
+)
+def test_what_is_wrapped_around_weights_is_taken_off(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    loaded = load_model(MODEL, str(path), device=CPU)
+    assert torch.equal(loaded.model.visual.proj, toy_clip().visual.proj)
+
+
+def test_a_torchscript_archive_is_read_as_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's own files are such archives, with numbers beside the weights, in half precision."""
+    model = toy_clip().half()
+    model.register_buffer("input_resolution", torch.tensor(64))
+    path = tmp_path / "weights.pt"
+    torch.jit.script(model).save(path)
+    monkeypatch.setattr(torch.jit, "load", None)
+    loaded = load_model(MODEL, str(path), device=CPU)
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name].float()), name
+
+
+def test_an_archive_with_other_objects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/constants.pkl", b"")
+        archive.writestr("a/data.pkl", pickle.dumps(Payload(), protocol=2))
+    with pytest.raises(WeightsUnavailable, match="holds '.*print', which is no part of"):
+        load_model(MODEL, str(path), device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "pointer of Git LFS"),
+        (b"<!doctype html><html>", "a web page"),
+        (b"PK\x03\x04 cut", "cut off or damaged"),
+        (b"\x80\x02}q\x00(X", "cut off or damaged"),
+        ((1 << 20).to_bytes(8, "little") + b'{"a', "cut off or damaged"),
+        (b"P6 4 4 255", "begins with b'P6 4 4 255'"),
+        (toy_clip(), r"pickle of Python objects \(open_clip.*save its state dict alone"),
+        ({"epoch": 3}, "no tensors by name, but 'epoch'"),
+        ([1, 2], "holds a list, not a state dict"),
+        ({"visual.conv1.weight": torch.zeros(8, 3, 4, 4)}, "width 8 with patches of 4 alone"),
+        (
+            {"vision_model.x": torch.zeros(8)},
+            "a CLIPModel of transformers: .*'transformers:FOLDER'",
+        ),
+        ({"visual.layer1.0.conv1.weight": torch.zeros(8)}, "looks like a ResNet"),
+        (
+            {
+                "token_embedding.weight": torch.zeros(2),
+                "visual.conv1.weight": torch.zeros(768, 3, 16, 16),
+                "visual.proj": torch.zeros(768, 512),
+                **{f"visual.transformer.resblocks.{n}.x": torch.zeros(1) for n in range(12)},
+            },
+            r"begins with 'token_embedding.weight' \(2,\), .*looks like .*'ViT-B-16'",
+        ),
+        ({**state(), "visual.proj": torch.full((64, 32), torch.nan)}, "visual.proj holds NaN"),
+    ],
+)
+def test_a_file_that_does_not_fit_says_what_it_is(content: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(WeightsUnavailable, match=said) as caught:
+        load_model(MODEL, str(path), device=CPU)
+    assert len(str(caught.value)) < 700
+
+
+def test_weights_that_may_be_of_another_activation_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with pytest.warns(ActivationWarning, match="weights.pt does not say .*'ViT-B-32-quickgelu'"):
+        warn_of_activation("ViT-B-32", path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in (MODEL, "ViT-B-32-quickgelu", "ViT-B-16-SigLIP", "ViT-S-32-alt"):
+            warn_of_activation(name, path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    config = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "vocab_size": 100}}
+    written = {"model_cfg": config, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
+    save_file(
+        {name: value.clone() for name, value in open_clip.CLIP(**config).state_dict().items()},
+        tmp_path / "open_clip_model.safetensors",
+    )
+    with pytest.raises(WeightsUnavailable, match=r"ids up to 49,407 .*text side has 100"):
+        load_model(f"local-dir:{tmp_path}", device=CPU)

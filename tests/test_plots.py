@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from report_support import ablation, column, row, study
+from report_support import EVERYTHING, ablation, column, row, study
 
 from resclip.evaluation import plots
 from resclip.evaluation.metrics import Scores
@@ -49,7 +49,7 @@ def many(classes: int, rows: int, seed: int) -> DatasetReport:
     for number in range(rows):
         iou = tuple(float(value) for value in generator.uniform(0, 100, classes))
         scores = Scores(float(np.mean(iou)), 1.0, 1.0, 1.0, iou, iou)
-        filled[f"row {number}"] = MethodResult(scores, 1, (), {}, 1.0, 1, 1, "a CPU", 1)
+        filled[f"row {number}"] = MethodResult(scores, 1, (), {}, 1.0, 1, 1, "a CPU", 1, EVERYTHING)
     return DatasetReport("set", "made up", {}, names, filled)
 
 

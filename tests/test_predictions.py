@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from resclip.evaluation import predictions
 from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
@@ -19,12 +21,14 @@ from resclip.evaluation.datasets.base import (
 )
 from resclip.evaluation.predictions import (
     PredictionFiles,
+    draw_comparison,
     evenly_spaced,
     legend_of_classes,
     portable_path,
 )
 from resclip.visualization.overlay import draw_legend, palette
 
+ENTRY_NAMES = ("background", "cat", "dog")
 ENTRIES = ("background: sky, wall", "cat, kitten", "dog")
 COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
 
@@ -72,6 +76,25 @@ def test_predictions_are_class_indices_in_the_dataset_s_colours(tmp_path: Path) 
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), colours[labels])
     values = Values({number: number for number in range(255)})
     np.testing.assert_array_equal(LabelFile(path, values).read(), labels)
+
+
+def test_pixels_without_a_class_are_255_in_a_colour_of_their_own(tmp_path: Path) -> None:
+    own = dataset("a")
+    labels = np.array([[0, 1, -1], [-1, 2, 2]])
+    image, truth = np.zeros((2, 3, 3), np.uint8), np.array([[0, 1, 1], [255, 2, 0]], np.uint8)
+    PredictionFiles(tmp_path, sheets=1)("clip", own, own.samples[0], image, truth, labels)
+    with Image.open(tmp_path / "predictions/voc21/clip/a.png") as written:
+        assert np.array_equal(np.asarray(written), np.where(labels < 0, 255, labels))
+        colours = np.asarray(written.convert("RGB"))
+    assert np.array_equal(colours[labels >= 0], COLOURS[labels[labels >= 0]])
+    assert not any(np.array_equal(colours[0, 2], colour) for colour in COLOURS)
+    assert (tmp_path / "sheets/voc21/clip/a.png").exists()
+
+
+def test_names_that_are_no_utf_8_have_files_and_sheets(tmp_path: Path) -> None:
+    own = dataset("m\udcff")
+    show(PredictionFiles(tmp_path, sheets=1), own, own.samples[0])
+    assert len(files_in(tmp_path)) == 2
 
 
 def test_a_dataset_without_colours_gets_the_library_s(tmp_path: Path) -> None:
@@ -226,6 +249,21 @@ def test_the_legend_names_what_is_there(tmp_path: Path, monkeypatch: pytest.Monk
     assert came["footer"] == (
         "voc21, naclip+rcs, a/b: mIoU 26.7 in this image, 53.3 % of its pixels right"
     )
+
+
+def test_the_legend_says_how_much_has_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(predictions, "draw_sheet", lambda *given, **_: seen.append(given))
+    truth = np.array([[0, 1, IGNORED, 2]], np.uint8)
+    image = np.zeros((1, 4, 3), np.uint8)
+    draw_comparison("clip", dataset("a"), "a", image, truth, np.array([[0, -1, -1, 1]]))
+    (_, maps, colours, legend, _), *_ = seen
+    assert [text for _, text, _ in legend] == ["wrong", "right", "ignored", "no data", *ENTRY_NAMES]
+    assert {text: share for _, text, share in legend}["no data"] == 0.5
+    assert dict(maps)["Prediction"].max() == len(colours) - 1
+    assert dict(maps)["Difference"].tolist() == [[4, 5, 3, 5]]
 
 
 def test_an_image_of_which_nothing_counts_has_a_sheet(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from models_support import Payload
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -252,3 +255,10 @@ def test_colours_of_odd_sizes_dtypes_and_batches(seed: int) -> None:
 def test_errors_say_what_was_expected(call: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_folder_with_a_pickle_of_code_is_refused(tmp_path: Path) -> None:
+    """Before timm sees it, whose older versions would run it."""
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
+    with pytest.raises(WeightsUnavailable, match=r"pickle of Python objects .*could run code"):
+        find_proxy(f"timm:local-dir:{tmp_path}", **STATISTICS)

@@ -21,7 +21,7 @@ OPENAI = ("ViT-B-16", "openai")
 @cache
 def vocabulary() -> Vocabulary:
     """Made once: what a segmenter is asked for does not show in its settings."""
-    return load(classes=["sky"], templates="name", device="cpu").vocabulary
+    return load(classes=["sky", "tree"], templates="name", device="cpu").vocabulary
 
 
 @cache

@@ -53,7 +53,7 @@ def test_areas_and_scores_are_those_of_present_classes_largest_first() -> None:
         ({"labels": np.zeros((10, 20), np.int32)}, TypeError, "labels of dtype int64"),
         ({"labels": np.zeros((20, 10), np.int64)}, ValueError, "labels of the image's shape"),
         ({"labels": np.full((10, 20), 4)}, ValueError, "labels from 0 to 3"),
-        ({"labels": np.full((10, 20), -1)}, ValueError, "labels from 0 to 3"),
+        ({"labels": np.full((10, 20), -2)}, ValueError, "labels from 0 to 3"),
         ({"probabilities": np.zeros((10, 20))}, TypeError, "probabilities of dtype float32"),
         ({"probabilities": np.zeros((1, 2), np.float32)}, ValueError, "probabilities of the image"),
         ({"probabilities": np.full((10, 20), np.nan, np.float32)}, ValueError, "finite"),
@@ -69,13 +69,13 @@ def test_fields_are_checked(changes: dict[str, Any], error: type[Exception], wor
         make(**changes)
 
 
-@pytest.mark.parametrize("count", [256, 257, 65536])
+@pytest.mark.parametrize("count", [255, 256, 65535])
 def test_label_image_holds_the_class_indices(tmp_path: Path, count: int) -> None:
     labels = np.arange(200).reshape(10, 20) % count
     labels[0, 0] = count - 1
     result = make(labels=labels, names=tuple(map(str, range(count))))
     image = result.label_image()
-    assert image.mode == ("P" if count <= 256 else "I;16")
+    assert image.mode == ("P" if count <= 255 else "I;16")
     image.save(tmp_path / "labels.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
 
@@ -83,8 +83,33 @@ def test_label_image_holds_the_class_indices(tmp_path: Path, count: int) -> None
 def test_label_image_has_the_overlay_s_colours_and_a_limit() -> None:
     shown = np.asarray(make().label_image().convert("RGB"))
     np.testing.assert_array_equal(shown[0, 0], palette(4)[0])
-    with pytest.raises(ValueError, match="65,536"):
-        make(names=tuple(map(str, range(65537)))).label_image()
+    with pytest.raises(ValueError, match="65,535"):
+        make(names=tuple(map(str, range(65536)))).label_image()
+
+
+@pytest.mark.parametrize(("count", "value"), [(3, 255), (300, 65535)])
+def test_unlabelled_pixels_are_left_out_of_everything(
+    tmp_path: Path, count: int, value: int
+) -> None:
+    labels = fields()["labels"]
+    labels[labels == 1] = -1
+    names = tuple(map(str, range(count)))
+    result = make(labels=labels, names=names)
+    assert result.areas() == pytest.approx({"0": 5 / 7, "2": 2 / 7})
+    assert result.scores() == pytest.approx({"0": 0.75, "2": 0.75})
+    assert result.unlabelled == pytest.approx(0.3)
+    assert result.to_dict()["unlabelled"] == pytest.approx(0.3)
+    paths = result.save(tmp_path, "x")
+    with Image.open(paths[0]) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.where(labels < 0, value, labels))
+        assert image.info["transparency"] is not None
+    edges = labels != np.roll(labels, -1, axis=0)
+    shown = np.asarray(result.overlay())[(labels < 0) & ~edges]
+    np.testing.assert_array_equal(shown, result.image[(labels < 0) & ~edges])
+    assert result.sheet().width > 0
+    empty = make(labels=np.full((10, 20), -1), names=names)
+    assert (empty.areas(), empty.scores(), empty.unlabelled) == ({}, {}, 1.0)
+    assert empty.sheet().width > 0
 
 
 def test_overlay_is_the_image_the_colours_or_between() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import random_image, toy_clip, toy_segmenter
+from toys import random_image, toy_clip, toy_segmenter, toy_tokenizer
 
 from resclip import RCS, SFR, DenseEncoder, Segmentation, Segmenter, Vocabulary
+from resclip.errors import ManyWindowsWarning
+from resclip.inference.pipeline import ImageTask
 from resclip.io.images import ImageError
 from resclip.methods.catalogue import Overview
 from resclip.segmenter import READERS
@@ -97,6 +101,7 @@ def test_prepared_pixels_have_the_short_side_or_their_own_size() -> None:
         {"logit_scale": -1.0},
         {"pad_batches": "no"},
         {"max_memory": "1G"},
+        {"max_windows": 0},
         {"mean": 0.5},
         {"std": (1.0, 1.0)},
         {"source": "mine"},
@@ -110,7 +115,7 @@ def test_values_that_do_not_fit_are_refused_at_once(wrong: dict[str, Any]) -> No
 
 
 def test_a_vocabulary_of_another_model_is_refused() -> None:
-    other = Vocabulary(torch.ones(1, 64), torch.tensor([0]), ["cat"])
+    other = Vocabulary(torch.ones(2, 64), torch.arange(2), ["cat", "dog"])
     with pytest.raises(ValueError, match="64 wide.*output 32.*same CLIP model"):
         Segmenter(DenseEncoder(toy_clip().visual), other)
 
@@ -247,3 +252,41 @@ def test_settings_say_what_decides_a_result() -> None:
     for name in ("short_side", "long_side"):
         assert settings[name] == getattr(segmenter.preparation, name)
     assert segmenter.segment(random_image(8, 8)).settings == settings
+
+
+def test_a_class_alone_is_refused() -> None:
+    """Every pixel would be it."""
+    one = Vocabulary.from_names(["cat, kitten"], toy_clip(), toy_tokenizer, templates=["{}"])
+    with pytest.raises(ValueError, match="two classes .*'cat' alone.*--background voc21"):
+        Segmenter(make().encoder, one)
+
+
+def test_kernels_that_cannot_run_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="'triton' cannot run: the kernels need a CUDA"):
+        toy_segmenter({"implementation": "triton"})
+
+
+def test_too_little_memory_is_said_before_the_first_image() -> None:
+    with pytest.raises(ValueError, match="one window of 32 × 32 pixels .* 1.0 KiB allowed"):
+        make(max_memory=1024)
+
+
+def test_images_of_too_many_windows_are_refused_and_of_many_told() -> None:
+    segmenter = make(short_side=0, stride=2, max_windows=5_000)
+    with pytest.raises(
+        ValueError, match=r"takes 47,089 windows .* every 2; 5,000 are allowed: .* max_windows="
+    ):
+        segmenter.segment(random_image(464, 464))
+    task = partial(ImageTask, segmenter.pipeline, torch.zeros(3, 130, 120), (130, 120))
+    with pytest.warns(ManyWindowsWarning, match=r"takes 2,250 windows .*every 16 pixels .* be 56"):
+        task()
+    with warnings.catch_warnings():
+        # It is said once.
+        warnings.simplefilter("error")
+        task()
+    # An image of four gigapixels passes.
+    usual = make(window=224, stride=112).pipeline
+    assert usual.check_work(1 << 16, 1 << 16) is None
+    assert "in" in str(usual.check_work(1 << 18, 1 << 18))

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import synthetic_raster
 from benchmarks.synthetic_raster import main, sew
 from resclip.builtin.scenes import render_scene
-from resclip.io.geotiff import open_raster
+from resclip.io.images import open_picture
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +21,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pixels_of(path: Path) -> np.ndarray:
-    with open_raster(path) as raster:
-        assert raster.crs.to_epsg() == 3857
-        assert raster.transform[:6] == (1.0, 0.0, 0.0, 0.0, -1.0, float(raster.height))
+    with open_picture(path, block_pixels=0) as raster:
+        assert raster.georeference.crs.to_epsg() == 3857
+        assert raster.georeference.transform[:6] == (1.0, 0.0, 0.0, 0.0, -1.0, float(raster.height))
         return raster.rows(0, raster.height)
 
 

@@ -6,18 +6,21 @@ import csv
 import io
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from report_support import CLASSES, ablation, column, figures, report, row
 
 from resclip.evaluation.ablation import Ablation
+from resclip.evaluation.coverage import Coverage
 from resclip.evaluation.datasets.base import Problem
 from resclip.evaluation.report import DatasetReport, Report
 from resclip.evaluation.tables import (
     ablation_tables,
     class_tables,
     conditions,
+    hint_notes,
+    percentage,
     problem_lines,
     report_tables,
 )
@@ -183,6 +186,35 @@ def test_datasets_with_images_left_out_are_marked_and_the_images_named() -> None
     assert cells(alone.splitlines()[0])[1] == "mIoU*"
     assert "* voc21: 1 image is left out" in alone
     assert "*" not in text_of(report(whole))
+
+
+def test_what_of_the_masks_does_not_count_is_said_and_why_it_may_be_a_mistake() -> None:
+    odd = Coverage(900, 100, 9, ("sky", "car"), "Every mask holds 0 and 255 alone.")
+    rows = {"clip": row(40.0, coverage=odd), "naclip": row(50.0, coverage=replace(odd, hint=None))}
+    tables = report_tables(report(column("folder", rows), figures(clip=1.0)))
+    for text in (tables.text, tables.markdown):
+        for note in (
+            "folder: 10.0 % of the masks' pixels do not count.",
+            "folder: 2 classes without ground truth: sky, car.",
+            "folder: 1.0 % of the pixels that count have no image data: each is counted as a miss.",
+            "folder: Every mask holds 0 and 255 alone. (only clip)",
+        ):
+            assert text.count(note) == 1
+        assert "scenes: 0" not in text
+    assert hint_notes(report(column("folder", rows))) == [
+        "folder: Every mask holds 0 and 255 alone."
+    ]
+    (line, _, _) = csv.DictReader(io.StringIO(tables.csv))
+    assert (line["counted_pixels"], line["ignored_pixels"], line["unlabelled_pixels"]) == (
+        *("900", "100", "9"),
+    )
+
+
+def test_a_share_is_not_rounded_to_none_or_all() -> None:
+    assert percentage(1, 10**6) == "less than 0.1 %"
+    assert percentage(10**6 - 1, 10**6) == "more than 99.9 %"
+    assert percentage(1, 1) == "100.0 %"
+    assert percentage(1, 8) == "12.5 %"
 
 
 def test_every_problem_has_one_line() -> None:

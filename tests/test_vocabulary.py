@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toys import toy_clip, toy_tokenizer
 
 from resclip import Vocabulary
+from resclip.errors import CutTextWarning
+from resclip.text.class_names import parse_entries
 from resclip.text.embedding_cache import PROBES, TextCache
 from resclip.text.prompt_encoder import SAMPLES
 from resclip.text.templates import find_templates
+from resclip.text.vocabulary import CheckedTokenizer, check_lengths
 
 TEMPLATES = ("a photo of a {}.", "{}")
 
@@ -107,7 +113,8 @@ def test_a_cached_embedding_is_the_fresh_one_bit_for_bit(tmp_path: Path) -> None
         assert torch.equal(cached.query_to_class, fresh.query_to_class)
 
 
-def test_only_new_names_are_encoded(tmp_path: Path) -> None:
+def test_only_new_names_are_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resclip.text.vocabulary.check_lengths", lambda *_: None)
     counter, cache = Counter(), TextCache(tmp_path)
     counter.make(["cat", "wall, bed", "bed"], cache=cache)
     assert counter.prompts == ["cat", "wall", "bed"]  # A query of two classes is encoded once.
@@ -228,3 +235,29 @@ def test_token_ids_in_32_bits_do() -> None:
 def test_a_tower_alone_has_no_text_side() -> None:
     with pytest.raises(TypeError, match="clip_model must be a CLIP model with encode_text; got"):
         Vocabulary.from_names(["cat"], toy_clip().visual, toy_tokenizer)
+
+
+class LetterTokenizer:
+    """A token a word, 12 of them between start and end."""
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        rows = torch.zeros(len(prompts), 14, dtype=torch.int64)
+        for row, prompt in zip(rows, prompts, strict=True):
+            ids = [1, *(3 + zlib.crc32(word.encode()) % 90 for word in prompt.split()[:12]), 2]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+
+def test_names_longer_than_the_model_reads() -> None:
+    tokenizer = CheckedTokenizer(LetterTokenizer(), None)
+    templates = ("{}", "a photo of a {} .")
+    long = " ".join(f"w{number}" for number in range(20))
+    with pytest.warns(CutTextWarning, match="reads 14 tokens, so the end of 'w0 w1 .* is cut"):
+        check_lengths(parse_entries(["sky", long]), tokenizer, templates)
+    with pytest.raises(ValueError, match="classes 'first' and 'second' are the same .* shorten"):
+        check_lengths(
+            parse_entries([f"first: {long} a", f"second: sky, {long} b"]), tokenizer, templates
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_lengths(parse_entries(["sky", "a rather long name"]), tokenizer, templates)

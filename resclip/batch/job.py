@@ -9,15 +9,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from resclip.inference.preprocessing import Preparation
+from resclip.io.picture import DEFAULT_OPTIONS, ReadOptions
+from resclip.result import MAX_CLASSES, label_type
 from resclip.segmenter import Segmenter
 
 Form: TypeAlias = Literal["png", "tif"]
 
 BLOCK_PIXELS = 1 << 25
 """A TIFF of more than 33.5 million pixels (0.1 GB) is read and written by block."""
-
-MAX_CLASSES = 1 << 16
-"""A label map has at most 16 bits per pixel."""
 
 # Settings of a segmenter that may differ from machine to machine: they change results by rounding alone.
 MACHINE_SETTINGS = ("device", "torch", "python", "implementation")
@@ -28,14 +27,13 @@ class BatchJob:
     """What is made of each image; small, and can be pickled.
 
     Args:
-        names: of the classes, 2 to 65,536.
+        names: of the classes, 2 to 65,535.
         preparation: what is done to images before they are segmented.
         form: of label maps and scores: "png", or "tif" for GeoTIFFs with the input's georeference.
         overlay: whether the image is written with its classes' colours.
         scores: whether each pixel's probability is written, as 16-bit grey: 65,535 is 1.
-        max_pixels: larger images are refused; by default those that Pillow would not decode, and no TIFF that is read
-            by block.
-        block_pixels: TIFFs of more pixels are read and written by block.
+        reading: bands and value range of the images, and the limits of each.
+        block_pixels: TIFFs and JPEG 2000s of more pixels are read and written by block.
 
     Raises:
         ValueError: a value that does not fit.
@@ -46,7 +44,7 @@ class BatchJob:
     form: Form = "png"
     overlay: bool = False
     scores: bool = False
-    max_pixels: int | None = None
+    reading: ReadOptions = DEFAULT_OPTIONS
     block_pixels: int = BLOCK_PIXELS
 
     def __post_init__(self) -> None:
@@ -60,8 +58,13 @@ class BatchJob:
 
     @property
     def label_type(self) -> np.dtype[Any]:
-        """The type of a pixel in the label map: 8 bits up to 256 classes, else 16."""
-        return np.dtype(np.uint8 if len(self.names) <= 256 else np.uint16)
+        """The type of a pixel in the label map: 8 bits up to 255 classes, else 16."""
+        return label_type(len(self.names))
+
+    @property
+    def unlabelled(self) -> int:
+        """The value of pixels without a class in the label map: the highest of its type."""
+        return int(np.iinfo(self.label_type).max)
 
     def settings(self, segmenter: Segmenter) -> Mapping[str, Any]:
         """Everything that decides the files, as JSON-able values."""
@@ -73,6 +76,7 @@ class BatchJob:
         return {
             **chosen,
             "batch_size": segmenter.pipeline.batch_size,
+            **self.reading.described,
             "names": list(self.names),
             "form": self.form,
             "overlay": self.overlay,

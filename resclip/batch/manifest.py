@@ -5,9 +5,11 @@
     manifest.lock                  which process is at work; on local disks alone
 
 Of rows with the same name the one in the later part counts, and any part counts more than manifest.parquet. A run
-writes its last part anew until it is full and then begins the next. In the end manifest.parquet is replaced by all
-rows, and the parts are removed, the oldest first: whenever a run is killed, the files that are left say the same.
-Tested to a million images with five classes each: they take 31 s of a core to record in all, and 5 s and 1.1 GB to put
+writes its first part, empty, as it begins; its last part it writes anew until it is full and then begins the next.
+Before it replaces files of earlier runs it withdraws the rows that speak of them. In the end manifest.parquet is
+replaced by all rows that are not withdrawn, and the parts are removed, the oldest first: whenever a run is killed, the
+files that are left say the same.
+Tested to a million images with five classes each: they take 21 s of a core to record in all, and 6 s and 1.1 GB to put
 together.
 """
 
@@ -20,8 +22,9 @@ import json
 import os
 import re
 import socket
+import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,19 +33,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from resclip.batch.parquet import parquet
+from resclip.batch.items import Identity, Item, forget_files
+from resclip.batch.output_names import LOCK, MANIFEST, PARTS, folded, stem_of
+from resclip.batch.parquet import parquet, raise_if_of_disk, table_errors
+from resclip.batch.paths import is_url
 from resclip.batch.storage import Store
 from resclip.errors import reason
+from resclip.inference.prefetch import prefetch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MANIFEST = "manifest.parquet"
-PARTS = "manifest.parts"
-LOCK = "manifest.lock"
-
 SETTINGS_KEY = b"resclip"
 """The metadata of a file of rows hold the settings under this key, as JSON."""
+
+FORMAT_KEY = b"resclip.format"
+FORMAT = b"2"
+"""The version of the columns and their meaning, and the key of the metadata under which it stands."""
 
 ROWS_PER_GROUP = 16_384
 """Rows of a row group of the finished manifest."""
@@ -56,6 +63,15 @@ MAX_UNWRITTEN_SECONDS = 2.0
 
 MAX_DIFFERENCES = 3
 """So many of the settings that differ are shown."""
+
+MAX_SHOWN = 80
+"""Letters of a setting's value that are shown."""
+
+ASKING = 32
+"""Threads that ask servers whether images have changed: they wait for answers."""
+
+EARLIER = ("index", "name", "status", "location", "size", "version", "outputs")
+"""Columns that say whether an image need not be done again."""
 
 _PART = re.compile(rf"{PARTS}/(\d{{6,}})\.parquet")
 
@@ -79,7 +95,8 @@ class Row:
     """The image's position in its source."""
     name: str
     """The image's name, which no other image has: see `resclip.batch.output_names`."""
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "withdrawn"]
+    """Rows of the last kind are in parts alone: they take back an earlier row, whose files are about to be replaced."""
     error: str | None
     """One line; None if the image is done."""
     seconds: float
@@ -90,6 +107,10 @@ class Row:
     classes: tuple[ClassArea, ...]
     outputs: tuple[str, ...]
     """Names of the files, relative to the output folder."""
+    identity: Identity | None = None
+    """Which bytes the image was, from before they were read; the columns location, size and version."""
+    input: str | None = None
+    """What was done to read it, such as how its values were scaled, as JSON; None where that is nothing."""
 
 
 @cache
@@ -118,37 +139,77 @@ def schema(*, large: bool = False) -> Any:
             pa.field("height", pa.int64()),
             pa.field("classes", pa.list_(area), nullable=False),
             pa.field("outputs", pa.list_(text), nullable=False),
+            pa.field("location", text, nullable=False),
+            pa.field("size", pa.int64()),
+            pa.field("version", text),
+            pa.field("source", text, nullable=False),
+            pa.field("input", text),
         ]
     )
 
 
-def table_of(rows: Sequence[Row]) -> Any:
-    """An Arrow table of rows."""
+def table_of(rows: Sequence[Row], source: str = "") -> Any:
+    """An Arrow table of rows of the images of a source."""
     import pyarrow as pa
 
+    unknown = Identity("", None, None)
     # Not dataclasses.asdict, which copies every value: it takes three times as long as all the rest.
-    values = [{**vars(row), "classes": [vars(area) for area in row.classes]} for row in rows]
-    return pa.Table.from_pylist(values, schema())
+    values = [
+        {
+            **vars(row),
+            "classes": [vars(area) for area in row.classes],
+            "location": (row.identity or unknown).location,
+            "size": (row.identity or unknown).size,
+            "version": (row.identity or unknown).version,
+            "source": source,
+        }
+        for row in rows
+    ]
+    try:
+        return pa.Table.from_pylist(values, schema())
+    except UnicodeEncodeError:  # A file's name that is not UTF-8.
+        return pa.Table.from_pylist(_storable(values), schema())
+
+
+def _storable(value: Any) -> Any:
+    """A value of a row, or many, with escapes for what is not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {name: _storable(one) for name, one in value.items()}
+    return [_storable(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def newest(tables: Iterable[Any]) -> Iterator[Any]:
-    """Of rows with the same name the last one, sorted by index and name, in tables of a row group each."""
+    """Of rows with the same name the last one, sorted by index and name, in tables of a row group each.
+
+    Those that are withdrawn are left out.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     # In one piece, as `take` would put the pieces together each time; large, as they fail to fit into 2 GB then.
     table = pa.concat_tables(table.cast(schema(large=True)) for table in tables).combine_chunks()
-    numbered = table.select(["name"]).append_column("number", pa.array(np.arange(len(table))))
-    last = numbered.group_by("name").aggregate([("number", "max")])["number_max"]
+    last = _last_of_each_name(table)
+    last = last.filter(pc.not_equal(table["status"].take(last), "withdrawn"))
     keys = table.select(["index", "name"]).take(last).append_column("number", last)
     order = keys.sort_by([("index", "ascending"), ("name", "ascending")])["number"]
     for start in range(0, len(order), ROWS_PER_GROUP):
         yield table.take(order.slice(start, ROWS_PER_GROUP))
 
 
+def _last_of_each_name(table: Any) -> Any:
+    """The numbers of the rows that have no later one of their name."""
+    import pyarrow as pa
+
+    numbered = table.select(["name"]).append_column("number", pa.array(np.arange(len(table))))
+    return numbered.group_by("name").aggregate([("number", "max")])["number_max"]
+
+
 def write_rows(store: Store, name: str, tables: Iterable[Any], settings: Mapping[str, Any]) -> None:
     """Write tables as a file of rows, whole or not at all."""
     text = json.dumps(settings, sort_keys=True)
-    described = schema().with_metadata({SETTINGS_KEY: text.encode()})
+    described = schema().with_metadata({SETTINGS_KEY: text.encode(), FORMAT_KEY: FORMAT})
     with (
         store.create(name) as stream,
         parquet().ParquetWriter(stream, described, compression="zstd") as writer,
@@ -166,21 +227,30 @@ def read_rows(
         ValueError: it is not a manifest of this library, or one of a run with other settings.
         OSError: it cannot be read.
     """
-    import pyarrow as pa
-
     location = store.location(name)
+    damaged: tuple[type[Exception], ...] = (KeyError, json.JSONDecodeError, *table_errors())
     with store.open(name) as stream:
         try:
             file = parquet().ParquetFile(stream)
             found = file.schema_arrow
-            earlier = json.loads((found.metadata or {})[SETTINGS_KEY])
+            metadata = found.metadata or {}
+            earlier = json.loads(metadata[SETTINGS_KEY])
+            if not isinstance(earlier, dict):
+                raise KeyError(SETTINGS_KEY.decode())
             if found.equals(schema()):
                 table = file.read(columns=columns)
-        except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
+        except damaged as error:
+            raise_if_of_disk(error)
             raise ValueError(
                 f"{location}: expected a manifest of this library, got another or a damaged file "
-                f"({reason(error)}); give another out=, or overwrite=True to replace it"
+                f"({reason(error)[:80]}); give another out=, or overwrite=True to replace it"
             ) from error
+    if metadata.get(FORMAT_KEY) != FORMAT:
+        version = metadata.get(FORMAT_KEY, b"1").decode(errors="replace")
+        raise ValueError(
+            f"{location}: expected a manifest of format {FORMAT.decode()}, got one of format {version[:20]}, as of "
+            "another version of this library; give another out=, or overwrite=True to do everything again"
+        )
     if not found.equals(schema()):
         raise ValueError(
             f"{location}: expected a manifest with the columns {', '.join(schema().names)}, "
@@ -208,8 +278,14 @@ def _differences(
         if isinstance(before.get(key), dict) and isinstance(now.get(key), dict):
             yield from _differences(before[key], now[key], f"{above}{key}.")
         else:
-            old, new = (repr(side[key]) if key in side else "nothing" for side in (before, now))
+            old, new = (_short(side[key]) if key in side else "nothing" for side in (before, now))
             yield f"{above}{key}: {old} there, {new} now"
+
+
+def _short(value: Any) -> str:
+    """A setting as Python writes it, or its beginning."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 class Manifest:
@@ -218,10 +294,8 @@ class Manifest:
     Args:
         store: the folder, which can be written to.
         settings: everything that decides the files, as JSON-able values.
+        source: where the images are from, as it may be stored and shown.
         overwrite: forget what earlier runs did; their images' files stay until they are replaced.
-
-    Attributes:
-        done: names of the images that need not be done again.
 
     Raises:
         ValueError: earlier runs had other settings, or their manifest cannot be read.
@@ -231,15 +305,25 @@ class Manifest:
     """
 
     def __init__(
-        self, store: Store, settings: Mapping[str, Any], *, overwrite: bool = False
+        self,
+        store: Store,
+        settings: Mapping[str, Any],
+        *,
+        source: str = "",
+        overwrite: bool = False,
     ) -> None:
         self.store = store
         self.settings: Mapping[str, Any] = json.loads(json.dumps(settings))
-        self.done: set[str] = set()
+        self.source = source
         self._unwritten: list[Row] = []
         self._table = table_of([])  # The last part, which is on disk.
-        self._written_at = time.monotonic()
         path = store.local_path(LOCK)
+        if path is not None and path.with_name(MANIFEST).is_dir():
+            raise IsADirectoryError(
+                errno.EISDIR,
+                "expected the manifest, or none, got a folder of that name; rename it, or give another out=",
+                str(path.with_name(MANIFEST)),
+            )
         self._lock = None if path is None else lock_folder(path)
         try:
             earlier = self._files()
@@ -247,21 +331,72 @@ class Manifest:
                 for name in earlier:
                     store.remove(name)
                 earlier = []
-            for name in earlier:
-                table = read_rows(store, name, self.settings, ["name", "status"])
-                for batch in table.to_batches(max_chunksize=65_536):
-                    self._count(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            tables = [read_rows(store, name, self.settings, EARLIER) for name in earlier]
+            self._earlier = _done(tables)
+            parts = [int(match[1]) for match in map(_PART.fullmatch, earlier) if match]
+            self._part = max(parts, default=-1) + 1
+            # So that this is known as an output folder however soon the run is killed.
+            self._write_part()
         except BaseException:
             self._release()
             raise
-        parts = [int(match[1]) for match in map(_PART.fullmatch, earlier) if match]
-        self._part = max(parts, default=-1) + 1
+        self._written_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def done(self) -> set[str]:
+        """Names of the images that earlier runs have done and no run has begun to do again."""
+        return set(self._earlier["name"].to_pylist())
+
+    def missing(self, items: Sequence[Item]) -> list[Item]:
+        """The items that are to be done, in their order; to be called once, before any row is added.
+
+        An item is done if an earlier run did it under the same stem, its files are there, and its bytes are the same as
+        far as a look at the file, or an answer of its server, tells; where there is none, what is done stays. Rows
+        whose files will be replaced are withdrawn first.
+
+        Raises:
+            OSError: the store's files cannot be listed, or the manifest not be written.
+        """
+        forget_files()
+        if not len(self._earlier):
+            return list(items)
+        files = self.store.names()
+        by_name = {item.name: item for item in items if item.error is None}
+        found: list[tuple[Item, Identity]] = []
+        for row in _rows_of(self._earlier):
+            item = by_name.get(row["name"])
+            outputs = row["outputs"]
+            if item and outputs and files.issuperset(outputs) and stem_of(outputs[0]) == item.stem:
+                found.append((item, Identity(row["location"], row["size"], row["version"])))
+        now = _identities([item for item, _ in found])
+        done = {
+            item.name
+            for (item, before), identity in zip(found, now, strict=True)
+            if before.agrees(identity)
+        }
+        missing = [item for item in items if item.name not in done]
+        if missing:
+            self._withdraw(missing, done)
+        self._earlier = self._earlier.slice(0, 0)
+        return missing
+
+    def _withdraw(self, missing: Sequence[Item], done: Collection[str]) -> None:
+        """Take back the rows of images that are not done whose files the missing ones will replace."""
+        # Folded, as a disk that ignores case replaces Cat_labels.png by cat_labels.png.
+        stems = {folded(item.stem) for item in missing}
+        for row in _rows_of(self._earlier.select(["index", "name", "outputs"])):
+            before = {folded(stem_of(output)) for output in row["outputs"]}
+            if row["name"] not in done and not stems.isdisjoint(before):
+                position, name = row["index"], row["name"]
+                self._unwritten.append(
+                    Row(position, name, "withdrawn", None, 0.0, None, None, (), ())
+                )
+        self.flush()
 
     def add(self, row: Row) -> None:
         """Record what became of an image. It is on disk after at most 512 rows, or with the first row after 2 s.
@@ -270,7 +405,6 @@ class Manifest:
             OSError: it cannot be written.
         """
         self._unwritten.append(row)
-        self._count([(row.name, row.status)])
         late = time.monotonic() - self._written_at >= MAX_UNWRITTEN_SECONDS
         if late or len(self._unwritten) >= MAX_UNWRITTEN_ROWS:
             self.flush()
@@ -281,17 +415,12 @@ class Manifest:
         Raises:
             OSError: they cannot be written.
         """
-        import pyarrow as pa
-
         if self._unwritten:
-            name = f"{PARTS}/{self._part:06d}.parquet"
-            table = pa.concat_tables([self._table, table_of(self._unwritten)])
-            write_rows(self.store, name, [table], self.settings)
-            self._unwritten = []
-            self._table = table
-            if len(table) >= ROWS_PER_PART:
-                self._part += 1
-                self._table = table_of([])
+            import pyarrow as pa
+
+            self._write_part(
+                pa.concat_tables([self._table, table_of(self._unwritten, self.source)])
+            )
         self._written_at = time.monotonic()
 
     def close(self) -> None:
@@ -303,7 +432,9 @@ class Manifest:
         try:
             self.flush()
             names = self._files()
-            if names != [MANIFEST]:
+            if names == [MANIFEST, self._part_name] and not len(self._table):
+                self.store.remove(self._part_name)  # Nothing is new.
+            elif names != [MANIFEST]:
                 # One by one, so that each is let go when it has been copied.
                 tables = (read_rows(self.store, name, self.settings) for name in names)
                 rows = newest(itertools.chain([table_of([])], tables))
@@ -321,13 +452,19 @@ class Manifest:
         whole = [MANIFEST] if self.store.exists(MANIFEST) else []
         return whole + [match[0] for match in parts]
 
-    def _count(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Take in the name and status of rows."""
-        for name, status in rows:
-            if status == "done":
-                self.done.add(name)
-            else:
-                self.done.discard(name)
+    def _write_part(self, table: Any = None) -> None:
+        """Replace the last part by `table`, or write it for the first time, and begin another once it is full."""
+        table = self._table if table is None else table
+        write_rows(self.store, self._part_name, [table], self.settings)
+        self._unwritten = []
+        self._table = table
+        if len(table) >= ROWS_PER_PART:
+            self._part += 1
+            self._table = table_of([])
+
+    @property
+    def _part_name(self) -> str:
+        return f"{PARTS}/{self._part:06d}.parquet"
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -335,6 +472,31 @@ class Manifest:
             with contextlib.suppress(OSError):  # Windows keeps files that are open.
                 Path(self._lock.lock_file).unlink()
             self._lock.release()
+
+
+def _done(tables: Sequence[Any]) -> Any:
+    """Of the images that are done, by the last of their rows in tables with the columns `EARLIER`, these rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = pa.schema([schema().field(name) for name in EARLIER])
+    table = pa.concat_tables([columns.empty_table(), *tables])
+    counts = np.zeros(len(table), np.bool_)
+    counts[_last_of_each_name(table).to_numpy()] = True
+    return table.filter(pc.and_(pa.array(counts), pc.equal(table["status"], "done")))
+
+
+def _rows_of(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow table, a few thousand at a time in memory."""
+    for batch in table.to_batches(max_chunksize=8192):
+        yield from batch.to_pylist()
+
+
+def _identities(items: Sequence[Item]) -> list[Identity]:
+    """Which bytes items are now; servers are asked in threads."""
+    if not any(is_url(item.location) for item in items):
+        return [item.identity() for item in items]
+    return list(prefetch(Item.identity, items, workers=ASKING))
 
 
 def lock_folder(path: Path) -> FileLock:
@@ -346,12 +508,22 @@ def lock_folder(path: Path) -> FileLock:
         path: of the lock file; it holds the process's number and machine as JSON.
 
     Raises:
-        OSError: another run holds it; or it cannot be written.
+        OSError: another run holds it; it cannot be written; or it is a link, of which no kind is followed.
     """
+    with contextlib.suppress(FileNotFoundError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise OSError(
+                errno.ELOOP,
+                "expected a plain file that locks the output folder, or none, got a link or no file; remove it",
+                str(path),
+            )
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
-        path.write_text(json.dumps({"process": os.getpid(), "machine": socket.gethostname()}))
+        flags = os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags), "w", encoding="utf-8") as stream:
+            json.dump({"process": os.getpid(), "machine": socket.gethostname()}, stream)
     except Timeout:
         raise OSError(
             errno.EBUSY,

@@ -12,9 +12,30 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+from resclip.io.files import code_of, portable_part
+
 MAX_PART_BYTES = 180
 """A part of a name has at most so many bytes: file systems take 255, and outputs add an ending ("_labels.png")."""
 
+# The files and the folder by which the manifest is kept in an output folder; see `resclip.batch.manifest`.
+MANIFEST = "manifest.parquet"
+PARTS = "manifest.parts"
+LOCK = "manifest.lock"
+
+OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
+"""What a batch job writes for an image is its stem and one of these."""
+
+# Folders that an image's name must not make: the manifest's files, temporary ones, and what another image's files are.
+_TAKEN = re.compile(
+    rf"manifest\.(?:parquet|parts|lock)|\.resclip-.*\.tmp|.*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})",
+    re.IGNORECASE,
+)
+# A quick test: what does not match needs no change to be the same on every system.
+_QUESTIONABLE = re.compile(
+    r'[<>:"\\|?*\x00-\x1f\x7f]|[. ](?:/|\Z)|(?:\A|/)(?:con|prn|aux|nul|com|lpt|manifest\.|\.resclip-)'
+    r"|_(?:labels|scores|overlay)\.\w+/",
+    re.IGNORECASE,
+)
 _DRIVE = re.compile(r"^([A-Za-z]):")
 _MARKED = re.compile(r"~[0-9a-f]{16}$", re.IGNORECASE)
 
@@ -63,7 +84,9 @@ def unique_names(names: Sequence[str], origins: Sequence[str]) -> Iterator[tuple
     An image's stem is its name without suffix: "cat.jpg" → "cat". If several images would share a stem, or one's stem
     is another's whole name, each has its whole name as stem; case and the forms of Unicode do not count as differences
     there, since a disk may ignore them. If whole names differ by no more than that, the stem is marked with the name's
-    digest; if names are equal, name and stem are marked with the digest of the image's origin.
+    digest; if names are equal, name and stem are marked with the digest of the image's origin. In a stem, what some
+    system does not allow in names has become its code, and so have names of folders that the output folder has a use
+    for itself: see `portable_stem`.
 
     Args:
         names: of all images, each by `contained_name`; equal ones may occur.
@@ -72,23 +95,48 @@ def unique_names(names: Sequence[str], origins: Sequence[str]) -> Iterator[tuple
     Yields:
         Name and stem, in the order of `names`.
     """
-    whole = [_folded(name) for name in names]
-    shorter = (_folded(without_suffix(name)) for name in names if without_suffix(name) != name)
+    portable = [portable_stem(name) for name in names]
+    whole = [folded(text) for text in portable]
+    shorter = (folded(without_suffix(text)) for text in portable if without_suffix(text) != text)
     same_name = _repeated(names)
     same_folded = _repeated(whole)
     same_stem = _repeated(chain(shorter, set(whole)))
-    for text, origin in zip(names, origins, strict=True):
-        name = text
-        stem, suffix = _split(name)
+    for name, text, origin in zip(names, portable, origins, strict=True):
+        stem = without_suffix(text)
         # A name that already looks marked could be another image's marked name.
         if _MARKED.search(stem) or name in same_name:
-            stem = f"{stem}~{_digest(origin)}"
-            name = stem + suffix
-        elif _folded(name) in same_folded:
-            stem = f"{name}~{_digest(name)}"
-        elif _folded(stem) in same_stem:
-            stem = name
-        yield name, stem
+            mark = f"~{_digest(origin)}"
+            beginning, suffix = _split(name)
+            yield f"{beginning}{mark}{suffix}", stem + mark
+        elif folded(text) in same_folded:
+            yield name, f"{text}~{_digest(name)}"
+        else:
+            yield name, text if folded(stem) in same_stem else stem
+
+
+def portable_stem(name: str) -> str:
+    """A name by `contained_name` as one that output files can have on every system, in a job's folder.
+
+    "12:30/aux.jpg" → "12%3A30/%61ux.jpg"; "manifest.parquet/x" → "manifest%2Eparquet/x". Different
+    names may give the same.
+    """
+    if not _QUESTIONABLE.search(name):
+        return name
+    *folders, last = map(portable_part, name.split("/"))
+    return "/".join(_cut(part) for part in [*map(_free, folders), last])
+
+
+def _free(folder: str) -> str:
+    """A folder's name that the output folder has no other use for."""
+    if not _TAKEN.fullmatch(folder):
+        return folder
+    beginning, dot, end = folder.rpartition(".")
+    return beginning + code_of(dot) + end
+
+
+def stem_of(output: str) -> str:
+    """The stem of the image that a file was written for: "sub/cat_labels.png" → "sub/cat"."""
+    return output.rpartition("_")[0]
 
 
 def without_suffix(name: str) -> str:
@@ -116,7 +164,7 @@ def _digest(text: str) -> str:
     return f"{int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little'):016x}"
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """Equal for names that a disk may take as the same."""
     if name.isascii():
         return name.lower()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,13 @@ from resclip.batch.job import BatchJob
 from resclip.batch.manifest import ClassArea
 from resclip.batch.storage import Store
 from resclip.io.images import PixelArray, encode_png
+from resclip.io.picture import NOWHERE, Georeference, Mask
+from resclip.result import UNLABELLED, label_map
 from resclip.visualization.overlay import draw_overlay, palette
 
 if TYPE_CHECKING:
-    from resclip.io.geotiff import Raster
+    from resclip.io.geotiff import Layout
+    from resclip.io.raster import Raster
 
 
 MAX_SCORE = 65535
@@ -28,23 +31,8 @@ MAX_SCORE = 65535
 PREVIEW_SIDE = 2048
 """The overlay of an image that is written by block has at most so many pixels along its longer side."""
 
-PALETTE_COLOURS = 256
-"""Label maps of up to so many classes carry a palette."""
-
 OPACITY = 0.55
 """Opacity, from 0 to 1, of the classes' colours over the image in an overlay."""
-
-
-class Georeference(NamedTuple):
-    """Where an image lies on the earth, by rasterio's types; None for one that does not say so."""
-
-    crs: Any
-    """Coordinate reference system."""
-    transform: Any
-    """Affine transform from pixels to its coordinates."""
-
-
-NO_GEOREFERENCE = Georeference(None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +42,16 @@ class Result:
     height: int
     width: int
     counts: NDArray[np.int64] | None
-    """(N,): pixels of each class; None where they are still to be counted."""
+    """(N,): pixels of each class; None where they are still to be counted. Unlabelled ones are not among them."""
     labels: NDArray[Any] | None
     """(H, W) uint8 or uint16; None where they are written."""
     scores: NDArray[np.uint16] | None
     """(H, W), if the job writes scores and has not written them yet."""
     image: PixelArray | None
     """(H, W, 3), for the overlay; of a large image, and its labels, every so many pixels."""
-    georeference: Georeference = NO_GEOREFERENCE
+    georeference: Georeference = NOWHERE
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What was done to read the image."""
     written: tuple[str, ...] = ()
     """Names of files that are in the store already."""
 
@@ -69,8 +59,8 @@ class Result:
         """The classes that the image shows, largest first."""
         counts = self.counts
         if counts is None:
-            counts = np.bincount(np.asarray(self.labels).ravel(), minlength=len(names))
-        total = self.height * self.width
+            counts = class_pixels(np.asarray(self.labels), len(names))
+        total = int(counts.sum())
         order = np.argsort(-counts, kind="stable")
         return tuple(
             ClassArea(int(index), names[index], int(pixels), int(pixels) / total)
@@ -87,11 +77,16 @@ class MemorySink:
         job: BatchJob,
         size: tuple[int, int],
         image: PixelArray | None,
-        georeference: Georeference = NO_GEOREFERENCE,
+        absent: Mask | None = None,
+        georeference: Georeference = NOWHERE,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         self.size = size
         self.image = image if job.overlay else None
+        self.absent = absent
+        self.unlabelled = job.unlabelled
         self.georeference = georeference
+        self.record = record or {}
         self.labels = np.empty(size, job.label_type)
         self.scores = np.empty(size, np.uint16) if job.scores else None
 
@@ -104,7 +99,13 @@ class MemorySink:
 
     def finish(self) -> Result:
         """The result, once its last rows have come; who writes it counts, since this thread has a GPU to feed."""
-        return Result(*self.size, None, self.labels, self.scores, self.image, self.georeference)
+        if self.absent is not None:
+            self.labels[self.absent] = self.unlabelled
+            if self.scores is not None:
+                self.scores[self.absent] = 0
+        return Result(
+            *self.size, None, self.labels, self.scores, self.image, self.georeference, self.record
+        )
 
     def abort(self) -> None:
         """Nothing is on disk yet."""
@@ -117,16 +118,13 @@ class BlockSink:
         job: what is written.
         stem: of the files.
         image: the input, which is closed in the end; its rows are read again for a reduced overlay.
-        georeference: of the input.
         store: where the files go, once they are whole.
 
     Raises:
         OSError: temporary files cannot be made.
     """
 
-    def __init__(
-        self, job: BatchJob, stem: str, image: Raster, georeference: Georeference, store: Store
-    ) -> None:
+    def __init__(self, job: BatchJob, stem: str, image: Raster, store: Store) -> None:
         from resclip.io.geotiff import RasterWriter
 
         self.job = job
@@ -135,12 +133,13 @@ class BlockSink:
         self.store = store
         self.folder = store.scratch()
         self.counts = np.zeros(len(job.names), np.int64)
+        self.missing = 0
         size = (image.height, image.width)
         self.step = -(-max(size) // PREVIEW_SIDE)
         self.preview: list[tuple[PixelArray, NDArray[Any]]] = []
         self.writers = {
-            kind: RasterWriter(self.folder / f"{kind}.tif", *size, **layout)
-            for kind, layout in layouts(job, georeference).items()
+            kind: RasterWriter(self.folder / f"{kind}.tif", layout)
+            for kind, layout in layouts(job, size, image.georeference).items()
         }
 
     def add(self, first: int, labels: NDArray[Any], scores: NDArray[Any] | None) -> None:
@@ -149,8 +148,13 @@ class BlockSink:
         Raises:
             OSError: they cannot be written.
         """
+        absent = self.image.absent_rows(first, first + len(labels))
+        if absent is not None and absent.any():
+            labels = np.where(absent, self.job.unlabelled, labels)
+            scores = None if scores is None else np.where(absent, 0, scores)
+            self.missing += int(absent.sum())
         self.writers["labels"].write(first, labels)
-        self.counts += np.bincount(labels.ravel(), minlength=len(self.counts))
+        self.counts += class_pixels(labels, len(self.counts))
         if scores is not None:
             self.writers["scores"].write(first, scores)
         if self.job.overlay:
@@ -181,7 +185,12 @@ class BlockSink:
         if self.preview:
             image, labels = (np.concatenate(rows) for rows in zip(*self.preview, strict=True))
         size = (self.image.height, self.image.width)
-        return Result(*size, self.counts, labels, None, image, written=tuple(written))
+        record = dict(self.image.record)
+        if self.missing:
+            record["absent"] = round(self.missing / (size[0] * size[1]), 6)
+        return Result(
+            *size, self.counts, labels, None, image, record=record, written=tuple(written)
+        )
 
     def abort(self) -> None:
         """Leave nothing behind."""
@@ -199,34 +208,48 @@ def encode(job: BatchJob, stem: str, result: Result) -> Iterator[tuple[str, byte
     """Names and contents of the files that are still to be written; the label map, on which the others hang, last."""
     if job.overlay and result.image is not None and result.labels is not None:
         labels = result.labels.astype(np.int64)
+        labels[labels == job.unlabelled] = UNLABELLED
         overlay = draw_overlay(result.image, labels, palette(len(job.names)), OPACITY)
         yield f"{stem}_overlay.png", encode_png(overlay)
     if result.written or result.labels is None:
         return
-    planes = {"labels": result.labels, "scores": result.scores}
-    for kind, layout in layouts(job, result.georeference).items():
-        yield f"{stem}_{kind}.{job.form}", encode_plane(job, planes[kind], layout)
+    planes = {"scores": result.scores, "labels": result.labels}
+    for kind, plane in planes.items():
+        if plane is not None:
+            data = encode_plane(job, kind, plane, result.georeference)
+            yield f"{stem}_{kind}.{job.form}", data
 
 
-def encode_plane(job: BatchJob, plane: Any, layout: Mapping[str, Any]) -> bytes:
-    """A label map or scores as a file."""
+def class_pixels(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """(N,): pixels of each class in a label map; those without a class are left out."""
+    return np.bincount(labels.ravel(), minlength=classes)[:classes].astype(np.int64)
+
+
+def encode_plane(job: BatchJob, kind: str, plane: Any, georeference: Georeference) -> bytes:
+    """A label map, or scores, as a file."""
     if job.form == "tif":
         from resclip.io.geotiff import encode_geotiff
 
-        return encode_geotiff(plane, **layout)
-    image = Image.fromarray(plane)
-    if layout["palette"] is not None:
-        image.putpalette(layout["palette"].tobytes())
-    return encode_png(image)
+        return encode_geotiff(plane, layouts(job, plane.shape, georeference)[kind])
+    if kind == "labels":
+        return encode_png(label_map(plane, len(job.names)))
+    return encode_png(Image.fromarray(plane))
 
 
-def layouts(job: BatchJob, georeference: Georeference) -> dict[str, dict[str, Any]]:
-    """The arguments of `RasterWriter` for scores, where a job writes them, and labels, in this order."""
-    place = georeference._asdict()
-    colours = palette(len(job.names)) if len(job.names) <= PALETTE_COLOURS else None
-    scores = {"classes": MAX_SCORE + 1, "palette": None, "dtype": "uint16", **place}
-    labels = {"classes": len(job.names), "palette": colours, "dtype": job.label_type.name, **place}
-    return {"scores": scores, "labels": labels} if job.scores else {"labels": labels}
+def layouts(job: BatchJob, size: tuple[int, int], georeference: Georeference) -> dict[str, Layout]:
+    """The layouts of scores, where a job writes them, and labels, in this order."""
+    from resclip.io.geotiff import Layout
+
+    colours = palette(len(job.names)) if job.label_type == np.uint8 else None
+    labels = Layout(
+        *size, len(job.names), job.label_type.name, colours, job.unlabelled, georeference
+    )
+    if not job.scores:
+        return {"labels": labels}
+    return {
+        "scores": Layout(*size, MAX_SCORE + 1, "uint16", georeference=georeference),
+        "labels": labels,
+    }
 
 
 def as_scores(probabilities: Tensor) -> Tensor:

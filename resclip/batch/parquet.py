@@ -5,17 +5,22 @@ Columns are read piece by piece, since a row group may be larger than memory.
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import re
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from resclip.batch.output_names import contained_name, name_of, without_suffix
+from resclip.batch.parquet_pages import Overlaid, Pages, alone, find_pages
 from resclip.batch.paths import (
+    file_system,
     inside,
     is_url,
     join,
@@ -27,10 +32,19 @@ from resclip.batch.paths import (
     shown,
 )
 from resclip.errors import reason
+from resclip.io.limits import DEFAULT_LIMITS
+from resclip.io.signatures import looks_like_image
+from resclip_kernels import quoted
 
-# Columns that are looked for, the most likely first: of images as bytes, of their paths or URLs, and of their names.
-BYTES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "picture", "img")
-LOCATIONS = ("path", "url", "file_name", "filename", "image_path", "image_url", "file", "image")
+# Columns that are looked for, in any case, the most likely first: of images as bytes or as base64, of their paths or
+# URLs, and of their names.
+BYTES = (
+    "image", "bytes", "jpg", "jpeg", "png", "webp", "picture", "img",
+    "image_bytes", "image_base64", "img_base64", "base64", "b64",
+)  # fmt: skip
+LOCATIONS = (
+    "path", "url", "file_name", "filename", "image_path", "image_url", "file", "image", "file_path", "filepath",
+)  # fmt: skip
 NAMES = ("name", "key", "__key__", "id")
 
 TEXTS_PER_READ = 65_536
@@ -38,6 +52,31 @@ TEXTS_PER_READ = 65_536
 
 IMAGES_PER_READ = 16
 """So many rows of images are decoded together: 16 photographs are some megabytes."""
+
+BYTES_PER_READ = 1 << 28
+"""Fewer rows are decoded together where they are expected to be larger than this."""
+
+LOOKED_AT = 8
+"""So many texts of a column say what it holds."""
+
+ROWS_LOOKED_AT = 1024
+"""They are looked for in so many rows."""
+
+LETTERS_LOOKED_AT = 256
+"""The beginning of a text says whether it is an image."""
+
+MAX_ROWS = 1_000_000
+"""A table may have so many rows, or as many as its file has bytes: images, and where they are, take at least one."""
+
+MAX_LOCATION = 8192
+"""A longer text is no path and no URL."""
+
+COLUMNS_SHOWN = 12
+
+_DATA_URI = re.compile(r"\s*data:[\w.+/;=-]{0,100};base64,", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
+_OTHER_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{128,}={0,2}")
+_SUFFIX = re.compile(r"\.\w{1,9}")
 
 BATCHES_KEPT = 4
 """So many batches of `IMAGES_PER_READ` rows stay in memory for threads that ask for neighbours out of order."""
@@ -59,13 +98,13 @@ class Cell(NamedTuple):
     """A cell of a Parquet table."""
 
     column: str
-    """Path of a column that holds bytes: "image.bytes"."""
+    """Path of a column that holds bytes, or texts that are base64: "image.bytes"."""
     row: int
     """From 0, through the whole file."""
 
 
 class TableImage(NamedTuple):
-    """An image of a table: bytes in the cell `cell` of the table at `location`, or, without it, the file there."""
+    """An image of a table: in the cell `cell` of the table at `location`, or, without it, the file there."""
 
     name: str
     """Contained, but maybe not the only one of that name; "" if nothing in the table names the image."""
@@ -80,6 +119,7 @@ class _Columns(NamedTuple):
     images: str
     """Path of a column: "image.bytes"."""
     are_bytes: bool
+    """Or texts that are base64."""
     names: str | None
     """Path of the column that names the images, if there is one."""
 
@@ -105,7 +145,8 @@ def open_tables(
         location = join(base, table)
         try:
             with naming(location), _open(location) as file:
-                columns = _choose(file.schema_arrow, location, column)
+                _check_rows(file, location)
+                columns = _choose(file, location, column)
                 first = first or columns
                 if columns[:2] != first[:2]:
                     raise ValueError(
@@ -113,39 +154,81 @@ def open_tables(
                         f"{join(base, tables[0])}, got them in {columns.images}; name one kind of table"
                     )
                 images += _images_of(file, columns, base, table)
-        except _arrow_errors() as error:
+        except table_errors() as error:
             raise _damaged(location, error) from error
     assert first is not None
     return images, first
 
 
+def _check_rows(file: Any, location: str) -> None:
+    """Raise ValueError for a table that says to have more rows than it can have."""
+    metadata = file.metadata
+    files, inner = file_system(location)
+    with naming(location):
+        size = files.size(inner)
+    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    rows = metadata.num_rows
+    if min([*groups, 0]) < 0 or sum(groups) != rows or rows > max(MAX_ROWS, size or rows):
+        raise ValueError(
+            f"{location}: expected a Parquet table, got one whose end says that it has {rows:,} rows, which its "
+            f"{size or 0:,} bytes cannot hold; get it again"
+        )
+
+
 def _images_of(file: Any, columns: _Columns, base: str, table: str) -> Iterator[TableImage]:
     """The images of a table that is open."""
     count = file.metadata.num_rows
-    names = _column(file, columns.names) if columns.names else ("" for _ in range(count))
+    location = join(base, table)
+    names: Iterable[str | None] = ("" for _ in range(count))
+    if columns.names:
+        names = _column(file, location, columns.names)
     if columns.are_bytes:
-        location = join(base, table)
-        # Of a URL without its query.
-        folder = without_suffix(inside(shown(base), shown(location)))
         for row, text in enumerate(names):
-            name = name_of(text) or contained_name(f"{folder}/{row:09d}")
+            name = name_of(text or "") or _name_of_row(base, table, row)
             yield TableImage(name, location, Cell(columns.images, row))
         return
-    for text, cell in zip(names, _column(file, columns.images), strict=True):
+    cells = _column(file, location, columns.images)
+    for row, (text, cell) in enumerate(zip(names, cells, strict=True)):
+        if cell is None or (cell and not _is_location(cell)):
+            # Reading it says what is wrong, or it is an image as base64.
+            name = name_of(text or "") or _name_of_row(base, table, row)
+            yield TableImage(name, location, Cell(columns.images, row))
+            continue
         # Relative paths begin at the table's own folder.
         is_relative = cell and not is_url(cell) and not cell.startswith("/")
         path = join(parent(table), cell) if is_relative else cell
-        name = name_of(text) or name_of(inside(base, plain(path)))
+        name = name_of(text or "") or name_of(inside(base, plain(path)) if path else "")
         yield TableImage(name, join(base, path) if path else "", None)
 
 
-def _column(file: Any, path: str) -> Iterator[str]:
-    """A column of a table that is open, as texts; "" for what is missing."""
+def _name_of_row(base: str, table: str, row: int) -> str:
+    # Of a URL without its query.
+    folder = without_suffix(inside(shown(base), shown(join(base, table))))
+    return contained_name(f"{folder}/{row:09d}")
+
+
+def _column(file: Any, location: str, path: str) -> Iterator[str | None]:
+    """A column of a table that is open, as texts; "" for what is missing, and None for what is damaged."""
     import pyarrow as pa
 
-    for batch in file.iter_batches(TEXTS_PER_READ, columns=[path], use_threads=False):
-        for text in _leaf(batch, path).cast(pa.large_string()).to_pylist():
-            yield text or ""
+    row = 0
+    try:
+        for batch in file.iter_batches(TEXTS_PER_READ, columns=[path], use_threads=False):
+            texts = _leaf(batch, path).cast(pa.large_string()).to_pylist()
+            for text in texts:
+                yield text or ""
+            row += len(texts)
+    except table_errors() as error:
+        raise_if_of_disk(error)
+    if row < file.metadata.num_rows:
+        reader = _Reader(location, path)
+        for rest in range(row, file.metadata.num_rows):
+            try:
+                value = reader.cell(rest)
+            except ValueError:
+                yield None
+            else:
+                yield "" if value is None else str(value)
 
 
 def _leaf(batch: Any, path: str) -> Any:
@@ -158,38 +241,126 @@ def _leaf(batch: Any, path: str) -> Any:
     return values
 
 
-def _choose(schema: Any, location: str, column: str | None) -> _Columns:
+def _choose(file: Any, location: str, column: str | None) -> _Columns:
     """Which columns hold images and names."""
+    schema = file.schema_arrow
     fields = {field.name: field.type for field in schema}
-    leaves = {name: _image_leaf(name, kind) for name, kind in fields.items()}
     if column is not None:
-        if leaves.get(column) is None:
+        found = _named(fields, (column,))
+        if not found or _image_leaf(found[0], fields[found[0]]) is None:
             raise ValueError(
-                f"{location}: expected a column {column!r} of bytes, texts or {{bytes, path}}, "
+                f"{location}: expected a column {quoted(column)} of bytes, texts or {{bytes, path}}, "
                 f"got {_columns(schema)}; name one of these"
             )
-        chosen = column
+        chosen, images = found[0], _images_in(file, found[0])
+        if images is None:
+            raise ValueError(
+                f"{location}: expected images in column {quoted(chosen)}, as bytes, base64, paths or URLs, got "
+                "texts that are none of these; name another column"
+            )
     else:
-        usable = [
-            name
-            for names, are_bytes in ((BYTES, True), (LOCATIONS, False))
-            for name in names
-            if (leaf := leaves.get(name)) is not None and leaf[1] is are_bytes
+        of_bytes, of_locations = _named(fields, BYTES), _named(fields, LOCATIONS)
+        kinds = {name: _images_in(file, name) for name in dict.fromkeys(of_bytes + of_locations)}
+        usable = [name for name in of_bytes if (kind := kinds[name]) and kind[1]]
+        usable += [
+            name for name in of_locations + of_bytes if (kind := kinds[name]) and not kind[1]
         ]
         if not usable:
             raise ValueError(
-                f"{location}: expected a column of bytes ({', '.join(BYTES[:4])}) or of locations "
+                f"{location}: expected a column of bytes or base64 ({', '.join(BYTES[:4])}) or of locations "
                 f"({', '.join(LOCATIONS[:3])}), got {_columns(schema)}; name one by column="
             )
         chosen = usable[0]
-    leaf = leaves[chosen]
-    path, are_bytes = leaf if leaf is not None else (chosen, False)
-    names = [name for name in NAMES if name != chosen and _is_name(fields.get(name))]
+        images = kinds[chosen]
+    assert images is not None
+    path, are_bytes = images
+    names = [name for name in _named(fields, NAMES) if name != chosen and _is_name(fields[name])]
     if are_bytes:
         if path != chosen and fields[chosen].get_field_index("path") >= 0:
             names.append(f"{chosen}.path")
-        names += [name for name in LOCATIONS if _is_text(fields.get(name))]
+        locations = _named(fields, LOCATIONS)
+        names += [name for name in locations if name != chosen and _is_text(fields[name])]
     return _Columns(path, are_bytes, names[0] if names else None)
+
+
+def _named(fields: Collection[str], names: Sequence[str]) -> list[str]:
+    """The columns that have one of these names, in their order; case matters only where several have the same."""
+    found = []
+    for name in names:
+        alike = [field for field in fields if field.lower() == name.lower()]
+        found += [name] if name in alike else alike[:1]
+    return found
+
+
+def _images_in(file: Any, name: str) -> tuple[str, bool] | None:
+    """Where a column has images, and whether as bytes or base64; None for one that, by its first texts, has none."""
+    leaf = _image_leaf(name, file.schema_arrow.field(name).type)
+    if leaf is None or leaf[1]:
+        return leaf
+    texts = _first_texts(file, name)
+    are_locations = any(map(_is_location, texts))
+    if not are_locations and any(map(_is_base64_image, texts)):
+        return name, True
+    return (name, False) if are_locations or not texts else None
+
+
+def _first_texts(file: Any, name: str) -> list[str]:
+    """The first texts of a column that are not empty, as far as they can be read."""
+    import pyarrow as pa
+
+    found: list[str] = []
+    rows = 0
+    try:
+        for batch in file.iter_batches(IMAGES_PER_READ, columns=[name], use_threads=False):
+            texts = _leaf(batch, name).cast(pa.large_string()).to_pylist()
+            found += filter(None, texts)
+            rows += len(texts)
+            if len(found) >= LOOKED_AT or rows >= ROWS_LOOKED_AT:
+                break
+    except table_errors() as error:
+        raise_if_of_disk(error)
+    return found[:LOOKED_AT]
+
+
+def _is_location(text: str) -> bool:
+    """Whether a text can be a path or a URL, and not a caption or data."""
+    # Nearly all are short words with a dot, which is no letter of base64; this test is ten times faster than the rest.
+    if len(text) <= 255 and "." in text and " " not in text and text.isprintable():
+        return not text.lower().startswith("data:")
+    if len(text) > MAX_LOCATION or not text.strip() or _OTHER_BASE64.fullmatch(text):
+        return False
+    if any(ord(letter) < 32 for letter in text) or _is_base64_image(text):
+        return False
+    if is_url(text):
+        return True
+    parts = re.split(r"[/\\]", text)
+    is_one_word = len(parts) == 1 and not re.search(r"\s", text)
+    return max(map(len, parts)) <= 255 and (
+        is_one_word or len(parts) > 1 or _SUFFIX.search(text[-10:]) is not None
+    )
+
+
+def _is_base64_image(text: str) -> bool:
+    """Whether a text begins as an image does that is written as base64."""
+    letters = _letters(text[:LETTERS_LOOKED_AT])
+    try:
+        start = _from_letters(letters[: 4 * (len(letters) // 4)][:64])
+    except ValueError:
+        return False
+    # These two bytes are an image's too, but "/work" begins with them.
+    return not start.startswith(b"\xff\x0a") and looks_like_image(start)
+
+
+def _letters(text: str) -> str:
+    """The letters of base64 in a text, without "data:image/png;base64," before them, line ends and "=" at the end."""
+    prefix = _DATA_URI.match(text)
+    return "".join(text[prefix.end() if prefix else 0 :].split()).rstrip("=")
+
+
+def _from_letters(letters: str) -> bytes:
+    """The bytes that letters of base64, of either kind, stand for; ValueError for others."""
+    whole = letters.translate(_URL_SAFE) + "=" * (-len(letters) % 4)
+    return base64.b64decode(whole, validate=True)
 
 
 def _image_leaf(name: str, kind: Any) -> tuple[str, bool] | None:
@@ -222,48 +393,94 @@ def _is_name(kind: Any) -> bool:
 
 
 def _columns(schema: Any) -> str:
-    return "the columns " + ", ".join(f"{field.name} ({field.type})" for field in schema)
+    """The columns of a table with their types, for an error."""
+    shown = [f"{field.name[:40]} ({str(field.type)[:60]})" for field in schema][:COLUMNS_SHOWN]
+    more = len(schema) - len(shown)
+    lists = [field.name[:40] for field in schema if _is_list(field.type)][:1]
+    return (
+        "the columns "
+        + ", ".join(shown)
+        + (f" and {more} more" if more else "")
+        + (f", of which {lists[0]} holds lists: make a row of each image" if lists else "")
+    )
 
 
-def read_cell(location: str, cell: Cell) -> bytes:
-    """The bytes in a cell. Rows that are asked for roughly in order are read once.
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def read_cell(location: str, cell: Cell, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
+    """The image in a cell. Rows that are asked for roughly in order are read once.
 
     Raises:
-        ValueError: the table is damaged, or the cell is empty.
+        ValueError: the table is damaged there, or the cell is empty, no image, or of more than `max_bytes`.
         OSError: the table cannot be read.
         ImportError: pyarrow is missing.
     """
     try:
         value = _reader(location, cell.column).cell(cell.row)
-    except _arrow_errors() as error:
+    except table_errors() as error:
         raise _damaged(location, error) from error
+    where = f"in column {cell.column[:40]}, row {cell.row}"
     if value is None:
+        raise ValueError(f"{location}: expected bytes {where}, got none")
+    if len(value) > (max_bytes if isinstance(value, bytes) else max_bytes * 4 // 3 + 1024):
         raise ValueError(
-            f"{location}: expected bytes in column {cell.column}, row {cell.row}, got none"
+            f"{location}: expected at most {max_bytes:,} bytes {where}, got {len(value):,}; "
+            "allow more by max_bytes=, or leave the image out"
         )
-    return value
+    if isinstance(value, bytes):
+        return value
+    if not _is_base64_image(value):
+        raise ValueError(
+            f"{location}: expected a path, a URL or an image as base64 {where}, "
+            f"got another text of {len(value):,} characters"
+        )
+    try:
+        return _from_letters(_letters(value))
+    except ValueError:
+        raise ValueError(
+            f"{location}: expected base64 {where}, got a text of {len(value):,} characters with others in it"
+        ) from None
+
+
+def forget_tables() -> None:
+    """Open tables anew from now on: they may have been replaced."""
+    _reader.cache_clear()
 
 
 class _Reader:
-    """A column that is read from front to back, and again from a row group's start where it has to be."""
+    """A column that is read from front to back, and again from a row group's start where it has to be.
+
+    Behind a damaged page, the others of its row group are read one by one.
+    """
 
     def __init__(self, location: str, column: str) -> None:
+        self.location = location
         self.file = _open(location)
         self.column = column
         self.lock = threading.Lock()
         self.recent: deque[tuple[int, Any]] = deque(maxlen=BATCHES_KEPT)
         groups = range(self.file.metadata.num_row_groups)
-        sizes = (self.file.metadata.row_group(group).num_rows for group in groups)
-        self.firsts = list(accumulate(sizes, initial=0))[:-1]
+        sizes = [self.file.metadata.row_group(group).num_rows for group in groups]
+        self.firsts = list(accumulate(sizes, initial=0))
         self.next = 0
         self.batches: Iterator[Any] = iter(())
         self.group = -1
+        self.damaged: dict[int, _DamagedGroup] = {}
 
-    def cell(self, row: int) -> bytes | None:
-        """The bytes in a row."""
+    def cell(self, row: int) -> bytes | str | None:
+        """The value in a row.
+
+        Raises:
+            ValueError: it is damaged.
+        """
         with self.lock:
             values, first = self._around(row)
-            value: bytes | None = values[row - first].as_py()
+            value: bytes | str | None = values[row - first].as_py()
             return value
 
     def _around(self, row: int) -> tuple[Any, int]:
@@ -271,10 +488,32 @@ class _Reader:
             if first <= row < first + len(values):
                 return values, first
         group = bisect_right(self.firsts, row) - 1
+        if group not in self.damaged:
+            try:
+                return self._read_on(group, row)
+            except table_errors() as error:
+                raise_if_of_disk(error)
+                self.group = -1
+                self.damaged[group] = _DamagedGroup(
+                    self.location, self.file, self.column, group, self.firsts[group]
+                )
+        within = row - self.firsts[group]
+        values, first = self.damaged[group].around(within)
+        first += self.firsts[group]
+        self.recent.append((first, values))
+        return values, first
+
+    def _read_on(self, group: int, row: int) -> tuple[Any, int]:
         if group != self.group or row < self.next:
             self.group, self.next = group, self.firsts[group]
+            about = _chunk(self.file.metadata, group, self.column)
+            rows = self.firsts[group + 1] - self.firsts[group]
+            size = max(1, about.total_uncompressed_size // max(1, rows))
             self.batches = self.file.iter_batches(
-                IMAGES_PER_READ, row_groups=[group], columns=[self.column], use_threads=False
+                max(1, min(IMAGES_PER_READ, BYTES_PER_READ // size)),
+                row_groups=[group],
+                columns=[self.column],
+                use_threads=False,
             )
         while True:
             values = _leaf(next(self.batches), self.column)
@@ -284,7 +523,78 @@ class _Reader:
                 return values, first
 
 
+class _DamagedGroup:
+    """The rows of a column in a row group that cannot be read from front to back."""
+
+    def __init__(self, location: str, file: Any, column: str, group: int, first: int) -> None:
+        self.first = first
+        self.location = location
+        self.column = column
+        self.group = group
+        self.rows = file.metadata.row_group(group).num_rows
+        about = _chunk(file.metadata, group, column)
+        starts = (about.dictionary_page_offset or 0, about.data_page_offset)
+        self.start = min(start for start in starts if start > 0)
+        names = [file.schema.column(index).path for index in range(len(file.schema))]
+        self.levels = file.schema.column(names.index(column)).max_definition_level
+        self.stream = open_binary(location)
+        self.stream.seek(self.start)
+        self.chunk = self.stream.read(about.total_compressed_size)
+        self.pages: Pages = find_pages(self.chunk, self.rows)
+        self.unreadable: dict[int, Exception] = {}
+
+    def around(self, row: int) -> tuple[Any, int]:
+        """Values around a row of the group, and the row of the first.
+
+        Raises:
+            ValueError: the row is damaged.
+        """
+        number = bisect_right([page.first for page in self.pages.data], row) - 1
+        page = self.pages.data[number] if number >= 0 else None
+        if page is None or not page.is_readable or row >= page.first + page.rows:
+            raise self._lost(row, "no page begins there")
+        if row in self.unreadable:
+            raise self._lost(row, reason(self.unreadable[row])) from self.unreadable[row]
+        data = alone(self.chunk, self.pages, page, self.rows, self.levels)
+        problem: Exception = ValueError("it has fewer rows than it says")
+        try:
+            values = next(self._batches(data, self.rows))
+            if len(values) == self.rows:
+                return values.slice(page.first, page.rows), page.first
+        except table_errors() as error:
+            raise_if_of_disk(error)
+            problem = error
+        # Of a page that is damaged further down the rows before are there.
+        with contextlib.suppress(*table_errors()):
+            for found, values in enumerate(self._batches(data, 1)):
+                if found == row:
+                    return values, row
+        self.unreadable |= dict.fromkeys(range(row, page.first + page.rows), problem)
+        raise self._lost(row, reason(problem)) from problem
+
+    def _batches(self, data: bytes, rows: int) -> Iterator[Any]:
+        """The column's values, `rows` at a time, with other bytes at the beginning of its chunk."""
+        table = parquet().ParquetFile(Overlaid(self.stream, self.start, data))
+        for batch in table.iter_batches(
+            rows, row_groups=[self.group], columns=[self.column], use_threads=False
+        ):
+            yield _leaf(batch, self.column)
+
+    def _lost(self, row: int, why: str) -> ValueError:
+        return ValueError(
+            f"{self.location}: expected a value in column {self.column[:40]}, row {self.first + row}, "
+            f"got a damaged page ({why[:80]}); get the table again"
+        )
+
+
 _reader = lru_cache(maxsize=4)(_Reader)
+
+
+def _chunk(metadata: Any, group: int, column: str) -> Any:
+    """What a table says about a column in one of its row groups."""
+    chunks = metadata.row_group(group)
+    found = (chunks.column(index) for index in range(chunks.num_columns))
+    return next(chunk for chunk in found if chunk.path_in_schema == column)
 
 
 def _open(location: str) -> Any:
@@ -293,18 +603,27 @@ def _open(location: str) -> Any:
     where = open_binary(location) if local_path(location) is None else location
     try:
         return file.ParquetFile(where, buffer_size=1 << 20, pre_buffer=False)
-    except _arrow_errors() as error:
+    except table_errors() as error:
         raise _damaged(location, error) from error
 
 
-def _arrow_errors() -> tuple[type[Exception], ...]:
+def table_errors() -> tuple[type[Exception], ...]:
+    """What Arrow raises for a damaged table; of errors that a disk or server may have too see `raise_if_of_disk`."""
     import pyarrow as pa
 
-    return (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
+    return (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, StopIteration)
+
+
+def raise_if_of_disk(error: Exception) -> None:
+    """Raise an error again that is a disk's or server's; Arrow's about the contents are plain and have no number."""
+    if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+        raise error
 
 
 def _damaged(location: str, error: Exception) -> ValueError:
+    """The error in place of Arrow's; those of disks and servers are raised again."""
+    raise_if_of_disk(error)
     return ValueError(
-        f"{location}: expected a Parquet table, got one that is damaged or none ({reason(error)}); "
+        f"{location}: expected a Parquet table, got one that is damaged or none ({reason(error)[:80]}); "
         "get it again"
     )

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from resclip.batch.items import Item
-from resclip.batch.output_names import contained_name, name_of, unique_names, without_suffix
+from resclip.batch.output_names import (
+    OUTPUT_ENDINGS,
+    contained_name,
+    name_of,
+    unique_names,
+    without_suffix,
+)
 from resclip.batch.parquet import Cell, open_tables
 from resclip.batch.paths import (
     MAX_LOCATION,
@@ -93,9 +99,6 @@ START_BYTES = 512
 
 LOOKERS = 16
 """Threads that ask a server for the beginnings of files."""
-
-# Files that a batch job writes end so: in a folder with a manifest they are not images to be segmented.
-OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
 
 MANIFESTS = ("manifest.parquet", "manifest.parts", "manifest.lock")
 """A folder with one of these is one that a job writes to, or did."""

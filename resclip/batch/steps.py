@@ -7,13 +7,13 @@ only a fault of the output, such as a full disk, ends the job.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from threading import Event
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,16 +21,8 @@ import torch
 from resclip.batch.items import Item
 from resclip.batch.job import BatchJob
 from resclip.batch.manifest import Row
-from resclip.batch.outputs import (
-    NO_GEOREFERENCE,
-    BlockSink,
-    Georeference,
-    MemorySink,
-    Result,
-    as_scores,
-    encode,
-)
-from resclip.batch.storage import Store
+from resclip.batch.outputs import BlockSink, MemorySink, Result, as_scores, encode
+from resclip.batch.storage import Store, concerns_one_file
 from resclip.errors import describe
 from resclip.inference import scheduler
 from resclip.inference.batch_size import SHARE, window_bytes
@@ -39,10 +31,12 @@ from resclip.inference.pipeline import ImageTask
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import ArrayImage
 from resclip.inference.scheduler import Failure
-from resclip.io.images import MAX_PIXELS, ImageError, PixelArray, read_image
+from resclip.io.images import PixelArray, open_picture
+from resclip.io.picture import NOWHERE, Georeference, Mask, Picture
 from resclip.segmenter import Segmenter
 
-TIFF_SUFFIXES = (".tif", ".tiff")
+if TYPE_CHECKING:
+    from resclip.io.raster import Raster
 
 CHUNK = 4
 """Images that a thread segments before it takes others."""
@@ -75,9 +69,13 @@ class LoadedImage:
     """(H', W', 3) uint8: resized for the model; None for one that is read by block."""
     original: PixelArray | None = None
     """(H, W, 3) uint8: as it was, where an overlay is wanted."""
-    path: Path | None = None
-    """Of an image that is read by block."""
-    georeference: Georeference = NO_GEOREFERENCE
+    absent: Mask | None = None
+    """(H, W): where it has no pixels."""
+    raster: Raster | None = None
+    """An image that is read by block."""
+    georeference: Georeference = NOWHERE
+    record: dict[str, Any] = field(default_factory=dict)
+    """What was done to read it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,52 +92,29 @@ Outcome: TypeAlias = SegmentedImage | Problem
 
 
 def read_item(job: BatchJob, item: Item) -> LoadedImage | Problem:
-    """Item → image: its pixels, resized; of a large TIFF the header alone, since it is read by block."""
+    """Item → image: its pixels, resized; a large TIFF or JPEG 2000 is only opened, since it is read by block."""
     started = time.time()
+    item = item.looked_at()
     try:
-        loaded = _read_tiff(job, item, started)
-        if loaded is not None:
-            return loaded
-        pixels = read_image(item.read(), name=item.name, max_pixels=job.max_pixels or MAX_PIXELS)
+        # A local file is not held in memory while it is decoded.
+        source = item.source(job.reading.limits)
+        opened = open_picture(source, job.reading, name=item.name, block_pixels=job.block_pixels)
     except (ValueError, OSError, MemoryError) as error:
         return Problem(item, started, describe(error))
-    return _loaded(job, item, started, pixels, NO_GEOREFERENCE)
-
-
-def _read_tiff(job: BatchJob, item: Item, started: float) -> LoadedImage | None:
-    """A TIFF that is too large for memory, or whose georeference is wanted; None for everything else."""
-    path = item.local_path
-    if path is None or path.suffix.lower() not in TIFF_SUFFIXES:
-        return None
-    try:
-        from resclip.io.geotiff import open_raster
-    except ImportError:
-        return None
-    try:
-        raster = open_raster(path, max_pixels=job.max_pixels)
-    except ImageError:
-        return None  # Pillow reads some that GDAL's rows cannot give, and says what is wrong with the others.
-    with raster:
-        size = (raster.height, raster.width)
-        georeference = Georeference(raster.crs, raster.transform)
-        if size[0] * size[1] > job.block_pixels:
-            return LoadedImage(item, started, size, None, path=path, georeference=georeference)
-        if job.form == "tif":
-            return _loaded(job, item, started, raster.rows(0, size[0]), georeference)
-    return None
-
-
-def _loaded(
-    job: BatchJob, item: Item, started: float, pixels: PixelArray, georeference: Georeference
-) -> LoadedImage:
-    """An image that is held whole."""
+    size = opened.height, opened.width
+    if job.form == "png" and opened.georeference.is_known:
+        opened.record["georeference"] = "not written: a PNG has no place for it, a tif has"
+    if not isinstance(opened, Picture):
+        return LoadedImage(item, started, size, None, raster=opened)
     return LoadedImage(
         item,
         started,
-        (pixels.shape[0], pixels.shape[1]),
-        job.preparation.resize(pixels),
-        original=pixels if job.overlay else None,
-        georeference=georeference,
+        size,
+        job.preparation.resize(opened.pixels),
+        original=opened.pixels if job.overlay else None,
+        absent=opened.absent,
+        georeference=opened.georeference,
+        record=opened.record,
     )
 
 
@@ -155,21 +130,17 @@ def segment_images(
     unfinished: set[BlockSink] = set()
     narrow = torch.uint8 if job.label_type == np.uint8 else torch.int32
 
-    def task_of(image: LoadedImage) -> ImageTask | Failure:
-        if image.pixels is not None:
-            sink = MemorySink(job, image.size, image.original, image.georeference)
+    def task_of(image: LoadedImage) -> ImageTask:
+        if image.raster is None:
+            assert image.pixels is not None
+            sink = MemorySink(
+                job, image.size, image.original, image.absent, image.georeference, image.record
+            )
             pixels = ArrayImage(image.pixels)
             return ImageTask(segmenter.pipeline, pixels, image.size, (image, sink))
-        from resclip.io.geotiff import open_raster
-
-        assert image.path is not None
-        try:
-            raster = open_raster(image.path)
-        except (ValueError, OSError) as error:
-            return Failure(Problem(image.item, image.started, describe(error)), error)
-        block_sink = BlockSink(job, image.item.stem, raster, image.georeference, store)
+        block_sink = BlockSink(job, image.item.stem, image.raster, store)
         unfinished.add(block_sink)
-        return segmenter.pipeline.task(raster, (image, block_sink))
+        return segmenter.pipeline.task(image.raster, (image, block_sink))
 
     tasks = (
         Failure(image, ValueError(image.error)) if isinstance(image, Problem) else task_of(image)
@@ -191,7 +162,15 @@ def segment_images(
             scores = as_scores(event.probabilities).cpu().numpy() if job.scores else None
             sink.add(event.first, labels, scores)
             if event.first + len(event.labels) == image.size[0]:
-                result = sink.finish()
+                try:
+                    result = sink.finish()
+                except (OSError, MemoryError) as error:
+                    if not concerns_one_file(error):
+                        raise
+                    sink.abort()
+                    unfinished.discard(sink)
+                    yield Problem(image.item, image.started, describe(error))
+                    continue
                 unfinished.discard(sink)
                 yield SegmentedImage(image.item, image.started, result)
     finally:
@@ -203,13 +182,26 @@ def finish(job: BatchJob, store: Store, outcome: Outcome) -> Row:
     """Result → files, each whole or not at all, and then the row, which must not exist before them.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: they cannot be written, and no others could.
     """
+    if isinstance(outcome, SegmentedImage):
+        try:
+            return _written(job, store, outcome)
+        except (OSError, MemoryError) as error:
+            if not concerns_one_file(error):
+                raise
+            text = f"{outcome.item.name}: {describe(error)}"
+            outcome = Problem(outcome.item, outcome.started, text)
     item = outcome.item
-    if isinstance(outcome, Problem):
-        seconds = time.time() - outcome.started
-        return Row(item.index, item.name, "failed", outcome.error, seconds, None, None, (), ())
-    result = outcome.result
+    seconds = time.time() - outcome.started
+    return Row(
+        item.index, item.name, "failed", outcome.error, seconds, None, None, (), (), item.seen
+    )
+
+
+def _written(job: BatchJob, store: Store, image: SegmentedImage) -> Row:
+    """The row of an image, once its files are written."""
+    item, result = image.item, image.result
     written = list(result.written)
     for name, data in encode(job, item.stem, result):
         store.write(name, data)
@@ -219,11 +211,13 @@ def finish(job: BatchJob, store: Store, outcome: Outcome) -> Row:
         name=item.name,
         status="done",
         error=None,
-        seconds=time.time() - outcome.started,
+        seconds=time.time() - image.started,
         width=result.width,
         height=result.height,
         classes=result.areas(job.names),
         outputs=tuple(sorted(written)),
+        identity=item.seen,
+        input=json.dumps(result.record, ensure_ascii=False) if result.record else None,
     )
 
 

@@ -111,7 +111,10 @@ def check_length(length: int | None, limits: Limits) -> None:
 
 
 def _too_large(came: str, limits: Limits) -> str:
-    return f"expected at most {limits.max_bytes:,} bytes, got {came}; make the file smaller"
+    return (
+        f"expected at most {limits.max_bytes:,} bytes, got {came}; "
+        "make the file smaller, or allow more by max_bytes="
+    )
 
 
 def _ask(files: Any, request: Any, *arguments: Any) -> Any:
@@ -209,7 +212,8 @@ def _in_words(error: Exception, limits: Limits) -> _Failure:
     import aiohttp
 
     if isinstance(error, asyncio.TimeoutError):
-        return _Failure(errno.ETIMEDOUT, f"the server was silent for {limits.timeout:g} seconds")
+        text = f"the server was silent for {limits.timeout:g} seconds; allow more by timeout="
+        return _Failure(errno.ETIMEDOUT, text)
     if isinstance(error, aiohttp.TooManyRedirects):
         return _Failure(errno.ELOOP, "the server redirects in a circle")
     # aiohttp before 3.10 raises a ValueError for every address that it does not like.

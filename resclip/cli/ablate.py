@@ -6,7 +6,6 @@ What it imports from resclip.evaluation is loaded on use: `--help` must not wait
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resclip.cli.options import (
@@ -17,6 +16,7 @@ from resclip.cli.options import (
     check_out,
     evaluation_progress,
     open_datasets,
+    output_path,
     segmenter_for,
     show_tables,
 )
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         metavar="DIR",
         help="write ablation.json, ablation.csv and ablation.md there. Settings that ablation.json has under the same "
         "conditions are not measured again, so an interrupted run goes on where it stopped",
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         ValueError: an option that cannot be carried out, or an ablation.json with figures under other conditions.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, or another run writes to it.
         WeightsUnavailable: the model cannot be fetched.
         ImportError: --plot without matplotlib.
     """
@@ -120,11 +120,12 @@ def studies_of(names: str) -> Sequence[Study]:
 
 def base_of(name: str) -> str:
     """What --base names; ValueError where that is no base."""
+    from resclip.evaluation.datasets.base import cut
     from resclip.methods.catalogue import BASES
 
     if name not in BASES:
         raise ValueError(
-            f"expected one of the bases {', '.join(BASES)} for --base, got {name!r}; the studies add RCS and SFR"
+            f"expected one of the bases {', '.join(BASES)} for --base, got {cut(name)!r}; the studies add RCS and SFR"
         )
     return name
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CAPTIONS = {"cross-layer": "Cross-layer (RCS)", "feedback": "Feedback (SFR)", "final": "Final"}
 STRONGEST = 0.1
 """Fraction of the patches whose share of a map's mass is printed."""
-# A segmenter needs a class, though attention without SFR reads none. The built-in model knows this word.
-NO_CLASSES = ["picture"]
+# A segmenter needs two classes, though attention without SFR reads none. The built-in model knows these words.
+NO_CLASSES = ["picture", "car"]
 
 
 class Grid(NamedTuple):

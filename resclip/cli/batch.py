@@ -15,13 +15,17 @@ from tqdm import tqdm
 from resclip.cli.options import (
     CLASSES_HELP,
     add_model_options,
+    add_reading_options,
     add_window_options,
     explain,
     memory_size,
+    output_folder,
+    reading_from,
     request_from,
     whole_number,
     window_arguments,
 )
+from resclip.errors import describe
 from resclip.inference.prefetch import available_cores
 from resclip.text.class_names import parse_classes
 
@@ -50,7 +54,9 @@ paths, URLs or bytes, or WebDataset shards such as "shard-{000..099}.tar"; on th
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `resclip batch`."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder or URL to write to")
+    parser.add_argument(
+        "--out", required=True, type=output_folder, metavar="DIR", help="folder or URL to write to"
+    )
     parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -74,12 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of WebDataset shards: which members are the images, by their names after the key: jpg, input.png",
     )
-    files.add_argument(
-        "--max-pixels",
-        type=whole_number,
-        metavar="N",
-        help="largest image to decode (default: 178,956,970 pixels; TIFFs that are read by block: any)",
-    )
+    add_reading_options(files)
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--engine",
@@ -108,13 +109,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Do the job; the exit status: 0 every image is done, 1 some are not.
 
     Raises:
-        ValueError, TypeError: the options cannot be carried out.
+        ValueError, TypeError: the options cannot be carried out, be it for want of a package or of the source.
         OSError: the source cannot be read, or the output not be written.
-        ImportError: a package that the options need is not installed.
         WeightsUnavailable: the model cannot be fetched.
     """
+    try:
+        return _run(arguments)
+    except ImportError as error:
+        raise ValueError(describe(error)) from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from resclip.batch.job import BatchJob
     from resclip.batch.manifest import Manifest
+    from resclip.batch.paths import shown
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
 
@@ -125,9 +133,17 @@ def run(arguments: argparse.Namespace) -> int:
         import resclip.io.geotiff  # noqa: F401 - where rasterio is not installed, say so now
     store = open_store(arguments.out)
     store.check_writable()
-    source = open_source(
-        arguments.source, column=arguments.column, member=arguments.member, out=arguments.out
-    )
+    reading = reading_from(arguments)
+    try:
+        source = open_source(
+            arguments.source,
+            column=arguments.column,
+            member=arguments.member,
+            out=arguments.out,
+            limits=reading.limits,
+        )
+    except FileNotFoundError as error:
+        raise ValueError(describe(error)) from error
     say(source.description)
     request = request_from(
         arguments,
@@ -143,11 +159,16 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.format,
         arguments.overlay,
         arguments.scores,
-        arguments.max_pixels,
+        reading,
     )
-    with Manifest(store, job.settings(segmenter), overwrite=arguments.overwrite) as manifest:
+    with Manifest(
+        store,
+        job.settings(segmenter),
+        source=shown(arguments.source),
+        overwrite=arguments.overwrite,
+    ) as manifest:
         store.clean()
-        missing = [item for item in source.items if item.name not in manifest.done]
+        missing = manifest.missing(source.items)
         if arguments.engine == "ray":
             from resclip.batch import ray_engine
 

@@ -22,9 +22,10 @@ from resclip.cli import ablate, batch, bench, evaluate
 from resclip.cli.options import (
     CLASSES_HELP,
     add_model_options,
+    add_reading_options,
     add_window_options,
     explain,
-    whole_number,
+    output_folder,
 )
 from resclip.version import __version__
 
@@ -48,6 +49,32 @@ def wait_briefly() -> None:
         os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 
+def open_streams() -> None:
+    """Open the standard streams that the shell has closed, as by `>&-`, so that what is printed there is lost.
+
+    Each keeps its number: else the next file that is opened would have it, and what libraries print would go there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It takes the lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def exit_status(error: Exception) -> int:
+    """2 for a request that cannot be carried out as it is, 1 for what failed on the way.
+
+    What is asked for is looked up before anything is done, so a file that is not there belongs to the request, as does
+    a package that it needs.
+    """
+    wrong = (ValueError, TypeError, ImportError, FileNotFoundError)
+    return 2 if isinstance(error, wrong) else 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name, None for the process's own.
 
@@ -55,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status. Errors are one line on stderr, never a traceback (unless --debug).
     """
     wait_briefly()
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # Closed by the shell, as by `>&-`.
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal whose encoding lacks a letter of a class name prints it as an escape, not as an error.
         if isinstance(stream, io.TextIOWrapper):
@@ -84,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"resclip: {explain(error)}", file=sys.stderr)
-        return 2 if isinstance(error, (ValueError, TypeError)) else 1
+        return exit_status(error)
     return status
 
 
@@ -98,9 +123,16 @@ def _forget_output() -> int:
 
 
 def add_segment_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help='image files, folders, patterns such as "photos/*.jpg", URLs, and whatever `resclip batch` takes',
+    )
     parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
-    parser.add_argument("--out", metavar="DIR", help="directory to write to, made if missing")
+    parser.add_argument(
+        "--out", type=output_folder, metavar="DIR", help="directory to write to, made if missing"
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -112,18 +144,19 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="write NAME_overlay.png (default: yes)",
     )
-    parser.add_argument(
-        "--max-pixels",
-        type=whole_number,
-        metavar="N",
-        help="largest image to decode (default: 178,956,970 pixels)",
-    )
+    add_reading_options(parser.add_argument_group("how images are read"))
     add_model_options(parser)
     add_window_options(parser)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="demo", metavar="DIR", help="directory (default: demo)")
+    parser.add_argument(
+        "--out",
+        type=output_folder,
+        default="demo",
+        metavar="DIR",
+        help="directory (default: demo)",
+    )
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:

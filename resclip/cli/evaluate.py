@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resclip.cli.options import (
@@ -17,6 +16,7 @@ from resclip.cli.options import (
     check_out,
     evaluation_progress,
     open_datasets,
+    output_path,
     segmenter_for,
     show_tables,
 )
@@ -45,14 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--per-class", action="store_true", help="print the classes' IoU as well")
     output.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         metavar="DIR",
         help="write report.json, report.csv and report.md there, and what the options below ask for. Rows that "
         "report.json has under the same conditions are not measured again, so an interrupted run goes on where it "
         "stopped",
     )
     output.add_argument(
-        "--json", type=Path, metavar="FILE", help="instead of DIR/report.json, or without DIR"
+        "--json",
+        type=output_path,
+        metavar="FILE",
+        help="instead of DIR/report.json, or without DIR",
     )
     output.add_argument(
         "--fresh", action="store_true", help="measure every row anew, whatever the JSON file holds"
@@ -79,13 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         ValueError: an option that cannot be carried out, or a JSON file with figures under other conditions.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, or another run writes to it.
         WeightsUnavailable: the model cannot be fetched.
         ImportError: --plot without matplotlib.
     """
     from resclip.evaluation.distributed import local_device, process_group, rank
     from resclip.evaluation.predictions import PredictionFiles
-    from resclip.evaluation.runner import evaluate, row_names
+    from resclip.evaluation.runner import evaluate, report_lock, row_names
 
     check_out(arguments, "plot", "save_predictions", "qualitative")
     if arguments.qualitative < 0:
@@ -100,7 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out.resolve(), arguments.save_predictions, arguments.qualitative
         )
     methods = None if arguments.method == ALL else map(str.strip, arguments.method.split(","))
-    with process_group():
+    # What else is written to --out needs its lock too where the JSON file, which is locked itself, lies elsewhere.
+    usual = arguments.out and arguments.out / "report.json"
+    other = usual if usual and path and usual.resolve() != path.resolve() else None
+    with process_group(), report_lock(other):
         device = local_device(arguments.device)
         with evaluation_progress() as on_progress:
             report = evaluate(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resclip.errors import describe
-from resclip.io.files import write_atomically
+from resclip.io.files import make_folder, write_atomically
 from resclip.text.class_names import DATASETS, parse_classes
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from resclip.evaluation.report import Report
     from resclip.evaluation.runner import Progress
     from resclip.evaluation.tables import Tables
+    from resclip.io.picture import ReadOptions
     from resclip.methods.catalogue import Method
     from resclip.segmenter import Segmenter
 
@@ -33,10 +34,11 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
-    "actors", "address", "background", "batch_size", "cache", "classes", "column", "correlation", "dataset",
-    "device", "engine", "format", "fresh", "implementation", "max_memory", "max_pixels", "member", "method",
+    "actors", "address", "background", "bands", "batch_size", "cache", "classes", "column", "correlation", "dataset",
+    "device", "engine", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_bytes", "max_memory",
+    "max_pixels", "max_windows", "member", "method",
     "model", "out", "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root",
-    "scores", "sfr", "short_side", "split", "stride", "templates", "window", "workers",
+    "scores", "sfr", "short_side", "split", "stride", "templates", "timeout", "value_range", "window", "workers",
 )  # fmt: skip
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
@@ -187,6 +189,12 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
         help="windows that run together (default: 16 on a GPU, else 8)",
     )
     windows.add_argument(
+        "--max-windows",
+        type=whole_number,
+        metavar="N",
+        help="refuse an image that takes more windows, times the rounds of SFR (default: 1,000,000)",
+    )
+    windows.add_argument(
         "--threshold",
         type=probability,
         metavar="P",
@@ -202,6 +210,7 @@ def window_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "stride": arguments.stride,
         "probability_threshold": arguments.threshold,
         "batch_size": arguments.batch_size,
+        "max_windows": arguments.max_windows,
     }
 
 
@@ -217,6 +226,96 @@ def whole_number(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return value
+
+
+def positive_number(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def output_folder(text: str) -> str:
+    """The folder or URL that --out names; an error for none, as an unset variable of a shell's script makes."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder to write to, got nothing; name one")
+    return text
+
+
+def output_path(text: str) -> Path:
+    """`output_folder`, of this machine."""
+    return Path(output_folder(text))
+
+
+def byte_count(text: str) -> int:
+    """Bytes, such as "500MB" or "1GiB"."""
+    from resclip.inference.memory import parse_memory
+
+    try:
+        return int(text) if text.isascii() and text.isdigit() and int(text) else parse_memory(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of bytes such as '500MB' or '1GiB', got {text[:80]!r}"
+        ) from None
+
+
+def add_reading_options(parser: Any) -> None:
+    """How image files are read, and what one may take at most; `parser` may be a group of one."""
+    parser.add_argument(
+        "--bands",
+        metavar="LIST",
+        help="which bands of a file are red, green and blue, or the one that is grey: numbers or names, such as 4,3,2 "
+        "(default: as the file says)",
+    )
+    parser.add_argument(
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="values that become black and white in files of more than 8 bits (default: by the file's percentiles)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        metavar="N",
+        help="largest image to decode (default: 178,956,970 pixels; TIFFs that are read by block: more)",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=byte_count,
+        metavar="SIZE",
+        help='largest file at a URL, or part of a table or archive, to hold in memory, such as "500MB" (default: 1GiB)',
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_number,
+        metavar="SECONDS",
+        help="how long a server may be silent before its file counts as unreadable (default: 60)",
+    )
+
+
+def reading_from(arguments: argparse.Namespace) -> ReadOptions:
+    """What the options of `add_reading_options` say.
+
+    Raises:
+        ValueError, TypeError: bands or a range that are none.
+    """
+    from resclip.io.limits import Limits
+    from resclip.io.picture import ReadOptions
+
+    names = ("max_pixels", "max_bytes", "timeout")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    bands = value_range = None
+    if arguments.bands is not None:
+        texts = [text.strip() for text in arguments.bands.split(",")]
+        bands = tuple(int(text) if text.isdecimal() else text for text in texts)
+    if arguments.value_range is not None:
+        try:
+            low, high = map(float, arguments.value_range.split(","))
+        except ValueError:
+            raise ValueError(
+                f"--value-range must be LOW,HIGH, as in 0,3000; got {arguments.value_range[:80]!r}"
+            ) from None
+        value_range = low, high
+    return ReadOptions(bands, value_range, Limits(**given))
 
 
 def png_path(text: str) -> Path:
@@ -291,9 +390,20 @@ def request_from(
 SCENES = "builtin"
 """The name of the drawn scenes as a dataset."""
 
+FOLDER = "folder"
+"""The name of a folder of the user's own as a dataset."""
+
+_DATASET_OPTIONS = {
+    "scenes": (SCENES, "count"),
+    "size": (SCENES, "size"),
+    "ignore_index": (FOLDER, "ignore_index"),
+    "label_offset": (FOLDER, "label_offset"),
+}
+"""By the option's name: the one dataset that it is for, and what its reader calls it."""
+
 _DATASETS_HELP = f"""\
 datasets to measure on, separated by commas: {SCENES} (the model's own scenes, nothing to download),
-{", ".join(DATASETS)}, or folder: images/, masks/ and classes.txt of your own
+{", ".join(DATASETS)}, or {FOLDER}: images/, masks/ and classes.txt of your own
 (default: {SCENES})
 """
 
@@ -326,6 +436,19 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
         "--size", type=int, metavar="PIXELS", help=f"side of the scenes of {SCENES} (default: 168)"
     )
     group.add_argument(
+        "--ignore-index",
+        type=int,
+        metavar="N",
+        help=f"value in the masks of {FOLDER} that does not count (default: 255)",
+    )
+    group.add_argument(
+        "--label-offset",
+        type=int,
+        metavar="K",
+        help=f"a value in the masks of {FOLDER} less K is the class, and values below K do not count: 1 for masks that "
+        "count from 1 (default: 0)",
+    )
+    group.add_argument(
         "--workers",
         type=int,
         metavar="N",
@@ -348,20 +471,19 @@ def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
         raise ValueError(f"expected each dataset once, got {twice!r} twice")
     if arguments.classes is not None and len(names) > 1:
         raise ValueError("--classes has the names of one dataset; name one with --dataset")
-    scene_options = {
-        option: value
-        for option, value in (("count", arguments.scenes), ("size", arguments.size))
-        if value is not None
-    }
-    if scene_options and SCENES not in names:
-        option = "scenes" if "count" in scene_options else "size"
-        raise ValueError(f"--{option} is for {SCENES}; leave it out for {', '.join(names)}")
+    options: dict[str, dict[str, int]] = {name: {} for name in names}
+    for option, (dataset, parameter) in _DATASET_OPTIONS.items():
+        value = getattr(arguments, option)
+        if value is None:
+            continue
+        if dataset not in names:
+            raise ValueError(
+                f"--{option.replace('_', '-')} is for {dataset}; leave it out for {', '.join(names)}"
+            )
+        options[dataset][parameter] = value
     roots = parse_roots(arguments.root, names)
     datasets = [
-        open_dataset(
-            name, roots.get(name), arguments.split, **(scene_options if name == SCENES else {})
-        )
-        for name in names
+        open_dataset(name, roots.get(name), arguments.split, **options[name]) for name in names
     ]
     if arguments.classes is not None:
         entries = tuple(parse_classes(arguments.classes))
@@ -377,9 +499,17 @@ def open_datasets(arguments: argparse.Namespace) -> list[Dataset]:
 def parse_roots(texts: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     """The folder of each dataset that has one, from "DIR" and "NAME=DIR"."""
     roots: dict[str, Path] = {}
+    # By the dataset's name; None: for all that have none of their own.
+    named: set[str | None] = set()
     for text in texts:
         name, separator, folder = text.partition("=")
-        if separator and name in names:
+        of_one = name if separator and name in names else None
+        if of_one in named:
+            raise ValueError(
+                f"expected one --root for {of_one or 'all datasets'}, got several; leave out all but one"
+            )
+        named.add(of_one)
+        if of_one is not None:
             roots[name] = Path(folder)
         else:
             if separator and not Path(text).exists():
@@ -463,6 +593,8 @@ def evaluation_progress() -> Iterator[Callable[[Progress], None]]:
             bar.update(progress.images - bar.n)
             if progress.row is not None:
                 took = "stored" if progress.stored else f"{progress.row.seconds:.0f} s"
+                if progress.replaced:
+                    took += f"; measured again: {progress.replaced}"
                 figure = miou or "nothing to measure"
                 bar.write(
                     f"{progress.dataset}, {progress.method}: {figure} ({took})", file=sys.stderr
@@ -477,13 +609,16 @@ def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) 
     Raises:
         OSError: the folder or a file cannot be made.
     """
-    from resclip.evaluation.tables import problem_lines
+    from resclip.evaluation.tables import hint_notes, problem_lines
 
     print(tables.text)
+    for line in hint_notes(report):
+        print(f"resclip: note: {line}", file=sys.stderr)
     for line in problem_lines(report):
-        print(f"resclip: left out: {line}", file=sys.stderr)
+        print(f"resclip: left out: {explain(line)}", file=sys.stderr)
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{stem}.csv", tables.csv.encode())
-    write_atomically(folder / f"{stem}.md", (tables.markdown + "\n").encode())
+    make_folder(folder)
+    for ending, text in (("csv", tables.csv), ("md", tables.markdown + "\n")):
+        # Names of files may hold bytes that are no UTF-8.
+        write_atomically(folder / f"{stem}.{ending}", text.encode(errors="backslashreplace"))

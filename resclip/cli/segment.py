@@ -5,102 +5,202 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from resclip.cli.options import explain, load_from, window_arguments
-from resclip.io.images import MAX_PIXELS, read_image
+from resclip.cli.options import explain, load_from, reading_from, window_arguments
+from resclip.io.images import read_picture
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
 
 if TYPE_CHECKING:
+    from resclip.batch.items import Item
+    from resclip.io.picture import ReadOptions
     from resclip.segmenter import Segmenter
+
+ENDINGS = ("_labels.png", "_overlay.png")
+"""Of the images that are written beside each JSON."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image to be segmented, or what was asked for and names none."""
+
+    shown: str
+    """What messages call it."""
+    name: str
+    """Relative, with "/" between parts and without a suffix: the stem of its output files, if it is free."""
+    item: Item | None
+    error: str | None = None
 
 
 def segment(arguments: argparse.Namespace) -> int:
     """Segment `arguments.images`; the exit status: 0 all done, 1 some failed.
 
     Raises:
-        ValueError, TypeError: the options cannot be carried out.
+        ValueError, TypeError: the options cannot be carried out, or nothing that was named holds an image.
         OSError: the output directory cannot be made.
         WeightsUnavailable: the model cannot be fetched.
     """
     if arguments.out is None and not arguments.json:
         raise ValueError("expected --out DIR to write to, or --json to print; got neither")
     classes = parse_classes(arguments.classes)
-    images = [Path(image) for image in arguments.images]
+    options = reading_from(arguments)
+    entries = [entry for asked in arguments.images for entry in entries_of(asked, arguments.out)]
+    if not any(entry.item for entry in entries):
+        raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
     if arguments.out is not None:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
 
     segmenter = load_from(arguments, classes, **window_arguments(arguments))
     done = 0
     # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=len(images), unit="image", disable=None, leave=False) as bar:
-        for image, stem in zip(images, output_stems(images, arguments.out), strict=True):
+    with tqdm(total=len(entries), unit="image", disable=None, leave=False) as bar:
+        for entry, stem in zip(entries, output_stems(entries, arguments.out), strict=True):
             try:
-                line = segment_one(segmenter, image, stem, arguments)
+                line = segment_one(segmenter, entry, stem, options, arguments)
             except Exception as error:  # It fails this image; the others are still segmented.
                 if arguments.debug:
                     raise
                 text = explain(error)
-                named = text if str(image) in text else f"{image}: {text}"
+                named = text if entry.shown in text else f"{entry.shown}: {text}"
                 bar.write(f"resclip: {named}", file=sys.stderr)
             else:
                 bar.write(line, file=sys.stdout)
                 done += 1
             bar.update()
-    if done < len(images) > 1:
+    if done < len(entries) > 1:
         print(
-            f"resclip: {done} of {len(images)} images segmented; {len(images) - done} failed",
+            f"resclip: {done} of {len(entries)} images segmented; {len(entries) - done} failed",
             file=sys.stderr,
         )
-    return 0 if done == len(images) else 1
+    return 0 if done == len(entries) else 1
 
 
-def output_stems(images: Sequence[Path], directory: str | None) -> list[str]:
+def entries_of(asked: str, out: str | None) -> Iterator[Entry]:
+    """The images of an argument: a file, a folder, a pattern that no shell has expanded, a URL, a list, ...
+
+    What earlier runs wrote to `out` is none of them.
+    """
+    from resclip.batch.items import Item
+    from resclip.batch.paths import is_pattern, local_path, shown, suffix
+    from resclip.batch.sources import KINDS, open_source
+
+    path = local_path(asked)
+    if path is not None and not is_there_as_folder(path):
+        is_image = KINDS.get(suffix(asked), "image") == "image"
+        # The name of a file is no pattern, whatever is in it; reading a missing one says so.
+        if is_image and (exists(path) or not is_pattern(asked)):
+            yield Entry(asked, path.stem, Item(0, asked, asked, asked))
+            return
+    try:
+        source = open_source(asked, out=out)
+    except (ValueError, OSError, ImportError) as error:
+        yield Entry(shown(asked), "", None, explain(error))
+        return
+    for item in source.items:
+        location = shown(item.location)
+        # A part of an archive or of a table is known by its name in it.
+        title = item.name if item.cell is not None or item.length is not None else location
+        if not is_written(item, out):
+            whole = len(source.items) == 1 and not item.cell
+            name = PurePosixPath(item.stem).name if whole else item.stem
+            yield Entry(title or item.name, name, item)
+
+
+def is_there_as_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # Too long, or with a null character.
+        return False
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except (OSError, ValueError):
+        return False
+
+
+def is_written(item: Item, out: str | None) -> bool:
+    """Whether an earlier run wrote a file to `out`: its JSON lies beside it."""
+    path = item.local_path
+    if out is None or path is None:
+        return False
+    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+    if ending is None or not path.resolve().is_relative_to(Path(out).resolve()):
+        return False
+    return path.with_name(f"{path.name.removesuffix(ending)}.json").exists()
+
+
+def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
     A stem is taken by an earlier image, whatever the case of its letters, or if one of its output files would replace
     one of the images themselves.
     """
-    inputs = {image.resolve() for image in images}
+    inputs = set(local_files(entries))
     folder = Path(directory or ".").resolve()
     taken: set[str] = set()
     stems = []
-    for image in images:
-        stem, number = image.stem, 1
+    for entry in entries:
+        stem, number = entry.name, 1
         while stem.casefold() in taken or any(
-            folder / f"{stem}{ending}" in inputs
-            for ending in ("_labels.png", "_overlay.png", ".json")
+            folder / f"{stem}{ending}" in inputs for ending in (*ENDINGS, ".json")
         ):
             number += 1
-            stem = f"{image.stem}-{number}"
+            stem = f"{entry.name}-{number}"
         taken.add(stem.casefold())
         stems.append(stem)
     return stems
 
 
-def segment_one(segmenter: Segmenter, image: Path, stem: str, arguments: argparse.Namespace) -> str:
+def local_files(entries: Iterable[Entry]) -> Iterator[Path]:
+    """The files of this machine that are to be segmented."""
+    for entry in entries:
+        path = None if entry.item is None else entry.item.local_path
+        try:
+            if path is not None:
+                yield path.resolve()
+        except (OSError, RuntimeError, ValueError):  # A link to itself, or no name at all.
+            continue
+
+
+def segment_one(
+    segmenter: Segmenter,
+    entry: Entry,
+    stem: str,
+    options: ReadOptions,
+    arguments: argparse.Namespace,
+) -> str:
     """Segment and save one image; the line to print about it."""
-    pixels = read_image(image, max_pixels=arguments.max_pixels or MAX_PIXELS)
-    result = segmenter.segment(pixels)
+    if entry.item is None:
+        raise ValueError(entry.error)
+    source = entry.item.source(options.limits)
+    result = segmenter.segment(read_picture(source, options, name=entry.shown))
     paths: list[Path] = []
     if arguments.out is not None:
-        paths = result.save(arguments.out, stem, overlay=arguments.overlay)
+        folder = Path(arguments.out, stem).parent
+        paths = result.save(folder, PurePosixPath(stem).name, overlay=arguments.overlay)
     if arguments.json:
-        files = {"file": str(image), "written": [str(path) for path in paths]}
+        files = {"file": entry.shown, "written": [str(path) for path in paths]}
         return json.dumps({**files, **result.to_dict()})
     shown = paths[1] if arguments.overlay else paths[0]
-    return f"{image}: {summary(result)} -> {shown}"
+    return f"{entry.shown}: {summary(result)} -> {shown}"
 
 
 def summary(result: Segmentation) -> str:
-    """The largest classes with their areas, and the mean probability."""
+    """The largest classes with their areas, the mean probability, and what the image does not have."""
     areas = [f"{name} {fraction:.0%}" for name, fraction in result.areas().items()]
     more = f" and {len(areas) - 5} more" if len(areas) > 5 else ""
-    confidence = float(np.mean(result.probabilities))
-    return f"{', '.join(areas[:5])}{more} (mean probability {confidence:.2f})"
+    labelled = result.probabilities[result.labels >= 0]
+    if not labelled.size:
+        return "nothing labelled: the image has no pixels"
+    absent = f", {result.unlabelled:.0%} unlabelled" if result.unlabelled else ""
+    confidence = float(np.mean(labelled))
+    return f"{', '.join(areas[:5])}{more} (mean probability {confidence:.2f}{absent})"

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.evaluation.datasets import Dataset
+from resclip.evaluation.datasets.base import cut
 from resclip.evaluation.report import DatasetReport, Report
-from resclip.evaluation.runner import OnProgress, evaluate
+from resclip.evaluation.runner import OnProgress, measure, report_lock
 from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Method
 from resclip.methods.presets import find_preset
 from resclip.segmenter import Segmenter
@@ -275,7 +276,9 @@ def find_studies(names: Iterable[str]) -> list[Study]:
         if name not in studies:
             near = difflib.get_close_matches(name, studies, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown study {name!r}{hint}; use some of: {', '.join(studies)}")
+            raise ValueError(
+                f"unknown study {cut(name)!r}{hint}; use some of: {', '.join(studies)}"
+            )
     if not wanted:
         raise ValueError(
             f"expected at least one study, got none; use some of: {', '.join(studies)}"
@@ -379,16 +382,29 @@ def ablate(
 
     Raises:
         ValueError: a study that does not fit the base or the tower; and as `evaluate`.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or another run is at work on it.
     """
     if not studies:
         raise ValueError("expected at least one study, got none")
+    with report_lock(checkpoint):
+        how = {"checkpoint": checkpoint, "fresh": fresh, "workers": workers}
+        return _ablate(studies, datasets, base_of, options or {}, **how, on_progress=on_progress)
+
+
+def _ablate(
+    studies: Sequence[Study],
+    datasets: Sequence[Dataset],
+    base_of: Callable[[Dataset], Segmenter],
+    options: Mapping[str, Mapping[str, Any]],
+    **how: Any,
+) -> Ablation:
+    """`ablate` under its lock; `how` is for `measure`."""
     report = Report()
     # By study: its reference and its settings, each with a row per dataset.
     settings: dict[str, list[Setting]] = {}
     for dataset in datasets:
         segmenter = base_of(dataset)
-        start = starting_point(segmenter, options or {})
+        start = starting_point(segmenter, options)
         methods: dict[str, Method] = {}
         for study in studies:
             reference = with_modules(start, study.reference)
@@ -406,14 +422,7 @@ def ablate(
             name: partial(segmenter_with, segmenter, replace(method, name=name))
             for name, method in methods.items()
         }
-        measured = evaluate(
-            entries,
-            [dataset],
-            checkpoint=checkpoint,
-            fresh=fresh,
-            workers=workers,
-            on_progress=on_progress,
-        )
+        measured = measure(entries, [dataset], **how)
         report.datasets |= measured.datasets
     return Ablation(
         report,

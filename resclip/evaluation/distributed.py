@@ -114,7 +114,7 @@ def environment_number(name: str, default: int) -> int:
     """The whole number in an environment variable; `default` if it is unset or empty."""
     text = os.environ.get(name) or str(default)
     if not text.isdecimal():
-        raise ValueError(f"expected a whole number in the environment's {name}, got {text!r}")
+        raise ValueError(f"expected a whole number in the environment's {name}, got {text[:40]!r}")
     return int(text)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from resclip.errors import describe
 from resclip.evaluation.datasets.base import IGNORED, Problem, Sample
 from resclip.inference.prefetch import available_cores
 from resclip.inference.preprocessing import Preparation
@@ -39,6 +40,8 @@ class LoadedImage:
     """(H, W) uint8: class indices and `IGNORED`."""
     original: Tensor | None
     """(H, W, 3) uint8: the image as it was read; None if it is not needed."""
+    absent: Tensor | None
+    """(H, W) bool: where the image has no data; None: nowhere."""
 
     def pin_memory(self) -> LoadedImage:
         """The same with pixels that a GPU can fetch by itself; the data loader calls this."""
@@ -85,7 +88,10 @@ class Reader(Dataset[Group]):
             try:
                 images.append(self.load(index, sample))
             except (ImageError, OSError) as error:
-                problems.append(Problem(sample.name, str(error)))
+                problems.append(Problem(sample.name, describe(error)))
+            except MemoryError:
+                why = "expected an image and a mask that fit into memory, got too little of it; scale them down"
+                problems.append(Problem(sample.name, why))
         return Group(number, tuple(images), tuple(problems))
 
     def load(self, index: int, sample: Sample) -> LoadedImage:
@@ -94,7 +100,8 @@ class Reader(Dataset[Group]):
         Raises:
             ImageError, OSError: it cannot be read, or its mask does not fit the image or the classes.
         """
-        image, truth = sample.image.read(), sample.truth.read()
+        picture, truth = sample.image.read(), sample.truth.read()
+        image, absent = picture.pixels, picture.absent
         if truth.shape != image.shape[:2]:
             height, width = image.shape[:2]
             raise ImageError(
@@ -112,6 +119,7 @@ class Reader(Dataset[Group]):
             torch.tensor(self.preparation.resize(image)),
             torch.tensor(truth),
             torch.tensor(image) if self.keep_originals else None,
+            torch.tensor(absent) if absent is not None and absent.any() else None,
         )
 
 

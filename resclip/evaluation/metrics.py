@@ -42,11 +42,12 @@ def confusion(
 
     Args:
         truth, labels: true and predicted class of every pixel, two arrays of one shape.
-        classes: how many there are; both arrays hold 0 … classes − 1.
+        classes: how many there are; both arrays hold 0 … classes − 1, and `labels` −1 at pixels without a class.
         ignored: value of `truth` at pixels that do not count; None: all count.
 
     Returns:
-        (classes, classes): pixels by true class (row) and predicted class (column).
+        (classes, classes + 1): pixels by true class (row) and predicted class (column); the last column has those
+        without a predicted class.
 
     Raises:
         ValueError: arrays of two shapes, or a value that is no class.
@@ -59,21 +60,23 @@ def confusion(
     if ignored is not None:
         counted = truth != ignored
         truth, labels = truth[counted], labels[counted]
-    for name, values in (("truth", truth), ("labels", labels)):
-        if values.size and not 0 <= values.min() <= values.max() < classes:
+    for name, values, least, none in (("truth", truth, 0, ""), ("labels", labels, -1, ", or -1")):
+        if values.size and not least <= values.min() <= values.max() < classes:
             raise ValueError(
-                f"{name} must hold classes 0 to {classes - 1}; got {values.min()} to {values.max()}"
+                f"{name} must hold classes 0 to {classes - 1}{none}; got {values.min()} to {values.max()}"
             )
-    pairs = truth.astype(np.int64) * classes + labels.astype(np.int64)
-    counts = np.bincount(pairs, minlength=classes * classes)
-    return counts.reshape(classes, classes).astype(np.int64)
+    columns = np.where(labels < 0, classes, labels).astype(np.int64)
+    counts = np.bincount(
+        truth.astype(np.int64) * (classes + 1) + columns, minlength=classes * (classes + 1)
+    )
+    return counts.reshape(classes, classes + 1).astype(np.int64)
 
 
 def scores_of(counts: NDArray[np.int64]) -> Scores:
-    """The figures of `confusion`'s counts of a whole dataset."""
+    """The figures of `confusion`'s counts of a whole dataset; a pixel without a predicted class is a miss."""
     hits = np.diag(counts).astype(np.float64)
     there = counts.sum(1).astype(np.float64)
-    iou = shares(hits, counts.sum(0) + there - hits)
+    iou = shares(hits, counts[:, : len(counts)].sum(0) + there - hits)
     accuracy = shares(hits, there)
     total = there.sum()
     weighted = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample
+from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample, printable
 from resclip.evaluation.metrics import confusion, scores_of
+from resclip.io.files import code_of, portable_part
 from resclip.io.images import PixelArray, save_png
 from resclip.visualization.overlay import LegendEntry, draw_sheet, palette
 from resclip_kernels import check_count
@@ -20,14 +20,14 @@ from resclip_kernels import check_count
 OPACITY = 0.7
 """The opacity of the colours on a sheet: they matter more than the image, which stands beside them."""
 
+UNLABELLED = 255
+"""The value of pixels without a predicted class in label maps."""
+
 _RIGHT = (228, 228, 231)
 # Vermilion: far from the light grey of what is right, for colour-blind people too.
 _WRONG = (213, 94, 0)
 _IGNORED = (161, 161, 170)
-
-# What Windows, the strictest system, does not allow in file names; and "%", which starts the codes of the others.
-_UNSAFE = re.compile(r'[<>:"\\|?*%\x00-\x1f\x7f]|[. ]$')
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_UNLABELLED = (63, 63, 70)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class PredictionFiles:
     """Writes what methods predict while they are evaluated; an `on_image` of `resclip.evaluation.runner.evaluate`.
 
     FOLDER/predictions/DATASET/METHOD/NAME.png: the predicted classes of each image, as a paletted PNG whose values are
-    class indices, in the dataset's own colours if it has some. A "/" in a name makes folders.
+    class indices, in the dataset's own colours if it has some; 255 where the image has no data. A "/" in a name makes
+    folders.
 
     FOLDER/sheets/DATASET/METHOD/NAME.png: image, truth, prediction and difference side by side, for a few images.
     Pixels that do not count are striped. The legend names the classes in truth or prediction with their share of the
@@ -69,8 +70,14 @@ class PredictionFiles:
         """Write the files of one image. Raises OSError where that cannot be done."""
         name = f"{portable_path(dataset.name)}/{portable_path(method)}/{portable_path(sample.name)}.png"
         if self.label_maps:
-            label_map = Image.fromarray(labels.astype(np.uint8))  # At most 255 classes.
-            label_map.putpalette(colours_of(dataset).tobytes())
+            # At most 255 classes; −1 becomes 255.
+            label_map = Image.fromarray(labels.astype(np.uint8))
+            colours = colours_of(dataset)
+            if labels.min(initial=0) < 0:
+                full = np.full((UNLABELLED + 1, 3), _UNLABELLED, np.uint8)
+                full[: len(colours)] = colours
+                colours = full
+            label_map.putpalette(colours.tobytes())
             write(label_map, self.folder / "predictions" / name)
         chosen = evenly_spaced(self.sheets, len(dataset))
         if any(dataset.samples[index].name == sample.name for index in chosen):
@@ -88,12 +95,14 @@ def draw_comparison(
 ) -> Image.Image:
     """The sheet of one image; mode RGB."""
     classes = len(dataset.classes)
-    ignored, right, wrong = range(classes, classes + 3)
+    ignored, right, wrong, unlabelled = range(classes, classes + 4)
     counted = truth != IGNORED
     true = np.where(counted, truth, ignored).astype(np.int64)
+    predicted = np.where(labels < 0, unlabelled, labels)
     difference = np.where(counted, np.where(truth == labels, right, wrong), ignored)
-    shares = np.bincount(difference.ravel(), minlength=wrong + 1) / difference.size
-    special = {wrong: "wrong", right: "right", ignored: "ignored"}
+    shares = np.bincount(difference.ravel(), minlength=unlabelled + 1) / difference.size
+    shares[unlabelled] = float((labels < 0).mean())
+    special = {wrong: "wrong", right: "right", ignored: "ignored", unlabelled: "no data"}
     legend = [
         (index, text, float(shares[index])) for index, text in special.items() if shares[index]
     ]
@@ -103,11 +112,13 @@ def draw_comparison(
         figures = f": mIoU {scores.miou:.1f} in this image, {scores.pixel_accuracy:.1f} % of its pixels right"
     return draw_sheet(
         image,
-        [("Truth", true), ("Prediction", labels), ("Difference", difference)],
-        np.concatenate([colours_of(dataset), np.array([_IGNORED, _RIGHT, _WRONG], np.uint8)]),
-        [*legend, *legend_of_classes(dataset.classes, true, labels)],
+        [("Truth", true), ("Prediction", predicted), ("Difference", difference)],
+        np.concatenate(
+            [colours_of(dataset), np.array([_IGNORED, _RIGHT, _WRONG, _UNLABELLED], np.uint8)]
+        ),
+        [*legend, *legend_of_classes(dataset.classes, true, predicted)],
         OPACITY,
-        footer=f"{dataset.name}, {method}, {name}{figures}",
+        footer=printable(f"{dataset.name}, {method}, {name}{figures}"),
         legend_caption="Share of the truth",
         hatched=ignored,
     )
@@ -140,16 +151,12 @@ def colours_of(dataset: Dataset) -> PixelArray:
 def portable_path(name: str) -> str:
     """A relative path, "/" between its parts, that every system allows and that leads to no other folder.
 
-    What some system does not allow in a file's name becomes its code, as in a web address: "a:b" is "a%3Ab". Different
-    names stay different.
+    What some system does not allow becomes its code, as by `portable_part`, and "%" too, so that different names stay
+    different.
     """
-    parts = []
-    for part in name.split("/"):
-        safe = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", part)
-        if _DEVICES.fullmatch(safe):
-            safe = f"%{ord(safe[0]):02X}{safe[1:]}"
-        parts.append(safe or "%")
-    return "/".join(parts)
+    return "/".join(
+        portable_part(part.replace("%", code_of("%"))) or "%" for part in name.split("/")
+    )
 
 
 def write(image: Image.Image, path: Path) -> None:

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from resclip.evaluation.datasets.base import Problem
+from resclip.evaluation.checkpoint import DAMAGED
+from resclip.evaluation.coverage import Coverage
+from resclip.evaluation.datasets.base import Problem, cut
 from resclip.evaluation.metrics import Scores
 from resclip.io.files import read_text, write_atomically
 
 FORMAT = "resclip evaluation"
-VERSION = 3
+VERSION = 4
 """The version of the JSON file that this program reads and writes."""
 
 
@@ -38,6 +40,8 @@ class MethodResult:
     """The name of the GPU, or of the CPU."""
     peak_memory: int
     """Bytes of the GPU if one computes, else of the process; with several processes, of the one that took most."""
+    coverage: Coverage
+    """What part of the ground truth the figures are of."""
 
 
 @dataclass
@@ -79,33 +83,87 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """What `save` wrote; ValueError for any other file and for one of another version."""
+        """What `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else, or is of another version.
+            OSError: it cannot be read.
+        """
+        other = (
+            f"{path}: expected figures that `resclip evaluate` or `resclip ablate` wrote, got something else: "
+            "name another file, or pass fresh=True to replace it"
+        )
+        if path.exists() and not path.is_file():
+            raise ValueError(
+                f"{path}: expected a JSON file of figures, got a folder or a pipe of that name; name another file"
+            )
         try:
             stored = json.loads(read_text(path, "figures as JSON"))
             if not str(stored["format"]).startswith(FORMAT):
-                raise ValueError
+                raise ValueError(other)
             version = stored.get("version")
             if version == VERSION:
                 return cls({name: parse(part) for name, part in stored["datasets"].items()})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: expected figures that `resclip evaluate` or `resclip ablate` wrote, got something else: "
-                "name another file, or pass fresh=True to replace it"
-            ) from error
+        except DAMAGED as error:
+            raise ValueError(other) from error
         raise ValueError(
-            f"{path}: expected figures of version {VERSION}, got version {version or '2 or older'}: name another file, "
-            "or pass fresh=True to measure anew and replace it"
+            f"{path}: expected figures of version {VERSION}, got version {cut(version or '2 or older', 20)}: name "
+            "another file, or pass fresh=True to measure anew and replace it"
         )
 
 
 def parse(stored: Mapping[str, Any]) -> DatasetReport:
-    """A `DatasetReport` from the values of a JSON file."""
-    rows = {}
+    """A `DatasetReport` from the values of a JSON file; one of `DAMAGED` for what is none."""
+    check(stored["classes"], list, str)
+    report = DatasetReport(**{**stored, "classes": tuple(stored["classes"]), "rows": {}})
+    check([report.dataset, report.description], list, str)
+    check(report.settings, Mapping)
     for name, row in stored["rows"].items():
-        scores: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in row["scores"].items()
-        }
-        problems = tuple(Problem(**problem) for problem in row["problems"])
-        rows[name] = MethodResult(**{**row, "scores": Scores(**scores), "problems": problems})
-    return DatasetReport(**{**stored, "classes": tuple(stored["classes"]), "rows": rows})
+        report.rows[name] = parse_row(row, len(report.classes))
+    return report
+
+
+def parse_row(stored: Mapping[str, Any], classes: int) -> MethodResult:
+    """A `MethodResult` from the values of a JSON file; one of `DAMAGED` for what is none."""
+    figures: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stored["scores"].items()
+    }
+    scores = Scores(**figures)
+    for each in (scores.iou, scores.accuracy):
+        check(each, tuple, (int, float, type(None)))
+        if len(each) != classes:
+            raise ValueError("figures of other classes")
+    means = (
+        scores.miou,
+        scores.mean_accuracy,
+        scores.pixel_accuracy,
+        scores.frequency_weighted_iou,
+    )
+    check(means, tuple, (int, float, type(None)))
+    problems = tuple(Problem(**problem) for problem in stored["problems"])
+    check([text for problem in problems for text in (problem.name, problem.reason)], list, str)
+    check(stored["coverage"]["missing"], list, str)
+    coverage = Coverage(**{**stored["coverage"], "missing": tuple(stored["coverage"]["missing"])})
+    check([coverage.hint], list, (str, type(None)))
+    row = MethodResult(**{**stored, "scores": scores, "problems": problems, "coverage": coverage})
+    check(row.options, Mapping)
+    check([row.machine], list, str)
+    check([row.seconds], list, (int, float))
+    counts = [row.images, row.processes, row.threads, row.peak_memory]
+    counts += [coverage.counted, coverage.ignored, coverage.unlabelled]
+    check(counts, list, int)
+    if coverage.unlabelled > coverage.counted:
+        raise ValueError("a part that is more than the whole")
+    return row
+
+
+def check(values: Any, kind: type[Any], of: type[Any] | tuple[type[Any], ...] = ()) -> None:
+    """ValueError unless `values` are a `kind`, each is `of` such a kind if one is named, numbers from 0 to 2^63."""
+    if not isinstance(values, kind):
+        raise ValueError("a value of another kind")
+    for value in values if of else ():
+        if not isinstance(value, of) or isinstance(value, bool):
+            raise ValueError("a value of another kind")
+        if isinstance(value, (int, float)) and not 0 <= value < 2**63:
+            raise ValueError("a number out of range")

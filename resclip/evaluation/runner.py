@@ -6,9 +6,10 @@ counting pixels in `metrics.py`, what is kept of an interrupted run in `checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from resclip.evaluation.checkpoint import Checkpoint, DatasetResult
-from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample
+from resclip.evaluation.coverage import coverage_of
+from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample, cut
 from resclip.evaluation.distributed import (
     gather,
     machine_name,
@@ -29,8 +31,10 @@ from resclip.evaluation.distributed import (
     reset_peak_memory,
 )
 from resclip.evaluation.loader import Reader, default_workers, prefetch_groups
+from resclip.evaluation.locking import locked
 from resclip.evaluation.metrics import confusion, scores_of
-from resclip.evaluation.report import DatasetReport, MethodResult, Report
+from resclip.evaluation.report import VERSION, DatasetReport, MethodResult, Report
+from resclip.io.files import make_folder
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
 from resclip.segmenter import Segmenter
 from resclip_kernels import check_count, check_flag, check_type
@@ -61,6 +65,8 @@ class Progress:
     """The figures of the whole row once it is complete."""
     stored: bool = False
     """Whether the complete row was in the report's file already."""
+    replaced: str = ""
+    """Of a complete row that took the place of one in the file: which of its options differ, in words."""
 
 
 MakeSegmenter: TypeAlias = Callable[[Dataset], Segmenter]
@@ -73,7 +79,7 @@ OnImage: TypeAlias = Callable[
     [str, Dataset, Sample, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]], object
 ]
 """Is called with each image that this process has segmented, in order: method, dataset, sample, (H, W, 3) image,
-(H, W) true classes and (H, W) predicted classes."""
+(H, W) true classes and (H, W) predicted classes, −1 where the image has no data."""
 
 
 def row_names(methods: Iterable[str] | None = None) -> list[str]:
@@ -129,14 +135,35 @@ def evaluate(
     Raises:
         ValueError: no row or dataset; a segmenter with other classes than the dataset; a file with figures under other
             conditions.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or another run is at work on it.
     """
+    with report_lock(checkpoint):
+        return measure(
+            entries,
+            datasets,
+            checkpoint=checkpoint,
+            fresh=fresh,
+            workers=workers,
+            on_progress=on_progress,
+            on_image=on_image,
+        )
+
+
+def measure(
+    entries: Mapping[str, MakeSegmenter],
+    datasets: Sequence[Dataset],
+    *,
+    checkpoint: Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
+    on_image: OnImage | None = None,
+) -> Report:
+    """`evaluate` for a caller that holds `report_lock` already."""
     check_type("entries", entries, Mapping, "a mapping of names to functions of a dataset")
     check_type("datasets", datasets, (tuple, list), "a list of datasets")
     for dataset in datasets:
         check_type("each of datasets", dataset, Dataset, "a Dataset")
-    if checkpoint is not None:
-        check_type("checkpoint", checkpoint, Path, "the Path of a JSON file, or None")
     check_flag("fresh", fresh)
     if not entries or not datasets:
         raise ValueError("expected at least one method and one dataset to measure, got none")
@@ -162,6 +189,7 @@ def evaluate(
             report.datasets[dataset.name] = column
             row = column.rows.get(method)
             stored = on_image is None and row is not None and row.options == options
+            replaced = "" if row is None else differences(row.options, options)
             if row is None or not stored:
                 unfinished = None
                 if checkpoint is not None:
@@ -187,13 +215,15 @@ def evaluate(
                     torch.get_num_threads(),
                     gather(machine_name(segmenter.device))[0],
                     result.peak_bytes,
+                    coverage_of(dataset, result),
                 )
                 column.rows = in_order({**column.rows, method: row})
                 if checkpoint is not None and unfinished is not None and rank() == 0:
                     report.save(checkpoint)
                     unfinished.clear()
             size = len(dataset)
-            show(Progress(dataset.name, method, size, size, row.scores.miou, row, stored))
+            miou = row.scores.miou
+            show(Progress(dataset.name, method, size, size, miou, row, stored, replaced))
             done += size
     return Report({part.name: report.datasets[part.name].selection(entries) for part in datasets})
 
@@ -294,11 +324,14 @@ def measure_groups(
                 for image in group.images
             ]
             sizes = [(image.truth.shape[0], image.truth.shape[1]) for image in group.images]
-            counts = np.zeros((reader.classes, reader.classes), np.int64)
+            counts, ignored = np.zeros((reader.classes, reader.classes + 1), np.int64), 0
             predictions = segmenter.predict_many(pixels, sizes)
             for image, (prediction, _) in zip(group.images, predictions, strict=True):
                 truth, labels = image.truth.numpy(), prediction.cpu().numpy()
+                if image.absent is not None:
+                    labels = np.where(image.absent.numpy(), -1, labels)
                 counts += confusion(truth, labels, reader.classes, ignored=IGNORED)
+                ignored += int((truth == IGNORED).sum())
                 if on_image is not None and image.original is not None:
                     sample = dataset.samples[image.index]
                     on_image(method, dataset, sample, image.original.numpy(), truth, labels)
@@ -306,7 +339,12 @@ def measure_groups(
             yield (
                 group.number,
                 DatasetResult(
-                    counts, len(group.images), group.problems, end - start, peak_memory(device)
+                    counts,
+                    len(group.images),
+                    group.problems,
+                    end - start,
+                    peak_memory(device),
+                    ignored,
                 ),
             )
             start = end
@@ -327,7 +365,7 @@ def whole_result(
     ]
     whole = sum(by_rank, empty)
     order = {sample.name: index for index, sample in enumerate(dataset.samples)}
-    problems = sorted(whole.problems, key=lambda problem: order[problem.name])
+    problems = sorted(whole.problems, key=lambda problem: order.get(problem.name, len(order)))
     seconds = max(part.seconds for part in by_rank)
     return replace(whole, problems=(*dataset.problems, *problems), seconds=seconds)
 
@@ -344,6 +382,23 @@ def check_same_images(dataset: Dataset) -> None:
             )
 
 
+@contextlib.contextmanager
+def report_lock(path: Path | None) -> Iterator[None]:
+    """Keep other runs from the file of a report, whose folder is made; nothing without a file.
+
+    Raises:
+        OSError: another run has it, or the folder or the lock file cannot be made.
+    """
+    if path is not None:
+        check_type("checkpoint", path, Path, "the Path of a JSON file, or None")
+    if path is None or rank() != 0:
+        yield
+        return
+    make_folder(path.parent)
+    with locked(path.with_name(f"{path.name}.lock"), "a report's file"):
+        yield
+
+
 def stored_report(path: Path | None, fresh: bool) -> Report:
     """The report that a file holds, for all processes; an empty one without a file, or where `fresh` replaces it.
 
@@ -353,7 +408,6 @@ def stored_report(path: Path | None, fresh: bool) -> Report:
     """
     report = Report()
     if path is not None and rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             report = Report.read(path)
         except FileNotFoundError:
@@ -373,6 +427,7 @@ def row_checkpoint(
 ) -> Checkpoint:
     """What is kept of an unfinished row, in a folder beside the report."""
     conditions = {
+        "version": VERSION,
         "dataset": column.dataset,
         "settings": column.settings,
         "group_size": GROUP_SIZE,
@@ -401,6 +456,7 @@ def conditions_of(dataset: Dataset, segmenter: Segmenter) -> tuple[DatasetReport
         "images": len(dataset),
         "names": dataset.digest[:16],
         "entries": dataset.entries,
+        **dataset.mask_options,
         "device": segmenter.device.type,
         **{name: settings[name] for name in SHARED_SETTINGS},
     }
@@ -417,9 +473,26 @@ def check_same_conditions(wanted: DatasetReport, stored: DatasetReport, path: Pa
     for name in {**now, **before}:
         if before.get(name) != now.get(name):
             raise ValueError(
-                f"{path} holds figures of {wanted.dataset} under other conditions ({name}: {before.get(name)} there, "
-                f"{now.get(name)} here): name another file, or pass fresh=True to replace it"
+                f"{path} holds figures of {wanted.dataset} under other conditions ({name}: {cut(before.get(name))} "
+                f"there, {cut(now.get(name))} here): name another file, or pass fresh=True to replace it"
             )
+
+
+_SHOWN = 3  # How many options that differ are named.
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which options differ, in words: "window was 112, now 64"; nothing where none does."""
+    found = []
+    for name in {**now, **before}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            inner = differences(old, new)
+            found += [f"{name} {inner}"] if inner else []
+        elif old != new:
+            found.append(f"{name} was {cut(old, 40)}, now {cut(new, 40)}")
+    more = len(found) - _SHOWN
+    return "; ".join(found[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def in_order(rows: Mapping[str, MethodResult]) -> dict[str, MethodResult]:

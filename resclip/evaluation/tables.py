@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 from tabulate import tabulate
 
 from resclip.evaluation.ablation import Ablation, Findings
-from resclip.evaluation.datasets.base import Problem
+from resclip.evaluation.coverage import Coverage
+from resclip.evaluation.datasets.base import Problem, cut, names_in_words
 from resclip.evaluation.published import Published, published
 from resclip.evaluation.report import DatasetReport, MethodResult, Report
 
@@ -27,7 +28,7 @@ PROBLEMS_SHOWN = 5
 REPORT_CSV = (
     "set", "method", "miou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou", "images", "problems",
     "seconds", "images_per_second", "peak_memory", "published_miou", "published_method", "published_source",
-    "iou", "accuracy",
+    "counted_pixels", "ignored_pixels", "unlabelled_pixels", "iou", "accuracy",
 )  # fmt: skip
 
 ABLATION_CSV = (
@@ -87,6 +88,7 @@ def report_tables(report: Report) -> Tables:
         for source, names in sources.items()
     ]
     for column in columns:
+        notes += coverage_notes(column)
         notes += problem_notes(column)
     return Tables(
         f"{aligned(headers, lines)}\n\n" + "\n".join(notes),
@@ -159,6 +161,9 @@ def report_csv_lines(columns: Sequence[DatasetReport], stated: Stated) -> Iterat
                 "images_per_second": images_per_second(row),
                 "peak_memory": row.peak_memory,
                 "published_method": figure and figure.method,
+                "counted_pixels": row.coverage.counted,
+                "ignored_pixels": row.coverage.ignored,
+                "unlabelled_pixels": row.coverage.unlabelled,
                 **by_class,
             }
 
@@ -262,6 +267,8 @@ def ablation_notes(
     yield from (f"{column.dataset}: {conditions(column)}" for column in columns)
     for source in dict.fromkeys(figure.source for figure in stated.values() if figure is not None):
         yield f"In square brackets, published: {source}."
+    for column in columns:
+        yield from coverage_notes(column)
     count = sum(map(left_out, columns))
     if count:
         yield f"{left_out_in_words(count)}; the first: {problem_lines(ablation.report)[0]}"
@@ -390,7 +397,54 @@ def problems_of(column: DatasetReport) -> Iterator[str]:
             rows.setdefault(problem, []).append(name)
     for problem, names in rows.items():
         only = "" if len(names) == len(column.rows) else f" (only {', '.join(names)})"
-        yield f"{problem.name}: {' '.join(problem.reason.split())}{only}"
+        yield f"{cut(problem.name, 200)}: {' '.join(problem.reason.split())}{only}"
+
+
+def coverage_notes(column: DatasetReport) -> Iterator[str]:
+    """What of a dataset's masks is in no figure, and what seems wrong with them; which rows, unless it is all."""
+    rows: dict[str, list[str]] = {}
+    for name, row in column.rows.items():
+        for sentence in coverage_sentences(row.coverage):
+            rows.setdefault(sentence, []).append(name)
+    for sentence, names in rows.items():
+        only = "" if len(names) == len(column.rows) else f" (only {', '.join(names)})"
+        yield f"{column.dataset}: {sentence}{only}"
+
+
+def hint_notes(report: Report) -> list[str]:
+    """What seems wrong with the masks of datasets, a line each."""
+    hints = {
+        f"{column.dataset}: {row.coverage.hint}": None
+        for column in report.datasets.values()
+        for row in column.rows.values()
+        if row.coverage.hint
+    }
+    return list(hints)
+
+
+def coverage_sentences(coverage: Coverage) -> Iterator[str]:
+    """What is worth saying: nothing where every pixel counts and each class occurs."""
+    if coverage.ignored:
+        share = percentage(coverage.ignored, coverage.counted + coverage.ignored)
+        yield f"{share} of the masks' pixels do not count."
+    if coverage.missing and coverage.counted:
+        count = len(coverage.missing)
+        yield f"{count} class{'' if count == 1 else 'es'} without ground truth: {names_in_words(coverage.missing)}."
+    if coverage.unlabelled:
+        share = percentage(coverage.unlabelled, coverage.counted)
+        yield f"{share} of the pixels that count have no image data: each is counted as a miss."
+    if coverage.hint:
+        yield coverage.hint
+
+
+def percentage(part: int, whole: int) -> str:
+    """A share that is not 0, to one decimal: what rounds to 0.0 or 100.0 without being it is said to be near."""
+    share = 100 * part / whole
+    if share < 0.05:
+        return "less than 0.1 %"
+    if part < whole and share >= 99.95:
+        return "more than 99.9 %"
+    return f"{share:.1f} %"
 
 
 def problem_notes(column: DatasetReport) -> Iterator[str]:

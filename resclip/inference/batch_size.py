@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 
@@ -12,6 +13,9 @@ from resclip.inference.memory import format_bytes, free_memory, held_memory
 from resclip.methods.catalogue import SFR
 from resclip.models.proxy_models import ColourProxy, TimmProxy, whole_patches
 from resclip_kernels import Implementation
+
+MOST_WINDOWS = 1 << 16
+"""The largest batch, whatever is asked for: far fewer keep any device busy."""
 
 SHARE = 0.7
 """Share of the free memory that a batch may take; the rest is for images, results and gaps between tensors."""
@@ -130,9 +134,14 @@ def plan_batch_size(
         # Weights that are mapped from a file only count as held once they have been read.
         held = max(held_memory(device), weights_bytes(encoder))
         free = min(free, max(0, max_memory - held))
-    for count in range(batch_size, 0, -1):
-        if window_bytes(encoder, size, queries, count) <= int(SHARE * free):
-            return count
+    counts = range(1, min(batch_size, MOST_WINDOWS) + 1)
+    fitting = bisect.bisect_right(
+        counts,
+        int(SHARE * free),
+        key=lambda count: window_bytes(encoder, size, queries, count),
+    )
+    if fitting:
+        return fitting
     needed = math.ceil(window_bytes(encoder, size, queries) / SHARE)
     allowed = "" if max_memory is None else f" of the {format_bytes(max_memory)} allowed"
     raise ValueError(

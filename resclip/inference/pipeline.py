@@ -7,7 +7,9 @@ batches of the windows of many images.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +17,14 @@ from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.encoder.final_block import Coarse, similarity
+from resclip.errors import ManyWindowsWarning
 from resclip.inference.batch_size import plan_batch_size
 from resclip.inference.preprocessing import ImageRows, Preparation, normalise
 from resclip.inference.windows import (
     LogitStitcher,
     Window,
     check_window,
+    count_windows,
     downsample,
     interpolate_rows,
     pad,
@@ -28,12 +32,15 @@ from resclip.inference.windows import (
     plan_windows,
     source_range,
 )
-from resclip.text.vocabulary import Vocabulary
+from resclip.methods.catalogue import FACTORS, MOST_ITERATIONS, MOST_PIXELS
+from resclip.text.vocabulary import Vocabulary, check_classes_differ
 from resclip_kernels import (
+    FORKS,
     check_count,
     check_flag,
     check_fraction,
-    check_positive,
+    check_implementation,
+    check_range,
     check_type,
     resize_planes,
     upsample_argmax,
@@ -45,6 +52,15 @@ STRIP_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 847 queries at 336 × 448 pixels take 0.5 GB, which a GPU does at once."""
 
 PAMR_DILATIONS = (8, 16)
+
+MAX_WINDOWS = 1_000_000
+"""Most window passes of an image unless the caller says otherwise: 4 gigapixels at a stride of 112 take 342,000, and
+twice as many in two rounds of SFR."""
+
+MANY_WINDOWS = 2_000
+"""More windows of one image that overlap more than `DENSE_OVERLAP` are warned of."""
+DENSE_OVERLAP = 8
+"""A window's side over the stride, above which more windows change little: a pixel is then in 64 windows."""
 
 
 class Strip(NamedTuple):
@@ -93,7 +109,11 @@ class ImageTask:
             self.shape = (pixels.height, pixels.width)
         self.size = size
         self.tag = tag
-        windows = plan_windows(*self.shape, pipeline.window, pipeline.stride)
+        self.obstacle = pipeline.check_work(*self.shape)
+        """Why this image is not begun: it takes more windows than are allowed."""
+        windows = (
+            [] if self.obstacle else plan_windows(*self.shape, pipeline.window, pipeline.stride)
+        )
         self.stitcher = LogitStitcher(*self.shape, windows, pipeline.pad_multiple)
         self.overview: Coarse | None = None
         self.error: ValueError | OSError | None = None
@@ -107,8 +127,12 @@ class ImageTask:
         Rows of the image are read when the windows that start there are asked for, and not before.
 
         Raises:
+            ValueError: there are more windows than are allowed.
             ValueError, OSError: the pixels cannot be read.
         """
+        FORKS.check()
+        if self.obstacle is not None:
+            raise ValueError(self.obstacle)
         self.overview = self.pipeline.encode_overview(self)
         for _, row in itertools.groupby(self.stitcher.windows, key=lambda window: window.top):
             windows = list(row)
@@ -253,8 +277,10 @@ class WindowPixels(NamedTuple):
 
 
 def check_encoder(encoder: DenseEncoder, vocabulary: Vocabulary, window: int) -> None:
-    """TypeError or ValueError unless this encoder gives what windows are segmented by."""
+    """TypeError or ValueError unless this encoder gives what windows are segmented by, where it is."""
     check_type("encoder", encoder, DenseEncoder, "a DenseEncoder")
+    weights = torch.empty(0, device=encoder.tower.device, dtype=encoder.tower.dtype)
+    check_implementation(encoder.implementation, weights)
     if encoder.tower.text_obstacle is not None:
         raise ValueError(
             f"images are segmented by text, and {encoder.tower.text_obstacle}; DenseEncoder gives its features"
@@ -269,6 +295,30 @@ def check_encoder(encoder: DenseEncoder, vocabulary: Vocabulary, window: int) ->
             "an overview is what windows see of the whole image, and window=0 is the whole image: "
             "leave one of them out"
         )
+
+
+SETTINGS: Mapping[str, Callable[[str, Any], None]] = {
+    "short_side": partial(check_count, least=0),
+    "long_side": partial(check_count, least=1),
+    "probability_threshold": check_fraction,
+    "refine_iterations": partial(check_count, least=0, most=MOST_ITERATIONS),
+    "logit_scale": partial(check_range, least=FACTORS[0], most=FACTORS[1]),
+    "batch_size": partial(check_count, least=1),
+    "pad_batches": check_flag,
+    "max_memory": partial(check_count, least=1),
+    "max_windows": partial(check_count, least=1),
+    "pad_multiple": partial(check_count, least=0, most=MOST_PIXELS),
+}
+"""What each of these arguments of `resclip.Segmenter` has to be, whatever the model is."""
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """TypeError or ValueError unless each of these settings fits by itself; None is what may be left out."""
+    for name, value in settings.items():
+        if name in SETTINGS and value is not None:
+            SETTINGS[name](name, value)
+    if "window" in settings:
+        check_window(settings["window"], settings.get("stride", 1), (1, 1))
 
 
 class ImagePipeline:
@@ -292,18 +342,24 @@ class ImagePipeline:
         pad_batches: bool,
         max_memory: int | None,
         pad_multiple: int,
+        max_windows: int,
     ) -> None:
         check_type("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
+        check_classes_differ(vocabulary.names)
         check_window(window, stride, encoder.tower.patch_size)
         check_encoder(encoder, vocabulary, window)
-        check_fraction("probability_threshold", probability_threshold)
-        check_count("refine_iterations", refine_iterations, 0)
-        check_positive("logit_scale", logit_scale)
-        check_count("batch_size", batch_size, 1)
-        check_count("pad_multiple", pad_multiple, 0)
-        check_flag("pad_batches", pad_batches)
-        if max_memory is not None:
-            check_count("max_memory", max_memory, 1)
+        check_settings(
+            {
+                "probability_threshold": probability_threshold,
+                "refine_iterations": refine_iterations,
+                "logit_scale": logit_scale,
+                "batch_size": batch_size,
+                "pad_batches": pad_batches,
+                "max_memory": max_memory,
+                "max_windows": max_windows,
+                "pad_multiple": pad_multiple,
+            }
+        )
         self.encoder = encoder
         self.device = encoder.tower.device
         self.vocabulary = vocabulary.to(self.device)
@@ -317,6 +373,12 @@ class ImagePipeline:
         self.pad_batches = pad_batches
         self.max_memory = max_memory
         self.pad_multiple = pad_multiple
+        self.max_windows = max_windows
+        self._warned = False
+        if 0 < window <= preparation.long_side:
+            # Where memory is too short for a window of any image, say so once and not for every image.
+            side = min(window, preparation.short_side or window)
+            self.batch_limit(Window(0, 0, side, side))
 
     @property
     def margin(self) -> int:
@@ -329,6 +391,35 @@ class ImagePipeline:
     def task(self, image: ImageRows, tag: Any = None) -> ImageTask:
         """An image at its own size, to be segmented at the model's; the result has the image's size."""
         return ImageTask(self, self.preparation.resized(image), (image.height, image.width), tag)
+
+    def check_work(self, height: int, width: int) -> str | None:
+        """Why an image of this size at the model would take too many windows; None where it does not.
+
+        Warns:
+            ManyWindowsWarning: it takes many that overlap much; said for the first such image only.
+        """
+        count = count_windows(height, width, self.window, self.stride)
+        rounds = 1 if self.encoder.sfr is None else self.encoder.sfr.rounds
+        takes = (
+            f"an image of {height:,} × {width:,} pixels, as the model gets it, takes {count:,} windows of "
+            f"{self.window} pixels, one every {self.stride}"
+        )
+        if count * rounds > self.max_windows:
+            in_rounds = f", {rounds} times each for the rounds of SFR" if rounds > 1 else ""
+            return (
+                f"{takes}{in_rounds}; {self.max_windows:,} are allowed: take a larger stride=, a smaller short_side=, "
+                "or raise max_windows="
+            )
+        if count > MANY_WINDOWS and self.stride * DENSE_OVERLAP < self.window and not self._warned:
+            self._warned = True
+            wider = self.window // 2
+            warnings.warn(
+                f"{takes}, in {-(-count // self.batch_size):,} batches; every {wider} pixels they would be "
+                f"{count_windows(height, width, self.window, wider):,}: take a larger stride= unless time is no matter",
+                ManyWindowsWarning,
+                stacklevel=2,
+            )
+        return None
 
     def encode_overview(self, task: ImageTask) -> Coarse | None:
         """The whole image at low resolution, encoded for the windows to attend to; None where that is not wanted."""

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resclip_kernels import quoted
+
 DOWNSAMPLE_ROWS = 512
 """Rows of a large image that are downsampled together: 184 MB of normalised pixels at a width of 30,000."""
 
@@ -33,12 +35,22 @@ class Window(NamedTuple):
         return slice(self.left, self.left + self.width)
 
 
+def count_starts(length: int, window: int, stride: int) -> int:
+    """How many windows lie along one side."""
+    return 1 if length <= window else -(-(length - window) // stride) + 1
+
+
+def count_windows(height: int, width: int, window: int, stride: int) -> int:
+    """How many windows `plan_windows` makes."""
+    if window == 0:
+        return 1
+    return count_starts(height, window, stride) * count_starts(width, window, stride)
+
+
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows start along one side; the last one is shifted back to end at the border."""
-    if length <= window:
-        return [0]
-    count = -(-(length - window) // stride) + 1
-    return [min(number * stride, length - window) for number in range(count)]
+    count = count_starts(length, window, stride)
+    return [max(0, min(number * stride, length - window)) for number in range(count)]
 
 
 def plan_windows(height: int, width: int, window: int, stride: int) -> list[Window]:
@@ -314,15 +326,15 @@ def check_window(window: int, stride: int, patch_size: tuple[int, int]) -> None:
     """TypeError or ValueError unless windows hold at least one patch and together cover every image."""
     for name, value in (("window", window), ("stride", stride)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer number of pixels; got {value!r}")
+            raise TypeError(f"{name} must be an integer number of pixels; got {quoted(value)}")
     if window == 0:
         return
     if window < max(patch_size):
         raise ValueError(
-            f"window must be 0 (the whole image) or at least a patch of {max(patch_size)} pixels; got {window}"
+            f"window must be 0 (the whole image) or at least a patch of {max(patch_size)} pixels; got {quoted(window)}"
         )
     if not 1 <= stride <= window:
         raise ValueError(
             f"stride must lie between 1 and the window's {window} pixels, or parts of the image are never seen; "
-            f"got {stride}"
+            f"got {quoted(stride)}"
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -14,6 +16,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# What Windows, the strictest system, does not allow in the name of a file or folder: letters, ends and devices.
+_UNSAFE = re.compile(r'[<>:"\\|?*\x00-\x1f\x7f]|[. ]\Z')
+_DEVICES = re.compile(
+    r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE
+)
+
+
+TEXT_BYTES = 1 << 24
+"""Most bytes of a file that is read as text, 16 MiB: lists of names are a thousandth of it."""
 
 
 def is_file(text: str) -> bool:
@@ -60,11 +72,18 @@ def read_text(path: str | os.PathLike[str], expected: str) -> str:
         expected: the expected content, for the error: "class names, one per line".
 
     Raises:
-        ValueError: the file is not UTF-8.
+        ValueError: the file is not UTF-8, or has more than `TEXT_BYTES`.
         OSError: the file cannot be read.
     """
+    with Path(path).open("rb") as stream:
+        data = stream.read(TEXT_BYTES + 1)
+    if len(data) > TEXT_BYTES:
+        raise ValueError(
+            f"{path}: expected {expected}, in at most {TEXT_BYTES >> 20} MiB, got a larger file; is it another one?"
+        )
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as text:
+            return text.read()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected {expected}, in UTF-8, got other bytes at position {error.start}; "
@@ -84,6 +103,21 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(
             errno.ENOTDIR, "expected a folder, got a file of that name", str(folder)
         ) from None
+
+
+def portable_part(part: str) -> str:
+    """A part of a path, between two slashes, as every system allows it.
+
+    What some system does not allow becomes its code, as in a web address: "a:b" is "a%3Ab", and "CON.txt", which is a
+    device of Windows, "%43ON.txt".
+    """
+    safe = _UNSAFE.sub(lambda match: code_of(match[0]), part)
+    return code_of(safe[0]) + safe[1:] if _DEVICES.fullmatch(safe) else safe
+
+
+def code_of(letter: str) -> str:
+    """An ASCII letter as in a web address: ":" is "%3A"."""
+    return f"%{ord(letter):02X}"
 
 
 def temporary_name() -> str:

@@ -1,4 +1,4 @@
-"""Rasters by block: any that GDAL opens is read by rows, label maps are written from the top as GeoTIFF, or as PNG.
+"""Maps of small numbers, written from the top as GeoTIFF, or as PNG.
 
 What is written is complete or not there at all, and the same input always gives the same bytes.
 """
@@ -7,50 +7,22 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from resclip.io.errors import without_warnings
 from resclip.io.files import NewFile
-from resclip.io.images import (
-    ImageError,
-    PixelArray,
-    check_file,
-    check_size,
-    damaged,
-    over_white,
-    to_8_bits,
-    unknown_format,
-    unreachable,
-    without_warnings,
-)
+from resclip.io.picture import NOWHERE, Georeference
+from resclip.io.raster import cache_for, gdal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-try:
-    import rasterio
-    import rasterio.shutil
-    from rasterio._err import (
-        CPLE_BaseError,
-    )  # rasterio.shutil raises it, and exports no name for it.
-    from rasterio.errors import RasterioError
-except ImportError as error:
-    raise ImportError(
-        "expected rasterio, for images that are read or written by block, got none that can be "
-        f'imported ({error}); pip install "resclip[geo]"'
-    ) from error
-
-CACHE_BYTES = 64 << 20
-"""Bytes of GDAL's cache of decoded blocks, which by default takes 5 % of the machine's memory."""
-LARGEST_ROW_OF_BLOCKS = 512 << 20
-"""Bytes of the largest row of blocks that is read: 350,000 pixels wide in RGB tiles of 512 rows."""
 TILE = 512
 """Rows and columns of a written tile. One row of tiles is held in memory: 15 MB for a width of 30,000 pixels."""
 
@@ -63,246 +35,6 @@ _LEVELS = {"uint8": 256, "uint16": 65536}
 _PNG_END = b"IEND\xaeB`\x82"
 
 
-def cache_for(row_of_blocks: int) -> int:
-    """Bytes of cache for a raster whose rows of blocks take `row_of_blocks` bytes each.
-
-    Rows are read and written in runs that cross from one row of blocks to the next: a cache of less than two of them
-    would decode every block again for each run.
-    """
-    return max(CACHE_BYTES, 2 * row_of_blocks)
-
-
-@contextmanager
-def gdal(cache: int = CACHE_BYTES, **options: Any) -> Iterator[Any]:
-    """rasterio, with GDAL set up for this thread; all errors of GDAL are raised as OSError.
-
-    Args:
-        cache: bytes of GDAL's cache of blocks, shared by all rasters of the process.
-        options: further settings of GDAL, by name.
-
-    Raises:
-        OSError: GDAL failed; with the reason, without errno and the file's name.
-    """
-    try:
-        with rasterio.Env(GDAL_CACHEMAX=cache, **options):
-            yield rasterio
-    except (RasterioError, CPLE_BaseError) as error:
-        # rasterio's own words are often just "See previous exception for details."
-        raise OSError(str(error.__cause__ or error)) from error
-
-
-def open_raster(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Raster:
-    """Open an image whose rows are read on demand; only its header is read now.
-
-    Args:
-        path: of a local file that GDAL reads; GeoTIFF in tiles or strips is best.
-        max_pixels: the largest H * W; None for any.
-
-    Rows are the same as by `read_image`, for files that it reads too: one band is grey, a palette is applied, CMYK is
-    converted, an alpha band is composited over white. Of several bands those marked red, green and blue are taken,
-    else the first three. 16 bits become the nearest of 8, in colour too (where `read_image` keeps the high byte: one
-    level of difference at most). Unlike by `read_image`, what a nodata value or a mask band hides becomes white, an
-    EXIF orientation is not applied, and all 32-bit images are refused.
-
-    Raises:
-        ImageError: the file is missing, empty, damaged, no raster or over `max_pixels`; its bands are neither grey,
-            colour nor 8 or 16 bits; or its blocks are too large to be read in pieces.
-        ImportError: rasterio is missing.
-    """
-    path = Path(path)
-    name = str(path)
-    check_file(path, name)
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(16)
-    except OSError as error:
-        raise ImageError(unreachable(name, error)) from error
-    try:
-        with gdal() as rasterio, without_warnings():  # Most images have no georeference.
-            dataset = rasterio.open(path)
-    except OSError:
-        raise ImageError(unknown_format(name, start)) from None
-    try:
-        check_size(dataset.width, dataset.height, name, max_pixels)
-        return Raster(dataset, name)
-    except BaseException:
-        dataset.close()
-        raise
-
-
-class Raster:
-    """An image on disk whose rows are read on demand; made by `open_raster`, closed as a context manager.
-
-    Any thread may read it, one at a time.
-
-    Attributes:
-        crs: its coordinate reference system (rasterio's CRS), or None.
-        transform: from pixels to coordinates (affine.Affine), or None.
-    """
-
-    def __init__(self, dataset: Any, name: str) -> None:
-        self._dataset = dataset
-        self._name = name
-        self._row_of_blocks = _row_of_blocks(dataset, name)
-        self._bands = _choose_bands(dataset, name)
-        self.crs: Any = dataset.crs
-        self.transform: Any = None if dataset.transform.is_identity else dataset.transform
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return int(self._dataset.height)
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return int(self._dataset.width)
-
-    def rows(self, first: int, last: int) -> PixelArray:
-        """(last − first, width, 3) uint8, C-contiguous.
-
-        Raises:
-            ImageError: the file is damaged there.
-            ValueError: there are no such rows.
-        """
-        if not 0 <= first <= last <= self.height:
-            raise ValueError(
-                f"{self._name}: expected rows within 0 to {self.height}, got {first} to {last}"
-            )
-        if first == last:
-            return np.empty((0, self.width, 3), np.uint8)
-        bands = self._bands
-        try:
-            with gdal(cache_for(self._row_of_blocks)) as rasterio:
-                window = rasterio.windows.Window(0, first, self.width, last - first)
-                planes = self._dataset.read(bands.indexes, window=window)
-                mask = self._dataset.dataset_mask(window=window) if bands.masked else None
-        except OSError as error:
-            raise ImageError(damaged(self._name, error)) from error
-        pixels = bands.to_rgb(planes)
-        if mask is not None:
-            pixels[mask == 0] = 255
-        return pixels
-
-    def close(self) -> None:
-        """Close the file."""
-        self._dataset.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@dataclass(frozen=True, eq=False)
-class _Bands:
-    """The bands that are read, and their meaning.
-
-    Args:
-        indexes: from 1: the colours, then the alpha band if there is one.
-        model: "L", "RGB" or "CMYK".
-        palette: (levels, 3) uint8, RGB for each value of a single band, or None.
-        has_alpha: whether the last one is an alpha band.
-        masked: whether the file has another mask.
-    """
-
-    indexes: tuple[int, ...]
-    model: str
-    palette: PixelArray | None
-    has_alpha: bool
-    masked: bool
-
-    def to_rgb(self, planes: NDArray[Any]) -> PixelArray:
-        """(bands, n, W) uint8 or uint16 → (n, W, 3) uint8."""
-        colours, alpha = (planes[:-1], planes[-1]) if self.has_alpha else (planes, None)
-        if self.palette is not None:
-            pixels: PixelArray = self.palette[colours[0]]
-        else:
-            pixels = np.ascontiguousarray(np.moveaxis(_in_8_bits(colours), 0, 2))
-            if self.model == "CMYK":
-                pixels = np.array(Image.fromarray(pixels, "CMYK").convert("RGB"))
-            elif self.model == "L":
-                pixels = np.repeat(pixels, 3, axis=2)
-        if alpha is not None:
-            layer = Image.fromarray(np.dstack((pixels, _in_8_bits(alpha))))
-            pixels = np.array(over_white(layer).convert("RGB"))
-        return pixels
-
-
-def _choose_bands(dataset: Any, name: str) -> _Bands:
-    meanings = [meaning.name for meaning in dataset.colorinterp]
-    alpha = tuple(i for i, meaning in enumerate(meanings, 1) if meaning == "alpha")[:1]
-    others = tuple(i for i, meaning in enumerate(meanings, 1) if meaning != "alpha")
-    palette = _palette(dataset)
-    colours: tuple[int, ...]
-    if palette is not None:
-        model, colours = "RGB", (1,)
-    elif {"cyan", "magenta", "yellow", "black"} <= set(meanings):
-        model, colours = "CMYK", _named(meanings, ("cyan", "magenta", "yellow", "black"))
-    elif {"red", "green", "blue"} <= set(meanings):
-        model, colours = "RGB", _named(meanings, ("red", "green", "blue"))
-    elif len(others) >= 3:
-        model, colours = "RGB", others[:3]
-    elif len(others) == 1:
-        model, colours = "L", others
-    else:
-        raise ImageError(
-            f"{name}: expected one band (grey), three or more (colour), and perhaps alpha, got "
-            f"{len(others)}; choose bands with gdal_translate -b"
-        )
-    indexes = colours + alpha
-    kinds = sorted({dataset.dtypes[index - 1] for index in indexes} - {"uint8", "uint16"})
-    if kinds:
-        raise ImageError(
-            f"{name}: expected 8 or 16 bits per channel (uint8, uint16), got {', '.join(kinds)}; "
-            "convert the image to 8 bits first (gdal_translate -ot Byte -scale)"
-        )
-    valid = all("all_valid" in [f.name for f in dataset.mask_flag_enums[i - 1]] for i in colours)
-    return _Bands(indexes, model, palette, bool(alpha), not alpha and not valid)
-
-
-def _named(meanings: list[str], wanted: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(meanings.index(meaning) + 1 for meaning in wanted)
-
-
-def _palette(dataset: Any) -> PixelArray | None:
-    """RGB of each value of the first band, transparent ones over white; None if the values are levels."""
-    if dataset.count == 0 or dataset.dtypes[0] not in ("uint8", "uint16"):
-        return None
-    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
-    try:
-        entries = dataset.colormap(1)
-    except ValueError:
-        if bits >= 8 or dataset.count > 1:
-            return None
-        level = 255 // (2**bits - 1)  # 2 and 4 bits, which GDAL leaves as they are.
-        entries = {value: (value * level,) * 3 + (255,) for value in range(2**bits)}
-    colours = np.zeros((1, np.iinfo(dataset.dtypes[0]).max + 1, 4), np.uint8)
-    colours[..., 3] = 255
-    colours[0, list(entries)] = list(entries.values())
-    return np.array(over_white(Image.fromarray(colours)).convert("RGB")).reshape(-1, 3)
-
-
-def _row_of_blocks(dataset: Any, name: str) -> int:
-    """Bytes of one decoded row of blocks, with all bands, since these may share a block."""
-    if dataset.count == 0:
-        raise ImageError(f"{name}: expected an image, got a file without bands; name its parts")
-    height, width = dataset.block_shapes[0]
-    pixel = sum(np.dtype(kind).itemsize for kind in dataset.dtypes)
-    size = -(-dataset.width // width) * width * height * pixel
-    if size > LARGEST_ROW_OF_BLOCKS:
-        raise ImageError(
-            f"{name}: expected an image in tiles or strips, got blocks of {height:,} rows that take "
-            f"{size / 2**30:.1f} GiB at once; store it in tiles (gdal_translate -co TILED=YES)"
-        )
-    return int(size)
-
-
-def _in_8_bits(values: NDArray[Any]) -> PixelArray:
-    return values if values.dtype == np.uint8 else to_8_bits(values)
-
-
 class RasterWriter:
     """A map of small numbers, classes or scores, written from the top as a tiled GeoTIFF.
 
@@ -313,31 +45,13 @@ class RasterWriter:
 
     Args:
         path: of the file; an existing one is replaced by `commit`.
-        height, width: in pixels.
-        classes: upper bound, exclusive, of the numbers; at most 256 for uint8, 65,536 for uint16.
-        palette: (N, 3) uint8, N <= 256: RGB of each number; for uint8 alone.
-        crs: coordinate reference system (rasterio's CRS, or what it takes for one), or None.
-        transform: from pixels to coordinates (affine.Affine), or None.
-        dtype: "uint8" or "uint16".
+        layout: what the map is like.
 
     Raises:
-        ValueError: these do not fit together.
         OSError: the file cannot be made.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        height: int,
-        width: int,
-        *,
-        classes: int,
-        palette: NDArray[np.uint8] | None = None,
-        crs: Any = None,
-        transform: Any = None,
-        dtype: str = "uint8",
-    ) -> None:
-        layout = _Layout(height, width, classes, palette, crs, transform, dtype)
+    def __init__(self, path: str | os.PathLike[str], layout: Layout) -> None:
         self._file = NewFile(path)
         try:
             self._tiles = _Tiles(str(self._file.path), layout)
@@ -404,28 +118,14 @@ class RasterWriter:
         self.abort()
 
 
-def encode_geotiff(
-    labels: NDArray[Any],
-    *,
-    classes: int,
-    palette: NDArray[np.uint8] | None = None,
-    crs: Any = None,
-    transform: Any = None,
-    dtype: str = "uint8",
-) -> bytes:
-    """A small map as the bytes of a GeoTIFF: the same that a `RasterWriter` writes.
-
-    Args:
-        labels: (H, W) of any integer dtype.
-        classes, palette, crs, transform, dtype: see `RasterWriter`.
+def encode_geotiff(labels: NDArray[Any], layout: Layout) -> bytes:
+    """A small map, (H, W) of any integer dtype, as the bytes of a GeoTIFF: the same that a `RasterWriter` writes.
 
     Raises:
-        ValueError, TypeError: these do not fit together.
+        ValueError, TypeError: the map does not fit the layout.
     """
     if labels.ndim != 2:
         raise ValueError(f"expected a map of shape (H, W), got {labels.shape}")
-    height, width = labels.shape
-    layout = _Layout(height, width, classes, palette, crs, transform, dtype)
     layout.check(labels)
     with gdal() as rasterio, rasterio.MemoryFile() as memory:
         tiles = _Tiles(memory.name, layout)
@@ -451,16 +151,28 @@ def raster_to_png(tiff_path: str | os.PathLike[str], png_path: str | os.PathLike
 
 
 @dataclass(frozen=True, eq=False)
-class _Layout:
-    """The properties of a map without its numbers; see `RasterWriter`."""
+class Layout:
+    """What a map is like, without its numbers.
+
+    Args:
+        height, width: in pixels.
+        classes: upper bound, exclusive, of the numbers; at most 256 for uint8, 65,536 for uint16.
+        dtype: "uint8" or "uint16".
+        palette: (N, 3) uint8, N <= 256: RGB of each number; for uint8 alone.
+        nodata: the number of pixels that have none, whatever `classes` is; None: all have one.
+        georeference: where the map lies.
+
+    Raises:
+        ValueError: these do not fit together.
+    """
 
     height: int
     width: int
     classes: int
-    palette: NDArray[np.uint8] | None
-    crs: Any
-    transform: Any
-    dtype: str
+    dtype: str = "uint8"
+    palette: NDArray[np.uint8] | None = None
+    nodata: int | None = None
+    georeference: Georeference = NOWHERE
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -489,6 +201,8 @@ class _Layout:
             )
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(f"expected integers, got {array.dtype}")
+        if array.size and self.nodata is not None and array.max() >= self.classes:
+            array = array[array != self.nodata]
         if array.size and not 0 <= array.min() <= array.max() < self.classes:
             raise ValueError(
                 f"expected numbers from 0 to {self.classes - 1}, got {array.min()} to {array.max()}"
@@ -498,7 +212,7 @@ class _Layout:
 class _Tiles:
     """An open TIFF that is filled from the top by whole rows of tiles, so that GDAL writes each tile once."""
 
-    def __init__(self, name: str, layout: _Layout) -> None:
+    def __init__(self, name: str, layout: Layout) -> None:
         self.name = name
         self.layout = layout
         self.rows = 0
@@ -508,17 +222,23 @@ class _Tiles:
         # A tile is padded at the right and lower edge.
         self.cache = cache_for((layout.width + TILE) * TILE * self.waiting.itemsize)
         options = dict(_CREATION, height=layout.height, width=layout.width, dtype=layout.dtype)
-        if layout.crs is not None:
-            options["crs"] = layout.crs
-        if layout.transform is not None:
-            options["transform"] = layout.transform
+        place = layout.georeference
+        special = {"crs": place.crs, "transform": place.transform, "nodata": layout.nodata}
+        options |= {option: value for option, value in special.items() if value is not None}
         if layout.palette is not None:
             options["photometric"] = "palette"
         with gdal(self.cache) as rasterio, without_warnings():
             self.dataset: Any = rasterio.open(name, "w", **options)
             if layout.palette is not None:
                 colours = {value: (*rgb, 255) for value, rgb in enumerate(layout.palette.tolist())}
+                if layout.nodata is not None:
+                    colours[layout.nodata] = (0, 0, 0, 0)
                 self.dataset.write_colormap(1, colours)
+            # A file has place for one of the two.
+            if place.gcps and place.transform is None:
+                self.dataset.gcps = list(place.gcps), place.gcps_crs
+            if place.rpcs is not None:
+                self.dataset.rpcs = place.rpcs
 
     def add(self, rows: NDArray[Any]) -> None:
         """Append rows; OSError if they cannot be written."""

@@ -1,190 +1,168 @@
-"""Images in and out: any source becomes one plain array, and a PIL image becomes a file.
+"""Images in and out: any source becomes one `Picture`, and a PIL image becomes a file.
 
-Whatever can be wrong with an image file is reported as an `ImageError` of one sentence.
+What reads a file follows from its content, never from its name: Pillow, limited to the one format that the first bytes
+announce, or GDAL (`resclip.io.raster`) for what Pillow cannot give: georeferenced, deep, tiled and many-banded TIFFs,
+JPEG 2000 and 16-bit PNGs. Where the first gives up the other is tried. Whatever can be wrong with an image is reported
+as an `ImageError` of one sentence.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    PHOTOMETRIC_INTERPRETATION,
-    PLANAR_CONFIGURATION,
-    TiffImageFile,
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from resclip.io.colour import Profile, lab_to_srgb
+from resclip.io.errors import ImageError as ImageError  # noqa: PLC0414 - exported from here too
+from resclip.io.errors import (
+    check_bytes,
+    check_file,
+    check_size,
+    damaged,
+    decoding,
+    too_large,
+    unknown_format,
+    unreachable,
+    without_warnings,
 )
-
-from resclip.errors import reason
 from resclip.io.files import write_atomically
+from resclip.io.levels import Levels, find_levels
+from resclip.io.limits import Limits
+from resclip.io.picture import (
+    DEFAULT_OPTIONS,
+    FILLING,
+    NOWHERE,
+    Mask,
+    Picture,
+    ReadOptions,
+    over_filling,
+    share_absent,
+)
 from resclip.io.resize import PixelArray as PixelArray  # noqa: PLC0414 - exported from here too
+from resclip.io.signatures import kind_of_image
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+if TYPE_CHECKING:
+    from resclip.io.raster import Raster
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Picture"
+)
 
 MAX_PIXELS = 178_956_970
-"""Images with more pixels are refused: Pillow's own limit, about 0.5 GB of pixels."""
+"""Images with more pixels are not decoded whole: Pillow's own limit, about 0.5 GB of pixels."""
 
-# First bytes of the commonest formats: a file that starts so and cannot be read is damaged or of a rare kind.
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# By kind: Pillow's formats that are meant. No other is tried, since some start programs or open further files.
+_PILLOW_FORMATS = {
+    "PNG": ("PNG",),
+    "JPEG": ("JPEG", "MPO"),
+    "WebP": ("WEBP",),
+    "TIFF": ("TIFF",),
+    "GIF": ("GIF",),
+    "BMP": ("BMP",),
+    "AVIF": ("AVIF",),
+    "HEIC": ("HEIF",),
+    "JPEG 2000": ("JPEG2000",),
+    "PNM": ("PPM",),
+    "QOI": ("QOI",),
+}
 
-# Errors that Pillow's decoders have been seen to raise on damaged files.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,  # A frame or a tile far larger than its header says.
-)
-
-# Held while warning filters are changed, since they belong to the whole process.
-_WARNING_FILTERS = threading.Lock()
-
-
-class ImageError(ValueError):
-    """An image that cannot be read; the message says what was expected, what came and what to do."""
-
-
-def check_file(path: Path, name: str) -> None:
-    """Refuse a path that is no readable, non-empty file; errors call it `name`.
-
-    Raises:
-        ImageError: it is missing, a directory, empty or out of reach.
-    """
-    try:
-        is_directory, size = path.is_dir(), path.stat().st_size
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file; check the path") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(unreachable(name, error)) from error
-    if is_directory:
-        raise ImageError(f"{name}: expected an image file, got a directory; name its images")
-    if size == 0:
-        raise ImageError(f"{name}: expected an image, got an empty file; get the file again")
-
-
-def check_size(width: int, height: int, name: str, max_pixels: int | None) -> None:
-    """ImageError for an image without pixels, or with more than `max_pixels` (None: any number)."""
-    pixels = width * height
-    if pixels == 0:
-        raise ImageError(f"{name}: expected at least one pixel, got {width} x {height}")
-    if max_pixels is not None and pixels > max_pixels:
-        raise ImageError(too_large(name, f"{pixels:,}", max_pixels))
-
-
-def too_large(name: str, came: str, max_pixels: int) -> str:
-    """The message for an image with more than `max_pixels`; `came` says how many."""
-    return (
-        f"{name}: expected at most {max_pixels:,} pixels, got {came}, which may be a file "
-        "made to exhaust memory; scale it down, or raise max_pixels= if you trust it"
-    )
-
-
-def unreachable(name: str, error: Exception) -> str:
-    """The message for a file that the system does not open, with its reason."""
-    return f"{name}: cannot be opened ({reason(error)}); check the path"
-
-
-def damaged(name: str, error: BaseException) -> str:
-    """The message for an image that a decoder gave up on, with its reason."""
-    return (
-        f"{name}: expected a whole image, got one that is cut short or damaged "
-        f"({reason(error)}); get the file again or convert it to PNG"
-    )
-
-
-def unknown_format(name: str, start: bytes) -> str:
-    """The message for a file that no decoder recognises, by its first 16 bytes."""
-    if start.startswith(_SIGNATURES):
-        return (
-            f"{name}: expected an image of a common kind, got one whose header is damaged or names "
-            "a rare kind; get the file again or convert it to 8-bit PNG"
-        )
-    return (
-        f"{name}: expected an image (PNG, JPEG, WebP, TIFF, GIF, ...), got a file that starts "
-        f"with {start!r}; convert it to PNG or leave it out"
-    )
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Suppresses warnings, in one thread at a time: what matters is raised as an error."""
-    with _WARNING_FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+_ORIENTATION = 274
+# Tags of TIFF: the layout of its pixels; GDAL's nodata value; a georeference in five forms.
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT, _TILES = (
+    254, 256, 257, 258, 262, 277, 339, 322,
+)  # fmt: skip
+_NODATA = 42113
+_PLACE = (33550, 33922, 34264, 34735, 50844)
+_DESCRIPTIONS = 42112
+_LAB = (8, 9, 10)
+_IS_MASKED = -1
 
 
 def read_image(
     source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> PixelArray:
-    """Read an image as sRGB-like bytes, (H, W, 3) uint8, C-contiguous.
+    """The pixels of `read_picture` alone: (H, W, 3) uint8."""
+    options = ReadOptions(limits=Limits(max_pixels=max_pixels))
+    return read_picture(source, options, name=name).pixels
+
+
+def read_picture(
+    source: ImageSource, options: ReadOptions = DEFAULT_OPTIONS, *, name: str | None = None
+) -> Picture:
+    """Read an image whole: upright sRGB bytes, where it has no pixels, where it lies, and what was done.
 
     Args:
-        source: a path, an encoded image's bytes, a PIL image, or an (H, W, 3) uint8 array.
-        max_pixels: the largest H * W to decode. Raise it for a large image you trust.
+        source: a path, an encoded image's bytes, a PIL image, an (H, W, 3) uint8 array, or a picture that is read
+            already.
+        options: bands, value range and limits.
         name: what errors call the image; by default its path.
 
-    An EXIF orientation is applied. Animated images give their first frame. Transparent pixels
-    are composited over white. 16-bit greyscale is scaled to the nearest of 8 bits, 16-bit colour
-    keeps each channel's high byte; greyscale, palette and CMYK images are converted. A CMYK JPEG
-    is taken as inverted, as Adobe and browsers do, whether it says so or not. An array is returned
-    as it is (not copied) if it is contiguous.
+    The orientation that EXIF or TIFF name is applied, an embedded colour profile converted to sRGB. Animated images
+    give their first frame. Fully transparent pixels, and those that a nodata value or a mask hides, are absent and hold
+    the neutral `FILLING`, over which partly transparent ones are composited. Deep images become 8 bits by
+    `resclip.io.levels`. Of several bands those are taken that the file calls red, green and blue. Greyscale, palette
+    and CMYK images are converted; a CMYK JPEG is taken as inverted, as Adobe and browsers do, whether it says so or
+    not. The pixels are a copy of an array.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, no image or over `max_pixels`; the array
-            has another shape or dtype.
+        ImageError: the file is missing, empty, special, damaged, no image or over a limit; the array has another shape
+            or dtype; bands that cannot be understood.
         TypeError: `source` is something else altogether.
     """
+    found = open_picture(source, options, name=name)
+    return found if isinstance(found, Picture) else found.picture()
+
+
+def open_picture(
+    source: ImageSource,
+    options: ReadOptions = DEFAULT_OPTIONS,
+    *,
+    name: str | None = None,
+    block_pixels: int | None = None,
+) -> Picture | Raster:
+    """`read_picture`, but TIFF and JPEG 2000 of more than `block_pixels` are opened to be read by rows.
+
+    Args:
+        source, options, name: as of `read_picture`.
+        block_pixels: None: every image is read whole.
+
+    Raises: as `read_picture`.
+    """
+    if isinstance(source, Picture):
+        return source
     if isinstance(source, np.ndarray):
-        return _check_array(source, name)
+        return _of_array(source, name, options)
     if isinstance(source, Image.Image):
         name = name or "the image"
-        check_size(source.width, source.height, name, max_pixels)
-        return _decode(source, name)
+        check_size(source.width, source.height, name, options.limits.max_pixels or MAX_PIXELS)
+        return _decode(source, name, options, {})
     if isinstance(source, bytes):
         name = name or "the image"
         if not source:
             raise ImageError(f"{name}: expected an image, got no bytes; get the file again")
-        return _read_encoded(io.BytesIO(source), name, max_pixels)
+        check_bytes(len(source), name, options.limits.max_bytes)
+        return _Encoded(source, name, options, block_pixels).open()
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(Path(source), name or str(source), max_pixels)
+        path = Path(source)
+        check_file(path, name or str(path))
+        return _Encoded(path, name or str(path), options, block_pixels).open()
     raise TypeError(
         "expected a path, bytes, a PIL image or an (H, W, 3) uint8 array, "
         f"got {type(source).__module__}.{type(source).__qualname__}; convert the image first"
     )
 
 
-def to_8_bits(values: NDArray[np.uint16]) -> PixelArray:
-    """16 bits to the nearest of 8, as 65535 / 255 = 257 exactly: (v + 128) // 257, any shape."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def over_white(layer: Image.Image) -> Image.Image:
-    """An image of mode RGBA composited over white: mode RGBA, opaque."""
-    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-    white.alpha_composite(layer)
-    return white
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """`image` as the bytes of a PNG file."""
+def encode_png(image: Image.Image, **options: Any) -> bytes:
+    """`image` as the bytes of a PNG file; `options` as Pillow's."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", **options)
     return buffer.getvalue()
 
 
@@ -197,7 +175,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
     write_atomically(path, encode_png(image))
 
 
-def _check_array(array: NDArray[np.uint8], name: str | None) -> PixelArray:
+def _of_array(array: NDArray[np.uint8], name: str | None, options: ReadOptions) -> Picture:
     prefix = f"{name}: " if name else ""
     if array.dtype != np.uint8:
         raise ImageError(
@@ -213,93 +191,369 @@ def _check_array(array: NDArray[np.uint8], name: str | None) -> PixelArray:
         raise ImageError(
             f"{prefix}expected at least one pixel, got an image of shape {array.shape}"
         )
-    return np.ascontiguousarray(array)
+    check_size(
+        array.shape[1], array.shape[0], name or "the array", options.limits.max_pixels or MAX_PIXELS
+    )
+    record: dict[str, Any] = {}
+    layers = [array[..., channel] for channel in range(3)]
+    pixels = np.stack(_chosen(layers, name or "the array", options, record), axis=2)
+    if options.value_range is not None:
+        pixels = _stretched(pixels, options, record)
+    # A copy: a camera's buffer is filled with the next frame while this one waits.
+    return Picture(np.array(pixels, order="C"), record=record)
 
 
-def _read_file(path: Path, name: str, max_pixels: int) -> PixelArray:
-    check_file(path, name)
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise ImageError(unreachable(name, error)) from error
-    with stream:
-        return _read_encoded(stream, name, max_pixels)
+class _Encoded:
+    """An image as a file or as bytes, and the decoders that its content calls for."""
 
+    def __init__(
+        self, source: Path | bytes, name: str, options: ReadOptions, block_pixels: int | None
+    ) -> None:
+        self.source = source
+        self.name = name
+        self.options = options
+        self.block_pixels = block_pixels
+        self.record: dict[str, Any] = {}
+        with self.stream() as stream:
+            try:
+                self.start = stream.read(64)
+                self.kind = kind_of_image(self.start)
+                self.tags = _tiff_tags(stream, self.start) if self.kind == "TIFF" else {}
+            except OSError as error:
+                raise ImageError(unreachable(name, error)) from error
 
-def _read_encoded(stream: BinaryIO, name: str, max_pixels: int) -> PixelArray:
-    try:
-        image = _open(stream, max_pixels)
-    except Image.DecompressionBombError as error:
-        raise ImageError(too_large(name, "more than twice as many", max_pixels)) from error
-    except UnidentifiedImageError:
-        stream.seek(0)
-        raise ImageError(unknown_format(name, stream.read(16))) from None
-    except _DECODE_ERRORS as error:
-        raise ImageError(damaged(name, error)) from error
-    with image:
-        check_size(image.width, image.height, name, max_pixels)
-        return _decode(image, name)
-
-
-def _open(stream: BinaryIO, max_pixels: int) -> Image.Image:
-    """Image.open, with `max_pixels` in place of its own limit; it stops at twice that many.
-
-    It reads the header alone, but for WebP, whose canvas it makes, and ICO, which it decodes.
-    """
-    with without_warnings():
-        former = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max_pixels
+    def stream(self) -> BinaryIO:
+        """The encoded bytes."""
+        if isinstance(self.source, bytes):
+            return io.BytesIO(self.source)
         try:
-            return Image.open(stream)
-        finally:
-            Image.MAX_IMAGE_PIXELS = former
+            return self.source.open("rb")
+        except OSError as error:
+            raise ImageError(unreachable(self.name, error)) from error
 
+    def open(self) -> Picture | Raster:
+        """The image, by the first decoder that can give it.
 
-def _decode(image: Image.Image, name: str) -> PixelArray:
-    """The first frame of `image`, upright, opaque, 8 bits per channel: (H, W, 3) uint8."""
-    try:
-        image.load()
-        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-        if _are_planes_misread(image, tags):
-            raise ImageError(
-                f"{name}: expected 16-bit channels pixel by pixel, got one plane after the other, "
-                "which Pillow misreads unless they are compressed; convert it to 8 bits"
+        Raises:
+            ImageError: none can; with the reason of the one that should.
+        """
+        if self.kind not in _PILLOW_FORMATS:
+            raise ImageError(unknown_format(self.name, self.start))
+        self.record["format"] = self.kind
+        errors = []
+        for decoder in self.decoders():
+            try:
+                return decoder()
+            except ImageError as error:
+                errors.append(error)
+        # What the first one says: it is the one that is made for such files; unless another package would read it.
+        raise next((error for error in errors if isinstance(error, _ReaderMissing)), errors[0])
+
+    def decoders(self) -> list[Callable[[], Picture | Raster]]:
+        """What is tried, in order."""
+        if self.kind == "TIFF":
+            if self.tags.get(_PHOTOMETRIC) in _LAB:
+                return [self.by_pillow]
+            # Pillow would show what is hidden, or take colours for others: it is no second decoder then.
+            if _is_beyond_pillow(self.tags):
+                return [self.by_gdal]
+            ways = [self.by_pillow, self.by_gdal]
+            return ways[::-1] if self.is_special() else ways
+        if self.kind == "JPEG 2000":
+            return [self.by_gdal, self.by_pillow]
+        # Of 16-bit colour Pillow gives the high bytes alone.
+        if self.kind == "PNG" and self.start[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
+            return [self.by_gdal, self.by_high_bytes]
+        return [self.by_pillow]
+
+    def is_special(self) -> bool:
+        """Whether a TIFF is large, tiled, says where it lies or what its bands are, or is asked for some of them."""
+        pixels = self.tags.get(_HEIGHT, 0) * self.tags.get(_WIDTH, 0)
+        is_large = self.block_pixels is not None and pixels > self.block_pixels
+        is_described = any(tag in self.tags for tag in (_TILES, _DESCRIPTIONS, *_PLACE))
+        is_chosen = self.options.bands is not None
+        return is_large or is_described or is_chosen or self.has_companions()
+
+    def has_companions(self) -> bool:
+        """Whether files beside it say where the image lies, or what of it is hidden."""
+        if isinstance(self.source, bytes):
+            return False
+        path = self.source
+        suffix = path.suffix
+        # "x.tfw" and "x.tifw" belong to "x.tif".
+        world = [f"{suffix[:2]}{suffix[-1]}w", f"{suffix}w"] if len(suffix) > 2 else []
+        return any(path.with_suffix(ending).exists() for ending in (*world, ".wld")) or any(
+            path.with_name(path.name + ending).exists() for ending in (".aux.xml", ".msk")
+        )
+
+    def by_gdal(self) -> Picture | Raster:
+        """By GDAL; by rows where the image is large."""
+        try:
+            from resclip.io.raster import MAX_BLOCK_PIXELS, open_raster
+        except ImportError as error:
+            raise _ReaderMissing(
+                f"{self.name}: expected rasterio, which reads {self.kind} of this kind (deep, tiled, "
+                'georeferenced or with hidden pixels), found none; pip install "resclip[geo]"'
+            ) from error
+        by_block = self.block_pixels is not None and self.kind != "PNG"
+        max_pixels = self.options.limits.max_pixels or (
+            MAX_BLOCK_PIXELS if by_block else MAX_PIXELS
+        )
+        try:
+            raster = open_raster(
+                self.source,
+                self.name,
+                str(self.kind),
+                self.options,
+                max_pixels=max_pixels,
+                orientation=_orientation(self.tags.get(_ORIENTATION)),
             )
-        image = _upright(image)
-        if image.mode.startswith(("I", "F")):
-            image = _narrow(image, name, white_is_zero=tags.get(PHOTOMETRIC_INTERPRETATION) == 0)
-        if image.has_transparency_data:
-            image = over_white(image.convert("RGBA"))
-        return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8))
+        except OSError as error:
+            raise ImageError(damaged(self.name, error)) from error
+        raster.record = {**self.record, **raster.record}
+        is_large = by_block and raster.height * raster.width > (self.block_pixels or 0)
+        return raster if is_large else raster.picture()
+
+    def by_high_bytes(self) -> Picture:
+        """A 16-bit PNG by Pillow, where GDAL is missing: right if the file uses its range."""
+        picture = self.by_pillow()
+        if picture.pixels.max() < 128:
+            raise _ReaderMissing(
+                f"{self.name}: expected rasterio, which reads 16-bit colour that does not use its range, found "
+                'none; pip install "resclip[geo]", or convert the image to 8 bits'
+            )
+        return picture
+
+    def by_pillow(self) -> Picture:
+        """By Pillow, limited to the format that the content announces."""
+        limits = self.options.limits
+        if isinstance(self.source, Path):
+            check_bytes(check_file(self.source, self.name), self.name, limits.max_bytes)
+        if self.kind == "HEIC":
+            _register_heif(self.name, self.start)
+        with self.stream() as stream:
+            image = self.identified(stream, limits.max_pixels or MAX_PIXELS)
+            with image:
+                check_size(image.width, image.height, self.name, limits.max_pixels or MAX_PIXELS)
+                picture = _decode(image, self.name, self.options, self.record, self.tags)
+        return self.placed(picture)
+
+    def identified(self, stream: BinaryIO, max_pixels: int) -> Image.Image:
+        """Image.open, with `max_pixels` in place of its own limit; it stops at twice that many.
+
+        It reads the header alone, but for WebP, whose canvas it makes.
+        """
+        with decoding(self.name), without_warnings():
+            former = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = max_pixels
+            try:
+                return Image.open(stream, formats=_PILLOW_FORMATS[str(self.kind)])
+            except Image.DecompressionBombError as error:
+                came = "more than twice as many"
+                raise ImageError(too_large(self.name, came, max_pixels)) from error
+            except UnidentifiedImageError as error:
+                raise ImageError(_rare(self.name, str(self.kind))) from error
+            finally:
+                Image.MAX_IMAGE_PIXELS = former
+
+    def placed(self, picture: Picture) -> Picture:
+        """With the georeference that files beside the image, or tags that Pillow passes over, give."""
+        if isinstance(self.source, bytes) or not self.has_companions():
+            return picture
+        try:
+            from resclip.io.raster import georeference_of
+        except ImportError:
+            picture.record["georeference"] = 'not read: pip install "resclip[geo]"'
+            return picture
+        place = georeference_of(self.source, str(self.kind))
+        return Picture(picture.pixels, picture.absent, place, picture.record)
+
+
+class _ReaderMissing(ImageError):
+    """An image that could be read with a package that is not installed."""
+
+
+def _rare(name: str, kind: str) -> str:
+    return (
+        f"{name}: expected {kind} of a common kind, got one whose header is damaged or that stores its pixels in a "
+        "rare way; get the file again or convert it to 8-bit PNG"
+    )
+
+
+def _register_heif(name: str, start: bytes) -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ImageError(unknown_format(name, start)) from error
+    register_heif_opener()
+
+
+def _tiff_tags(stream: BinaryIO, start: bytes) -> Mapping[int, Any]:
+    """The tags of a TIFF's first page, and whether the second one is its mask; none where they cannot be read."""
+    header = start[: 16 if b"+" in start[2:4] else 8]
+    try:
+        # The decoders will say what is wrong with the file.
+        with decoding("tags"), without_warnings():
+            directory = ImageFileDirectory_v2(header)
+            stream.seek(directory.next)
+            directory.load(stream)
+            tags = dict(directory)
+            if directory.next:
+                second = ImageFileDirectory_v2(header)
+                stream.seek(directory.next)
+                second.load(stream)
+                tags[_IS_MASKED] = int(second.get(_SUBFILE, 0)) & 4
+            return tags
     except ImageError:
-        raise
-    except _DECODE_ERRORS as error:
-        raise ImageError(damaged(name, error)) from error
+        return {}
 
 
-def _are_planes_misread(image: Image.Image, tags: Mapping[int, Any]) -> bool:
-    planes = tags.get(PLANAR_CONFIGURATION) == 2 and image.info.get("compression") == "raw"
-    return planes and max(tags.get(BITSPERSAMPLE, (1,))) > 8
+def _is_beyond_pillow(tags: Mapping[Any, Any]) -> bool:
+    """Whether a TIFF says something that Pillow would get wrong: of its depth, its bands, its mask or its nodata."""
+    bits = tags.get(_BITS, (1,))
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    formats = tags.get(_SAMPLE_FORMAT, (1,))
+    formats = formats if isinstance(formats, tuple) else (formats,)
+    return bool(
+        max(bits) > 8
+        or any(kind != 1 for kind in formats)
+        or tags.get(_SAMPLES, 1) not in (1, 3, 4)
+        or _NODATA in tags
+        or tags.get(_IS_MASKED)
+    )
+
+
+def _orientation(value: Any) -> int:
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _decode(
+    image: Image.Image,
+    name: str,
+    options: ReadOptions,
+    record: dict[str, Any],
+    tags: Mapping[Any, Any] | None = None,
+) -> Picture:
+    """The first frame of an image that Pillow has opened."""
+    with decoding(name):
+        turned = _stored_orientation(image)
+        image.load()
+        if turned != 1:
+            record["orientation"] = turned
+        image = _upright(image)
+        # Pillow shows numbers without colours as black.
+        if image.mode in ("P", "PA") and not image.getpalette():
+            raise ImageError(
+                f"{name}: expected a palette with the colours of its numbers, got none; get the file again"
+            )
+        if image.mode == "LAB":
+            image = lab_to_srgb(image)
+        profile_data = image.info.get("icc_profile")
+        absent: Mask | None = None
+        if image.mode.startswith(("I", "F")):
+            white_is_zero = (tags or {}).get(_PHOTOMETRIC) == 0
+            image, absent = _grey(image, options, record, white_is_zero=white_is_zero)
+        opacity = None
+        if image.has_transparency_data and options.bands is None:
+            layer = image.convert("RGBA")
+            opacity = np.asarray(layer.getchannel("A"))
+            image = layer.convert("RGB")
+        elif image.mode in ("1", "P", "LA", "La", "PA", "I;16"):
+            image = image.convert("RGB" if image.mode in ("P", "PA") else "L")
+        if options.bands is not None:
+            layers = [np.asarray(layer) for layer in image.split()]
+            chosen = _chosen(layers, name, options, record)
+            image = Image.fromarray(np.stack(chosen, axis=2) if len(chosen) > 1 else chosen[0])
+        elif profile_data:
+            profile = Profile(profile_data, image.mode)
+            if profile.remark:
+                record["profile"] = profile.remark
+            image = profile.to_srgb(image)
+        pixels = np.array(image.convert("RGB"), dtype=np.uint8, order="C")
+        if options.value_range is not None and "levels" not in record:
+            pixels = _stretched(pixels, options, record)
+        if opacity is not None and opacity.min() < 255:
+            pixels = over_filling(pixels, opacity)
+            absent = opacity == 0
+        if absent is not None and absent.any():
+            pixels[absent] = FILLING
+            record["absent"] = round(share_absent(absent), 6)
+        else:
+            absent = None
+        return Picture(pixels, absent, NOWHERE, record)
+
+
+def _stored_orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 to 8; 1 if the EXIF block is damaged."""
+    try:
+        with decoding("EXIF"):
+            return _orientation(image.getexif().get(_ORIENTATION))
+    except ImageError:
+        return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """`image` with its EXIF orientation applied, or as stored if the EXIF block is damaged."""
     try:
-        return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:
+        with decoding("EXIF"):
+            return ImageOps.exif_transpose(image)
+    except ImageError:
         return image
 
 
-def _narrow(image: Image.Image, name: str, *, white_is_zero: bool) -> Image.Image:
-    """Deep greyscale in 8 bits, with the one value that a PNG calls transparent as white."""
+def _grey(
+    image: Image.Image,
+    options: ReadOptions,
+    record: dict[str, Any],
+    *,
+    white_is_zero: bool,
+) -> tuple[Image.Image, Mask | None]:
+    """Deep greyscale in 8 bits, and where it has the one value that a PNG calls transparent, or no number."""
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ImageError(
-            f"{name}: expected 8 or 16 bits per channel, got 32 ({image.mode}, from {values.min():g} "
-            f"to {values.max():g}); convert the image to 8 bits first"
-        )
-    grey = to_8_bits(values.astype(np.uint16))
+    if values.dtype == np.int32 and values.min() >= 0 and values.max() <= 65535:
+        # Pillow's usual way to hold 16 bits without a sign.
+        values = values.astype(np.uint16)
+    absent = values == image.info.get("transparency", -1)
+    if values.dtype.kind == "f":
+        absent = absent | ~np.isfinite(values)
+    if options.value_range is not None:
+        levels = Levels(*options.value_range, "value_range")
+    else:
+        levels = find_levels(values.dtype, lambda: [values[~absent]])
+    record["levels"] = [levels.low, levels.high]
+    record["levels_by"] = levels.reason
+    grey = levels.to_bytes(values)
     if white_is_zero:  # Pillow inverts shallower images itself, and these not.
         grey = 255 - grey
-    grey[values == image.info.get("transparency", -1)] = 255
-    return Image.fromarray(grey)
+    return Image.fromarray(grey), absent
+
+
+def _chosen(
+    layers: list[NDArray[Any]], name: str, options: ReadOptions, record: dict[str, Any]
+) -> list[NDArray[Any]]:
+    """The bands that were asked for, of a decoded image's; all of them if none were."""
+    if options.bands is None:
+        return layers
+    chosen = []
+    for band in options.bands:
+        if isinstance(band, str) and not band.isdecimal():
+            raise ImageError(
+                f"{name}: expected a file that names its bands, got one without names for {band!r}; choose bands by "
+                "number"
+            )
+        if not 1 <= int(band) <= len(layers):
+            raise ImageError(
+                f"{name}: expected a band {band}, got {len(layers)} bands; choose others"
+            )
+        chosen.append(layers[int(band) - 1])
+    record["bands"] = [int(band) for band in options.bands]
+    return chosen if len(chosen) == 3 else chosen * 3
+
+
+def _stretched(pixels: NDArray[Any], options: ReadOptions, record: dict[str, Any]) -> PixelArray:
+    """Bytes stretched by the value range that was asked for."""
+    assert options.value_range is not None
+    levels = Levels(*options.value_range, "value_range")
+    record["levels"] = [levels.low, levels.high]
+    record["levels_by"] = levels.reason
+    return levels.to_bytes(pixels)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-from resclip_kernels import check_count, check_positive
+from numbers import Integral, Real
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,19 @@ class Limits:
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.max_pixels is not None:
-            check_count("max_pixels", self.max_pixels, 1)
-        check_count("max_bytes", self.max_bytes, 1)
-        check_positive("timeout", self.timeout)
+        # Without the checks of resclip_kernels, which would have the command line wait for torch.
+        counts = {"max_pixels": self.max_pixels, "max_bytes": self.max_bytes}
+        for name, value in counts.items():
+            if value is None and name == "max_pixels":
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name} must be a whole number; got {str(value)[:80]!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, Real):
+            raise TypeError(f"timeout must be a number of seconds; got {str(self.timeout)[:80]!r}")
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout must be a positive number of seconds; got {self.timeout}")
 
 
 DEFAULT_LIMITS = Limits()

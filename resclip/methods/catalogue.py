@@ -17,12 +17,10 @@ from resclip_kernels import (
     ProxyAttentionOptions,
     check_choice,
     check_count,
-    check_finite,
     check_flag,
     check_fraction,
-    check_not_negative,
     check_pair,
-    check_positive,
+    check_range,
     check_type,
     quoted,
 )
@@ -31,6 +29,17 @@ FinalBlockKind = Literal["attention_only", "full_residual"]
 FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlockKind)
 MODULES = ("rcs", "sfr")
 """ResCLIP's two modules, in the order in which they follow a base's name."""
+
+FACTORS = (1e-6, 1e6)
+"""Smallest and largest temperature, scale or sharpness: products with them stay within float32, and float16's norms."""
+MOST_LAYERS = 1_000
+"""Largest number of a block; no tower is as deep."""
+MOST_ROUNDS = 100
+"""Largest number of rounds of SFR: each takes as long as the final block and the labels of the one before."""
+MOST_ITERATIONS = 1_000
+"""Largest number of PAMR's iterations: each goes through all pixels of all classes."""
+MOST_PIXELS = 1 << 16
+"""Largest side in pixels of an image that a model sees whole."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +57,14 @@ class ProxyAttention:
 
     def __post_init__(self) -> None:
         check_type("proxy model", self.model, str, "the name of a model")
-        check_finite("proxy beta", self.beta)
-        check_positive("proxy gamma", self.gamma)
+        check_range("proxy beta", self.beta, -FACTORS[1], FACTORS[1])
+        check_range("proxy gamma", self.gamma, *FACTORS)
         if isinstance(self.input_size, (tuple, list)):
             size = check_pair("proxy input_size", self.input_size, "(height, width) in pixels", 1)
             object.__setattr__(self, "input_size", size)
+            check_count("proxy input_size", max(size), 1, MOST_PIXELS)
         elif self.input_size is not None:
-            check_count("proxy input_size", self.input_size, 1)
+            check_count("proxy input_size", self.input_size, 1, MOST_PIXELS)
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ class RCS:
         if self.layers is not None:
             object.__setattr__(self, "layers", parse_layers(self.layers))
         check_fraction("RCS weight", self.weight)
-        check_positive("RCS temperature", self.temperature)
+        check_range("RCS temperature", self.temperature, *FACTORS)
 
     def attention_options(self) -> dict[str, Any]:
         """Its weight and temperature, as the fields of `resclip_kernels.AttentionOptions`."""
@@ -210,7 +220,11 @@ def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
             last = last if dash else first
             if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
                 raise ValueError(
-                    f'RCS layers as text are block numbers and ranges, such as "6-9" or "3,6-9"; got {layers!r}'
+                    f'RCS layers as text are block numbers and ranges, such as "6-9" or "3,6-9"; got {quoted(layers)}'
+                )
+            if max(len(first), len(last)) > 9 or int(last) > MOST_LAYERS:
+                raise ValueError(
+                    f"RCS layers must be at most {MOST_LAYERS:,}; got {quoted(layers)}"
                 )
             numbers += range(int(first), int(last) + 1)
         layers = tuple(numbers)
@@ -218,6 +232,8 @@ def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
         raise TypeError(
             f'RCS layers must be a tuple of block numbers, or text such as "6-9"; got {quoted(layers)}'
         )
+    if len(layers) > MOST_LAYERS:
+        raise ValueError(f"RCS layers must be at most {MOST_LAYERS:,} blocks; got {len(layers):,}")
     layers = tuple(layers)
     if not layers:
         raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
@@ -225,7 +241,7 @@ def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
         if isinstance(layer, bool) or not isinstance(layer, int):
             raise TypeError(f"RCS layers must be block numbers; got {quoted(layer)}")
     if len(set(layers)) != len(layers):
-        raise ValueError(f"RCS layers must name each block once; got {layers}")
+        raise ValueError(f"RCS layers must name each block once; got {quoted(layers)}")
     return layers
 
 
@@ -259,12 +275,12 @@ class SFR:
 
     def __post_init__(self) -> None:
         check_fraction("SFR weight", self.weight)
-        check_positive("SFR temperature", self.temperature)
+        check_range("SFR temperature", self.temperature, *FACTORS)
         check_fraction("SFR label_threshold", self.label_threshold)
-        check_positive("SFR logit_scale", self.logit_scale)
-        check_count("SFR rounds", self.rounds, 1)
-        check_not_negative("SFR smoothing_std", self.smoothing_std)
-        check_count("SFR refine_iterations", self.refine_iterations, 0)
+        check_range("SFR logit_scale", self.logit_scale, *FACTORS)
+        check_count("SFR rounds", self.rounds, 1, MOST_ROUNDS)
+        check_range("SFR smoothing_std", self.smoothing_std, 0, FACTORS[1])
+        check_count("SFR refine_iterations", self.refine_iterations, 0, MOST_ITERATIONS)
         check_flag("SFR normalise", self.normalise)
         if self.connectivity is not None:
             check_choice("SFR connectivity", self.connectivity, CONNECTIVITIES, ", or None")
@@ -298,7 +314,7 @@ class Overview:
 
     def __post_init__(self) -> None:
         check_fraction("overview weight", self.weight)
-        check_count("overview side", self.side, 0)
+        check_count("overview side", self.side, 0, MOST_PIXELS)
 
     def size(
         self, height: int, width: int, window: int, patch_size: tuple[int, int]
@@ -417,6 +433,6 @@ def find_method(name: str | Method) -> Method:
     near = difflib.get_close_matches(name, METHODS, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"unknown method {name!r}{hint}; use one of: {', '.join(BASES)}, resclip; "
+        f"unknown method {quoted(name)}{hint}; use one of: {', '.join(BASES)}, resclip; "
         "any base may be followed by +rcs, +sfr or +rcs+sfr"
     )

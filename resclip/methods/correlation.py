@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from resclip.methods.options_text import parse_options
-from resclip_kernels import check_choice, check_count, check_positive, check_type
+from resclip_kernels import check_choice, check_count, check_range, check_type
 
 Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
 SCORES: tuple[str, ...] = get_args(Scores)
@@ -21,6 +21,8 @@ MEANINGS = {
     "identity": "no attention: each patch keeps its own value",
 }
 """The choices with their explanations, as `resclip methods` prints them."""
+MOST_PROJECTIONS = 256
+"""Largest number of random projections: each takes a matrix of D × D and an attention of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Correlation:
 
     def __post_init__(self) -> None:
         check_choice("correlation", self.scores, SCORES)
-        check_positive("correlation temperature", self.temperature)
-        check_count("correlation projections", self.projections, 1)
-        check_count("correlation seed", self.seed, 0)
+        check_range("correlation temperature", self.temperature, 1e-6, 1e6)
+        check_count("correlation projections", self.projections, 1, MOST_PROJECTIONS)
+        # What torch takes.
+        check_count("correlation seed", self.seed, 0, (1 << 63) - 1)
         if self.window is not None:
             check_count("correlation window", self.window, 1)
             if self.window % 2 == 0:

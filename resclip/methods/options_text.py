@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
+from resclip_kernels import quoted
+
 Options = TypeVar("Options")
 CONSTANTS = {"none": None, "true": True, "false": False}
 
@@ -33,10 +35,10 @@ def split_options(kind: type[Any], text: str) -> Mapping[str, Any]:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or name not in types:
             raise ValueError(
-                f"expected name=value for some of {', '.join(types)}, separated by commas; got {part.strip()!r}"
+                f"expected name=value for some of {', '.join(types)}, separated by commas; got {quoted(part.strip())}"
             )
         if name in values:
-            raise ValueError(f"expected {name} once, got it twice in {text!r}")
+            raise ValueError(f"expected {name} once, got it twice in {quoted(text)}")
         values[name] = parse_value(value, is_text="| str" in types[name])
     return values
 

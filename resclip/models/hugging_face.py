@@ -5,6 +5,7 @@ It works with versions 4.4x and 5 of transformers, which is an extra and is impo
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -285,7 +286,7 @@ def find_tokenizer(model: Any) -> HuggingFaceTokenizer:
         )
     transformers = import_transformers()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise WeightsUnavailable(
             f"cannot load the tokenizer of {source!r} ({first_sentence(error)}); pass tokenizer="
@@ -337,7 +338,7 @@ def load_clip(source: str) -> HuggingFaceParts:
     """
     transformers = import_transformers()
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise WeightsUnavailable(unavailable(source, error)) from error
     if config.model_type != "clip":
@@ -350,7 +351,7 @@ def load_clip(source: str) -> HuggingFaceParts:
         model, report = transformers.CLIPModel.from_pretrained(
             source, config=config, weights_only=True, output_loading_info=True
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         processor = load_image_processor(source)
     except Exception as error:
         raise WeightsUnavailable(unavailable(source, error)) from error
@@ -381,6 +382,26 @@ def load_image_processor(source: str) -> Any:
         return transformers.CLIPImageProcessor.from_pretrained(source)
     except OSError:  # The model was just read from there, so only this file is missing.
         return transformers.CLIPImageProcessor()
+
+
+@contextlib.contextmanager
+def no_questions() -> Iterator[None]:
+    """Within it transformers refuses the code of a repository or folder at once, instead of asking on stdin.
+
+    For what open_clip loads by it, without a way to say so.
+    """
+    # It is there where something of transformers has been imported; open_clip imports it at its own import.
+    try:
+        from transformers import dynamic_module_utils
+    except ImportError:
+        yield
+        return
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def import_transformers() -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resclip.errors import WeightsUnavailable, first_sentence
+from resclip.errors import ActivationWarning, WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
-from resclip.models.hugging_face import import_transformers, load_clip
+from resclip.models.checkpoints import check_finite_weights, load_weights, read_weights
+from resclip.models.hugging_face import import_transformers, load_clip, no_questions
 from resclip.models.tower import ADVICE, Tower, explain_layout, hook_of
 from resclip_kernels import check_callable
 
@@ -22,6 +26,8 @@ TRANSFORMERS_PREFIX = "transformers:"
 """Prefix of the name or folder of a Hugging Face CLIPModel."""
 LOCAL_CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Endings by which a missing file is told from a misspelt tag."""
+BIG_VISION = (".npz", ".npy")
+"""Endings of files in big_vision's format, which open_clip converts."""
 TIMM_MODULES = ("vision_transformer", "eva")
 """Modules of timm whose models `TimmTower` can run in steps."""
 NOT_PLAIN = {
@@ -64,8 +70,10 @@ def load_model(
         name: "builtin" for the built-in model; a name of `list_models`; "hf-hub:ORG/NAME" or "local-dir:FOLDER" for
             a model in open_clip's format; "transformers:ORG/NAME" or "transformers:FOLDER" for a CLIPModel in Hugging
             Face's.
-        pretrained: for a plain name, an open_clip pretrained tag, or the path of a local checkpoint: safetensors, or a
-            pickle that torch can load with `weights_only`. None: the weights that come with any other name.
+        pretrained: for a plain name, an open_clip pretrained tag, or the path of a local checkpoint: safetensors, a
+            pickle that torch can load with `weights_only`, or a TorchScript archive such as OpenAI's, of which the
+            tensors alone are read. What Lightning, DataParallel or torch.compile put around the names is taken off.
+            None: the weights that come with any other name.
         device, dtype: of the weights.
 
     Raises:
@@ -73,7 +81,10 @@ def load_model(
             that comes with weights.
         TypeError: the model's tower cannot be run in steps.
         ImportError: the model needs transformers, an extra.
-        WeightsUnavailable: the weights or the tokenizer cannot be fetched or read.
+        WeightsUnavailable: the weights or the tokenizer cannot be fetched or read, or do not fit one another.
+
+    Warns:
+        ActivationWarning: a file of weights for a model of which others were trained with another activation function.
     """
     brings_weights = name == BUILTIN or name.startswith((*HUB_PREFIXES, TRANSFORMERS_PREFIX))
     if brings_weights and pretrained is not None:
@@ -92,8 +103,34 @@ def load_model(
         tokenizer = load_tokenizer(name)  # First: a tokenizer that fails costs no large download.
         model = load_open_clip(name, pretrained)
         mean, std = image_statistics(model, name, pretrained)
+    try:
+        check_finite_weights(model)
+    except ValueError as error:
+        raise WeightsUnavailable(f"cannot use the weights of {name!r}: {error}") from None
+    check_tokenizer(name, tokenizer, model)
     tower = adapt(model)
     return LoadedModel(model.to(device, dtype).eval(), tower, tokenizer, mean, std)
+
+
+def check_tokenizer(name: str, tokenizer: Tokenizer, model: Any) -> None:
+    """WeightsUnavailable where a tokenizer gives ids that a model's text side has no embedding for."""
+    embedding = next(
+        (
+            module
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Embedding)
+            and path.endswith(("token_embedding", "word_embeddings"))
+        ),
+        None,
+    )
+    # Rare letters, and ids that begin and end a text, are among the largest.
+    largest = int(tokenizer(["a photo of a cat.", "猫 собака 🐈"]).max())
+    if embedding is not None and largest >= embedding.num_embeddings:
+        raise WeightsUnavailable(
+            f"the tokenizer of {name!r} gives ids up to {largest:,} at least, and the model's text side has "
+            f"{embedding.num_embeddings:,}: they belong to different models; correct the tokenizer in the "
+            "configuration, or load the model yourself and pass tokenizer="
+        )
 
 
 def wrap_model(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
@@ -246,18 +283,61 @@ def load_open_clip(name: str, pretrained: str | None) -> Any:
     """An open_clip model with its weights; WeightsUnavailable if they cannot be loaded."""
     import open_clip
 
-    # Some tags, "openai" for one, were trained with QuickGELU though the model's name does not say so.
-    tag = open_clip.get_pretrained_cfg(name, pretrained or "") or {}
+    file = None if pretrained is None or not Path(pretrained).is_file() else Path(pretrained)
     try:
-        return open_clip.create_model(
-            name,
-            pretrained=pretrained,
-            force_quick_gelu=bool(tag.get("quick_gelu")),
-            weights_only=True,
-            require_pretrained=True,
-        )
+        with no_questions():
+            if file is not None and file.suffix not in BIG_VISION:
+                weights = read_weights(file)
+                model = new_model(name)
+                load_weights(model, weights)
+                warn_of_activation(name, file)
+            else:
+                # Some tags, "openai" for one, were trained with QuickGELU though the model's name does not say so.
+                tag = open_clip.get_pretrained_cfg(name, pretrained or "") or {}
+                model = open_clip.create_model(
+                    name,
+                    pretrained=pretrained,
+                    force_quick_gelu=bool(tag.get("quick_gelu")),
+                    weights_only=True,
+                    require_pretrained=True,
+                )
     except Exception as error:
         raise WeightsUnavailable(explain(name, pretrained, error)) from error
+    return model
+
+
+def new_model(name: str) -> Any:
+    """An open_clip model with random weights, without open_clip's line in the log that says so."""
+    import open_clip
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("No pretrained weights")
+
+    log = logging.getLogger()
+    log.addFilter(is_other)
+    try:
+        return open_clip.create_model(name, pretrained_text=False, load_weights=False)
+    finally:
+        log.removeFilter(is_other)
+
+
+def warn_of_activation(name: str, file: Path) -> None:
+    """ActivationWarning where some weights for this model's shape were trained with QuickGELU, and others were not."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    quick = {
+        bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) for tag in tags
+    }
+    other = f"{name}-quickgelu"
+    if len(quick) > 1 and other in open_clip.list_models():
+        warnings.warn(
+            f"{file.name} does not say by which activation function its weights were trained, and {name!r} computes "
+            f"GELU: if they come from OpenAI's weights, or were trained further from these, use {other!r}, which "
+            "computes QuickGELU as they do",
+            ActivationWarning,
+            stacklevel=2,
+        )
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -265,7 +345,13 @@ def load_tokenizer(name: str) -> Tokenizer:
     import open_clip
 
     try:
-        tokenizer: Tokenizer = open_clip.get_tokenizer(name)
+        # A configuration could hand this on to transformers, which would then run what a repository holds.
+        if "trust_remote_code" in json.dumps(open_clip.get_model_config(name)):
+            raise ValueError(
+                "its configuration asks to run code, trust_remote_code, which is refused"
+            )
+        with no_questions():
+            tokenizer: Tokenizer = open_clip.get_tokenizer(name)
     except ImportError:
         import_transformers()
         raise
@@ -300,9 +386,11 @@ def explain(name: str, pretrained: str | None, error: Exception) -> str:
     """One sentence on why a model's weights could not be loaded, and what to do."""
     source = f"{name!r}" if pretrained is None else f"{name!r} with pretrained {pretrained!r}"
     if pretrained is not None and Path(pretrained).is_file():
+        if isinstance(error, ValueError):
+            return f"cannot load {source}: {error}"
         return (
-            f"cannot load {source}: {first_sentence(error)}; the file must be a state dict of this model, "
-            "as safetensors or a pickle of tensors alone"
+            f"cannot load {source}: {first_sentence(error)}; the file must be a state dict of this model, as "
+            "safetensors, a pickle of tensors alone or a TorchScript archive"
         )
     advice = (
         "check the network, or download them and pass the file's path as pretrained="

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resclip.errors import WeightsUnavailable, first_sentence
+from resclip.errors import WeightsUnavailable, first_sentence, reason
+from resclip.models.checkpoints import read_weights
 from resclip_kernels import check_count, check_float, resize_planes
 
 COLOUR = "colour"
 PREFIX = "timm:"
 # Prefixes of names by which timm loads a repository or a folder, not one of its own models.
-SOURCES = ("hf-hub:", "local-dir:")
+FOLDER = "local-dir:"
+SOURCES = ("hf-hub:", FOLDER)
 InputSize = int | tuple[int, int]
 """What an image is resized to for a proxy, in pixels: its short side, or (height, width)."""
 ADVICE = (
@@ -128,6 +131,8 @@ class TimmProxy(nn.Module):
     ) -> TimmProxy:
         """A model of timm by its name; `arguments` go to `timm.create_model`. Raises as `find_proxy`."""
         check_name(name, pretrained)
+        if name.startswith(FOLDER):
+            check_folder(Path(name.removeprefix(FOLDER)))
         try:
             model = create_model(name, pretrained=pretrained, **arguments)
         except TypeError:
@@ -321,6 +326,16 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
             raise
         model = timm.create_model(name, num_classes=0, **arguments)
     return model
+
+
+def check_folder(folder: Path) -> None:
+    """WeightsUnavailable for a folder with a pickle of more than tensors, whose code older versions of timm run."""
+    for file in sorted(folder.glob("*")):
+        if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".tar"):
+            try:
+                read_weights(file)
+            except (ValueError, OSError) as error:
+                raise WeightsUnavailable(f"cannot load {str(file)!r}: {reason(error)}") from error
 
 
 def check_name(name: str, pretrained: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.utils._pytree import tree_map
 
-from resclip_kernels import deterministic_attention
+from resclip_kernels import FORKS, deterministic_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -337,7 +337,9 @@ class Tower(nn.Module, ABC):
 
         Raises:
             TypeError: names the module and what is on it.
+            RuntimeError: this thread cannot compute; see `resclip_kernels.forks`.
         """
+        FORKS.check()
         where = self.all_remembered().values() if where is None else where
         hook = first_hook(vars(torch_modules), "_global")
         change = None if hook is None else f"torch has a hook on all modules ({name_of(hook)})"

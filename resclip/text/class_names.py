@@ -22,11 +22,13 @@ import json
 import os
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resclip.errors import ClassNumbersWarning
 from resclip.io.files import is_file, read_text
 
 DATASETS = (
@@ -41,6 +43,19 @@ FORMATS = (".txt", ".json", ".yaml", ".yml")
 """Endings by which text that a person typed is taken for the path of a file, even of a missing one."""
 YAML_DEPTH = 3
 """Levels of nested lists and objects that are read; deeper ones come out empty, as an alias may contain itself."""
+MOST_CLASSES = 65_535
+"""Label maps hold 16 bits a pixel, and their largest value stands for unlabelled pixels."""
+MOST_QUERIES = 1 << 18
+"""Queries of all classes together: each is encoded in every template."""
+MOST_LETTERS = 1_000
+"""Characters of a name or query: a model reads some 300 of them."""
+MOST_OF_ENTRY = 100_000
+"""Characters of an entry, with all its queries."""
+_NUMBERED = tuple(
+    re.compile(pattern)
+    for pattern in (r"\s*(\d{1,9})\t(.*)", r"\s*(\d{1,9})\s*: (.*)", r"(\d{1,9}) +(.*)")
+)
+"""A line of a file with the class's number in front: behind a tab, a colon, or spaces."""
 _NAMED = re.compile(r"(.*?):(?:$| (.*))")
 
 
@@ -63,18 +78,27 @@ class ClassEntry:
         name = _squeeze(self.name)
         queries = [_squeeze(query) for query in self.queries]
         for text in (name, *queries):
+            if len(text) > MOST_LETTERS:
+                raise ValueError(
+                    f"expected a name of at most {MOST_LETTERS:,} characters, got {len(text):,}, which begin with "
+                    f"{text[:40]!r}; separate names by commas, and classes by lines or semicolons"
+                )
+            if text.startswith(":"):
+                raise ValueError(
+                    f"expected a name before the colon, got {_shown(text)}; remove the colon"
+                )
             if any(unicodedata.category(letter) == "Cs" for letter in text):
-                raise ValueError(f"expected text, got {text!r}, which is not valid UTF-8")
+                raise ValueError(f"expected text, got {_shown(text)}, which is not valid UTF-8")
             if "," in text:
                 raise ValueError(
-                    f"expected a name without a comma, got {text!r}; commas separate names"
+                    f"expected a name without a comma, got {_shown(text)}; commas separate names"
                 )
         if not queries or not all(queries):
             raise ValueError(
-                f"expected names separated by single commas, got {', '.join(queries)!r}; remove the empty name"
+                f"expected names separated by single commas, got {_shown(', '.join(queries))}; remove the empty name"
             )
         if not name or ": " in name:
-            raise ValueError(f"expected one name before the colon, got {name!r}")
+            raise ValueError(f"expected one name before the colon, got {_shown(name)}")
         once: dict[str, str] = {}
         for query in queries:
             once.setdefault(_key(query), query)
@@ -93,6 +117,10 @@ def parse_entry(text: str) -> ClassEntry:
     Raises:
         ValueError: the text is no entry.
     """
+    if len(text) > MOST_OF_ENTRY:
+        raise ValueError(
+            f"expected a class of at most {MOST_OF_ENTRY:,} characters, got {len(text):,}; is this a list of classes?"
+        )
     text = _squeeze(text)
     named = _NAMED.fullmatch(text)
     if named is None:
@@ -100,9 +128,9 @@ def parse_entry(text: str) -> ClassEntry:
         return ClassEntry(queries[0], tuple(queries))
     name, listed = named.groups()
     if "," in name or not name:
-        raise ValueError(f"expected one name before the colon, got {text!r}")
+        raise ValueError(f"expected one name before the colon, got {_shown(text)}")
     if not listed:
-        raise ValueError(f"expected names after the colon, got {text!r}")
+        raise ValueError(f"expected names after the colon, got {_shown(text)}")
     return ClassEntry(name, tuple(listed.split(",")))
 
 
@@ -117,9 +145,11 @@ def parse_entries(entries: Sequence[str | ClassEntry]) -> list[ClassEntry]:
         TypeError: `entries` is one string, or an item is no string.
     """
     if isinstance(entries, str):
-        raise TypeError(f"expected a list of class names, got the string {entries!r}; split it")
+        raise TypeError(
+            f"expected a list of class names, got the string {_shown(entries)}; split it"
+        )
     if isinstance(entries, bytes) or not isinstance(entries, Iterable):
-        raise TypeError(f"expected a list of class names, got {entries!r}")
+        raise TypeError(f"expected a list of class names, got {_shown(entries)}")
     return _parse_all([(f"class {number}", entry) for number, entry in enumerate(entries, 1)])
 
 
@@ -153,7 +183,7 @@ def parse_classes(text_or_path: str | os.PathLike[str]) -> list[str]:
     for entry in map(str.strip, entries):
         if entry.startswith("@"):
             raise ValueError(
-                f"expected a dataset's name such as '@voc21' to stand alone, got {entry!r} among other classes"
+                f"expected a dataset's name such as '@voc21' to stand alone, got {_shown(entry)} among other classes"
             )
     return check_classes(entries)
 
@@ -166,7 +196,11 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
     | .json | a list, each item one class: an entry, a list of names (the first is the class's), or an object as below |
     | .json | an object, each key one class's name, each value what it is asked for: a list, or text with commas |
     | .yaml, .yml | the same; every scalar is text, so `no` and `7` are names |
-    | any other | one entry per line; blank lines are skipped |
+    | any other | one entry per line; blank lines are skipped, and comments, which begin with "# " |
+
+    Classes may be numbered, and come in the order of their numbers: {"0": "sky", "1": "tree"} (Hugging Face's id2label,
+    alone or in a config.json), {"sky": 0, "tree": 1} (label2id), COCO's categories, alone or in their file, and lines
+    such as "0: sky", or "0" and "sky" with a tab between them.
 
     An object's key is a name and no query, as before an entry's colon: {"cat": ["kitten"]} asks for "kitten" alone.
     If the value is empty or null, the name is the query.
@@ -174,6 +208,9 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ValueError: names the file, the line or item, what was expected there and what it was.
         OSError: the file cannot be read.
+
+    Warns:
+        ClassNumbersWarning: numbers with gaps, or that begin with neither 0 nor 1.
     """
     file = Path(path)
     suffix = file.suffix.lower()
@@ -184,10 +221,14 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
             return _document_classes(load_json(text))
         if suffix in (".yaml", ".yml"):
             return _document_classes(load_yaml(text))
-        lines = [(f"line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [
+            (f"line {n}", line)
+            for n, line in enumerate(text.splitlines(), 1)
+            if line.strip() and not f"{line} ".startswith("# ")
+        ]
         if not lines:
             raise ValueError("expected one class per line, got an empty file")
-        return [str(entry) for entry in _parse_all(lines)]
+        return [str(entry) for entry in _parse_all(_numbered_lines(lines) or lines)]
 
 
 def dataset_classes(name: str) -> list[str]:
@@ -249,6 +290,10 @@ def with_background(classes: Sequence[str], background: str = "voc21") -> list[s
 
 def _parse_all(entries: Sequence[tuple[str, object]]) -> list[ClassEntry]:
     """The classes of entries, each with its position for errors: at least one, none twice."""
+    if len(entries) > MOST_CLASSES:
+        raise ValueError(
+            f"expected at most {MOST_CLASSES:,} classes, for label maps tell no more apart, got {len(entries):,}"
+        )
     classes: list[ClassEntry] = []
     first: dict[
         str | frozenset[str], int
@@ -262,30 +307,126 @@ def _parse_all(entries: Sequence[tuple[str, object]]) -> list[ClassEntry]:
         elif isinstance(entry, ClassEntry):
             parsed = entry
         else:
-            raise TypeError(f"expected class names to be text, {position} is {entry!r}")
+            raise TypeError(f"expected class names to be text, {position} is {_shown(entry)}")
         classes.append(parsed)
         for key in (_key(parsed.name), frozenset(map(_key, parsed.queries))):
             earlier = first.setdefault(key, number)
             if earlier != number:
                 raise ValueError(
-                    f"expected each class once, got {str(classes[earlier])!r} ({entries[earlier][0]}) "
-                    f"and {str(parsed)!r} ({position}); remove or rename one"
+                    f"expected each class once, got {_shown(str(classes[earlier]))} ({entries[earlier][0]}) "
+                    f"and {_shown(str(parsed))} ({position}); remove or rename one"
                 )
     if not classes:
         raise ValueError("expected at least one class name, got none")
+    queries = sum(len(entry.queries) for entry in classes)
+    if queries > MOST_QUERIES:
+        raise ValueError(f"expected at most {MOST_QUERIES:,} names in all classes, got {queries:,}")
     return classes
+
+
+def _numbered_lines(lines: Sequence[tuple[str, str]]) -> list[tuple[str, object]] | None:
+    """The lines without the numbers of their classes, in the order of these; None where not all have one."""
+    for pattern in _NUMBERED:
+        matches = [pattern.fullmatch(line) for _, line in lines]
+        found = [match for match in matches if match is not None]
+        if len(found) < len(lines):
+            continue
+        numbers = [int(match[1]) for match in found]
+        counts = numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
+        # "2 dollar bill" is a name as well; lines that count from 0 or 1 are numbers.
+        if pattern is _NUMBERED[-1] and (not counts or len(lines) < 2):
+            continue
+        texts = [(position, match[2]) for (position, _), match in zip(lines, found, strict=True)]
+        return _in_order(numbers, texts)
+    return None
+
+
+def _in_order(
+    numbers: Sequence[int], classes: Sequence[tuple[str, object]]
+) -> list[tuple[str, object]]:
+    """The classes in the order of their numbers; ValueError for a number that comes twice."""
+    position_of: dict[int, str] = {}
+    for number, (position, _) in zip(numbers, classes, strict=True):
+        if number in position_of:
+            raise ValueError(
+                f"expected each number once, got {number} for {position_of[number]} and {position}"
+            )
+        position_of[number] = position
+    ordered = sorted(zip(numbers, classes, strict=True), key=lambda pair: pair[0])
+    first, last = ordered[0][0], ordered[-1][0]
+    if first > 1 or last - first >= len(ordered):
+        warnings.warn(
+            f"the file numbers its {len(ordered):,} classes from {first} to {last}"
+            f"{', with gaps' if last - first >= len(ordered) else ''}: label maps number them from 0 to "
+            f"{len(ordered) - 1:,}, in the same order",
+            ClassNumbersWarning,
+            stacklevel=2,
+        )
+    return [one for _, one in ordered]
+
+
+def _number(value: object) -> int | None:
+    """A class's number, as JSON and YAML write it; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    is_digits = isinstance(value, str) and value.isascii() and value.isdecimal()
+    return int(str(value)) if is_digits and len(str(value)) < 10 else None
+
+
+def _member(item: object, name: str) -> object:
+    """The value of an object's key; None where there is none."""
+    pairs = item if isinstance(item, Pairs) else []
+    return next((value for key, value in pairs if key == name), None)
+
+
+def _numbered_items(document: object) -> list[tuple[str, object]] | None:
+    """The classes of a document that numbers them, in their order; None for other documents."""
+    if isinstance(document, Pairs):
+        # Ultralytics' files name their classes beside the folders of a dataset.
+        is_yolo = any(_member(document, key) is not None for key in ("nc", "path", "train", "val"))
+        for name in ("id2label", "categories", "names"):
+            inner = _member(document, name)
+            if isinstance(inner, list) and (name != "names" or is_yolo):
+                found = _numbered_items(inner)
+                return found if found is not None or name != "names" else _positions(inner)
+        keys = [_number(key) for key, _ in document]
+        values = [_number(value) for _, value in document]
+        if document and all(value is not None for value in values):
+            listed: list[object] = [key for key, _ in document]
+            return _in_order([value for value in values if value is not None], _positions(listed))
+        if document and all(key is not None for key in keys) and all(v for _, v in document):
+            listed = [value for _, value in document]
+            return _in_order([key for key in keys if key is not None], _positions(listed))
+        return None
+    if isinstance(document, list) and document:
+        ids = [_number(_member(item, "id")) for item in document]
+        names = [_member(item, "name") for item in document]
+        numbers = [number for number in ids if number is not None]
+        if len(numbers) == len(document) and None not in names:
+            return _in_order(numbers, _positions(names))
+    return None
+
+
+def _positions(items: Sequence[object]) -> list[tuple[str, object]]:
+    """Each item with its position for errors, as a class."""
+    positions = [f"item {number}" for number in range(1, len(items) + 1)]
+    return [
+        (position, _item_class(position, item))
+        for position, item in zip(positions, items, strict=True)
+    ]
 
 
 def _document_classes(document: object) -> list[str]:
     """Entries of a JSON or YAML document."""
+    numbered = _numbered_items(document)
+    if numbered is not None:
+        return [str(entry) for entry in _parse_all(numbered)]
     if not isinstance(document, list):
         raise ValueError(
             f"expected a list of class names, or an object from names to names, got {kind_of(document)}"
         )
     items = [Pairs([pair]) for pair in document] if isinstance(document, Pairs) else document
-    positions = [f"item {number}" for number in range(1, len(items) + 1)]
-    classes = [_item_class(position, item) for position, item in zip(positions, items, strict=True)]
-    return [str(entry) for entry in _parse_all(list(zip(positions, classes, strict=True)))]
+    return [str(entry) for entry in _parse_all(_positions(items))]
 
 
 def _item_class(position: str, item: object) -> str | ClassEntry:
@@ -305,7 +446,7 @@ def _item_class(position: str, item: object) -> str | ClassEntry:
         if isinstance(value, str):
             value = value.split(",") if value.strip() else None
         if value is not None and (not isinstance(value, list) or isinstance(value, Pairs)):
-            raise ValueError(f"expected a list of names for {name!r}, got {kind_of(value)}")
+            raise ValueError(f"expected a list of names for {_shown(name)}, got {kind_of(value)}")
         return ClassEntry(name, _texts(value or [name]))
 
 
@@ -362,7 +503,10 @@ def kind_of(value: object) -> str:
     """What a value is, in the words of JSON: "an object", "a list", or the value itself."""
     if isinstance(value, Pairs):
         return "an object"
-    return "a list" if isinstance(value, list) else json.dumps(value)
+    if isinstance(value, list):
+        return "a list"
+    written = json.dumps(value)
+    return written if len(written) <= 80 else f"{written[:80]}…"
 
 
 @contextlib.contextmanager
@@ -376,12 +520,19 @@ def _naming(position: object) -> Iterator[None]:
 
 def _check_choice(name: str, choices: Sequence[str], kind: str) -> None:
     if name not in choices:
-        raise ValueError(f"unknown {kind} {name!r}; use one of: {', '.join(choices)}")
+        raise ValueError(f"unknown {kind} {_shown(name)}; use one of: {', '.join(choices)}")
 
 
 def _packaged_lines(name: str) -> list[str]:
     path = Path(__file__).parents[1] / "data" / "classnames" / f"{name}.txt"
     return read_text(path, "class names, one class per line").splitlines()
+
+
+def _shown(value: object) -> str:
+    """What came, for an error: the beginning of it."""
+    # Not `resclip_kernels.quoted`, which would wait for torch.
+    text = repr(value)
+    return text if len(text) <= 82 else f"{text[:80]}…{text[-1]}"
 
 
 def _squeeze(text: str) -> str:

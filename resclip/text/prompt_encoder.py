@@ -23,7 +23,7 @@ from resclip.models.hugging_face import (
     is_siglip,
 )
 from resclip.models.tower import hook_of
-from resclip_kernels import fast_linear
+from resclip_kernels import FORKS, fast_linear
 
 PROMPTS_PER_CALL = 512
 """Most prompts in one call of the text encoder; a larger group takes several calls."""
@@ -104,6 +104,7 @@ class PromptEncoder:
 
     def _run(self, encode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """The one place where the model runs: (N, length) ids → (N, E)."""
+        FORKS.check()
         calls = tokens.split(PROMPTS_PER_CALL)
         with fast_linear():
             return torch.cat([encode(part.to(self.device)) for part in calls])

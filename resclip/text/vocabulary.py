@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from resclip.errors import CutTextWarning
 from resclip.models import Tokenizer
 from resclip.text.class_names import ClassEntry, parse_entries
 from resclip.text.embedding_cache import TextCache, tower_fingerprint
@@ -97,8 +99,12 @@ class Vocabulary:
             progress: draw a progress bar on stderr.
 
         Raises:
-            ValueError: no class, an empty or repeated name, unknown templates, or one without "{}".
+            ValueError: no class, an empty or repeated name, names that differ only behind what the model reads,
+                unknown templates, or one without "{}".
             TypeError: classes or templates that are no text, or token ids that the model does not take.
+
+        Warns:
+            CutTextWarning: a name is longer than the model reads.
         """
         entries = parse_entries(classes)
         if not hasattr(clip_model, "encode_text"):
@@ -111,16 +117,28 @@ class Vocabulary:
         check_flag("progress", progress)
         queries = [query for entry in entries for query in entry.queries]
         query_to_class = [number for number, entry in enumerate(entries) for _ in entry.queries]
+        checked, sentences = CheckedTokenizer(tokenizer, clip_model), find_templates(templates)
+        check_lengths(entries, checked, sentences)
         embeddings = encode_names(
             queries,
             clip_model,
-            CheckedTokenizer(tokenizer, clip_model),
-            find_templates(templates),
+            checked,
+            sentences,
             cache=cache,
             progress=progress,
         )
         names = tuple(entry.name for entry in entries)
         return cls(embeddings, torch.tensor(query_to_class), names)
+
+
+def check_classes_differ(names: Sequence[str]) -> None:
+    """ValueError for a class alone, which would be the answer for every pixel of every image."""
+    if len(names) == 1:
+        raise ValueError(
+            f"expected at least two classes to tell apart, got {quoted(names[0])} alone, which every pixel would be: "
+            "name what else there is, or put a background in front (resclip.text.class_names.with_background; "
+            "--background voc21 on the command line)"
+        )
 
 
 def whole_numbers(values: Any) -> Tensor:
@@ -172,6 +190,39 @@ class CheckedTokenizer:
                 f"got {int(ids.min())} to {int(ids.max())}"
             )
         return ids
+
+
+def check_lengths(
+    entries: Sequence[ClassEntry], tokenizer: CheckedTokenizer, templates: Sequence[str]
+) -> None:
+    """ValueError for names of two classes that are equal as far as the model reads; CutTextWarning for any cut name."""
+    context = tokenizer.context if tokenizer.context < math.inf else tokenizer(["."]).shape[1]
+    longest = max(templates, key=len)
+    class_of = {query: entry.name for entry in entries for query in entry.queries}
+    # A token is at least a byte, and few more begin and end a text: most names cannot be too long.
+    queries = [query for query in class_of if len((longest + query).encode()) + 4 > context]
+    if not queries:
+        return
+    prompts = [longest.replace("{}", query) for query in queries]
+    # Where one word more changes no token, the tokenizer has already cut, or the very last one was the last to fit.
+    is_full = tokenizer(prompts) == tokenizer([f"{prompt} picture" for prompt in prompts])
+    cut = [query for query, full in zip(queries, is_full.all(dim=1).tolist(), strict=True) if full]
+    first: dict[bytes, str] = {}
+    for query in cut:
+        of_query = tokenizer([template.replace("{}", query) for template in templates])
+        earlier = first.setdefault(of_query.cpu().numpy().tobytes(), query)
+        if class_of[earlier] != class_of[query]:
+            raise ValueError(
+                f"classes {quoted(class_of[earlier])} and {quoted(class_of[query])} are the same to the model, which "
+                f"reads {context} tokens and cuts what is behind them: shorten their names so that these differ earlier"
+            )
+    if cut:
+        more = f" and {len(cut) - 1:,} more" if len(cut) > 1 else ""
+        warnings.warn(
+            f"the model reads {context} tokens, so the end of {quoted(cut[0])}{more} is cut: shorten it",
+            CutTextWarning,
+            stacklevel=3,
+        )
 
 
 def encode_names(

@@ -84,7 +84,7 @@ def draw_overlay(
 
     Args:
         image: (H, W, 3) uint8.
-        labels: (H, W), class indices into `colours`.
+        labels: (H, W), class indices into `colours`; pixels of a negative one stay as they are.
         colours: (classes, 3) uint8.
         opacity: of the colours, 0 to 1.
         hatched: class whose pixels get dark stripes, to tell its colour from the others; None: none.
@@ -97,6 +97,9 @@ def draw_overlay(
     faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _TO_GREY - faded)
     tint = (colours.astype(np.float32) * opacity)[labels]
     pixels = (faded + tint + 0.5).astype(np.uint8)  # [H, W, 3]
+    unlabelled = labels < 0
+    if unlabelled.any():
+        pixels[unlabelled] = image[unlabelled]
     if hatched is not None:
         pixels[(labels == hatched) & _stripes(*labels.shape)] = INK
     width = max(1, round(min(labels.shape) / 360))
@@ -115,6 +118,8 @@ def draw_legend(
         height: of the legend in pixels; a last line counts the classes that do not fit.
         hatched: class whose colour gets dark stripes; None: none.
     """
+    if not entries:
+        return Image.new("RGB", (_NAME_WIDTHS[0], _ROWS[0]), PAPER)
     columns, rows, row_height = _legend_grid(len(entries), height)
     shown = entries if len(entries) <= rows * columns else entries[: rows * columns - 1]
     rendered = [_legible(index, name, _TEXT) for index, name, _ in shown]

@@ -13,12 +13,14 @@ from resclip.evaluation.datasets.base import (
     Dataset,
     DatasetError,
     ImageFile,
+    ImagePixels,
     LabelFile,
     Problem,
     Sample,
     SampleImage,
     Truth,
     Values,
+    cut,
 )
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "ImageFile",
+    "ImagePixels",
     "LabelFile",
     "Problem",
     "Sample",
@@ -50,6 +53,9 @@ _READERS: Mapping[str, Callable[..., Dataset]] = {
 }
 """The drawn scenes; the benchmarks in the order of the papers' tables, those with a background first; a folder."""
 
+_OPTIONS = {"builtin": ("count", "size"), "folder": ("ignore_index", "label_offset")}
+"""The options of those readers that have some."""
+
 DATASETS = tuple(_READERS)
 """What `open_dataset` takes: the scenes, the eight benchmarks and "folder"."""
 
@@ -66,15 +72,22 @@ def open_dataset(
         name: one of `DATASETS`.
         root: the folder that holds it; each reader's docstring says which layouts it finds. The scenes need none.
         split: instead of the standard one, where the layout has several.
-        options: of the scenes, their `count` and `size`.
+        options: of the scenes, their `count` and `size`; of "folder", what the values in its masks mean: the
+            `ignore_index`, which does not count (255), and the `label_offset`, which is taken from a value to get its
+            class (0; 1 for masks that count from 1).
 
     Raises:
-        DatasetError: an unknown name, no root, or a layout that is missing: what was looked for and what was found.
+        DatasetError: an unknown name or option, no root, or a layout that is missing: what was looked for and what was
+            found.
         ImportError: the layout needs a package that is not installed.
         OSError: a list of names or classes cannot be read.
     """
     if name not in _READERS:
-        raise DatasetError(f"unknown dataset {name!r}; use one of: {', '.join(DATASETS)}")
+        raise DatasetError(f"unknown dataset {cut(name)!r}; use one of: {', '.join(DATASETS)}")
+    unknown = next((option for option in options if option not in _OPTIONS.get(name, ())), None)
+    if unknown is not None:
+        known = ", ".join(_OPTIONS.get(name, ())) or "no options"
+        raise DatasetError(f"{name}: unknown option {unknown!r}; it has {known}")
     if root is None and name != "builtin":
         raise DatasetError(f"{name}: expected the folder that holds the dataset, got none")
     folder = None if root is None else Path(root).expanduser()

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from resclip.errors import reason
+from resclip.io.errors import check_file, without_warnings
 from resclip.io.files import read_text
-from resclip.io.images import ImageError, PixelArray, read_image
+from resclip.io.images import MAX_PIXELS, ImageError, PixelArray, read_picture
 from resclip.text.class_names import dataset_classes, parse_entries
 
 _PALETTES = Path(__file__).parents[2] / "data" / "palettes.json"
@@ -57,11 +59,20 @@ class Problem:
     reason: str
 
 
+class ImagePixels(NamedTuple):
+    """An image that was read."""
+
+    pixels: PixelArray
+    """(H, W, 3) uint8."""
+    absent: NDArray[np.bool_] | None = None
+    """(H, W), true where the image has no data: no class is predicted there. None: nowhere."""
+
+
 class SampleImage(Protocol):
     """Where an image comes from; picklable, as worker processes read it."""
 
-    def read(self) -> PixelArray:
-        """(H, W, 3) uint8; `ImageError` where it cannot be had."""
+    def read(self) -> ImagePixels:
+        """The image; `ImageError` where it cannot be had."""
 
 
 class Truth(Protocol):
@@ -77,9 +88,10 @@ class ImageFile:
 
     path: Path
 
-    def read(self) -> PixelArray:
-        """(H, W, 3) uint8."""
-        return read_image(self.path)
+    def read(self) -> ImagePixels:
+        """The image; `ImageError` where it cannot be had."""
+        picture = read_picture(self.path)
+        return ImagePixels(picture.pixels, picture.absent)
 
 
 @dataclass(frozen=True)
@@ -88,11 +100,13 @@ class Values:
 
     Args:
         classes: the class of each value that stands for one.
-        ignored: values of pixels that do not count. Any other value is an error.
+        ignored: values of pixels that do not count, even where one stands for a class. Any other value is an error.
+        advice: what to do about a value that stands for nothing, for the error.
     """
 
     classes: Mapping[int, int]
     ignored: frozenset[int] = frozenset({IGNORED})
+    advice: str = "check that the mask belongs to this dataset"
 
     def labels(self, raw: NDArray[np.uint16], path: Path) -> PixelArray:
         """The classes of a mask's values, uint8, in their shape.
@@ -102,18 +116,18 @@ class Values:
         """
         # (65536,): the class of each value, `IGNORED`, or −1 for a value that must not occur.
         table = np.full(65536, -1, np.int16)
-        table[sorted(self.ignored)] = IGNORED
         for value, label in self.classes.items():
             table[value] = label
-        labels = table[raw]
-        if labels.min() < 0:
-            unknown = np.unique(raw[labels < 0])
+        table[sorted(self.ignored)] = IGNORED
+        pixels = np.bincount(raw.ravel(), minlength=len(table))
+        unknown = np.flatnonzero((pixels > 0) & (table < 0))
+        if len(unknown):
             shown = ", ".join(map(str, unknown[:8])) + (", …" if len(unknown) > 8 else "")
             raise ImageError(
                 f"{path}: expected values among {shorten(sorted({*self.classes, *self.ignored}))}, got {shown} in "
-                f"{int((labels < 0).sum()):,} pixels; check that the mask belongs to this dataset"
+                f"{int(pixels[unknown].sum()):,} pixels; {self.advice}"
             )
-        classes: PixelArray = labels.astype(np.uint8)
+        classes: PixelArray = table.astype(np.uint8)[raw]
         return classes
 
 
@@ -144,30 +158,47 @@ def shorten(values: Sequence[int]) -> str:
     return ", ".join(f"{low}" if low == high else f"{low} to {high}" for low, high in runs)
 
 
+MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+"""Pillow's names of the formats that masks may have: lossless ones, which keep a class's number."""
+
+
 def read_values(path: Path) -> NDArray[np.uint16]:
     """(H, W), the numbers that a mask's pixels hold: a palette's indices, or grey levels of 8 or 16 bits.
 
     Raises:
-        ImageError: the file is missing, damaged, or holds colours.
+        ImageError: the file is missing, no regular file, damaged, too large, or holds colours.
     """
+    check_file(path, str(path))
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("1", "L", "P", "I", "I;16"):
+        with without_warnings(), Image.open(path, formats=MASK_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 raise ImageError(
                     f"{path}: expected one number per pixel (a greyscale or paletted PNG), got mode {image.mode}; "
                     "convert colours to class indices first"
                 )
             image.load()
             values = np.asarray(image)
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; check the dataset") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
         raise ImageError(
-            f"{path}: expected a whole mask, got one that cannot be read ({error}); get the file again"
+            f"{path}: expected a mask of at most {MAX_PIXELS:,} pixels, got one of more, which may be a file made to "
+            "exhaust memory; scale it down with its image"
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{path}: expected a mask as {', '.join(MASK_FORMATS)}, got a file of another kind or with a damaged "
+            "header; get the file again, or convert it to PNG"
+        ) from None
+    # A hostile file makes Pillow's decoders raise anything.
+    except Exception as error:
+        why = f" ({reason(error)})" if isinstance(error, OSError) and error.strerror else ""
+        raise ImageError(
+            f"{path}: expected a whole mask, got one that cannot be read{why}; get the file again"
         ) from error
-    if values.size == 0 or values.min() < 0 or values.max() > 65535:
+    if values.ndim != 2 or values.size == 0 or values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{path}: expected values from 0 to 65535; check that it is a mask")
     return values.astype(np.uint16)
 
@@ -205,6 +236,8 @@ class Dataset:
     """(C, 3) uint8: the dataset's own colours; None if it has none."""
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Arguments of `resclip.load` that go with the dataset, whatever the method."""
+    mask_options: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """What the values of its masks mean, where that can be chosen: "ignore_index" and "label_offset" of "folder"."""
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -212,7 +245,9 @@ class Dataset:
         names = [sample.name for sample in self.samples]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DatasetError(f"{self.name}: expected each image once, got {twice!r} twice")
+            raise DatasetError(f"{self.name}: expected each image once, got {cut(twice)!r} twice")
+        if not self.entries:
+            raise DatasetError(f"{self.name}: expected at least one class, got none")
         if len(self.entries) > IGNORED:
             raise DatasetError(
                 f"{self.name}: expected at most {IGNORED} classes, got {len(self.entries)}: "
@@ -292,6 +327,7 @@ def lines_of(path: Path, expected: str) -> list[str]:
         DatasetError: there is no such line, or the file is not UTF-8.
         OSError: the file cannot be read.
     """
+    check_regular(path, expected)
     try:
         lines = [line.strip() for line in read_text(path, expected).splitlines()]
     except ValueError as error:
@@ -301,10 +337,23 @@ def lines_of(path: Path, expected: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def check_regular(path: Path, expected: str) -> None:
+    """DatasetError where a path is a folder, or a pipe or a device that reading would wait for.
+
+    Args:
+        expected: what the file should hold, for the error.
+    """
+    if path.exists() and not path.is_file():
+        raise DatasetError(
+            f"{path}: expected a file of {expected}, got something else of that name; remove it"
+        )
+
+
 def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     """The files below `folder`, nested folders included, whose names end in one of `endings`.
 
-    Hidden files and folders, such as macOS's "._0001.png", are no part of a dataset and skipped.
+    Hidden files and folders, such as macOS's "._0001.png", are no part of a dataset and skipped. A folder or a pipe of
+    such a name is listed, so that reading it says what it is; but no folder beside a file that takes its place.
 
     Args:
         endings: of names, whatever the case: ".jpg", or "_gtFine_labelIds.png".
@@ -324,12 +373,14 @@ def files_under(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
             raise DatasetError(
                 f"{here}: expected a folder, got a link to one that it is in; remove it"
             )
-        for file in files:
+        for file in (*files, *folders):
             ending = next((end for end in endings if file.lower().endswith(end.lower())), None)
-            if ending is None or file.startswith("."):
+            if ending is None or file.startswith(".") or (not ending and file in folders):
                 continue
             path = here / file
             name = path.relative_to(folder).as_posix().removesuffix(file[len(file) - len(ending) :])
+            if name in paths and file in folders:
+                continue
             if name in paths:
                 first, second = sorted((paths[name].name, file))
                 raise DatasetError(
@@ -362,7 +413,7 @@ def pair_up(
     if listed is not None and len(names) < len(listed):
         twice = next(some for some in names if listed.count(some) > 1)
         raise DatasetError(
-            f"{name}: expected each image once, got {twice!r} {listed.count(twice)} times in the split file"
+            f"{name}: expected each image once, got {cut(twice)!r} {listed.count(twice)} times in the split file"
         )
     pairs: list[tuple[str, Path, Path]] = []
     problems: list[Problem] = []
@@ -378,7 +429,7 @@ def pair_up(
                 Problem(some, "listed in the split file, but there is neither image nor mask")
             )
     if not pairs:
-        example = f", such as {problems[0].name!r}: {problems[0].reason}" if problems else ""
+        example = f", such as {cut(problems[0].name)!r}: {problems[0].reason}" if problems else ""
         raise DatasetError(
             f"{name}: expected images with masks of the same names, got {len(images):,} images and "
             f"{len(masks):,} masks, of which no two belong together{example}"
@@ -408,7 +459,18 @@ def describe(count: int, what: str, folder: Path, root: Path, official: int | No
     if official not in (None, count):
         images += f", which has {official:,}"
     below = folder.relative_to(root).as_posix()
-    return f"{images} ({folder.name if below == '.' else below})"
+    return f"{images} ({printable(folder.name if below == '.' else below)})"
+
+
+def printable(text: str) -> str:
+    r"""The text as any file and font can hold it: bytes of a name that are no UTF-8 as "\udcff"."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def cut(value: Any, most: int = 80) -> str:
+    """What came, for an error, in one line of at most so many letters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[: most - 2]} …"
 
 
 def benchmark(
@@ -441,7 +503,9 @@ def names_in_words(names: Sequence[str]) -> str:
     if not names:
         return "nothing"
     rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+    return ", ".join(cut(name) for name in names[:_SHOWN]) + (
+        f" and {rest:,} more" if rest > 0 else ""
+    )
 
 
 def _contents(folder: Path) -> str:

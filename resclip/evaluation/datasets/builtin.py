@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes, validation_scenes
-from resclip.evaluation.datasets.base import Dataset, DatasetError, Sample
+from resclip.evaluation.datasets.base import Dataset, DatasetError, ImagePixels, Sample, cut
 from resclip.io.images import PixelArray
 from resclip.visualization.overlay import palette
 
@@ -22,13 +22,24 @@ _COLOUR_NUMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """An image, or the classes of its pixels."""
+    """The classes of an image's pixels, (H, W) uint8."""
 
     values: PixelArray
 
     def read(self) -> PixelArray:
         """The array."""
         return self.values
+
+
+@dataclass(frozen=True, eq=False)
+class ImageInMemory:
+    """An image, (H, W, 3) uint8."""
+
+    values: PixelArray
+
+    def read(self) -> ImagePixels:
+        """The image, which has data everywhere."""
+        return ImagePixels(self.values)
 
 
 def builtin(
@@ -49,13 +60,13 @@ def builtin(
     chosen = split or "held-out"
     if chosen not in SPLITS:
         raise DatasetError(
-            f"unknown split {chosen!r} of the scenes; use one of: {', '.join(SPLITS)}"
+            f"unknown split {cut(chosen)!r} of the scenes; use one of: {', '.join(SPLITS)}"
         )
     for name, value, least in (("number", count, 1), ("size", size, 8)):
-        if value < least:
-            raise DatasetError(f"expected a {name} of scenes of at least {least}, got {value}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DatasetError(f"expected a {name} of scenes of at least {least}, got {cut(value)}")
     samples = [
-        Sample(f"{chosen}-{number:04}", InMemory(scene.image), InMemory(scene.mask))
+        Sample(f"{chosen}-{number:04}", ImageInMemory(scene.image), InMemory(scene.mask))
         for number, scene in enumerate(SPLITS[chosen](count, size))
     ]
     return Dataset(

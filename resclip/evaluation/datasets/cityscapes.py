@@ -21,6 +21,7 @@ from resclip.evaluation.datasets.base import (
     Values,
     benchmark,
     best_masks,
+    cut,
     files_under,
     first_that_exists,
     pair_up,
@@ -69,8 +70,10 @@ def cityscapes(root: Path, split: str | None) -> Dataset:
         "the masks of Cityscapes",
         ["gtFine", "cityscapes/gtFine", "gtFine_trainvaltest/gtFine"],
     )
-    image_folder = first_that_exists(images_of_all, f"the images of the split {split!r}", [split])
-    mask_folder = first_that_exists(masks_of_all, f"the masks of the split {split!r}", [split])
+    image_folder = first_that_exists(
+        images_of_all, f"the images of the split {cut(split)!r}", [split]
+    )
+    mask_folder = first_that_exists(masks_of_all, f"the masks of the split {cut(split)!r}", [split])
     images = files_under(image_folder, ["_leftImg8bit.png"])
     encoding, masks = best_masks(mask_folder, _ENCODINGS, images)
     pairs, problems = pair_up(_NAME, images, masks)

@@ -11,15 +11,16 @@ each below the root, or below "coco_stuff164k" or "coco" in it.
 
 from __future__ import annotations
 
-import contextlib
-import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from resclip.errors import reason
 from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
@@ -31,11 +32,14 @@ from resclip.evaluation.datasets.base import (
     Values,
     benchmark,
     best_masks,
+    check_regular,
+    cut,
     files_under,
     first_that_exists,
     pair_up,
     samples_of,
 )
+from resclip.io.files import read_text
 from resclip.io.images import MAX_PIXELS, PixelArray
 from resclip.text.class_names import dataset_classes, parse_entries
 
@@ -175,6 +179,22 @@ def _from_instances(
 # Instances. pycocotools decodes run lengths that are too short to memory that was never written, and walks along every
 # edge of a polygon however long: annotations are checked first.
 
+_LONGEST_OUTLINE = 1_000_000
+"""Pixels that the edges of an instance's polygons may have together: pycocotools takes 40 bytes for each."""
+
+_LONGEST_NUMBER = 7
+"""Characters of a run length in packed text: as many as 32 bits need."""
+
+_OF_OTHER_CONTENT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What reading a JSON file as something that it is not raises."""
+
 
 @dataclass(frozen=True)
 class Instances:
@@ -210,47 +230,55 @@ def read_instances(
         be drawn, the reason.
 
     Raises:
-        DatasetError: the file is no JSON, holds something else, lists an image twice, or names its categories
-            differently.
+        DatasetError: the file is no JSON, holds something else, lists an image twice, has annotations of images that it
+            does not list, or names its categories differently.
         ImportError: pycocotools is not installed.
     """
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
+    if find_spec("pycocotools") is None:
         raise ImportError(
             "drawing COCO's instances needs pycocotools, which is not installed; install it with "
             "`pip install 'resclip[eval]'`, or use COCO-Stuff's masks"
-        ) from error
+        )
     truths: dict[str, Instances] = {}
     faults: dict[str, str] = {}
+    check_regular(path, "COCO's instances as JSON")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # It prints how long it takes.
-            coco = COCO(path)
-        check_categories(path, coco.dataset["categories"], categories)
-        for image in coco.dataset["images"]:
+        document = json.loads(read_text(path, "COCO's instances as JSON"))
+        check_categories(path, document["categories"], categories)
+        annotations: dict[int, list[Any]] = {number_of(image): [] for image in document["images"]}
+        if len(annotations) < len(document["images"]):
+            raise DatasetError(f"{path}: expected each image once, got two of the same name or id")
+        for annotation in document["annotations"]:
+            if annotation["image_id"] not in annotations:
+                raise DatasetError(
+                    f"{path}: expected annotations of the images that it lists, got one of an image "
+                    f"{cut(annotation['image_id'], 40)!r}; use COCO's own file"
+                )
+            annotations[annotation["image_id"]].append(annotation)
+        for image in document["images"]:
             name = Path(image["file_name"]).stem
             if name in truths or name in faults:
-                raise DatasetError(f"{path}: expected each image once, got {name!r} twice")
+                raise DatasetError(f"{path}: expected each image once, got {cut(name)!r} twice")
             try:
-                truths[name] = draw_instances(coco, image, categories)
+                truths[name] = draw_instances(image, annotations[image["id"]], categories)
             except ValueError as error:
                 faults[name] = f"{path}: {error}"
     except DatasetError:
         raise
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        RecursionError,
-    ) as error:
+    except (OSError, *_OF_OTHER_CONTENT) as error:
+        why = f" ({reason(error)})" if isinstance(error, OSError) else ""
         raise DatasetError(
             f"{path}: expected COCO's instances, an object with lists of images, annotations and categories, got a "
-            f"file that cannot be read so ({type(error).__name__}: {error}); get annotations_trainval2017.zip again"
+            f"file that cannot be read so{why}; get annotations_trainval2017.zip again"
         ) from error
     return truths, faults
+
+
+def number_of(image: Mapping[str, Any]) -> int:
+    """An image's id; ValueError where it is no whole number."""
+    if type(image["id"]) is not int:
+        raise ValueError("an id that is no number")
+    return int(image["id"])
 
 
 def check_categories(
@@ -262,40 +290,71 @@ def check_categories(
         if number not in categories or categories[number][1] != name:
             expected = repr(categories[number][1]) if number in categories else "none"
             raise DatasetError(
-                f"{path}: expected COCO's categories, of which {number} is {expected}, got {name!r}; "
+                f"{path}: expected COCO's categories, of which {cut(number, 40)} is {expected}, got {cut(name)!r}; "
                 "use COCO's own file"
             )
 
 
 def draw_instances(
-    coco: Any, image: Mapping[str, Any], categories: Mapping[int, tuple[int, str]]
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Mapping[int, tuple[int, str]],
 ) -> Instances:
     """The instances of one image; ValueError where its size or one of its annotations cannot be used."""
-    height, width = image["height"], image["width"]
-    whole = isinstance(height, int) and isinstance(width, int)
+    height: Any = image.get("height")
+    width: Any = image.get("width")
+    whole = type(height) is int and type(width) is int
     if not whole or min(height, width) < 1 or height * width > MAX_PIXELS:
-        raise ValueError(f"expected a height and a width in pixels, got {height!r} and {width!r}")
+        raise ValueError(
+            f"expected a height and a width in pixels, got {cut(height, 40)} and {cut(width, 40)}"
+        )
     regions = []
-    for annotation in coco.imgToAnns[image["id"]]:
-        category, segmentation = annotation["category_id"], annotation["segmentation"]
+    for annotation in annotations:
         try:
-            if category not in categories:
-                raise ValueError(f"expected a category of a thing, got {category!r}")
-            if isinstance(segmentation, list):
-                check_polygons(segmentation, height, width)
-            else:
-                check_run_lengths(segmentation, height, width)
-            counts = coco.annToRLE(annotation)["counts"]
-        except ValueError as error:
-            raise ValueError(f"annotation {annotation.get('id')}: {error}") from None
-        packed = counts.encode() if isinstance(counts, str) else counts
-        regions.append((categories[category][0], packed))
+            regions.append(draw_region(annotation, height, width, categories))
+        except _OF_OTHER_CONTENT as error:
+            # Of our own errors the words, of Python's none.
+            said = (
+                str(error) if type(error) is _Unusable else "expected a category and a segmentation"
+            )
+            raise ValueError(f"annotation {cut(annotation.get('id'), 40)}: {said}") from None
     return Instances(height, width, tuple(regions))
+
+
+class _Unusable(ValueError):
+    """What cannot be drawn of an annotation, in words."""
+
+
+def draw_region(
+    annotation: Mapping[str, Any],
+    height: int,
+    width: int,
+    categories: Mapping[int, tuple[int, str]],
+) -> tuple[int, bytes]:
+    """The class of an instance, and its region as COCO's compressed run lengths.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError: it is none.
+    """
+    from pycocotools import mask
+
+    category, segmentation = annotation["category_id"], annotation["segmentation"]
+    if category not in categories:
+        raise _Unusable(f"expected a category of a thing, got {cut(category)}")
+    if isinstance(segmentation, list):
+        check_polygons(segmentation, height, width)
+        region = mask.merge(mask.frPyObjects(segmentation, height, width))
+    else:
+        check_run_lengths(segmentation, height, width)
+        plain = isinstance(segmentation["counts"], list)
+        region = mask.frPyObjects(segmentation, height, width) if plain else segmentation
+    counts = region["counts"]
+    return categories[category][0], counts.encode() if isinstance(counts, str) else counts
 
 
 def check_polygons(polygons: Sequence[Any], height: int, width: int) -> None:
     """ValueError for what has no area (pycocotools takes two corners for a box) or leads far out of the image."""
-    reach = 2 * max(height, width)
+    reach, length = 2 * max(height, width), 0.0
     for polygon in polygons or [None]:
         if not (
             isinstance(polygon, list)
@@ -303,19 +362,28 @@ def check_polygons(polygons: Sequence[Any], height: int, width: int) -> None:
             and len(polygon) % 2 == 0
             and all(isinstance(value, (int, float)) and abs(value) <= reach for value in polygon)
         ):
-            raise ValueError(
+            raise _Unusable(
                 "expected polygons of at least 3 corners, x and y in turn and near the image, got "
-                f"{str(polygon)[:60]}"
+                f"{cut(polygon, 60)}"
             )
+        corners = np.array(polygon, np.float64).reshape(-1, 2)
+        length += float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
+    if length > _LONGEST_OUTLINE:
+        raise _Unusable(
+            f"expected polygons with an outline of at most {_LONGEST_OUTLINE:,} pixels, got {length:,.0f}"
+        )
 
 
 def check_run_lengths(segmentation: Mapping[str, Any], height: int, width: int) -> None:
     """ValueError for run lengths, plain or packed, that are not those of all pixels of the image."""
     counts, size = segmentation["counts"], segmentation["size"]
     lengths = unpack_run_lengths(counts) if isinstance(counts, str) else counts
-    if size != [height, width] or sum(lengths) != height * width or min(lengths) < 0:
-        raise ValueError(
-            f"expected run lengths of {height} x {width} pixels, got {sum(lengths)} pixels of {size}"
+    if not isinstance(lengths, list) or not all(type(length) is int for length in lengths):
+        raise _Unusable(f"expected run lengths, got {cut(lengths, 60)}")
+    total = sum(lengths)
+    if size != [height, width] or total != height * width or min(lengths) < 0:
+        raise _Unusable(
+            f"expected run lengths of {height} x {width} pixels, got {cut(total, 40)} pixels of {cut(size, 40)}"
         )
 
 
@@ -329,6 +397,8 @@ def unpack_run_lengths(counts: str) -> list[int]:
     value = shift = 0
     for character in counts:
         bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift >= 5 * _LONGEST_NUMBER:
+            raise _Unusable(f"expected packed run lengths, got {cut(counts, 60)!r}")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -20,13 +20,15 @@ figures are of. Whether the official kinds agree with it in every pixel is not k
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from resclip.errors import reason
 from resclip.evaluation.datasets.base import (
     IGNORED,
     Dataset,
@@ -42,8 +44,14 @@ from resclip.evaluation.datasets.base import (
     pair_up,
     split_names,
 )
+from resclip.evaluation.datasets.matlab import read_matrix
+from resclip.io.errors import check_file
 from resclip.io.images import ImageError, PixelArray
 from resclip.text.class_names import dataset_classes
+
+_MOST_PIXELS = 1 << 24
+_MOST_BYTES = 1 << 27
+"""Of a mask in a MATLAB file; PASCAL's have 500 × 500 pixels."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +67,17 @@ class LabelMapFile:
         Raises:
             ImageError: the file is missing, damaged, without such a matrix, or holds a value that stands for nothing.
         """
-        from scipy.io import loadmat
-
-        if not self.path.exists():
-            raise ImageError(f"{self.path}: no such file; check the dataset")
+        check_file(self.path, str(self.path))
         try:
-            matrix = loadmat(self.path, variable_names=["LabelMap"])["LabelMap"]
-        except Exception as error:  # What SciPy raises on damaged files is not documented.
+            if self.path.stat().st_size > _MOST_BYTES:
+                raise ValueError("a file that may exhaust memory")
+            matrix = read_matrix(self.path.read_bytes(), "LabelMap", _MOST_PIXELS)
+        except (OSError, ValueError, LookupError, struct.error, zlib.error) as error:
+            why = f" ({reason(error)})" if isinstance(error, OSError) else ""
             raise ImageError(
-                f"{self.path}: expected a MATLAB file with a matrix LabelMap, got one that cannot be read "
-                f"({type(error).__name__}: {error}); get the file again"
+                f"{self.path}: expected a MATLAB file of version 5 to 7 with a matrix LabelMap of at most "
+                f"{_MOST_PIXELS:,} numbers, got one that cannot be read so{why}; get the file again"
             ) from error
-        if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
-            raise ImageError(
-                f"{self.path}: expected LabelMap to be a matrix of numbers; check that it is a mask"
-            )
         with np.errstate(invalid="ignore"):  # What is no whole number is refused next.
             raw = matrix.astype(np.uint16)
         if raw.size == 0 or not np.array_equal(raw, matrix):
@@ -117,7 +121,6 @@ def context60(root: Path, split: str | None) -> Dataset:
 
     Raises:
         DatasetError: a folder, the split file or a list of numbers is missing, or no image has a mask.
-        ImportError: there are MATLAB files alone, and SciPy is not installed.
     """
     return _context("context60", root, split)
 
@@ -128,11 +131,6 @@ def _context(name: str, root: Path, split: str | None) -> Dataset:
     masks = _find_masks(root)
     split_file = _split_file(images.parent / "ImageSets", split)
     ending = ".mat" if masks.name == _OFFICIAL_459 else ".png"
-    if ending == ".mat" and find_spec("scipy") is None:
-        raise ImportError(
-            f"{masks}: reading MATLAB files needs SciPy, which is not installed; install it with "
-            "`pip install 'resclip[eval]'`, or use another kind of masks"
-        )
     pairs, problems = pair_up(
         name, files_under(images, [".jpg"]), files_under(masks, [ending]), split_names(split_file)
     )
