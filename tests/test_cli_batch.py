@@ -23,8 +23,9 @@ from PIL import Image
 from pyarrow import parquet as pq
 from source_support import archive
 
-from resclip.cli.options import add_limit_options, explain, limits_from
+from resclip.cli.options import add_reading_options, explain, reading_from
 from resclip.io.limits import Limits
+from resclip.io.picture import ReadOptions
 
 CLASSES = "sky; tree; grass"
 SMALL = ("--window", "56", "--stride", "56", "--short-side", "56", "--method", "naclip")
@@ -149,7 +150,7 @@ def test_a_killed_run_goes_on_where_it_was(
     [
         ("nothing-*.jpg", "out", (), 2, "nothing-*.jpg"),
         ("nothing", "out", (), 2, "nothing: expected a folder, a pattern"),
-        ("s3.txt", "out", ("--column", "x"), 2, "got a list; leave it out"),
+        ("s3.txt", "out", ("--column", "x"), 2, "got a list; leave the column out"),
         ("words.parquet", "out", (), 2, "name one by --column\n"),
         ("empty", "out", (), 2, "got no files"),
         ("in", "file/out", (), 1, "expected a folder, got a file"),
@@ -234,14 +235,23 @@ def test_an_empty_name_is_no_output_folder(
 
 def test_limits(tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
-    add_limit_options(parser)
-    assert limits_from(parser.parse_args([])) == Limits()
+    add_reading_options(parser)
+    assert reading_from(parser.parse_args([])) == ReadOptions()
     words = ["--max-pixels", "9", "--max-bytes", "2kB", "--timeout", "0.5"]
-    assert limits_from(parser.parse_args(words)) == Limits(9, 2000, 0.5)
-    assert limits_from(parser.parse_args(["--max-bytes", "77"])).max_bytes == 77
+    words += ["--bands", "4, red,2", "--value-range=-5,3000"]
+    wanted = ReadOptions((4, "red", 2), (-5.0, 3000.0), Limits(9, 2000, 0.5))
+    assert reading_from(parser.parse_args(words)) == wanted
     for option, value in (("--max-bytes", "0"), ("--max-bytes", "x"), ("--timeout", "0")):
         assert batch(tmp_path, tmp_path / "out", option, value) == 2
         one_line(capsys, f"{option}: expected a number")
+    for option, value, words_of_error in (
+        ("--bands", "1,2", "--bands must be three"),
+        ("--bands", "0", "--bands must be numbers from 1"),
+        ("--value-range", "5,1", "--value-range must be (low, high)"),
+        ("--value-range", "5", "--value-range must be LOW,HIGH"),
+    ):
+        assert batch(tmp_path, tmp_path / "out", option, value) == 2
+        one_line(capsys, words_of_error)
     assert (
         explain("allow more by max_bytes=, or timeout=")
         == "allow more by --max-bytes, or --timeout"

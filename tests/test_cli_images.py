@@ -24,7 +24,7 @@ def test_broken_images_are_named_in_one_line_each_and_the_others_done(
         tmp_path / "cut.png": "cut short or damaged",
         tmp_path / "nothing.png": "empty file",
         tmp_path / "notes.jpg": "expected an image",
-        tmp_path / "folder.png": "got a directory",
+        tmp_path / "folder.png": "got no files",
         tmp_path / "missing.png": "no such file",
     }
     out = tmp_path / "out"

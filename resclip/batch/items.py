@@ -92,7 +92,7 @@ class Item:
         try:
             with naming(self.location):
                 if self.cell is None:
-                    return read_range(self.location, self.start, self.length)
+                    return read_range(self.location, self.start, self.length, limits)
                 return read_cell(self.location, self.cell, limits.max_bytes)
         except OSError as error:
             raise OSError(error.errno, reason(error), name) from error

@@ -33,7 +33,7 @@ class Limits:
             if value is None and name == "max_pixels":
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral):
-                raise TypeError(f"{name} must be a whole number; got {str(value)[:80]!r}")
+                raise TypeError(f"{name} must be an integer; got {str(value)[:80]!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, Real):
