@@ -123,7 +123,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     monkeypatch.setattr(web, "PAUSES", (0.0, 0.01))
     handler = type("Handler", (Hostile,), {"asked": [], "stop": threading.Event()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        serving.daemon_threads = True
+        # What becomes of a hostile answer is of no interest.
+        serving.handle_error = lambda *_: None  # type: ignore[method-assign]
         thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://user:password@127.0.0.1:{serving.server_port}", handler.asked
