@@ -142,7 +142,6 @@ def test_rows_in_order_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"image": [base64.b64encode(bytes(9999)).decode()]}, r"got the columns image \(string\)"),
         ({"images": [[PNG, PNG]], "n": [1]}, "images holds lists: make a row of each image"),
         ({f"column {n} " + "x" * 99: [n] for n in range(60)}, r"x \(int64\) and 48 more; name one"),
-        ({"path": ["a.jpg", "b.jpg", "a.jpg"]}, "every image once.*number 1 and 3"),
         (b"PAR1 and nothing else", "damaged"),
     ],
 )

@@ -343,12 +343,14 @@ def test_one_bad_line_does_not_end_a_list(tmp_path: Path, monkeypatch: pytest.Mo
     }
     lines = ["a.jpg", *bad, "b.jpg", "./a.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    table(tmp_path / "t.parquet", {"path": [*lines, ""]})
+    # A table's texts may be data too; see the tests of tables.
+    table(tmp_path / "t.parquet", {"path": [*lines[:6], *lines[8:], ""]})
     source = open_source(str(tmp_path / "list.txt"))
     assert source.description.endswith(": 9 files, 1 named twice left out")
     for opened in (source, open_source(str(tmp_path / "t.parquet"))):
         found = [item for item in opened.items if item.name in errors(opened)]
-        for item, (text, why) in zip(found, bad.items(), strict=False):
+        expected = list(bad.items())[: None if opened is source else 5]
+        for item, (text, why) in zip(found, expected, strict=False):
             error = errors(opened)[item.name]
             assert why in error, text
             assert "\n" not in error

@@ -21,6 +21,7 @@ from batch_support import files_in, make_images, rows_of, toy_segmenter
 from cli_support import one_line, run
 from PIL import Image
 from pyarrow import parquet as pq
+from source_support import archive
 
 from resclip.cli.options import add_reading_options, explain, reading_from
 from resclip.io.limits import Limits
@@ -184,6 +185,24 @@ def test_another_method_does_not_mix_into_a_folder(
     assert "--overwrite" in said
     assert batch(tmp_path / "in", tmp_path / "out", "--method", "sclip", "--overwrite") == 0
     assert "3 of 3 images done" in capsys.readouterr().err
+
+
+def test_one_member_of_each_key_and_a_pipe(
+    tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was left out of shards is named; what is no file is a failed row, and nothing waits for it."""
+    make_images(tmp_path / "in", 1)
+    data = (tmp_path / "in" / "000.png").read_bytes()
+    shard = archive(tmp_path / "s.tar", {"a.png": data, "a.input.png": data, "a.mask.png": data})
+    assert batch(shard, tmp_path / "shards", "--member", "input.png") == 0
+    assert "1 image in 1 archive, left out: 1 png, 1 mask.png" in capsys.readouterr().err
+    assert [row["name"] for row in rows_of(tmp_path / "shards")] == ["s/a.input.png"]
+    assert batch(tmp_path / "in", tmp_path / "none", "--member", "png") == 2
+    one_line(capsys, "leave the member out")
+    os.mkfifo(tmp_path / "in" / "pipe.tif")
+    assert batch(tmp_path / "in", tmp_path / "out") == 1
+    assert "expected a file, got a named pipe" in capsys.readouterr().err
+    assert [row["status"] for row in rows_of(tmp_path / "out")] == ["done", "failed"]
 
 
 def test_a_package_that_is_missing_is_a_request_that_cannot_be_carried_out(

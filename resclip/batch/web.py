@@ -8,6 +8,7 @@ nor a text of the server or of a library is passed on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import io
 import os
@@ -110,7 +111,10 @@ def check_length(length: int | None, limits: Limits) -> None:
 
 
 def _too_large(came: str, limits: Limits) -> str:
-    return f"expected at most {limits.max_bytes:,} bytes, got {came}; make the file smaller"
+    return (
+        f"expected at most {limits.max_bytes:,} bytes, got {came}; "
+        "make the file smaller, or allow more by max_bytes="
+    )
 
 
 def _ask(files: Any, request: Any, *arguments: Any) -> Any:
@@ -126,15 +130,12 @@ def _ask(files: Any, request: Any, *arguments: Any) -> Any:
 
 
 async def _get(files: Any, url: str, start: int, length: int | None, limits: Limits) -> Answer:
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=limits.timeout)
     wanted = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
     most = limits.max_bytes if length is None else length
     begun = time.monotonic()
     try:
-        request = _request(files, "GET", url, timeout=timeout, headers=wanted)
-        async with await asyncio.wait_for(request, limits.timeout) as answer:
+        request = _request(files, "GET", url, wanted)
+        with contextlib.closing(await asyncio.wait_for(request, limits.timeout)) as answer:
             _check_status(answer)
             is_part, size = _extent(answer, start)
             kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -143,7 +144,8 @@ async def _get(files: Any, url: str, start: int, length: int | None, limits: Lim
                 return Answer(b"", is_part, size, kind)
             if length is None and size is not None and size > most:
                 raise _Failure(errno.EFBIG, _too_large(f"{size:,}", limits))
-            async for chunk in answer.content.iter_any():
+            # aiohttp's own limit on silence fails where a part of the answer could not be parsed.
+            while chunk := await asyncio.wait_for(answer.content.readany(), limits.timeout):
                 data.write(chunk[: most + 1 - data.tell()])
                 if data.tell() > most and length is None:
                     raise _Failure(errno.EFBIG, _too_large("more", limits))
@@ -161,13 +163,18 @@ async def _get(files: Any, url: str, start: int, length: int | None, limits: Lim
         raise _in_words(error, limits) from error
 
 
-async def _request(
-    files: Any, method: str, url: str, headers: dict[str, str], **options: Any
-) -> Any:
+async def _request(files: Any, method: str, url: str, headers: dict[str, str]) -> Any:
     """Send a request, with the options that a user has set up for fsspec; the answer's body is not read yet."""
+    import aiohttp
+
     session = await files.set_session()
-    headers = {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity", **headers}
-    options = {**files.kwargs, "allow_redirects": True, **options, "headers": headers}
+    options = {
+        **files.kwargs,
+        "allow_redirects": True,
+        # Not for all of a file, as aiohttp would have it: a large one takes its time.
+        "timeout": aiohttp.ClientTimeout(total=None),
+        "headers": {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity", **headers},
+    }
     return await session.request(method, files.encode_url(url), **options)
 
 
@@ -205,7 +212,8 @@ def _in_words(error: Exception, limits: Limits) -> _Failure:
     import aiohttp
 
     if isinstance(error, asyncio.TimeoutError):
-        return _Failure(errno.ETIMEDOUT, f"the server was silent for {limits.timeout:g} seconds")
+        text = f"the server was silent for {limits.timeout:g} seconds; allow more by timeout="
+        return _Failure(errno.ETIMEDOUT, text)
     if isinstance(error, aiohttp.TooManyRedirects):
         return _Failure(errno.ELOOP, "the server redirects in a circle")
     # aiohttp before 3.10 raises a ValueError for every address that it does not like.
@@ -285,8 +293,8 @@ def about(files: Any, url: str, limits: Limits) -> dict[str, Any]:
 
 async def _head(files: Any, url: str, limits: Limits) -> dict[str, Any]:
     try:
-        request = _request(files, "HEAD", url, headers={})
-        async with await asyncio.wait_for(request, limits.timeout) as answer:
+        request = _request(files, "HEAD", url, {})
+        with contextlib.closing(await asyncio.wait_for(request, limits.timeout)) as answer:
             _check_status(answer)
             known = {name: answer.headers.get(name) for name in ("ETag", "Last-Modified")}
             return {"size": answer.content_length, **known}
