@@ -79,8 +79,11 @@ def read_zip(path: Path) -> State:
             names = archive.namelist()
             if any(name.endswith("/constants.pkl") for name in names):
                 return read_archive(archive)
-    except (zipfile.BadZipFile, EOFError):
-        raise ValueError(DAMAGED) from None
+    except (OSError, Foreign):
+        raise
+    # A damaged archive makes its readers raise anything.
+    except Exception as error:  # noqa: BLE001
+        raise ValueError(f"{DAMAGED} ({first_sentence(error)})") from None
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(
             "it is a zip file of something else: unpack it, and name the file of weights"
@@ -105,6 +108,10 @@ def read_pickle(path: Path) -> Any:
         raise ValueError(f"{DAMAGED} ({first_sentence(error)})") from None
 
 
+class Foreign(ValueError):
+    """An archive that holds what no TorchScript archive of weights does."""
+
+
 class Held:
     """An object of a TorchScript archive, of whatever class: its attributes."""
 
@@ -113,10 +120,17 @@ class ArchiveReader(pickle.Unpickler):
     """Reads the attributes of a TorchScript archive's modules; any class or function of Python is unknown to it."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{folder}/data.pkl")))
         self.archive = archive
         self.folder = folder
+        super().__init__(io.BytesIO(self.stored("data.pkl")))
         self.storages: dict[str, Tensor] = {}
+
+    def stored(self, name: str) -> bytes:
+        """A member's bytes, which torch never packs: packed ones could stand for more than there is memory."""
+        member = self.archive.getinfo(f"{self.folder}/{name}")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise Foreign(f"it holds packed data, which torch does not write; {SAVE}")
+        return self.archive.read(member)
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
@@ -129,7 +143,7 @@ class ArchiveReader(pickle.Unpickler):
             return name
         if module == "torch.jit._pickle":  # Lists of numbers, with their types.
             return first_of
-        raise ValueError(
+        raise Foreign(
             f"it holds {quoted(f'{module}.{name}')}, which is no part of a TorchScript archive"
         )
 
@@ -137,7 +151,7 @@ class ArchiveReader(pickle.Unpickler):
         _, kind, key, _, count = pid
         if key not in self.storages:
             dtype = getattr(torch, kind).dtype
-            data = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
+            data = bytearray(self.stored(f"data/{key}"))
             flat = torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0)
             self.storages[key] = flat
         return self.storages[key]
@@ -157,21 +171,18 @@ def read_archive(archive: zipfile.ZipFile) -> State:
     """The parameters, buffers and other tensors of the modules of a TorchScript archive, by path."""
     folder = next(name for name in archive.namelist() if name.endswith("/constants.pkl"))
     reader = ArchiveReader(archive, folder.removesuffix("/constants.pkl"))
-    try:
-        top = reader.load()
-    except ValueError:
-        raise
-    # As above.
-    except Exception as error:  # noqa: BLE001
-        raise ValueError(f"its TorchScript cannot be read ({first_sentence(error)})") from None
+    top = reader.load()
     state: State = {}
     waiting = [("", top)]
+    seen = {id(top)}
     while waiting:
         path, one = waiting.pop()
         for name, value in vars(one).items() if isinstance(one, Held) else ():
             if isinstance(value, Tensor):
                 state[path + name] = value
-            elif isinstance(value, Held):
+            # An object may hold itself.
+            elif isinstance(value, Held) and id(value) not in seen:
+                seen.add(id(value))
                 waiting.append((f"{path}{name}.", value))
     return state
 
