@@ -48,6 +48,8 @@ _STRIPES = (2, 8)
 """Width in pixels of a dark stripe, and distance in pixels from one to the next."""
 _NAME_WIDTHS = (90, 230)
 """Least and greatest width in pixels of the column of names."""
+_STRIP = 1 << 20
+"""Pixels that are mixed at a time."""
 _SMALLEST_PANEL = 440
 """Pixels that the longer side of a panel has at least; smaller images are enlarged by a whole factor."""
 _LARGEST_PANEL = 900
@@ -91,12 +93,16 @@ def draw_overlay(
     """
     if not 0.0 <= opacity <= 1.0:
         raise ValueError(f"expected an opacity from 0 to 1, got {opacity}")
+    pixels = np.empty_like(image)
+    tints = colours.astype(np.float32) * opacity
     # The image turns grey as the colours come in: mixed with a vivid image they would differ from
-    # those of the legend.
-    faded = np.float32(1.0 - opacity) * image
-    faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _TO_GREY - faded)
-    tint = (colours.astype(np.float32) * opacity)[labels]
-    pixels = (faded + tint + 0.5).astype(np.uint8)  # [H, W, 3]
+    # those of the legend. A strip at a time, for fractions take four times the memory.
+    strip = max(1, _STRIP // labels.shape[1])
+    for first in range(0, len(labels), strip):
+        rows = slice(first, first + strip)
+        faded = np.float32(1.0 - opacity) * image[rows]
+        faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _TO_GREY - faded)
+        pixels[rows] = faded + tints[labels[rows]] + 0.5
     unlabelled = labels < 0
     if unlabelled.any():
         pixels[unlabelled] = image[unlabelled]
