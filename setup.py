@@ -48,6 +48,7 @@ setup(
         "batch": ["aiohttp>=3.9", "filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0"],
         "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8"],
         "geo": ["rasterio>=1.3.9"],
+        "heif": ["pillow-heif>=0.16"],
         "hf": ["transformers>=4.49"],
         "limits": [
             "onnx>=1.16",
@@ -65,6 +66,7 @@ setup(
             "mypy==2.4.1",
             "opencv-python-headless>=4.9",
             "peft>=0.13",
+            "pillow-heif>=0.16",
             "pyarrow>=16.0",
             "pycocotools>=2.0.8",
             "pytest>=8.0",

@@ -346,6 +346,13 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
         assert text.startswith(f"{path}: ")
 
 
+def test_heic_where_its_package_is_installed() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(gradient())).save(stream, quality=100)
+    assert np.abs(read_image(stream.getvalue()).astype(int) - gradient()).max() < 16
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
