@@ -119,7 +119,7 @@ def test_names_can_be_given_in_place_of_the_datasets_own(
         (["--dataset", "builtin,pascal"], ["unknown dataset 'pascal'", "voc21"]),
         (["--dataset", "builtin,builtin"], ["each dataset once, got 'builtin' twice"]),
         (["--dataset", "voc21"], ["--scenes is for builtin"]),
-        (["--out", ""], ["argument --out: expected a name, got an empty text"]),
+        (["--out", ""], ["argument --out: expected a folder"]),
         (["--plot"], ["--out DIR", "--plot"]),
         (["--save-predictions"], ["--out DIR", "--save-predictions"]),
         (["--qualitative", -1, "--out", "x"], ["at least 0 images, got -1"]),
