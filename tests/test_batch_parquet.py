@@ -7,6 +7,8 @@ import contextlib
 import pickle
 import random
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -346,3 +348,33 @@ def test_an_empty_cell_is_one_image_that_fails(tmp_path: Path) -> None:
     assert source.items[0].read() == b"A"
     with pytest.raises(ValueError, match="^4: .*row 1, got none"):
         source.items[1].read()
+
+
+def test_a_row_group_whose_figures_contradict_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow would end the process: its rows fail after one look by another process, and those of the next are read."""
+    looks: list[object] = []
+    run = subprocess.run
+
+    def look(command: list[str], **options: Any) -> Any:
+        looks.append(command)
+        return run([sys.executable, "-c", "import os; os.abort()"], check=False)
+
+    rows = 6
+    path = tmp_path / "t.parquet"
+    options = {"row_group_size": rows, "use_dictionary": False, "compression": "none"}
+    pq.write_table(
+        pa.table({"image": [bytes([n]) * 999 for n in range(2 * rows)]}), path, **options
+    )
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    data[start : start + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    monkeypatch.setattr(subprocess, "run", look)
+    items = open_source(str(path)).items
+    for item in items[:rows]:
+        with pytest.raises(ValueError, match="row group 0 is damaged"):
+            item.read()
+    assert len(looks) == 1
+    assert [item.read()[0] for item in items[rows:]] == [*range(rows, 2 * rows)]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import pickle
 import re
+import subprocess
+import sys
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -30,6 +33,7 @@ from resclip.batch.paths import (
     parent,
     plain,
     shown,
+    title,
 )
 from resclip.errors import reason
 from resclip.io.limits import DEFAULT_LIMITS
@@ -470,7 +474,7 @@ class _Reader:
         self.next = 0
         self.batches: Iterator[Any] = iter(())
         self.group = -1
-        self.damaged: dict[int, _DamagedGroup] = {}
+        self.damaged: dict[int, _DamagedGroup | ValueError] = {}
 
     def cell(self, row: int) -> bytes | str | None:
         """The value in a row.
@@ -494,21 +498,29 @@ class _Reader:
             except table_errors() as error:
                 raise_if_of_disk(error)
                 self.group = -1
-                self.damaged[group] = _DamagedGroup(
-                    self.location, self.file, self.column, group, self.firsts[group]
-                )
+                self.damaged[group] = self._damaged(group)
         within = row - self.firsts[group]
-        values, first = self.damaged[group].around(within)
+        damaged = self.damaged[group]
+        if isinstance(damaged, ValueError):
+            raise damaged
+        values, first = damaged.around(within)
         first += self.firsts[group]
         self.recent.append((first, values))
         return values, first
 
+    def _damaged(self, group: int) -> _DamagedGroup | ValueError:
+        """What is left of a row group; the error where that is nothing."""
+        try:
+            return _DamagedGroup(self.location, self.file, self.column, group, self.firsts[group])
+        except ValueError as error:
+            return error
+
     def _read_on(self, group: int, row: int) -> tuple[Any, int]:
         if group != self.group or row < self.next:
             self.group, self.next = group, self.firsts[group]
-            about = _chunk(self.file.metadata, group, self.column)
             rows = self.firsts[group + 1] - self.firsts[group]
-            size = max(1, about.total_uncompressed_size // max(1, rows))
+            # Of all columns, which images outweigh: `_chunk` is for damaged groups alone.
+            size = max(1, self.file.metadata.row_group(group).total_byte_size // max(1, rows))
             self.batches = self.file.iter_batches(
                 max(1, min(IMAGES_PER_READ, BYTES_PER_READ // size)),
                 row_groups=[group],
@@ -532,7 +544,7 @@ class _DamagedGroup:
         self.column = column
         self.group = group
         self.rows = file.metadata.row_group(group).num_rows
-        about = _chunk(file.metadata, group, column)
+        about = _chunk(file, group, column, location)
         starts = (about.dictionary_page_offset or 0, about.data_page_offset)
         self.start = min(start for start in starts if start > 0)
         names = [file.schema.column(index).path for index in range(len(file.schema))]
@@ -590,11 +602,30 @@ class _DamagedGroup:
 _reader = lru_cache(maxsize=4)(_Reader)
 
 
-def _chunk(metadata: Any, group: int, column: str) -> Any:
-    """What a table says about a column in one of its row groups."""
-    chunks = metadata.row_group(group)
-    found = (chunks.column(index) for index in range(chunks.num_columns))
-    return next(chunk for chunk in found if chunk.path_in_schema == column)
+# Arrow ends the process where a chunk's figures contradict each other: another process looks first.
+_LOOK = (
+    "import pickle, sys; metadata = pickle.load(sys.stdin.buffer); "
+    "metadata.row_group(int(sys.argv[1])).column(int(sys.argv[2])).to_dict()"
+)
+
+
+def _chunk(file: Any, group: int, column: str, location: str) -> Any:
+    """What a table that is damaged says about a column in one of its row groups.
+
+    Raises:
+        ValueError: nothing that can be used.
+    """
+    paths = [file.schema.column(index).path for index in range(len(file.schema))]
+    index = paths.index(column)
+    command = [sys.executable, "-c", _LOOK, str(group), str(index)]
+    looked = subprocess.run(
+        command, input=pickle.dumps(file.metadata), capture_output=True, check=False
+    )
+    if looked.returncode:
+        raise ValueError(
+            f"{title(location)}: expected a Parquet table, got one whose row group {group} is damaged; get it again"
+        )
+    return file.metadata.row_group(group).column(index)
 
 
 def _open(location: str) -> Any:
