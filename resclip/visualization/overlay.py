@@ -97,13 +97,13 @@ def draw_overlay(
     faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _TO_GREY - faded)
     tint = (colours.astype(np.float32) * opacity)[labels]
     pixels = (faded + tint + 0.5).astype(np.uint8)  # [H, W, 3]
-    unlabelled = labels < 0
-    if unlabelled.any():
-        pixels[unlabelled] = image[unlabelled]
     if hatched is not None:
         pixels[(labels == hatched) & _stripes(*labels.shape)] = INK
     width = max(1, round(min(labels.shape) / 360))
     pixels[_borders(labels, width)] = 255
+    unlabelled = labels < 0
+    if unlabelled.any():
+        pixels[unlabelled] = image[unlabelled]
     return Image.fromarray(pixels)
 
 
