@@ -235,7 +235,7 @@ class _Facts:
                 dataset.rpcs,
             ),
             tuple(dataset.nodatavals),
-            tuple((text or "").strip() for text in dataset.descriptions),
+            tuple(" ".join((text or "").split()) for text in dataset.descriptions),
             tuple(meaning.name for meaning in dataset.colorinterp),
         )
 
@@ -554,7 +554,7 @@ def _choose_bands(
         titles = ", ".join(filter(None, facts.descriptions)) or "no descriptions"
         raise ImageError(
             f"{name}: expected one band (grey), three or more (colour), and perhaps alpha, got "
-            f"{len(others)} ({titles[:80]}); choose bands, as in bands=(1,) for grey"
+            f"{len(others)} ({titles[:80]}); choose one as grey or three as colours with bands="
         )
     kinds = sorted({dataset.dtypes[index - 1] for index in colours})
     if any(np.dtype(kind).kind not in "uif" for kind in kinds):
