@@ -261,6 +261,28 @@ def test_absent_pixels(tmp_path: Path, way: str) -> None:
     assert picture.record["absent"] == pytest.approx(hidden.mean(), abs=1e-5)
 
 
+@pytest.mark.parametrize("opaque", [1, 255, 65535])
+@pytest.mark.parametrize("place", [{}, PLACE])
+def test_opacity_beside_deep_colours(tmp_path: Path, place: dict[str, Any], opaque: int) -> None:
+    values = noise(4, "uint16")
+    values[3] = opaque
+    values[3, :9] = 0
+    path = tiff(tmp_path / "a.tif", values, photometric="RGB", alpha="YES", **place)
+    pixels, absent = all_rows(path)
+    np.testing.assert_array_equal(absent, values[3] == 0)
+    wanted = np.rint(values[:3, 9:] / 257).transpose(1, 2, 0)
+    np.testing.assert_array_equal(pixels[9:], wanted)
+
+
+def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", noise(3))
+    Image.fromarray(noise(3).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    for image in (path, tmp_path / "a.png"):
+        image.with_name(f"{image.name}.msk").write_text("no mask")
+        with pytest.raises(ImageError, match=rf"{image.name}\.msk: .* remove it$"):
+            read_picture(image)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright_by_either_decoder(tmp_path: Path, orientation: int) -> None:
     """A TIFF's own tag, which GDAL passes over; pixels and places turn together."""

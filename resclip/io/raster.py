@@ -148,7 +148,7 @@ def open_raster(
         facts = _Facts.of(dataset)
         if isinstance(source, Path):
             facts = _Facts.beside(source, kind)
-            facts.mask = _open_mask(source, dataset.shape, stack)
+            facts.mask = _open_mask(source, name, dataset.shape, stack)
         raster = Raster(dataset, name, facts, options, orientation)
         raster.closing = stack.pop_all()
         raster.opening = partial(
@@ -189,25 +189,35 @@ def mask_beside(path: Path, name: str, orientation: int, height: int, width: int
     Raises:
         ImageError: the mask is damaged.
     """
-    try:
-        with ExitStack() as stack:
-            dataset = _open_mask(path, (height, width), stack)
-            if dataset is None:
-                return None
+    with ExitStack() as stack:
+        dataset = _open_mask(path, name, (height, width), stack)
+        if dataset is None:
+            return None
+        try:
             with gdal():
                 hidden: Mask = dataset.read(1) == 0
-    except OSError as error:
-        raise ImageError(damaged(name, error)) from error
+        except OSError as error:
+            raise ImageError(damaged(f"{name}.msk", error)) from error
     return _Turn(orientation, height, width).upright(hidden)
 
 
-def _open_mask(path: Path, shape: tuple[int, int], stack: ExitStack) -> Any:
-    """The mask in a file beside an image, which `stack` closes; None where there is none of this shape."""
+def _open_mask(path: Path, name: str, shape: tuple[int, int], stack: ExitStack) -> Any:
+    """The mask in a file beside an image, which `stack` closes; None where there is none of this shape.
+
+    Raises:
+        ImageError: it is damaged, or no TIFF.
+    """
     mask_file = path.with_name(f"{path.name}.msk")
     if not mask_file.is_file():
         return None
-    with gdal(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR") as rasterio, without_warnings():
-        mask = stack.enter_context(rasterio.open(mask_file, driver="GTiff"))
+    try:
+        with gdal(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR") as rasterio, without_warnings():
+            mask = stack.enter_context(rasterio.open(mask_file, driver="GTiff"))
+    except OSError as error:
+        raise ImageError(
+            f"{name}.msk: expected the image's mask, as a TIFF, got another file or a damaged one; make it again or "
+            "remove it"
+        ) from error
     return mask if mask.shape == shape else None
 
 
@@ -281,6 +291,8 @@ class Raster:
         if facts.georeference.rpcs is not None and self.georeference.rpcs is None:
             self.record["georeference"] = "RPCs left out: the image was turned upright"
         self._levels = self._find_levels(options)
+        alpha = self._bands.alpha
+        self._opacity = Levels(0.0, self._opaque(alpha), "alpha") if alpha else BYTES
         self._profile = self._find_profile()
 
     @property
@@ -365,7 +377,7 @@ class Raster:
         absent = self._absent(planes, window, alpha) if self._can_be_absent else None
         pixels = self._bands.to_rgb(planes, self._levels, self._profile)
         if alpha is not None:
-            pixels = over_filling(pixels, _opacity(alpha))
+            pixels = over_filling(pixels, self._opacity.to_bytes(alpha))
         if absent is not None:
             pixels[absent] = FILLING
             absent = self._turn.upright(absent)
@@ -416,11 +428,25 @@ class Raster:
         """
         if not (self._facts.georeference.is_known or self._is_chosen):
             return True
+        opaque = self._opaque(index)
         between = 0
         for window in self._windows():
             values = self._decoded(partial(self._dataset.read, index), window)
-            between += int(((values != 0) & (values != _opaque(values.dtype))).sum())
+            between += int(((values != 0) & (values != opaque)).sum())
         return between <= ALPHA_BETWEEN * self.width * self.height
+
+    def _opaque(self, index: int) -> float:
+        """The value of opaque pixels in an alpha band: its type's white; or 255 or 1 if none in a deep file is larger.
+
+        Masks of such numbers come beside colours of 16 bits.
+        """
+        dtype = np.dtype(self._dataset.dtypes[index - 1])
+        white = FULL_RANGES.get(dtype.name) or float(np.iinfo(dtype).max)
+        if dtype.itemsize == 1:
+            return white
+        reads = partial(self._dataset.read, index)
+        highest = max(float(self._decoded(reads, window).max()) for window in self._windows())
+        return next((level for level in (1.0, 255.0) if highest <= level), white)
 
     def _find_levels(self, options: ReadOptions) -> Levels:
         if self._bands.palette is not None:
@@ -611,15 +637,6 @@ def _palette(dataset: Any) -> PixelArray | None:
     colours[:, 3] = 255
     colours[list(entries)] = list(entries.values())
     return over_filling(colours[:, :3], colours[:, 3])
-
-
-def _opaque(dtype: np.dtype[Any]) -> float:
-    white = FULL_RANGES.get(dtype.name)
-    return float(np.iinfo(dtype).max) if white is None else white
-
-
-def _opacity(alpha: NDArray[Any]) -> NDArray[np.uint8]:
-    return Levels(0.0, _opaque(alpha.dtype), "alpha").to_bytes(alpha)
 
 
 def _row_of_blocks(dataset: Any, name: str) -> int:
