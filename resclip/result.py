@@ -15,7 +15,7 @@ from PIL import Image
 
 from resclip.io.files import write_atomically
 from resclip.io.images import PixelArray, save_png
-from resclip.io.picture import NOWHERE, Georeference
+from resclip.io.picture import NO_PLACE, NOWHERE, Georeference
 from resclip.visualization.overlay import (
     LegendEntry,
     draw_legend,
@@ -146,6 +146,7 @@ class Segmentation:
         """Size, present classes, all names, settings and how the image was read, as values for JSON."""
         height, width = self.labels.shape
         scores = self.scores()
+        place = {"georeference": NO_PLACE} if self.georeference.is_known else {}
         return {
             "width": width,
             "height": height,
@@ -155,7 +156,7 @@ class Segmentation:
             ],
             "unlabelled": self.unlabelled,
             "names": list(self.names),
-            "input": dict(self.record),
+            "input": {**self.record, **place},
             "settings": dict(self.settings),
         }
 

@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import rasterio
 from cli_support import names_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from resclip.io.images import ImageError, read_image, read_picture, save_png
 from resclip.io.limits import Limits
@@ -79,6 +80,17 @@ def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     Image.fromarray(gradient()).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=95)
     assert_plain(read_image(path), (20, 30))
+
+
+def test_damaged_tags_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pillow warns of each of them: a hostile file could print any number of lines."""
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 300)
+    block += b"".join(struct.pack("<HHII", 700 + tag, 1, 1 << 30, 8) for tag in range(300))
+    data = encoded(Image.fromarray(gradient()), "PNG", exif=block + b"\0" * 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_plain(read_image(data), (20, 30))
+    assert capsys.readouterr() == ("", "")
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -170,6 +182,12 @@ KINDS: dict[str, tuple[bytes, list[tuple[int, int, int]], int]] = {  # file, pix
     "16-bit grey, one value transparent": (
         png((2, 1), 16, 0, b"\x92\x34\x92\x35", b"\x92\x34"), [CLEAR, (146, 146, 146)], 0,
     ),
+    "2-bit grey, one value transparent": (
+        png((4, 1), 2, 0, b"\x1b", b"\0\1"), [BLACK, CLEAR, (170, 170, 170), WHITE], 0,
+    ),
+    "4-bit grey, one value transparent": (
+        png((2, 1), 4, 0, b"\x3f", b"\0\x0f"), [(51, 51, 51), CLEAR], 0,
+    ),
     "16-bit grey with alpha": (png((2, 1), 16, 4, b"\0\0\x80\0\xff\xff\xff\xff"), [DIM, WHITE], 1),
     "16-bit colour": (png((1, 1), 16, 2, b"\x12\xff\x34\xff\xf6\0"), AS_8, 0),
     "16-bit colour, TIFF": (tiff(COLOUR_16, photometric="RGB"), AS_8, 0),
@@ -188,6 +206,83 @@ def test_every_kind_of_pixel(kind: str) -> None:
     came = read_image(data)
     assert_plain(came, (1, len(pixels)))
     assert np.abs(came[0].astype(int) - pixels).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La"])
+def test_images_in_memory_with_opacity(mode: str) -> None:
+    image = Image.new("RGBA", (2, 1), (90, 90, 90, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    image = image.convert("LA" if "L" in mode else "RGBA").convert(mode)
+    picture = read_picture(image)
+    np.testing.assert_array_equal(picture.pixels, [[CLEAR, (90, 90, 90)]])
+    np.testing.assert_array_equal(picture.absent, [[True, False]])
+
+
+def test_a_masked_array_s_mask_hides_pixels() -> None:
+    array = np.ma.MaskedArray(gradient(), np.zeros((20, 30, 3), bool))
+    assert read_picture(array).absent is None
+    array[:, :5] = np.ma.masked
+    array[3, 9, 0] = np.ma.masked  # One colour of three.
+    picture = read_picture(array)
+    assert picture.absent is not None
+    np.testing.assert_array_equal(picture.absent, np.arange(30) < np.full((20, 1), 5))
+    assert (picture.pixels[picture.absent] == FILLING).all()
+    np.testing.assert_array_equal(picture.pixels[:, 5:], gradient()[:, 5:])
+    assert picture.record == {"absent": round(5 / 30, 6)}
+
+
+def test_transparency_counts_whatever_bands_are_asked_for() -> None:
+    opacity = np.where(np.arange(30) < 5, 0, 255).astype(np.uint8) + np.zeros((20, 1), np.uint8)
+    image = Image.fromarray(np.dstack([gradient(), opacity]))
+    picture = read_picture(image, ReadOptions(bands=(3, 2, 1)))
+    np.testing.assert_array_equal(picture.absent, opacity == 0)
+    np.testing.assert_array_equal(picture.pixels[:, 5:], gradient()[:, 5:, ::-1])
+    # A fourth band that is a colour, because somebody says so or by its many levels, is no opacity.
+    assert read_picture(image, ReadOptions(bands=(4, 2, 1))).absent is None
+    image.putalpha(Image.fromarray(gradient()[..., 0]))
+    assert read_picture(image, ReadOptions(bands=(3, 2, 1))).absent is None
+
+
+def profile(title: str, space: bytes, gamma: float) -> bytes:
+    """An ICC profile of sRGB's primaries, or of grey, with another gamma."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    text = title.encode("utf-16-be")
+    name = b"mluc" + struct.pack(">IIIHHII", 0, 1, 12, 0x656E, 0x5553, len(text), 28) + text
+    curve = b"curv" + struct.pack(">IIHH", 0, 1, round(gamma * 256), 0)
+    primaries = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+    white = (0.9642, 1.0, 0.8249)
+    tags = {b"desc": name, b"cprt": name, b"wtpt": b"XYZ \0\0\0\0" + fixed(*white)}
+    if space == b"GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        for letter, primary in zip("rgb", primaries, strict=True):
+            tags[f"{letter}XYZ".encode()] = b"XYZ \0\0\0\0" + fixed(*primary)
+            tags[f"{letter}TRC".encode()] = curve
+    table, body = struct.pack(">I", len(tags)), b""
+    for tag, value in tags.items():
+        table += tag + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
+        body += value + b"\0" * (-len(value) % 4)
+    head = b"\0" * 4 + struct.pack(">I4s4s4s12x4s28x", 0x04300000, b"mntr", space, b"XYZ ", b"acsp")
+    data = head + fixed(*white) + b"\0" * 48 + table + body
+    return struct.pack(">I", len(data) + 4) + data
+
+
+def test_profiles_are_known_by_what_they_do_and_not_by_their_names() -> None:
+    image = Image.new("RGB", (4, 4), (60, 60, 60))
+    linear = profile("sRGB, linear", b"RGB ", 1.0)
+    picture = read_picture(encoded(image, "PNG", icc_profile=linear))
+    assert picture.pixels[0, 0, 0] == pytest.approx(133, abs=2)
+    assert picture.record["profile"] == "sRGB, linear: converted to sRGB"
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert "profile" not in read_picture(encoded(image, "PNG", icc_profile=srgb)).record
+    chosen = read_picture(encoded(image, "PNG", icc_profile=linear), ReadOptions(bands=(1, 2, 3)))
+    assert chosen.record["profile"] == "not applied, since bands were chosen"
+    # A profile of grey is one for grey with opacity, too.
+    data = encoded(image.convert("LA"), "PNG", icc_profile=profile("grey", b"GRAY", 1.0))
+    assert read_picture(data).pixels[0, 0, 0] == pytest.approx(133, abs=2)
 
 
 def test_animated_gives_its_first_frame(tmp_path: Path) -> None:

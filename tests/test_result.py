@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resclip.io.picture import NO_PLACE, Georeference
 from resclip.result import Segmentation, comparison_sheet
 from resclip.visualization import fonts
 from resclip.visualization.fonts import built_in_font, find_font
@@ -103,9 +104,8 @@ def test_unlabelled_pixels_are_left_out_of_everything(
     with Image.open(paths[0]) as image:
         np.testing.assert_array_equal(np.asarray(image), np.where(labels < 0, value, labels))
         assert image.info["transparency"] is not None
-    edges = labels != np.roll(labels, -1, axis=0)
-    shown = np.asarray(result.overlay())[(labels < 0) & ~edges]
-    np.testing.assert_array_equal(shown, result.image[(labels < 0) & ~edges])
+    shown = np.asarray(result.overlay())[labels < 0]
+    np.testing.assert_array_equal(shown, result.image[labels < 0])
     assert result.sheet().width > 0
     empty = make(labels=np.full((10, 20), -1), names=names)
     assert (empty.areas(), empty.scores(), empty.unlabelled) == ({}, {}, 1.0)
@@ -245,6 +245,12 @@ def test_save_writes_labels_overlay_and_json(tmp_path: Path) -> None:
     assert (stored["width"], stored["height"]) == (20, 10)
     assert stored["classes"][2] == {"index": 2, "name": "猫", "area": 0.2, "score": 0.75}
     assert stored["settings"] == {"model": "builtin", "method": "resclip"}
+
+
+def test_a_place_that_is_not_written_is_said() -> None:
+    assert make(record={"format": "TIFF"}).to_dict()["input"] == {"format": "TIFF"}
+    placed = make(record={"format": "TIFF"}, georeference=Georeference(crs="EPSG:32632"))
+    assert placed.to_dict()["input"] == {"format": "TIFF", "georeference": NO_PLACE}
 
 
 def test_save_without_overlay_and_again(tmp_path: Path) -> None:

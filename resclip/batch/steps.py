@@ -32,7 +32,7 @@ from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import ArrayImage
 from resclip.inference.scheduler import Failure
 from resclip.io.images import PixelArray, open_picture
-from resclip.io.picture import NOWHERE, Georeference, Mask, Picture
+from resclip.io.picture import NO_PLACE, NOWHERE, Georeference, Mask, Picture
 from resclip.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def read_item(job: BatchJob, item: Item) -> LoadedImage | Problem:
         return Problem(item, started, describe(error))
     size = opened.height, opened.width
     if job.form == "png" and opened.georeference.is_known:
-        opened.record["georeference"] = "not written: a PNG has no place for it, a tif has"
+        opened.record["georeference"] = NO_PLACE
     if not isinstance(opened, Picture):
         return LoadedImage(item, started, size, None, raster=opened)
     return LoadedImage(

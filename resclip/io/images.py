@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from resclip.io.colour import Profile, lab_to_srgb
+from resclip.io.colour import NO_PROFILE_OF_BANDS, Profile, lab_to_srgb
 from resclip.io.errors import ImageError as ImageError  # noqa: PLC0414 - exported from here too
 from resclip.io.errors import (
     check_bytes,
@@ -36,6 +35,7 @@ from resclip.io.files import write_atomically
 from resclip.io.levels import Levels, find_levels
 from resclip.io.limits import Limits
 from resclip.io.picture import (
+    ALPHA_BETWEEN,
     DEFAULT_OPTIONS,
     FILLING,
     NOWHERE,
@@ -47,6 +47,7 @@ from resclip.io.picture import (
 )
 from resclip.io.resize import PixelArray as PixelArray  # noqa: PLC0414 - exported from here too
 from resclip.io.signatures import kind_of_image
+from resclip.io.tags import ORIENTATION, Tags, orientation_of, png_orientation, tiff_pages
 
 if TYPE_CHECKING:
     from resclip.io.raster import Raster
@@ -73,7 +74,6 @@ _PILLOW_FORMATS = {
     "QOI": ("QOI",),
 }
 
-_ORIENTATION = 274
 # Tags of TIFF: the layout of its pixels; GDAL's nodata value; a georeference in five forms.
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT, _TILES = (
     254, 256, 257, 258, 262, 277, 339, 322,
@@ -81,8 +81,11 @@ _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT, _TILES
 _NODATA = 42113
 _PLACE = (33550, 33922, 34264, 34735, 50844)
 _DESCRIPTIONS = 42112
+_YCBCR = 6
 _LAB = (8, 9, 10)
-_IS_MASKED = -1
+_PLACE_NOT_READ = 'not read: pip install "resclip[geo]"'
+_MASK = 4
+"""A bit of _SUBFILE: the page is a mask."""
 
 
 def read_image(
@@ -99,8 +102,8 @@ def read_picture(
     """Read an image whole: upright sRGB bytes, where it has no pixels, where it lies, and what was done.
 
     Args:
-        source: a path, an encoded image's bytes, a PIL image, an (H, W, 3) uint8 array, or a picture that is read
-            already.
+        source: a path, an encoded image's bytes, a PIL image, an (H, W, 3) uint8 array (of a masked one the pixels are
+            absent whose three colours are masked), or a picture that is read already.
         options: bands, value range and limits.
         name: what errors call the image; by default its path.
 
@@ -185,7 +188,7 @@ def _of_array(array: NDArray[np.uint8], name: str | None, options: ReadOptions) 
     if array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
             f"{prefix}expected an image of shape (height, width, 3), got {array.shape}; "
-            "put the three colour channels last"
+            "put the three colour channels last, and pass grey or transparent pixels as a PIL image"
         )
     if array.size == 0:
         raise ImageError(
@@ -195,12 +198,21 @@ def _of_array(array: NDArray[np.uint8], name: str | None, options: ReadOptions) 
         array.shape[1], array.shape[0], name or "the array", options.limits.max_pixels or MAX_PIXELS
     )
     record: dict[str, Any] = {}
-    layers = [array[..., channel] for channel in range(3)]
-    pixels = np.stack(_chosen(layers, name or "the array", options, record), axis=2)
+    # A copy: a camera's buffer is filled with the next frame while this one waits.
+    pixels: PixelArray = np.array(array, order="C")
+    if options.bands is not None:
+        layers = _chosen(list(np.moveaxis(pixels, 2, 0)), name or "the array", options, record)
+        pixels = np.stack(layers, axis=2)
     if options.value_range is not None:
         pixels = _stretched(pixels, options, record)
-    # A copy: a camera's buffer is filled with the next frame while this one waits.
-    return Picture(np.array(pixels, order="C"), record=record)
+    absent: Mask | None = None
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        # As by a nodata value: in all colours.
+        hidden: Mask = np.logical_and.reduce(np.ma.getmaskarray(array), axis=2)
+        pixels[hidden] = FILLING
+        record["absent"] = round(share_absent(hidden), 6)
+        absent = hidden
+    return Picture(pixels, absent, record=record)
 
 
 class _Encoded:
@@ -214,13 +226,21 @@ class _Encoded:
         self.options = options
         self.block_pixels = block_pixels
         self.record: dict[str, Any] = {}
+        self.orientation = 1
+        """Of what GDAL reads, which passes it over."""
         with self.stream() as stream:
             try:
                 self.start = stream.read(64)
                 self.kind = kind_of_image(self.start)
-                self.tags = _tiff_tags(stream, self.start) if self.kind == "TIFF" else {}
+                pages = tiff_pages(stream) if self.kind == "TIFF" else []
+                if self.is_deep_png:
+                    self.orientation = png_orientation(stream)
             except OSError as error:
                 raise ImageError(unreachable(name, error)) from error
+        self.tags: Tags = pages[0] if pages else {}
+        self.is_masked = any(_first(page, _SUBFILE) & _MASK for page in pages[1:])
+        if self.kind == "TIFF":
+            self.orientation = orientation_of(self.tags)
 
     def stream(self) -> BinaryIO:
         """The encoded bytes."""
@@ -252,27 +272,38 @@ class _Encoded:
     def decoders(self) -> list[Callable[[], Picture | Raster]]:
         """What is tried, in order."""
         if self.kind == "TIFF":
-            if self.tags.get(_PHOTOMETRIC) in _LAB:
+            if _first(self.tags, _PHOTOMETRIC) in _LAB:
                 return [self.by_pillow]
             # Pillow would show what is hidden, or take colours for others: it is no second decoder then.
-            if _is_beyond_pillow(self.tags):
+            if self.is_masked or _is_beyond_pillow(self.tags):
                 return [self.by_gdal]
             ways = [self.by_pillow, self.by_gdal]
             return ways[::-1] if self.is_special() else ways
         if self.kind == "JPEG 2000":
             return [self.by_gdal, self.by_pillow]
         # Of 16-bit colour Pillow gives the high bytes alone.
-        if self.kind == "PNG" and self.start[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
+        if self.is_deep_png:
             return [self.by_gdal, self.by_high_bytes]
         return [self.by_pillow]
 
+    @property
+    def is_deep_png(self) -> bool:
+        """Whether it is a PNG whose pixels are colours, or grey with opacity, of 16 bits each."""
+        return self.kind == "PNG" and self.start[24:26] in (
+            b"\x10\x02",
+            b"\x10\x04",
+            b"\x10\x06",
+        )
+
     def is_special(self) -> bool:
         """Whether a TIFF is large, tiled, says where it lies or what its bands are, or is asked for some of them."""
-        pixels = self.tags.get(_HEIGHT, 0) * self.tags.get(_WIDTH, 0)
+        pixels = _first(self.tags, _HEIGHT) * _first(self.tags, _WIDTH)
         is_large = self.block_pixels is not None and pixels > self.block_pixels
         is_described = any(tag in self.tags for tag in (_TILES, _DESCRIPTIONS, *_PLACE))
         is_chosen = self.options.bands is not None
-        return is_large or is_described or is_chosen or self.has_companions()
+        # The decoders differ in how they enlarge the colours of a JPEG: one of them has to be for all sizes.
+        is_jpeg = _first(self.tags, _PHOTOMETRIC) == _YCBCR
+        return is_large or is_described or is_chosen or is_jpeg or self.has_companions()
 
     def has_companions(self) -> bool:
         """Whether files beside it say where the image lies, or what of it is hidden."""
@@ -282,9 +313,11 @@ class _Encoded:
         suffix = path.suffix
         # "x.tfw" and "x.tifw" belong to "x.tif".
         world = [f"{suffix[:2]}{suffix[-1]}w", f"{suffix}w"] if len(suffix) > 2 else []
-        return any(path.with_suffix(ending).exists() for ending in (*world, ".wld")) or any(
-            path.with_name(path.name + ending).exists() for ending in (".aux.xml", ".msk")
-        )
+        world = [*world, ".wld"]
+        return any(
+            path.with_suffix(ending).exists()
+            for ending in (*world, *map(str.lower, world), *map(str.upper, world))
+        ) or any(path.with_name(path.name + ending).exists() for ending in (".aux.xml", ".msk"))
 
     def by_gdal(self) -> Picture | Raster:
         """By GDAL; by rows where the image is large."""
@@ -306,7 +339,7 @@ class _Encoded:
                 str(self.kind),
                 self.options,
                 max_pixels=max_pixels,
-                orientation=_orientation(self.tags.get(_ORIENTATION)),
+                orientation=self.orientation,
             )
         except OSError as error:
             raise ImageError(damaged(self.name, error)) from error
@@ -335,8 +368,17 @@ class _Encoded:
             image = self.identified(stream, limits.max_pixels or MAX_PIXELS)
             with image:
                 check_size(image.width, image.height, self.name, limits.max_pixels or MAX_PIXELS)
+                self.mend_transparency(image)
                 picture = _decode(image, self.name, self.options, self.record, self.tags)
         return self.placed(picture)
+
+    def mend_transparency(self, image: Image.Image) -> None:
+        """Of a PNG of 2 or 4 bits of grey: Pillow spreads its levels to 255, but not the one that is transparent."""
+        level = image.info.get("transparency")
+        if self.kind == "PNG" and self.start[24:26] in (b"\x02\0", b"\x04\0") and level is not None:
+            highest = 2 ** self.start[24] - 1
+            if level <= highest:
+                image.info["transparency"] = level * (255 // highest)
 
     def identified(self, stream: BinaryIO, max_pixels: int) -> Image.Image:
         """Image.open, with `max_pixels` in place of its own limit; it stops at twice that many.
@@ -357,16 +399,33 @@ class _Encoded:
                 Image.MAX_IMAGE_PIXELS = former
 
     def placed(self, picture: Picture) -> Picture:
-        """With the georeference that files beside the image, or tags that Pillow passes over, give."""
+        """With what Pillow passes over: files beside the image that say where it lies and what of it is hidden."""
         if isinstance(self.source, bytes) or not self.has_companions():
+            if any(tag in self.tags for tag in _PLACE):
+                picture.record["georeference"] = _PLACE_NOT_READ
             return picture
         try:
-            from resclip.io.raster import georeference_of
+            from resclip.io.raster import georeference_of, mask_beside
         except ImportError:
-            picture.record["georeference"] = 'not read: pip install "resclip[geo]"'
+            if self.source.with_name(f"{self.source.name}.msk").exists():
+                # Not without: what the mask hides would be shown.
+                raise _ReaderMissing(
+                    f"{self.name}: expected rasterio, which reads the mask beside it, found none; "
+                    'pip install "resclip[geo]", or remove the .msk file'
+                ) from None
+            picture.record["georeference"] = _PLACE_NOT_READ
             return picture
-        place = georeference_of(self.source, str(self.kind))
-        return Picture(picture.pixels, picture.absent, place, picture.record)
+        orientation = picture.record.get("orientation", 1)
+        size = (picture.height, picture.width)
+        stored = size[::-1] if orientation >= 5 else size
+        place = georeference_of(self.source, str(self.kind), orientation, *stored)
+        absent = picture.absent
+        hidden = mask_beside(self.source, self.name, orientation, *stored)
+        if hidden is not None and hidden.any():
+            absent = hidden if absent is None else hidden | absent
+            picture.pixels[hidden] = FILLING
+            picture.record["absent"] = round(share_absent(absent), 6)
+        return Picture(picture.pixels, absent, place, picture.record)
 
 
 class _ReaderMissing(ImageError):
@@ -388,43 +447,19 @@ def _register_heif(name: str, start: bytes) -> None:
     register_heif_opener()
 
 
-def _tiff_tags(stream: BinaryIO, start: bytes) -> Mapping[int, Any]:
-    """The tags of a TIFF's first page, and whether the second one is its mask; none where they cannot be read."""
-    header = start[: 16 if b"+" in start[2:4] else 8]
-    try:
-        # The decoders will say what is wrong with the file.
-        with decoding("tags"), without_warnings():
-            directory = ImageFileDirectory_v2(header)
-            stream.seek(directory.next)
-            directory.load(stream)
-            tags = dict(directory)
-            if directory.next:
-                second = ImageFileDirectory_v2(header)
-                stream.seek(directory.next)
-                second.load(stream)
-                tags[_IS_MASKED] = int(second.get(_SUBFILE, 0)) & 4
-            return tags
-    except ImageError:
-        return {}
+def _first(tags: Tags, tag: int, missing: int = 0) -> int:
+    """The first value of a tag; `missing` where a page has none."""
+    return (tags.get(tag) or (missing,))[0]
 
 
-def _is_beyond_pillow(tags: Mapping[Any, Any]) -> bool:
-    """Whether a TIFF says something that Pillow would get wrong: of its depth, its bands, its mask or its nodata."""
-    bits = tags.get(_BITS, (1,))
-    bits = bits if isinstance(bits, tuple) else (bits,)
-    formats = tags.get(_SAMPLE_FORMAT, (1,))
-    formats = formats if isinstance(formats, tuple) else (formats,)
-    return bool(
-        max(bits) > 8
-        or any(kind != 1 for kind in formats)
-        or tags.get(_SAMPLES, 1) not in (1, 3, 4)
+def _is_beyond_pillow(tags: Tags) -> bool:
+    """Whether a TIFF says something that Pillow would get wrong: of its depth, its bands or its nodata."""
+    return (
+        max(tags.get(_BITS) or (1,)) > 8
+        or any(kind != 1 for kind in tags.get(_SAMPLE_FORMAT, ()))
+        or _first(tags, _SAMPLES, 1) not in (1, 3, 4)
         or _NODATA in tags
-        or tags.get(_IS_MASKED)
     )
-
-
-def _orientation(value: Any) -> int:
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _decode(
@@ -432,7 +467,7 @@ def _decode(
     name: str,
     options: ReadOptions,
     record: dict[str, Any],
-    tags: Mapping[Any, Any] | None = None,
+    tags: Tags | None = None,
 ) -> Picture:
     """The first frame of an image that Pillow has opened."""
     with decoding(name):
@@ -440,7 +475,8 @@ def _decode(
         image.load()
         if turned != 1:
             record["orientation"] = turned
-        image = _upright(image)
+            with without_warnings():
+                image = ImageOps.exif_transpose(image)
         # Pillow shows numbers without colours as black.
         if image.mode in ("P", "PA") and not image.getpalette():
             raise ImageError(
@@ -451,19 +487,21 @@ def _decode(
         profile_data = image.info.get("icc_profile")
         absent: Mask | None = None
         if image.mode.startswith(("I", "F")):
-            white_is_zero = (tags or {}).get(_PHOTOMETRIC) == 0
+            white_is_zero = _first(tags or {}, _PHOTOMETRIC, 1) == 0
             image, absent = _grey(image, options, record, white_is_zero=white_is_zero)
-        opacity = None
-        if image.has_transparency_data and options.bands is None:
-            layer = image.convert("RGBA")
-            opacity = np.asarray(layer.getchannel("A"))
-            image = layer.convert("RGB")
-        elif image.mode in ("1", "P", "LA", "La", "PA", "I;16"):
-            image = image.convert("RGB" if image.mode in ("P", "PA") else "L")
+        bands = image if options.bands is None else image.copy()
+        image, opacity = _without_opacity(image)
         if options.bands is not None:
-            layers = [np.asarray(layer) for layer in image.split()]
+            layers = [np.asarray(layer) for layer in bands.split()]
             chosen = _chosen(layers, name, options, record)
-            image = Image.fromarray(np.stack(chosen, axis=2) if len(chosen) > 1 else chosen[0])
+            if opacity is not None and bands.getbands()[-1] == "A":
+                # Of several files this band is another colour: infrared, as it may be.
+                between = float(((opacity > 0) & (opacity < 255)).mean())
+                if len(layers) in record["bands"] or between > ALPHA_BETWEEN:
+                    opacity = None
+            image = Image.fromarray(np.stack(chosen, axis=2))
+            if profile_data:
+                record["profile"] = NO_PROFILE_OF_BANDS
         elif profile_data:
             profile = Profile(profile_data, image.mode)
             if profile.remark:
@@ -483,22 +521,29 @@ def _decode(
         return Picture(pixels, absent, NOWHERE, record)
 
 
+def _without_opacity(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """Colours, grey or inks alone, and the opacity of each pixel, (H, W); None where all are opaque."""
+    if image.mode == "La":  # Pillow turns it into no other.
+        image = image.convert("LA")
+    opacity = None
+    if image.has_transparency_data:
+        is_grey = image.mode in ("1", "L", "LA")
+        layer = image.convert("RGBA")
+        opacity = np.asarray(layer.getchannel("A"))
+        image = layer.convert("RGB").convert("L") if is_grey else layer.convert("RGB")
+    elif image.mode in ("1", "P", "LA", "PA", "I;16"):
+        image = image.convert("RGB" if image.mode in ("P", "PA") else "L")
+    return image, opacity
+
+
 def _stored_orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 to 8; 1 if the EXIF block is damaged."""
+    """EXIF's number, 1 to 8; 1 if the EXIF block is damaged, of which Pillow warns once for each tag."""
     try:
-        with decoding("EXIF"):
-            return _orientation(image.getexif().get(_ORIENTATION))
+        with decoding("EXIF"), without_warnings():
+            value = image.getexif().get(ORIENTATION)
     except ImageError:
         return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """`image` with its EXIF orientation applied, or as stored if the EXIF block is damaged."""
-    try:
-        with decoding("EXIF"):
-            return ImageOps.exif_transpose(image)
-    except ImageError:
-        return image
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _grey(

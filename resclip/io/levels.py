@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ FULL_RANGES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0, "float64": 1.0
 """The value of white, by convention, in types that have one."""
 
 _BINS = 1 << 16
+_FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 
 
 @dataclass(frozen=True)
@@ -71,54 +73,83 @@ def find_levels(dtype: np.dtype[Any], blocks: Callable[[], Iterable[NDArray[Any]
     """
     if dtype == np.uint8:
         return BYTES
-    counts, edges = _histogram(dtype, blocks)
-    total = int(counts.sum())
-    if total == 0:
+    values = _Values(dtype, blocks)
+    if values.total == 0:
         return Levels(0.0, 1.0, "no pixel")
-    used = counts.nonzero()[0]
-    lowest, highest = float(edges[used[0]]), float(edges[used[-1] + 1])
+    # Ranks: how many values come before. The third is reached by the share that says whether a range is used.
+    last = values.total - 1
+    used = values.total - math.ceil(USED_SHARE * values.total)
+    inner = [max(0, math.ceil(values.total * percent / 100) - 1) for percent in PERCENTILES]
+    lowest, highest, upper, low, high = values.at_ranks([0, last, used, *inner])
     white = FULL_RANGES.get(dtype.name)
-    if white is not None and lowest >= 0 and (dtype == np.uint16 or highest <= white * (1 + 1e-6)):
-        upper = counts[edges[:-1] >= white / 2].sum()
-        if upper >= USED_SHARE * total:
-            return Levels(0.0, white, "the type's range")
-    running = counts.cumsum()
-    low_bin, high_bin = (
-        int(np.searchsorted(running, total * percent / 100)) for percent in PERCENTILES
-    )
-    low, high = float(edges[low_bin]), float(edges[high_bin])
-    if not low < high:  # Nearly all values are one.
-        low, high = lowest, highest
-    if 0 <= low <= BLACK_SHARE * high:
-        return Levels(0.0, high, f"0 and the file's percentile {PERCENTILES[1]:g}")
-    return Levels(low, high, f"the file's percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}")
-
-
-def _histogram(
-    dtype: np.dtype[Any], blocks: Callable[[], Iterable[NDArray[Any]]]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(65536,) counts and the (65537,) values at which their bins begin: one a value for 16 bits."""
-    counts = np.zeros(_BINS, np.int64)
-    if np.issubdtype(dtype, np.integer) and dtype.itemsize <= 2:
-        first = np.iinfo(dtype).min
-        for values in blocks():
-            counts += np.bincount((values.astype(np.int32) - first).ravel(), minlength=_BINS)
-        return counts, np.arange(_BINS + 1, dtype=np.float64) + first
-    lowest, highest = np.inf, -np.inf
-    for values in blocks():
-        finite = _finite(values)
-        if finite.size:
-            lowest = min(lowest, float(finite.min()))
-            highest = max(highest, float(finite.max()))
-    if lowest > highest:
-        return counts, np.linspace(0.0, 1.0, _BINS + 1)
+    in_range = lowest >= 0 and (dtype == np.uint16 or highest <= (white or 0.0) * (1 + 1e-6))
+    if white is not None and in_range and upper >= white / 2:
+        return Levels(0.0, white, "the type's range")
+    reason = f"the file's percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"
     if lowest == highest:
-        highest = lowest + max(1.0, abs(lowest))
-    for values in blocks():
-        counts += np.histogram(_finite(values), bins=_BINS, range=(lowest, highest))[0]
-    return counts, np.linspace(lowest, highest, _BINS + 1)
+        return Levels(lowest, lowest + max(1.0, abs(lowest)), "a file of a single value")
+    if low == high:  # Nearly all values are one.
+        low, high, reason = lowest, highest, "the file's lowest and highest value"
+    elif 0 <= low <= BLACK_SHARE * high:
+        low, reason = 0.0, f"0 and the file's percentile {PERCENTILES[1]:g}"
+    return Levels(low, high, reason)
 
 
-def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
-    numbers: NDArray[np.float64] = values.astype(np.float64).ravel()
-    return numbers[np.isfinite(numbers)]
+class _Values:
+    """All values of a file in their order, without holding them: only counted, by 16 bits at a time.
+
+    Values of more than 16 bits are counted by the upper half of a key of 32 bits that is ordered as they are; a value
+    of a rank is then looked for among those of one upper half. So one value that is out of all proportion takes nothing
+    from the others, as it would from bins of equal width. Fractions of 64 bits are rounded to 32.
+
+    Args:
+        dtype: of the values.
+        blocks: returns them piece by piece; what is not finite is passed over.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], blocks: Callable[[], Iterable[NDArray[Any]]]) -> None:
+        self._is_short = np.issubdtype(dtype, np.integer) and dtype.itemsize <= 2
+        self._is_whole = np.issubdtype(dtype, np.integer) and dtype.itemsize <= 4
+        self._first = np.iinfo(dtype).min if self._is_whole else 0
+        self._blocks = blocks
+        self._upper = np.zeros(_BINS, np.int64)
+        for values in blocks():
+            keys = self._keys(values)
+            self._upper += np.bincount(keys if self._is_short else keys >> 16, minlength=_BINS)
+        self.total = int(self._upper.sum())
+
+    def at_ranks(self, ranks: list[int]) -> list[float]:
+        """For each rank, from 0 up to `total`, the value that so many others come before."""
+        running = self._upper.cumsum()
+        uppers = np.searchsorted(running, ranks, side="right").tolist()
+        if self._is_short:
+            return [float(upper + self._first) for upper in uppers]
+        lowers = {upper: np.zeros(_BINS, np.int64) for upper in uppers}
+        for values in self._blocks():
+            keys = self._keys(values)
+            for upper in lowers:
+                lowers[upper] += np.bincount(keys[keys >> 16 == upper] & 0xFFFF, minlength=_BINS)
+        found = []
+        for rank, upper in zip(ranks, uppers, strict=True):
+            within = rank - int(running[upper] - self._upper[upper])
+            lower = int(np.searchsorted(lowers[upper].cumsum(), within, side="right"))
+            found.append(self._value(upper << 16 | lower))
+        return found
+
+    def _value(self, key: int) -> float:
+        if self._is_whole:
+            return float(key + self._first)
+        # The sign's bit is set in keys of positive numbers, whose other bits are their own.
+        bits = key ^ 0x80000000 if key >> 31 else key ^ 0xFFFFFFFF
+        return float(np.array(bits, np.uint32).view(np.float32))
+
+    def _keys(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """Whole numbers from 0 up, below 65,536 or 2**32, that are ordered as the values are."""
+        values = values.ravel()
+        if self._is_whole:
+            return values.astype(np.int64) - self._first
+        numbers = np.clip(values[np.isfinite(values)], *_FLOAT32).astype(np.float32)
+        bits = numbers.view(np.uint32)
+        is_negative = bits >> 31 == 1
+        keys: NDArray[np.uint32] = np.where(is_negative, ~bits, bits | np.uint32(0x80000000))
+        return keys.astype(np.int64)

@@ -19,6 +19,13 @@ Mask: TypeAlias = NDArray[np.bool_]
 FILLING = (123, 117, 104)
 """RGB of pixels that an image does not have: the mean of CLIP's training images, which says nothing to a model."""
 
+ALPHA_BETWEEN = 0.05
+"""In a file with a georeference, and beside bands that were named, a band marked as alpha is none if more of it lies
+between clear and opaque."""
+
+NO_PLACE = "not written: a PNG has no place for it, a tif has"
+"""What is said of a georeference where the labels are written as PNG."""
+
 
 class Georeference(NamedTuple):
     """Where an image lies on the earth, by rasterio's types; None or empty for what it does not say."""

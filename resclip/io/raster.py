@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resclip.io.colour import Profile
+from resclip.io.colour import NO_PROFILE_OF_BANDS, Profile
 from resclip.io.errors import ImageError, check_size, damaged, without_warnings
 from resclip.io.levels import BYTES, FULL_RANGES, Levels, find_levels
 from resclip.io.picture import (
+    ALPHA_BETWEEN,
     FILLING,
     NOWHERE,
     Georeference,
@@ -58,8 +59,6 @@ LARGEST_ROW_OF_BLOCKS = 512 << 20
 """Bytes of the largest row of blocks that is read: 350,000 pixels wide in RGB tiles of 512 rows."""
 STRIP_PIXELS = 1 << 22
 """Pixels that are decoded at a time where a whole file is gone through."""
-ALPHA_BETWEEN = 0.05
-"""In a file with a georeference a band marked as alpha is none if more of it lies between clear and opaque."""
 
 DRIVERS = {
     "TIFF": "GTiff",
@@ -149,11 +148,7 @@ def open_raster(
         facts = _Facts.of(dataset)
         if isinstance(source, Path):
             facts = _Facts.beside(source, kind)
-            mask_file = source.with_name(f"{source.name}.msk")
-            if mask_file.is_file():
-                with gdal(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR") as rasterio, without_warnings():
-                    mask = stack.enter_context(rasterio.open(mask_file, driver="GTiff"))
-                facts.mask = mask if mask.shape == dataset.shape else None
+            facts.mask = _open_mask(source, name, dataset.shape, stack)
         raster = Raster(dataset, name, facts, options, orientation)
         raster.closing = stack.pop_all()
         raster.opening = partial(
@@ -168,12 +163,62 @@ def open_raster(
         return raster
 
 
-def georeference_of(path: Path, kind: str) -> Georeference:
-    """Where an image lies by itself or by the files beside it, a world file or GDAL's .aux.xml; no pixel is read."""
+def georeference_of(
+    path: Path, kind: str, orientation: int, height: int, width: int
+) -> Georeference:
+    """Where an image lies by itself or by the files beside it, a world file or GDAL's .aux.xml; no pixel is read.
+
+    Args:
+        path: of the image.
+        kind: as of `resclip.io.signatures`.
+        orientation: EXIF's number, 1 to 8, by which it was turned.
+        height, width: in pixels, as it is stored.
+    """
     try:
-        return _Facts.beside(path, kind).georeference
+        stored = _Facts.beside(path, kind).georeference
     except (OSError, KeyError):  # KeyError: of a kind that GDAL does not read.
         return NOWHERE
+    return _Turn(orientation, height, width).georeference(stored)
+
+
+def mask_beside(path: Path, name: str, orientation: int, height: int, width: int) -> Mask | None:
+    """Where the .msk file beside an image hides it: (H, W) of the upright one; None where there is none of its size.
+
+    Args: as of `georeference_of`; `name` is what errors call the image.
+
+    Raises:
+        ImageError: the mask is damaged.
+    """
+    with ExitStack() as stack:
+        dataset = _open_mask(path, name, (height, width), stack)
+        if dataset is None:
+            return None
+        try:
+            with gdal():
+                hidden: Mask = dataset.read(1) == 0
+        except OSError as error:
+            raise ImageError(damaged(f"{name}.msk", error)) from error
+    return _Turn(orientation, height, width).upright(hidden)
+
+
+def _open_mask(path: Path, name: str, shape: tuple[int, int], stack: ExitStack) -> Any:
+    """The mask in a file beside an image, which `stack` closes; None where there is none of this shape.
+
+    Raises:
+        ImageError: it is damaged, or no TIFF.
+    """
+    mask_file = path.with_name(f"{path.name}.msk")
+    if not mask_file.is_file():
+        return None
+    try:
+        with gdal(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR") as rasterio, without_warnings():
+            mask = stack.enter_context(rasterio.open(mask_file, driver="GTiff"))
+    except OSError as error:
+        raise ImageError(
+            f"{name}.msk: expected the image's mask, as a TIFF, got another file or a damaged one; make it again or "
+            "remove it"
+        ) from error
+    return mask if mask.shape == shape else None
 
 
 @dataclass
@@ -200,7 +245,7 @@ class _Facts:
                 dataset.rpcs,
             ),
             tuple(dataset.nodatavals),
-            tuple((text or "").strip() for text in dataset.descriptions),
+            tuple(" ".join((text or "").split()) for text in dataset.descriptions),
             tuple(meaning.name for meaning in dataset.colorinterp),
         )
 
@@ -239,12 +284,15 @@ class Raster:
         self.record: dict[str, Any] = {"decoder": "GDAL"}
         if orientation != 1:
             self.record["orientation"] = orientation
+        self._is_chosen = options.bands is not None
         self._bands = _choose_bands(dataset, name, facts, options, self._is_alpha)
         self.record |= self._bands.record
         self.georeference = self._turn.georeference(facts.georeference)
         if facts.georeference.rpcs is not None and self.georeference.rpcs is None:
             self.record["georeference"] = "RPCs left out: the image was turned upright"
         self._levels = self._find_levels(options)
+        alpha = self._bands.alpha
+        self._opacity = Levels(0.0, self._opaque(alpha), "alpha") if alpha else BYTES
         self._profile = self._find_profile()
 
     @property
@@ -295,8 +343,8 @@ class Raster:
         self.closing.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens it anew."""
-        return self.opening, ()
+        """Another process opens it anew; what others wrote into the record stays."""
+        return _opened_anew, (self.opening, self.record)
 
     def __enter__(self) -> Self:
         return self
@@ -329,7 +377,7 @@ class Raster:
         absent = self._absent(planes, window, alpha) if self._can_be_absent else None
         pixels = self._bands.to_rgb(planes, self._levels, self._profile)
         if alpha is not None:
-            pixels = over_filling(pixels, _opacity(alpha))
+            pixels = over_filling(pixels, self._opacity.to_bytes(alpha))
         if absent is not None:
             pixels[absent] = FILLING
             absent = self._turn.upright(absent)
@@ -374,14 +422,31 @@ class Raster:
             yield rasterio.windows.Window(0, first, self._dataset.width, last - first)
 
     def _is_alpha(self, index: int) -> bool:
-        """Whether a band that is marked as alpha is one: nearly everywhere clear or opaque."""
-        if not self._facts.georeference.is_known:
+        """Whether a band that is marked as alpha is one.
+
+        Of a file with a georeference, and beside bands that were named, it has to be clear or opaque nearly everywhere.
+        """
+        if not (self._facts.georeference.is_known or self._is_chosen):
             return True
+        opaque = self._opaque(index)
         between = 0
         for window in self._windows():
             values = self._decoded(partial(self._dataset.read, index), window)
-            between += int(((values != 0) & (values != _opaque(values.dtype))).sum())
+            between += int(((values != 0) & (values != opaque)).sum())
         return between <= ALPHA_BETWEEN * self.width * self.height
+
+    def _opaque(self, index: int) -> float:
+        """The value of opaque pixels in an alpha band: its type's white; or 255 or 1 if none in a deep file is larger.
+
+        Masks of such numbers come beside colours of 16 bits.
+        """
+        dtype = np.dtype(self._dataset.dtypes[index - 1])
+        white = FULL_RANGES.get(dtype.name) or float(np.iinfo(dtype).max)
+        if dtype.itemsize == 1:
+            return white
+        reads = partial(self._dataset.read, index)
+        highest = max(float(self._decoded(reads, window).max()) for window in self._windows())
+        return next((level for level in (1.0, 255.0) if highest <= level), white)
 
     def _find_levels(self, options: ReadOptions) -> Levels:
         if self._bands.palette is not None:
@@ -408,12 +473,21 @@ class Raster:
     def _find_profile(self) -> Profile | None:
         with gdal():
             stored = self._dataset.tags(ns="COLOR_PROFILE").get("SOURCE_ICC_PROFILE")
-        if stored is None or self._bands.record.get("bands") is not None:
+        if stored is None:
+            return None
+        if self._bands.record.get("bands") is not None:
+            self.record["profile"] = NO_PROFILE_OF_BANDS
             return None
         profile = Profile(base64.b64decode(stored), self._bands.model)
         if profile.remark:
             self.record["profile"] = profile.remark
         return profile if profile.is_applied else None
+
+
+def _opened_anew(opening: Callable[[], Raster], record: dict[str, Any]) -> Raster:
+    raster = opening()
+    raster.record = record
+    return raster
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,9 +538,11 @@ def _choose_bands(
     meanings = list(facts.meanings)
     record: dict[str, Any] = {}
     palette = _palette(dataset) if options.bands is None else None
+    chosen = [_band_number(band, name, dataset, facts) for band in options.bands or ()]
     marked = [index for index, meaning in enumerate(meanings, 1) if meaning == "alpha"]
     alpha = 0
-    if options.bands is None and marked:
+    # A band that is asked for as a colour is no alpha.
+    if marked and marked[0] not in chosen:
         if is_alpha(marked[0]):
             alpha = marked[0]
         else:
@@ -475,8 +551,8 @@ def _choose_bands(
     model = "RGB"
     by_name = next((names for names in _DESCRIBED if set(names) <= set(described)), None)
     colours: tuple[int, ...]
-    if options.bands is not None:
-        colours = tuple(_band_number(band, name, dataset, facts) for band in options.bands)
+    if chosen:
+        colours = tuple(chosen)
         model = "RGB" if len(colours) == 3 else "L"
         record["bands"] = list(colours)
     elif palette is not None:
@@ -504,7 +580,7 @@ def _choose_bands(
         titles = ", ".join(filter(None, facts.descriptions)) or "no descriptions"
         raise ImageError(
             f"{name}: expected one band (grey), three or more (colour), and perhaps alpha, got "
-            f"{len(others)} ({titles[:80]}); choose bands, as in bands=(1,) for grey"
+            f"{len(others)} ({titles[:80]}); choose one as grey or three as colours with bands="
         )
     kinds = sorted({dataset.dtypes[index - 1] for index in colours})
     if any(np.dtype(kind).kind not in "uif" for kind in kinds):
@@ -561,15 +637,6 @@ def _palette(dataset: Any) -> PixelArray | None:
     colours[:, 3] = 255
     colours[list(entries)] = list(entries.values())
     return over_filling(colours[:, :3], colours[:, 3])
-
-
-def _opaque(dtype: np.dtype[Any]) -> float:
-    white = FULL_RANGES.get(dtype.name)
-    return float(np.iinfo(dtype).max) if white is None else white
-
-
-def _opacity(alpha: NDArray[Any]) -> NDArray[np.uint8]:
-    return Levels(0.0, _opaque(alpha.dtype), "alpha").to_bytes(alpha)
 
 
 def _row_of_blocks(dataset: Any, name: str) -> int:

@@ -103,13 +103,13 @@ def draw_overlay(
         faded = np.float32(1.0 - opacity) * image[rows]
         faded += np.float32(min(1.0, _FADING * opacity)) * (faded @ _TO_GREY - faded)
         pixels[rows] = faded + tints[labels[rows]] + 0.5
-    unlabelled = labels < 0
-    if unlabelled.any():
-        pixels[unlabelled] = image[unlabelled]
     if hatched is not None:
         pixels[(labels == hatched) & _stripes(*labels.shape)] = INK
     width = max(1, round(min(labels.shape) / 360))
     pixels[_borders(labels, width)] = 255
+    unlabelled = labels < 0
+    if unlabelled.any():
+        pixels[unlabelled] = image[unlabelled]
     return Image.fromarray(pixels)
 
 
