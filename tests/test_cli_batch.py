@@ -239,7 +239,7 @@ def test_limits(tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixtu
     assert reading_from(parser.parse_args([])) == ReadOptions()
     words = ["--max-pixels", "9", "--max-bytes", "2kB", "--timeout", "0.5"]
     words += ["--bands", "4, red,2", "--value-range=-5,3000"]
-    wanted = ReadOptions((4, "red", 2), (-5.0, 3000.0), Limits(9, 2000, 0.5))
+    wanted = ReadOptions((4, "red", 2), (-5.0, 3000.0), Limits(9, max_bytes=2000, timeout=0.5))
     assert reading_from(parser.parse_args(words)) == wanted
     for option, value in (("--max-bytes", "0"), ("--max-bytes", "x"), ("--timeout", "0")):
         assert batch(tmp_path, tmp_path / "out", option, value) == 2
@@ -256,6 +256,22 @@ def test_limits(tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixtu
         explain("allow more by max_bytes=, or timeout=")
         == "allow more by --max-bytes, or --timeout"
     )
+
+
+def test_an_image_that_takes_more_memory_than_is_allowed_fails_alone(
+    tmp_path: Path,
+    toy: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("resclip.inference.memory.held_memory", lambda _: 0)
+    make_images(tmp_path / "in", 2)
+    Image.new("1", (400, 300)).save(tmp_path / "in" / "large.png")
+    assert batch(tmp_path / "in", tmp_path / "out", "--max-memory", "3MB", "--workers", 2) == 1
+    told = capsys.readouterr().err
+    assert "large.png: expected at most 93,750 pixels" in told
+    assert "raise --max-memory" in told
+    assert "2 of 3 images done" in told
 
 
 def test_names_that_clash_and_files_that_take_others_names(

@@ -468,6 +468,28 @@ def test_kinds_that_are_not_read(
     assert words in message_of(data)
 
 
+def test_more_memory_than_may_be_taken(tmp_path: Path) -> None:
+    """A small file may stand for many pixels."""
+    path = tmp_path / "image.png"
+    Image.new("1", (400, 300)).save(path)
+    deep = tmp_path / "deep.tif"
+    deep.write_bytes(tiff(np.zeros((1, 300, 400), np.uint16)))
+    for source in (
+        path,
+        path.read_bytes(),
+        Image.open(path),
+        deep,
+        np.zeros((300, 400, 3), np.uint8),
+    ):
+        options = ReadOptions(limits=Limits(max_memory=16 * 119_999))
+        with pytest.raises(
+            ImageError, match=r"at most 119,999 pixels, .* got 120,000; raise max_memory="
+        ):
+            read_picture(source, options)
+        enough = ReadOptions(limits=Limits(max_memory=16 * 120_000))
+        assert read_picture(source, enough).pixels.shape == (300, 400, 3)
+
+
 def test_more_bytes_than_may_be_held(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(gradient()).save(path)

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 16
 """By default at most so many threads read, and as many write."""
+
+MAX_WORKERS_WITHIN_MEMORY = 4
+"""So many where memory is limited, which their images share."""
 
 MOST_OF_NAME = 200
 """So many characters of an image's name stand in a message."""
@@ -153,6 +156,14 @@ def _run(arguments: argparse.Namespace) -> int:
         max_memory=arguments.max_memory,
     )
     segmenter = request()
+    workers = arguments.workers or min(available_cores(), MAX_WORKERS)
+    if arguments.max_memory is not None and segmenter.device.type == "cpu":
+        from resclip.inference.memory import held_memory
+
+        workers = arguments.workers or min(workers, MAX_WORKERS_WITHIN_MEMORY)
+        left = arguments.max_memory - held_memory(segmenter.device)
+        limits = replace(reading.limits, max_memory=max(1, left // workers))
+        reading = replace(reading, limits=limits)
     job = BatchJob(
         segmenter.vocabulary.names,
         segmenter.preparation,
@@ -184,7 +195,6 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             from resclip.batch import steps
 
-            workers = arguments.workers or min(available_cores(), MAX_WORKERS)
             rows = steps.run(
                 job,
                 segmenter,

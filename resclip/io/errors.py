@@ -10,7 +10,11 @@ from pathlib import Path
 
 from resclip.errors import reason
 from resclip.io.files import check_regular
+from resclip.io.limits import BYTES_PER_PIXEL, Limits
 from resclip.io.signatures import kind_of_image
+
+MAX_PIXELS = 178_956_970
+"""Images with more pixels are not decoded whole: Pillow's own limit, about 0.5 GB of pixels."""
 
 READ_KINDS = "PNG, JPEG, WebP, TIFF, GIF, BMP, AVIF, JPEG 2000, PNM"
 """The kinds of images that are always read, for messages."""
@@ -78,6 +82,16 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: expected at least one pixel, got {width} x {height}")
     if pixels > max_pixels:
         raise ImageError(too_large(name, f"{pixels:,}", max_pixels))
+
+
+def check_whole(width: int, height: int, name: str, limits: Limits) -> None:
+    """ImageError for an image without pixels, or with more than may be decoded whole."""
+    check_size(width, height, name, limits.max_pixels or MAX_PIXELS)
+    if limits.max_memory is not None and width * height > limits.max_memory // BYTES_PER_PIXEL:
+        raise ImageError(
+            f"{name}: expected at most {limits.max_memory // BYTES_PER_PIXEL:,} pixels, for which the memory suffices "
+            f"that may be used, got {width * height:,}; raise max_memory=, or scale it down"
+        )
 
 
 def check_bytes(size: int, name: str, max_bytes: int) -> None:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resclip.io.colour import NO_PROFILE_OF_BANDS, Profile, lab_to_srgb
-from resclip.io.errors import ImageError as ImageError  # noqa: PLC0414 - exported from here too
+from resclip.io.errors import MAX_PIXELS as MAX_PIXELS  # noqa: PLC0414 - exported from here too
+from resclip.io.errors import ImageError as ImageError  # noqa: PLC0414
 from resclip.io.errors import (
     check_bytes,
     check_file,
-    check_size,
+    check_whole,
     damaged,
     decoding,
     too_large,
@@ -46,7 +47,7 @@ from resclip.io.picture import (
     share_absent,
 )
 from resclip.io.resize import PixelArray as PixelArray  # noqa: PLC0414 - exported from here too
-from resclip.io.signatures import kind_of_image
+from resclip.io.signatures import SIGNATURE_BYTES, kind_of_image
 from resclip.io.tags import ORIENTATION, Tags, orientation_of, png_orientation, tiff_pages
 
 if TYPE_CHECKING:
@@ -55,9 +56,6 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Picture"
 )
-
-MAX_PIXELS = 178_956_970
-"""Images with more pixels are not decoded whole: Pillow's own limit, about 0.5 GB of pixels."""
 
 # By kind: Pillow's formats that are meant. No other is tried, since some start programs or open further files.
 _PILLOW_FORMATS = {
@@ -144,7 +142,7 @@ def open_picture(
         return _of_array(source, name, options)
     if isinstance(source, Image.Image):
         name = name or "the image"
-        check_size(source.width, source.height, name, options.limits.max_pixels or MAX_PIXELS)
+        check_whole(source.width, source.height, name, options.limits)
         return _decode(source, name, options, {})
     if isinstance(source, bytes):
         name = name or "the image"
@@ -194,9 +192,7 @@ def _of_array(array: NDArray[np.uint8], name: str | None, options: ReadOptions) 
         raise ImageError(
             f"{prefix}expected at least one pixel, got an image of shape {array.shape}"
         )
-    check_size(
-        array.shape[1], array.shape[0], name or "the array", options.limits.max_pixels or MAX_PIXELS
-    )
+    check_whole(array.shape[1], array.shape[0], name or "the array", options.limits)
     record: dict[str, Any] = {}
     # A copy: a camera's buffer is filled with the next frame while this one waits.
     pixels: PixelArray = np.array(array, order="C")
@@ -230,7 +226,7 @@ class _Encoded:
         """Of what GDAL reads, which passes it over."""
         with self.stream() as stream:
             try:
-                self.start = stream.read(64)
+                self.start = stream.read(SIGNATURE_BYTES)
                 self.kind = kind_of_image(self.start)
                 pages = tiff_pages(stream) if self.kind == "TIFF" else []
                 if self.is_deep_png:
@@ -345,7 +341,13 @@ class _Encoded:
             raise ImageError(damaged(self.name, error)) from error
         raster.record = {**self.record, **raster.record}
         is_large = by_block and raster.height * raster.width > (self.block_pixels or 0)
-        return raster if is_large else raster.picture()
+        if is_large:
+            return raster
+        try:
+            check_whole(raster.width, raster.height, self.name, self.options.limits)
+            return raster.picture()
+        finally:
+            raster.close()
 
     def by_high_bytes(self) -> Picture:
         """A 16-bit PNG by Pillow, where GDAL is missing: right if the file uses its range."""
@@ -367,7 +369,7 @@ class _Encoded:
         with self.stream() as stream:
             image = self.identified(stream, limits.max_pixels or MAX_PIXELS)
             with image:
-                check_size(image.width, image.height, self.name, limits.max_pixels or MAX_PIXELS)
+                check_whole(image.width, image.height, self.name, limits)
                 self.mend_transparency(image)
                 picture = _decode(image, self.name, self.options, self.record, self.tags)
         return self.placed(picture)
