@@ -210,8 +210,8 @@ def test_a_package_that_is_missing_is_a_request_that_cannot_be_carried_out(
 ) -> None:  # fmt: skip
     make_images(tmp_path / "in", 1)
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    for module in [name for name in sys.modules if name == "resclip.io.geotiff"]:
-        monkeypatch.delitem(sys.modules, module)
+    for module in ("resclip.io.geotiff", "resclip.io.raster"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     assert batch(tmp_path / "in", tmp_path / "out", "--format", "tif") == 2
     one_line(capsys, "rasterio")
 

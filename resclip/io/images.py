@@ -76,6 +76,9 @@ _PILLOW_FORMATS = {
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT, _TILES = (
     254, 256, 257, 258, 262, 277, 339, 322,
 )  # fmt: skip
+_READ_TAGS = {
+    ORIENTATION, _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT,
+}  # fmt: skip
 _NODATA = 42113
 _PLACE = (33550, 33922, 34264, 34735, 50844)
 _DESCRIPTIONS = 42112
@@ -228,7 +231,7 @@ class _Encoded:
             try:
                 self.start = stream.read(SIGNATURE_BYTES)
                 self.kind = kind_of_image(self.start)
-                pages = tiff_pages(stream) if self.kind == "TIFF" else []
+                pages = tiff_pages(stream, _READ_TAGS) if self.kind == "TIFF" else []
                 if self.is_deep_png:
                     self.orientation = png_orientation(stream)
             except OSError as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, BinaryIO, TypeAlias
 
 Tags: TypeAlias = "Mapping[int, tuple[int, ...]]"
-"""By number, the values of the tags of a page; () for what is no whole number, or has too many of them."""
+"""By number, the values of the tags of a page; () for what nobody wants, is no whole number or has too many of them."""
 
 ORIENTATION = 274
 
@@ -25,10 +25,13 @@ MOST_CHUNKS = 1 << 14
 _TYPES = {1: (1, "B"), 3: (2, "H"), 4: (4, "I"), 8: (2, "h"), 9: (4, "i"), 16: (8, "Q")}
 
 
-def tiff_pages(stream: BinaryIO) -> list[Tags]:
+def tiff_pages(stream: BinaryIO, wanted: Collection[int]) -> list[Tags]:
     """The tags of a TIFF's pages, from its beginning; none of pages that are damaged.
 
-    Whatever a file claims to hold, no more than `MOST_VALUES` values of a tag are read.
+    Args:
+        stream: of the file.
+        wanted: whose values are read, no more than `MOST_VALUES` each whatever the file claims; of others it is known
+            that they are there.
 
     Raises:
         OSError: the stream cannot be read.
@@ -42,18 +45,22 @@ def tiff_pages(stream: BinaryIO) -> list[Tags]:
         # Number of tags, number of values or place of a page, and bytes of a value that stands in the tag itself.
         count, place, size = ("Q", "Q", 8) if is_big else ("H", "I", 4)
         (at,) = struct.unpack_from(order + place, start, 8 if is_big else 4)
-        while at and len(pages) < MOST_PAGES:
+        layout = f"{order}HH{place}{size}s"
+        seen = set()
+        while at and at not in seen and len(pages) < MOST_PAGES:
+            seen.add(at)
             stream.seek(at)
-            (tags,) = _unpack(stream, order + count)
-            entries = [
-                _unpack(stream, f"{order}HH{place}{size}s") for _ in range(min(tags, 1 << 16))
-            ]
+            length = min(_unpack(stream, order + count)[0], 1 << 16) * struct.calcsize(layout)
+            entries = list(struct.iter_unpack(layout, stream.read(length)))
             (at,) = _unpack(stream, order + place)
             # The first of several tags of one number counts.
-            page = {}
-            for tag, kind, number, value in reversed(entries):
-                page[tag] = _values(stream, order, place, (kind, number, value))
-            pages.append(page)
+            page = {tag: entry for tag, *entry in reversed(entries)}
+            pages.append(
+                {
+                    tag: _values(stream, order, place, entry) if tag in wanted else ()
+                    for tag, entry in page.items()
+                }
+            )
     except (KeyError, struct.error, ValueError, OverflowError):
         # ValueError: a place beyond what a stream can seek to.
         pass
@@ -62,7 +69,7 @@ def tiff_pages(stream: BinaryIO) -> list[Tags]:
 
 def exif_orientation(block: bytes) -> int:
     """The orientation that an EXIF block names, 1 to 8; 1 if it names none or is damaged."""
-    pages = tiff_pages(io.BytesIO(block.removeprefix(b"Exif\0\0")))
+    pages = tiff_pages(io.BytesIO(block.removeprefix(b"Exif\0\0")), {ORIENTATION})
     return orientation_of(pages[0]) if pages else 1
 
 
@@ -91,9 +98,7 @@ def _unpack(stream: BinaryIO, layout: str) -> tuple[Any, ...]:
     return struct.unpack(layout, stream.read(struct.calcsize(layout)))
 
 
-def _values(
-    stream: BinaryIO, order: str, place: str, entry: tuple[int, int, bytes]
-) -> tuple[int, ...]:
+def _values(stream: BinaryIO, order: str, place: str, entry: Sequence[Any]) -> tuple[int, ...]:
     kind, count, value = entry
     if kind not in _TYPES or not 0 < count <= MOST_VALUES:
         return ()
