@@ -166,7 +166,9 @@ def test_interrupt(
     [
         # Refused by the parser, one per rule of its own.
         (["--threshold", "1.5"], "0 to 1"),
-        (["--window", "wide"], "wide"),
+        (["--window", "wide"], "expected a whole number, got 'wide'"),
+        (["--max-windows", "1.5"], "whole number of at least 1, got '1.5'"),
+        (["--threshold", "high"], "number from 0 to 1, got 'high'"),
         (["--max-pixels", "0"], "at least 1"),
         (["--no-such"], "--no-such"),
         # Refused by the library, whose parameters become options.
@@ -179,6 +181,7 @@ def test_interrupt(
         (["--window", "5"], "--window must be 0"),
         (["--window", "112", "--stride", "113"], "--stride must lie"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--rcs", "layers=1-400"], "got 12, 13, 14, 15, 16, …"),
         (["--short-side", "-1"], "--short-side must be at least 0"),
         (["--method", "maskclip", "--overview"], "use no --overview"),
         (["--method", "naclip", "--correlation", "identity", "--sfr", "rounds=1"], "use no --sfr"),

@@ -192,6 +192,12 @@ def under(prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + name: value for name, value in state().items()}
 
 
+def holds_itself() -> dict[str, Any]:
+    content: dict[str, Any] = {"epoch": 3}
+    content["state_dict"] = content
+    return content
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -245,6 +251,16 @@ def test_an_archive_with_other_objects_is_refused(tmp_path: Path) -> None:
         (toy_clip(), r"pickle of Python objects \(open_clip.*save its state dict alone"),
         ({"epoch": 3}, "no tensors by name, but 'epoch'"),
         ([1, 2], "holds a list, not a state dict"),
+        (holds_itself(), "no tensors by name, but itself"),
+        ({"ema": state(), "epoch": 3}, r"of which 'ema' has tensors .*\(FILE\)\['ema'\]"),
+        (under("student."), "whose name has 'student.' in front: take that off"),
+        ({**state(), "visual.proj": torch.zeros(64, 32).to_sparse()}, "'visual.proj' is sparse"),
+        ({**state(), "visual.proj": torch.zeros(64, 32, device="meta")}, "has no data"),
+        ({**state(), "visual.proj": torch.zeros(64, 32, dtype=torch.int8)}, "is of torch.int8"),
+        (
+            {**state(), "visual.positional_embedding": torch.zeros(12, 64)},
+            r"visual.positional_embedding is \(12, 64\) there .*is otherwise of this model's kind",
+        ),
         ({"visual.conv1.weight": torch.zeros(8, 3, 4, 4)}, "width 8 with patches of 4 alone"),
         (
             {"vision_model.x": torch.zeros(8)},

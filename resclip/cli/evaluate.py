@@ -15,6 +15,7 @@ from resclip.cli.options import (
     add_window_options,
     check_out,
     evaluation_progress,
+    integer,
     open_datasets,
     output_path,
     segmenter_for,
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--qualitative",
-        type=int,
+        type=integer,
         default=0,
         metavar="N",
         help="draw image, truth and prediction of N images: DIR/sheets/DATASET/METHOD/IMAGE.png",

@@ -150,7 +150,7 @@ def add_model_options(
     )
     run.add_argument(
         "--short-side",
-        type=int,
+        type=integer,
         metavar="PIXELS",
         help="resize images so that their shorter side has this many pixels; 0 keeps their size "
         "(default: 336; builtin: 224; cityscapes: 560)",
@@ -162,7 +162,7 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
     windows = parser.add_argument_group("windows")
     windows.add_argument(
         "--window",
-        type=int,
+        type=integer,
         metavar="PIXELS",
         help="segment images by overlapping square windows of this side; 0 segments them whole "
         "(default: 224; builtin: 112; proxyclip: 336; voc20 and voc21: 0)",
@@ -177,14 +177,14 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
     )
     windows.add_argument(
         "--stride",
-        type=int,
+        type=integer,
         metavar="PIXELS",
         help="distance between neighbouring windows (default: half of --window if that is given; "
         "else 112; builtin: 56)",
     )
     windows.add_argument(
         "--batch-size",
-        type=int,
+        type=integer,
         metavar="N",
         help="windows that run together (default: 16 on a GPU, else 8)",
     )
@@ -214,22 +214,35 @@ def window_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def number(text: str, kind: type[int | float], what: str) -> Any:
+    """The number that a text is; argparse by itself would name the function that reads it, not what it expects."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {what}, got {text[:80]!r}") from None
+
+
 def probability(text: str) -> float:
-    value = float(text)
+    value: float = number(text, float, "a number from 0 to 1")
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
     return value
 
 
+def integer(text: str) -> int:
+    value: int = number(text, int, "a whole number")
+    return value
+
+
 def whole_number(text: str) -> int:
-    value = int(text)
+    value: int = number(text, int, "a whole number of at least 1")
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return value
 
 
 def positive_number(text: str) -> float:
-    value = float(text)
+    value: float = number(text, float, "a number above 0")
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
@@ -430,27 +443,33 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, scenes: int = 200) -
         help="class names to use in place of the dataset's own, one class per line in the order of its labels",
     )
     group.add_argument(
-        "--scenes", type=int, metavar="N", help=f"how many scenes of {SCENES} (default: {scenes})"
+        "--scenes",
+        type=integer,
+        metavar="N",
+        help=f"how many scenes of {SCENES} (default: {scenes})",
     )
     group.add_argument(
-        "--size", type=int, metavar="PIXELS", help=f"side of the scenes of {SCENES} (default: 168)"
+        "--size",
+        type=integer,
+        metavar="PIXELS",
+        help=f"side of the scenes of {SCENES} (default: 168)",
     )
     group.add_argument(
         "--ignore-index",
-        type=int,
+        type=integer,
         metavar="N",
         help=f"value in the masks of {FOLDER} that does not count (default: 255)",
     )
     group.add_argument(
         "--label-offset",
-        type=int,
+        type=integer,
         metavar="K",
         help=f"a value in the masks of {FOLDER} less K is the class, and values below K do not count: 1 for masks that "
         "count from 1 (default: 0)",
     )
     group.add_argument(
         "--workers",
-        type=int,
+        type=integer,
         metavar="N",
         help="processes that decode images (default: by the machine)",
     )

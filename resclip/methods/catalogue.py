@@ -206,7 +206,7 @@ class RCS:
         if outside:
             raise ValueError(
                 f"RCS layers must lie between 1 and {depth - 1} (block {depth} is the final one, which RCS repairs); "
-                f"got {', '.join(map(str, outside))}"
+                f"got {', '.join(map(str, outside[:5]))}{', …' if len(outside) > 5 else ''}"
             )
         return layers
 

@@ -105,7 +105,9 @@ def read_pickle(path: Path) -> Any:
                 f"it is a pickle of Python objects ({foreign[1] or foreign[2]}), which could run code and is not "
                 f"opened: where you trust it, load it yourself and {SAVE}"
             ) from None
-        raise ValueError(f"{DAMAGED} ({first_sentence(error)})") from None
+        raise ValueError(
+            f"{DAMAGED}, unless torch.save did not write it; then {SAVE} ({first_sentence(error)})"
+        ) from None
 
 
 class Foreign(ValueError):
@@ -189,7 +191,12 @@ def read_archive(archive: zipfile.ZipFile) -> State:
 
 def unwrapped(content: Any) -> State:
     """The state dict in what was stored, by itself or among other things."""
+    seen: set[int] = set()
     while isinstance(content, Mapping):
+        # A mapping may hold itself.
+        if id(content) in seen:
+            raise ValueError(f"it holds no tensors by name, but itself: {SAVE}")
+        seen.add(id(content))
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         inner = next(
             (content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), None
@@ -198,9 +205,21 @@ def unwrapped(content: Any) -> State:
             if tensors:
                 return tensors
             held = ", ".join(quoted(name) for name in list(content)[:5])
+            within = next((name for name, value in content.items() if has_tensors(value)), None)
+            if within is not None:
+                name = quoted(within)
+                raise ValueError(
+                    f"it holds {held}, of which {name} has tensors by name: save that alone, "
+                    f"torch.save(torch.load(FILE)[{name}], OTHER)"
+                )
             raise ValueError(f"it holds no tensors by name, but {held or 'nothing'}: {SAVE}")
         content = inner
     raise ValueError(f"it holds a {type(content).__name__}, not a state dict: {SAVE}")
+
+
+def has_tensors(content: Any) -> bool:
+    """Whether this is a mapping with a tensor in it."""
+    return isinstance(content, Mapping) and any(isinstance(one, Tensor) for one in content.values())
 
 
 def fit_names(state: State, expected: Iterable[str]) -> State:
@@ -245,22 +264,43 @@ def load_weights(model: nn.Module, weights: State) -> None:
     not_stored = {name for name, _ in model.named_buffers()} - own.keys()
     state = {name: tensor for name, tensor in state.items() if name not in not_stored}
     came = dict(state)
+    check_dense(came, own)
     # As open_clip does: other programs' names, the text side apart, one number as a scalar, other sizes of images.
-    state = convert_state_dict(model, state)
-    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
-        state = convert_to_custom_text_state_dict(state)
-    for name in ("logit_scale", "logit_bias"):
-        if name in state and name in own and state[name].numel() == 1:
-            state[name] = state[name].reshape(own[name].shape)
-    if "logit_bias" in own and "logit_scale" in state:
-        state.setdefault("logit_bias", torch.zeros_like(own["logit_bias"]))
-    if "text.transformer.embeddings.position_ids" not in own:
-        state.pop("text.transformer.embeddings.position_ids", None)
-    if not own.keys() - state.keys():
-        resize_pos_embed(state, clip)
-        resize_text_pos_embed(state, clip)
+    try:
+        state = convert_state_dict(model, state)
+        if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        for name in ("logit_scale", "logit_bias"):
+            if name in state and name in own and state[name].numel() == 1:
+                state[name] = state[name].reshape(own[name].shape)
+        if "logit_bias" in own and "logit_scale" in state:
+            state.setdefault("logit_bias", torch.zeros_like(own["logit_bias"]))
+        if "text.transformer.embeddings.position_ids" not in own:
+            state.pop("text.transformer.embeddings.position_ids", None)
+        if not own.keys() - state.keys():
+            resize_pos_embed(state, clip)
+            resize_text_pos_embed(state, clip)
+    # What is of another shape than its name promises makes open_clip raise anything; the shapes say more.
+    except Exception:  # noqa: BLE001
+        state = came
     check_fit(came, state, own)
     model.load_state_dict(state)
+
+
+def check_dense(came: State, own: Mapping[str, Tensor]) -> None:
+    """ValueError for weights that are packed, or that numbers of another kind stand for."""
+    for name, tensor in came.items():
+        kind = None
+        if tensor.is_meta:
+            kind = "has no data (device meta)"
+        elif tensor.layout is not torch.strided:
+            kind = "is sparse"
+        elif tensor.is_quantized:
+            kind = "is quantised"
+        elif name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            kind = f"is of {tensor.dtype}, not of floating numbers"
+        if kind is not None:
+            raise ValueError(f"its {quoted(name)} {kind}: save the weights as plain float tensors")
 
 
 def check_fit(came: State, state: State, own: Mapping[str, Tensor]) -> None:
@@ -279,15 +319,23 @@ def check_fit(came: State, state: State, own: Mapping[str, Tensor]) -> None:
         )
     elif missing:
         wrong = f"{len(missing)} of {len(own)} weights are missing, {missing[0]} first"
+        front = next((name for name in came if name.endswith(f".{missing[0]}")), None)
+        if front is not None:
+            prefix = quoted(front.removesuffix(missing[0]))
+            wrong += f", whose name has {prefix} in front: take that off all names"
     else:
         wrong = f"{len(surplus)} weights have no place in the model, {surplus[0]} first"
     first = ", ".join(
         f"{quoted(name)} {tuple(tensor.shape)}" for name, tensor in list(came.items())[:3]
     )
-    raise ValueError(f"{wrong}; the file begins with {first}, and {looks_like(came)}")
+    kind = looks_like(came)
+    if kind == looks_like(own):
+        # To name this very model would not help.
+        kind = "is otherwise of this model's kind"
+    raise ValueError(f"{wrong}; the file begins with {first or 'nothing'}, and {kind}")
 
 
-def looks_like(state: State) -> str:
+def looks_like(state: Mapping[str, Tensor]) -> str:
     """What weights look like, and what to call, in words."""
     names = list(state)
     if any(name.startswith("vision_model.") for name in names):
