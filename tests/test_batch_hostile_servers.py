@@ -18,6 +18,8 @@ import pytest
 from source_support import archive, errors
 
 from resclip.batch import web
+from resclip.batch.items import Identity, Item
+from resclip.batch.parquet import Cell
 from resclip.batch.paths import about, open_binary, read_range, read_start
 from resclip.batch.sources import open_source
 from resclip.io.limits import Limits
@@ -194,7 +196,9 @@ def test_every_way_in_is_bounded(what: str, server: tuple[str, list[str]]) -> No
     """Of an endless file the beginning and the headers are like those of any other."""
     address, _ = server
     url = f"{address}/{what}.png?signature=1"
-    sources = [f"{address}/{what}{end}?signature=1" for end in (".txt", ".tar", "", ".html")]
+    sources = [
+        f"{address}/{what}{end}?signature=1" for end in (".txt", ".tar", ".parquet", "", ".html")
+    ]
 
     limits = limits_for(what)
 
@@ -202,7 +206,9 @@ def test_every_way_in_is_bounded(what: str, server: tuple[str, list[str]]) -> No
         with open_binary(url, limits) as opened:
             opened.read(20_000)
 
+    cell = Cell("image", 0)
     ways = [lambda: stream(url), lambda: read_range(url, 100, 50, limits)]
+    ways += [lambda: Item(0, "a", "a", url, cell=cell).read(limits)]
     ways += [partial(open_source, source, limits=limits) for source in sources]
     if what == "endless":
         assert read_start(url, 512, limits) == bytes(512)
@@ -214,6 +220,20 @@ def test_every_way_in_is_bounded(what: str, server: tuple[str, list[str]]) -> No
             way()
         assert time.monotonic() - began < 2
         assert not any(secret in str(caught.value) for secret in SECRETS)
+
+
+def test_whether_an_image_has_changed_is_asked_in_bounded_time(
+    server: tuple[str, list[str]],
+) -> None:
+    """A server that does not say so is one that says no version."""
+    address, asked = server
+    item = Item(0, "a.png", "a", f"{address}/silent.png")
+    began = time.monotonic()
+    assert item.looked_at(QUICK).seen == Identity(
+        f"{address.replace('user:password@', '')}/silent.png", None, None
+    )
+    assert time.monotonic() - began < 2
+    assert asked == ["silent"]
 
 
 def test_a_list_of_bad_servers_is_done(server: tuple[str, list[str]], tmp_path: Path) -> None:

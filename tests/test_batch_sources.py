@@ -324,7 +324,9 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monke
                 assert f"expected a file, got {got}; " in found[name]
                 assert name in found[name]
             assert len(opened.items) == len(found) + 2
-        for pipe in ("pipe", "pipe.png", "pipe.txt"):
+        os.mkfifo("pipe.tar")
+        os.mkfifo("pipe.parquet")
+        for pipe in ("pipe", "pipe.png", "pipe.txt", "pipe.tar", "pipe.parquet"):
             with pytest.raises(OSError, match="named pipe"):
                 open_source(pipe).items[0].read()
 

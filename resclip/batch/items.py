@@ -93,7 +93,7 @@ class Item:
             with naming(self.location):
                 if self.cell is None:
                     return read_range(self.location, self.start, self.length, limits)
-                return read_cell(self.location, self.cell, limits.max_bytes)
+                return read_cell(self.location, self.cell, limits)
         except OSError as error:
             raise OSError(error.errno, reason(error), name) from error
         except ValueError as error:
@@ -106,7 +106,7 @@ class Item:
         path = self.local_path if self.error is None else None
         return self.read(limits) if path is None else path
 
-    def identity(self) -> Identity:
+    def identity(self, limits: Limits = DEFAULT_LIMITS) -> Identity:
         """Which bytes it is now: one look at a local file; a server is asked once for each file."""
         location = self.location
         size = version = None
@@ -120,16 +120,16 @@ class Item:
                 size, version = status.st_size, str(status.st_mtime_ns)
         else:
             if self.error is None:
-                size, version = _remote_version(location)
+                size, version = _remote_version(location, limits)
             location = shown(location)
         if not location.isascii():
             # Names that are not UTF-8 can be stored as escapes alone.
             location = location.encode("utf-8", "backslashreplace").decode()
         return Identity(location, size if self.length is None else self.length, version)
 
-    def looked_at(self) -> Item:
+    def looked_at(self, limits: Limits = DEFAULT_LIMITS) -> Item:
         """The item with its identity, before its bytes are read: what changes afterwards is noticed by the next run."""
-        return replace(self, seen=self.identity())
+        return replace(self, seen=self.identity(limits))
 
     @property
     def local_path(self) -> Path | None:
@@ -146,12 +146,12 @@ def forget_files() -> None:
 
 
 @lru_cache(maxsize=FILES_KEPT)
-def _remote_version(location: str) -> tuple[int | None, str | None]:
+def _remote_version(location: str, limits: Limits) -> tuple[int | None, str | None]:
     """Size and version of a remote file; None for what its server does not say, or where it cannot be asked."""
     known: dict[str, Any] = {}
     # Whatever it is, reading the file says it.
     with contextlib.suppress(Exception):
-        known = about(location)
+        known = about(location, limits)
     version = next((str(known[key]) for key in VERSIONS if known.get(key)), None)
     size = known.get("size")
     return size if isinstance(size, int) else None, version

@@ -26,7 +26,7 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,10 +36,11 @@ from filelock import FileLock, Timeout
 from resclip.batch.items import Identity, Item, forget_files
 from resclip.batch.output_names import LOCK, MANIFEST, PARTS, folded, stem_of
 from resclip.batch.parquet import parquet, raise_if_of_disk, table_errors
-from resclip.batch.paths import is_url
+from resclip.batch.paths import is_url, title
 from resclip.batch.storage import Store
 from resclip.errors import reason
 from resclip.inference.prefetch import prefetch
+from resclip.io.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -227,7 +228,7 @@ def read_rows(
         ValueError: it is not a manifest of this library, or one of a run with other settings.
         OSError: it cannot be read.
     """
-    location = store.location(name)
+    location = title(store.location(name))
     damaged: tuple[type[Exception], ...] = (KeyError, json.JSONDecodeError, *table_errors())
     with store.open(name) as stream:
         try:
@@ -352,7 +353,7 @@ class Manifest:
         """Names of the images that earlier runs have done and no run has begun to do again."""
         return set(self._earlier["name"].to_pylist())
 
-    def missing(self, items: Sequence[Item]) -> list[Item]:
+    def missing(self, items: Sequence[Item], limits: Limits = DEFAULT_LIMITS) -> list[Item]:
         """The items that are to be done, in their order; to be called once, before any row is added.
 
         An item is done if an earlier run did it under the same stem, its files are there, and its bytes are the same as
@@ -373,7 +374,7 @@ class Manifest:
             outputs = row["outputs"]
             if item and outputs and files.issuperset(outputs) and stem_of(outputs[0]) == item.stem:
                 found.append((item, Identity(row["location"], row["size"], row["version"])))
-        now = _identities([item for item, _ in found])
+        now = _identities([item for item, _ in found], limits)
         done = {
             item.name
             for (item, before), identity in zip(found, now, strict=True)
@@ -492,11 +493,11 @@ def _rows_of(table: Any) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _identities(items: Sequence[Item]) -> list[Identity]:
+def _identities(items: Sequence[Item], limits: Limits) -> list[Identity]:
     """Which bytes items are now; servers are asked in threads."""
     if not any(is_url(item.location) for item in items):
-        return [item.identity() for item in items]
-    return list(prefetch(Item.identity, items, workers=ASKING))
+        return [item.identity(limits) for item in items]
+    return list(prefetch(partial(Item.identity, limits=limits), items, workers=ASKING))
 
 
 def lock_folder(path: Path) -> FileLock:

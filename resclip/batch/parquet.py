@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import pickle
 import re
 import subprocess
@@ -23,7 +24,6 @@ from typing import Any, NamedTuple
 from resclip.batch.output_names import contained_name, name_of, without_suffix
 from resclip.batch.parquet_pages import Overlaid, Pages, alone, find_pages
 from resclip.batch.paths import (
-    file_system,
     inside,
     is_url,
     join,
@@ -36,7 +36,8 @@ from resclip.batch.paths import (
     title,
 )
 from resclip.errors import reason
-from resclip.io.limits import DEFAULT_LIMITS
+from resclip.io.files import check_regular
+from resclip.io.limits import DEFAULT_LIMITS, Limits
 from resclip.io.signatures import looks_like_image
 from resclip_kernels import quoted
 
@@ -129,7 +130,7 @@ class _Columns(NamedTuple):
 
 
 def open_tables(
-    base: str, tables: list[str], column: str | None
+    base: str, tables: list[str], column: str | None, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[list[TableImage], _Columns]:
     """The images of tables with the same columns, and the columns that were chosen.
 
@@ -137,6 +138,7 @@ def open_tables(
         base: the folder of the tables, or its URL.
         tables: their names relative to it; at least one.
         column: the one with the images; None to find it by its name and type.
+        limits: how long a web server may take, and how much of a file is held that it sends in one piece alone.
 
     Raises:
         ValueError: a table is damaged, has no usable column, or not those of the first.
@@ -148,50 +150,51 @@ def open_tables(
     for table in tables:
         location = join(base, table)
         try:
-            with naming(location), _open(location) as file:
-                _check_rows(file, location)
+            with naming(location):
+                file, size = _open(location, limits)
+            with naming(location), file:
+                _check_rows(file, location, size)
                 columns = _choose(file, location, column)
                 first = first or columns
                 if columns[:2] != first[:2]:
                     raise ValueError(
-                        f"{location}: expected images in column {first.images}, as in "
-                        f"{join(base, tables[0])}, got them in {columns.images}; name one kind of table"
+                        f"{title(location)}: expected images in column {first.images}, as in "
+                        f"{title(join(base, tables[0]))}, got them in {columns.images}; name one kind of table"
                     )
-                images += _images_of(file, columns, base, table)
+                images += _images_of(file, columns, base, table, limits)
         except table_errors() as error:
             raise _damaged(location, error) from error
     assert first is not None
     return images, first
 
 
-def _check_rows(file: Any, location: str) -> None:
+def _check_rows(file: Any, location: str, size: int) -> None:
     """Raise ValueError for a table that says to have more rows than it can have."""
     metadata = file.metadata
-    files, inner = file_system(location)
-    with naming(location):
-        size = files.size(inner)
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     rows = metadata.num_rows
-    if min([*groups, 0]) < 0 or sum(groups) != rows or rows > max(MAX_ROWS, size or rows):
+    if min([*groups, 0]) < 0 or sum(groups) != rows or rows > max(MAX_ROWS, size):
         raise ValueError(
-            f"{location}: expected a Parquet table, got one whose end says that it has {rows:,} rows, which its "
-            f"{size or 0:,} bytes cannot hold; get it again"
+            f"{title(location)}: expected a Parquet table, got one whose end says that it has {rows:,} rows, which its "
+            f"{size:,} bytes cannot hold; get it again"
         )
 
 
-def _images_of(file: Any, columns: _Columns, base: str, table: str) -> Iterator[TableImage]:
+def _images_of(
+    file: Any, columns: _Columns, base: str, table: str, limits: Limits
+) -> Iterator[TableImage]:
     """The images of a table that is open."""
     count = file.metadata.num_rows
     location = join(base, table)
     names: Iterable[str | None] = ("" for _ in range(count))
     if columns.names:
-        names = _column(file, location, columns.names)
+        names = _column(file, location, columns.names, limits)
     if columns.are_bytes:
         for row, text in enumerate(names):
             name = name_of(text or "") or _name_of_row(base, table, row)
             yield TableImage(name, location, Cell(columns.images, row))
         return
-    cells = _column(file, location, columns.images)
+    cells = _column(file, location, columns.images, limits)
     for row, (text, cell) in enumerate(zip(names, cells, strict=True)):
         if cell is None or (cell and not _is_location(cell)):
             # Reading it says what is wrong, or it is an image as base64.
@@ -211,7 +214,7 @@ def _name_of_row(base: str, table: str, row: int) -> str:
     return contained_name(f"{folder}/{row:09d}")
 
 
-def _column(file: Any, location: str, path: str) -> Iterator[str | None]:
+def _column(file: Any, location: str, path: str, limits: Limits) -> Iterator[str | None]:
     """A column of a table that is open, as texts; "" for what is missing, and None for what is damaged."""
     import pyarrow as pa
 
@@ -225,7 +228,7 @@ def _column(file: Any, location: str, path: str) -> Iterator[str | None]:
     except table_errors() as error:
         raise_if_of_disk(error)
     if row < file.metadata.num_rows:
-        reader = _Reader(location, path)
+        reader = _Reader(location, path, limits)
         for rest in range(row, file.metadata.num_rows):
             try:
                 value = reader.cell(rest)
@@ -253,13 +256,13 @@ def _choose(file: Any, location: str, column: str | None) -> _Columns:
         found = _named(fields, (column,))
         if not found or _image_leaf(found[0], fields[found[0]]) is None:
             raise ValueError(
-                f"{location}: expected a column {quoted(column)} of bytes, texts or {{bytes, path}}, "
+                f"{title(location)}: expected a column {quoted(column)} of bytes, texts or {{bytes, path}}, "
                 f"got {_columns(schema)}; name one of these"
             )
         chosen, images = found[0], _images_in(file, found[0])
         if images is None:
             raise ValueError(
-                f"{location}: expected images in column {quoted(chosen)}, as bytes, base64, paths or URLs, got "
+                f"{title(location)}: expected images in column {quoted(chosen)}, as bytes, base64, paths or URLs, got "
                 "texts that are none of these; name another column"
             )
     else:
@@ -271,7 +274,7 @@ def _choose(file: Any, location: str, column: str | None) -> _Columns:
         ]
         if not usable:
             raise ValueError(
-                f"{location}: expected a column of bytes or base64 ({', '.join(BYTES[:4])}) or of locations "
+                f"{title(location)}: expected a column of bytes or base64 ({', '.join(BYTES[:4])}) or of locations "
                 f"({', '.join(LOCATIONS[:3])}), got {_columns(schema)}; name one by column="
             )
         chosen = usable[0]
@@ -416,38 +419,39 @@ def _is_list(kind: Any) -> bool:
     return any(test(kind) for test in tests)
 
 
-def read_cell(location: str, cell: Cell, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
+def read_cell(location: str, cell: Cell, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """The image in a cell. Rows that are asked for roughly in order are read once.
 
     Raises:
-        ValueError: the table is damaged there, or the cell is empty, no image, or of more than `max_bytes`.
+        ValueError: the table is damaged there, or the cell is empty, no image, or of more than `limits.max_bytes`.
         OSError: the table cannot be read.
         ImportError: pyarrow is missing.
     """
     try:
-        value = _reader(location, cell.column).cell(cell.row)
+        value = _reader(location, cell.column, limits).cell(cell.row)
     except table_errors() as error:
         raise _damaged(location, error) from error
     where = f"in column {cell.column[:40]}, row {cell.row}"
     if value is None:
-        raise ValueError(f"{location}: expected bytes {where}, got none")
+        raise ValueError(f"{title(location)}: expected bytes {where}, got none")
+    max_bytes = limits.max_bytes
     if len(value) > (max_bytes if isinstance(value, bytes) else max_bytes * 4 // 3 + 1024):
         raise ValueError(
-            f"{location}: expected at most {max_bytes:,} bytes {where}, got {len(value):,}; "
+            f"{title(location)}: expected at most {max_bytes:,} bytes {where}, got {len(value):,}; "
             "allow more by max_bytes=, or leave the image out"
         )
     if isinstance(value, bytes):
         return value
     if not _is_base64_image(value):
         raise ValueError(
-            f"{location}: expected a path, a URL or an image as base64 {where}, "
+            f"{title(location)}: expected a path, a URL or an image as base64 {where}, "
             f"got another text of {len(value):,} characters"
         )
     try:
         return _from_letters(_letters(value))
     except ValueError:
         raise ValueError(
-            f"{location}: expected base64 {where}, got a text of {len(value):,} characters with others in it"
+            f"{title(location)}: expected base64 {where}, got a text of {len(value):,} characters with others in it"
         ) from None
 
 
@@ -462,9 +466,10 @@ class _Reader:
     Behind a damaged page, the others of its row group are read one by one.
     """
 
-    def __init__(self, location: str, column: str) -> None:
+    def __init__(self, location: str, column: str, limits: Limits) -> None:
         self.location = location
-        self.file = _open(location)
+        self.limits = limits
+        self.file, _ = _open(location, limits)
         self.column = column
         self.lock = threading.Lock()
         self.recent: deque[tuple[int, Any]] = deque(maxlen=BATCHES_KEPT)
@@ -511,7 +516,8 @@ class _Reader:
     def _damaged(self, group: int) -> _DamagedGroup | ValueError:
         """What is left of a row group; the error where that is nothing."""
         try:
-            return _DamagedGroup(self.location, self.file, self.column, group, self.firsts[group])
+            first = self.firsts[group]
+            return _DamagedGroup(self.location, self.file, self.column, group, first, self.limits)
         except ValueError as error:
             return error
 
@@ -538,7 +544,9 @@ class _Reader:
 class _DamagedGroup:
     """The rows of a column in a row group that cannot be read from front to back."""
 
-    def __init__(self, location: str, file: Any, column: str, group: int, first: int) -> None:
+    def __init__(
+        self, location: str, file: Any, column: str, group: int, first: int, limits: Limits
+    ) -> None:
         self.first = first
         self.location = location
         self.column = column
@@ -549,9 +557,11 @@ class _DamagedGroup:
         self.start = min(start for start in starts if start > 0)
         names = [file.schema.column(index).path for index in range(len(file.schema))]
         self.levels = file.schema.column(names.index(column)).max_definition_level
-        self.stream = open_binary(location)
+        self.stream = open_binary(location, limits)
+        # No more is held than is there, whatever the table says.
+        left = self.stream.seek(0, io.SEEK_END) - self.start
         self.stream.seek(self.start)
-        self.chunk = self.stream.read(about.total_compressed_size)
+        self.chunk = self.stream.read(max(0, min(about.total_compressed_size, left)))
         self.pages: Pages = find_pages(self.chunk, self.rows)
         self.unreadable: dict[int, Exception] = {}
 
@@ -651,12 +661,20 @@ def _chunk(file: Any, group: int, column: str, location: str) -> Any:
     return file.metadata.row_group(group).column(index)
 
 
-def _open(location: str) -> Any:
-    """A Parquet file, whose columns are read a megabyte at a time."""
+def _open(location: str, limits: Limits) -> tuple[Any, int]:
+    """A Parquet file, whose columns are read a megabyte at a time, and its size in bytes."""
     file = parquet()
-    where = open_binary(location) if local_path(location) is None else location
+    path = local_path(location)
+    where: Any = location
+    if path is None:
+        where = open_binary(location, limits)
+        size = where.seek(0, io.SEEK_END)
+    else:
+        # Arrow would wait for the other end of a pipe.
+        check_regular(path)
+        size = path.stat().st_size
     try:
-        return file.ParquetFile(where, buffer_size=1 << 20, pre_buffer=False)
+        return file.ParquetFile(where, buffer_size=1 << 20, pre_buffer=False), size
     except table_errors() as error:
         raise _damaged(location, error) from error
 
@@ -678,6 +696,6 @@ def _damaged(location: str, error: Exception) -> ValueError:
     """The error in place of Arrow's; those of disks and servers are raised again."""
     raise_if_of_disk(error)
     return ValueError(
-        f"{location}: expected a Parquet table, got one that is damaged or none ({reason(error)[:80]}); "
+        f"{title(location)}: expected a Parquet table, got one that is damaged or none ({reason(error)[:80]}); "
         "get it again"
     )

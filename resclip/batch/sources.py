@@ -436,7 +436,7 @@ class _Opening:
         for table in tables:
             location = join(base, table)
             try:
-                images, columns = open_tables(base, [table], self.column)
+                images, columns = open_tables(base, [table], self.column, self.limits)
             except (ValueError, OSError) as error:
                 if len(tables) == 1:
                     raise

@@ -94,7 +94,7 @@ Outcome: TypeAlias = SegmentedImage | Problem
 def read_item(job: BatchJob, item: Item) -> LoadedImage | Problem:
     """Item → image: its pixels, resized; a large TIFF or JPEG 2000 is only opened, since it is read by block."""
     started = time.time()
-    item = item.looked_at()
+    item = item.looked_at(job.reading.limits)
     try:
         # A local file is not held in memory while it is decoded.
         source = item.source(job.reading.limits)

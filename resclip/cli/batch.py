@@ -179,7 +179,7 @@ def _run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     ) as manifest:
         store.clean()
-        missing = manifest.missing(source.items)
+        missing = manifest.missing(source.items, reading.limits)
         if arguments.engine == "ray":
             from resclip.batch import ray_engine
 
