@@ -135,10 +135,9 @@ class Segmentation:
     def sheet(self, opacity: float = 0.55) -> Image.Image:
         """Image, overlay and legend side by side, small images enlarged; mode RGB."""
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
-        if self.unlabelled:
-            parts.append(f"{self.unlabelled:.0%} unlabelled")
         colours = palette(len(self.names))
-        footer = " + ".join(parts)
+        missing = f"{self.unlabelled:.1%} unlabelled".replace("%", " %") if self.unlabelled else ""
+        footer = ", ".join(filter(None, (" + ".join(parts), missing)))
         views = [("Classes", self.labels)]
         return draw_sheet(self.image, views, colours, self.present(), opacity, footer)
 
