@@ -104,6 +104,14 @@ class Hostile(http.server.BaseHTTPRequestHandler):
                     return
         elif what == "silent":
             self.stop.wait()
+        elif what == "byte":
+            # One byte a time, whatever is asked for.
+            first = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
+            self.send(206, b"x", Content_Range=f"bytes {first}-{first}/100000")
+        elif what == "digits":
+            self.send(206, DATA, Content_Range=f"bytes 0-9/{'9' * 5000}")
+        elif what.startswith("folders"):
+            self.send(200, b"<a href='a/'>a</a><a href='b/'>b</a>", Content_Type="text/html")
 
     def send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status, "the word=1 of the server")
@@ -220,6 +228,25 @@ def test_every_way_in_is_bounded(what: str, server: tuple[str, list[str]]) -> No
             way()
         assert time.monotonic() - began < 2
         assert not any(secret in str(caught.value) for secret in SECRETS)
+
+
+def test_parts_that_are_none(server: tuple[str, list[str]]) -> None:
+    """A byte an answer is not asked for again and again, and a size that is no number is not known."""
+    address, asked = server
+    with pytest.raises(OSError, match=r"expected 10,000 bytes from byte 0 on, got 1"):
+        open_source(f"{address}/byte.tar", limits=SMALL)
+    assert len(asked) == 3
+    assert read_range(f"{address}/digits.png", 0, 10, SMALL) == DATA[:10]
+
+
+def test_folders_without_end(
+    server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = server
+    monkeypatch.setattr(web, "MAX_FOLDERS", 5)
+    with pytest.raises(OSError, match="at most 5 folders.*got more; name a folder in it"):
+        open_source(f"{address}/folders/", limits=SMALL)
+    assert len(asked) < 10
 
 
 def test_whether_an_image_has_changed_is_asked_in_bounded_time(

@@ -7,7 +7,17 @@ import os
 import fsspec
 import pytest
 
-from resclip.batch.paths import join, naming, obstacle, parent, read_range, shown, suffix
+from resclip.batch.paths import (
+    is_pattern,
+    join,
+    naming,
+    obstacle,
+    parent,
+    read_range,
+    shown,
+    split_pattern,
+    suffix,
+)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +128,27 @@ def test_a_limit_on_bytes_of_object_stores() -> None:
             read_range("memory://limits/a.jpg", 0, length, Limits(max_bytes=100))
     assert len(read_range("memory://limits/a.jpg", limits=Limits(max_bytes=101))) == 101
     files.rm("/limits", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://[::1]:80/a.png", False),
+        ("http://user:p*[{@host/a.png", False),
+        ("https://host/a.png?key=*[{#*", False),
+        ("https://[::1]/d/*.png", True),
+        ("https://host/{1..2}.png", True),
+    ],
+)
+def test_only_the_path_of_a_web_address_is_a_pattern(address: str, expected: bool) -> None:
+    assert is_pattern(address) is expected
+    if expected:
+        folder, rest = split_pattern(address)
+        assert f"{folder}/{rest}" == address
+        assert not is_pattern(folder)
+
+
+def test_a_package_that_fails_is_not_quoted() -> None:
+    """Words about a program, such as "'NoneType' object has no attribute", help nobody."""
+    with pytest.raises(OSError, match="fails with AttributeError; check the URL"), naming("x://y"):
+        raise AttributeError("'NoneType' object has no attribute 'startswith'")

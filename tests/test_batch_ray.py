@@ -11,19 +11,23 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("ray", reason='needs Ray: pip install "resclip[scale]"')
-pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
+parquet = pytest.importorskip(
+    "pyarrow.parquet", reason='needs pyarrow: pip install "resclip[batch]"'
+)
 
-from batch_support import files_in, make_images, toy_segmenter
+from batch_support import files_in, make_images, rows_of, toy_segmenter
 from ray_support import (
     FragileItem,
     FragileStore,
@@ -41,7 +45,7 @@ from resclip import Segmenter
 from resclip.batch import ray_engine, steps
 from resclip.batch.items import Item
 from resclip.batch.job import BatchJob
-from resclip.batch.manifest import Row
+from resclip.batch.manifest import Manifest, Row
 from resclip.batch.ray_engine import WorkerPlan, plan_workers
 from resclip.batch.sources import open_source
 from resclip.batch.storage import Store
@@ -357,3 +361,63 @@ def test_a_lost_machine_loses_no_image(
     store.clean()
     assert timeless(first + rest) == wanted
     assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_place_on_earth_a_server_that_is_gone_and_a_replaced_image(
+    setting: Setting, joined: Any, notes: Path, tmp_path: Path
+) -> None:
+    """Files, manifests and what is done again are those of one machine."""
+    rasterio = pytest.importorskip("rasterio", reason="writes a GeoTIFF")
+    pictures = tmp_path / "pictures"
+    make_images(pictures, 6)
+    place = rasterio.transform.from_origin(500_000, 5_000_000, 10, 10)
+    pixels = np.random.default_rng(0).integers(1, 256, (3, 40, 56), np.uint8)
+    pixels[:, :, :20] = 0
+    shape: dict[str, Any] = {"height": 40, "width": 56, "count": 3, "dtype": "uint8", "nodata": 0}
+    with rasterio.open(
+        pictures / "map.tif", "w", driver="GTiff", crs="EPSG:32632", transform=place, **shape
+    ) as dataset:
+        dataset.write(pixels)
+    names = sorted(path.name for path in pictures.iterdir())
+    job = replace(setting.job, form="tif", overlay=False)
+    request = partial(load_slow, str(notes))
+
+    def run(items: Sequence[Item], folder: str, *, on_ray: bool) -> list[str]:
+        """Do what is missing; its names."""
+        store = Store(str(tmp_path / folder))
+        with Manifest(store, {"of": "a test"}) as manifest:
+            missing = manifest.missing(items)
+            rows: Iterable[Row]
+            if on_ray:
+                changed = replace(setting, job=job)
+                rows = changed.on_ray(request, store, missing)
+            else:
+                rows = steps.run(job, shades(0.0), missing, store, workers=2)
+            for row in rows:
+                manifest.add(row)
+        return [item.name for item in missing]
+
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # Bound, but not listening.
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/gone.png?key=secret"
+        (pictures / "list.txt").write_text("\n".join([*names, url]))
+        items = open_source(str(pictures / "list.txt")).items
+        gone = items[-1].name
+        for again in ([item.name for item in items], ["001.jpg", gone]):
+            for folder, on_ray in (("here", False), ("ray", True)):
+                assert run(items, folder, on_ray=on_ray) == again
+            rows = rows_of(tmp_path / "ray")
+            assert rows == rows_of(tmp_path / "here")
+            assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
+            assert [row["name"] for row in rows if row["status"] == "failed"] == [gone]
+            assert "cannot be reached" in rows[-1]["error"]
+            assert "secret" not in str(rows)
+            Image.fromarray(np.full((30, 44, 3), 250, np.uint8)).save(pictures / "001.jpg")
+    with rasterio.open(tmp_path / "ray" / "map_labels.tif") as labels:
+        assert labels.crs == "EPSG:32632"
+        assert labels.transform == place
+        assert labels.nodata == 255
+        values = labels.read(1)
+        assert (values[:, :20] == 255).all()
+        assert (values[:, 20:] < 3).all()

@@ -97,6 +97,20 @@ def test_the_web(web: tuple[str, Path, type[Server]]) -> None:
         open_source(f"{address}/page")
 
 
+def test_no_name_has_what_stands_behind_a_question_mark(
+    web: tuple[str, Path, type[Server]],
+) -> None:
+    """Nor a file's, however the image was named; it may be a signature."""
+    address, root, _ = web
+    folder_of(root, "a.png")
+    (root / "list.txt").write_text(f"a.png?secret=1\n{address}/b.png?secret=2\nc.png#secret\n")
+    table(root / "t.parquet", {"path": ["a.png?secret=1", f"{address}/b.png#secret"]})
+    for source in ("a.png?secret=1", "a.png#secret", "list.txt?secret=3", "t.parquet?secret=3"):
+        for item in open_source(f"{address}/{source}").items:
+            assert item.stem in ("a", "b", "c")
+            assert "secret" not in item.name
+
+
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/a.jpg", "s3fs"), ("box://x", "boxfs")])
 def test_a_package_that_is_missing_is_named(
     url: str, package: str, monkeypatch: pytest.MonkeyPatch

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from source_support import archive, contents, folder_of, names
 
+from resclip.batch import webdataset
 from resclip.batch.sources import open_source
 
 
@@ -52,7 +54,7 @@ def test_many_archives_by_braces_and_in_a_folder(tmp_path: Path) -> None:
         open_source(str(tmp_path / "s-{00..03}.tar"))
 
 
-def test_archives_that_cannot_be_used(tmp_path: Path) -> None:
+def test_archives_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.tar"
     archive(path, {f"{number}.jpg": b"x" * 700 for number in range(5)})
     whole = path.read_bytes()
@@ -72,6 +74,10 @@ def test_archives_that_cannot_be_used(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="damaged or cut short") as caught:
             open_source(str(path))
         assert str(path) in str(caught.value), what
+    monkeypatch.setattr(webdataset, "MAX_MEMBERS", 2)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="at most 2 members, got more; split"):
+        open_source(str(path))
     archive(path, {"a.txt": b"words"})
     with pytest.raises(ValueError, match="without any"):
         open_source(str(path))
@@ -151,3 +157,39 @@ def test_links_in_archives(tmp_path: Path) -> None:
     assert sizes == [700, 700, 700, 1, 700, 1]
     left = "left out: 3 link to no member, 1 special file, 1 hidden"
     assert source.description.endswith(f"6 images in 1 archive, {left}")
+
+
+def test_headers_that_lie_are_damage(tmp_path: Path) -> None:
+    """Of any size in reasonable time and memory; nothing of Python's own words."""
+
+    def header(size: int, **values: Any) -> bytes:
+        about = tarfile.TarInfo("a.jpg")
+        for name, value in values.items():
+            setattr(about, name, value)
+        data = bytearray(about.tobuf(tarfile.GNU_FORMAT))
+        # As tarfile writes a number in binary, a negative one too.
+        data[124:136] = size.to_bytes(12, "big", signed=True)
+        data[124] |= 0x80
+        data[148:156] = b" " * 8
+        data[148:156] = f"{sum(data):06o}\0 ".encode()
+        return bytes(data)
+
+    sparse = tarfile.TarInfo("a.jpg")
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    lies = {
+        "a name of gigabytes": header(1 << 34, type=b"L"),
+        "values of gigabytes": header(1 << 34, type=b"x"),
+        "a negative name": header(-512, type=b"x"),
+        "a member before itself": header(-1024),
+        "a member on itself": header(-512),
+        "no numbers": sparse.tobuf(tarfile.PAX_FORMAT),
+    }
+    path = tmp_path / "s.tar"
+    one = Path(archive(path, {"b.jpg": b"B"})).read_bytes()[:1024]
+    for what, data in lies.items():
+        with path.open("wb") as stream:
+            stream.write(one + data)
+            stream.truncate(1 << 34)
+        with pytest.raises(ValueError, match="damaged or cut short") as caught:
+            open_source(str(path))
+        assert "unpack" not in str(caught.value), what

@@ -31,7 +31,6 @@ from resclip.batch.paths import (
     naming,
     open_binary,
     parent,
-    plain,
     shown,
     title,
 )
@@ -204,8 +203,10 @@ def _images_of(
         # Relative paths begin at the table's own folder.
         is_relative = cell and not is_url(cell) and not cell.startswith("/")
         path = join(parent(table), cell) if is_relative else cell
-        name = name_of(text or "") or name_of(inside(base, plain(path)) if path else "")
-        yield TableImage(name, join(base, path) if path else "", None)
+        where = join(base, path) if path else ""
+        # What stands behind "?" is left out while it can still be told from a name.
+        name = name_of(text or "") or name_of(inside(shown(base), shown(where)))
+        yield TableImage(name, where, None)
 
 
 def _name_of_row(base: str, table: str, row: int) -> str:

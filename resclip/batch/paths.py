@@ -400,6 +400,9 @@ def _words(error: Exception) -> str:
         return _scrubbed(error.strerror or os.strerror(errno.ENOENT))
     if isinstance(error, OSError) and error.strerror:
         return _scrubbed(error.strerror)
+    if isinstance(error, (TypeError, AttributeError, LookupError)):
+        # Its own words would be about a program, not about the location.
+        return f"cannot be opened so: the package for such addresses fails with {type(error).__name__}; check the URL"
     return f"cannot be read ({_scrubbed(reason(error))})"
 
 
@@ -449,7 +452,11 @@ def is_folder(location: str, limits: Limits = DEFAULT_LIMITS) -> bool:
 
 
 def is_pattern(location: str) -> bool:
-    """Whether a location has `*`, `?`, `[` or braces in it; `?` in a web address begins its query."""
+    """Whether a location has `*`, `?`, `[` or braces in it; of a web address only its path counts."""
+    if is_web(location):
+        # The host may be [::1], and a query have anything in it.
+        location = shown(location).partition("://")[2].partition("/")[2]
+        return any(sign in location for sign in "*[{")
     return any(sign in location for sign in _signs(location))
 
 
@@ -469,7 +476,7 @@ def split_pattern(pattern: str) -> tuple[str, str]:
     signs = _signs(pattern)
     scheme, separator, path = text.rpartition("://") if is_url(text) else ("", "", text)
     parts = path.split("/")
-    count = 0
+    count = 1 if is_web(pattern) else 0
     while count < len(parts) - 1:
         before = f"{scheme}{separator}{'/'.join(parts[: count + 1])}"
         if any(sign in parts[count] for sign in signs) and not is_there(before):

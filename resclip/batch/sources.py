@@ -250,7 +250,7 @@ class _Opening:
         if kind == "archive":
             return self.archives(base, [name], Counter())
         if kind == "image":
-            entry = _Entry(_name(inside(base, location)), location)
+            entry = _Entry(_name_in(base, location), location)
             return self.source(f"file {self.shown}: 1 file", [entry], 0)
         raise ValueError(
             f"{self.shown}: expected a folder, a list (.txt, .lst), a table (.parquet), an archive (.tar) or an image, "
@@ -507,8 +507,9 @@ class _Opening:
         """Of the files that a text file names."""
         base = parent(location)
         entries = [
-            _checked(base, join(base, text), _name(inside(base, plain(text))))
+            _checked(base, named, _name_in(base, named))
             for text in _lines(location, self.limits)
+            for named in [join(base, text)]
         ]
         if not entries:
             raise ValueError(
@@ -584,6 +585,12 @@ def _checked(base: str, location: str, name: str) -> _Entry:
 def _name(text: str) -> str:
     """The name of an image from its path or URL, whatever it is."""
     return name_of(shown(text))
+
+
+def _name_in(base: str, location: str) -> str:
+    """The name of an image in a folder, or of one that lies elsewhere."""
+    # What stands behind "?" is left out while it can still be told from a name.
+    return name_of(inside(shown(base), shown(location)))
 
 
 def _error(location: str, why: str) -> str:

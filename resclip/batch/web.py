@@ -43,6 +43,10 @@ MAX_PAGE = 1 << 26
 MAX_DEPTH = 32
 """Folders in folders; deeper ones are a server's circle."""
 
+MAX_FOLDERS = 10_000
+MAX_FILES = 1_000_000
+"""A server's folder has at most so many folders below it, and files: more are made up while they are asked for."""
+
 # What a server may answer differently a moment later.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
@@ -57,7 +61,7 @@ _REMEDIES = {
     410: "; check the URL",
 }
 
-_PART = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_PART = re.compile(r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18}|\*)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -277,6 +281,10 @@ class _Parts(io.RawIOBase):
         if wanted <= 0:
             return 0
         data = fetch(self._files, self._url, self._limits, self._position, wanted).data
+        if len(data) < wanted:
+            # Else a server that sends a byte at a time would be asked for each of them.
+            text = f"expected {wanted:,} bytes from byte {self._position} on, got {len(data):,}"
+            raise OSError(errno.EIO, f"{text}; the file has changed, or its server is broken")
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -351,8 +359,16 @@ def files_below(files: Any, folder: str, limits: Limits) -> tuple[list[str], dic
     names: list[str] = []
     problems: dict[str, str] = {}
     waiting = [""]
+    asked = 0
     while waiting:
         prefix = waiting.pop()
+        asked += 1
+        if asked > MAX_FOLDERS or len(names) > MAX_FILES:
+            raise OSError(
+                errno.EFBIG,
+                f"expected a folder of at most {MAX_FOLDERS:,} folders and {MAX_FILES:,} files, got more; "
+                "name a folder in it, or a list",
+            )
         try:
             found = entries(files, f"{root}/{prefix}", limits)
         except OSError as error:

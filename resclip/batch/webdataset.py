@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from resclip.batch.paths import naming, open_binary, printable, title
 from resclip.errors import reason
@@ -32,7 +32,16 @@ OTHER_WORDS = frozenset(
     }
 )  # fmt: skip
 
+# What tarfile raises of its own where a header says what cannot be; an OSError is the disk's or server's.
+_OF_HEADERS = (ValueError, TypeError, IndexError, KeyError, OverflowError)
+
 _WORDS = re.compile(r"[._\-]+")
+
+MAX_HEADER = 1 << 20
+"""The most bytes of what a header holds, such as a long name: more is damage, or made to exhaust memory."""
+
+MAX_MEMBERS = 4_000_000
+"""The most members of an archive, which take a gigabyte: a server can make up any number of them."""
 
 MAX_LINKS = 40
 """A link that leads to a link that leads to …: so many times, as on a disk."""
@@ -159,7 +168,11 @@ def _members(stream: BinaryIO, location: str, left_out: Counter[str]) -> Iterato
     members: list[Member | str] = []  # Of a link, its name.
     files: dict[str, Member] = {}
     targets: dict[str, str] = {}
-    for entry in _entries(stream, location):
+    for count, entry in enumerate(_entries(stream, location)):
+        if count == MAX_MEMBERS:
+            raise ValueError(
+                f"{title(location)}: expected at most {MAX_MEMBERS:,} members, got more; split the archive"
+            )
         if entry.isdir():
             continue
         path = posixpath.normpath(entry.name)
@@ -190,6 +203,21 @@ def _members(stream: BinaryIO, location: str, left_out: Counter[str]) -> Iterato
             left_out["link to no member"] += 1
 
 
+class _Headers:
+    """What tarfile reads of an archive: headers alone, none of which is larger than `MAX_HEADER`."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.seek = stream.seek
+        self.tell = stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; tarfile.ReadError for too many."""
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._stream.read(size)
+
+
 def _entries(stream: BinaryIO, location: str) -> Iterator[tarfile.TarInfo]:
     """All members of an archive."""
     start = stream.read(6)
@@ -198,9 +226,14 @@ def _entries(stream: BinaryIO, location: str) -> Iterator[tarfile.TarInfo]:
         if start.startswith(magic):
             raise _compressed(location, f"one compressed by {name}")
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tarfile.open(fileobj=cast("BinaryIO", _Headers(stream)), mode="r:") as archive:
+            end = 0
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # Else tarfile keeps all of them in memory.
+                # A negative size would lead back to the same header again and again.
+                if archive.offset <= end:
+                    raise tarfile.ReadError(f"a member without an end at byte {end}")
+                end = archive.offset
                 yield member
             end = archive.offset
         # tarfile takes a header that it cannot read for the end, and the end of the file as well.
@@ -208,6 +241,8 @@ def _entries(stream: BinaryIO, location: str) -> Iterator[tarfile.TarInfo]:
         closing = stream.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, EOFError) as error:
         raise _damaged(location, reason(error)) from error
+    except _OF_HEADERS as error:
+        raise _damaged(location, "a header's numbers or texts are none") from error
     if len(closing) < tarfile.BLOCKSIZE or any(closing):
         raise _damaged(location, f"no header and no end at byte {end}")
 

@@ -248,6 +248,8 @@ def named(row: Row) -> str:
 
 def report(tally: Tally, total: int, out: str) -> int:
     """Say what was done; the exit status."""
+    from resclip.batch.paths import shown
+
     earlier = total - tally.done - tally.failed
     before = f", {earlier:,} earlier" if earlier else ""
     rate = ""
@@ -259,7 +261,7 @@ def report(tally: Tally, total: int, out: str) -> int:
         )
     say(f"{tally.done:,} of {total:,} images done{before}{rate}")
     if tally.failed:
-        say(f"{tally.failed:,} failed; {out.rstrip('/')}/manifest.parquet says why")
+        say(f"{tally.failed:,} failed; {shown(out).rstrip('/')}/manifest.parquet says why")
     return 1 if tally.failed else 0
 
 
