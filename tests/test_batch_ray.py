@@ -23,9 +23,7 @@ import torch
 from PIL import Image
 
 pytest.importorskip("ray", reason='needs Ray: pip install "resclip[scale]"')
-parquet = pytest.importorskip(
-    "pyarrow.parquet", reason='needs pyarrow: pip install "resclip[batch]"'
-)
+pytest.importorskip("pyarrow", reason='needs pyarrow: pip install "resclip[batch]"')
 
 from batch_support import files_in, make_images, rows_of, toy_segmenter
 from ray_support import (
