@@ -129,3 +129,12 @@ def test_images_smaller_than_a_patch(
     assert run("segment", path, "--classes", "grass, sky", "--out", out, "--short-side", 0) == 0
     assert capsys.readouterr().err == ""
     assert Image.open(out / "small_labels.png").size == size
+
+
+def test_the_limits_hold_for_what_names_the_images_too(
+    stand_in: StandIn, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{image}\n")
+    options = ("--classes", "a, b", "--json", "--max-bytes", 5)
+    assert run("segment", tmp_path / "list.txt", *options) == 2
+    one_line(capsys, "list.txt", "expected at most 5 bytes", "--max-bytes")

@@ -20,6 +20,7 @@ from resclip.text.class_names import parse_classes
 
 if TYPE_CHECKING:
     from resclip.batch.items import Item
+    from resclip.io.limits import Limits
     from resclip.io.picture import ReadOptions
     from resclip.segmenter import Segmenter
 
@@ -51,7 +52,11 @@ def segment(arguments: argparse.Namespace) -> int:
         raise ValueError("expected --out DIR to write to, or --json to print; got neither")
     classes = parse_classes(arguments.classes)
     options = reading_from(arguments)
-    entries = [entry for asked in arguments.images for entry in entries_of(asked, arguments.out)]
+    entries = [
+        entry
+        for asked in arguments.images
+        for entry in entries_of(asked, arguments.out, options.limits)
+    ]
     if not any(entry.item for entry in entries):
         raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
     if arguments.out is not None:
@@ -82,7 +87,7 @@ def segment(arguments: argparse.Namespace) -> int:
     return 0 if done == len(entries) else 1
 
 
-def entries_of(asked: str, out: str | None) -> Iterator[Entry]:
+def entries_of(asked: str, out: str | None, limits: Limits) -> Iterator[Entry]:
     """The images of an argument: a file, a folder, a pattern that no shell has expanded, a URL, a list, ...
 
     What earlier runs wrote to `out` is none of them.
@@ -99,7 +104,7 @@ def entries_of(asked: str, out: str | None) -> Iterator[Entry]:
             yield Entry(asked, path.stem, Item(0, asked, asked, asked))
             return
     try:
-        source = open_source(asked, out=out)
+        source = open_source(asked, out=out, limits=limits)
     except (ValueError, OSError, ImportError) as error:
         yield Entry(shown(asked), "", None, explain(error))
         return
