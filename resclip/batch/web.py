@@ -34,6 +34,9 @@ MAX_PAUSE = 30.0
 LEAST_SPEED = 1024
 """Bytes a second: a server that sends less, on average over its answer, is as good as silent."""
 
+MOST_TIMEOUTS = 60
+"""An answer takes at most so many times as long as a server may be silent: an hour, by default."""
+
 BLOCK = 1 << 22
 """A stream fetches so many bytes at a time: reading the headers of an archive takes few requests."""
 
@@ -157,7 +160,8 @@ async def _get(files: Any, url: str, start: int, length: int | None, limits: Lim
                     data.truncate(most)
                     break
                 seconds = time.monotonic() - begun
-                if seconds > limits.timeout and data.tell() < LEAST_SPEED * seconds:
+                is_slow = seconds > limits.timeout and data.tell() < LEAST_SPEED * seconds
+                if is_slow or seconds > MOST_TIMEOUTS * limits.timeout:
                     text = f"the server sent {data.tell():,} bytes in {seconds:.0f} seconds, which is too slow"
                     raise _Failure(errno.ETIMEDOUT, text)
             return Answer(data.getvalue(), is_part, size, kind)
