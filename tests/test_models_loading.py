@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import warnings
@@ -219,7 +220,7 @@ def test_a_torchscript_archive_is_read_as_weights_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenAI's own files are such archives, with numbers beside the weights, in half precision."""
-    model = toy_clip().half()
+    model = copy.deepcopy(toy_clip()).half()
     model.register_buffer("input_resolution", torch.tensor(64))
     path = tmp_path / "weights.pt"
     torch.jit.script(model).save(path)
