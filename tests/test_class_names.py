@@ -318,6 +318,8 @@ def test_backgrounds_that_are_refused() -> None:
             '{"categories": [{"id": 0, "name": "sky"}, {"id": 2, "name": "cat"}, {"id": 1, "name": "tree, oak"}]}',
         ),
         ("data.yaml", "path: x\nnames:\n  0: sky\n  1: tree, oak\n  2: cat\n"),
+        ("names.yaml", "names:\n  2: cat\n  0: sky\n  1: tree, oak\n"),
+        ("inner.json", '{"model_type": "x", "label2id": {"cat": 2, "sky": 0, "tree, oak": 1}}'),
         ("list.yaml", "nc: 3\nnames: [sky, 'tree, oak', cat]\n"),
         ("tabs.txt", "1\ttree, oak\n0\tsky\n2\tcat\n"),
         ("colons.txt", "0: sky\n1: tree, oak\n2: cat\n"),
@@ -358,6 +360,23 @@ def test_gaps_between_numbers_are_said_and_repeated_ones_refused(tmp_path: Path)
         assert read_classes(path) == ["a", "b"]
     path.write_text('{"0": "a", "1": "b", "0": "c"}')
     with pytest.raises(ValueError, match="number once, got 0 for item 1 and item 3"):
+        read_classes(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"0": null, "1": "sky"}', "expected a name or a list of names, got null"),
+        ('{"0": "", "1": "sky"}', "got nothing for item 1"),
+        (f'{{"sky": {"9" * 5000}}}', "expected JSON, got a number of thousands of digits"),
+    ],
+)
+def test_numbered_classes_without_a_name_are_refused(
+    content: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "classes.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=said):
         read_classes(path)
 
 

@@ -233,6 +233,12 @@ def test_an_empty_name_is_no_output_folder(
     one_line(capsys, "--out: expected a folder to write to, got nothing; name one")
 
 
+def test_a_folder_is_no_file_of_speeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--json", "--compare"):
+        assert run("bench", option, tmp_path) == 2
+        one_line(capsys, str(tmp_path))
+
+
 def test_limits(tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_reading_options(parser)

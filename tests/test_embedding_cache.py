@@ -109,6 +109,10 @@ def test_a_cache_that_cannot_be_written_is_worth_a_warning(
     with pytest.warns(RuntimeWarning, match=r"cannot write to the text cache .*set RESCLIP_CACHE"):
         cache.write(TOWER, PROMPTS, embedding)
     assert cache.read(TOWER, PROMPTS) is None
+    cache = TextCache(tmp_path / ("x" * 300))
+    assert cache.read(TOWER, PROMPTS) is None
+    with pytest.warns(RuntimeWarning, match="cannot write"):
+        cache.write(TOWER, PROMPTS, embedding)
     cache = TextCache(tmp_path)
     cache.path(TOWER, PROMPTS).mkdir(parents=True)
     assert cache.read(TOWER, PROMPTS) is None

@@ -68,10 +68,10 @@ def open_streams() -> None:
 def exit_status(error: Exception) -> int:
     """2 for a request that cannot be carried out as it is, 1 for what failed on the way.
 
-    What is asked for is looked up before anything is done, so a file that is not there belongs to the request, as does
-    a package that it needs.
+    What is asked for is looked up before anything is done, so a file that is not there, or is a folder, belongs to the
+    request, as does a package that it needs.
     """
-    wrong = (ValueError, TypeError, ImportError, FileNotFoundError)
+    wrong = (ValueError, TypeError, ImportError, FileNotFoundError, IsADirectoryError)
     return 2 if isinstance(error, wrong) else 1
 
 

@@ -384,9 +384,10 @@ def _numbered_items(document: object) -> list[tuple[str, object]] | None:
     if isinstance(document, Pairs):
         # Ultralytics' files name their classes beside the folders of a dataset.
         is_yolo = any(_member(document, key) is not None for key in ("nc", "path", "train", "val"))
-        for name in ("id2label", "categories", "names"):
+        for name in ("id2label", "label2id", "categories", "names"):
             inner = _member(document, name)
-            if isinstance(inner, list) and (name != "names" or is_yolo):
+            # A list of names without more beside it is one class, "names", and what it is asked for.
+            if isinstance(inner, list) and (name != "names" or is_yolo or isinstance(inner, Pairs)):
                 found = _numbered_items(inner)
                 return found if found is not None or name != "names" else _positions(inner)
         keys = [_number(key) for key, _ in document]
@@ -394,7 +395,8 @@ def _numbered_items(document: object) -> list[tuple[str, object]] | None:
         if document and all(value is not None for value in values):
             listed: list[object] = [key for key, _ in document]
             return _in_order([value for value in values if value is not None], _positions(listed))
-        if document and all(key is not None for key in keys) and all(v for _, v in document):
+        # With no value at all, "7" is a name; with some, it is a class's number, and its name is missing.
+        if document and all(key is not None for key in keys) and any(v for _, v in document):
             listed = [value for _, value in document]
             return _in_order([key for key in keys if key is not None], _positions(listed))
         return None
@@ -472,6 +474,9 @@ def load_json(text: str) -> object:
         ) from None
     except RecursionError:
         raise ValueError("expected JSON, got lists too deep to read") from None
+    except ValueError:
+        # Python's own words for it advise on its settings.
+        raise ValueError("expected JSON, got a number of thousands of digits") from None
 
 
 def load_yaml(text: str) -> object:

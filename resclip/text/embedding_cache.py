@@ -87,10 +87,10 @@ class TextCache:
             prompts: a name in each of its templates.
         """
         path = self.path(tower, prompts)
-        if not path.is_file():
-            # Whatever else has this name, a pipe among others, is not opened: it might wait for ever.
-            return None
         try:
+            if not path.is_file():
+                # Whatever else has this name, a pipe among others, is not opened: it might wait for ever.
+                return None
             with safe_open(path, framework="pt") as file:
                 stored = (file.metadata() or {}).get("checksum")
                 embedding: Tensor = file.get_tensor("embedding")
