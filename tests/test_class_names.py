@@ -404,3 +404,13 @@ def test_a_file_out_of_reason_is_not_read_whole(
     path.write_bytes(b"a\n" * (1 << 20))
     with pytest.raises(ValueError, match="in at most 1 MiB, got a larger file"):
         read_classes(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["id\tname\n0\tsky\n1\ttree\n", "sky\t0\ntree\t1\n", "0\tsky\ntree\n"]
+)
+def test_columns_that_are_no_numbers_and_names(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="a number, a tab and a name in every line"):
+        read_classes(path)

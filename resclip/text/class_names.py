@@ -51,6 +51,8 @@ MOST_LETTERS = 1_000
 """Characters of a name or query: a model reads some 300 of them."""
 MOST_OF_ENTRY = 100_000
 """Characters of an entry, with all its queries."""
+# A tab between two texts; one behind a comma is a space.
+_COLUMNS = re.compile(r"[^\s,] *\t\s*[^\s,]")
 _NUMBERED = tuple(
     re.compile(pattern)
     for pattern in (r"\s*(\d{1,9})\t(.*)", r"\s*(\d{1,9})\s*: (.*)", r"(\d{1,9}) +(.*)")
@@ -228,7 +230,14 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
         ]
         if not lines:
             raise ValueError("expected one class per line, got an empty file")
-        return [str(entry) for entry in _parse_all(_numbered_lines(lines) or lines)]
+        numbered = _numbered_lines(lines)
+        columns = next((where for where, line in lines if _COLUMNS.search(line)), None)
+        if numbered is None and columns is not None:
+            raise ValueError(
+                f"{columns}: expected a name, or a number, a tab and a name in every line, got other columns; leave "
+                "out the heading and all columns but these"
+            )
+        return [str(entry) for entry in _parse_all(numbered or lines)]
 
 
 def dataset_classes(name: str) -> list[str]:
