@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -97,10 +98,11 @@ def entries_of(asked: str, out: str | None, limits: Limits) -> Iterator[Entry]:
     from resclip.batch.sources import KINDS, open_source
 
     path = local_path(asked)
-    if path is not None and not is_there_as_folder(path):
+    # Not pathlib's, which raise for a text that can be no path.
+    if path is not None and not os.path.isdir(path):  # noqa: PTH112
         is_image = KINDS.get(suffix(asked), "image") == "image"
         # The name of a file is no pattern, whatever is in it; reading a missing one says so.
-        if is_image and (exists(path) or not is_pattern(asked)):
+        if is_image and (os.path.lexists(path) or not is_pattern(asked)):
             yield Entry(asked, path.stem, Item(0, asked, asked, asked))
             return
     try:
@@ -116,20 +118,6 @@ def entries_of(asked: str, out: str | None, limits: Limits) -> Iterator[Entry]:
             whole = len(source.items) == 1 and not item.cell
             name = PurePosixPath(item.stem).name if whole else item.stem
             yield Entry(title or item.name, name, item)
-
-
-def is_there_as_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # Too long, or with a null character.
-        return False
-
-
-def exists(path: Path) -> bool:
-    try:
-        return path.exists() or path.is_symlink()
-    except (OSError, ValueError):
-        return False
 
 
 def is_written(item: Item, out: str | None) -> bool:

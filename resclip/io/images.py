@@ -163,10 +163,10 @@ def open_picture(
     )
 
 
-def encode_png(image: Image.Image, **options: Any) -> bytes:
-    """`image` as the bytes of a PNG file; `options` as Pillow's."""
+def encode_png(image: Image.Image) -> bytes:
+    """`image` as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", **options)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -209,7 +209,7 @@ def _of_array(array: NDArray[np.uint8], name: str | None, options: ReadOptions) 
         # As by a nodata value: in all colours.
         hidden: Mask = np.logical_and.reduce(np.ma.getmaskarray(array), axis=2)
         pixels[hidden] = FILLING
-        record["absent"] = round(share_absent(hidden), 6)
+        record["absent"] = share_absent(hidden)
         absent = hidden
     return Picture(pixels, absent, record=record)
 
@@ -429,7 +429,7 @@ class _Encoded:
         if hidden is not None and hidden.any():
             absent = hidden if absent is None else hidden | absent
             picture.pixels[hidden] = FILLING
-            picture.record["absent"] = round(share_absent(absent), 6)
+            picture.record["absent"] = share_absent(absent)
         return Picture(picture.pixels, absent, place, picture.record)
 
 
@@ -520,7 +520,7 @@ def _decode(
             absent = opacity == 0
         if absent is not None and absent.any():
             pixels[absent] = FILLING
-            record["absent"] = round(share_absent(absent), 6)
+            record["absent"] = share_absent(absent)
         else:
             absent = None
         return Picture(pixels, absent, NOWHERE, record)

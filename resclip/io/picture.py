@@ -124,9 +124,9 @@ def over_filling(pixels: PixelArray, opacity: NDArray[np.uint8]) -> PixelArray:
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
-def share_absent(absent: Mask | None) -> float:
-    """The fraction of an image's pixels that it does not have."""
-    return 0.0 if absent is None else float(absent.mean())
+def share_absent(absent: Mask) -> float:
+    """The fraction of an image's pixels that it does not have, as a record states it: to six digits."""
+    return round(float(absent.mean()), 6)
 
 
 def runs_of(count: int, step: int) -> Iterator[tuple[int, int]]:

@@ -335,7 +335,7 @@ class Raster:
                     absent[first:last] = missing
             found = absent if absent.any() else None
             if found is not None:
-                self.record["absent"] = round(share_absent(found), 6)
+                self.record["absent"] = share_absent(found)
             return Picture(pixels, found, self.georeference, self.record)
 
     def close(self) -> None:
