@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from PIL import Image
 # Read by Triton when the first kernel is defined: without a GPU the kernels' own code runs in the interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton") is not None:
+        import interpreter
+
+        interpreter.install()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
