@@ -43,7 +43,8 @@ def tf32_parts(values: Array) -> tuple[Array, Array]:
 
 
 def is_bfloat16(dtype: Any) -> bool:
-    return bool(dtype.scalar == tl.bfloat16)
+    # By name: this is asked of every operand, and comparing types of Triton is slow.
+    return bool(dtype.scalar.name == tl.bfloat16.name)
 
 
 def widened(handle: Any) -> Any:

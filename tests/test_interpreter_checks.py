@@ -169,10 +169,15 @@ def test_what_is_found_is_an_error_at_the_end(kernel_checks: Sanitizer) -> None:
     """As of every test, by conftest.py's fixture: each kernel and fault once."""
     inner = Sanitizer()
     message = f"^exchange_kernel {NO_BARRIER}; lanes_kernel {TWO_LANES}$"
-    with pytest.raises(AssertionError, match=message), inner.watching():
-        for _ in range(2):
-            exchange_kernel[(1,)](torch.zeros(16), BLOCK=16, BARRIER=False)
-        lanes_kernel[(1,)](torch.zeros(16), BLOCK=16)
+
+    def run() -> None:
+        with inner.watching():
+            for _ in range(2):
+                exchange_kernel[(1,)](torch.zeros(16), BLOCK=16, BARRIER=False)
+            lanes_kernel[(1,)](torch.zeros(16), BLOCK=16)
+
+    with pytest.raises(AssertionError, match=message):
+        run()
     # The fixture's own saw the same.
     assert taken(kernel_checks) == inner.found
 
