@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -44,6 +45,12 @@ class Compilation:
         kernel = f"{self.kernel.__module__}.{self.kernel.__name__}"
         parts = (self.signature, self.constants, self.attributes, self.options, self.target)
         return repr((kernel, *parts))
+
+    @property
+    def lowered_key(self) -> str:
+        """Equal for two launches where Triton's first representation of them is, whatever the target."""
+        kernel = f"{self.kernel.__module__}.{self.kernel.__name__}"
+        return repr((kernel, self.signature, self.constants))
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,31 @@ def specialise(launch: Launch, target: Target) -> Compilation:
     return Compilation(kernel, signature, constants, attributes, parsed.__dict__, target)
 
 
-def compile_for(compilation: Compilation) -> Facts:
-    """Compile, or take it from Triton's cache, and read what it uses; Triton's own errors where it cannot."""
-    source = ASTSource(
+def source_of(compilation: Compilation) -> ASTSource:
+    """What Triton's compiler takes."""
+    return ASTSource(
         compilation.kernel, compilation.signature, compilation.constants, compilation.attributes
     )
+
+
+def lower(compilation: Compilation) -> None:
+    """Make Triton's first representation (TTIR) of a launch, and no more; Triton's own errors where it cannot."""
+    target = gpu_target(compilation.target)
+    backend = make_backend(target)
+    options = backend.parse_options(dict(compilation.options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    generators = backend.get_codegen_implementation(options)
+    source_of(compilation).make_ir(target, options, generators, backend.get_module_map(), context)
+
+
+def compile_for(compilation: Compilation) -> Facts:
+    """Compile, or take it from Triton's cache, and read what it uses; Triton's own errors where it cannot."""
     compiled = triton.compile(
-        source, target=gpu_target(compilation.target), options=dict(compilation.options)
+        source_of(compilation),
+        target=gpu_target(compilation.target),
+        options=dict(compilation.options),
     )
     dots = tuple(re.findall(r"= tt\.dot .*? : tensor<(?:\d+x)+(\w+)", compiled.asm["ttir"]))
     if compilation.target.backend == "hip":

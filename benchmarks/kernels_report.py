@@ -3,7 +3,8 @@
 The report makes the calls of `kernel_calls` on tensors without values, collects the launches, compiles each different
 one and prints a table. It fails where a kernel does not compile, spills more than `known_spills` lists, needs
 more shared memory than the target has, or forms half-precision products without matrix units. `--list` prints the
-kernels' names and compiles nothing.
+kernels' names and compiles nothing; `--combinations` makes Triton's first representation of what `kernel_combinations`
+calls, which covers more options and takes less time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,6 +25,7 @@ import triton
 
 from benchmarks.cubin import Compilation, Facts, compile_for, specialise
 from benchmarks.kernel_calls import OPS, Call, standard_calls
+from benchmarks.kernel_combinations import combined_calls, lower_all
 from benchmarks.known_spills import KNOWN_SPILLS, KnownSpills, Spill
 from benchmarks.reporting import in_order, store
 from resclip_kernels.dispatch import interpreting
@@ -305,11 +307,21 @@ def main(
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile; default: 2")
     parser.add_argument("--json", type=Path, help="write the table to this file as well")
     parser.add_argument("--list", action="store_true", help="print the kernels' names, no more")
+    parser.add_argument(
+        "--combinations",
+        type=int,
+        metavar="N",
+        help="lower the kernels of calls in which any N values of N options meet, no more",
+    )
     options = parser.parse_args(arguments)
     if interpreting():
         parser.error("kernels are compiled, not interpreted: unset TRITON_INTERPRET")
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1; got {options.jobs}")
+    if options.combinations is not None:
+        if options.combinations < 1:
+            parser.error(f"--combinations must be at least 1; got {options.combinations}")
+        return show_lowered(combined_calls(options.combinations) if calls is None else calls)
     try:
         targets = [parse_target(name) for name in options.targets.split(",")]
     except ValueError as error:
@@ -323,6 +335,15 @@ def main(
         print("\n".join(sorted({row.kernel for row in collect(calls, targets)})))
         return 0
     return show(report(calls, targets, options.jobs, known), options.json, known)
+
+
+def show_lowered(calls: Iterable[Call]) -> int:
+    """Print which kernels of these calls cannot be lowered, and the count; the exit status."""
+    count, problems = lower_all(calls)
+    for problem in problems:
+        print(f"{problem}\n")
+    print(f"{count} kernels lowered, {len(problems)} problems")
+    return int(bool(problems))
 
 
 def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:

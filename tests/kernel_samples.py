@@ -58,6 +58,19 @@ def broken_kernel(values, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def factor_of(factor, IS_KNOWN: tl.constexpr):
+    """Forgets what to return where the factor is not known."""
+    return factor if IS_KNOWN else None
+
+
+@triton.jit
+def branching_kernel(values, factor, IS_KNOWN: tl.constexpr, BLOCK: tl.constexpr):
+    """Sound with one constant, and not with the other."""
+    at = tl.arange(0, BLOCK)
+    tl.store(values + at, tl.load(values + at) * factor_of(factor, IS_KNOWN))
+
+
+@triton.jit
 def arguments_kernel(
     aligned, shifted, pair, round_number, one, odd, large, factor, absent, flag, BLOCK: tl.constexpr
 ):
@@ -69,7 +82,8 @@ def call(kernel: Any, options: Options, dtype: torch.dtype, **constants: int) ->
 
     def run() -> None:
         values = torch.empty(1 << 16, dtype=dtype, device="meta")
-        arguments = {"values": values} | ({"steps": 7} if kernel is product_kernel else {})
+        scalars = {product_kernel: {"steps": 7}, branching_kernel: {"factor": 2.5}}
+        arguments = {"values": values} | scalars.get(kernel, {})
         launch(kernel, 1, arguments, constants, options, on=values)
 
     return Call("samples", kernel.__name__, "none", str(dtype), run)
@@ -154,6 +168,11 @@ def main() -> None:
     deep = call(product_kernel, Options(num_warps=4, num_stages=9), half, BLOCK_M=64, BLOCK_K=128)
     narrow = call(product_kernel, quick, half, BLOCK_M=16, BLOCK_K=64)
     broken = call(broken_kernel, quick, single, BLOCK=1024)
+    branches = [
+        call(branching_kernel, quick, single, IS_KNOWN=known, BLOCK=64)
+        for known in (True, True, False)
+    ]
+    raising = Call("samples", "raising", "none", "none", lambda: torch.empty(-1))
     sm_90 = ("--targets", "sm_90")
     results = {
         "names": outcome([tiles, plain, plain], *sm_90, "--list"),
@@ -162,6 +181,8 @@ def main() -> None:
         "deep": outcome([deep], *sm_90),
         "narrow": outcome([narrow], *sm_90),
         "broken": outcome([broken, plain], *sm_90),
+        "branches": outcome([*branches[:2], tiles], "--combinations", "2"),
+        "wrong branches": outcome([*branches, raising, plain], "--combinations", "2"),
         "listed": listed(spilling, plain),
         "specialised": specialised(),
     }

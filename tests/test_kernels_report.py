@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ pytest.importorskip("triton", reason="kernels need Triton, which exists for Linu
 from benchmarks import kernels_report
 from benchmarks.cubin import Facts
 from benchmarks.kernel_calls import OPS, standard_calls
+from benchmarks.kernel_combinations import combined_calls, covering
 from resclip_kernels.launch import Launch, Target, watch
 
 ROOT = Path(__file__).parents[1]
@@ -25,13 +28,20 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the report makes of `kernel_samples`, in a process without Triton's interpreter, which is on in this one."""
+    done = compiling(tmp_path_factory.mktemp("cache"), "tests/kernel_samples.py")
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(done.stdout)
+    return results
+
+
+def compiling(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run python in a process that compiles kernels."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {
-        "PYTHONPATH": str(ROOT),
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-    }
-    done = subprocess.run(
-        [sys.executable, "tests/kernel_samples.py"],
+    # What picks another Triton stays.
+    path = os.pathsep.join([*filter(None, [environment.get("PYTHONPATH")]), str(ROOT)])
+    environment |= {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)}
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -39,9 +49,6 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    results: dict[str, Any] = json.loads(done.stdout)
-    return results
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +206,41 @@ def test_arguments_are_specialised_as_triton_does(samples: dict[str, Any]) -> No
     }
 
 
+def test_a_kernel_that_is_wrong_for_one_constant_is_found(samples: dict[str, Any]) -> None:
+    """And a call that raises; what is sound is lowered once."""
+    assert samples["branches"] == {"status": 0, "output": "2 kernels lowered, 0 problems\n"}
+    wrong = samples["wrong branches"]
+    assert wrong["status"] == 1
+    assert "branching_kernel of samples (branching_kernel): CompilationError" in wrong["output"]
+    assert "NoneType" in wrong["output"]
+    assert "\nsamples (raising) raises RuntimeError: " in wrong["output"]
+    assert wrong["output"].endswith("\n3 kernels lowered, 2 problems\n")
+
+
+def test_every_kernel_is_lowered_in_combinations_of_any_two_options(tmp_path: Path) -> None:
+    done = compiling(tmp_path, "-m", "benchmarks", "kernels-report", "--combinations", "2")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    count = re.search(r"(\d+) kernels lowered, 0 problems$", done.stdout.strip())
+    assert count is not None
+    assert int(count[1]) > 100
+
+
+@pytest.mark.parametrize("strength", (1, 2, 3))
+def test_combinations_cover_what_they_should(strength: int) -> None:
+    axes = {"a": (1, 2, 3), "b": (True, False), "c": "xyz", "d": (None, 0)}
+    rows = list(covering(axes, strength))
+    for names in itertools.combinations(axes, strength):
+        wanted = set(itertools.product(*(axes[name] for name in names)))
+        assert {tuple(row[name] for name in names) for row in rows} == wanted
+    # Far fewer than all, and the same each time.
+    assert len(rows) <= {1: 4, 2: 14, 3: 30}[strength]
+    assert rows == list(covering(axes, strength))
+
+
+def test_combinations_call_every_op() -> None:
+    assert {call.op for call in combined_calls(1)} == OPS.keys()
+
+
 def test_the_interpreter_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,7 +254,12 @@ def test_other_options_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kernels_report, "interpreting", lambda: False)
-    for arguments in (("--targets", "sm_x"), ("--ops", "pamr,attention"), ("--jobs", "0")):
+    for arguments in (
+        ("--targets", "sm_x"),
+        ("--ops", "pamr,attention"),
+        ("--jobs", "0"),
+        ("--combinations", "0"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             kernels_report.main(arguments)
         assert arguments[1].split(",")[-1] in capsys.readouterr().err
