@@ -2,15 +2,19 @@
 
 The report makes the calls of `kernel_calls` on tensors without values, collects the launches, compiles each different
 one and prints a table. It fails where a kernel does not compile, spills more than `known_spills` lists, needs
-more shared memory than the target has, or forms half-precision products without matrix units. `--list` prints the
-kernels' names and compiles nothing; `--combinations` makes Triton's first representation of what `kernel_combinations`
-calls, which covers more options and takes less time.
+more shared memory than the target has, forms half-precision products without matrix units, or waits for all copies in a
+loop with matrix instructions, so that nothing is prefetched. What the kernels use is kept in
+benchmarks/results/kernels.json when all ops are reported, so that a change shows in a diff.
+
+`--list` prints the kernels' names and compiles nothing; `--combinations` makes Triton's first representation of what
+`kernel_combinations` calls, which covers more options and takes less time.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import os
 import sys
@@ -26,8 +30,8 @@ import triton
 from benchmarks.cubin import Compilation, Facts, compile_for, specialise
 from benchmarks.kernel_calls import OPS, Call, standard_calls
 from benchmarks.kernel_combinations import combined_calls, lower_all
-from benchmarks.known_spills import KNOWN_SPILLS, KnownSpills, Spill
-from benchmarks.reporting import in_order, store
+from benchmarks.known_spills import KNOWN_SPILLS, KNOWN_WAITS, KnownSpills, KnownWaits, Spill
+from benchmarks.reporting import RESULTS, in_order, store
 from resclip_kernels.dispatch import interpreting
 from resclip_kernels.launch import Target, watch
 
@@ -39,6 +43,8 @@ HEADER = (
     *("kernel", "target", "models", "dtypes", "case", "compiled", "warps", "stages"),
     *("registers", "spilled", "shared", "limit", "matrix"),
 )
+WAITS_JUDGED = ("sm_80", "sm_90")
+"""Where a loop's copies are waited for by groups, as these instructions tell."""
 LAST_LINES = 12
 """Lines of a failed compiler's output that are shown: enough for the message of an assertion."""
 
@@ -186,8 +192,8 @@ def allowance(spill: Spill, known: KnownSpills) -> int:
     return measured.get(triton.__version__, max(measured.values(), default=0))
 
 
-def judge(target: Target, facts: Facts, allowed: int = 0) -> list[str]:
-    """What is wrong with a kernel that may spill `allowed` bytes, in words."""
+def judge(target: Target, facts: Facts, allowed: int = 0, *, may_wait: bool = False) -> list[str]:
+    """What is wrong with a kernel that may spill `allowed` bytes and may wait for all copies, in words."""
     problems = []
     if facts.spilled > allowed:
         listed = f"; {allowed} are listed" if allowed else ""
@@ -205,6 +211,13 @@ def judge(target: Target, facts: Facts, allowed: int = 0) -> list[str]:
         wanted = "HGMMA" if target == Target("cuda", 90) else ""
         if not any(name.startswith(wanted) for name in facts.matrix_instructions):
             problems.append(f"has a half-precision tl.dot and no {wanted or 'matrix'} instruction")
+    if target_name(target) in WAITS_JUDGED and not may_wait:
+        problems += [
+            f"prefetches nothing: a loop of {loop.instructions} instructions, {loop.matrix} on matrix units, "
+            "waits for all its copies"
+            for loop in facts.loops
+            if not loop.prefetches
+        ]
     return problems
 
 
@@ -225,11 +238,23 @@ def stale_spills(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
     ]
 
 
+def stale_waits(rows: Sequence[Row], waits: KnownWaits) -> list[tuple[str, str]]:
+    """The listed kernels and targets all of whose loops, in these rows, prefetch."""
+    prefetches: dict[tuple[str, str], bool] = {}
+    for row in rows:
+        if row.facts is not None:
+            key = row.kernel, row.target
+            sound = all(loop.prefetches for loop in row.facts.loops)
+            prefetches[key] = prefetches.get(key, True) and sound
+    return [key for key in waits if prefetches.get(key, False)]
+
+
 def report(
     calls: Sequence[Call],
     targets: Sequence[Target],
     jobs: int,
     known: KnownSpills = KNOWN_SPILLS,
+    waits: KnownWaits = KNOWN_WAITS,
 ) -> list[Row]:
     """Compile and judge everything that these calls launch."""
     rows = collect(calls, targets)
@@ -240,7 +265,8 @@ def report(
         else:
             row.facts = result
             allowed = max(allowance(spill, known) for spill in row.spills())
-            row.problems = judge(row.compilation.target, result, allowed)
+            may_wait = (row.kernel, row.target) in waits
+            row.problems = judge(row.compilation.target, result, allowed, may_wait=may_wait)
     return rows
 
 
@@ -296,6 +322,7 @@ def main(
     arguments: Sequence[str] | None = None,
     calls: Sequence[Call] | None = None,
     known: KnownSpills = KNOWN_SPILLS,
+    waits: KnownWaits = KNOWN_WAITS,
 ) -> int:
     """Report these calls, those of `kernel_calls` by default; returns 0 where every kernel is sound, else 1."""
     parser = argparse.ArgumentParser(
@@ -330,11 +357,49 @@ def main(
     if unknown := wanted - OPS.keys():
         parser.error(f"an op is one of {', '.join(OPS)}; got {', '.join(sorted(unknown))}")
     ops = [op for op in OPS if op in wanted]
+    is_whole = calls is None and wanted == OPS.keys() and not options.quick
     calls = list(standard_calls(ops, quick=options.quick)) if calls is None else calls
     if options.list:
         print("\n".join(sorted({row.kernel for row in collect(calls, targets)})))
         return 0
-    return show(report(calls, targets, options.jobs, known), options.json, known)
+    rows = report(calls, targets, options.jobs, known, waits)
+    status = show(rows, options.json, known, waits)
+    if is_whole:
+        keep(rows, RESULTS / "kernels.json")
+    return status
+
+
+def keep(rows: Sequence[Row], file: Path) -> None:
+    """Write a line a kernel, in an order that stays; what the file says of other targets is left there."""
+    targets = {row.target for row in rows}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"kernels": {}}
+    lines = {
+        name: line
+        for name, line in before["kernels"].items()
+        if name.partition(", ")[0] not in targets
+    }
+    for row in rows:
+        if row.facts is not None:
+            for call in row.calls:
+                name = f"{row.target}, {row.kernel}, {call.model}, {call.dtype}, {call.case}"
+                lines[name] = one_line(row.facts)
+    store(file, {"triton": triton.__version__, "kernels": dict(sorted(lines.items()))})
+
+
+def one_line(facts: Facts) -> str:
+    """What a kernel uses, in words."""
+    parts = [
+        f"{facts.registers} registers",
+        f"{facts.spilled} spilled",
+        f"{facts.shared} shared",
+        *(f"{name}×{count}" for name, count in sorted(facts.matrix_instructions.items())),
+    ]
+    for loop in facts.loops:
+        waits = " ".join(map(str, loop.waits)) or "none"
+        parts.append(
+            f"loop of {loop.instructions} ({loop.matrix} matrix, {loop.barriers} barriers, waits {waits})"
+        )
+    return ", ".join(parts)
 
 
 def show_lowered(calls: Iterable[Call]) -> int:
@@ -346,8 +411,10 @@ def show_lowered(calls: Iterable[Call]) -> int:
     return int(bool(problems))
 
 
-def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:
-    """Print the table, what is wrong, which listed spills are gone, and the count; the exit status."""
+def show(
+    rows: list[Row], file: Path | None, known: KnownSpills, waits: KnownWaits = KNOWN_WAITS
+) -> int:
+    """Print the table, what is wrong, what is listed and gone, and the count; the exit status."""
     order = {op: number for number, op in enumerate(OPS)}
     rows = sorted(rows, key=lambda row: (order.get(row.op, -1), row.kernel))
     print(table(rows))
@@ -358,6 +425,8 @@ def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:
             print(f"\n{row.kernel} on {row.target} ({wanted}): {problem}")
     for spill in stale_spills(rows, known):
         print(f"\nno spill any more with triton {triton.__version__}, in known_spills.py: {spill}")
+    for kernel, target in stale_waits(rows, waits):
+        print(f"\nevery loop prefetches, in known_spills.py: {kernel} on {target}")
     if file is not None:
         content = {"triton": triton.__version__, "kernels": [row.summary() for row in rows]}
         store(file, content)

@@ -1,4 +1,7 @@
-"""The spills that the kernels' report accepts, each with what it measured: larger ones and all others fail it."""
+"""What the kernels' report accepts: spills, each with what it measured, and loops that prefetch nothing, with a reason.
+
+Larger spills and all else fail it.
+"""
 
 from __future__ import annotations
 
@@ -30,4 +33,17 @@ KNOWN_SPILLS: KnownSpills = {
         "3.6.0": 0,
         "3.8.0": 16,
     },
+}
+
+KnownWaits = Mapping[tuple[str, str], str]
+"""Why a kernel's loops may wait for all their copies, by its name and the target's."""
+
+KNOWN_WAITS: KnownWaits = {
+    (kernel, target): reason
+    for kernel, reason in {
+        "residual_attention_kernel": "two stages: a third tile has no room beside the sums of several softmaxes",
+        "feedback_matrix_kernel": "it copies labels alone, a few bytes a tile",
+        "feedback_sums_kernel": "it copies labels alone, a few bytes a tile",
+    }.items()
+    for target in ("sm_80", "sm_90")
 }

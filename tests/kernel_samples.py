@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,8 @@ import triton.language as tl
 from benchmarks import kernels_report
 from benchmarks.cubin import specialise
 from benchmarks.kernel_calls import Call
-from benchmarks.known_spills import KnownSpills, Spill
+from benchmarks.kernels_matrix import compile_all
+from benchmarks.known_spills import KnownSpills, KnownWaits, Spill
 from resclip_kernels.launch import Launch, Options, Target, launch
 
 
@@ -89,11 +91,16 @@ def call(kernel: Any, options: Options, dtype: torch.dtype, **constants: int) ->
     return Call("samples", kernel.__name__, "none", str(dtype), run)
 
 
-def outcome(calls: list[Call], *arguments: str, known: KnownSpills | None = None) -> dict[str, Any]:
-    """The report's exit status and what it printed, where these spills are known: none by default."""
+def outcome(
+    calls: list[Call],
+    *arguments: str,
+    known: KnownSpills | None = None,
+    waits: KnownWaits | None = None,
+) -> dict[str, Any]:
+    """The report's exit status and what it printed, where these spills and waits are known: none by default."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        status = kernels_report.main([*arguments, "--jobs", "1"], calls, known or {})
+        status = kernels_report.main([*arguments, "--jobs", "1"], calls, known or {}, waits or {})
     return {"status": status, "output": output.getvalue()}
 
 
@@ -161,9 +168,11 @@ def specialised() -> dict[str, Any]:
 
 def main() -> None:
     half, single = torch.float16, torch.float32
-    quick = Options(num_warps=4, num_stages=2)
+    quick = Options(num_warps=4, num_stages=3)
     plain = call(plain_kernel, quick, single, BLOCK=1024)
     tiles = call(product_kernel, quick, half, BLOCK_M=64, BLOCK_K=64)
+    waiting = call(product_kernel, replace(quick, num_stages=2), half, BLOCK_M=64, BLOCK_K=64)
+    listed_waits = {("product_kernel", "sm_90"): "a reason"}
     spilling = call(spilling_kernel, Options(num_warps=1), single, BLOCK=8192)
     deep = call(product_kernel, Options(num_warps=4, num_stages=9), half, BLOCK_M=64, BLOCK_K=128)
     narrow = call(product_kernel, quick, half, BLOCK_M=16, BLOCK_K=64)
@@ -177,6 +186,8 @@ def main() -> None:
     results = {
         "names": outcome([tiles, plain, plain], *sm_90, "--list"),
         "sound": outcome([plain, plain, tiles], "--targets", "sm_80,sm_90,gfx942"),
+        "waiting": outcome([waiting, plain], "--targets", "sm_80,sm_90", waits=listed_waits),
+        "waiting no more": outcome([tiles, plain], *sm_90, waits=listed_waits),
         "spilling": outcome([plain, spilling], *sm_90),
         "deep": outcome([deep], *sm_90),
         "narrow": outcome([narrow], *sm_90),
@@ -186,6 +197,7 @@ def main() -> None:
         "listed": listed(spilling, plain),
         "specialised": specialised(),
     }
+    results["matrix"] = asdict(compile_all([plain, tiles, broken, spilling, plain], "sm_90"))
     # Last: a compiler whose process ends without a word.
     kernels_report.compile_for = lambda compilation: os._exit(7)
     results["crash"] = outcome([plain], *sm_90)

@@ -17,9 +17,10 @@ import pytest
 pytest.importorskip("triton", reason="kernels need Triton, which exists for Linux alone")
 
 from benchmarks import kernels_report
-from benchmarks.cubin import Facts
-from benchmarks.kernel_calls import OPS, standard_calls
+from benchmarks.cubin import Compilation, Facts, Loop
+from benchmarks.kernel_calls import OPS, Call, standard_calls
 from benchmarks.kernel_combinations import combined_calls, covering
+from benchmarks.kernels_report import Row
 from resclip_kernels.launch import Launch, Target, watch
 
 ROOT = Path(__file__).parents[1]
@@ -96,13 +97,49 @@ def test_facts_are_those_of_the_machine_code(samples: dict[str, Any]) -> None:
     }
     for target, line in products.items():
         warps, stages, registers, spilled, shared = map(int, line[6:11])
-        assert (warps, stages, spilled) == (4, 2, 0), target
+        assert (warps, stages, spilled) == (4, 3, 0), target
         # 64 · 64 sums over 128 lanes are 32 registers, over 256 lanes 16.
         assert (16 if target == "gfx942" else 32) < registers <= 255
         assert shared >= 2 * 8192
     for line in lines_of(samples["sound"], "plain_kernel").values():
         assert line[10] == "0"
         assert line[12] == "-"
+
+
+def test_a_loop_that_waits_for_all_its_copies_is_refused_unless_it_is_listed(
+    samples: dict[str, Any],
+) -> None:
+    """Two stages copy at the end of a turn what the next one waits for at its head."""
+    waiting = samples["waiting"]
+    assert waiting["status"] == 1
+    (told,) = [line for line in waiting["output"].splitlines() if "prefetches nothing" in line]
+    assert told.startswith("product_kernel on sm_80 (none, torch.float16, product_kernel): ")
+    assert told.endswith(" 32 on matrix units, waits for all its copies")
+    assert "every loop prefetches" not in waiting["output"]
+    gone = samples["waiting no more"]
+    assert gone["status"] == 0
+    assert (
+        "\nevery loop prefetches, in known_spills.py: product_kernel on sm_90\n" in gone["output"]
+    )
+
+
+def test_what_kernels_use_is_kept_in_an_order_that_stays(tmp_path: Path) -> None:
+    call = Call("samples", "a case", "B/16", "fp16", print)
+    loop = Loop(0, 300, 8, 2, 4, (2, 0))
+    row = Row(
+        Compilation(jit_functions, {}, {}, {}, {}, Target("cuda", 90)),
+        [call],
+        Facts(128, 0, 4096, 0, ("f16",), {"HGMMA": 8}, (loop,)),
+    )
+    file = tmp_path / "kernels.json"
+    others = {"sm_90, gone_kernel": "1 registers", "sm_80, other_kernel": "2 registers"}
+    file.write_text(json.dumps({"kernels": others}))
+    kernels_report.keep([row], file)
+    assert json.loads(file.read_text())["kernels"] == {
+        "sm_80, other_kernel": "2 registers",
+        "sm_90, jit_functions, B/16, fp16, a case": "128 registers, 0 spilled, 4096 shared, HGMMA×8, "
+        "loop of 300 (8 matrix, 2 barriers, waits 2 0)",
+    }
 
 
 def test_a_spill_is_refused(samples: dict[str, Any]) -> None:
@@ -223,6 +260,21 @@ def test_every_kernel_is_lowered_in_combinations_of_any_two_options(tmp_path: Pa
     count = re.search(r"(\d+) kernels lowered, 0 problems$", done.stdout.strip())
     assert count is not None
     assert int(count[1]) > 100
+
+
+def test_a_tritons_own_runtime_compiles_for_a_target_that_is_only_named(
+    samples: dict[str, Any],
+) -> None:
+    outcome = samples["matrix"]
+    assert outcome["triton"].startswith("3.")
+    assert (outcome["target"], outcome["wanted"], outcome["compiled"]) == ("sm_90", 4, 3)
+    assert outcome["spilling"] == 1
+    assert [problem.split(" (")[0] for problem in outcome["problems"]] == [
+        "broken_kernel",
+        "spilling_kernel",
+    ]
+    assert "nothing_of_that_name" in outcome["problems"][0]
+    assert "spills" in outcome["problems"][1]
 
 
 @pytest.mark.parametrize("strength", (1, 2, 3))
