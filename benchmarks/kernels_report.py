@@ -30,7 +30,7 @@ import triton
 from benchmarks.cubin import Compilation, Facts, compile_for, specialise
 from benchmarks.kernel_calls import OPS, Call, standard_calls
 from benchmarks.kernel_combinations import combined_calls, lower_all
-from benchmarks.known_spills import KNOWN_SPILLS, KNOWN_WAITS, KnownSpills, KnownWaits, Spill
+from benchmarks.known_spills import KNOWN_SPILLS, KNOWN_WAITS, KnownSpills, KnownWaits, Spill, Wait
 from benchmarks.reporting import RESULTS, in_order, store
 from resclip_kernels.dispatch import interpreting
 from resclip_kernels.launch import Target, watch
@@ -76,6 +76,10 @@ class Row:
             Spill(self.kernel, call.case, call.model, call.dtype, self.target)
             for call in self.calls
         ]
+
+    def waits(self) -> list[Wait]:
+        """The names under which loops of this kernel that prefetch nothing may be listed: one a dtype."""
+        return in_order(Wait(self.kernel, call.dtype, self.target) for call in self.calls)
 
     def summary(self) -> dict[str, Any]:
         """For JSON."""
@@ -238,15 +242,14 @@ def stale_spills(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
     ]
 
 
-def stale_waits(rows: Sequence[Row], waits: KnownWaits) -> list[tuple[str, str]]:
-    """The listed kernels and targets all of whose loops, in these rows, prefetch."""
-    prefetches: dict[tuple[str, str], bool] = {}
+def stale_waits(rows: Sequence[Row], waits: KnownWaits) -> list[Wait]:
+    """The listed kernels all of whose loops, in these rows, prefetch."""
+    prefetches: dict[Wait, bool] = {}
     for row in rows:
-        if row.facts is not None:
-            key = row.kernel, row.target
-            sound = all(loop.prefetches for loop in row.facts.loops)
-            prefetches[key] = prefetches.get(key, True) and sound
-    return [key for key in waits if prefetches.get(key, False)]
+        sound = row.facts is not None and all(loop.prefetches for loop in row.facts.loops)
+        for name in row.waits():
+            prefetches[name] = prefetches.get(name, True) and sound
+    return [name for name in waits if prefetches.get(name, False)]
 
 
 def report(
@@ -265,7 +268,7 @@ def report(
         else:
             row.facts = result
             allowed = max(allowance(spill, known) for spill in row.spills())
-            may_wait = (row.kernel, row.target) in waits
+            may_wait = any(wait in waits for wait in row.waits())
             row.problems = judge(row.compilation.target, result, allowed, may_wait=may_wait)
     return rows
 
@@ -425,8 +428,8 @@ def show(
             print(f"\n{row.kernel} on {row.target} ({wanted}): {problem}")
     for spill in stale_spills(rows, known):
         print(f"\nno spill any more with triton {triton.__version__}, in known_spills.py: {spill}")
-    for kernel, target in stale_waits(rows, waits):
-        print(f"\nevery loop prefetches, in known_spills.py: {kernel} on {target}")
+    for name in stale_waits(rows, waits):
+        print(f"\nall loops prefetch with triton {triton.__version__}, in known_spills.py: {name}")
     if file is not None:
         content = {"triton": triton.__version__, "kernels": [row.summary() for row in rows]}
         store(file, content)

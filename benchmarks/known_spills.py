@@ -35,15 +35,31 @@ KNOWN_SPILLS: KnownSpills = {
     },
 }
 
-KnownWaits = Mapping[tuple[str, str], str]
-"""Why a kernel's loops may wait for all their copies, by its name and the target's."""
+
+class Wait(NamedTuple):
+    """A kernel in one dtype on one target, in all calls."""
+
+    kernel: str
+    dtype: str
+    target: str
+
+
+KnownWaits = Mapping[Wait, str]
+"""Why loops may wait for all their copies at once."""
+
+STAGES = "two stages: what is copied at the end of a turn is waited for at the head of the next"
+LABELS = "copies labels alone, a few bytes a tile, and waits for no tensor"
+DTYPES = ("fp16", "bf16", "fp32")
 
 KNOWN_WAITS: KnownWaits = {
-    (kernel, target): reason
-    for kernel, reason in {
-        "residual_attention_kernel": "two stages: a third tile has no room beside the sums of several softmaxes",
-        "feedback_matrix_kernel": "it copies labels alone, a few bytes a tile",
-        "feedback_sums_kernel": "it copies labels alone, a few bytes a tile",
-    }.items()
-    for target in ("sm_80", "sm_90")
+    **{Wait("residual_attention_kernel", dtype, "sm_90"): STAGES for dtype in DTYPES},
+    Wait("residual_attention_kernel", "fp32", "sm_80"): STAGES,
+    Wait("proxy_attention_kernel", "fp32", "sm_80"): STAGES,
+    Wait("proxy_attention_kernel", "fp32", "sm_90"): STAGES,
+    **{
+        Wait(kernel, dtype, target): LABELS
+        for kernel in ("feedback_matrix_kernel", "feedback_sums_kernel")
+        for dtype in DTYPES
+        for target in ("sm_80", "sm_90")
+    },
 }

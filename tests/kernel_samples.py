@@ -21,7 +21,7 @@ from benchmarks import kernels_report
 from benchmarks.cubin import specialise
 from benchmarks.kernel_calls import Call
 from benchmarks.kernels_matrix import compile_all
-from benchmarks.known_spills import KnownSpills, KnownWaits, Spill
+from benchmarks.known_spills import KnownSpills, KnownWaits, Spill, Wait
 from resclip_kernels.launch import Launch, Options, Target, launch
 
 
@@ -172,7 +172,7 @@ def main() -> None:
     plain = call(plain_kernel, quick, single, BLOCK=1024)
     tiles = call(product_kernel, quick, half, BLOCK_M=64, BLOCK_K=64)
     waiting = call(product_kernel, replace(quick, num_stages=2), half, BLOCK_M=64, BLOCK_K=64)
-    listed_waits = {("product_kernel", "sm_90"): "a reason"}
+    listed_waits = {Wait("product_kernel", str(half), "sm_90"): "a reason"}
     spilling = call(spilling_kernel, Options(num_warps=1), single, BLOCK=8192)
     deep = call(product_kernel, Options(num_warps=4, num_stages=9), half, BLOCK_M=64, BLOCK_K=128)
     narrow = call(product_kernel, quick, half, BLOCK_M=16, BLOCK_K=64)
