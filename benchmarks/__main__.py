@@ -14,6 +14,7 @@ BENCHMARKS = {
     "gpu": ("benchmarks.gpu.__main__", "check, then time, the kernels on one GPU"),
     "gpu-visit": ("benchmarks.gpu.visit", "the first three minutes on a GPU: checks and prototypes"),
     "kernels-report": ("benchmarks.kernels_report", "what each kernel uses, read from machine code"),
+    "kernels-matrix": ("benchmarks.kernels_matrix", "compile each kernel by other Tritons"),
     "scale": ("benchmarks.scale", "batch, high-resolution and gigapixel, one after the other"),
     "batch": ("benchmarks.batch", "time batches of windows and whole jobs on the CPU"),
     "high-resolution": ("benchmarks.high_resolution", "measure ways to segment large images"),
