@@ -169,7 +169,7 @@ def best_of_image(
             for first in range(0, height, lines)
         )
     bands = pamr.pixel_bands(guide.to(rows.dtype), dilations)
-    if basis_pays(len(rows), queries, pixels * rows.element_size()):
+    if basis_pays(len(rows), queries, pixels * rows.element_size(), BASIS_BYTES):
         # Resizing and PAMR are linear: those of any plane are sums of those of the planes that are 1 at one patch.
         one_hot = torch.eye(len(rows), dtype=rows.dtype)
         basis = rows.new_empty((pixels, len(rows)))
@@ -190,10 +190,13 @@ def best_of_image(
     return result
 
 
-def basis_pays(patches: int, queries: int, plane_bytes: int) -> bool:
-    """Whether refining one plane a patch, and a product for each query, is cheaper than refining the queries."""
+def basis_pays(patches: int, queries: int, plane_bytes: int, most_bytes: int) -> bool:
+    """Whether refining one plane a patch, and a product for each query, is cheaper than refining the queries.
+
+    False where the planes of all patches take more than `most_bytes`.
+    """
     return (
-        patches * plane_bytes <= BASIS_BYTES
+        patches * plane_bytes <= most_bytes
         and patches + queries * patches / BASIS_PATCHES < queries
     )
 
