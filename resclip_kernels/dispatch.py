@@ -34,6 +34,9 @@ class Implementation(str, Enum):
     compared with PyTorch's (see `resclip_kernels.first_use`); PyTorch everywhere else."""
     TRITON = "triton"
     """Fused GPU kernels; inference only."""
+    LIBRARY = "library"
+    """PyTorch's own fused kernels alone, compiled by PyTorch on a GPU: plain attention and FlexAttention for
+    `residual_attention`; what "torch" is for the ops that no library has."""
     TORCH = "torch"
     """Lean PyTorch for any device, CPU included."""
     REFERENCE = "reference"
@@ -94,7 +97,8 @@ def resolve(
 
     Args:
         requested: what the caller wants, `"auto"` to leave it open.
-        available: the op's implementations by name; `TORCH` is always among them.
+        available: the op's implementations by name; `TORCH` is always among them. `AUTO` is what "auto" takes where
+            kernels can run, if that is not `TRITON`.
         tensors: what the op is called with; None stands for an argument left out.
         limit: why the op's own kernels cannot take these arguments, None where they can.
         op: its name, by which "auto" knows whether its kernels have been compared with torch on this device; None: it
@@ -106,9 +110,18 @@ def resolve(
     implementation = parse_implementation(requested)
     if implementation is Implementation.AUTO:
         implementation, reason = automatic(available, *tensors, limit=limit, op=op)
-        return Choice(implementation, reason, available[implementation])
+        function = available[implementation]
+        if implementation is Implementation.TRITON:
+            # Some ops have a mixture of both, by what is faster.
+            function = available.get(Implementation.AUTO, function)
+        return Choice(implementation, reason, function)
+    if implementation is Implementation.LIBRARY and implementation not in available:
+        return Choice(
+            Implementation.TORCH, "requested by name", available[Implementation.TORCH]
+        )
     if implementation not in available:
-        has = ", ".join(repr(member.value) for member in available)
+        members = [member for member in available if member is not Implementation.AUTO]
+        has = ", ".join(repr(member.value) for member in members)
         raise ValueError(
             f"implementation {implementation.value!r} does not exist for this op; it has {has}. "
             "Use 'auto' for the fastest of them"

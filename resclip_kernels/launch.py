@@ -7,6 +7,8 @@ and constants without running anything.
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +18,10 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.dispatch import interpreting
+
+FLOAT32 = "RESCLIP_FLOAT32"
+"""Environment variable that says how kernels form products of float32 on NVIDIA's GPUs."""
+FLOAT32_PRODUCTS = ("tf32x3", "ieee")
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,29 @@ class Target:
     architecture: int | str
     """Compute capability times ten ("cuda"), the gfx name ("hip"), 0 for the interpreter."""
 
+    multiprocessors: int = 0
+    """Of the device; 0: as many as the largest of this architecture has."""
+
     @property
     def dot_precision(self) -> str:
         """How float32 products are formed: as exactly as the reference's, on matrix units where that is possible.
 
-        Three TF32 products keep 22 bits of mantissa; AMD's matrix units take float32 as it is.
+        Three TF32 products keep 22 bits of mantissa; AMD's matrix units take float32 as it is. The environment variable
+        RESCLIP_FLOAT32=ieee has NVIDIA's multiply-adds form them, all 24 bits and several times slower.
         """
-        return "tf32x3" if self.backend == "cuda" else "ieee"
+        wanted = os.environ.get(FLOAT32, "tf32x3")
+        if wanted not in FLOAT32_PRODUCTS:
+            valid = " or ".join(FLOAT32_PRODUCTS)
+            raise ValueError(f"{FLOAT32} must be {valid}; got {wanted!r}: set it so, or unset it")
+        return wanted if self.backend == "cuda" else "ieee"
+
+    @property
+    def programs_at_once(self) -> int:
+        """Multiprocessors (compute units), each of which runs at least one program at a time."""
+        known = {80: 108, 86: 84, 87: 16, 89: 142, 90: 132, 100: 148, 103: 160, 120: 188, 121: 48}
+        if self.multiprocessors or self.backend == "interpreter":
+            return self.multiprocessors or 1
+        return 304 if self.backend == "hip" else known.get(int(self.architecture), 132)
 
     @property
     def shared_memory(self) -> int:
@@ -99,11 +121,17 @@ def target_of(tensor: Tensor) -> Target:
         return watcher.target
     if interpreting():
         return Target("interpreter", 0)
+    return device_target(tensor.device)
+
+
+@functools.cache
+def device_target(device: torch.device) -> Target:
+    """What kernels on this GPU are compiled for."""
+    properties = torch.cuda.get_device_properties(device)
+    count = properties.multi_processor_count
     if torch.version.hip is not None:
-        name = torch.cuda.get_device_properties(tensor.device).gcnArchName
-        return Target("hip", name.split(":")[0])
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return Target("cuda", 10 * major + minor)
+        return Target("hip", properties.gcnArchName.split(":")[0], count)
+    return Target("cuda", 10 * properties.major + properties.minor, count)
 
 
 def launch(

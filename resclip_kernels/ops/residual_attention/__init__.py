@@ -47,6 +47,13 @@ IMPLEMENTATIONS = {
     Implementation.TRITON: deferred(
         "resclip_kernels.ops.residual_attention.triton", "residual_attention"
     ),
+    # Triton's, but for the middle blocks where the launch table leaves them to PyTorch.
+    Implementation.AUTO: deferred(
+        "resclip_kernels.ops.residual_attention.triton", "fastest_attention"
+    ),
+    Implementation.LIBRARY: deferred(
+        "resclip_kernels.ops.residual_attention.library", "residual_attention"
+    ),
     Implementation.TORCH: portable.residual_attention,
     Implementation.REFERENCE: reference.residual_attention,
 }

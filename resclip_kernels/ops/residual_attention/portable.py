@@ -36,10 +36,21 @@ def residual_attention(
         for layer_query, layer_key in cross_layers[1:]:
             cross_layer = cross_layer + deterministic_attention(layer_query, layer_key, value)
         cross_layer = cross_layer / len(cross_layers)
-    if cross_layer is not None:
-        mixed = torch.lerp(output, cross_layer, options.cross_weight)
-        output = options.cross_temperature * mixed
-    return output, cross_layer
+    return mix(output, cross_layer, options), cross_layer
+
+
+def mix(base: Tensor, cross_layer: Tensor | None, options: AttentionOptions) -> Tensor:
+    """τ_r · ((1 − λ_r) · A_b·v + λ_r · A_c·v), or A_b·v where there is no RCS: (B, A, L, d)."""
+    if cross_layer is None:
+        return base
+    return options.cross_temperature * torch.lerp(base, cross_layer, options.cross_weight)
+
+
+def unattended(options: AttentionOptions, value: Tensor) -> Tensor:
+    """A_b·v where nothing is compared or added: every token's own value ("identity"), or the mean of all ("none")."""
+    if options.correlation == "identity":
+        return value
+    return value.mean(dim=2, keepdim=True).repeat(1, 1, value.shape[2], 1)
 
 
 def base_attention(
@@ -51,9 +62,9 @@ def base_attention(
     feedback: SemanticFeedback | None,
 ) -> Tensor:
     """A_b · v: (B, A, L, d)."""
-    if options.correlation == "identity":
-        return value
     scores = score_operands(options.correlation, query, key, projections)
+    if not scores and not has_additive_rows(options, feedback):
+        return unattended(options, value)
     scale = options.scale(query.shape[-1], has_feedback=feedback is not None)
     everything = slice(None)
     if scores and not has_additive_rows(options, feedback):

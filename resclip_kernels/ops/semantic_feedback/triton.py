@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resclip_kernels.launch import Options, launch, target_of
+from resclip_kernels.launch import Options, Target, launch, target_of
 from resclip_kernels.ops.semantic_feedback.options import FeedbackOptions
 from resclip_kernels.ops.semantic_feedback.state import (
     ROW_SUM_EPSILON,
@@ -25,11 +24,13 @@ from resclip_kernels.ops.semantic_feedback.state import (
 )
 from resclip_kernels.ops.semantic_feedback.triton_connectivity import far_pairs
 from resclip_kernels.ops.semantic_feedback.triton_tiles import (
+    FeedbackArguments,
+    FeedbackTiles,
+    GridArguments,
+    feedback_rows,
     finished_tile,
     first_entries,
-    label_rows,
     patch_positions,
-    row_scales,
     smoothed_tile,
     smoothing_taps,
 )
@@ -77,30 +78,38 @@ def smoothing_of(feedback: SemanticFeedback) -> Smoothing:
     return Smoothing(reach, -math.log2(math.e) / (2 * std**2), float(kernel[reach]))
 
 
-def feedback_arguments(feedback: SemanticFeedback) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constants) of every kernel that forms Ŝ's tiles, but the precision and the tile's shape."""
-    height, width = feedback.grid
+def feedback_arguments(
+    feedback: SemanticFeedback, dtype: torch.dtype, target: Target
+) -> tuple[FeedbackArguments, FeedbackTiles]:
+    """What every kernel that forms Ŝ's tiles takes, for attention in `dtype`."""
     smoothing = smoothing_of(feedback)
     far = None if feedback.far is None else far_words(feedback.far)
-    arguments = {
-        "labels": class_numbers(feedback.labels),
-        "far": far,
-        "far_stride": 0 if far is None else far.stride(1),
-        "row_sums": feedback.row_sums.float().contiguous(),
-        "maximum": feedback.maximum.float().contiguous(),
-        "grid_width": float(width),
-        "inverse_width": 1.0 / width,
-        "decay": -math.log2(math.e) / max(1, max(height, width) - 1),
-        "reach": smoothing.reach,
-        "spread": smoothing.spread,
-        "peak": smoothing.peak,
-    }
-    constants = {
-        "HAS_FAR": far is not None,
-        "NORMALISE": feedback.options.normalise,
-        "MARGIN": smoothing.margin,
-    }
-    return arguments, constants
+    arguments = FeedbackArguments(
+        labels=class_numbers(feedback.labels),
+        far=far,
+        far_stride=0 if far is None else far.stride(1),
+        row_sums=feedback.row_sums.float().contiguous(),
+        maximum=feedback.maximum.float().contiguous(),
+        decay=-math.log2(math.e) / max(1, max(feedback.grid) - 1),
+        reach=smoothing.reach,
+        spread=smoothing.spread,
+        peak=smoothing.peak,
+    )
+    tiles = FeedbackTiles(
+        has_far=far is not None,
+        normalise=feedback.options.normalise,
+        margin=smoothing.margin,
+        # Entries and taps lie in [0, 1], where float16 keeps three bits more than bfloat16, and Ŝ is rounded to it
+        # anyway.
+        dtype=tl.float32 if dtype == torch.float32 else tl.float16,
+        precision=target.dot_precision,
+    )
+    return arguments, tiles
+
+
+def grid_arguments(grid: tuple[int, int]) -> GridArguments:
+    """A grid of (h, w) patches."""
+    return GridArguments(float(max(1, grid[1])), 1.0 / max(1, grid[1]))
 
 
 def far_words(far: Tensor) -> Tensor:
@@ -165,41 +174,27 @@ def class_numbers_kernel(labels, numbers, patches, BLOCK_M: tl.constexpr, BLOCK_
 
 @triton.jit
 def feedback_sums_kernel(
-    labels,
-    far,
+    feedback,
+    patch_grid,
     sums,
     peaks,
-    far_stride,
     patches,
-    grid_width,
-    inverse_width,
-    decay,
-    reach,
-    spread,
-    peak,
-    HAS_FAR: tl.constexpr,
-    MARGIN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Sum and largest entry of every smoothed row, (B, n) each: one program per row block."""
     image, row, inside = program_rows(patches, BLOCK_M)
-    labels += image * patches
-    row_label, row_far = label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR)
-    row_y, row_x = patch_positions(row, grid_width, inverse_width)
-    taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, tl.float32)
+    y, x = patch_positions(row, patch_grid)
+    rows = feedback_rows(feedback, image, row, inside, y, x, patches, TILES)
+    taps = smoothing_taps(feedback, TILES, BLOCK_N)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.zeros([BLOCK_M], tl.float32)
-    carried = first_entries(
-        labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, inverse_width, decay, HAS_FAR, MARGIN,
-        tl.float32
-    )  # fmt: skip
+    carried = first_entries(feedback, patch_grid, rows, patches, TILES)
     for first in range(0, patches, BLOCK_N):
         smooth, carried = smoothed_tile(
-            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, inverse_width, decay,
-            HAS_FAR, MARGIN, BLOCK_N, PRECISION,
-        )  # fmt: skip
+            carried, feedback, patch_grid, rows, taps, first, patches, TILES, BLOCK_N
+        )
         present = first + tl.arange(0, BLOCK_N) < patches
         smooth = tl.where(present[None, :], smooth, 0.0)
         total += tl.sum(smooth, 1)
@@ -210,50 +205,39 @@ def feedback_sums_kernel(
 
 @triton.jit
 def feedback_matrix_kernel(
-    labels,
-    far,
-    row_sums,
-    maximum,
+    feedback,
+    patch_grid,
     matrix,
-    far_stride,
+    rows_of_image,
+    columns_of_row,
     patches,
-    grid_width,
-    inverse_width,
-    decay,
-    reach,
-    spread,
-    peak,
-    HAS_FAR: tl.constexpr,
-    NORMALISE: tl.constexpr,
-    MARGIN: tl.constexpr,
-    TILE_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    weight,
+    CLS_TOKENS: tl.constexpr,
+    TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Ŝ itself, (B, n, n) float32, from the tiles that the residual attention forms."""
-    image, row, inside = program_rows(patches, BLOCK_M)
-    labels += image * patches
-    row_label, row_far = label_rows(labels, far, far_stride, image, row, inside, patches, HAS_FAR)
-    row_y, row_x = patch_positions(row, grid_width, inverse_width)
-    scale = row_scales(row_sums + image * patches, maximum, row, inside, image, NORMALISE)
-    taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)
-    target = matrix + (image * patches + row) * patches
-    carried = first_entries(
-        labels, row_far, row_label, row_y, row_x, 0, patches, grid_width, inverse_width, decay, HAS_FAR, MARGIN,
-        TILE_DTYPE
-    )  # fmt: skip
-    for first in range(0, patches, BLOCK_N):
+    """Ŝ, or λ_s·Ŝ, from the tiles that the attentions form: (B, rows, columns) of the matrix's dtype.
+
+    A row for [CLS], where there is one, comes first and is 0; columns past the last patch are −∞.
+    """
+    image, token, stored = program_rows(rows_of_image, BLOCK_M)
+    patch = tl.maximum(token - CLS_TOKENS, 0)
+    inside = stored & (token >= CLS_TOKENS)
+    y, x = patch_positions(patch, patch_grid)
+    rows = feedback_rows(feedback, image, patch, inside, y, x, patches, TILES)
+    taps = smoothing_taps(feedback, TILES, BLOCK_N)
+    m_ptrs = matrix + (image * rows_of_image + token) * columns_of_row
+    carried = first_entries(feedback, patch_grid, rows, patches, TILES)
+    for first in range(0, columns_of_row, BLOCK_N):
         smooth, carried = smoothed_tile(
-            carried, labels, row_far, row_label, row_y, row_x, taps, first, patches, grid_width, inverse_width, decay,
-            HAS_FAR, MARGIN, BLOCK_N, PRECISION,
-        )  # fmt: skip
-        column = first + tl.arange(0, BLOCK_N)
-        tl.store(
-            target[:, None] + column[None, :],
-            finished_tile(smooth, scale, NORMALISE),
-            mask=inside[:, None] & (column < patches)[None, :],
+            carried, feedback, patch_grid, rows, taps, first, patches, TILES, BLOCK_N
         )
+        column = first + tl.arange(0, BLOCK_N)
+        entry = weight * finished_tile(smooth, rows, TILES)
+        entry = tl.where((column < patches)[None, :], entry, -float("inf"))
+        mask = stored[:, None] & (column < columns_of_row)[None, :]
+        tl.store(m_ptrs[:, None] + column[None, :], entry.to(matrix.dtype.element_ty), mask=mask)
 
 
 def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedback:
@@ -269,15 +253,20 @@ def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedb
     if not options.normalise or batch == 0:
         return state
     peaks = torch.empty_like(sums)
-    arguments, constants = feedback_arguments(state)
-    del arguments["row_sums"], arguments["maximum"], constants["NORMALISE"]
+    # The sums are what this kernel makes: it reads none.
+    arguments, tiles = feedback_arguments(state, torch.float32, target_of(labels))
     launch(
         feedback_sums_kernel,
         batch * triton.cdiv(patches, FLOAT_BLOCKS.rows),
-        {**arguments, "sums": sums, "peaks": peaks, "patches": patches},
         {
-            **constants,
-            "PRECISION": target_of(labels).dot_precision,
+            "feedback": arguments,
+            "patch_grid": grid_arguments(state.grid),
+            "sums": sums,
+            "peaks": peaks,
+            "patches": patches,
+        },
+        {
+            "TILES": tiles._replace(normalise=False),
             "BLOCK_M": FLOAT_BLOCKS.rows,
             "BLOCK_N": FLOAT_BLOCKS.columns,
         },
@@ -289,31 +278,46 @@ def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedb
 
 
 def feedback_matrix(feedback: SemanticFeedback, tile_dtype: torch.dtype = torch.float32) -> Tensor:
-    """Ŝ as (B, n, n) float32; `tile_dtype` is what its smoothing multiplies, as for q, k, v of that dtype."""
-    batch, patches = len(feedback.labels), feedback.patches
-    matrix = torch.empty(batch, patches, patches, device=feedback.labels.device)
-    arguments, constants = feedback_arguments(feedback)
-    blocks = FLOAT_BLOCKS if tile_dtype == torch.float32 else HALF_BLOCKS
+    """Ŝ as (B, n, n) float32; `tile_dtype` is that of the q, k, v for which it is smoothed."""
+    patches = feedback.patches
+    matrix = torch.empty(
+        len(feedback.labels), patches, patches, device=feedback.labels.device, dtype=torch.float32
+    )
+    arguments, tiles = feedback_arguments(feedback, tile_dtype, target_of(matrix))
+    fill_matrix(matrix, feedback.grid, arguments, tiles)
+    return matrix
+
+
+def fill_matrix(
+    matrix: Tensor,
+    grid: tuple[int, int],
+    arguments: FeedbackArguments,
+    tiles: FeedbackTiles,
+    *,
+    weight: float = 1.0,
+    cls_tokens: int = 0,
+) -> None:
+    """Write weight·Ŝ into `matrix`, (B, `cls_tokens` + n, at least n): rows of [CLS] are 0, columns past n are −∞."""
+    batch, rows, columns = matrix.shape
+    blocks = FLOAT_BLOCKS if tiles.dtype == tl.float32 else HALF_BLOCKS
     launch(
         feedback_matrix_kernel,
-        batch * triton.cdiv(patches, blocks.rows),
-        {**arguments, "matrix": matrix, "patches": patches},
+        batch * triton.cdiv(rows, blocks.rows),
         {
-            **constants,
-            "TILE_DTYPE": tile_constant(tile_dtype),
-            "PRECISION": target_of(matrix).dot_precision,
+            "feedback": arguments,
+            "patch_grid": grid_arguments(grid),
+            "matrix": matrix,
+            "rows_of_image": rows,
+            "columns_of_row": columns,
+            "patches": rows - cls_tokens,
+            "weight": weight,
+        },
+        {
+            "CLS_TOKENS": cls_tokens,
+            "TILES": tiles,
             "BLOCK_M": blocks.rows,
             "BLOCK_N": blocks.columns,
         },
         Options(num_warps=4, num_stages=2),
         on=matrix,
     )
-    return matrix
-
-
-def tile_constant(dtype: torch.dtype) -> Any:
-    """What the smoothing multiplies for q, k, v of `dtype`: float32 as it is, else float16.
-
-    Entries and taps lie in [0, 1], where float16 keeps three bits more than bfloat16, and Ŝ is rounded to it anyway.
-    """
-    return tl.float32 if dtype == torch.float32 else tl.float16

@@ -21,6 +21,7 @@ from torch import Tensor
 from resclip_kernels.launch import Options, Target, launch, target_of
 from resclip_kernels.ops.semantic_feedback.options import Connectivity
 from resclip_kernels.ops.semantic_feedback.state import sample_times
+from resclip_kernels.ops.semantic_feedback.triton_tiles import ROUNDER
 
 # A word is class · 1024 + radius. Radii stop at 1023: a smaller one only makes a path stop more often.
 RADIUS_RANGE = tl.constexpr(1 << 10)
@@ -30,8 +31,7 @@ NO_ROW = tl.constexpr(1 << 30)
 NO_COLUMN = tl.constexpr(3 << 29)
 # The place of a path that has met another label; no other place comes near it.
 BROKEN = tl.constexpr(1 << 30)
-# 1.5 · 2^23: the sum with a number in [0, 2^22) has a last place of 1, so it rounds half to even.
-ROUNDER = tl.constexpr(12582912.0)
+# The bits of `ROUNDER`: less these, a rounded sum's own bits are the number.
 ROUNDER_BITS = tl.constexpr(0x4B400000)
 LARGEST_COUNT = 1 << 20
 
@@ -276,8 +276,9 @@ def unite(parents, first, second, going):
     the link to its old parent may be lost, so that parent and `low` are united next: the larger of the two decreases
     with every turn, and no connection is ever forgotten. Relaxed order will do: nothing but the parents is shared.
     """
-    first = tl.load(parents + first, mask=going, other=0)
-    second = tl.load(parents + second, mask=going, other=0)
+    # Volatile: other threads write these places meanwhile, and a plain load may not race with their atomics.
+    first = tl.load(parents + first, mask=going, other=0, volatile=True)
+    second = tl.load(parents + second, mask=going, other=0, volatile=True)
     going &= first != second
     while tl.max(going.to(tl.int32)) > 0:
         high = tl.maximum(first, second)

@@ -1,0 +1,90 @@
+"""How the residual attention's kernels are cut into programs: by device, dtype, width of a head and length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from resclip_kernels.launch import Target
+
+
+@dataclass(frozen=True)
+class Program:
+    """Shape of one program and how it is compiled."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+    heads: int = 1
+    """Most heads that a program carries, to form what is added to the scores once for all of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What holds for some devices, dtypes, widths and lengths."""
+
+    architectures: tuple[int | str, ...]
+    """Compute capabilities times ten; "hip" and "interpreter" stand for all of their kind."""
+    dtypes: tuple[torch.dtype, ...]
+    width: int
+    """Widest head."""
+    tokens: int
+    """Longest sequence."""
+    layers: Program
+    """Of the middle blocks' mean."""
+    base: Program
+    """Without feedback, or with a stored λ_s·Ŝ."""
+    formed: Program
+    """Where the base forms Ŝ's tiles."""
+    library_layers: bool = False
+    """Whether "auto" has PyTorch's own attention do the middle blocks."""
+
+
+HALF = (torch.float16, torch.bfloat16)
+SINGLE = (torch.float32,)
+ANY = (torch.float16, torch.bfloat16, torch.float32)
+NO_LIMIT = 1 << 62
+
+ROWS = (
+    Row(
+        ("interpreter",), ANY, 128, NO_LIMIT,
+        Program(64, 32, 4, 1), Program(64, 32, 4, 1, 2), Program(64, 32, 4, 1, 2),
+    ),
+    Row(
+        (90, 100, 103), HALF, 128, NO_LIMIT,
+        Program(128, 64, 8, 3), Program(128, 64, 8, 3), Program(128, 32, 8, 3),
+    ),
+    Row(
+        (80, 86, 87, 89, 120, 121), HALF, 128, NO_LIMIT,
+        Program(128, 64, 8, 3), Program(128, 32, 8, 2), Program(64, 32, 8, 2),
+    ),
+    Row(
+        (80, 86, 87, 89, 90, 100, 103, 120, 121), SINGLE, 128, NO_LIMIT,
+        Program(64, 32, 8, 2), Program(64, 32, 8, 2), Program(64, 32, 8, 1),
+    ),
+    Row(
+        ("hip",), ANY, 128, NO_LIMIT,
+        Program(64, 32, 8, 1), Program(64, 32, 8, 1), Program(16, 32, 8, 1),
+    ),
+)  # fmt: skip
+
+
+def row_for(target: Target, dtype: torch.dtype, width: int, tokens: int) -> Row:
+    """The first row that holds."""
+    kind = target.architecture if target.backend == "cuda" else target.backend
+    for row in ROWS:
+        fits = width <= row.width and tokens <= row.tokens
+        if kind in row.architectures and dtype in row.dtypes and fits:
+            return row
+    return ROWS[1]
+
+
+def layers_apart(
+    row: Row, target: Target, heads_of_images: int, tokens: int, layers: int
+) -> bool:
+    """Whether the middle blocks' mean is cut by layers too: where that takes fewer turns of the device."""
+    programs = heads_of_images * -(-tokens // row.layers.rows)
+    turns = -(-programs // target.programs_at_once) * layers
+    return -(-programs * layers // target.programs_at_once) < turns
