@@ -141,7 +141,7 @@ def test_refined(seed: int, through) -> None:
     ids=str,
 )
 def test_products_of_basis_planes(seed: int, dtype, merged: bool, through) -> None:
-    """More queries than cells, so that one plane a cell is refined; 70 make two tiles, 12 cells one that is not full."""
+    """More queries than cells, so that one plane a cell is refined; 70 make two tiles, 12 cells one not full."""
     generator = torch.Generator().manual_seed(seed)
     guide = torch.randn(2, 3, 10, 14, generator=generator).to(DEVICE)
     arguments = {"through": through, "guide": guide, "refine_iterations": 2, "threshold": 0.03}
