@@ -60,9 +60,10 @@ def variants(launches: list[Launch]) -> dict[str, int]:
 
 def pictures(seed: int) -> list[tuple[int, int]]:
     draw = random.Random(seed)
-    return [(draw.randint(60, 300), draw.randint(60, 300)) for _ in range(38)] + [
+    return [(draw.randint(60, 300), draw.randint(60, 300)) for _ in range(37)] + [
         (320, 320),
         (224, 64),
+        (64, 64),
     ]
 
 
