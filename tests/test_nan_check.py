@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_support import kernel_device
+from method_support import small_tower, text
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys import toy_segmenter
 
+from resclip import SFR, DenseEncoder
 from resclip.inference import scheduler
 from resclip.inference.pipeline import Strip
 from resclip.inference.scheduler import Failure
@@ -113,6 +116,36 @@ def test_an_image_fails_alone_where_its_labels_are_read() -> None:
     for failure in came[1:3]:
         assert "must not hold NaN: check" in str(failure.error)
     assert came[3] is torn
+
+
+def test_a_second_pass_fed_with_marked_labels_is_nan_as_a_whole(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of logits that were NaN in the first pass alone, nothing may be left that looks like a result."""
+    torch.manual_seed(seed)
+    pixels, queries = torch.randn(2, 3, 48, 64), text(3, 32)
+    dense = DenseEncoder(small_tower(layers=2), sfr=SFR(refine_iterations=0))
+    labels = torch.arange(24).view(2, 3, 4) % 3
+    monkeypatch.setattr(dense.final, "segment_patches", lambda *_: labels)
+    expected = dense(pixels, queries)
+    labels = torch.stack([labels[0], torch.full((3, 4), -1)])
+    came = dense(pixels, queries)
+    assert torch.equal(came.patches[0], expected.patches[0])
+    assert expected.patches.isfinite().all()
+    assert came.patches[1].isnan().all()
+
+
+def test_predict_names_the_image_once_its_labels_are_there(seed: int) -> None:
+    torch.manual_seed(seed)
+    segmenter = toy_segmenter({"sfr": SFR(refine_iterations=0)})
+    pixels = torch.randn(3, 3, 32, 32)
+    expected = segmenter.predict(pixels)
+    pixels[1, 0, 3, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"image 1 of pixels cannot be segmented: logits must not"):
+        segmenter.predict(pixels)
+    sizes = [(32, 32)] * 2
+    rest = [labels for labels, _ in segmenter.predict_many([pixels[0], pixels[2]], sizes)]
+    assert torch.equal(torch.stack(rest), expected[[0, 2]])
 
 
 class Transfers(TorchDispatchMode):
