@@ -134,7 +134,7 @@ def test_large_planes_are_addressed_in_64_bits_and_too_large_ones_refused() -> N
     masks = torch.empty(2, 600, 2000, 3000, device="meta", dtype=torch.float16)
     with watch(execute=False, target=Target("cuda", 90)) as watcher:
         assert triton.pamr(image, masks, 1, (8, 16)).shape == masks.shape
-    assert watcher.launches[1].arguments["source_stride_batch"] == 600 * 2000 * 3000 > 1 << 31
+    assert watcher.launches[1].arguments["stride_image"] == 600 * 2000 * 3000 > 1 << 31
     wide = torch.empty(1, 1, 1 << 16, 1 << 15, device="meta")
     with pytest.raises(ValueError, match="2\\*\\*31"):
         pamr(wide, wide, implementation="triton")
