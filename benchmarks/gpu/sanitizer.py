@@ -47,9 +47,8 @@ def verdict(output: str, status: int) -> str:
     summaries = [int(first or second) for first, second in SUMMARY.findall(output)]
     if not summaries:
         return f"no summary of the sanitizer's; status {status}"
-    found = sum(summaries)
-    if found:
-        return f"{found} errors; status {status}"
+    if any(summaries):
+        return f"{sum(summaries)} found; status {status}"
     return "" if status == 0 else f"no error of the sanitizer's, but status {status}"
 
 

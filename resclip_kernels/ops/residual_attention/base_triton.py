@@ -270,9 +270,7 @@ def base_kernel(
                 own_q = q[head]
             else:
                 own_q = ()
-            cls_scores += (
-                cls_column(own_q, cls_ptr + place, weights.score_scale, offs_m, PLAN),
-            )
+            cls_scores += (cls_column(own_q, cls_ptr + place, weights.score_scale, offs_m, PLAN),)
             l_i += (tl.full([BLOCK_M], 1.0, tl.float32),)
             acc += (zero_tile(BLOCK_M, PARTS),)
         m_i = cls_scores

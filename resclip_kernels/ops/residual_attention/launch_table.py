@@ -81,9 +81,7 @@ def row_for(target: Target, dtype: torch.dtype, width: int, tokens: int) -> Row:
     return ROWS[1]
 
 
-def layers_apart(
-    row: Row, target: Target, heads_of_images: int, tokens: int, layers: int
-) -> bool:
+def layers_apart(row: Row, target: Target, heads_of_images: int, tokens: int, layers: int) -> bool:
     """Whether the middle blocks' mean is cut by layers too: where that takes fewer turns of the device."""
     programs = heads_of_images * -(-tokens // row.layers.rows)
     turns = -(-programs // target.programs_at_once) * layers
