@@ -49,7 +49,7 @@ GRIDS = (
 336 × 448."""
 FIGURE_GRIDS = GRIDS[:4]
 """Those at which the attention must keep up with plain attention."""
-TINY_GRIDS = ((2, (3, 4)), (1, (5, 5)))
+TINY_GRIDS = ((2, (3, 4)),)
 BACKENDS = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
