@@ -132,6 +132,7 @@ def measure(settings: Any, document: Document, path: Path, start: float) -> tupl
         The document as it was kept last, and the number of the signal that ended the run, or 0.
     """
     from benchmarks.gpu import jobs, suite
+    from benchmarks.gpu.figures import figures
 
     last = start + 60 * settings.minutes
     end = last - min(suite.LAST_SECONDS, 0.1 * 60 * settings.minutes)
@@ -159,7 +160,7 @@ def measure(settings: Any, document: Document, path: Path, start: float) -> tupl
     if not document["complete"] and not document["stopped"]:
         document["stopped"] = "the run's time was up, or a step failed"
     document["seconds"] = time.monotonic() - start
-    document["figures"] = [figure.record() for figure in suite.figures(document)]
+    document["figures"] = [figure.record() for figure in figures(document)]
     store(path, document)
     return document, stopped
 

@@ -91,7 +91,7 @@ def measured(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
 def spread(*outcomes: dict[str, Any]) -> float:
     """Both quartile ranges together, as a part of the median."""
     ranges = ((each["q3_ms"] - each["q1_ms"]) / each["median_ms"] for each in outcomes)
-    return max(LEAST_NOISE, sum(ranges))
+    return max(LEAST_NOISE, float(sum(ranges)))
 
 
 def figures(old: Document, new: Document) -> list[Change]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks.gpu.attention import FIGURE_GRIDS, attention_name
-from benchmarks.gpu.case import AUTO, PLAIN
+from benchmarks.gpu.case import AUTO, FILES, PLAIN
 from benchmarks.gpu.inputs import FUSED
-from benchmarks.gpu.pipeline import FEW, FILES, LARGE, MANY, OP, PROTOCOL
+from benchmarks.gpu.pipeline import FEW, LARGE, MANY, OP, PROTOCOL
 from benchmarks.gpu.planes import FIGURE_PAMR
 from benchmarks.reporting import Document, Figure
 

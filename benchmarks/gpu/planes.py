@@ -59,12 +59,11 @@ def variants_of(
         compiled: the compiled reference; None where it reads values.
         impossible: reasons by variant.
     """
-    needs = {"needs_bytes": reference_bytes}
     return [
         Variant(FUSED, partial(run, FUSED), held=held, tier=Tier.FIGURE, captured=True),
         Variant("torch", partial(run, "torch"), held=held),
-        Variant("reference", partial(run, "reference"), held=held, **needs),
-        Variant("compiled", compiled, held=held, compiles=True, **needs)
+        Variant("reference", partial(run, "reference"), held=held, needs_bytes=reference_bytes),
+        Variant("compiled", compiled, held=held, compiles=True, needs_bytes=reference_bytes)
         if compiled
         else missing("compiled", READS_VALUES),
         *(missing(name, reason) for name, reason in impossible.items()),

@@ -110,7 +110,7 @@ def check(settings: Settings, scratch: Path, end: float) -> list[Document]:
         for path, ops in zip(paths, groups, strict=True)
     ]
     statuses = jobs.run_jobs(runs, at_once=max(1, len(os.sched_getaffinity(0)) // 2), end=end)
-    records = []
+    records: list[Document] = []
     for path, ops, status in zip(paths, groups, statuses, strict=True):
         found = json.loads(path.read_text())["checks"] if path.exists() else []
         due = [(op, *each) for op in ops for each in planned(op)]
