@@ -80,11 +80,7 @@ def specialise(launch: Launch, target: Target) -> Compilation:
     backend = make_backend(gpu_target(target))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, remaining = bind(
-        **launch.arguments,
-        **launch.constants,
-        num_warps=options.num_warps,
-        num_stages=options.num_stages,
-        enable_fp_fusion=options.fp_fusion,
+        **launch.arguments, **launch.constants, **options.keywords
     )
     parsed, signature, constants, attributes = kernel._pack_args(  # noqa: SLF001
         backend, remaining, bound, specialisation, remaining

@@ -25,15 +25,14 @@ from resclip_kernels.ops.proxy_attention.triton_layout import (
     squared_sums,
 )
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
-from resclip_kernels.ops.semantic_feedback.triton import feedback_arguments, tile_constant
+from resclip_kernels.ops.semantic_feedback.triton import feedback_arguments, grid_arguments
 from resclip_kernels.ops.semantic_feedback.triton_tiles import (
-    finished_tile,
+    feedback_rows,
     first_entries,
-    label_rows,
     patch_positions,
-    row_scales,
     smoothed_tile,
     smoothing_taps,
+    weighted_tile,
 )
 
 
@@ -111,7 +110,7 @@ def proxy_attention(
     values = resize_values(
         value, grid, (features.shape[2], features.shape[3]), groups * tiles * blocks.columns
     )
-    arguments, constants = feedback_terms(options, feedback, features)
+    arguments, constants = feedback_terms(options, feedback, features, target)
     launch(
         proxy_attention_kernel,
         batch * triton.cdiv(positions, blocks.rows) * groups,
@@ -149,29 +148,26 @@ def proxy_attention(
 
 
 def feedback_terms(
-    options: ProxyAttentionOptions, feedback: SemanticFeedback | None, features: Tensor
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None,
+    features: Tensor,
+    target: Target,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments, constants) of the score's scale and of the feedback; exponents are in base 2."""
-    if feedback is None:
-        arguments: dict[str, Any] = dict.fromkeys(("labels", "far", "row_sums", "maximum"))
-        arguments |= {"far_stride": 0, "grid_width": 1.0, "inverse_width": 1.0, "decay": 0.0}
-        arguments |= {"reach": 0, "spread": 0.0, "peak": 1.0}
-        constants: dict[str, Any] = {"HAS_FAR": False, "NORMALISE": False, "MARGIN": 0}
-        weight, temperature = 0.0, 1.0
-    else:
-        arguments, constants = feedback_arguments(feedback)
+    terms, tiles = None, None
+    weight, temperature = 0.0, 1.0
+    if feedback is not None:
+        terms, tiles = feedback_arguments(feedback, features.dtype, target)
         weight, temperature = options.mixing
-    arguments |= {
+    arguments = {
+        "feedback": terms,
+        "patch_grid": grid_arguments((features.shape[2], features.shape[3])),
         "sharpness": temperature * (1.0 - weight) * options.gamma / math.log(2.0),
         "score_weight": (1.0 - weight) * options.gamma,
         "feedback_weight": weight,
         "feedback_sharpness": temperature / math.log(2.0),
     }
-    constants |= {
-        "HAS_FEEDBACK": feedback is not None,
-        "TILE_DTYPE": tile_constant(features.dtype),
-    }
-    return arguments, constants
+    return arguments, {"HAS_FEEDBACK": feedback is not None, "FEEDBACK_TILES": tiles}
 
 
 @triton.jit
@@ -181,11 +177,8 @@ def proxy_attention_kernel(
     sum_squares,
     values,
     output,
-    labels,
-    far,
-    row_sums,
-    maximum,
-    far_stride,
+    feedback,
+    patch_grid,
     positions,
     padded_positions,
     channels,
@@ -196,17 +189,8 @@ def proxy_attention_kernel(
     score_weight,
     feedback_weight,
     feedback_sharpness,
-    grid_width,
-    inverse_width,
-    decay,
-    reach,
-    spread,
-    peak,
     HAS_FEEDBACK: tl.constexpr,
-    HAS_FAR: tl.constexpr,
-    NORMALISE: tl.constexpr,
-    MARGIN: tl.constexpr,
-    TILE_DTYPE: tl.constexpr,
+    FEEDBACK_TILES: tl.constexpr,
     CHANNELS: tl.constexpr,
     VALUE_COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
@@ -244,26 +228,17 @@ def proxy_attention_kernel(
     left = own_rows + row[:, None] * CHANNELS + channel[None, :]  # [BLOCK_M, BLOCK_C]
 
     position = first_row + row
-    row_label = position
-    row_far = far
-    row_y, row_x = patch_positions(position, grid_width, inverse_width)
-    row_scale = row_inverse
+    feedback_of_rows = row_inverse
     taps = ()
     carried = ()
     if HAS_FEEDBACK:
         inside = position < positions
-        labels += image * positions
-        row_label, row_far = label_rows(
-            labels, far, far_stride, image, position, inside, positions, HAS_FAR
+        y, x = patch_positions(position, patch_grid)
+        feedback_of_rows = feedback_rows(
+            feedback, image, position, inside, y, x, positions, FEEDBACK_TILES
         )
-        row_scale = row_scales(
-            row_sums + image * positions, maximum, position, inside, image, NORMALISE
-        )
-        taps = smoothing_taps(reach, spread, peak, MARGIN, BLOCK_N, TILE_DTYPE)
-        carried = first_entries(
-            labels, row_far, row_label, row_y, row_x, 0, positions, grid_width, inverse_width, decay, HAS_FAR, MARGIN,
-            TILE_DTYPE
-        )  # fmt: skip
+        taps = smoothing_taps(feedback, FEEDBACK_TILES, BLOCK_N)
+        carried = first_entries(feedback, patch_grid, feedback_of_rows, positions, FEEDBACK_TILES)
 
     mass = tl.zeros([BLOCK_M], tl.float32)
     sums = ()
@@ -290,12 +265,9 @@ def proxy_attention_kernel(
         exponent = (score - largest[:, None]) * sharpness
         if HAS_FEEDBACK:
             smooth, carried = smoothed_tile(
-                carried, labels, row_far, row_label, row_y, row_x, taps, first, positions, grid_width, inverse_width,
-                decay, HAS_FAR, MARGIN, BLOCK_N, DOT_PRECISION,
+                carried, feedback, patch_grid, feedback_of_rows, taps, first, positions, FEEDBACK_TILES, BLOCK_N
             )  # fmt: skip
-            bonus = feedback_weight * finished_tile(smooth, row_scale, NORMALISE)
-            if NORMALISE:
-                bonus = bonus.to(tl.float16).to(tl.float32)
+            bonus = weighted_tile(smooth, feedback_of_rows, feedback_weight, FEEDBACK_TILES)
             # No entry of Ŝ is over 1: smoothed, it is a mean of values up to 1 and of the zeros around; normalised, it
             # is divided by the largest. The bound may be too high by τ_s·λ_s, of which `LARGEST_FEEDBACK` takes care.
             exponent += (bonus - feedback_weight) * feedback_sharpness

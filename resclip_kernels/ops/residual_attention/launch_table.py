@@ -19,6 +19,8 @@ class Program:
     num_stages: int
     heads: int = 1
     """Most heads that a program carries, to form what is added to the scores once for all of them."""
+    registers: int | None = None
+    """Most a thread, where that lets two programs share a multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,6 @@ class Row:
     layers: Program
     """Of the middle blocks' mean."""
     base: Program
-    """Without feedback, or with a stored λ_s·Ŝ."""
-    formed: Program
-    """Where the base forms Ŝ's tiles."""
     library_layers: bool = False
     """Whether "auto" has PyTorch's own attention do the middle blocks."""
 
@@ -50,23 +49,23 @@ NO_LIMIT = 1 << 62
 ROWS = (
     Row(
         ("interpreter",), ANY, 128, NO_LIMIT,
-        Program(64, 32, 4, 1), Program(64, 32, 4, 1, 2), Program(64, 32, 4, 1, 2),
+        Program(64, 32, 4, 1), Program(64, 32, 4, 1, 2),
     ),
     Row(
         (90, 100, 103), HALF, 128, NO_LIMIT,
-        Program(128, 64, 8, 3), Program(128, 64, 8, 3), Program(128, 32, 8, 3),
+        Program(128, 64, 8, 3), Program(128, 64, 8, 3),
     ),
     Row(
         (80, 86, 87, 89, 120, 121), HALF, 128, NO_LIMIT,
-        Program(128, 64, 8, 3), Program(128, 32, 8, 2), Program(64, 32, 8, 2),
+        Program(128, 64, 8, 3), Program(128, 32, 8, 2),
     ),
     Row(
         (80, 86, 87, 89, 90, 100, 103, 120, 121), SINGLE, 128, NO_LIMIT,
-        Program(64, 32, 8, 2), Program(64, 32, 8, 2), Program(64, 32, 8, 1),
+        Program(64, 32, 8, 2), Program(64, 32, 8, 2),
     ),
     Row(
         ("hip",), ANY, 128, NO_LIMIT,
-        Program(64, 32, 8, 1), Program(64, 32, 8, 1), Program(16, 32, 8, 1),
+        Program(64, 32, 8, 1), Program(64, 32, 8, 1),
     ),
 )  # fmt: skip
 
