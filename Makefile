@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv and is safe, and quick, to repeat.
 # Needs python3 (3.10 to 3.13) and a package index; PYTHON=python3.12 picks another interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint bench bench-gpu bench-scale kernels-report kernels-matrix scenes readme clean
+.PHONY: help demo test fuzz lint bench bench-gpu check-gpu bench-scale kernels-report kernels-matrix scenes readme clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,8 +28,11 @@ lint: $(VENV)/.dev  ## Check style, layout and types
 bench: $(VENV)/.dev  ## Time the ops and judge their figures; JSON goes to benchmarks/results/
 	$(BIN)/python -m benchmarks cpu
 
-bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU; tables and plots go to benchmarks/results/
-	$(BIN)/python -m benchmarks gpu
+bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU in six minutes (ARGS="--tune --compare OLD.json")
+	$(BIN)/python -m benchmarks gpu $(ARGS)
+
+check-gpu: $(VENV)/.dev  ## Look for bad accesses and races of the kernels on one GPU, by compute-sanitizer
+	$(BIN)/python -m benchmarks check-gpu $(ARGS)
 
 bench-scale: $(VENV)/.dev  ## Time batch jobs, ways to see large images, and one of 30,000 × 30,000 pixels
 	$(BIN)/python -m benchmarks scale
