@@ -93,7 +93,7 @@ def load(
             windows), else the preset's, else its defaults; the built-in model's preset overrides the base.
         batch_size: most windows per batch; None: 16 on a GPU, 8 elsewhere.
         pad_batches, max_memory, max_windows: see `Segmenter`; None: its defaults.
-        implementation: of the ops: "auto", "triton", "torch" or "reference".
+        implementation: of the ops: "auto", "triton", "library", "torch" or "reference".
         templates: prompts with "{}" for the name, or the name of a set of `resclip.text.templates.TEMPLATE_SETS`; None:
             CLIP's 80 ImageNet templates (the built-in model has its own).
         tokenizer: of a model that is passed itself, where it is not CLIP's own: a function of a list of prompts, or a

@@ -52,7 +52,7 @@ VERSION = 2
 """Of the JSON that is written."""
 PLAIN = "plain tower"
 GEM = "gem_torch"
-IMPLEMENTATIONS = ("torch", "triton", "reference")
+IMPLEMENTATIONS = ("torch", "triton", "library", "reference")
 ROUNDS = (3, 50)
 """Fewest and most rounds in which each rival runs once."""
 STAGES = {
@@ -262,7 +262,7 @@ def measure(
         model: of open_clip, built with random weights; see `resclip models`.
         method: as in `resclip.load`; not ProxyCLIP, whose second model would be downloaded.
         sizes, names, batches, precisions: every combination is a setting.
-        implementations: of "torch", "triton" and "reference"; None: "torch", and "triton" on a GPU.
+        implementations: of "torch", "triton", "library" and "reference"; None: "torch", and "triton" on a GPU.
         device: None: a GPU if there is one.
         seconds: for each setting, about.
         progress: called before each setting.

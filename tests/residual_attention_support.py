@@ -79,7 +79,12 @@ def judge(inputs: AttentionInputs, grid: tuple[int, int], arguments: dict[str, A
     """The strict budget, for the sum and for A_c·v."""
     with watch() as watcher:
         got = run(inputs, grid, **arguments)
-    assert watcher.names()[-1] == "residual_attention_kernel"
+    kernels = watcher.names()
+    correlation = arguments.get("correlation")
+    has_terms = any(arguments.get(name) for name in ("neighbourhood_std", "window", "feedback"))
+    attends = correlation != "identity" and (correlation != "none" or has_terms)
+    assert kernels.count("base_kernel") == int(attends)
+    assert ("cross_layer_kernel" in kernels) == bool(inputs.cross_layers)
     feedback = arguments.get("feedback")
     if feedback is not None:
         kernels = pytest.importorskip("resclip_kernels.ops.semantic_feedback.triton")

@@ -118,6 +118,30 @@ def test_batch_of_nothing_and_one_patch(seed: int) -> None:
         assert module(x, x, x)[0].shape == x.shape
 
 
+@torch.no_grad()
+def test_kernels_copy_nothing_of_the_modules(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorders' q and k lie otherwise than the block's q, k and v; and the heads lie as their merge wants them."""
+    kernels = pytest.importorskip("resclip_kernels.ops.residual_attention.triton")
+    recorders = [QueryKeyRecorder.from_attention(attention(seed)) for _ in range(2)]
+    module = ResidualAttention.from_attention(
+        attention(seed), recorders=recorders, neighbourhood_std=2.0, implementation="triton"
+    )
+    own = kernels.with_common_strides
+
+    def watched(tensors: list[Tensor]) -> list[Tensor]:
+        taken: list[Tensor] = own(tensors)
+        assert all(new is old for new, old in zip(taken, tensors, strict=True))
+        return taken
+
+    monkeypatch.setattr(kernels, "with_common_strides", watched)
+    x = tokens(seed).to(kernel_device())
+    for each in (*recorders, module):
+        each.to(kernel_device())
+        each(x, x, x)
+    assert recorders[0].query.stride() != module.project(x, 0, 3)[0].stride()
+    assert module.attend(x).transpose(1, 2).is_contiguous()
+
+
 def second_pass(
     visual: VisionTransformer, module: ResidualAttention, images: Tensor, text: Tensor, sfr: SFR
 ) -> tuple[Tensor, Tensor]:

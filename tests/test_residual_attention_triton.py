@@ -1,7 +1,8 @@
-"""The residual attention's kernel: against the formula in float64, what it launches, and what it never touches."""
+"""The residual attention's kernels: against the formula in float64, what they launch, what they never touch."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -28,21 +29,22 @@ from residual_attention_support import (
 from torch import Tensor
 
 from resclip_kernels import CORRELATIONS, FeedbackOptions, semantic_feedback
+from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
 
 kernels = pytest.importorskip(
     "resclip_kernels.ops.residual_attention.triton", reason="needs triton"
 )
-from resclip_kernels.ops.residual_attention import tile_configs  # noqa: E402
+from resclip_kernels.ops.residual_attention import additive_terms_triton, launch_table  # noqa: E402
 from resclip_kernels.ops.residual_attention.options import SCORES  # noqa: E402
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCORED = [name for name in CORRELATIONS if SCORES[name]]
-# Every shape of a program, whatever the device: the interpreter is given one of its own.
-CONFIGS = {
-    f"{config.heads}x{config.rows}x{config.columns}": config
-    for config in vars(tile_configs).values()
-    if isinstance(config, tile_configs.TileConfig)
+# Every shape of a program, whatever the device: the interpreter is given ones of its own.
+PROGRAMS = {
+    f"{program.heads}x{program.rows}x{program.columns}": program
+    for row in launch_table.ROWS
+    for program in (row.layers, row.base)
 }
 
 correlations_in_turn = pytest.mark.parametrize(
@@ -54,9 +56,9 @@ correlations_in_turn = pytest.mark.parametrize(
 
 @pytest.mark.parametrize(
     ("correlation", "additive", "layers", "dtype"),
-    # Of all combinations those in which any two meet. Three axes meet in no branch of the kernel: the layers' mean
-    # is formed before the base and added to its sum, the terms of a tile know nothing of which score they join, and the
-    # dtype chooses loads and tiles. `all_terms` below runs everything at once, with every correlation.
+    # Of all combinations those in which any two meet. Three axes meet in no branch of a kernel: the layers' mean has a
+    # kernel of its own and is added to the base's sum, the terms of a tile know nothing of which score they join, and
+    # the dtype chooses loads and tiles. `all_terms` below runs everything at once, with every correlation.
     pairwise(SCORED, ("none", "prior", "feedback", "both"), (0, 1, 3), DTYPES),
     ids=str,
 )
@@ -186,7 +188,10 @@ def test_every_margin_of_the_smoothing(seed, std: float, margin: int, dtype: tor
     # 80 patches: σ = 12 has 73 taps, and its margin reaches past the next tile.
     inputs = sample(seed, (5, 16), dtype, layers=0)
     arguments = all_terms(inputs, feedback=state(inputs, smoothing_std=std))
-    assert only_launch(inputs, (5, 16), **arguments).constants["MARGIN"] == margin
+    with watch(execute=False) as watcher:
+        run(inputs, (5, 16), **arguments)
+    (terms,) = (one for one in watcher.launches if one.kernel.__name__ == "additive_terms_kernel")
+    assert terms.constants["TILES"].margin == margin
     judge(inputs, (5, 16), arguments)
 
 
@@ -286,35 +291,123 @@ def test_strides_and_nan_around_change_nothing(seed: int) -> None:
     tokens = torch.stack([*inputs[:3], layer_query, layer_key]).permute(1, 3, 0, 2, 4).contiguous()
     query, key, value, *layer = tokens.permute(2, 0, 3, 1, 4)
     views = AttentionInputs(query, key, value, (tuple(layer),), inputs.labels)
-    for other, number in ((padded, 0), (mixed, 3), (sparse, 5), (views, 0)):
+    # q is not compared, so that nothing is made of its strides.
+    for other, number in ((padded, 0), (mixed, 1), (sparse, 4), (views, 0)):
         assert torch.equal(run(other, (3, 6), **arguments).output, expected)
         assert copies(other) == number
-    assert only_launch(views, (3, 6), **arguments).arguments["value"].data_ptr() == value.data_ptr()
+    launch = only_launch(views, (3, 6), **arguments)
+    assert launch.arguments["value"].data.data_ptr() == value.data_ptr()
 
 
 def copies(inputs: AttentionInputs) -> int:
-    """How many of q, k, v and the layers' q, k the launcher copies."""
-    flat = [*inputs[:3], *(tensor for pair in inputs.cross_layers for tensor in pair)]
-    common = kernels.with_common_strides(flat)
-    return sum(new is not old for new, old in zip(common, flat, strict=True))
+    """How many of q, k, v and the layers' q, k the launcher copies: k is compared, v and the layers are on their own."""
+    groups = [
+        [inputs.key],
+        [inputs.value],
+        [tensor for pair in inputs.cross_layers for tensor in pair],
+    ]
+    return sum(
+        new is not old
+        for group in groups
+        for new, old in zip(kernels.with_common_strides(group), group, strict=True)
+    )
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
-def test_tile_sizes_do_not_matter(seed: int, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CONFIGS[shape]
+@pytest.mark.parametrize("shape", PROGRAMS)
+def test_program_sizes_do_not_matter(
+    seed: int, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = PROGRAMS[shape]
     inputs = sample(seed, heads=2)
     arguments = all_terms(inputs, correlation="qq+kk")
-    # Ŝ's tiles have 32 columns: narrower programs are for calls without feedback.
-    if config.columns < 32:
-        arguments["feedback"] = None
     default = only_launch(inputs, **arguments).constants["BLOCK_N"]
     expected = run(inputs, **arguments)
-    monkeypatch.setattr(kernels, "choose_config", lambda *_: config)
+    patch_programs(monkeypatch, layers=program, base=program)
     constants = only_launch(inputs, **arguments).constants
-    names = ("HEADS", "BLOCK_M", "BLOCK_N")
-    assert tuple(constants[name] for name in names) == (config.heads, config.rows, config.columns)
+    came = (constants["PLAN"].heads, constants["BLOCK_M"], constants["BLOCK_N"])
+    assert came == (program.heads, program.rows, program.columns)
     judge(inputs, GRID, arguments)
-    if config.columns == default:
+    if program.columns == default:
         for got, other in zip(run(inputs, **arguments), expected, strict=True):
             rounding = torch.finfo(torch.float32).eps * other.abs().max()
             assert (got - other).abs().max() <= 2 * rounding
+
+
+def patch_programs(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Other programs than the launch table's."""
+    own = kernels.row_for
+
+    def row_for(*arguments: Any) -> launch_table.Row:
+        return dataclasses.replace(own(*arguments), **changes)
+
+    monkeypatch.setattr(kernels, "row_for", row_for)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_in_programs_of_their_own_change_no_bit(
+    seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are depends on the batch, which a result may not."""
+    inputs = sample(seed, dtype=dtype, layers=3, batch=2, heads=2)
+    arguments = all_terms(inputs)
+    launches = {}
+    results = []
+    for apart in (False, True):
+        monkeypatch.setattr(kernels, "layers_apart", lambda *_, apart=apart: apart)
+        with watch() as watcher:
+            results.append(run(inputs, **arguments))
+        (launches[apart],) = (
+            one for one in watcher.launches if one.kernel.__name__ == "cross_layer_kernel"
+        )
+    assert launches[True].programs == 3 * launches[False].programs
+    for together, apart in zip(*results, strict=True):
+        assert torch.equal(together, apart)
+
+
+def test_layers_are_apart_where_the_device_would_be_idle() -> None:
+    target = Target("cuda", 90, 132)
+    row = launch_table.row_for(target, torch.float16, 64, 197)
+    # 12 heads of 4 blocks of rows: 48 programs for 132 multiprocessors.
+    assert launch_table.layers_apart(row, target, 12, 197, 4)
+    # 64 images fill the device either way.
+    assert not launch_table.layers_apart(row, target, 12 * 64, 197, 4)
+    assert not launch_table.layers_apart(row, target, 12, 197, 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("terms", ({"window": 3}, {}), ids=("window", "feedback"))
+def test_blocks_of_stored_terms_change_no_bit(
+    seed: int, dtype: torch.dtype, terms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As few rows at a time as there can be, of one image at a time."""
+    inputs = sample(seed, (12, 12), dtype, batch=2, layers=1)
+    arguments = {"neighbourhood_std": 5.0, **terms} if terms else all_terms(inputs)
+    expected = run(inputs, (12, 12), **arguments)
+    monkeypatch.setattr(additive_terms_triton, "STORED_BYTES", 1)
+    with watch() as watcher:
+        got = run(inputs, (12, 12), **arguments)
+    # 145 rows are two blocks; without feedback the images share them.
+    assert watcher.names().count("base_kernel") == (2 if terms else 4)
+    assert torch.equal(got.output, expected.output)
+    judged = [one for one in watcher.launches if one.kernel.__name__ == "additive_terms_kernel"]
+    assert all(one.arguments["rows"] <= additive_terms_triton.PADDING for one in judged)
+
+
+def test_large_terms_are_not_rounded_to_half_precision(seed: int) -> None:
+    """A temperature of 5,000 would pass float16's largest number."""
+    inputs = sample(seed, dtype=torch.float16, layers=0)
+    arguments = all_terms(inputs, feedback_temperature=5000.0)
+    stored = {
+        temperature: only_launch(
+            inputs, **{**arguments, "feedback_temperature": temperature}
+        ).arguments["stored"].data.dtype
+        for temperature in (2.1, 5000.0)
+    }
+    assert stored == {2.1: torch.float16, 5000.0: torch.float32}
+    assert torch.isfinite(run(inputs, **arguments).output).all()
+
+
+def test_heads_are_merged_without_a_copy(seed: int) -> None:
+    inputs = sample(seed, dtype=torch.float16, heads=2)
+    output = run(inputs, **all_terms(inputs)).output
+    assert output.transpose(1, 2).is_contiguous()

@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=words,
         default=None,
         metavar="I,I",
-        help="torch, triton, reference (default: torch, and triton on a GPU)",
+        help="torch, triton, library, reference (default: torch, and triton on a GPU)",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(

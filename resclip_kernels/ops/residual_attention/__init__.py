@@ -65,7 +65,8 @@ class ResidualAttentionOutput(NamedTuple):
     """What `residual_attention` returns."""
 
     output: Tensor
-    """(B, A, L, d) in `value`'s dtype: the whole sum."""
+    """(B, A, L, d) in `value`'s dtype: the whole sum. In memory it lies as a merge of the heads wants it, (B, L, A, d),
+    where a kernel or a compiled graph wrote it."""
     cross_layer: Tensor | None
     """(B, A, L, d): A_c·v without its weight, to hand to the next call on the same value; None without RCS."""
 
@@ -134,6 +135,8 @@ def residual_attention(
         cross_layer,
         parse_implementation(implementation).value,
     )
+    # An operator's result is dense: token by token, so that a compiled caller's merge of the heads is free as well.
+    output = output.transpose(1, 2)
     return ResidualAttentionOutput(output, computed if cross_layer is None else cross_layer)
 
 
@@ -150,7 +153,8 @@ def fake(
 ) -> tuple[Tensor, Tensor | None]:
     """The shapes that `run` returns."""
     computed = cross_layer is None and len(cross_layers) > 0
-    return value.new_empty(value.shape), value.new_empty(value.shape) if computed else None
+    output = value.new_empty(value.transpose(1, 2).shape)
+    return output, value.new_empty(value.shape) if computed else None
 
 
 @custom_op("residual_attention", fake)
@@ -165,7 +169,7 @@ def run(
     cross_layer: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor | None]:
-    """The chosen implementation's output, and A_c·v where it was computed here."""
+    """The chosen implementation's output as (B, L, A, d), and A_c·v where it was computed here."""
     limit = kernel_limit(feedback)
     if query.shape[3] > MAX_HEAD_WIDTH:
         limit = (
@@ -179,7 +183,7 @@ def run(
     output, average = function(
         query, key, value, options, projections, feedback, cross_layers, cross_layer
     )
-    return output, average if cross_layer is None else None
+    return output.transpose(1, 2), average if cross_layer is None else None
 
 
 @trial("residual_attention")

@@ -20,6 +20,7 @@ from torch import Tensor
 from resclip_kernels.launch import Options, Target, launch
 from resclip_kernels.ops.residual_attention.launch_table import Program
 from resclip_kernels.ops.residual_attention.triton_tiles import (
+    Heads,
     Strides,
     head_origin,
     heads_of,
@@ -142,7 +143,7 @@ def cross_layer_sums(
         {
             "layers": Layers(queries, keys, strides_of(queries[0])),
             "value": heads_of(value),
-            "output": heads_of(output[0] if apart else output),
+            "output": Heads(output, strides_of(output[0] if apart else output)),
             "heads": heads,
             "tokens": tokens,
             "programs_a_layer": programs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 
@@ -23,12 +24,36 @@ class Program:
     """Most a thread, where that lets two programs share a multiprocessor."""
 
 
+class Family(Enum):
+    """Devices whose products take their operands alike."""
+
+    HOPPER = "sm_90"
+    """Matrix units read shared memory, sums are in registers."""
+    BLACKWELL = "sm_100"
+    """Of the data centre: sums are in a memory of their own."""
+    NVIDIA = "sm_80"
+    """All others, consumer cards of the same years too: operands pass through registers."""
+    AMD = "gfx9"
+    INTERPRETER = "interpreter"
+
+
+def family_of(target: Target) -> Family:
+    """Of a device, one that did not exist when this was written too."""
+    if target.backend == "interpreter":
+        return Family.INTERPRETER
+    if target.backend == "hip":
+        return Family.AMD
+    architecture = int(target.architecture)
+    if architecture < 90 or architecture >= 120:
+        return Family.NVIDIA
+    return Family.HOPPER if architecture < 100 else Family.BLACKWELL
+
+
 @dataclass(frozen=True)
 class Row:
     """What holds for some devices, dtypes, widths and lengths."""
 
-    architectures: tuple[int | str, ...]
-    """Compute capabilities times ten; "hip" and "interpreter" stand for all of their kind."""
+    families: tuple[Family, ...]
     dtypes: tuple[torch.dtype, ...]
     width: int
     """Widest head."""
@@ -45,11 +70,9 @@ HALF = (torch.float16, torch.bfloat16)
 SINGLE = (torch.float32,)
 ANY = (*HALF, *SINGLE)
 NO_LIMIT = 1 << 62
-HOPPER = (90,)
-DATA_CENTRE_BLACKWELL = (100, 103)
-# Before Hopper, and on consumer cards, operands of products pass through registers.
-OTHER_NVIDIA = (80, 86, 87, 89, 120, 121)
-NVIDIA = (*OTHER_NVIDIA, *HOPPER, *DATA_CENTRE_BLACKWELL)
+# A multiprocessor's four schedulers hide little of each other's waits with less than two warps each.
+WARPS_WANTED = 8
+HOPPER, BLACKWELL, NVIDIA = (Family.HOPPER,), (Family.BLACKWELL,), (Family.NVIDIA,)
 
 ROWS = (
     Row(HOPPER, HALF, 64, 2048, Program(64, 64, 4, 3), Program(64, 64, 4, 3)),
@@ -58,31 +81,38 @@ ROWS = (
         library_layers=True,
     ),
     Row(HOPPER, HALF, 128, NO_LIMIT, Program(128, 64, 8, 3), Program(128, 64, 8, 3)),
-    Row(DATA_CENTRE_BLACKWELL, HALF, 64, NO_LIMIT, Program(128, 64, 8, 3), Program(128, 64, 8, 3)),
-    Row(DATA_CENTRE_BLACKWELL, HALF, 128, NO_LIMIT, Program(128, 32, 8, 3), Program(128, 32, 8, 3)),
-    Row(OTHER_NVIDIA, HALF, 64, NO_LIMIT, Program(128, 64, 8, 3), Program(128, 32, 8, 3)),
-    Row(OTHER_NVIDIA, HALF, 128, NO_LIMIT, Program(128, 32, 8, 3), Program(128, 32, 8, 3)),
+    Row(BLACKWELL, HALF, 64, NO_LIMIT, Program(128, 64, 8, 3), Program(128, 64, 8, 3)),
+    Row(BLACKWELL, HALF, 128, NO_LIMIT, Program(128, 32, 8, 3), Program(128, 32, 8, 3)),
+    Row(NVIDIA, HALF, 64, NO_LIMIT, Program(128, 64, 8, 3), Program(128, 32, 8, 3)),
+    Row(NVIDIA, HALF, 128, NO_LIMIT, Program(128, 32, 8, 3), Program(128, 32, 8, 3)),
     Row(HOPPER, SINGLE, 64, NO_LIMIT, Program(64, 32, 8, 2), Program(64, 32, 8, 2)),
-    Row(NVIDIA, SINGLE, 64, NO_LIMIT, Program(64, 32, 8, 2), Program(64, 16, 8, 2)),
-    Row(NVIDIA, SINGLE, 128, NO_LIMIT, Program(64, 16, 8, 2), Program(32, 16, 8, 2)),
-    Row(("hip",), ANY, 128, NO_LIMIT, Program(128, 32, 8, 1), Program(128, 32, 8, 1)),
+    Row((*BLACKWELL, *NVIDIA), SINGLE, 64, NO_LIMIT, Program(64, 32, 8, 2), Program(64, 16, 8, 2)),
+    Row(
+        (*HOPPER, *BLACKWELL, *NVIDIA), SINGLE, 128, NO_LIMIT,
+        Program(64, 16, 8, 2), Program(32, 16, 8, 2),
+    ),
+    Row((Family.AMD,), ANY, 128, NO_LIMIT, Program(128, 32, 8, 1), Program(128, 32, 8, 1)),
     # The interpreter pays by the instruction: few, large steps, two heads at a time so that tests see that too.
-    Row(("interpreter",), ANY, 128, NO_LIMIT, Program(64, 32, 4, 1), Program(64, 32, 4, 1, 2)),
+    Row(
+        (Family.INTERPRETER,), ANY, 128, NO_LIMIT, Program(64, 32, 4, 1), Program(64, 32, 4, 1, 2)
+    ),
 )  # fmt: skip
 
 
 def row_for(target: Target, dtype: torch.dtype, width: int, tokens: int) -> Row:
-    """The first row that holds."""
-    kind = target.architecture if target.backend == "cuda" else target.backend
-    for row in ROWS:
-        fits = width <= row.width and tokens <= row.tokens
-        if kind in row.architectures and dtype in row.dtypes and fits:
-            return row
-    return ROWS[1]
+    """The first row that holds for heads of at most 128."""
+    family = family_of(target)
+    return next(
+        row
+        for row in ROWS
+        if family in row.families
+        and dtype in row.dtypes
+        and width <= row.width
+        and tokens <= row.tokens
+    )
 
 
 def layers_apart(row: Row, target: Target, heads_of_images: int, tokens: int, layers: int) -> bool:
-    """Whether the middle blocks' mean is cut by layers too: where that takes fewer turns of the device."""
-    programs = heads_of_images * -(-tokens // row.layers.rows)
-    turns = -(-programs // target.programs_at_once) * layers
-    return -(-programs * layers // target.programs_at_once) < turns
+    """Whether each of the middle blocks' means has programs of its own: where the device would else be half idle."""
+    warps = heads_of_images * -(-tokens // row.layers.rows) * row.layers.num_warps
+    return layers > 1 and warps < WARPS_WANTED * target.programs_at_once
