@@ -60,6 +60,10 @@ INTERPRETED = PixelLaunch(block=1024, options=Options())
 # Sums of 64 queries by 32 pixels, 16 cells at a time: three programs to a multiprocessor, without a spill. Larger tiles
 # read less through L2, and spill: float32 by three TF32 products takes each operand apart in registers.
 PRODUCT = PixelLaunch(block=32, options=Options(num_warps=4, num_stages=3))
+
+# Compute capability 10, whose sums lie in tensor memory: a third stage spills there.
+PRODUCT_SM_100 = PixelLaunch(block=32, options=Options(num_warps=4, num_stages=2))
+
 PRODUCT_QUERIES = 64
 PRODUCT_CELLS = 16
 
@@ -554,12 +558,13 @@ def best_of_basis(
     unrefined = upsampled(one_hot, 0, cells, sampling(one_hot, size, through))
     basis = torch.empty_like(unrefined)
     group = planes_per_group(1, cells, pixels, weights.shape[1])
-    choice = pixel_launch(PRODUCT, logits)
+    target = target_of(logits)
+    choice = pixel_launch(PRODUCT_SM_100 if target.architecture in (100, 103) else PRODUCT, logits)
     plan = result.plan(choice.block)._replace(
         is_wide=sampling(logits, size, through).is_wide,
         queries=PRODUCT_QUERIES,
         cells=PRODUCT_CELLS,
-        precision=target_of(logits).dot_precision,
+        precision=target.dot_precision,
     )
     stride_image, stride_query, stride_row, stride_column = logits.stride()
     for image in range(batch):
