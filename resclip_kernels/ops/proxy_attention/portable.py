@@ -37,7 +37,7 @@ def proxy_attention(
         .to(value.dtype)
         for image, heads, state in zip(features, value, each(feedback, len(features)), strict=True)
     ]
-    return torch.stack(images).transpose(1, 2).contiguous()
+    return torch.stack(images).transpose(1, 2)
 
 
 @torch.no_grad()

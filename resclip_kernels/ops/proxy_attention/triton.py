@@ -1,16 +1,27 @@
-"""The proxy attention on a GPU: positions and values laid out once, then one pass over the pairs without a map.
+"""The proxy attention on a GPU: a chunk of the map's rows at a time, its scores formed once for all heads.
 
-Four kernels, three of which lay out (`triton_layout`). The attention's softmax knows its largest entry beforehand (a
-unit row is most like itself), so that it carries a sum and no maximum. Features stay as they came: the inverse lengths
-multiply the finished products, so float16 and bfloat16 features lose nothing by being made unit rows. Heads lie
-side by side: a column is a column.
+What is computed where:
+
+* `triton_layout` puts positions in rows, with their inverse lengths and mean(X Xᵀ), and values on the features' grid.
+* `proxy_weights_kernel` forms a tile of X Xᵀ, with feedback the tile of Ŝ that belongs to it, and writes the softmax's
+  weights in the values' dtype. Features stay as they came: inverse lengths multiply the finished products, so that
+  float16 and bfloat16 features lose nothing by being made unit rows. The softmax knows a row's largest entry beforehand
+  (a unit row is most like itself), so that tiles need not wait for each other and only their sums are added later.
+* `proxy_product_kernel` multiplies the weights by the values and divides by the sums. Heads lie side by side: a column
+  is a column. Where CLIP's grid is small, the weights are multiplied by the matrix of the bilinear resizing instead,
+  n × h·w, and the product by CLIP's own values: resizing is linear, and h·w columns are fewer than A·d.
+
+Every sum is formed in an order that neither the batch nor the chunks change.
 """
+
+# Tuples grow by tensors while a kernel is traced; mypy would hold them to their first, empty type.
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,74 +31,122 @@ from torch import Tensor
 from resclip_kernels.launch import Options, Target, launch, target_of
 from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
 from resclip_kernels.ops.proxy_attention.triton_layout import (
+    PAD_COLUMNS,
+    Positions,
     lay_out_positions,
     resize_values,
-    squared_sums,
 )
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 from resclip_kernels.ops.semantic_feedback.triton import feedback_arguments, grid_arguments
 from resclip_kernels.ops.semantic_feedback.triton_tiles import (
+    FeedbackTiles,
     feedback_rows,
-    first_entries,
     patch_positions,
+    raw_tile,
     smoothed_tile,
     smoothing_taps,
     weighted_tile,
 )
 
+CHUNK_BYTES = 1 << 27
+"""Weights held at a time, in whole blocks of `CHUNK_ROWS` rows: 4,096 rows of 16,384 positions in float16.
+
+Not what L2 holds: a float16 weight is written and read once for about 2,000 operations, which memory keeps up with, but
+an L2's fill of rows would leave the second product too few programs.
+"""
+CHUNK_ROWS = 128
+# Blocks of rows whose programs follow each other column by column, so that they find their rows and columns in L2.
+GROUP_ROWS = tl.constexpr(16)
+# Tiles' sums that are read at a time.
+SUMS_AT_ONCE = tl.constexpr(16)
+
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tile sizes of the attention, and what a program carries."""
+    """Tile of a product, and how it is compiled."""
 
     rows: int
-    keys: int
-    channels: int
     columns: int
-    """Width of one accumulator."""
-    tiles: int
-    """Accumulators a program may carry; the scores are computed again for each further group of columns."""
+    depth: int
+    """Of what is multiplied at a time."""
     options: Options
 
 
-def attention_blocks(
-    value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target, feedback: bool
-) -> Blocks:
-    """Tiles by dtype and target, chosen so that none spills in benchmarks/kernels_report.py.
+class Scores(NamedTuple):
+    """Factors of the scores; exponents are in base 2."""
 
-    64 × 384 accumulators take 96 registers of each of 256 threads, so that 768 columns need the scores twice, not the
-    six times of 64 × 128. 128 keys a step share one start-up of the loads, and fit where products accumulate out of
-    shared memory; where operands pass through registers, 32 fit. On AMD more keys, and tiles in flight, exceed the
-    scalar registers. Three TF32 products hold six operand tiles: a third of the columns.
+    beta: float
+    sharpness: float
+    """Of a cosine in the exponent."""
+    weight: float
+    """Of a cosine beside λ_s·Ŝ."""
+    feedback: float
+    """λ_s."""
+    feedback_sharpness: float
+    """τ_s · log2 e."""
+
+
+class Matrices(NamedTuple):
+    """left · right → output, row by row of `left`."""
+
+    left: Any
+    """(rows, columns), some or all rows of all images, one image after the other."""
+    left_row: int
+    right: Any
+    """(images, padded keys, columns)."""
+    right_image: int
+    """0 where all images share one."""
+    output: Any
+    """(B, rows of an image, columns)."""
+    output_rows: int
+    output_image: int
+    output_row: int
+    sums: Any
+    """(tiles, rows) float32, what the weights of a row are divided by; None for 1."""
+    sums_tile: int
+
+
+class Plan(NamedTuple):
+    """What is fixed when the scores' kernel is compiled."""
+
+    row_stride: int
+    """Elements from one position to the next: `Positions.channels`."""
+    has_feedback: bool
+    precision: str
+
+
+def score_blocks(dtype: torch.dtype, target: Target, feedback: bool) -> Blocks:
+    """The scores' tiles by the features' dtype and the target, chosen so that none spills in the kernels' report.
+
+    The wider a tile, the fewer bytes an operation takes out of L2, which is what limits a product of this size. Ŝ's tile
+    beside the scores leaves room for half as much.
     """
-    if feedback:
-        return feedback_blocks(value_dtype, feature_dtype, target)
-    if torch.float32 in (value_dtype, feature_dtype):
-        if reads_shared_memory(target):
-            return Blocks(64, 32, 32, 128, 1, Options(num_warps=8, num_stages=2))
-        tiles = 2 if value_dtype == feature_dtype else 1  # Mixed, two would spill.
-        return Blocks(64, 32, 32, 64, tiles, Options(num_warps=8, num_stages=2))
+    shared = reads_shared_memory(target)
+    if dtype == torch.float32:
+        if feedback:
+            return Blocks(64, 32, 32, Options(num_warps=8, num_stages=2))
+        rows = 64 if target.backend == "cuda" and not shared else 128
+        return Blocks(rows, rows, 32, Options(num_warps=8, num_stages=2))
     if target.backend == "hip":
-        return Blocks(64, 32, 64, 128, 3, Options(num_warps=8, num_stages=1))
-    keys = 128 if reads_shared_memory(target) else 32
-    return Blocks(64, keys, 64, 128, 3, Options(num_warps=8, num_stages=3))
+        if feedback:
+            return Blocks(64, 32, 64, Options(num_warps=8, num_stages=1))
+        return Blocks(128, 128, 64, Options(num_warps=8, num_stages=2))
+    if feedback:
+        return Blocks(128, 64, 64, Options(num_warps=8, num_stages=3))
+    return Blocks(128, 256 if shared else 128, 64, Options(num_warps=8, num_stages=3))
 
 
-def feedback_blocks(value_dtype: torch.dtype, feature_dtype: torch.dtype, target: Target) -> Blocks:
-    """Tiles where a program forms Ŝ's too, chosen so that none spills with σ up to 8.
-
-    32 keys a step, which is what the smoothing's products are made of. Ŝ's tile is formed again for each further group
-    of columns: three accumulators, two where operands pass through registers. In float32 half as many rows.
-    """
-    if torch.float32 in (value_dtype, feature_dtype):
-        return Blocks(32, 32, 32, 64, 2, Options(num_warps=8, num_stages=1))
-    tiles = 3 if reads_shared_memory(target) else 2
-    return Blocks(64, 32, 64, 128, tiles, Options(num_warps=8, num_stages=3))
+def product_blocks(dtype: torch.dtype, target: Target) -> Blocks:
+    """The second product's tiles: small enough for two programs a multiprocessor, since there are few."""
+    if dtype == torch.float32:
+        return Blocks(64, 64, 32, Options(num_warps=8, num_stages=2))
+    stages = 2 if target.backend == "hip" else 3
+    return Blocks(128, 128, 64, Options(num_warps=8, num_stages=stages))
 
 
 def reads_shared_memory(target: Target) -> bool:
     """Whether matrix units take their operands out of shared memory, not through registers."""
-    return target.backend != "cuda" or target.architecture in (90, 100, 103)
+    return target.backend == "cuda" and target.architecture in (90, 100, 103)
 
 
 def proxy_attention(
@@ -97,213 +156,327 @@ def proxy_attention(
     options: ProxyAttentionOptions,
     feedback: SemanticFeedback | None = None,
 ) -> Tensor:
-    """The formula of `resclip_kernels.proxy_attention`; no map, O(B·n·(C + A·d)) of memory beside the arguments."""
-    batch, heads, _, head_width = value.shape
-    positions, columns = features.shape[2] * features.shape[3], heads * head_width
-    rows, inverse_length = lay_out_positions(features)
-    sum_squares = squared_sums(rows, inverse_length, positions)
-    output = value.new_empty((batch, heads, positions, head_width))
-    target = target_of(features)
-    blocks = attention_blocks(value.dtype, features.dtype, target, feedback is not None)
-    groups = triton.cdiv(triton.cdiv(columns, blocks.columns), blocks.tiles)
-    tiles = triton.cdiv(triton.cdiv(columns, blocks.columns), groups)
-    values = resize_values(
-        value, grid, (features.shape[2], features.shape[3]), groups * tiles * blocks.columns
+    """The formula of `resclip_kernels.proxy_attention`, in memory as (B, H_v·W_v, A, d), as the merge of heads wants it.
+
+    Beside the arguments O(B·n·(C + A·d)) of memory, and `CHUNK_BYTES` of the map.
+    """
+    batch, heads, cells, head_width = value.shape
+    size = (features.shape[2], features.shape[3])
+    count, columns = size[0] * size[1], heads * head_width
+    blocks = score_blocks(features.dtype, target_of(features), feedback is not None)
+    positions = lay_out_positions(features, max(CHUNK_ROWS, blocks.columns))
+    output = value.new_empty((batch, count, columns))
+    if tuple(grid) != size and cells * (count + columns) < count * columns:
+        unit = torch.eye(cells, dtype=value.dtype, device=value.device)
+        resizing = resize_values(unit[None, None], grid, size)
+        gathered = value.new_empty((batch, positions.rows.shape[1], resizing.shape[2]))
+        multiply_map(positions, size, blocks, resizing, gathered, options, feedback)
+        multiply(gathered.flatten(0, 1), resize_values(value, grid, grid), output, cells)
+    else:
+        values = resize_values(value, grid, size)
+        multiply_map(positions, size, blocks, values, output, options, feedback)
+    return output.unflatten(2, (heads, head_width)).transpose(1, 2)
+
+
+def multiply_map(
+    positions: Positions,
+    size: tuple[int, int],
+    blocks: Blocks,
+    right: Tensor,
+    output: Tensor,
+    options: ProxyAttentionOptions,
+    feedback: SemanticFeedback | None,
+) -> None:
+    """The map times `right`, chunk by chunk.
+
+    Args:
+        positions: of the features.
+        size: (H_v, W_v).
+        blocks: the scores' tiles.
+        right: (B, padded n, padded columns), or one for all images.
+        output: (B, n or padded n, columns).
+        options, feedback: of the map.
+    """
+    batch, padded = positions.inverse_length.shape
+    count = size[0] * size[1]
+    target = target_of(output)
+    tiles, terms = None, None
+    weight, temperature = 0.0, 1.0
+    if feedback is not None:
+        terms, tiles = feedback_arguments(feedback, positions.rows.dtype, target)
+        weight, temperature = options.mixing
+    scores = Scores(
+        beta=options.beta,
+        sharpness=temperature * (1.0 - weight) * options.gamma / math.log(2.0),
+        weight=(1.0 - weight) * options.gamma,
+        feedback=weight,
+        feedback_sharpness=temperature / math.log(2.0),
     )
-    arguments, constants = feedback_terms(options, feedback, features, target)
+    rows = batch * padded
+    chunk = chunk_rows(rows, padded * output.element_size())
+    weights = output.new_empty((min(chunk, rows), padded))
+    column_blocks = padded // blocks.columns
+    sums = positions.inverse_length.new_empty((column_blocks, len(weights)))
+    for first in range(0, rows, chunk):
+        held = min(chunk, rows - first)
+        launch(
+            proxy_weights_kernel,
+            held // blocks.rows * column_blocks,
+            {
+                "data": positions,
+                "weights": weights,
+                "sums": sums,
+                "feedback": terms,
+                "patch_grid": grid_arguments(size),
+                "scores": scores,
+                "positions": count,
+                "padded_positions": padded,
+                "first_row": first,
+                "held_rows": held,
+                "sums_tile": len(weights),
+            },
+            {
+                "PLAN": Plan(positions.rows.shape[2], feedback is not None, target.dot_precision),
+                "TILES": tiles,
+                "BLOCK_M": blocks.rows,
+                "BLOCK_N": blocks.columns,
+                "BLOCK_C": blocks.depth,
+            },
+            blocks.options,
+            on=output,
+        )
+        multiply(weights[:held], right, output, count, padded, first, sums)
+
+
+def chunk_rows(rows: int, row_bytes: int) -> int:
+    """Rows of a chunk: as even as whole blocks can be, one block at least."""
+    blocks = rows // CHUNK_ROWS
+    most = max(1, CHUNK_BYTES // (CHUNK_ROWS * row_bytes))
+    return CHUNK_ROWS * triton.cdiv(blocks, triton.cdiv(blocks, most))
+
+
+def multiply(
+    left: Tensor,
+    right: Tensor,
+    output: Tensor,
+    keys: int,
+    padded_positions: int | None = None,
+    first_row: int = 0,
+    sums: Tensor | None = None,
+) -> None:
+    """left · right into rows of the images.
+
+    Args:
+        left: (rows, padded keys), rows from `first_row` on of all images, one after the other.
+        right: (B or 1, padded keys, padded columns).
+        output: (B, n or more, columns).
+        keys: how many of the keys there are.
+        padded_positions: rows of an image; None: all of them are in `left`.
+        first_row: of `left` among the rows of all images.
+        sums: (tiles, rows): the sum of every row's weights, in parts. A row of the sum 0 takes its own row of `right`.
+    """
+    target = target_of(output)
+    blocks = product_blocks(output.dtype, target)
+    padded = padded_positions or len(left) // len(output)
+    column_blocks = triton.cdiv(output.shape[2], blocks.columns)
     launch(
-        proxy_attention_kernel,
-        batch * triton.cdiv(positions, blocks.rows) * groups,
+        proxy_product_kernel,
+        triton.cdiv(len(left), blocks.rows) * column_blocks,
         {
-            "rows": rows,
-            "inverse_length": inverse_length,
-            "sum_squares": sum_squares,
-            "values": values,
-            "output": output,
-            "positions": positions,
-            "padded_positions": rows.shape[1],
-            "channels": rows.shape[2],
-            "columns": columns,
-            "head_width": head_width,
-            "threshold_scale": options.beta / positions**2,
-            **arguments,
+            "matrices": Matrices(
+                left,
+                left.stride(0),
+                right,
+                right.stride(0) if len(right) > 1 else 0,
+                output,
+                output.shape[1],
+                output.stride(0),
+                output.stride(1),
+                sums,
+                0 if sums is None else sums.stride(0),
+            ),
+            "first_row": first_row,
+            "padded_positions": padded,
+            "keys": keys,
+            "columns": output.shape[2],
+            "tiles": 0 if sums is None else len(sums),
         },
         {
-            **constants,
-            "CHANNELS": rows.shape[2],
-            "VALUE_COLUMNS": values.shape[2],
-            "TILES": tiles,
-            "PARTS": sum_squares.shape[1],
-            "MAX_PARTS": triton.next_power_of_2(sum_squares.shape[1]),
-            "DOT_PRECISION": target.dot_precision,
+            "RIGHT_COLUMNS": right.shape[2],
+            "NORMALISE": sums is not None,
+            "PRECISION": target.dot_precision,
             "BLOCK_M": blocks.rows,
-            "BLOCK_N": blocks.keys,
-            "BLOCK_C": blocks.channels,
+            "BLOCK_N": blocks.depth,
             "BLOCK_D": blocks.columns,
         },
         blocks.options,
-        on=features,
+        on=output,
     )
-    return output
-
-
-def feedback_terms(
-    options: ProxyAttentionOptions,
-    feedback: SemanticFeedback | None,
-    features: Tensor,
-    target: Target,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arguments, constants) of the score's scale and of the feedback; exponents are in base 2."""
-    terms, tiles = None, None
-    weight, temperature = 0.0, 1.0
-    if feedback is not None:
-        terms, tiles = feedback_arguments(feedback, features.dtype, target)
-        weight, temperature = options.mixing
-    arguments = {
-        "feedback": terms,
-        "patch_grid": grid_arguments((features.shape[2], features.shape[3])),
-        "sharpness": temperature * (1.0 - weight) * options.gamma / math.log(2.0),
-        "score_weight": (1.0 - weight) * options.gamma,
-        "feedback_weight": weight,
-        "feedback_sharpness": temperature / math.log(2.0),
-    }
-    return arguments, {"HAS_FEEDBACK": feedback is not None, "FEEDBACK_TILES": tiles}
 
 
 @triton.jit
-def proxy_attention_kernel(
-    rows,
-    inverse_length,
-    sum_squares,
-    values,
-    output,
+def feedback_tile(
+    feedback, patch_grid, rows, first, positions, TILES: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Smoothed entries of BLOCK_N columns from `first`: [BLOCK_M, BLOCK_N]."""
+    taps = smoothing_taps(feedback, TILES, BLOCK_N)
+    entries = ()
+    for part in tl.static_range(2 * TILES.margin // 32):
+        raw = raw_tile(
+            feedback, patch_grid, rows, first + 32 * part - TILES.margin, positions, TILES
+        )
+        entries += (raw.to(TILES.dtype),)
+    smooth, _ = smoothed_tile(
+        entries, feedback, patch_grid, rows, taps, first, positions, TILES, BLOCK_N
+    )
+    return smooth
+
+
+@triton.jit
+def proxy_weights_kernel(
+    data,
+    weights,
+    sums,
     feedback,
     patch_grid,
+    scores,
     positions,
     padded_positions,
-    channels,
-    columns,
-    head_width,
-    threshold_scale,
-    sharpness,
-    score_weight,
-    feedback_weight,
-    feedback_sharpness,
-    HAS_FEEDBACK: tl.constexpr,
-    FEEDBACK_TILES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    VALUE_COLUMNS: tl.constexpr,
+    first_row,
+    held_rows,
+    sums_tile,
+    PLAN: tl.constexpr,
     TILES: tl.constexpr,
-    PARTS: tl.constexpr,
-    MAX_PARTS: tl.constexpr,
-    DOT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
 ):
-    """softmax(S' where S' ≥ 0) · v for some rows and columns of one image."""
-    groups: tl.constexpr = VALUE_COLUMNS // (TILES * BLOCK_D)
-    row_blocks = tl.cdiv(positions, BLOCK_M)
+    """One tile of exp(S' − the row's largest) where S' ≥ 0, else 0, and its rows' sums."""
+    row_blocks = held_rows // BLOCK_M
+    # Past the last position too: the second product reads whatever stands there.
+    column_blocks = padded_positions // BLOCK_N
     program = tl.program_id(0)
-    first_column = (program % groups) * (TILES * BLOCK_D)
-    block = program // groups
-    image = (block // row_blocks).to(tl.int64)
-    part = tl.arange(0, MAX_PARTS)
-    parts = tl.load(sum_squares + image * PARTS + part, mask=part < PARTS, other=0.0)
-    threshold = tl.sum(parts, axis=0) * threshold_scale
-    rows += image * padded_positions * CHANNELS
-    values += image * padded_positions * VALUE_COLUMNS
-    inverse_length += image * padded_positions
+    in_group = GROUP_ROWS * column_blocks
+    first_block = program // in_group * GROUP_ROWS
+    group_rows = tl.minimum(row_blocks - first_block, GROUP_ROWS)
+    block = first_block + program % in_group % group_rows
+    column_block = program % in_group // group_rows
+    held_row = block * BLOCK_M
+    first = column_block * BLOCK_N
+    image = ((first_row + held_row) // padded_positions).to(tl.int64)
+    start = (first_row + held_row) % padded_positions
+    inverse_length = data.inverse_length + image * padded_positions
+    threshold = tl.load(data.mean + image) * scores.beta
 
-    first_row = (block % row_blocks) * BLOCK_M
     row = tl.arange(0, BLOCK_M)
+    key = tl.arange(0, BLOCK_N)
     channel = tl.arange(0, BLOCK_C)
-    column = first_column + tl.arange(0, BLOCK_D)
-    row_inverse = tl.load(inverse_length + first_row + row)
+    rows = data.rows + image * padded_positions * PLAN.row_stride
+    left = rows + tl.cast(start, tl.int64) * PLAN.row_stride
+    left += row[:, None] * PLAN.row_stride + channel[None, :]  # [BLOCK_M, BLOCK_C]
+    right = rows + tl.cast(first, tl.int64) * PLAN.row_stride
+    right += key[None, :] * PLAN.row_stride + channel[:, None]  # [BLOCK_C, BLOCK_N]
+    score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first_channel in range(0, data.channels, BLOCK_C):
+        score = tl.dot(
+            tl.load(left + first_channel),
+            tl.load(right + first_channel),
+            score,
+            input_precision=PLAN.precision,
+        )
+
+    row_inverse = tl.load(inverse_length + start + row)
+    key_inverse = tl.load(inverse_length + first + key)
     # The largest entry of a row is its own: 1, or 0 where the position has no length and all entries are equal. It is
     # set, not computed: exp(γ·(s − largest)) is then exactly 1 somewhere in a row, whatever γ makes of a rounding of s.
     largest = tl.where(tl.abs(row_inverse) > 0.0, 1.0, row_inverse)  # A NaN stays.
-    own_rows = rows + tl.cast(first_row, tl.int64) * CHANNELS
-    left = own_rows + row[:, None] * CHANNELS + channel[None, :]  # [BLOCK_M, BLOCK_C]
-
-    position = first_row + row
-    feedback_of_rows = row_inverse
-    taps = ()
-    carried = ()
-    if HAS_FEEDBACK:
-        inside = position < positions
+    score = score * row_inverse[:, None] * key_inverse[None, :]
+    score = tl.where(score > 1.0, 1.0, score)  # Rounding aside none is; a NaN stays.
+    itself = (start + row)[:, None] == (first + key)[None, :]
+    score = tl.where(itself, largest[:, None], score)  # [BLOCK_M, BLOCK_N]
+    exponent = (score - largest[:, None]) * scores.sharpness
+    if PLAN.has_feedback:
+        position = start + row
         y, x = patch_positions(position, patch_grid)
-        feedback_of_rows = feedback_rows(
-            feedback, image, position, inside, y, x, positions, FEEDBACK_TILES
+        inside = position < positions
+        of_rows = feedback_rows(feedback, image, position, inside, y, x, positions, TILES)
+        smooth = feedback_tile(feedback, patch_grid, of_rows, first, positions, TILES, BLOCK_N)
+        bonus = weighted_tile(smooth, of_rows, scores.feedback, TILES)
+        # No entry of Ŝ is over 1: smoothed, it is a mean of values up to 1 and of the zeros around; normalised, it is
+        # divided by the largest. The bound may be too high by τ_s·λ_s, of which `LARGEST_FEEDBACK` takes care.
+        exponent += (bonus - scores.feedback) * scores.feedback_sharpness
+        below = (score - threshold) * scores.weight + bonus < 0.0
+    else:
+        below = score < threshold
+    dropped = below | (key_inverse < 0.0)[None, :]  # NaN is not dropped.
+    weight = tl.where(dropped, 0.0, tl.exp2(exponent)).to(weights.dtype.element_ty)
+    target = weights + tl.cast(held_row, tl.int64) * padded_positions + first
+    tl.store(target + row[:, None] * padded_positions + key[None, :], weight)
+    # Of the weights as they were rounded: what they are divided by is what they add up to.
+    tl.store(
+        sums + tl.cast(column_block, tl.int64) * sums_tile + held_row + row,
+        tl.sum(weight.to(tl.float32), 1),
+    )
+
+
+@triton.jit
+def proxy_product_kernel(
+    matrices,
+    first_row,
+    padded_positions,
+    keys,
+    columns,
+    tiles,
+    RIGHT_COLUMNS: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One tile of left · right, divided by the rows' sums."""
+    # Tiles of the same rows follow each other, so that they find them in L2.
+    column_blocks = tl.cdiv(columns, BLOCK_D)
+    held_row = tl.program_id(0) // column_blocks * BLOCK_M
+    first_column = tl.program_id(0) % column_blocks * BLOCK_D
+    image = ((first_row + held_row) // padded_positions).to(tl.int64)
+    start = (first_row + held_row) % padded_positions
+    row = tl.arange(0, BLOCK_M)
+    key = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_D)
+    left = matrices.left + tl.cast(held_row, tl.int64) * matrices.left_row
+    left += row[:, None] * matrices.left_row + key[None, :]  # [BLOCK_M, BLOCK_N]
+    whole = matrices.right + image * matrices.right_image + first_column
+    right = whole + key[:, None] * RIGHT_COLUMNS + column[None, :]  # [BLOCK_N, BLOCK_D]
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for first in range(0, keys, BLOCK_N):
+        acc = tl.dot(
+            tl.load(left + first),
+            tl.load(right + tl.cast(first, tl.int64) * RIGHT_COLUMNS),
+            acc,
+            input_precision=PRECISION,
         )
-        taps = smoothing_taps(feedback, FEEDBACK_TILES, BLOCK_N)
-        carried = first_entries(feedback, patch_grid, feedback_of_rows, positions, FEEDBACK_TILES)
-
-    mass = tl.zeros([BLOCK_M], tl.float32)
-    sums = ()
-    for _ in tl.static_range(TILES):
-        sums += (tl.zeros([BLOCK_M, BLOCK_D], tl.float32),)
-    for first in range(0, positions, BLOCK_N):
-        key = tl.arange(0, BLOCK_N)
-        key_rows = rows + tl.cast(first, tl.int64) * CHANNELS
-        right = key_rows + key[None, :] * CHANNELS + channel[:, None]  # [BLOCK_C, BLOCK_N]
-        key_values = values + tl.cast(first, tl.int64) * VALUE_COLUMNS
-        score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for first_channel in range(0, channels, BLOCK_C):
-            score = tl.dot(
-                tl.load(left + first_channel, cache_modifier=".ca"),
-                tl.load(right + first_channel),
-                score,
-                input_precision=DOT_PRECISION,
+    stored = (start + row < matrices.output_rows)[:, None] & (first_column + column < columns)[None, :]
+    if NORMALISE:
+        l_i = tl.zeros([BLOCK_M], tl.float32)
+        sums = matrices.sums + held_row
+        for first in range(0, tiles, SUMS_AT_ONCE):
+            tile = first + tl.arange(0, SUMS_AT_ONCE)
+            part = tl.load(
+                sums + tile[:, None].to(tl.int64) * matrices.sums_tile + row[None, :],
+                mask=(tile < tiles)[:, None],
+                other=0.0,
             )
-        key_inverse = tl.load(inverse_length + first + key)
-        score = score * row_inverse[:, None] * key_inverse[None, :]
-        score = tl.where(score > 1.0, 1.0, score)  # Rounding aside none is; a NaN stays.
-        itself = (first_row + row)[:, None] == (first + key)[None, :]
-        score = tl.where(itself, largest[:, None], score)  # [BLOCK_M, BLOCK_N]
-        exponent = (score - largest[:, None]) * sharpness
-        if HAS_FEEDBACK:
-            smooth, carried = smoothed_tile(
-                carried, feedback, patch_grid, feedback_of_rows, taps, first, positions, FEEDBACK_TILES, BLOCK_N
-            )  # fmt: skip
-            bonus = weighted_tile(smooth, feedback_of_rows, feedback_weight, FEEDBACK_TILES)
-            # No entry of Ŝ is over 1: smoothed, it is a mean of values up to 1 and of the zeros around; normalised, it
-            # is divided by the largest. The bound may be too high by τ_s·λ_s, of which `LARGEST_FEEDBACK` takes care.
-            exponent += (bonus - feedback_weight) * feedback_sharpness
-            below = (score - threshold) * score_weight + bonus < 0.0
-        else:
-            below = score < threshold
-        dropped = below | (key_inverse < 0.0)[None, :]  # NaN is not dropped.
-        weight = tl.where(dropped, 0.0, tl.exp2(exponent))
-        mass += tl.sum(weight, axis=1)
-        weight = weight.to(values.dtype.element_ty)
-        further = ()
-        for tile in tl.static_range(TILES):
-            value = tl.load(
-                key_values + key[:, None] * VALUE_COLUMNS + (column + tile * BLOCK_D)[None, :]
-            )  # [BLOCK_N, BLOCK_D]
-            product = tl.dot(weight, value, sums[tile], input_precision=DOT_PRECISION)
-            further += (product,)
-        sums = further
-
-    alone = mass == 0.0
-    own_values = values + tl.cast(first_row, tl.int64) * VALUE_COLUMNS
-    output += image * positions * columns
-    for tile in tl.static_range(TILES):
-        column_here = column + tile * BLOCK_D
-        mask = (position < positions)[:, None] & (column_here < columns)[None, :]
+            l_i += tl.sum(part, 0)
+        alone = l_i == 0.0
         own = tl.load(
-            own_values + row[:, None] * VALUE_COLUMNS + column_here[None, :],
-            mask=mask & alone[:, None],
+            whole + tl.cast(start, tl.int64) * RIGHT_COLUMNS + row[:, None] * RIGHT_COLUMNS + column[None, :],
+            mask=stored & alone[:, None],
             other=0.0,
         )
-        mean = sums[tile] / tl.where(alone, 1.0, mass)[:, None]
-        result = tl.where(alone[:, None], own.to(tl.float32), mean)
-        head = (column_here // head_width).to(tl.int64)
-        place = (head * positions)[None, :] * head_width + (column_here % head_width)[None, :]
-        tl.store(
-            output + place + position.to(tl.int64)[:, None] * head_width,
-            result.to(output.dtype.element_ty),
-            mask=mask,
-        )
+        acc /= tl.where(alone, 1.0, l_i)[:, None]
+        acc = tl.where(alone[:, None], own.to(tl.float32), acc)
+    target = matrices.output + image * matrices.output_image + first_column
+    target += tl.cast(start, tl.int64) * matrices.output_row
+    target += row[:, None] * matrices.output_row + column[None, :]
+    tl.store(target, acc.to(matrices.output.dtype.element_ty), mask=stored)

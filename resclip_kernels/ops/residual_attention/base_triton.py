@@ -366,8 +366,10 @@ def attend_block(
         parts = residual[:, images]
         mean = Residual(parts, strides_of(parts[0]), parts.stride(0), heads_of(kept[images]))
     programs = batch * (heads // plan.heads) * triton.cdiv(block.rows, program.rows)
-    # Fewer registers let two programs share a multiprocessor, if there are as many; parts of A_c·v want them all.
-    shares = programs > target.programs_at_once and kept is None
+    # Fewer registers let two programs share a multiprocessor, if there are as many. Several scores, parts of A_c·v and
+    # [CLS] behind a window want them all.
+    is_simple = len(pairs) == 1 and kept is None and not plan.hides_cls
+    shares = is_simple and programs > target.programs_at_once
     launch(
         base_kernel,
         programs,
