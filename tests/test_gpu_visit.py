@@ -65,7 +65,10 @@ def install(folder: Path, program: str) -> str:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the visit itself can run")
 def test_a_dry_visit_runs_every_step(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    finished = script(str(out), "--dry", PATH=install(tmp_path / "bin", SANITIZER))
+    path = install(tmp_path / "bin", SANITIZER)
+    # What a GPU does in seconds the interpreter does in minutes where other tests run beside it.
+    patience = {"BENCHMARK_SECONDS": "450", "TOTAL_SECONDS": "590"}
+    finished = script(str(out), "--dry", PATH=path, **patience)
     log = (out / "visit.txt").read_text()
     assert finished.returncode == 0, log[-3000:] + finished.stderr[-3000:]
     assert "FAILED" not in log
@@ -104,7 +107,6 @@ def check_benchmark(folder: Path) -> None:
         if case["op"] == "residual_attention":
             expected = {"triton", "auto", "layers", "base", "library", "flex", *PLAIN}
             assert {name for name in expected if case["variants"][name]["samples_ms"]} == expected
-            assert case["variants"]["triton"]["from_graph"]
     (place,) = document["tuning"]
     assert {outcome["part"] for outcome in place["tried"]} == {"layers", "base"}
     assert all("ms" in outcome for outcome in place["tried"]), place
@@ -164,7 +166,7 @@ def test_steps_that_hang_or_fail_stop_no_other(tmp_path: Path) -> None:
     assert log[1] == "== benchmark, at most 1 s"
     assert log[2] == f"first: -m benchmarks gpu --tune --minutes 0.02 --out {out}"
     assert log[3].startswith("== benchmark: FAILED with status 124 after ")
-    assert log[5] == "second: -m benchmarks check-gpu --minutes 1.90"
+    assert log[5] == "second: -m benchmarks check-gpu --minutes 2.53"
     assert log[6].startswith("== check-gpu: FAILED with status 3 after ")
     assert log[-1].startswith("== tests: ok after ")
     started = [line for line in log if line.startswith("third: -m pytest -m gpu ")]

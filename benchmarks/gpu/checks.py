@@ -296,17 +296,17 @@ WAYS = (FUSED, IEEE, LIBRARY, GRAPH)
 PRODUCTS = ("residual_attention", "proxy_attention")
 
 
-def planned(op: str, *, graphs: bool = True) -> list[tuple[str, str]]:
-    """(dtype, way) of every check of an op; graphs last, because a capture that fails may end the process's use."""
+def planned(op: str, *, kernels_alone: bool = False) -> list[tuple[str, str]]:
+    """(dtype, way) of every check of an op; graphs last, since a capture that fails may end the process's use."""
     dtypes = CHECKS[op][1]
     plan = [(dtype, FUSED) for dtype in dtypes]
     if op in (*PRODUCTS, "semantic_feedback"):
         plan.append((dtypes[0], IEEE))
+    if kernels_alone:
+        return plan
     if op == "residual_attention":
         plan += [(dtype, LIBRARY) for dtype in dtypes]
-    if graphs:
-        plan.append(("int64" if op == "semantic_feedback" else "fp16", GRAPH))
-    return plan
+    return [*plan, ("int64" if op == "semantic_feedback" else "fp16", GRAPH)]
 
 
 def run_check(op: str, dtype: str, way: str, device: Device) -> Check:
@@ -342,13 +342,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.checks")
     parser.add_argument("ops", nargs="+", choices=CHECKS)
     parser.add_argument("--json", type=Path, help="where the checks are kept as they come")
-    parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
+    parser.add_argument(
+        "--kernels-alone", action="store_true", help="no CUDA graphs, and nothing of PyTorch's own"
+    )
     options = parser.parse_args(arguments)
     device = Device("cpu" if interpreting() else "cuda")
     results: list[Check] = []
     with torch.no_grad():
         for op in options.ops:
-            for dtype, way in planned(op, graphs=not options.no_graphs):
+            for dtype, way in planned(op, kernels_alone=options.kernels_alone):
                 result = run_check(op, dtype, way, device)
                 results.append(result)
                 numbers = f"worst {result.error:.1e} of {result.allowed:.1e}"

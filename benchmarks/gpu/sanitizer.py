@@ -22,7 +22,8 @@ TOOLS = ("memcheck", "racecheck")
 PROGRAM = "compute-sanitizer"
 FOUND = 86
 """Exit status that the sanitizer is told to end with where it finds an error."""
-AT_ONCE = 4
+AT_ONCE = 6
+"""As many as there are ops: a check leaves most of a GPU idle."""
 JOB_SECONDS = 100.0
 SUMMARY = re.compile(
     r"^=+ (?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", re.MULTILINE
@@ -101,7 +102,7 @@ def check(sanitizer: str, ops: Sequence[str], scratch: Path, end: float) -> int:
             [
                 *(sanitizer, "--tool", tool, "--error-exitcode", str(FOUND)),
                 # A graph's memory comes from the caching allocator, which would hide what lies next to a tensor.
-                *(sys.executable, "-m", "benchmarks.gpu.checks", "--no-graphs", op),
+                *(sys.executable, "-m", "benchmarks.gpu.checks", "--kernels-alone", op),
             ],
             scratch / f"{tool}-{op}.txt",
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},

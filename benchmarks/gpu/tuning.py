@@ -27,7 +27,7 @@ from benchmarks.gpu.inputs import FUSED, Device, feedback_state
 from benchmarks.gpu.timing import FAILURES, Clock, shorten
 from benchmarks.reporting import Document
 from resclip_kernels import residual_attention
-from resclip_kernels.launch import Launch, target_of, watch
+from resclip_kernels.launch import Launch, launch, target_of, watch
 from resclip_kernels.ops.residual_attention import triton as attention_kernels
 from resclip_kernels.ops.residual_attention.launch_table import Program, Row, row_for
 
@@ -138,18 +138,24 @@ def op_of(place: Place) -> Op:
         return Op(place)
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel that a launch compiles and does not run."""
+
+    kernel: Any
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return partial(self.kernel.warmup, grid=grid)
+
+
 def compile_row(place: Place, row: Row) -> None:
     """Fill Triton's cache with the kernels of a row, and run none: an illegal access would end this process's use."""
     with torch.no_grad():
-        for each in op_of(place).launches(row):
-            each.kernel.warmup(
-                **each.arguments,
-                **each.constants,
-                num_warps=each.options.num_warps,
-                num_stages=each.options.num_stages,
-                enable_fp_fusion=each.options.fp_fusion,
-                grid=(each.programs,),
-            )
+        op = op_of(place)
+        for each in op.launches(row):
+            kernel = Compiled(each.kernel)
+            options, value = each.options, op.tensors.value
+            launch(kernel, each.programs, each.arguments, each.constants, options, on=value)
 
 
 @cache

@@ -94,8 +94,8 @@ gpu_tests() {
 if ! reason=$("$python" -c 'import open_clip' 2>&1); then
     say "no open_clip (${reason##*$'\n'}): no pipeline is measured, and tests that need it fail"
 fi
-step benchmark "${BENCHMARK_SECONDS:-300}" run_benchmark
-step check-gpu "${CHECK_SECONDS:-120}" check_gpu
+step benchmark "${BENCHMARK_SECONDS:-280}" run_benchmark
+step check-gpu "${CHECK_SECONDS:-160}" check_gpu
 step tests "$total" gpu_tests
 rm -f "$out"/.resclip-*.tmp # What the benchmark was writing when its time was up.
 exit "$failed"
