@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv and is safe, and quick, to repeat.
 # Needs python3 (3.10 to 3.13) and a package index; PYTHON=python3.12 picks another interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint bench bench-gpu bench-scale kernels-report scenes readme clean
+.PHONY: help demo test fuzz lint bench bench-gpu check-gpu bench-scale kernels-report kernels-matrix scenes readme clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,14 +28,20 @@ lint: $(VENV)/.dev  ## Check style, layout and types
 bench: $(VENV)/.dev  ## Time the ops and judge their figures; JSON goes to benchmarks/results/
 	$(BIN)/python -m benchmarks cpu
 
-bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU; tables and plots go to benchmarks/results/
-	$(BIN)/python -m benchmarks gpu
+bench-gpu: $(VENV)/.dev  ## Check, then time, the kernels on one GPU in six minutes (ARGS="--tune --compare OLD.json")
+	$(BIN)/python -m benchmarks gpu $(ARGS)
+
+check-gpu: $(VENV)/.dev  ## Look for bad accesses and races of the kernels on one GPU, by compute-sanitizer
+	$(BIN)/python -m benchmarks check-gpu $(ARGS)
 
 bench-scale: $(VENV)/.dev  ## Time batch jobs, ways to see large images, and one of 30,000 × 30,000 pixels
 	$(BIN)/python -m benchmarks scale
 
-kernels-report: $(VENV)/.dev  ## Compile every kernel, without a GPU: registers, spills, matrix instructions
+kernels-report: $(VENV)/.dev  ## Compile every kernel, without a GPU: registers, spills, loops (ARGS="--combinations 3": options)
 	$(BIN)/python -m benchmarks kernels-report $(ARGS)
+
+kernels-matrix: $(VENV)/.dev  ## Compile every kernel by the oldest, installed and newest Triton (ARGS="--versions 3.6,3.7")
+	$(BIN)/python -m benchmarks kernels-matrix $(ARGS)
 
 scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes (ARGS=--fresh: all anew); JSON goes to benchmarks/results/
 	@mkdir -p benchmarks/results

@@ -12,8 +12,9 @@ from resclip.cli.commands import wait_briefly
 BENCHMARKS = {
     "cpu": ("benchmarks.cpu", "time the ops on the CPU and judge their figures"),
     "gpu": ("benchmarks.gpu.__main__", "check, then time, the kernels on one GPU"),
-    "gpu-visit": ("benchmarks.gpu.visit", "the first three minutes on a GPU: checks and prototypes"),
+    "check-gpu": ("benchmarks.gpu.sanitizer", "look for bad accesses and races of the kernels on one GPU"),
     "kernels-report": ("benchmarks.kernels_report", "what each kernel uses, read from machine code"),
+    "kernels-matrix": ("benchmarks.kernels_matrix", "compile each kernel by other Tritons"),
     "scale": ("benchmarks.scale", "batch, high-resolution and gigapixel, one after the other"),
     "batch": ("benchmarks.batch", "time batches of windows and whole jobs on the CPU"),
     "high-resolution": ("benchmarks.high_resolution", "measure ways to segment large images"),

@@ -5,17 +5,19 @@ Registers, memory and matrix instructions come from Triton's metadata and from `
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -45,6 +47,34 @@ class Compilation:
         parts = (self.signature, self.constants, self.attributes, self.options, self.target)
         return repr((kernel, *parts))
 
+    @property
+    def lowered_key(self) -> str:
+        """Equal for two launches where Triton's first representation of them is, whatever the target."""
+        kernel = f"{self.kernel.__module__}.{self.kernel.__name__}"
+        return repr((kernel, self.signature, self.constants))
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop of an NVIDIA kernel's machine code, without the loops inside it."""
+
+    inner: int
+    """How many loops are inside it."""
+    instructions: int
+    matrix: int
+    """Of them on matrix units."""
+    barriers: int
+    """Of them for the whole block."""
+    copies: int
+    """Of them from global to shared memory, which run on while the program does."""
+    waits: tuple[int, ...]
+    """For every wait for such copies: how many groups of them may still be on their way; 0 where it is for all."""
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether copies stay on their way while it computes; what a loop inside has started, it may wait for."""
+        return self.inner > 0 or self.copies == 0 or 0 not in self.waits
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -62,6 +92,8 @@ class Facts:
     """The left operands' types of every `tl.dot`, e.g. "f16"."""
     matrix_instructions: Mapping[str, int]
     """How many of each there are in the machine code of a kernel with a `tl.dot`."""
+    loops: tuple[Loop, ...] = ()
+    """Those with matrix instructions, in the order of their heads; NVIDIA only."""
 
 
 def gpu_target(target: Target) -> GPUTarget:
@@ -80,11 +112,7 @@ def specialise(launch: Launch, target: Target) -> Compilation:
     backend = make_backend(gpu_target(target))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, remaining = bind(
-        **launch.arguments,
-        **launch.constants,
-        num_warps=options.num_warps,
-        num_stages=options.num_stages,
-        enable_fp_fusion=options.fp_fusion,
+        **launch.arguments, **launch.constants, **options.keywords
     )
     parsed, signature, constants, attributes = kernel._pack_args(  # noqa: SLF001
         backend, remaining, bound, specialisation, remaining
@@ -92,19 +120,40 @@ def specialise(launch: Launch, target: Target) -> Compilation:
     return Compilation(kernel, signature, constants, attributes, parsed.__dict__, target)
 
 
-def compile_for(compilation: Compilation) -> Facts:
-    """Compile, or take it from Triton's cache, and read what it uses; Triton's own errors where it cannot."""
-    source = ASTSource(
+def source_of(compilation: Compilation) -> ASTSource:
+    """What Triton's compiler takes."""
+    return ASTSource(
         compilation.kernel, compilation.signature, compilation.constants, compilation.attributes
     )
+
+
+def lower(compilation: Compilation) -> None:
+    """Make Triton's first representation (TTIR) of a launch, and no more; Triton's own errors where it cannot."""
+    target = gpu_target(compilation.target)
+    backend = make_backend(target)
+    options = backend.parse_options(dict(compilation.options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    generators = backend.get_codegen_implementation(options)
+    source_of(compilation).make_ir(target, options, generators, backend.get_module_map(), context)
+
+
+def compile_for(compilation: Compilation) -> Facts:
+    """Compile, or take it from Triton's cache, and read what it uses; Triton's own errors where it cannot."""
     compiled = triton.compile(
-        source, target=gpu_target(compilation.target), options=dict(compilation.options)
+        source_of(compilation),
+        target=gpu_target(compilation.target),
+        options=dict(compilation.options),
     )
     dots = tuple(re.findall(r"= tt\.dot .*? : tensor<(?:\d+x)+(\w+)", compiled.asm["ttir"]))
+    loops: tuple[Loop, ...] = ()
     if compilation.target.backend == "hip":
         registers, spilled, matrix = read_assembly(compiled.asm["amdgcn"])
     else:
-        registers, spilled, matrix = read_cubin(compiled.asm["cubin"], disassemble=bool(dots))
+        registers, spilled, code = read_cubin(compiled.asm["cubin"], disassemble=bool(dots))
+        matrix = dict(Counter(MATRIX_INSTRUCTION.findall(code)))
+        loops = tuple(loop for loop in loops_of(code) if loop.matrix)
     return Facts(
         registers,
         spilled,
@@ -112,11 +161,12 @@ def compile_for(compilation: Compilation) -> Facts:
         getattr(compiled.metadata, "tmem_size", None) or 0,
         dots,
         matrix,
+        loops,
     )
 
 
-def read_cubin(cubin: bytes, *, disassemble: bool) -> tuple[int, int, dict[str, int]]:
-    """Registers, bytes of stack and local memory, and matrix instructions (none unless disassembled)."""
+def read_cubin(cubin: bytes, *, disassemble: bool) -> tuple[int, int, str]:
+    """Registers, bytes of stack and local memory, and machine code as text (none unless disassembled)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -124,7 +174,147 @@ def read_cubin(cubin: bytes, *, disassemble: bool) -> tuple[int, int, dict[str, 
         code = cuobjdump("-sass", path) if disassemble else ""
     used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
     spilled = int(used["STACK"]) + int(used["LOCAL"])
-    return int(used["REG"]), spilled, dict(Counter(MATRIX_INSTRUCTION.findall(code)))
+    return int(used["REG"]), spilled, code
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of `cuobjdump -sass`."""
+
+    address: int
+    text: str
+    """With its predicate in front, as "@P0 BRA 0x1760"."""
+
+    @property
+    def name(self) -> str:
+        words = self.text.split()
+        return words[1] if words[0].startswith("@") else words[0]
+
+    @property
+    def target(self) -> int | None:
+        """Where it may jump."""
+        jumps = self.name.split(".")[0] in ("BRA", "JMP", "CALL", "BSSY")
+        addresses = re.findall(r"\b0x[0-9a-f]+\b", self.text) if jumps else []
+        return int(addresses[-1], 16) if addresses else None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next one may follow."""
+        kind = self.name.split(".")[0]
+        # A condition stands in front of the instruction or of the address.
+        condition = re.search(r"@|\bU?P\d", self.text)
+        return kind not in ("BRA", "JMP", "EXIT", "RET", "BRX") or condition is not None
+
+
+def instructions_of(sass: str) -> list[Instruction]:
+    """The instructions that can be reached, in the order of their addresses."""
+    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass, re.MULTILINE)
+    every = {int(address, 16): Instruction(int(address, 16), text) for address, text in found}
+    reached: set[int] = set()
+    waiting = [min(every)] if every else []
+    following = successors(list(every.values()))
+    while waiting:
+        address = waiting.pop()
+        if address not in reached:
+            reached.add(address)
+            waiting += following[address]
+    return [every[address] for address in sorted(reached)]
+
+
+def successors(instructions: Sequence[Instruction]) -> dict[int, list[int]]:
+    """The addresses that may follow on each."""
+    addresses = [instruction.address for instruction in instructions]
+    after = dict(itertools.pairwise(addresses))
+    following: dict[int, list[int]] = {address: [] for address in addresses}
+    for instruction in instructions:
+        places = following[instruction.address]
+        if instruction.target in following:
+            places.append(instruction.target)
+        if instruction.goes_on and instruction.address in after:
+            places.append(after[instruction.address])
+    return following
+
+
+def bodies_of(instructions: Sequence[Instruction]) -> dict[int, set[int]]:
+    """The addresses of each loop by its head's: all from which a jump back to the head can be reached."""
+    following = successors(instructions)
+    preceding: dict[int, list[int]] = {address: [] for address in following}
+    for address, places in following.items():
+        for place in places:
+            preceding[place].append(address)
+    bodies: dict[int, set[int]] = {}
+    for head, ends in jumps_back(following).items():
+        body, waiting = {head}, list(ends)
+        while waiting:
+            address = waiting.pop()
+            if address not in body:
+                body.add(address)
+                waiting += preceding[address]
+        bodies[head] = body
+    return bodies
+
+
+def jumps_back(following: Mapping[int, list[int]]) -> dict[int, list[int]]:
+    """From where each loop's head is jumped back to: a walk in depth meets the head again before it has left it."""
+    found: dict[int, list[int]] = {}
+    if not following:
+        return found
+    start = min(following)
+    state = {start: "open"}
+    walk = [(start, iter(following[start]))]
+    while walk:
+        address, places = walk[-1]
+        for place in places:
+            if state.get(place) == "open":
+                # The last instruction jumps to itself, in case anything arrives there.
+                if place != address:
+                    found.setdefault(place, []).append(address)
+            elif place not in state:
+                state[place] = "open"
+                walk.append((place, iter(following[place])))
+                break
+        else:
+            state[address] = "left"
+            walk.pop()
+    return dict(sorted(found.items()))
+
+
+def loops_of(sass: str) -> list[Loop]:
+    """The loops of a kernel that `cuobjdump -sass` has printed, in the order of their heads."""
+    instructions = instructions_of(sass)
+    bodies = bodies_of(instructions)
+    loops = []
+    for body in bodies.values():
+        inner = [other for other in bodies.values() if other < body]
+        own = body.difference(*inner)
+        loops.append(loop_of([one for one in instructions if one.address in own], len(inner)))
+    return loops
+
+
+def instructions_outside_loops(sass: str) -> int:
+    """How many instructions run once at most."""
+    instructions = instructions_of(sass)
+    inside: set[int] = set().union(*bodies_of(instructions).values())
+    return len(instructions) - len(inside)
+
+
+def loop_of(instructions: Sequence[Instruction], inner: int) -> Loop:
+    """What a loop of these instructions holds."""
+
+    def count(pattern: str) -> int:
+        return sum(re.match(pattern, instruction.name) is not None for instruction in instructions)
+
+    texts = " ".join(instruction.text for instruction in instructions)
+    return Loop(
+        inner,
+        len(instructions),
+        sum(MATRIX_INSTRUCTION.match(instruction.name) is not None for instruction in instructions),
+        count(r"BAR\."),
+        count(r"LDGSTS\b"),
+        tuple(
+            int(left, 16) for left in re.findall(r"(?<!\.)\bDEPBAR\.LE SB0, (0x[0-9a-f]+)", texts)
+        ),
+    )
 
 
 def cuobjdump(option: str, path: Path) -> str:

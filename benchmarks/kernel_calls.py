@@ -33,6 +33,7 @@ QUICK_FIRST = {("B/16", "fp16"), ("L/14", "bf16"), *QUICK_OTHERS}
 BATCH = 2
 """Images or windows: Triton would compile a batch of 1 into the kernel."""
 QUERIES = 150
+MANY_QUERIES = 847
 WIDE_STD = 8.0
 """Standard deviation of a smoothing in patches, whose 49 taps read 32 patches a side; the default's 31 read 16."""
 OUTPUT = (336, 448)
@@ -132,10 +133,12 @@ def refine(model: Model, dtype: torch.dtype) -> None:
     pamr(image, masks, implementation="triton")
 
 
-def label_patches(model: Model, dtype: torch.dtype, logits: torch.dtype | None = None) -> None:
+def label_patches(
+    model: Model, dtype: torch.dtype, logits: torch.dtype | None = None, queries: int = QUERIES
+) -> None:
     """`patch_labels` from logits of a dtype: the model's unless one is named."""
     patch_labels(
-        empty(BATCH, QUERIES, *model.grid, dtype=logits or dtype),
+        empty(BATCH, queries, *model.grid, dtype=logits or dtype),
         empty(BATCH, 3, model.image, model.image, dtype=dtype),
         patch_size=(model.patch, model.patch),
         threshold=0.1,
@@ -150,17 +153,18 @@ def upsample(
     stitched: bool = False,
     merged: bool = False,
     refined: bool = False,
+    queries: int = QUERIES,
 ) -> None:
     """`upsample_argmax` from patches or stitched windows, of classes with several names, and with PAMR."""
     options: dict[str, Any] = {}
     if merged:
-        options["query_to_class"] = empty(QUERIES, dtype=torch.int64)
+        options["query_to_class"] = empty(queries, dtype=torch.int64)
     if refined:
         options |= {"guide": empty(1, 3, *OUTPUT, dtype=dtype), "refine_iterations": 10}
     elif not stitched:
         options["through"] = (model.image, model.image)
     size = (model.image, model.image) if stitched else model.grid
-    logits = empty(1, QUERIES, *size, dtype=dtype)
+    logits = empty(1, queries, *size, dtype=dtype)
     upsample_argmax(logits, OUTPUT, implementation="triton", **options)
 
 
@@ -221,12 +225,15 @@ OPS: Mapping[str, Mapping[str, Case]] = {
         "from logits": label_patches,
         # Similarities are float32 whatever the tower computes in.
         "from encoder": partial(label_patches, logits=torch.float32),
+        # So many that one plane a patch is refined, and the queries' are products.
+        "many names": partial(label_patches, logits=torch.float32, queries=MANY_QUERIES),
     },
     "upsample_argmax": {
         "whole image": upsample,
         "stitched windows": partial(upsample, stitched=True),
         "merged names": partial(upsample, merged=True),
         "refined": partial(upsample, refined=True),
+        "many names refined": partial(upsample, refined=True, merged=True, queries=MANY_QUERIES),
     },
     "proxy_attention": {
         # The widths of DINO's ViT-B and of DINOv2's ViT-L.

@@ -2,19 +2,24 @@
 
 The report makes the calls of `kernel_calls` on tensors without values, collects the launches, compiles each different
 one and prints a table. It fails where a kernel does not compile, spills more than `known_spills` lists, needs
-more shared memory than the target has, or forms half-precision products without matrix units. `--list` prints the
-kernels' names and compiles nothing.
+more shared memory than the target has, forms half-precision products without matrix units, or waits for all copies in a
+loop with matrix instructions, so that nothing is prefetched. What the kernels use is kept in
+benchmarks/results/kernels.json when all ops are reported, so that a change shows in a diff.
+
+`--list` prints the kernels' names and compiles nothing; `--combinations` makes Triton's first representation of what
+`kernel_combinations` calls, which covers more options and takes less time.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,8 +29,9 @@ import triton
 
 from benchmarks.cubin import Compilation, Facts, compile_for, specialise
 from benchmarks.kernel_calls import OPS, Call, standard_calls
-from benchmarks.known_spills import KNOWN_SPILLS, KnownSpills, Spill
-from benchmarks.reporting import in_order, store
+from benchmarks.kernel_combinations import combined_calls, lower_all
+from benchmarks.known_spills import KNOWN_SPILLS, KNOWN_WAITS, KnownSpills, KnownWaits, Spill, Wait
+from benchmarks.reporting import RESULTS, in_order, store
 from resclip_kernels.dispatch import interpreting
 from resclip_kernels.launch import Target, watch
 
@@ -37,6 +43,8 @@ HEADER = (
     *("kernel", "target", "models", "dtypes", "case", "compiled", "warps", "stages"),
     *("registers", "spilled", "shared", "limit", "matrix"),
 )
+WAITS_JUDGED = ("sm_80", "sm_90")
+"""Where a loop's copies are waited for by groups, as these instructions tell."""
 LAST_LINES = 12
 """Lines of a failed compiler's output that are shown: enough for the message of an assertion."""
 
@@ -68,6 +76,10 @@ class Row:
             Spill(self.kernel, call.case, call.model, call.dtype, self.target)
             for call in self.calls
         ]
+
+    def waits(self) -> list[Wait]:
+        """The names under which loops of this kernel that prefetch nothing may be listed: one a dtype."""
+        return in_order(Wait(self.kernel, call.dtype, self.target) for call in self.calls)
 
     def summary(self) -> dict[str, Any]:
         """For JSON."""
@@ -184,8 +196,8 @@ def allowance(spill: Spill, known: KnownSpills) -> int:
     return measured.get(triton.__version__, max(measured.values(), default=0))
 
 
-def judge(target: Target, facts: Facts, allowed: int = 0) -> list[str]:
-    """What is wrong with a kernel that may spill `allowed` bytes, in words."""
+def judge(target: Target, facts: Facts, allowed: int = 0, *, may_wait: bool = False) -> list[str]:
+    """What is wrong with a kernel that may spill `allowed` bytes and may wait for all copies, in words."""
     problems = []
     if facts.spilled > allowed:
         listed = f"; {allowed} are listed" if allowed else ""
@@ -203,6 +215,13 @@ def judge(target: Target, facts: Facts, allowed: int = 0) -> list[str]:
         wanted = "HGMMA" if target == Target("cuda", 90) else ""
         if not any(name.startswith(wanted) for name in facts.matrix_instructions):
             problems.append(f"has a half-precision tl.dot and no {wanted or 'matrix'} instruction")
+    if target_name(target) in WAITS_JUDGED and not may_wait:
+        problems += [
+            f"prefetches nothing: a loop of {loop.instructions} instructions, {loop.matrix} on matrix units, "
+            "waits for all its copies"
+            for loop in facts.loops
+            if not loop.prefetches
+        ]
     return problems
 
 
@@ -223,11 +242,22 @@ def stale_spills(rows: Sequence[Row], known: KnownSpills) -> list[Spill]:
     ]
 
 
+def stale_waits(rows: Sequence[Row], waits: KnownWaits) -> list[Wait]:
+    """The listed kernels all of whose loops, in these rows, prefetch."""
+    prefetches: dict[Wait, bool] = {}
+    for row in rows:
+        sound = row.facts is not None and all(loop.prefetches for loop in row.facts.loops)
+        for name in row.waits():
+            prefetches[name] = prefetches.get(name, True) and sound
+    return [name for name in waits if prefetches.get(name, False)]
+
+
 def report(
     calls: Sequence[Call],
     targets: Sequence[Target],
     jobs: int,
     known: KnownSpills = KNOWN_SPILLS,
+    waits: KnownWaits = KNOWN_WAITS,
 ) -> list[Row]:
     """Compile and judge everything that these calls launch."""
     rows = collect(calls, targets)
@@ -238,7 +268,8 @@ def report(
         else:
             row.facts = result
             allowed = max(allowance(spill, known) for spill in row.spills())
-            row.problems = judge(row.compilation.target, result, allowed)
+            may_wait = any(wait in waits for wait in row.waits())
+            row.problems = judge(row.compilation.target, result, allowed, may_wait=may_wait)
     return rows
 
 
@@ -294,6 +325,7 @@ def main(
     arguments: Sequence[str] | None = None,
     calls: Sequence[Call] | None = None,
     known: KnownSpills = KNOWN_SPILLS,
+    waits: KnownWaits = KNOWN_WAITS,
 ) -> int:
     """Report these calls, those of `kernel_calls` by default; returns 0 where every kernel is sound, else 1."""
     parser = argparse.ArgumentParser(
@@ -305,11 +337,21 @@ def main(
     parser.add_argument("--jobs", type=int, default=2, help="processes that compile; default: 2")
     parser.add_argument("--json", type=Path, help="write the table to this file as well")
     parser.add_argument("--list", action="store_true", help="print the kernels' names, no more")
+    parser.add_argument(
+        "--combinations",
+        type=int,
+        metavar="N",
+        help="lower the kernels of calls in which any N values of N options meet, no more",
+    )
     options = parser.parse_args(arguments)
     if interpreting():
         parser.error("kernels are compiled, not interpreted: unset TRITON_INTERPRET")
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1; got {options.jobs}")
+    if options.combinations is not None:
+        if options.combinations < 1:
+            parser.error(f"--combinations must be at least 1; got {options.combinations}")
+        return show_lowered(combined_calls(options.combinations) if calls is None else calls)
     try:
         targets = [parse_target(name) for name in options.targets.split(",")]
     except ValueError as error:
@@ -318,15 +360,64 @@ def main(
     if unknown := wanted - OPS.keys():
         parser.error(f"an op is one of {', '.join(OPS)}; got {', '.join(sorted(unknown))}")
     ops = [op for op in OPS if op in wanted]
+    is_whole = calls is None and wanted == OPS.keys() and not options.quick
     calls = list(standard_calls(ops, quick=options.quick)) if calls is None else calls
     if options.list:
         print("\n".join(sorted({row.kernel for row in collect(calls, targets)})))
         return 0
-    return show(report(calls, targets, options.jobs, known), options.json, known)
+    rows = report(calls, targets, options.jobs, known, waits)
+    status = show(rows, options.json, known, waits)
+    if is_whole:
+        keep(rows, RESULTS / "kernels.json")
+    return status
 
 
-def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:
-    """Print the table, what is wrong, which listed spills are gone, and the count; the exit status."""
+def keep(rows: Sequence[Row], file: Path) -> None:
+    """Write a line a kernel, in an order that stays; what the file says of other targets is left there."""
+    targets = {row.target for row in rows}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"kernels": {}}
+    lines = {
+        name: line
+        for name, line in before["kernels"].items()
+        if name.partition(", ")[0] not in targets
+    }
+    for row in rows:
+        if row.facts is not None:
+            for call in row.calls:
+                name = f"{row.target}, {row.kernel}, {call.model}, {call.dtype}, {call.case}"
+                lines[name] = one_line(row.facts)
+    store(file, {"triton": triton.__version__, "kernels": dict(sorted(lines.items()))})
+
+
+def one_line(facts: Facts) -> str:
+    """What a kernel uses, in words."""
+    parts = [
+        f"{facts.registers} registers",
+        f"{facts.spilled} spilled",
+        f"{facts.shared} shared",
+        *(f"{name}×{count}" for name, count in sorted(facts.matrix_instructions.items())),
+    ]
+    for loop in facts.loops:
+        waits = " ".join(map(str, loop.waits)) or "none"
+        parts.append(
+            f"loop of {loop.instructions} ({loop.matrix} matrix, {loop.barriers} barriers, waits {waits})"
+        )
+    return ", ".join(parts)
+
+
+def show_lowered(calls: Iterable[Call]) -> int:
+    """Print which kernels of these calls cannot be lowered, and the count; the exit status."""
+    count, problems = lower_all(calls)
+    for problem in problems:
+        print(f"{problem}\n")
+    print(f"{count} kernels lowered, {len(problems)} problems")
+    return int(bool(problems))
+
+
+def show(
+    rows: list[Row], file: Path | None, known: KnownSpills, waits: KnownWaits = KNOWN_WAITS
+) -> int:
+    """Print the table, what is wrong, what is listed and gone, and the count; the exit status."""
     order = {op: number for number, op in enumerate(OPS)}
     rows = sorted(rows, key=lambda row: (order.get(row.op, -1), row.kernel))
     print(table(rows))
@@ -337,6 +428,8 @@ def show(rows: list[Row], file: Path | None, known: KnownSpills) -> int:
             print(f"\n{row.kernel} on {row.target} ({wanted}): {problem}")
     for spill in stale_spills(rows, known):
         print(f"\nno spill any more with triton {triton.__version__}, in known_spills.py: {spill}")
+    for name in stale_waits(rows, waits):
+        print(f"\nall loops prefetch with triton {triton.__version__}, in known_spills.py: {name}")
     if file is not None:
         content = {"triton": triton.__version__, "kernels": [row.summary() for row in rows]}
         store(file, content)

@@ -1,4 +1,7 @@
-"""The spills that the kernels' report accepts, each with what it measured: larger ones and all others fail it."""
+"""What the kernels' report accepts: spills, each with what it measured, and loops that prefetch nothing, with a reason.
+
+Larger spills and all else fail it.
+"""
 
 from __future__ import annotations
 
@@ -29,5 +32,34 @@ KNOWN_SPILLS: KnownSpills = {
     Spill("residual_attention_kernel", "one pass wide smoothing", "H/14", "fp32", "sm_90"): {
         "3.6.0": 0,
         "3.8.0": 16,
+    },
+}
+
+
+class Wait(NamedTuple):
+    """A kernel in one dtype on one target, in all calls."""
+
+    kernel: str
+    dtype: str
+    target: str
+
+
+KnownWaits = Mapping[Wait, str]
+"""Why loops may wait for all their copies at once."""
+
+STAGES = "two stages: what is copied at the end of a turn is waited for at the head of the next"
+LABELS = "copies labels alone, a few bytes a tile, and waits for no tensor"
+DTYPES = ("fp16", "bf16", "fp32")
+
+KNOWN_WAITS: KnownWaits = {
+    **{Wait("residual_attention_kernel", dtype, "sm_90"): STAGES for dtype in DTYPES},
+    Wait("residual_attention_kernel", "fp32", "sm_80"): STAGES,
+    Wait("proxy_attention_kernel", "fp32", "sm_80"): STAGES,
+    Wait("proxy_attention_kernel", "fp32", "sm_90"): STAGES,
+    **{
+        Wait(kernel, dtype, target): LABELS
+        for kernel in ("feedback_matrix_kernel", "feedback_sums_kernel")
+        for dtype in DTYPES
+        for target in ("sm_80", "sm_90")
     },
 }

@@ -31,7 +31,7 @@ from resclip.inference.pipeline import (
 )
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
-from resclip.inference.scheduler import Failure, whole_results
+from resclip.inference.scheduler import Failure, readable, whole_results
 from resclip.io.images import ImageError, ImageSource, read_image, read_picture
 from resclip.io.limits import Limits
 from resclip.io.picture import ReadOptions
@@ -454,17 +454,23 @@ class Segmenter:
             ImageTask(self.pipeline, image.to(self.device), size, number)
             for number, (image, size) in enumerate(zip(images, sizes, strict=True))
         )
-        strips: list[list[Strip]] = [[] for _ in images]
+        # Every image is queued before labels are waited for.
+        events = []
         for event in scheduler.run(self.pipeline, tasks):
+            if isinstance(event, Failure):
+                raise of_image(event)
+            events.append(event)
+        strips: list[list[Strip]] = [[] for _ in images]
+        for event in readable(events):
             if isinstance(event, Failure):
                 raise of_image(event)
             strips[event.tag].append(event)
         return [
             (
-                torch.cat([strip.labels for strip in of_image]),
-                torch.cat([strip.probabilities for strip in of_image]),
+                torch.cat([strip.labels for strip in parts]),
+                torch.cat([strip.probabilities for strip in parts]),
             )
-            for of_image in strips
+            for parts in strips
         ]
 
     def prepare(self, image: ImageSource) -> Tensor:

@@ -4,8 +4,8 @@ Every op is a function with three implementations: `reference` (the plain formul
 `triton` (fused GPU kernels, inference only). It takes one options object, or the object's fields as keyword arguments.
 `ResidualAttention` is the op as a drop-in module; `attention_maps`, `cross_layer_rows`, `feedback_matrix`,
 `feedback_rows` and `proxy_rows` give the maps that the ops never hold, for looking at them. What is left serves code
-around the ops: argument checks, steps whose results do not depend on the number of threads, `fast_linear`,
-`FORKS` for forked processes, and `score_operands`.
+around the ops: argument checks, `check_labels` for labels that come from a GPU, steps whose results do not depend on
+the number of threads, `fast_linear`, `FORKS` for forked processes, and `score_operands`.
 """
 
 from resclip_kernels.checks import (
@@ -36,6 +36,7 @@ from resclip_kernels.first_use import (
 )
 from resclip_kernels.forks import FORKS
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
+from resclip_kernels.nan_check import check_labels
 from resclip_kernels.ops.pamr import PamrOptions, pamr
 from resclip_kernels.ops.patch_labels import PatchLabelsOptions, patch_labels
 from resclip_kernels.ops.proxy_attention import ProxyAttentionOptions, proxy_attention, proxy_rows
@@ -95,6 +96,7 @@ __all__ = [
     "check_fraction",
     "check_implementation",
     "check_kernels_at_first_use",
+    "check_labels",
     "check_not_negative",
     "check_pair",
     "check_positive",

@@ -7,7 +7,7 @@ The coordinates are those of F.interpolate, for one resize or two in a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -15,14 +15,32 @@ from torch import Tensor
 
 INT32_LIMIT = 1 << 31
 
+SIZES = ("height", "width", "rows", "columns", "middle_rows", "middle_columns")
+"""Kernel parameters that Triton is not to specialise: each picture has its own."""
 
-@dataclass(frozen=True)
-class Sampling:
-    """Geometry of one resize of (B, Q, h, w) logits, in the kernels' terms."""
 
+class Sizes(NamedTuple):
+    """From a coarse grid to an image, in kernels and on the host."""
+
+    height: int
+    width: int
+    """Of the image."""
+    rows: int
+    columns: int
+    """Of the grid."""
+    middle_rows: int
+    middle_columns: int
+    """Of the planes in between; the image's where there are none."""
+
+
+class Sampling(NamedTuple):
+    """Geometry of one resize of (B, Q, h, w) logits."""
+
+    sizes: Sizes
     taps: int
-    wide: bool
-    arguments: dict[str, int | float]
+    """Neighbours that a pixel reads along each axis; see `taps`."""
+    is_wide: bool
+    """Whether offsets inside a plane of the grid need 64 bits."""
 
 
 def sampling(logits: Tensor, size: tuple[int, int], through: tuple[int, int] | None) -> Sampling:
@@ -39,29 +57,9 @@ def sampling(logits: Tensor, size: tuple[int, int], through: tuple[int, int] | N
         taps_an_axis = 1 if grid == size else 2
     else:
         taps_an_axis = 3 if grid[0] <= through[0] and grid[1] <= through[1] else 4
-    middle = through or size
-    image, query, row, column = logits.stride()
-    return Sampling(
-        taps_an_axis,
-        (grid[0] - 1) * row + (grid[1] - 1) * column >= INT32_LIMIT,
-        {
-            "stride_image": image,
-            "stride_query": query,
-            "stride_row": row,
-            "stride_column": column,
-            "pixels": size[0] * size[1],
-            "height": size[0],
-            "width": size[1],
-            "rows": grid[0],
-            "columns": grid[1],
-            "middle_rows": middle[0],
-            "middle_columns": middle[1],
-            "row_unit": 0.5 / middle[0],
-            "column_unit": 0.5 / middle[1],
-            "output_row_unit": 0.5 / size[0],
-            "output_column_unit": 0.5 / size[1],
-        },
-    )
+    row, column = logits.stride()[2:]
+    is_wide = (grid[0] - 1) * row + (grid[1] - 1) * column >= INT32_LIMIT
+    return Sampling(Sizes(*size, *grid, *(through or size)), taps_an_axis, is_wide)
 
 
 @triton.jit
@@ -94,7 +92,13 @@ def split(first, other):
 
 
 @triton.jit
-def taps(position, size, middle, output, unit, output_unit, TAPS: tl.constexpr):
+def unit_of(output):
+    """1 / (2 · output), correctly rounded."""
+    return tl.div_rn(0.5, output.to(tl.float32))
+
+
+@triton.jit
+def taps(position, size, middle, output, TAPS: tl.constexpr):
     """Indices and weights on the coarse axis for output positions; all weights are above 0.
 
     1 tap: the axis is kept. 2: bilinear. 4: bilinear of bilinear, through an axis of `middle`. 3: the same where
@@ -104,11 +108,12 @@ def taps(position, size, middle, output, unit, output_unit, TAPS: tl.constexpr):
         indices = (position,)
         weights = (tl.full(position.shape, 1.0, tl.float32),)
     elif TAPS == 2:
-        before, after, weight = bilinear(position, size, middle, unit)
+        before, after, weight = bilinear(position, size, middle, unit_of(middle))
         indices = (before, after)
         weights = (1.0 - weight, weight)
     else:
-        middle_before, middle_after, weight = bilinear(position, middle, output, output_unit)
+        unit = unit_of(middle)
+        middle_before, middle_after, weight = bilinear(position, middle, output, unit_of(output))
         before_0, after_0, weight_0 = bilinear(middle_before, size, middle, unit)
         before_1, after_1, weight_1 = bilinear(middle_after, size, middle, unit)
         share_0 = (1.0 - weight) * (1.0 - weight_0)
@@ -139,29 +144,13 @@ def taps(position, size, middle, output, unit, output_unit, TAPS: tl.constexpr):
 
 
 @triton.jit
-def grid_taps(
-    pixel,
-    stride_row,
-    stride_column,
-    height,
-    width,
-    rows,
-    columns,
-    middle_rows,
-    middle_columns,
-    row_unit,
-    column_unit,
-    output_row_unit,
-    output_column_unit,
-    TAPS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+def grid_taps(offs_p, sizes, stride_row, stride_column, TAPS: tl.constexpr, WIDE: tl.constexpr):
     """Offsets into a coarse plane and weights for pixels: TAPS² of each."""
     row_index, row_weight = taps(
-        pixel // width, rows, middle_rows, height, row_unit, output_row_unit, TAPS
+        offs_p // sizes.width, sizes.rows, sizes.middle_rows, sizes.height, TAPS
     )
     column_index, column_weight = taps(
-        pixel % width, columns, middle_columns, width, column_unit, output_column_unit, TAPS
+        offs_p % sizes.width, sizes.columns, sizes.middle_columns, sizes.width, TAPS
     )
     offsets = ()
     weights = ()

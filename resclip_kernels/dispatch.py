@@ -116,9 +116,7 @@ def resolve(
             function = available.get(Implementation.AUTO, function)
         return Choice(implementation, reason, function)
     if implementation is Implementation.LIBRARY and implementation not in available:
-        return Choice(
-            Implementation.TORCH, "requested by name", available[Implementation.TORCH]
-        )
+        return Choice(Implementation.TORCH, "requested by name", available[Implementation.TORCH])
     if implementation not in available:
         members = [member for member in available if member is not Implementation.AUTO]
         has = ", ".join(repr(member.value) for member in members)

@@ -74,6 +74,19 @@ class Options:
     num_stages: int = 2
     fp_fusion: bool = True
     """Whether a product and a sum may become one rounding."""
+    registers: int | None = None
+    """Most registers a thread; None: as many as the compiler likes."""
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """As Triton takes them."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": self.fp_fusion,
+            **limit,
+        }
 
 
 @dataclass(frozen=True)
@@ -162,10 +175,4 @@ def launch(
         return
     device = torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext()
     with device:
-        kernel[(programs,)](
-            **arguments,
-            **constants,
-            num_warps=options.num_warps,
-            num_stages=options.num_stages,
-            enable_fp_fusion=options.fp_fusion,
-        )
+        kernel[(programs,)](**arguments, **constants, **options.keywords)

@@ -42,24 +42,6 @@ BASIS_PATCHES = 460
 LOWEST = -1e30
 
 
-def check_no_nan(logits: Tensor) -> None:
-    """ValueError that names the images whose logits hold NaN.
-
-    One reduction on the coarse grid, and one wait for it. Where there are no values (on "meta", while a graph is
-    traced) nothing is checked.
-    """
-    if logits.is_meta or logits.numel() == 0 or torch.compiler.is_compiling():
-        return
-    broken = logits.detach().amax(dim=(1, 2, 3)).isnan().tolist()
-    if any(broken):
-        images = ", ".join(str(image) for image, bad in enumerate(broken) if bad)
-        where = f"; they do in image {images} of the batch" if len(broken) > 1 else ""
-        raise ValueError(
-            f"logits must not hold NaN{where}: "
-            "check the image and the features they were computed from, or leave it out"
-        )
-
-
 def kernel_limit(size: Sequence[int]) -> str | None:
     """Why kernels that number an image's pixels in 32 bits cannot write this size; None where they can."""
     if size[0] * size[1] < 1 << 31:
@@ -187,7 +169,7 @@ def best_of_image(
             for first in range(0, height, lines)
         )
     bands = pamr.pixel_bands(guide.to(rows.dtype), dilations)
-    if basis_pays(len(rows), queries, pixels * rows.element_size()):
+    if basis_pays(len(rows), queries, pixels * rows.element_size(), BASIS_BYTES):
         # Resizing and PAMR are linear: those of any plane are sums of those of the planes that are 1 at one patch.
         one_hot = torch.eye(len(rows), dtype=rows.dtype)
         basis = rows.new_empty((pixels, len(rows)))
@@ -208,10 +190,13 @@ def best_of_image(
     return result
 
 
-def basis_pays(patches: int, queries: int, plane_bytes: int) -> bool:
-    """Whether refining one plane a patch, and a product for each query, is cheaper than refining the queries."""
+def basis_pays(patches: int, queries: int, plane_bytes: int, most_bytes: int) -> bool:
+    """Whether refining one plane a patch, and a product for each query, is cheaper than refining the queries.
+
+    False where the planes of all patches take more than `most_bytes`.
+    """
     return (
-        patches * plane_bytes <= BASIS_BYTES
+        patches * plane_bytes <= most_bytes
         and patches + queries * patches / BASIS_PATCHES < queries
     )
 

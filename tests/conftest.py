@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,14 @@ from kernel_support import fresh_seed
 from PIL import Image
 
 # Read by Triton when the first kernel is defined: without a GPU the kernels' own code runs in the interpreter.
+IS_INTERPRETED = not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+if IS_INTERPRETED:
+    import interpreter
+    from interpreter_checks import Sanitizer
+
+    interpreter.install()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -37,6 +46,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("RESCLIP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     verdicts = tmp_path_factory.getbasetemp() / "kernels.json"
     monkeypatch.setenv("RESCLIP_KERNEL_VERDICTS", str(verdicts))
+
+
+@pytest.fixture(autouse=True)
+def kernel_checks() -> Iterator[Any]:
+    """No kernel of the test touches memory that it should not, where they are interpreted; yields the sanitizer."""
+    if not IS_INTERPRETED:
+        yield None
+        return
+    with Sanitizer().watching() as sanitizer:
+        yield sanitizer
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,8 @@ import triton.language as tl
 from benchmarks import kernels_report
 from benchmarks.cubin import specialise
 from benchmarks.kernel_calls import Call
-from benchmarks.known_spills import KnownSpills, Spill
+from benchmarks.kernels_matrix import compile_all
+from benchmarks.known_spills import KnownSpills, KnownWaits, Spill, Wait
 from resclip_kernels.launch import Launch, Options, Target, launch
 
 
@@ -58,6 +60,19 @@ def broken_kernel(values, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def factor_of(factor, IS_KNOWN: tl.constexpr):
+    """Forgets what to return where the factor is not known."""
+    return factor if IS_KNOWN else None
+
+
+@triton.jit
+def branching_kernel(values, factor, IS_KNOWN: tl.constexpr, BLOCK: tl.constexpr):
+    """Sound with one constant, and not with the other."""
+    at = tl.arange(0, BLOCK)
+    tl.store(values + at, tl.load(values + at) * factor_of(factor, IS_KNOWN))
+
+
+@triton.jit
 def arguments_kernel(
     aligned, shifted, pair, round_number, one, odd, large, factor, absent, flag, BLOCK: tl.constexpr
 ):
@@ -69,17 +84,23 @@ def call(kernel: Any, options: Options, dtype: torch.dtype, **constants: int) ->
 
     def run() -> None:
         values = torch.empty(1 << 16, dtype=dtype, device="meta")
-        arguments = {"values": values} | ({"steps": 7} if kernel is product_kernel else {})
+        scalars = {product_kernel: {"steps": 7}, branching_kernel: {"factor": 2.5}}
+        arguments = {"values": values} | scalars.get(kernel, {})
         launch(kernel, 1, arguments, constants, options, on=values)
 
     return Call("samples", kernel.__name__, "none", str(dtype), run)
 
 
-def outcome(calls: list[Call], *arguments: str, known: KnownSpills | None = None) -> dict[str, Any]:
-    """The report's exit status and what it printed, where these spills are known: none by default."""
+def outcome(
+    calls: list[Call],
+    *arguments: str,
+    known: KnownSpills | None = None,
+    waits: KnownWaits | None = None,
+) -> dict[str, Any]:
+    """The report's exit status and what it printed, where these spills and waits are known: none by default."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        status = kernels_report.main([*arguments, "--jobs", "1"], calls, known or {})
+        status = kernels_report.main([*arguments, "--jobs", "1"], calls, known or {}, waits or {})
     return {"status": status, "output": output.getvalue()}
 
 
@@ -147,24 +168,36 @@ def specialised() -> dict[str, Any]:
 
 def main() -> None:
     half, single = torch.float16, torch.float32
-    quick = Options(num_warps=4, num_stages=2)
+    quick = Options(num_warps=4, num_stages=3)
     plain = call(plain_kernel, quick, single, BLOCK=1024)
     tiles = call(product_kernel, quick, half, BLOCK_M=64, BLOCK_K=64)
+    waiting = call(product_kernel, replace(quick, num_stages=2), half, BLOCK_M=64, BLOCK_K=64)
+    listed_waits = {Wait("product_kernel", str(half), "sm_90"): "a reason"}
     spilling = call(spilling_kernel, Options(num_warps=1), single, BLOCK=8192)
     deep = call(product_kernel, Options(num_warps=4, num_stages=9), half, BLOCK_M=64, BLOCK_K=128)
     narrow = call(product_kernel, quick, half, BLOCK_M=16, BLOCK_K=64)
     broken = call(broken_kernel, quick, single, BLOCK=1024)
+    branches = [
+        call(branching_kernel, quick, single, IS_KNOWN=known, BLOCK=64)
+        for known in (True, True, False)
+    ]
+    raising = Call("samples", "raising", "none", "none", lambda: torch.empty(-1))
     sm_90 = ("--targets", "sm_90")
     results = {
         "names": outcome([tiles, plain, plain], *sm_90, "--list"),
         "sound": outcome([plain, plain, tiles], "--targets", "sm_80,sm_90,gfx942"),
+        "waiting": outcome([waiting, plain], "--targets", "sm_80,sm_90", waits=listed_waits),
+        "waiting no more": outcome([tiles, plain], *sm_90, waits=listed_waits),
         "spilling": outcome([plain, spilling], *sm_90),
         "deep": outcome([deep], *sm_90),
         "narrow": outcome([narrow], *sm_90),
         "broken": outcome([broken, plain], *sm_90),
+        "branches": outcome([*branches[:2], tiles], "--combinations", "2"),
+        "wrong branches": outcome([*branches, raising, plain], "--combinations", "2"),
         "listed": listed(spilling, plain),
         "specialised": specialised(),
     }
+    results["matrix"] = asdict(compile_all([plain, tiles, broken, spilling, plain], "sm_90"))
     # Last: a compiler whose process ends without a word.
     kernels_report.compile_for = lambda compilation: os._exit(7)
     results["crash"] = outcome([plain], *sm_90)

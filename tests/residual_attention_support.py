@@ -18,7 +18,7 @@ from resclip_kernels import SemanticFeedback, residual_attention, semantic_feedb
 from resclip_kernels.launch import Launch, watch
 from resclip_kernels.ops.residual_attention import ResidualAttentionOutput
 
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # One whole tile of 32 patches and a masked one; 36 tokens are no multiple of a row block.
 GRID = (5, 7)
 

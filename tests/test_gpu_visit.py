@@ -15,9 +15,10 @@ import torch
 pytest.importorskip("triton", reason="kernels need Triton, which exists for Linux alone")
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import checks, visit
+from benchmarks.gpu import sanitizer
+from benchmarks.gpu.case import PLAIN
+from benchmarks.gpu.checks import CHECKS
 from benchmarks.gpu.inputs import FUSED
-from resclip_kernels.launch import watch
 
 ROOT = Path(__file__).parents[1]
 MS = {"q1_ms", "median_ms", "q3_ms"}
@@ -39,35 +40,45 @@ def script(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     )
 
 
+SANITIZER = """#!/bin/sh
+# compute-sanitizer --tool TOOL --error-exitcode 86 PROGRAM...
+echo "========= COMPUTE-SANITIZER"
+tool=$2
+shift 4
+"$@" || exit
+case $tool in
+    memcheck) echo "========= ERROR SUMMARY: 0 errors" ;;
+    racecheck) echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)" ;;
+esac
+"""
+
+
+def install(folder: Path, program: str) -> str:
+    """A PATH on which compute-sanitizer is this program."""
+    folder.mkdir()
+    path = folder / "compute-sanitizer"
+    path.write_text(program)
+    path.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the visit itself can run")
 def test_a_dry_visit_runs_every_step(tmp_path: Path) -> None:
-    finished = script(str(tmp_path), "--dry")
-    log = (tmp_path / "visit.txt").read_text()
+    out = tmp_path / "out"
+    finished = script(str(out), "--dry", PATH=install(tmp_path / "bin", SANITIZER))
+    log = (out / "visit.txt").read_text()
     assert finished.returncode == 0, log[-3000:] + finished.stderr[-3000:]
     assert "FAILED" not in log
-    for step in ("visit", "benchmark", "tests"):
+    for step in ("benchmark", "check-gpu", "tests"):
         assert f"\n== {step}: ok after " in log
-    files = list(tmp_path.iterdir())
+    files = list(out.iterdir())
     assert len(files) <= MAX_FILES
     assert all(path.is_file() and path.stat().st_size < MAX_BYTES for path in files)
     assert finished.stdout == log
-
-    lines = log[: log.index("== visit: ok")].splitlines()
-    checks = [line for line in lines if "] check " in line]
-    assert all(": ok, worst " in line for line in checks)
-    for name in (
-        *("pamr fp32", "connectivity=None", "smoothing_std", "=component", "=line"),
-        *("prototype layers", "prototype base"),
-    ):
-        assert sum(name in line for line in checks) == 1, name
-    for name in (
-        *("plain attention, 5 calls", "plain attention, 4 layers", "layers alone, now"),
-        *("layers alone, 3 stages", "prototype layers", "fused, now", "fused, 3 stages, 1 head"),
-        *("base alone, now", "base alone, 3 stages", "prototype base", "host time of a fused"),
-        *("patch_labels 1 ×", "pamr 1 ×", "proxy 1 ×"),
-    ):
-        assert any(name in line and " ms" in line for line in lines), name
-    check_benchmark(tmp_path)
+    assert "\nclean  memcheck pamr\nclean  racecheck pamr\n2 of 2 are clean\n" in log
+    assert "\nfirst use of upsample_argmax: " in log
+    assert "\ntuning, L = 13, batch 2: " in log
+    check_benchmark(out)
 
 
 def check_benchmark(folder: Path) -> None:
@@ -77,16 +88,30 @@ def check_benchmark(folder: Path) -> None:
     assert document["dry_run"]
     assert document["complete"]
     assert document["device"]["name"] == "interpreter"
+    assert set(document["steps"].values()) == {"ok"}
     ops = {case["op"] for case in document["cases"]}
     assert ops == {check["op"] for check in document["checks"]} | {"pipeline"}
+    ways = {(check["op"], check["way"]) for check in document["checks"]}
+    assert ways >= {(op, way) for op in CHECKS for way in ("triton", "graph")}
+    assert ("residual_attention", "library") in ways
     for case in document["cases"]:
         assert case["variants"][FUSED]["status"] == "ok", case
         for name, outcome in case["variants"].items():
             assert outcome["status"] in ("ok", "skipped"), (case["op"], name, outcome["reason"])
             assert outcome["status"] == "ok" or outcome["reason"], (case["op"], name)
-    assert {figure["number"] for figure in document["figures"]} == set(range(1, 9))
+    assert {figure["number"] for figure in document["figures"]} == set(range(1, 10))
+    for case in document["cases"]:
+        if case["op"] == "residual_attention":
+            expected = {"triton", "auto", "layers", "base", "library", "flex", *PLAIN}
+            assert {name for name in expected if case["variants"][name]["samples_ms"]} == expected
+            assert case["variants"]["triton"]["from_graph"]
+    (place,) = document["tuning"]
+    assert {outcome["part"] for outcome in place["tried"]} == {"layers", "base"}
+    assert all("ms" in outcome for outcome in place["tried"]), place
+    assert place["proposed_ms"] <= place["today_ms"]
     from_files = [case["variants"].get("files") for case in document["cases"]]
     assert [outcome["status"] for outcome in from_files if outcome] == ["ok"]
+    assert document["figures"][-2]["value"] > 0
     assert document["figures"][-1]["value"] > 0
     text = (folder / "gpu_interpreter.md").read_text()
     assert "A dry run: no number below means anything" in text
@@ -100,13 +125,13 @@ def check_benchmark(folder: Path) -> None:
 
 def check_schema(document: dict[str, Any]) -> None:
     """The keys of everything that a later run is compared by."""
-    assert document["schema"] == 1
-    assert {"date", "commit", "settings", "seconds"} <= set(document)
+    assert document["schema"] == 2
+    assert {"date", "commit", "settings", "seconds", "stopped"} <= set(document)
     assert {"torch", "triton", "numpy", "python", "resclip"} <= set(document["versions"])
     assert {"name", "driver", "memory_bytes"} <= set(document["device"])
     assert set(document["ceilings"]) == {"fp16_tflops", "bf16_tflops", "copy_gbps"}
     for check in document["checks"]:
-        assert set(check) == {"op", "dtype", "status", "reason", "error", "allowed"}
+        assert set(check) == {"op", "dtype", "way", "status", "reason", "error", "allowed"}
     for figure in document["figures"]:
         assert set(figure) == {"number", "what", "measured", "wanted", "reached", "value"}
     for case in document["cases"]:
@@ -120,8 +145,8 @@ def check_schema(document: dict[str, Any]) -> None:
 STUB = """#!/usr/bin/env bash
 case "$*" in
     *open_clip*) printf "Traceback:\\nNo module named 'open_clip'\\n"; exit 1 ;;
-    "-m benchmarks.gpu.visit") echo first; sleep 300 ;;
-    "-m benchmarks.gpu --"*) echo "second: $*"; exit 3 ;;
+    "-m benchmarks gpu "*) echo "first: $*"; sleep 300 ;;
+    "-m benchmarks check-gpu "*) echo "second: $*"; exit 3 ;;
     "-m pytest "*) echo "third: $*" ;;
 esac
 """
@@ -131,21 +156,32 @@ def test_steps_that_hang_or_fail_stop_no_other(tmp_path: Path) -> None:
     stub, out = tmp_path / "python", tmp_path / "new/out"
     stub.write_text(STUB)
     stub.chmod(0o755)
-    finished = script(str(out), PYTHON=str(stub), VISIT_SECONDS="1")
+    finished = script(str(out), PYTHON=str(stub), BENCHMARK_SECONDS="1")
     assert finished.returncode == 1
     assert [path.name for path in out.iterdir()] == ["visit.txt"]
     log = (out / "visit.txt").read_text().splitlines()
     assert log[0].startswith("== no open_clip (No module named 'open_clip'): ")
-    assert log[1:3] == ["== visit, at most 1 s", "first"]
-    assert log[3].startswith("== visit: FAILED with status 124 after ")
-    assert log[5] == f"second: -m benchmarks.gpu --minutes 3 --out {out}"
-    assert log[6].startswith("== benchmark: FAILED with status 3 after ")
+    assert log[1] == "== benchmark, at most 1 s"
+    assert log[2] == f"first: -m benchmarks gpu --tune --minutes 0.02 --out {out}"
+    assert log[3].startswith("== benchmark: FAILED with status 124 after ")
+    assert log[5] == "second: -m benchmarks check-gpu --minutes 1.90"
+    assert log[6].startswith("== check-gpu: FAILED with status 3 after ")
     assert log[-1].startswith("== tests: ok after ")
     started = [line for line in log if line.startswith("third: -m pytest -m gpu ")]
     marked = {
         path.name for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()
     }
     assert {Path(line.split()[-1]).name for line in started} == marked
+
+
+def test_a_step_without_time_is_not_begun(tmp_path: Path) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    finished = script(str(tmp_path / "out"), PYTHON=str(stub), TOTAL_SECONDS="1")
+    assert finished.returncode == 1
+    assert "== check-gpu: FAILED, no time is left for it\n" in finished.stdout
+    assert finished.stdout.endswith("== tests: FAILED, no time is left for it\n")
 
 
 def test_other_arguments_are_refused() -> None:
@@ -155,50 +191,66 @@ def test_other_arguments_are_refused() -> None:
         assert finished.stderr.startswith("visit.sh: expected OUT, the folder of the results")
 
 
-def test_a_part_that_fails_stops_no_other(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+FINDINGS = """#!/bin/sh
+shift 4
+while [ $# -gt 1 ]; do shift; done
+case $1 in
+    pamr) echo "========= ERROR SUMMARY: 0 errors" ;;
+    patch_labels)
+        echo "========= Invalid __global__ read of size 4 bytes"
+        echo "========= ERROR SUMMARY: 2 errors"
+        exit 86 ;;
+    proxy_attention) echo "========= RACECHECK SUMMARY: 1 hazard displayed (1 error)"; exit 86 ;;
+    semantic_feedback) echo "failed  semantic_feedback"; echo "========= ERROR SUMMARY: 0 errors"; exit 1 ;;
+    upsample_argmax) echo "========= Error: device not supported" ;;
+    residual_attention) sleep 60 ;;
+esac
+"""
+
+
+def test_what_the_sanitizer_finds_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wrong(_: Any) -> None:
-        raise RuntimeError("no such kernel")
+    monkeypatch.setenv("PATH", install(tmp_path / "bin", FINDINGS))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sanitizer, "JOB_SECONDS", 0.5)
+    assert sanitizer.main(["--dry-run"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for tool in sanitizer.TOOLS:
+        for line in (
+            f"clean  {tool} pamr",
+            f"FAILED {tool} patch_labels: 2 found; status 86",
+            f"FAILED {tool} proxy_attention: 1 found; status 86",
+            f"FAILED {tool} semantic_feedback: no error of the sanitizer's, but status 1",
+            f"FAILED {tool} upsample_argmax: no summary of the sanitizer's; status 0",
+            f"FAILED {tool} residual_attention: its time was up",
+        ):
+            assert lines.count(line) == 1, line
+    assert lines.count("    ========= Invalid __global__ read of size 4 bytes") == 2
+    assert lines[-1] == "2 of 12 are clean"
+    assert sanitizer.main(["--dry-run", "--only", "pamr"]) == 0
 
-    given = [("first", wrong), ("second", lambda each: each.say("here"))]
-    monkeypatch.setattr(visit, "parts", lambda _: given)
-    assert visit.main([]) == 1
-    printed = capsys.readouterr().out
-    assert "FAILED first: RuntimeError: no such kernel\n" in printed
-    assert "] here\n" in printed
-    assert printed.endswith("] done, 1 failures\n")
-    given.pop(0)
-    assert visit.main([]) == 0
 
-
-def test_a_wrong_op_or_prototype_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_no_sanitizer_or_no_gpu_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = torch.ones(2, 3, dtype=torch.float16)
-    trip = visit.Visit(dry=True)
-    visit.compare(trip, "near", 1.0, wanted, lambda: wanted * (1 + 3 * 2**-10))
-    assert trip.failed == []
-    visit.compare(trip, "off", 1.0, wanted, lambda: wanted * 1.01)
-    visit.compare(trip, "none", 1.0, wanted, lambda: wanted * float("nan"))
-    assert trip.failed == ["check off", "check none"]
-    check = checks.Check("pamr", "fp32", "failed", "over its budget")
-    monkeypatch.setattr(visit, "run_check", lambda *_: check)
-    monkeypatch.setattr(visit, "FEEDBACK_RULES", ())
-    visit.checks(trip)
-    assert trip.failed[2:] == ["check pamr fp32"]
-    assert "FAILED check pamr fp32: over its budget\n" in capsys.readouterr().out
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sanitizer, "find_sanitizer", lambda: None)
+    for has_gpu, arguments, words in (
+        (True, [], "compute-sanitizer is not installed; it is part of NVIDIA's CUDA toolkit"),
+        (False, [], "torch finds no GPU here"),
+        (True, ["--only", "sobel"], "no op 'sobel'; use some of residual_attention,"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert sanitizer.main(arguments) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        assert words in printed.err
 
 
-def test_programs_of_another_shape_are_launched() -> None:
-    kernels = visit.attention_kernels
-    own = kernels.choose_config
-    config = visit.TileConfig(heads=1, rows=16, columns=16, num_warps=4, num_stages=1)
-    tensors = visit.Device("cpu").attention(visit.TINY_SHAPES[0], torch.float32)
-    with visit.program_of(config), watch() as seen:
-        visit.residual_attention(
-            *tensors[:3], grid=visit.TINY_SHAPES[0].grid, implementation=visit.FUSED
-        )
-    (launch,) = seen.launches
-    assert (launch.constants["BLOCK_M"], launch.constants["BLOCK_N"]) == (16, 16)
-    assert kernels.choose_config is own
+def test_the_toolkits_sanitizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "bin", SANITIZER)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert sanitizer.find_sanitizer() == str(tmp_path / "bin/compute-sanitizer")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,10 @@ import pytest
 pytest.importorskip("triton", reason="kernels need Triton, which exists for Linux alone")
 
 from benchmarks import kernels_report
-from benchmarks.cubin import Facts
-from benchmarks.kernel_calls import OPS, standard_calls
+from benchmarks.cubin import Compilation, Facts, Loop
+from benchmarks.kernel_calls import OPS, Call, standard_calls
+from benchmarks.kernel_combinations import combined_calls, covering
+from benchmarks.kernels_report import Row
 from resclip_kernels.launch import Launch, Target, watch
 
 ROOT = Path(__file__).parents[1]
@@ -25,13 +29,20 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the report makes of `kernel_samples`, in a process without Triton's interpreter, which is on in this one."""
+    done = compiling(tmp_path_factory.mktemp("cache"), "tests/kernel_samples.py")
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(done.stdout)
+    return results
+
+
+def compiling(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run python in a process that compiles kernels."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {
-        "PYTHONPATH": str(ROOT),
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-    }
-    done = subprocess.run(
-        [sys.executable, "tests/kernel_samples.py"],
+    # What picks another Triton stays.
+    path = os.pathsep.join([*filter(None, [environment.get("PYTHONPATH")]), str(ROOT)])
+    environment |= {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)}
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -39,9 +50,6 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    results: dict[str, Any] = json.loads(done.stdout)
-    return results
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +97,48 @@ def test_facts_are_those_of_the_machine_code(samples: dict[str, Any]) -> None:
     }
     for target, line in products.items():
         warps, stages, registers, spilled, shared = map(int, line[6:11])
-        assert (warps, stages, spilled) == (4, 2, 0), target
+        assert (warps, stages, spilled) == (4, 3, 0), target
         # 64 · 64 sums over 128 lanes are 32 registers, over 256 lanes 16.
         assert (16 if target == "gfx942" else 32) < registers <= 255
         assert shared >= 2 * 8192
     for line in lines_of(samples["sound"], "plain_kernel").values():
         assert line[10] == "0"
         assert line[12] == "-"
+
+
+def test_a_loop_that_waits_for_all_its_copies_is_refused_unless_it_is_listed(
+    samples: dict[str, Any],
+) -> None:
+    """Two stages copy at the end of a turn what the next one waits for at its head."""
+    waiting = samples["waiting"]
+    assert waiting["status"] == 1
+    (told,) = [line for line in waiting["output"].splitlines() if "prefetches nothing" in line]
+    assert told.startswith("product_kernel on sm_80 (none, torch.float16, product_kernel): ")
+    assert told.endswith(" 32 on matrix units, waits for all its copies")
+    assert "all loops prefetch" not in waiting["output"]
+    gone = samples["waiting no more"]
+    assert gone["status"] == 0
+    (told,) = [line for line in gone["output"].splitlines() if "all loops prefetch" in line]
+    assert told.endswith("Wait(kernel='product_kernel', dtype='torch.float16', target='sm_90')")
+
+
+def test_what_kernels_use_is_kept_in_an_order_that_stays(tmp_path: Path) -> None:
+    call = Call("samples", "a case", "B/16", "fp16", print)
+    loop = Loop(0, 300, 8, 2, 4, (2, 0))
+    row = Row(
+        Compilation(jit_functions, {}, {}, {}, {}, Target("cuda", 90)),
+        [call],
+        Facts(128, 0, 4096, 0, ("f16",), {"HGMMA": 8}, (loop,)),
+    )
+    file = tmp_path / "kernels.json"
+    others = {"sm_90, gone_kernel": "1 registers", "sm_80, other_kernel": "2 registers"}
+    file.write_text(json.dumps({"kernels": others}))
+    kernels_report.keep([row], file)
+    assert json.loads(file.read_text())["kernels"] == {
+        "sm_80, other_kernel": "2 registers",
+        "sm_90, jit_functions, B/16, fp16, a case": "128 registers, 0 spilled, 4096 shared, HGMMA×8, "
+        "loop of 300 (8 matrix, 2 barriers, waits 2 0)",
+    }
 
 
 def test_a_spill_is_refused(samples: dict[str, Any]) -> None:
@@ -199,6 +242,56 @@ def test_arguments_are_specialised_as_triton_does(samples: dict[str, Any]) -> No
     }
 
 
+def test_a_kernel_that_is_wrong_for_one_constant_is_found(samples: dict[str, Any]) -> None:
+    """And a call that raises; what is sound is lowered once."""
+    assert samples["branches"] == {"status": 0, "output": "2 kernels lowered, 0 problems\n"}
+    wrong = samples["wrong branches"]
+    assert wrong["status"] == 1
+    assert "branching_kernel of samples (branching_kernel): CompilationError" in wrong["output"]
+    assert "NoneType" in wrong["output"]
+    assert "\nsamples (raising) raises RuntimeError: " in wrong["output"]
+    assert wrong["output"].endswith("\n3 kernels lowered, 2 problems\n")
+
+
+def test_every_kernel_is_lowered_in_combinations_of_any_two_options(tmp_path: Path) -> None:
+    done = compiling(tmp_path, "-m", "benchmarks", "kernels-report", "--combinations", "2")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    count = re.search(r"(\d+) kernels lowered, 0 problems$", done.stdout.strip())
+    assert count is not None
+    assert int(count[1]) > 100
+
+
+def test_a_tritons_own_runtime_compiles_for_a_target_that_is_only_named(
+    samples: dict[str, Any],
+) -> None:
+    outcome = samples["matrix"]
+    assert outcome["triton"].startswith("3.")
+    assert (outcome["target"], outcome["wanted"], outcome["compiled"]) == ("sm_90", 4, 3)
+    assert outcome["spilling"] == 1
+    assert [problem.split(" (")[0] for problem in outcome["problems"]] == [
+        "broken_kernel",
+        "spilling_kernel",
+    ]
+    assert "nothing_of_that_name" in outcome["problems"][0]
+    assert "spills" in outcome["problems"][1]
+
+
+@pytest.mark.parametrize("strength", (1, 2, 3))
+def test_combinations_cover_what_they_should(strength: int) -> None:
+    axes = {"a": (1, 2, 3), "b": (True, False), "c": "xyz", "d": (None, 0)}
+    rows = list(covering(axes, strength))
+    for names in itertools.combinations(axes, strength):
+        wanted = set(itertools.product(*(axes[name] for name in names)))
+        assert {tuple(row[name] for name in names) for row in rows} == wanted
+    # Far fewer than all, and the same each time.
+    assert len(rows) <= {1: 4, 2: 14, 3: 30}[strength]
+    assert rows == list(covering(axes, strength))
+
+
+def test_combinations_call_every_op() -> None:
+    assert {call.op for call in combined_calls(1)} == OPS.keys()
+
+
 def test_the_interpreter_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,7 +305,12 @@ def test_other_options_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kernels_report, "interpreting", lambda: False)
-    for arguments in (("--targets", "sm_x"), ("--ops", "pamr,attention"), ("--jobs", "0")):
+    for arguments in (
+        ("--targets", "sm_x"),
+        ("--ops", "pamr,attention"),
+        ("--jobs", "0"),
+        ("--combinations", "0"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             kernels_report.main(arguments)
         assert arguments[1].split(",")[-1] in capsys.readouterr().err

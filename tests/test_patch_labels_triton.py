@@ -164,7 +164,7 @@ def test_nan_is_refused_with_its_images(seed: int) -> None:
 
 
 def test_launches() -> None:
-    logits = torch.empty(2, 847, 16, 16, device="meta")
+    logits = torch.empty(2, 150, 16, 16, device="meta")
     image = torch.empty(2, 3, 230, 231, device="meta")
     for iterations in (0, 2):
         with watch(execute=False, target=Target("cuda", 90)) as watcher:
@@ -172,7 +172,18 @@ def test_launches() -> None:
             patch_labels(logits, image, implementation="triton", **options)
         steps = ["pamr_step_kernel"] * iterations
         group = ["upsample_planes_kernel", *steps, "fold_planes_kernel"]
-        # 16 MiB hold 39 planes of two images, so that 847 make 22 groups.
-        first = ["pamr_weights_kernel", *(22 * group)] if iterations else ["upsample_best_kernel"]
+        # 16 MiB hold 39 planes of two images, so that 150 make 4 groups.
+        first = ["pamr_weights_kernel", *(4 * group)] if iterations else ["upsample_best_kernel"]
         assert watcher.names() == [*first, "majority_kernel"]
         assert watcher.launches[-1].programs == 2 * 16 * 16
+
+
+def test_more_queries_than_patches_refine_one_plane_a_patch() -> None:
+    logits = torch.empty(2, 847, 16, 16, device="meta")
+    image = torch.empty(2, 3, 230, 231, device="meta")
+    with watch(execute=False, target=Target("cuda", 90)) as watcher:
+        patch_labels(logits, image, patch_size=(14, 14), implementation="triton")
+    # 16 MiB hold 78 of an image's 256 planes.
+    of_image = ["pamr_step_kernel"] * 4 * 10 + ["fold_basis_kernel"]
+    shared = ["pamr_weights_kernel", "upsample_planes_kernel"]
+    assert watcher.names() == [*shared, *of_image, *of_image, "majority_kernel"]

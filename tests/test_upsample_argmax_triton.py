@@ -130,6 +130,72 @@ def test_refined(seed: int, through) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "merged", "through"),
+    [
+        (torch.float32, False, None),
+        (torch.float32, True, (8, 9)),
+        (torch.float16, True, None),
+        (torch.bfloat16, False, (3, 2)),
+    ],
+    ids=str,
+)
+def test_products_of_basis_planes(seed: int, dtype, merged: bool, through) -> None:
+    """More queries than cells, so that one plane a cell is refined; 70 make two tiles, 12 cells one not full."""
+    generator = torch.Generator().manual_seed(seed)
+    guide = torch.randn(2, 3, 10, 14, generator=generator).to(DEVICE)
+    arguments = {"through": through, "guide": guide, "refine_iterations": 2, "threshold": 0.03}
+    if merged:
+        arguments["query_to_class"] = torch.randint(9, (70,), generator=generator).to(DEVICE)
+    # Logits as far apart as 7 queries' are, or half of the pixels would lie near a tie.
+    logits = 4 * grid_logits(seed, queries=70, grid=(3, 4)).to(dtype)
+    with watch() as watcher:
+        judge(logits, (10, 14), **arguments)
+    assert watcher.names().count("fold_basis_kernel") == 2
+
+
+def test_products_and_planes_agree_on_minus_infinity_batches_and_strides(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = torch.randn(2, 3, 10, 14, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    logits = grid_logits(seed, queries=30, grid=(3, 4))
+    logits[0, :12] = -torch.inf
+    logits[1, 4:20, :2, 1:] = -torch.inf
+
+    def run(logits: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"guide": guide, "refine_iterations": 1, "dilations": (2,)}
+        return upsample_argmax(logits, (10, 14), implementation="triton", **options)
+
+    labels, probabilities = run(logits, guide)
+    alone = run(logits[1:], guide[1:])
+    turned = run(nan_padded(logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), guide)
+    with spoilt_memory():
+        again = run(logits, guide)
+    for same in (turned, again):
+        assert all(map(torch.equal, same, (labels, probabilities)))
+    assert torch.equal(alone[0], labels[1:])
+    assert torch.equal(alone[1], probabilities[1:])
+    assert (labels[0] >= 12).all()
+    monkeypatch.setattr(streaming, "BASIS_BYTES", 0)
+    with watch() as watcher:
+        expected = run(logits, guide)
+    assert "fold_planes_kernel" in watcher.names()
+    assert (labels == expected[0]).float().mean() > 0.98
+    torch.testing.assert_close(probabilities, expected[1], rtol=1e-4, atol=1e-6)
+
+
+def test_of_equal_queries_the_first_of_a_product_wins(seed: int) -> None:
+    guide = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    one = grid_logits(seed, queries=10, grid=(2, 2), batch=1)
+    arguments = {"guide": guide, "refine_iterations": 1, "dilations": (1,)}
+    arguments["implementation"] = "triton"
+    with watch() as watcher:
+        labels, _ = upsample_argmax(torch.cat([one] * 8, dim=1), (8, 8), **arguments)
+        wanted, _ = upsample_argmax(one, (8, 8), **arguments)
+    assert watcher.names().count("fold_basis_kernel") == 2
+    assert torch.equal(labels, wanted)
+
+
 def test_of_equal_queries_the_smallest_class_wins(seed: int) -> None:
     logits = grid_logits(seed, queries=3)
     logits = torch.cat([logits, logits, logits], dim=1)
@@ -256,10 +322,11 @@ def test_one_launch_whatever_the_number_of_queries_and_groups_where_it_is_refine
     for through in (None, (224, 224)):
         ran = launches((375, 500), through=through, query_to_class=classes)
         assert ran == [("upsample_best_kernel", -(-375 * 500 // 128))]
-    guide = torch.empty(1, 3, 224, 224, device="meta")
-    names = [name for name, _ in launches((224, 224), guide=guide, refine_iterations=2)]
+    # Planes of all 196 patches would take more than they may: groups of queries are refined.
+    guide = torch.empty(1, 3, 600, 600, device="meta")
+    names = [name for name, _ in launches((600, 600), guide=guide, refine_iterations=2)]
     group = ["upsample_planes_kernel", "pamr_step_kernel", "pamr_step_kernel", "fold_planes_kernel"]
-    assert names == ["pamr_weights_kernel", *(11 * group)]
+    assert names == ["pamr_weights_kernel", *(53 * group)]
 
 
 def test_more_pixels_than_32_bits_number_are_refused() -> None:

@@ -1,6 +1,7 @@
-"""`python -m benchmarks gpu`: check, measure, and write one JSON, one Markdown file and plots.
+"""`python -m benchmarks gpu`: check, measure, and write one JSON, one Markdown file and plots for the device.
 
-Without a GPU: `--dry-run` runs every case and every code path on tiny shapes in Triton's interpreter.
+Without a GPU: `--dry-run` runs every step and every code path on tiny shapes in Triton's interpreter. What a run that
+is stopped has measured is kept.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import RESULTS, store
-from resclip import speed
-from resclip.speed import Speed
+from benchmarks.reporting import RESULTS, Document, store
+
+
+class Stopped(BaseException):
+    """A signal ends the run; its number."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -30,42 +34,59 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder of the results [benchmarks/results]")
     parser.add_argument("--only", help="ops to measure, with commas [all]")
+    parser.add_argument("--minutes", type=float, default=6.0, help="for all of it [6]")
     parser.add_argument(
-        "--redraw", type=Path, help="a JSON: write its tables and plots again, no more"
+        "--tune", action="store_true", help="try programs for the launch table, and propose rows"
     )
     parser.add_argument(
-        "--minutes", type=float, default=6.5, help="then only what a figure needs still starts"
+        "--compare",
+        type=Path,
+        metavar="OLD.json",
+        help="an earlier run on this device: say what changed; status 1 where a figure got worse by over 5 %%",
+    )
+    parser.add_argument(
+        "--redraw", type=Path, metavar="JSON", help="write its tables and plots again, no more"
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 where all figures are reached (in a dry run: where all ran), else 1."""
+    """Exit status: 0 where all figures are reached (in a dry run: where all ran), else 1; 128 + a signal's number."""
     start = time.monotonic()
     options = parse(arguments)
-    if options.redraw:
-        return present(json.loads(options.redraw.read_text()), options.redraw)
     if options.dry_run:
         # Read by Triton when the first kernel is defined.
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
 
-    if not options.dry_run and not torch.cuda.is_available():
-        return refuse("torch finds no GPU here; run it on a machine with one, or pass --dry-run")
-    if not options.dry_run and os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
-        return refuse("TRITON_INTERPRET is set, so no kernel would run on the GPU; unset it")
-    from benchmarks.gpu import suite
+    from benchmarks.gpu import compare, suite
 
-    ops = tuple(options.only.split(",")) if options.only else tuple(suite.OPS)
-    for name in ops:
-        if name not in suite.OPS:
-            return refuse(f"no op {name!r}; use some of {','.join(suite.OPS)}")
-    settings = suite.Settings(options.dry_run, options.minutes, ops)
     try:
-        checks = suite.check(settings)
-    except suite.ChecksFailed as error:
+        old = compare.read(options.compare, suite.SCHEMA) if options.compare else None
+        if options.redraw:
+            new = compare.read(options.redraw, suite.SCHEMA)
+            return conclude(new, options.redraw, old, options.compare)
+        if not options.dry_run and not torch.cuda.is_available():
+            return refuse(
+                "torch finds no GPU here; run it on a machine with one, or pass --dry-run"
+            )
+        if not options.dry_run and os.environ.get("TRITON_INTERPRET", "0") not in ("0", ""):
+            return refuse("TRITON_INTERPRET is set, so no kernel would run on the GPU; unset it")
+        ops = tuple(options.only.split(",")) if options.only else tuple(suite.OPS)
+        for name in ops:
+            if name not in suite.OPS:
+                return refuse(f"no op {name!r}; use some of {','.join(suite.OPS)}")
+        settings = suite.Settings(options.dry_run, options.minutes, ops, options.tune)
+        document = suite.new_document(settings)
+        if old is not None:
+            compare.check_device(old, document["device"]["name"], options.compare)
+    except compare.Incomparable as error:
         return refuse(str(error))
-    return measure(settings, checks, start, folder_of(options))
+    device = re.sub(r"[^a-z0-9]+", "_", document["device"]["name"].lower()).strip("_")
+    path = folder_of(options) / f"gpu_{device}.json"
+    document, stopped = measure(settings, document, path, start)
+    status = conclude(document, path, old, options.compare)
+    return 128 + stopped if stopped else status
 
 
 def refuse(reason: str) -> int:
@@ -83,28 +104,70 @@ def folder_of(options: argparse.Namespace) -> Path:
     return folder
 
 
-def measure(settings: Any, checks: Any, start: float, folder: Path) -> int:
-    """Run, write and print."""
-    from benchmarks.gpu import suite
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM raise Stopped."""
 
-    device = suite.device_record(settings.dry_run)["name"]
-    path = folder / f"gpu_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
-    status = present(suite.run(settings, checks, start, partial(store, path)), path)
-    if time.monotonic() - start < 60 * settings.minutes:
-        time_encoder(settings.dry_run).store(path.with_name(f"speed_{path.name}"))
-    return status
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(number)
 
-
-def time_encoder(dry_run: bool) -> Speed:
-    """What `resclip bench` measures, on this GPU; in a dry run a small tower on the CPU."""
-    if dry_run:
-        return speed.measure("ViT-S-32", "naclip+rcs", sizes=(64,), seconds=0.1, device="cpu")
-    return speed.measure(sizes=(224, 448), names=(20, 150), batches=(1, 16), precisions=("fp16",))
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
-def present(document: dict[str, Any], path: Path) -> int:
-    """Write the tables and plots beside the document at `path`, and print the figures."""
-    from benchmarks.gpu import report
+def measure(settings: Any, document: Document, path: Path, start: float) -> tuple[Document, int]:
+    """Check, then take every step, each kept at `path` as it ends.
+
+    Args:
+        settings: of the run.
+        document: before its first step.
+        path: of the document.
+        start: when the run began, by time.monotonic().
+
+    Returns:
+        The document as it was kept last, and the number of the signal that ended the run, or 0.
+    """
+    from benchmarks.gpu import jobs, suite
+    from benchmarks.gpu.figures import figures
+
+    last = start + 60 * settings.minutes
+    end = last - min(suite.LAST_SECONDS, 0.1 * 60 * settings.minutes)
+    stopped, has_begun = 0, False
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch, stoppable():
+        try:
+            document["checks"] = suite.check(settings, Path(scratch), end)
+            store(path, document)
+            has_begun = True
+            command = [sys.executable, "-m", "benchmarks.gpu.suite", str(path), str(end), scratch]
+            status = None
+            while status != 0 and time.monotonic() < end:
+                before = len(document["steps"])
+                status = jobs.run_jobs([jobs.Job(command)], at_once=1, end=last)[0]
+                document = json.loads(path.read_text())
+                if status and len(document["steps"]) == before:
+                    document["stopped"] = f"no step can be taken: status {status}"
+                    break
+        except Stopped as stop:
+            stopped = stop.args[0]
+            if has_begun:
+                # The process that took the steps has kept each that ended.
+                document = json.loads(path.read_text())
+            document["stopped"] = signal.Signals(stopped).name
+    if not document["complete"] and not document["stopped"]:
+        document["stopped"] = "the run's time was up, or a step failed"
+    document["seconds"] = time.monotonic() - start
+    document["figures"] = [figure.record() for figure in figures(document)]
+    store(path, document)
+    return document, stopped
+
+
+def conclude(document: Document, path: Path, old: Document | None, old_path: Path | None) -> int:
+    """Write the tables and plots beside the document at `path`, print the figures and what changed; the status."""
+    from benchmarks.gpu import compare, report
     from benchmarks.gpu.figures import figures
     from resclip.io.files import write_atomically
 
@@ -115,25 +178,35 @@ def present(document: dict[str, Any], path: Path) -> int:
     print("\n".join(map(str, rows)))
     names = ", ".join(each.name for each in (path, page, *drawn))
     print(f"{document['seconds']:.0f} s; {names} in {path.parent}")
+    if old is not None and old_path is not None:
+        compare.check_device(old, document["device"]["name"], old_path)
+        print(compare.report(old, document))
+        worse = compare.got_worse(old, document)
+        print("".join(f"worse by more than 5 %: {what}\n" for what in worse), end="")
+        return int(bool(worse))
     if document["dry_run"]:
         print("a dry run: the figures above mean nothing")
         return int(any(failures(document)))
     return int(not all(row.reached for row in rows))
 
 
-def failures(document: dict[str, Any]) -> list[str]:
-    """Cases and variants that broke, printed; a dry run must have none."""
+def failures(document: Document) -> list[str]:
+    """Checks, steps and variants that broke, printed; a dry run must have none."""
     broken = [
-        f"{case['op']}, {case['name']}: {case['reason']}"
-        for case in document["cases"]
-        if case["reason"]
+        f"check of {check['op']} {check['dtype']}, {check['way']}: {check['reason']}"
+        for check in document["checks"]
+        if check["status"] == "failed"
     ]
+    broken += [f"{name}: {status}" for name, status in document["steps"].items() if status != "ok"]
     broken += [
         f"{case['op']}, {case['name']}, {name}: {outcome['reason']}"
         for case in document["cases"]
         for name, outcome in case["variants"].items()
-        if outcome["status"] == "failed" or outcome["reason"].startswith("could not be set up")
+        if outcome["status"] == "failed"
+        or outcome["reason"].startswith(("could not be set up", "in no CUDA graph"))
     ]
+    if document["stopped"]:
+        broken.append(document["stopped"])
     for line in broken:
         print(f"broken: {line}")
     return broken

@@ -10,11 +10,19 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.inputs import FUSED, Device
-from benchmarks.gpu.timing import FAILURES, Variant
+from benchmarks.gpu.timing import FAILURES, Tier, Variant, shorten
 
+AUTO, LIBRARY = "auto", "library"
+LAYERS, BASE = "layers", "base"
+"""Parts of the residual attention alone: the middle blocks' mean, and all else with that mean given."""
+PLAIN = ("flash", "cudnn", "efficient")
+"""Plain attention by the kernels that PyTorch has."""
 FILES = "files"
 """The variant that runs from file to file."""
-VARIANTS = (FUSED, "torch", "reference", "compiled", "sdpa", "flex", FILES)
+VARIANTS = (
+    *(FUSED, AUTO, LAYERS, BASE, LIBRARY, "torch", "reference", "compiled"),
+    *(*PLAIN, "flex", FILES),
+)
 """Columns of the tables, in this order."""
 
 
@@ -50,12 +58,18 @@ class Case:
     variants: Callable[[Bench], Sequence[Variant]]
     """Makes the inputs; called when the case's turn comes."""
     shape: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("fp16",)
+    """In which what it `needs` must have passed its checks."""
+    needs: tuple[str, ...] = ()
+    """Ops that it calls; empty: its own."""
     items: int = 1
     """Images a call."""
     whole: bool = False
     """Timed by the host until the device is idle: a pipeline, whose launches are part of it."""
-    rank: int = 1
-    """0: a figure needs it, so it comes first."""
+    rank: int = 0
+    """Cases of rank 1 come after all others of their tier: no figure needs them."""
+    tiers: tuple[Tier, ...] = (Tier.FIGURE, Tier.REST)
+    """Those that its variants have."""
 
 
 def missing(name: str, reason: str) -> Variant:
@@ -63,9 +77,16 @@ def missing(name: str, reason: str) -> Variant:
     return Variant(name, None, reason)
 
 
-def tried(name: str, make: Callable[[], Variant]) -> Variant:
-    """A variant whose setting up may fail; then it says why."""
+def tried(name: str, make: Callable[[], Variant], tier: Tier = Tier.REST) -> Variant:
+    """A variant that is set up when its turn comes, which may fail; see `ready`."""
+    return Variant(name, None, tier=tier, setup=make)
+
+
+def ready(variant: Variant) -> Variant:
+    """The variant set up, or why it could not be."""
+    if variant.setup is None:
+        return variant
     try:
-        return make()
+        return variant.setup()
     except FAILURES as error:
-        return missing(name, f"could not be set up: {type(error).__name__}: {error}"[:300])
+        return missing(variant.name, f"could not be set up: {shorten(error)}")

@@ -1,17 +1,29 @@
-"""Only what is correct is timed: every op's Triton implementation against the float64 reference, on small shapes."""
+"""Only what is correct is timed: every op's implementations against the float64 reference, on small shapes.
+
+`python -m benchmarks.gpu.checks OPS` prints the checks of some ops, or with `--json PATH` keeps them as they come. Ops
+are checked in processes of their own, since an illegal access ends what a process can do with its device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.case import LIBRARY
 from benchmarks.gpu.counts import Attention
+from benchmarks.gpu.graphs import check_graph
 from benchmarks.gpu.inputs import FUSED, Device
 from benchmarks.gpu.timing import FAILURES, shorten
+from benchmarks.reporting import store
 from resclip_kernels import (
     AttentionOptions,
     Correlation,
@@ -25,6 +37,7 @@ from resclip_kernels import (
     upsample_argmax,
 )
 from resclip_kernels.dispatch import interpreting
+from resclip_kernels.launch import FLOAT32
 from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
 from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
 
@@ -41,10 +54,12 @@ class Error:
 
 @dataclass(frozen=True)
 class Check:
-    """One op in one dtype."""
+    """One op in one dtype, in one way."""
 
     op: str
     dtype: str
+    way: str
+    """One of `WAYS`."""
     status: str
     """"ok", "failed" or "skipped"."""
     reason: str = ""
@@ -79,7 +94,9 @@ def budget(got: Tensor, reference: Tensor, oracle: Tensor) -> Error:
     return error
 
 
-def check_attention(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+def check_attention(
+    device: Device, dtype: torch.dtype, implementation: str = FUSED
+) -> Iterator[Error]:
     """All terms at once, for one score and for two.
 
     float32 takes Ŝ without its last step: rounding to float16 puts single entries on the other side for any other
@@ -104,7 +121,7 @@ def check_attention(device: Device, dtype: torch.dtype) -> Iterator[Error]:
                 implementation=name,
             )
             for inputs, feedback, name in (
-                (tensors, state, FUSED),
+                (tensors, state, implementation),
                 (tensors, exact, "reference"),
                 (tensors.converted(torch.float64), exact, "reference"),
             )
@@ -113,8 +130,19 @@ def check_attention(device: Device, dtype: torch.dtype) -> Iterator[Error]:
         yield budget(*(required(result.cross_layer) for result in results))
 
 
+FEEDBACK_RULES: tuple[dict[str, Any], ...] = (
+    {"connectivity": None},
+    {"smoothing_std": 8.0},
+    {"connectivity": "component"},
+    {"connectivity": "line"},
+)
+"""Rules other than the released one."""
+FLOAT16_STEP = 2.0**-11
+"""Between float16 numbers from 0.5 to 1, the largest that entries of Ŝ have."""
+
+
 def check_feedback(device: Device, dtype: torch.dtype) -> Iterator[Error]:
-    """Bits of connectivity exactly, sums and maxima within budget, Ŝ within one step of float16."""
+    """Bits of connectivity exactly, sums and maxima within budget, Ŝ within one step of float16, by every rule."""
     del dtype  # Labels are integers.
     for grid in ((9, 8), (5, 12)):
         labels = device.labels(2, grid)
@@ -128,14 +156,24 @@ def check_feedback(device: Device, dtype: torch.dtype) -> Iterator[Error]:
                 raise AssertionError(f"connectivity of a grid of {grid} differs from the path test")
         yield budget(state.row_sums, plain.row_sums, exact.row_sums)
         yield budget(state.maximum, plain.maximum, exact.maximum)
-        oracle = required(exact.dense)
-        off = (feedback_matrix(state).double() - oracle).abs().max().item()
-        step = 2.0**-11  # Between float16 numbers from 0.5 to 1, the largest that entries have.
-        if off > step:
-            raise AssertionError(
-                f"an entry of the matrix is off by {off:.1e}: more than {step:.1e}"
-            )
-        yield Error(off, step)
+        yield matrix_error(feedback_matrix(state), required(exact.dense))
+    labels = device.labels(2, (4, 5) if interpreting() else (9, 8))
+    for rule in FEEDBACK_RULES:
+        matrices = (
+            feedback_matrix(semantic_feedback(labels, implementation=name, **rule))
+            for name in (FUSED, "reference")
+        )
+        yield matrix_error(*matrices)
+
+
+def matrix_error(got: Tensor, oracle: Tensor) -> Error:
+    """How far an entry of Ŝ is off; AssertionError where it is more than one step of float16."""
+    off = (got.double() - oracle.double()).abs().max().item()
+    if not off <= FLOAT16_STEP:  # NaN comes here too.
+        raise AssertionError(
+            f"an entry of the matrix is off by {off:.1e}: more than {FLOAT16_STEP:.1e}"
+        )
+    return Error(off, FLOAT16_STEP)
 
 
 def check_pamr(device: Device, dtype: torch.dtype) -> Iterator[Error]:
@@ -243,7 +281,7 @@ def required(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-CHECKS: dict[str, tuple[Callable[[Device, torch.dtype], Iterator[Error]], tuple[str, ...]]] = {
+CHECKS: dict[str, tuple[Callable[..., Iterator[Error]], tuple[str, ...]]] = {
     "residual_attention": (check_attention, ("fp32", "fp16", "bf16")),
     "semantic_feedback": (check_feedback, ("int64",)),
     "pamr": (check_pamr, ("fp32", "fp16", "bf16")),
@@ -251,30 +289,76 @@ CHECKS: dict[str, tuple[Callable[[Device, torch.dtype], Iterator[Error]], tuple[
     "upsample_argmax": (check_upsample, ("fp32", "fp16", "bf16")),
     "proxy_attention": (check_proxy, ("fp32", "fp16", "bf16")),
 }
+IEEE, GRAPH = "ieee", "graph"
+WAYS = (FUSED, IEEE, LIBRARY, GRAPH)
+"""The kernels; the same with float32 products outside matrix units; PyTorch's own; the kernels in a CUDA graph."""
 # Their products of bfloat16 tiles come out wrong in Triton's interpreter, and only there.
 PRODUCTS = ("residual_attention", "proxy_attention")
 
 
-def run_check(op: str, dtype: str, device: Device) -> Check:
-    """One op in one dtype."""
-    function, _ = CHECKS[op]
-    if dtype == "bf16" and op in PRODUCTS and interpreting():
-        return Check(op, dtype, "skipped", "bfloat16 products are wrong in Triton's interpreter")
+def planned(op: str, *, graphs: bool = True) -> list[tuple[str, str]]:
+    """(dtype, way) of every check of an op; graphs last, because a capture that fails may end the process's use."""
+    dtypes = CHECKS[op][1]
+    plan = [(dtype, FUSED) for dtype in dtypes]
+    if op in (*PRODUCTS, "semantic_feedback"):
+        plan.append((dtypes[0], IEEE))
+    if op == "residual_attention":
+        plan += [(dtype, LIBRARY) for dtype in dtypes]
+    if graphs:
+        plan.append(("int64" if op == "semantic_feedback" else "fp16", GRAPH))
+    return plan
+
+
+def run_check(op: str, dtype: str, way: str, device: Device) -> Check:
+    """One op in one dtype, in one way."""
+    if interpreting() and dtype == "bf16" and way == FUSED and op in PRODUCTS:
+        reason = "bfloat16 products are wrong in Triton's interpreter"
+        return Check(op, dtype, way, "skipped", reason)
+    if interpreting() and way == IEEE:
+        return Check(op, dtype, way, "skipped", "Triton's interpreter forms all products so")
     try:
-        errors = list(function(device, DTYPES.get(dtype, torch.float32)))
+        errors = list(errors_of(op, way, device, DTYPES.get(dtype, torch.float32)))
     except FAILURES as error:
-        return Check(op, dtype, "failed", shorten(error))
+        return Check(op, dtype, way, "failed", shorten(error))
     worst = max(errors, key=lambda each: each.error / each.allowed if each.allowed else 0.0)
-    return Check(op, dtype, "ok", "", worst.error, worst.allowed)
+    return Check(op, dtype, way, "ok", "", worst.error, worst.allowed)
 
 
-def run_checks(ops: list[str], device: Device) -> list[Check]:
-    """Every op in each of its dtypes; each result is printed as it comes."""
-    results = []
-    for op in ops:
-        for dtype in CHECKS[op][1]:
-            result = run_check(op, dtype, device)
-            results.append(result)
-            numbers = f"worst {result.error:.1e} of {result.allowed:.1e}"
-            print(f"{result.status:7} {op} {dtype}: {result.reason or numbers}", flush=True)
-    return results
+def errors_of(op: str, way: str, device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """The errors of every output; AssertionError where one is over its budget."""
+    function, _ = CHECKS[op]
+    if way == GRAPH:
+        check_graph(op, device, dtype)
+        yield Error(0.0, 0.0)
+    elif way == LIBRARY:
+        yield from function(device, dtype, LIBRARY)
+    else:
+        with mock.patch.dict(os.environ, {FLOAT32: "ieee"} if way == IEEE else {}):
+            yield from function(device, dtype)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 where every check of these ops holds, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.checks")
+    parser.add_argument("ops", nargs="+", choices=CHECKS)
+    parser.add_argument("--json", type=Path, help="where the checks are kept as they come")
+    parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
+    options = parser.parse_args(arguments)
+    device = Device("cpu" if interpreting() else "cuda")
+    results: list[Check] = []
+    with torch.no_grad():
+        for op in options.ops:
+            for dtype, way in planned(op, graphs=not options.no_graphs):
+                result = run_check(op, dtype, way, device)
+                results.append(result)
+                numbers = f"worst {result.error:.1e} of {result.allowed:.1e}"
+                text = f"{result.status:7} {op} {dtype}, {way}: {result.reason or numbers}"
+                print(text, flush=True)
+                if options.json:
+                    records = [each.record() for each in results]
+                    store(options.json, {"checks": records})
+    return int(any(result.status == "failed" for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

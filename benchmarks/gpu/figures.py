@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmarks.gpu.attention import FIGURE_TOKENS
+from benchmarks.gpu.attention import FIGURE_GRIDS, attention_name
+from benchmarks.gpu.case import AUTO, FILES, PLAIN
 from benchmarks.gpu.inputs import FUSED
-from benchmarks.gpu.pipeline import FEW, FILES, LARGE, MANY, OP, PROTOCOL
+from benchmarks.gpu.pipeline import FEW, LARGE, MANY, OP, PROTOCOL
 from benchmarks.gpu.planes import FIGURE_PAMR
 from benchmarks.reporting import Document, Figure
+
+LONG_TOKENS = 4097
+"""Tokens from which on the attention is set against its reference."""
 
 
 class Unmeasured(Exception):
@@ -27,6 +31,7 @@ def figures(document: Document) -> list[Figure]:
         *large_image(document),
         accuracy(document),
         files(document),
+        first_use(document),
     ]
 
 
@@ -64,43 +69,48 @@ def median(case: Document, variant: str) -> float:
     return float(measured(case, variant)["median_ms"])
 
 
-def long_attention(document: Document) -> list[Document]:
-    """Cases of residual_attention from 4,097 tokens on."""
-    return [
-        case
-        for case in document["cases"]
-        if case["op"] == "residual_attention" and case["shape"]["tokens"] >= FIGURE_TOKENS
-    ]
+def fastest(case: Document, names: Sequence[str]) -> tuple[str, float]:
+    """The fastest of some variants and its median milliseconds; Unmeasured where none has a time."""
+    times = {
+        name: float(case["variants"][name]["median_ms"])
+        for name in names
+        if "median_ms" in case["variants"].get(name, {})
+    }
+    if not times:
+        measured(case, names[0])
+    return min(times.items(), key=lambda each: each[1])
 
 
 def plain_attention(document: Document) -> list[Figure]:
-    """Figure 1: every term at the price of plain attention."""
-    wanted = "≤ 1.15 ×"
+    """Figure 1: every term at the price of plain attention, by whichever kernels of PyTorch's are fastest."""
 
-    def ratio(case: Document) -> tuple[str, bool, float]:
-        fused, plain = median(case, FUSED), median(case, "sdpa")
-        text = f"{fused / plain:.2f} × ({fused:.2f} ms against {plain:.2f} ms)"
-        return text, fused / plain <= 1.15, fused / plain
+    def ratio(name: str) -> tuple[str, bool, float]:
+        case = find(document, "residual_attention", name)
+        (ours, fused), (theirs, plain) = fastest(case, (FUSED, AUTO)), fastest(case, PLAIN)
+        value = fused / plain
+        text = f"{value:.2f} × ({ours} {fused:.3f} ms against {theirs} {plain:.3f} ms)"
+        return text, value <= 1.15, value
 
-    cases = long_attention(document)
-    if not cases:
-        what = "residual_attention at L ≥ 4,097"
-        return [Figure(what, "not measured: no such case", wanted, False, 1)]
+    names = [attention_name(batch, 1 + grid[0] * grid[1]) for batch, grid in FIGURE_GRIDS]
     return [
         judge(
             1,
-            f"residual_attention, {case['name']}, against plain SDPA calls",
-            wanted,
-            partial(ratio, case),
+            f"residual_attention, {name}, against the fastest plain SDPA calls",
+            "≤ 1.15 ×",
+            partial(ratio, name),
         )
-        for case in cases
+        for name in names
     ]
 
 
 def reference_attention(document: Document) -> list[Figure]:
     """Figure 2: against the reference at the largest length that it fits."""
     cases = [
-        case for case in long_attention(document) if "median_ms" in case["variants"]["reference"]
+        case
+        for case in document["cases"]
+        if case["op"] == "residual_attention"
+        and case["shape"]["tokens"] >= LONG_TOKENS
+        and "median_ms" in case["variants"].get("reference", {})
     ]
     case = max(cases, key=lambda each: each["shape"]["tokens"], default=None)
     what = "residual_attention against the reference" + (f", {case['name']}" if case else "")
@@ -142,6 +152,8 @@ def refinement(document: Document) -> list[Figure]:
     def bandwidth() -> tuple[str, bool, float]:
         case = find(document, "pamr", FIGURE_PAMR)
         rate = 1e-6 * case["bytes"] / median(case, FUSED)
+        if "copy_gbps" not in document["ceilings"]:
+            raise Unmeasured("the copy's bandwidth is not known")
         share = rate / document["ceilings"]["copy_gbps"]
         return f"{share:.0%} ({rate:,.0f} GB/s by the fewest bytes)", share >= 0.6, share
 
@@ -167,11 +179,11 @@ def protocol(document: Document) -> list[Figure]:
 
     def rate() -> tuple[str, bool, float]:
         images = 1e3 / image_ms(FUSED)
-        return f"{images:.0f} images a second", images >= 100, images
+        return f"{images:.0f} images a second", images >= 500, images
 
     return [
         judge(4, f"{what}, against the reference", "≥ 25 × faster", speed),
-        judge(4, what, "≥ 100 images a second", rate),
+        judge(4, what, "≥ 500 images a second", rate),
     ]
 
 
@@ -181,9 +193,9 @@ def vocabulary(document: Document) -> Figure:
     def ratio() -> tuple[str, bool, float]:
         many, few = (median(find(document, OP, name), FUSED) for name in (MANY, FEW))
         text = f"{many / few:.2f} × ({many:.1f} ms against {few:.1f} ms)"
-        return text, many / few <= 4, many / few
+        return text, many / few <= 2, many / few
 
-    return judge(5, "whole pipeline, 847 names against 20", "≤ 4 × the time", ratio)
+    return judge(5, "whole pipeline, 847 names against 20", "≤ 2 × the time", ratio)
 
 
 def large_image(document: Document) -> list[Figure]:
@@ -205,12 +217,23 @@ def large_image(document: Document) -> list[Figure]:
 
 
 def accuracy(document: Document) -> Figure:
-    """Figure 7: every op within its budget in every dtype."""
-    what, wanted = "errors against float64, every op and dtype", "all within budget"
-    checks = document["checks"]
-    good = sum(check["status"] == "ok" for check in checks)
-    text = f"{good} of {len(checks)} within budget"
-    return Figure(what, text, wanted, bool(checks) and good == len(checks), 7, good)
+    """Figure 7: every op far enough within its budget, in every dtype and way, that no seed is unlucky."""
+
+    def worst() -> tuple[str, bool, float]:
+        checks = document["checks"]
+        wrong = [check for check in checks if check["status"] == "failed"]
+        if wrong or not checks:
+            names = ", ".join(f"{each['op']} {each['dtype']} {each['way']}" for each in wrong)
+            raise Unmeasured(f"not within budget: {names}" if wrong else "no checks")
+        shares = {
+            f"{each['op']} {each['dtype']} {each['way']}": each["error"] / each["allowed"]
+            for each in checks
+            if each["allowed"]
+        }
+        name = max(shares, key=lambda each: shares[each])
+        return f"{shares[name]:.2f} ({name})", shares[name] <= 0.8, shares[name]
+
+    return judge(7, "worst error against float64, as a share of its budget", "≤ 0.8", worst)
 
 
 def files(document: Document) -> Figure:
@@ -224,3 +247,20 @@ def files(document: Document) -> Figure:
 
     what = "JPEG in, PNG out: images/s against the same without files"
     return judge(8, what, "≥ 80 %", share)
+
+
+def first_use(document: Document) -> Figure:
+    """Figure 9: the comparison at the first use of an op after an installation, compilation included."""
+
+    def slowest() -> tuple[str, bool, float]:
+        found = document["first_use"]
+        refused = [f"{op}: {each['reason']}" for op, each in found.items() if each["reason"]]
+        if refused or not found:
+            raise Unmeasured("; ".join(refused) or "nothing was compared")
+        op = max(found, key=lambda each: float(found[each]["seconds"]))
+        seconds, total = found[op]["seconds"], sum(each["seconds"] for each in found.values())
+        return f"{seconds:.1f} s ({op}; all ops {total:.1f} s)", seconds < 2, seconds
+
+    return judge(
+        9, "first use of an op, compilation included, at its slowest", "under 2 s", slowest
+    )

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.gpu.case import FILES, Bench, Case, missing, tried
 from benchmarks.gpu.counts import Attention, Tower
 from benchmarks.gpu.inputs import FUSED, text
-from benchmarks.gpu.timing import Variant
+from benchmarks.gpu.timing import Tier, Variant
 from resclip.inference.prefetch import available_cores
 
 OP = "pipeline"
@@ -40,7 +40,9 @@ TINY_SIZE, TINY_ORIGINAL = (8, 12), (10, 13)
 TINY_FILE_IMAGES, TINY_WINDOWS_A_BATCH = 2, 4
 WINDOWS_AN_IMAGE = 6
 LARGE_SIDE = 4096
-NO_PLAIN = "it replaces one op; see residual_attention"
+DTYPES = ("fp16", "fp32", "int64")
+"""In which it calls ops."""
+NEEDS = ("residual_attention", "semantic_feedback", "patch_labels", "upsample_argmax")
 NO_GRAPH = "the reference decides by tensor values in Python: no graph to compile"
 
 
@@ -95,19 +97,21 @@ def pipeline_cases(*, tiny: bool) -> list[Case]:
             0,
             partial(window_variants, names=names, files=name == PROTOCOL),
             {**asdict(work), "names": names, "size": SIZE, "original": ORIGINAL},
+            dtypes=DTYPES,
+            needs=NEEDS,
             items=images,
             whole=True,
-            rank=0,
+            tiers=tuple(Tier) if name == PROTOCOL else (Tier.FIGURE, Tier.REST),
         )
         for name, names in (
             (PROTOCOL, 3 if tiny else 150),
-            (FEW, 2 if tiny else 20),
             (MANY, 5 if tiny else 847),
+            (FEW, 2 if tiny else 20),
         )
     ]
     whole = Tower(1, 65537)
     shape = {**asdict(whole), "names": 20, "size": (LARGE_SIDE, LARGE_SIDE)}
-    cases.append(Case(OP, LARGE, whole.flops, 0, large_variants, shape, whole=True, rank=0))
+    cases.append(Case(OP, LARGE, whole.flops, 0, large_variants, shape, DTYPES, NEEDS, whole=True))
     return cases
 
 
@@ -123,7 +127,9 @@ def window_variants(bench: Bench, names: int, *, files: bool) -> Sequence[Varian
     size, original = (TINY_SIZE, TINY_ORIGINAL) if bench.dry_run else (SIZE, ORIGINAL)
     pixels = list(bench.device.images(count, size, torch.float32))
 
-    def variant(implementation: str, images: list[Tensor], *, essential: bool) -> Variant:
+    def variant(implementation: str, images: list[Tensor], *, share: float = 1.0) -> Variant:
+        tier = Tier.FIGURE if implementation == FUSED else Tier.REST
+
         def make() -> Variant:
             model = segmenter(
                 bench,
@@ -136,22 +142,19 @@ def window_variants(bench: Bench, names: int, *, files: bool) -> Sequence[Varian
             def run() -> Any:
                 return model.predict_many(images, [original] * len(images))
 
-            return Variant(
-                implementation, run, held=(*images, *weights(model)), essential=essential
-            )
+            held = (*images, *weights(model))
+            return Variant(implementation, run, held=held, tier=tier, share=share)
 
-        return tried(implementation, make)
+        return tried(implementation, make, tier)
 
-    from_files = [tried(FILES, lambda: file_variant(bench, names, pixels))] if files else []
+    from_files = tried(FILES, lambda: file_variant(bench, names, pixels), Tier.RIVAL)
     return [
-        variant(FUSED, pixels, essential=True),
-        *from_files,
-        variant("torch", pixels, essential=False),
+        variant(FUSED, pixels),
+        *([from_files] if files else []),
+        variant("torch", pixels),
         # Its time of one image is set against that of all images.
-        replace(variant("reference", pixels[:1], essential=names == 150), share=1 / count),
+        variant("reference", pixels[:1], share=1 / count),
         missing("compiled", NO_GRAPH),
-        missing("sdpa", NO_PLAIN),
-        missing("flex", NO_PLAIN),
     ]
 
 
@@ -173,7 +176,7 @@ def file_variant(bench: Bench, names: int, pixels: list[Tensor]) -> Variant:
     )
     run = file_job(model, pixels, original, count, bench.scratch)
     share = count / len(pixels)
-    return Variant(FILES, run, held=weights(model), essential=True, share=share)
+    return Variant(FILES, run, held=weights(model), tier=Tier.RIVAL, share=share)
 
 
 def file_job(
@@ -238,16 +241,14 @@ def large_variants(bench: Bench) -> Sequence[Variant]:
     pixels = bench.device.images(1, (side, side), torch.float32)
 
     def variant(implementation: str) -> Variant:
+        tier = Tier.FIGURE if implementation == FUSED else Tier.REST
+
         def make() -> Variant:
             model = segmenter(bench, 20, implementation, window=0, batch_size=1)
-            return Variant(
-                implementation,
-                lambda: model.predict(pixels),
-                held=(pixels, *weights(model)),
-                essential=implementation == FUSED,
-            )
+            held = (pixels, *weights(model))
+            return Variant(implementation, lambda: model.predict(pixels), held=held, tier=tier)
 
-        return tried(implementation, make)
+        return tried(implementation, make, tier)
 
     needs = Attention(1, 12, (256, 256)).reference_bytes
     return [
@@ -255,8 +256,6 @@ def large_variants(bench: Bench) -> Sequence[Variant]:
         variant("torch"),
         missing("reference", f"its maps need {needs / 1e9:,.0f} GB by prediction"),
         missing("compiled", NO_GRAPH),
-        missing("sdpa", NO_PLAIN),
-        missing("flex", NO_PLAIN),
     ]
 
 

@@ -5,9 +5,10 @@ Their shapes are those of the released protocols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from benchmarks.gpu.case import Bench, Case, missing
 from benchmarks.gpu.counts import Pamr, PatchLabels, Proxy, Upsample
 from benchmarks.gpu.inputs import FUSED
-from benchmarks.gpu.timing import Variant
+from benchmarks.gpu.timing import Tier, Variant
 from resclip_kernels import (
     ProxyAttentionOptions,
     pamr,
@@ -31,7 +32,6 @@ FIGURE_PAMR = "150 planes of 336 × 448, fp32"
 READS_VALUES = (
     "the reference decides by tensor values in Python, image by image: no graph to compile"
 )
-NO_ATTENTION = {"sdpa": "no attention", "flex": "no attention"}
 
 
 def case_of(
@@ -48,8 +48,7 @@ def variants_of(
     reference_bytes: int,
     *,
     compiled: Callable[[], Any] | None = None,
-    essential_reference: bool = False,
-    impossible: dict[str, str] = NO_ATTENTION,
+    impossible: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Variant]:
     """The op's three implementations, its reference by torch.compile, and why there are no others.
 
@@ -58,21 +57,13 @@ def variants_of(
         held: its inputs.
         reference_bytes: predicted memory of the reference.
         compiled: the compiled reference; None where it reads values.
-        essential_reference: whether a figure needs the reference.
         impossible: reasons by variant.
     """
-    needs = {"needs_bytes": reference_bytes}
     return [
-        Variant(FUSED, partial(run, FUSED), held=held, essential=True),
+        Variant(FUSED, partial(run, FUSED), held=held, tier=Tier.FIGURE, captured=True),
         Variant("torch", partial(run, "torch"), held=held),
-        Variant(
-            "reference",
-            partial(run, "reference"),
-            held=held,
-            essential=essential_reference,
-            **needs,
-        ),
-        Variant("compiled", compiled, held=held, compiles=True, **needs)
+        Variant("reference", partial(run, "reference"), held=held, needs_bytes=reference_bytes),
+        Variant("compiled", compiled, held=held, compiles=True, needs_bytes=reference_bytes)
         if compiled
         else missing("compiled", READS_VALUES),
         *(missing(name, reason) for name, reason in impossible.items()),
@@ -93,14 +84,14 @@ def pamr_cases(*, tiny: bool) -> list[Case]:
             "pamr",
             name,
             shape,
-            partial(pamr_variants, judged=name == FIGURE_PAMR),
-            rank=int(name != FIGURE_PAMR),
+            pamr_variants,
+            dtypes=("fp32" if shape.element == 4 else "fp16",),
         )
         for name, shape in shapes.items()
     ]
 
 
-def pamr_variants(bench: Bench, shape: Pamr, *, judged: bool) -> Sequence[Variant]:
+def pamr_variants(bench: Bench, shape: Pamr) -> Sequence[Variant]:
     """The op, and the reference by torch.compile."""
     dtype = torch.float32 if shape.element == 4 else torch.float16
     image = bench.device.images(shape.batch, shape.size, dtype)
@@ -111,7 +102,6 @@ def pamr_variants(bench: Bench, shape: Pamr, *, judged: bool) -> Sequence[Varian
         (image, masks),
         shape.reference_bytes,
         compiled=lambda: compiled(image, masks, shape.iterations, (8, 16)),
-        essential_reference=judged,
     )
 
 
@@ -126,6 +116,7 @@ def patch_label_cases(*, tiny: bool) -> list[Case]:
             f"{shape.queries} queries, {shape.size[0]} × {shape.size[1]}, batch {shape.batch}",
             shape,
             patch_label_variants,
+            dtypes=("fp32",),
         )
         for shape in shapes
     ]
@@ -159,6 +150,7 @@ def upsample_cases(*, tiny: bool) -> list[Case]:
             f"{shape.queries} queries to {shape.size[0]} × {shape.size[1]}",
             shape,
             upsample_variants,
+            dtypes=("fp32",),
         )
         for shape in shapes
     ]
@@ -206,7 +198,7 @@ def proxy_variants(bench: Bench, shape: Proxy) -> Sequence[Variant]:
         shape.reference_bytes,
         compiled=lambda: compiled(features, value, shape.grid, ProxyAttentionOptions()),
         impossible={
-            "sdpa": "one map for all heads, its entries under 0 left out",
+            "flash": "one map for all heads, its entries under 0 left out",
             "flex": "its mask is where X Xᵀ exceeds the image's mean: as a score_mod it needs heads of 768 for q and k",
         },
     )

@@ -12,15 +12,25 @@ from benchmarks.gpu.inputs import FUSED
 from benchmarks.reporting import Document, in_order, table, versions_text
 from resclip.io.files import write_atomically
 
-COLOURS = ("#1f6f8b", "#8d99ae", "#c1440e", "#e09f3e", "#2b2d42", "#6a994e", "#7b2d8b")
+COLOURS = (
+    *("#1f6f8b", "#0a9396", "#94d2bd", "#b5c99a", "#3d405b", "#8d99ae", "#c1440e", "#e09f3e"),
+    *("#2b2d42", "#6a994e", "#bc6c25", "#9d4edd", "#7b2d8b"),
+)
 """One for each of `VARIANTS`."""
+GREY, RED = "#8d99ae", "#c1440e"
 HEADINGS = {
     "triton": "fused",
+    "auto": 'as "auto" chooses',
+    "layers": "fused, the layers alone",
+    "base": "fused, the base alone",
+    "library": "PyTorch's kernels alone",
     "torch": "portable torch",
     "reference": "reference",
     "compiled": "torch.compile of the reference",
-    "sdpa": "plain SDPA, a call a branch",
-    "flex": "FlexAttention",
+    "flash": "plain SDPA, FlashAttention",
+    "cudnn": "plain SDPA, cuDNN",
+    "efficient": "plain SDPA, memory-efficient",
+    "flex": "FlexAttention with a stored bias",
     "files": "fused, from JPEG to PNG files",
 }
 """How the tables and plots call each variant."""
@@ -36,6 +46,9 @@ def markdown(document: Document) -> str:
         figure_table(document["figures"]),
         "## Errors against float64",
         check_table(document["checks"]),
+        first_use_table(document["first_use"]),
+        tuning_table(document["tuning"]),
+        unfinished(document["steps"]),
     ]
     for op in ops:
         cases = [case for case in document["cases"] if case["op"] == op]
@@ -48,14 +61,19 @@ def conditions(document: Document) -> str:
     """Device, versions, commit, date and how times were taken."""
     ceilings, device = document["ceilings"], document["device"]
     dry = "**A dry run: no number below means anything.** " if document["dry_run"] else ""
-    partial = "" if document["complete"] else "**The run did not end.** "
-    return (
-        f"{dry}{partial}{document['date']}, commit {document['commit']}. Driver {device['driver']}, "
-        f"{versions_text(document['versions'])}.\n\n"
+    partial = "" if document["complete"] else f"**Not all was measured: {document['stopped']}.** "
+    best = (
         f"Measured in the same run: fp16 product {ceilings['fp16_tflops']:.0f} TFLOP/s, bf16 product "
         f"{ceilings['bf16_tflops']:.0f} TFLOP/s, copy {ceilings['copy_gbps']:,.0f} GB/s (read and written).\n\n"
+        if ceilings
+        else ""
+    )
+    return (
+        f"{dry}{partial}{document['date']}, commit {document['commit']}. Driver {device['driver']}, "
+        f"{versions_text(document['versions'])}.\n\n{best}"
         "Medians over the turns, quartiles in brackets. In a turn each variant is called many times by do_bench, which "
-        "empties the cache before each call; calls of over 20 ms and the pipeline once, timed by the host until the "
+        "empties the cache before each call, and replayed from a CUDA graph where one can hold it; `queued` is what "
+        "the host needs for a call. Calls of over 20 ms and the pipeline are timed once a turn by the host until the "
         "device is idle. Memory is the peak with inputs and outputs."
     )
 
@@ -78,10 +96,13 @@ def figure_table(rows: list[Document]) -> str:
 
 def check_table(checks: list[Document]) -> str:
     """One row an op, one column a dtype: worst error and what it may be."""
-    cells = {(check["op"], check["dtype"]): check_cell(check) for check in checks}
-    ops, dtypes = (in_order(check[key] for check in checks) for key in ("op", "dtype"))
-    rows = [[op, *(cells.get((op, dtype), "") for dtype in dtypes)] for op in ops]
-    return table(["op", *dtypes], rows)
+    cells = {(each["op"], each["way"], each["dtype"]): check_cell(each) for each in checks}
+    dtypes = in_order(check["dtype"] for check in checks)
+    rows = [
+        [op, way, *(cells.get((op, way, dtype), "") for dtype in dtypes)]
+        for op, way in in_order((check["op"], check["way"]) for check in checks)
+    ]
+    return table(["op", "way", *dtypes], rows)
 
 
 def check_cell(check: Document) -> str:
@@ -91,6 +112,40 @@ def check_cell(check: Document) -> str:
     if not check["allowed"]:
         return "equal"
     return f"{check['error']:.1e} of {check['allowed']:.1e}"
+
+
+def first_use_table(found: Document) -> str:
+    """What comparing each op with torch took, compilation included; nothing where it was not measured."""
+    rows = [[op, f"{each['seconds']:.2f}", each["reason"] or "sound"] for op, each in found.items()]
+    head = ["first use, fp16", "seconds", "verdict"]
+    return f"## First use\n\n{table(head, rows)}" if rows else ""
+
+
+def tuning_table(places: list[Document]) -> str:
+    """The rows that the launch table should have, beside what it has; nothing where none was sought."""
+    rows = []
+    for each in places:
+        if "proposed" not in each:
+            rows.append([each["name"], f"{each['today_ms']:.3f}", "not ended", "", ""])
+            continue
+        changed = {
+            part: program
+            for part, program in each["proposed"].items()
+            if program != each["today"][part]
+        }
+        times = [f"{each[key]:.3f}" for key in ("proposed_ms", "library_layers_ms")]
+        what = "; ".join(
+            f"{part}: " + ", ".join(f"{name} {value}" for name, value in program.items())
+            for part, program in changed.items()
+        )
+        rows.append([each["name"], f"{each['today_ms']:.3f}", what or "today's row", *times])
+    head = ["ms", "today's row", "proposed", "with it", "and the layers by the library"]
+    return f"## Programs of residual_attention\n\n{table(head, rows)}" if rows else ""
+
+
+def unfinished(steps: dict[str, str]) -> str:
+    """Steps that were not taken to their end, and why."""
+    return "\n".join(f"- {name}: {status}" for name, status in steps.items() if status != "ok")
 
 
 def time_table(cases: list[Document]) -> str:
@@ -126,13 +181,19 @@ def rate_table(cases: list[Document], ceilings: Document) -> str:
         if "median_ms" not in outcome:
             continue
         rate, traffic = outcome["tflops"], outcome["gbps"]
-        share = f"{rate / ceilings['fp16_tflops']:.0%}"
+        queued = "" if outcome["queue_ms"] is None else number(outcome["queue_ms"])
         bandwidth = ["", ""]
         if case["bytes"]:
-            bandwidth = [f"{traffic:,.0f}", f"{traffic / ceilings['copy_gbps']:.0%}"]
-        rows.append([case["name"], f"{rate:.1f}", share, *bandwidth])
+            bandwidth = [f"{traffic:,.0f}", share(traffic, ceilings, "copy_gbps")]
+        shares = [share(rate, ceilings, "fp16_tflops"), *bandwidth]
+        rows.append([case["name"], f"{rate:.1f}", *shares, queued])
     head = ["fused", "TFLOP/s", "of the fp16 product", "GB/s, fewest bytes", "of the copy"]
-    return table(head, rows) if rows else ""
+    return table([*head, "queued, ms"], rows) if rows else ""
+
+
+def share(rate: float, ceilings: Document, name: str) -> str:
+    """A rate as a part of what the device can do, where that is known."""
+    return f"{rate / ceilings[name]:.0%}" if name in ceilings else ""
 
 
 def notes(cases: list[Document]) -> str:
@@ -208,7 +269,7 @@ def speedups(pyplot: Any, document: Document) -> bytes:
     names, ratios, colours = [], [], []
     for case in document["cases"]:
         variants = case["variants"]
-        for other, colour in (("reference", COLOURS[2]), ("torch", COLOURS[1])):
+        for other, colour in (("reference", RED), ("torch", GREY)):
             if all("median_ms" in variants.get(name, {}) for name in (FUSED, other)):
                 names.append(f"{case['op']}: {case['name']}")
                 ratios.append(variants[other]["median_ms"] / variants[FUSED]["median_ms"])

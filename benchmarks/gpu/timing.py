@@ -1,8 +1,9 @@
 """Times the ways to compute a case, which take turns on one device, and measures the memory that each takes.
 
 In a turn, `triton.testing.do_bench` calls a kernel many times with a cold cache and gives the median of the device's
-times. A slow call, or a whole pipeline, is timed once a turn by the host until the device is idle. A drift of the
-clocks meets all variants of a case alike, because they take turns.
+times. What a CUDA graph can hold is replayed from one, so that short kernels are not timed by how fast Python queues
+them; that time is measured apart. A slow call, or a whole pipeline, is timed once a turn by the host until the device
+is idle. A drift of the clocks meets all variants of a case alike, because they take turns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -36,8 +38,19 @@ FAILURES = (
     TritonError,
 )
 """What a variant that cannot run may raise; anything else is a mistake in the benchmark itself."""
+LATE = "the run's time was up"
 REASON_LENGTH = 300
 """Characters of an error's message that a report shows."""
+
+
+class Tier(IntEnum):
+    """How much the time of a variant is worth, and so when it is measured."""
+
+    FIGURE = 0
+    """A figure to reach needs it."""
+    RIVAL = 1
+    """What one would use instead, or what part of the work a figure's time goes into."""
+    REST = 2
 
 
 @dataclass(frozen=True)
@@ -69,10 +82,13 @@ class Variant:
     """Tensors that must be in memory before the call."""
     needs_bytes: int = 0
     """Predicted memory of the call beside `held`; 0 where it certainly fits."""
-    essential: bool = False
-    """Whether a figure needs it: it then runs however late it is."""
+    tier: Tier = Tier.REST
     compiles: bool = False
     """Whether its first call compiles, so that a slow one says nothing."""
+    captured: bool = False
+    """Whether a CUDA graph can hold it."""
+    setup: Callable[[], Variant] | None = None
+    """Makes the variant that this one stands for, when its turn comes: some inputs are large."""
     share: float = 1.0
     """Part of the case's work that one call does; samples are divided by it."""
 
@@ -92,6 +108,10 @@ class Outcome:
     reason: str = ""
     first_seconds: float | None = None
     """Seconds of the first call, compilation included."""
+    queue_ms: float | None = None
+    """Milliseconds until the host has queued a call; None where it was not measured."""
+    from_graph: bool = False
+    """Whether a CUDA graph was replayed."""
     samples_ms: list[float] = field(default_factory=list)
     """One a turn."""
     extra_bytes: int | None = None
@@ -143,6 +163,36 @@ class Clock:
         self.wait()
         return 1e3 * (time.perf_counter() - start)
 
+    def queue_ms(self, run: Callable[[], Any], count: int = 5) -> float:
+        """Mean time until the host has queued a call; on the CPU, that of a call."""
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(count if self.cuda else 1):
+            run()
+        queued = time.perf_counter() - start
+        self.wait()
+        return 1e3 * queued / (count if self.cuda else 1)
+
+    def replayed(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """A call captured in a CUDA graph, to be replayed; on the CPU, the call itself.
+
+        It must have run before, since what is compiled or copied from the host at a first call cannot be captured.
+        """
+        if not self.cuda:
+            return run
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return graph.replay
+
+    def is_alive(self) -> bool:
+        """Whether the device still answers: after an illegal access it does nothing more for this process."""
+        try:
+            self.wait()
+        except RuntimeError:
+            return False
+        return True
+
     def peak(self, run: Callable[[], Any]) -> tuple[float, int]:
         """Seconds of one call by the host, and the most bytes it held at a time, its result included."""
         before = 0
@@ -169,12 +219,16 @@ class Clock:
 
 
 class Pace:
-    """When the run must end, and what earlier cases say about how long a variant will take."""
+    """When nothing starts any more, by time.monotonic(), and what earlier cases say about how long a variant takes."""
 
-    def __init__(self, seconds: float, limits: Limits) -> None:
+    def __init__(self, end: float, limits: Limits) -> None:
         self.limits = limits
-        self.end = time.monotonic() + seconds
+        self.end = end
         self.seconds_by_work: dict[tuple[str, str], float] = {}
+
+    def is_over(self) -> bool:
+        """Whether nothing starts any more."""
+        return time.monotonic() > self.end
 
     def objection(self, variant: Variant, op: str, work: float, free: int) -> str:
         """Why a variant does not even start with this much memory free; "" where it does."""
@@ -183,10 +237,8 @@ class Pace:
         if variant.needs_bytes > free:
             needed = f"needs {variant.needs_bytes / 1e9:.0f} GB by prediction"
             return f"{needed}, {free / 1e9:.0f} GB are free"
-        if variant.essential:
-            return ""
-        if time.monotonic() > self.end:
-            return "the run's time was up"
+        if self.is_over():
+            return LATE
         seconds = work * self.seconds_by_work.get((op, variant.name), 0.0)
         if seconds > self.limits.longest_seconds:
             return f"would take {seconds:.0f} s a call, by what a smaller case took"
@@ -228,7 +280,7 @@ def measure(
     """
     limits = pace.limits
     outcomes = {variant.name: Outcome() for variant in variants}
-    ready: list[tuple[Variant, float]] = []
+    ready: list[tuple[Variant, Callable[[], Any], float]] = []
     for variant in variants:
         outcome = outcomes[variant.name]
         reason = pace.objection(variant, op, work, clock.free_bytes())
@@ -240,11 +292,13 @@ def measure(
         if seconds is not None:
             pace.seconds_by_work[op, variant.name] = seconds / work
             if not outcome.samples_ms:
-                ready.append((variant, seconds))
+                by_host = whole or seconds > limits.host_seconds
+                run = variant.run if by_host else replay(outcome, variant, variant.run, clock)
+                ready.append((variant, run, seconds))
     for turn in range(limits.turns):
-        for variant, seconds in ready:
-            outcome, run = outcomes[variant.name], variant.run
-            if outcome.status != "ok" or run is None or (turn and seconds > limits.slow_seconds):
+        for variant, run, seconds in ready:
+            outcome = outcomes[variant.name]
+            if outcome.status != "ok" or (turn and seconds > limits.slow_seconds):
                 continue
             if whole or seconds > limits.host_seconds:
                 taken = attempt(outcome, clock, clock.host_ms, run)
@@ -253,6 +307,22 @@ def measure(
             if taken is not None:
                 outcome.samples_ms.append(taken / variant.share)
     return outcomes
+
+
+def replay(
+    outcome: Outcome, variant: Variant, run: Callable[[], Any], clock: Clock
+) -> Callable[[], Any]:
+    """What is timed on the device: a graph of the call where there can be one, whose queueing is then timed apart."""
+    if not variant.captured:
+        return run
+    try:
+        outcome.queue_ms = clock.queue_ms(run)
+        replayed = clock.replayed(run)
+    except FAILURES as error:
+        outcome.reason = f"in no CUDA graph: {shorten(error)}"
+        return run
+    outcome.from_graph = True
+    return replayed
 
 
 def first_calls(outcome: Outcome, variant: Variant, clock: Clock, limits: Limits) -> float:
@@ -265,7 +335,7 @@ def first_calls(outcome: Outcome, variant: Variant, clock: Clock, limits: Limits
         raise ValueError(f"{variant.name}: expected something to call, got none")
     seconds, outcome.extra_bytes = clock.peak(run)
     outcome.first_seconds = seconds
-    repeated = limits.patient and (variant.essential or variant.compiles)
+    repeated = limits.patient and (variant.tier == Tier.FIGURE or variant.compiles)
     if seconds > limits.slow_seconds and not repeated:
         outcome.samples_ms.append(1e3 * seconds / variant.share)
         outcome.reason = "one cold call, timed by the host"

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# All that one visit to a GPU can tell, within 8 minutes, without network, make or .venv:
+# All that one visit to a GPU can tell, within 9 minutes, without network, make or .venv:
 #
 #     bash benchmarks/gpu/visit.sh OUT          # on a machine with a GPU
 #     bash benchmarks/gpu/visit.sh OUT --dry    # tiny shapes on the CPU: proves that every step runs
 #
-# Three steps: benchmarks/gpu/visit.py, the benchmark `python3 -m benchmarks.gpu`, and the tests marked gpu. Each has
-# its own time limit, and one that fails or is too slow does not stop the next. OUT/visit.txt takes what they print as
-# they print it; beside it lie the benchmark's tables, plots and JSON, six files in all. The exit status is 1 if a step
-# failed, which for the benchmark includes a figure that is not reached.
+# Three steps: the benchmark with its tuner, `python3 -m benchmarks gpu --tune`; the checks under compute-sanitizer,
+# `python3 -m benchmarks check-gpu`; and the tests marked gpu. Each has its own time limit, and one that fails or is too
+# slow does not stop the next. OUT/visit.txt takes what they print as they print it; beside it lie the benchmark's JSON,
+# table and plots, six files in all. The exit status is 1 if a step failed, which for the benchmark includes a figure
+# that is not reached, and for the checks that there is no compute-sanitizer.
 #
-# Read from the environment: PYTHON, the interpreter [python3]; VISIT_SECONDS, BENCHMARK_SECONDS and TOTAL_SECONDS,
+# Read from the environment: PYTHON, the interpreter [python3]; BENCHMARK_SECONDS, CHECK_SECONDS and TOTAL_SECONDS,
 # limits of the first step, of the second and of all.
 set -uo pipefail
 
@@ -22,17 +23,18 @@ mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 
 python=${PYTHON:-python3}
-total=${TOTAL_SECONDS:-465}
+total=${TOTAL_SECONDS:-530}
 log=$out/visit.txt
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+unset TRITON_INTERPRET
+benchmark=(--tune)
+check=()
+most_files=1000
 if [[ ${2:-} == --dry ]]; then
     export TRITON_INTERPRET=1
-    benchmark=(--dry-run)
+    benchmark=(--dry-run --tune)
+    check=(--dry-run --only pamr)
     most_files=1 # Without a GPU every test is skipped.
-else
-    unset TRITON_INTERPRET
-    benchmark=(--minutes 3)
-    most_files=1000
 fi
 : >"$log"
 failed=0
@@ -41,13 +43,16 @@ say() {
     echo "== $*" | tee -a "$log"
 }
 
-# step NAME SECONDS COMMAND...: run a command with a time limit, given to it as $limit. An interrupt comes first, so
-# that it can still write what it has.
+# step NAME SECONDS COMMAND...: run a command with a time limit, given to it as $limit, where any time is left.
 step() {
     local name=$1 limit=$2 start=$SECONDS status
     shift 2
     ((limit > total - SECONDS)) && limit=$((total - SECONDS))
-    ((limit < 1)) && limit=1
+    if ((limit < 1)); then
+        say "$name: FAILED, no time is left for it"
+        failed=1
+        return
+    fi
     say "$name, at most $limit s"
     limit=$limit "$@" 2>&1 | tee -a "$log"
     status=$?
@@ -59,8 +64,22 @@ step() {
     fi
 }
 
+# An interrupt comes first, so that the command can still write what it has.
 limited() {
-    timeout --signal=INT --kill-after=5 "$limit" "$@"
+    timeout --signal=INT --kill-after=10 "$limit" "$@"
+}
+
+# Both end by themselves a little before their time is up.
+minutes() {
+    awk -v seconds="$limit" 'BEGIN { printf "%.2f", 0.95 * seconds / 60 }'
+}
+
+run_benchmark() {
+    limited "$python" -m benchmarks gpu "${benchmark[@]}" --minutes "$(minutes)" --out "$out"
+}
+
+check_gpu() {
+    limited "$python" -m benchmarks check-gpu ${check[@]+"${check[@]}"} --minutes "$(minutes)"
 }
 
 # Up to 8 processes, a file each: most of the time goes into compiling kernels, which takes one core a process. grep
@@ -75,8 +94,8 @@ gpu_tests() {
 if ! reason=$("$python" -c 'import open_clip' 2>&1); then
     say "no open_clip (${reason##*$'\n'}): no pipeline is measured, and tests that need it fail"
 fi
-step visit "${VISIT_SECONDS:-190}" limited "$python" -m benchmarks.gpu.visit
-step benchmark "${BENCHMARK_SECONDS:-210}" limited "$python" -m benchmarks.gpu "${benchmark[@]}" --out "$out"
+step benchmark "${BENCHMARK_SECONDS:-300}" run_benchmark
+step check-gpu "${CHECK_SECONDS:-120}" check_gpu
 step tests "$total" gpu_tests
 rm -f "$out"/.resclip-*.tmp # What the benchmark was writing when its time was up.
 exit "$failed"

@@ -30,7 +30,7 @@ from resclip.inference.memory import free_memory
 from resclip.inference.pipeline import ImageTask
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import ArrayImage
-from resclip.inference.scheduler import Failure
+from resclip.inference.scheduler import Failure, readable
 from resclip.io.images import PixelArray, open_picture
 from resclip.io.picture import NO_PLACE, NOWHERE, Georeference, Mask, Picture
 from resclip.segmenter import Segmenter
@@ -147,7 +147,7 @@ def segment_images(
         for image in images
     )
     try:
-        for event in scheduler.run(segmenter.pipeline, tasks):
+        for event in readable(scheduler.run(segmenter.pipeline, tasks)):
             if isinstance(event, Failure):
                 if isinstance(event.tag, Problem):
                     yield event.tag

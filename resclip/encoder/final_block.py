@@ -332,12 +332,14 @@ class FinalBlock:
             return result
         for _ in range(self.sfr.rounds):
             patches, _ = self.features(inputs, result.tokens)
+            labels = self.segment_patches(self.sfr, patches, pixels, text)
             feedback = semantic_feedback(
-                self.segment_patches(self.sfr, patches, pixels, text),
-                self.sfr.feedback_options(),
-                implementation=self.implementation,
+                labels, self.sfr.feedback_options(), implementation=self.implementation
             )
             result = self.run(inputs, feedback, result.cross_layer)
+            # Labels below 0 are those of an image whose logits held NaN, and so will its logits after this pass.
+            is_broken = (labels[:, 0, 0] < 0)[:, None, None]
+            result = result._replace(tokens=result.tokens.masked_fill(is_broken, torch.nan))
         return result
 
     def segment_patches(self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from resclip.errors import is_out_of_memory
 from resclip.inference.memory import release
 from resclip.inference.pipeline import ImagePipeline, ImageTask, Strip, WindowPixels
+from resclip_kernels import check_labels
 
 LOOK_AHEAD = 4
 """How many batches of windows may be read from images behind the first unfinished one, to fill its batches."""
@@ -51,7 +52,7 @@ def run(pipeline: ImagePipeline, tasks: Iterable[ImageTask | Failure]) -> Iterat
 
     Yields:
         The strips of each image on the model's device, image by image in the order of `tasks`; a `Failure` where the
-        pixels of an image cannot be read or its logits hold NaN.
+        pixels of an image cannot be read or its logits hold NaN, which of strips on a GPU only `readable` tells.
 
     Raises:
         MemoryError: there is not enough for a single window.
@@ -59,10 +60,28 @@ def run(pipeline: ImagePipeline, tasks: Iterable[ImageTask | Failure]) -> Iterat
     return _Scheduler(pipeline).run(tasks)
 
 
-def whole_results(events: Iterable[Strip | Failure]) -> Iterator[WholeResult | Failure]:
-    """Put each image's strips together; failures go through."""
-    labels = probabilities = None
+def readable(events: Iterable[Strip | Failure]) -> Iterator[Strip | Failure]:
+    """The events of `run` for a host that reads each strip as it comes: a `Failure` where the logits held NaN.
+
+    What comes of such an image after that, by its tag, is left out.
+    """
+    failed: Failure | None = None
     for event in events:
+        if failed is not None and event.tag is failed.tag:
+            continue
+        failed = None
+        if isinstance(event, Strip):
+            try:
+                check_labels(event.labels[None])
+            except ValueError as error:
+                failed = Failure(event.tag, error)
+        yield failed or event
+
+
+def whole_results(events: Iterable[Strip | Failure]) -> Iterator[WholeResult | Failure]:
+    """Put each image's strips together on the CPU; failures go through."""
+    labels = probabilities = None
+    for event in readable(events):
         if isinstance(event, Failure):
             labels = probabilities = None
             yield event

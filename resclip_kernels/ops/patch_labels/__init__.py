@@ -14,7 +14,8 @@ from resclip_kernels.checks import check_count, check_float, check_same_images, 
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
-from resclip_kernels.online_softmax import check_no_nan, kernel_limit
+from resclip_kernels.nan_check import broken_images, mark
+from resclip_kernels.online_softmax import kernel_limit
 from resclip_kernels.ops.patch_labels import portable, reference
 from resclip_kernels.ops.patch_labels.options import PatchLabelsKeywords, PatchLabelsOptions
 
@@ -54,10 +55,12 @@ def patch_labels(
         keywords: fields of `PatchLabelsOptions`, in place of those of `options`.
 
     Returns:
-        (B, h, w) int64 labels in [0, Q).
+        (B, h, w) int64 labels in [0, Q); on a GPU −1 all over an image whose logits hold NaN.
 
     Raises:
-        TypeError, ValueError: a shape, dtype or value that does not fit; logits that hold NaN, with the images that do.
+        TypeError, ValueError: a shape, dtype or value that does not fit; on a CPU logits that hold NaN, with the images
+            that do. On a GPU nothing waits for their values here, and `check_labels` raises the same where the host
+            reads the labels.
     """
     options = merge_options(PatchLabelsOptions, options, keywords)
     check_float("logits", logits, 4, "(B, Q, h, w)")
@@ -83,14 +86,18 @@ def fake(logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementat
 
 @custom_op("patch_labels", fake)
 def run(logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementation: str) -> Tensor:
-    """The chosen implementation's labels; ValueError for NaN, since only here are values at hand while compiling."""
-    check_no_nan(logits)
+    """The chosen implementation's labels.
+
+    Raises:
+        ValueError: logits on a CPU that hold NaN, since only here are values at hand while compiling.
+    """
+    broken = broken_images(logits)
     limit = kernel_limit(image.shape[2:])
     function = resolve(
         implementation, IMPLEMENTATIONS, logits, image, limit=limit, op="patch_labels"
     ).function
     labels: Tensor = function(logits, image, options)
-    return labels
+    return mark(broken, labels)
 
 
 @trial("patch_labels")

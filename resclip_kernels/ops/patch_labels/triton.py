@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,17 @@ MAJORITY = Options(num_warps=4)
 MAJORITY_SMALL = Options(num_warps=1)
 
 
-@triton.jit
+class MajorityPlan(NamedTuple):
+    """What is compiled into `majority_kernel`."""
+
+    height: int
+    width: int
+    """Of a patch."""
+    block: int
+    """Its pixels, as a power of 2."""
+
+
+@triton.jit(do_not_specialize=["stride_image", "stride_row", "rows", "columns"])
 def majority_kernel(
     labels,
     result,
@@ -28,25 +40,24 @@ def majority_kernel(
     stride_column,
     rows,
     columns,
-    PATCH_HEIGHT: tl.constexpr,
-    PATCH_WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PLAN: tl.constexpr,
 ):
     """The most frequent label of one patch, the smallest one on a tie: every pixel counts those like itself."""
+    BLOCK: tl.constexpr = PLAN.block
     column = tl.program_id(0) % columns
     row = tl.program_id(0) // columns % rows
     image = (tl.program_id(0) // columns // rows).to(tl.int64)
     corner = labels + image * stride_image
-    corner += (row * PATCH_HEIGHT).to(tl.int64) * stride_row
-    corner += (column * PATCH_WIDTH).to(tl.int64) * stride_column
-    pixel = tl.arange(0, BLOCK)  # [BLOCK]
-    inside = pixel < PATCH_HEIGHT * PATCH_WIDTH
-    offset = pixel // PATCH_WIDTH * stride_row + pixel % PATCH_WIDTH * stride_column
+    corner += (row * PLAN.height).to(tl.int64) * stride_row
+    corner += (column * PLAN.width).to(tl.int64) * stride_column
+    offs_p = tl.arange(0, BLOCK)  # [BLOCK]
+    inside = offs_p < PLAN.height * PLAN.width
+    offset = offs_p // PLAN.width * stride_row + offs_p % PLAN.width * stride_column
     own = tl.load(corner + offset, mask=inside, other=0)
     count = tl.zeros([BLOCK], tl.int32)
-    for y in range(PATCH_HEIGHT):
+    for y in range(PLAN.height):
         line = corner + y * stride_row
-        for x in range(PATCH_WIDTH):
+        for x in range(PLAN.width):
             count = tl.where(own == tl.load(line + x * stride_column), count + 1, count)
     count = tl.where(inside, count, 0)
     winners = inside & (count == tl.max(count, axis=0))
@@ -78,20 +89,20 @@ def majority(labels: Tensor, patch_size: tuple[int, int]) -> Tensor:
     rows, columns = labels.shape[1] // patch_size[0], labels.shape[2] // patch_size[1]
     result = labels.new_empty((labels.shape[0], rows, columns), dtype=torch.int64)
     pixels = patch_size[0] * patch_size[1]
+    stride_image, stride_row, stride_column = labels.stride()
     launch(
         majority_kernel,
         result.numel(),
         {
             "labels": labels,
             "result": result,
-            "stride_image": labels.stride(0),
-            "stride_row": labels.stride(1),
-            "stride_column": labels.stride(2),
+            "stride_image": stride_image,
+            "stride_row": stride_row,
+            "stride_column": stride_column,
             "rows": rows,
             "columns": columns,
         },
-        {"PATCH_HEIGHT": patch_size[0], "PATCH_WIDTH": patch_size[1]}
-        | {"BLOCK": triton.next_power_of_2(pixels)},
+        {"PLAN": MajorityPlan(*patch_size, triton.next_power_of_2(pixels))},
         MAJORITY if pixels >= 128 else MAJORITY_SMALL,
         on=labels,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resclip_kernels.launch import target_of
 from resclip_kernels.ops.residual_attention import library, portable
-from resclip_kernels.ops.residual_attention.base_triton import base_attention, is_stored
+from resclip_kernels.ops.residual_attention.base_triton import base_attention
 from resclip_kernels.ops.residual_attention.cross_layer_triton import cross_layer_sums
 from resclip_kernels.ops.residual_attention.launch_table import layers_apart, row_for
 from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
@@ -87,7 +87,6 @@ def attend(
     if not attends:
         return portable.mix(portable.unattended(options, value), cross_layer, options), cross_layer
     residual = None if cross_layer is None else with_common_strides([cross_layer])[0]
-    forms = feedback is not None and not is_stored(feedback, tokens)
     output = base_attention(
         in_pairs(with_common_strides([x for pair in scores for x in pair])),
         with_common_strides([value])[0],
@@ -95,7 +94,7 @@ def attend(
         feedback,
         residual if parts is None else parts,
         None if parts is None else residual,
-        row.formed if forms else row.base,
+        row.base,
         target,
     )
     return output, cross_layer

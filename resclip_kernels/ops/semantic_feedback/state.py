@@ -50,19 +50,20 @@ class SemanticFeedback:
         """n = h·w."""
         return math.prod(self.grid)
 
+    def of_images(self, some: slice) -> SemanticFeedback:
+        """The state of some images of the batch, as views."""
+        return replace(
+            self,
+            labels=self.labels[some],
+            far=None if self.far is None else self.far[some],
+            row_sums=self.row_sums[some],
+            maximum=self.maximum[some],
+            dense=None if self.dense is None else self.dense[some],
+        )
+
     def images(self) -> list[SemanticFeedback]:
         """A state of each image of the batch alone, as views."""
-        return [
-            replace(
-                self,
-                labels=self.labels[one],
-                far=None if self.far is None else self.far[one],
-                row_sums=self.row_sums[one],
-                maximum=self.maximum[one],
-                dense=None if self.dense is None else self.dense[one],
-            )
-            for one in (slice(image, image + 1) for image in range(len(self.labels)))
-        ]
+        return [self.of_images(slice(image, image + 1)) for image in range(len(self.labels))]
 
 
 def kernel_limit(feedback: SemanticFeedback | None) -> str | None:

@@ -208,36 +208,26 @@ def feedback_matrix_kernel(
     feedback,
     patch_grid,
     matrix,
-    rows_of_image,
-    columns_of_row,
     patches,
-    weight,
-    CLS_TOKENS: tl.constexpr,
     TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Ŝ, or λ_s·Ŝ, from the tiles that the attentions form: (B, rows, columns) of the matrix's dtype.
-
-    A row for [CLS], where there is one, comes first and is 0; columns past the last patch are −∞.
-    """
-    image, token, stored = program_rows(rows_of_image, BLOCK_M)
-    patch = tl.maximum(token - CLS_TOKENS, 0)
-    inside = stored & (token >= CLS_TOKENS)
-    y, x = patch_positions(patch, patch_grid)
-    rows = feedback_rows(feedback, image, patch, inside, y, x, patches, TILES)
+    """Ŝ itself, (B, n, n) float32, from the tiles that the attentions form."""
+    image, row, inside = program_rows(patches, BLOCK_M)
+    y, x = patch_positions(row, patch_grid)
+    rows = feedback_rows(feedback, image, row, inside, y, x, patches, TILES)
     taps = smoothing_taps(feedback, TILES, BLOCK_N)
-    m_ptrs = matrix + (image * rows_of_image + token) * columns_of_row
+    row_ptrs = matrix + (image * patches + row) * patches
     carried = first_entries(feedback, patch_grid, rows, patches, TILES)
-    for first in range(0, columns_of_row, BLOCK_N):
+    for first in range(0, patches, BLOCK_N):
         smooth, carried = smoothed_tile(
             carried, feedback, patch_grid, rows, taps, first, patches, TILES, BLOCK_N
         )
         column = first + tl.arange(0, BLOCK_N)
-        entry = weight * finished_tile(smooth, rows, TILES)
-        entry = tl.where((column < patches)[None, :], entry, -float("inf"))
-        mask = stored[:, None] & (column < columns_of_row)[None, :]
-        tl.store(m_ptrs[:, None] + column[None, :], entry.to(matrix.dtype.element_ty), mask=mask)
+        mask = inside[:, None] & (column < patches)[None, :]
+        entries = finished_tile(smooth, rows, TILES)
+        tl.store(row_ptrs[:, None] + column[None, :], entries, mask=mask)
 
 
 def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedback:
@@ -279,45 +269,21 @@ def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedb
 
 def feedback_matrix(feedback: SemanticFeedback, tile_dtype: torch.dtype = torch.float32) -> Tensor:
     """Ŝ as (B, n, n) float32; `tile_dtype` is that of the q, k, v for which it is smoothed."""
-    patches = feedback.patches
-    matrix = torch.empty(
-        len(feedback.labels), patches, patches, device=feedback.labels.device, dtype=torch.float32
-    )
+    batch, patches = len(feedback.labels), feedback.patches
+    matrix = torch.empty(batch, patches, patches, device=feedback.labels.device)
     arguments, tiles = feedback_arguments(feedback, tile_dtype, target_of(matrix))
-    fill_matrix(matrix, feedback.grid, arguments, tiles)
-    return matrix
-
-
-def fill_matrix(
-    matrix: Tensor,
-    grid: tuple[int, int],
-    arguments: FeedbackArguments,
-    tiles: FeedbackTiles,
-    *,
-    weight: float = 1.0,
-    cls_tokens: int = 0,
-) -> None:
-    """Write weight·Ŝ into `matrix`, (B, `cls_tokens` + n, at least n): rows of [CLS] are 0, columns past n are −∞."""
-    batch, rows, columns = matrix.shape
-    blocks = FLOAT_BLOCKS if tiles.dtype == tl.float32 else HALF_BLOCKS
+    blocks = FLOAT_BLOCKS if tile_dtype == torch.float32 else HALF_BLOCKS
     launch(
         feedback_matrix_kernel,
-        batch * triton.cdiv(rows, blocks.rows),
+        batch * triton.cdiv(patches, blocks.rows),
         {
             "feedback": arguments,
-            "patch_grid": grid_arguments(grid),
+            "patch_grid": grid_arguments(feedback.grid),
             "matrix": matrix,
-            "rows_of_image": rows,
-            "columns_of_row": columns,
-            "patches": rows - cls_tokens,
-            "weight": weight,
+            "patches": patches,
         },
-        {
-            "CLS_TOKENS": cls_tokens,
-            "TILES": tiles,
-            "BLOCK_M": blocks.rows,
-            "BLOCK_N": blocks.columns,
-        },
+        {"TILES": tiles, "BLOCK_M": blocks.rows, "BLOCK_N": blocks.columns},
         Options(num_warps=4, num_stages=2),
         on=matrix,
     )
+    return matrix

@@ -118,9 +118,7 @@ def raw_tile(feedback, grid, rows, first, patches, TILES: tl.constexpr):
         # the tiles begin and end more than a word outside the row, where the neighbouring rows' bits are, or nothing.
         half = tl.zeros(rows.label.shape, tl.int32) + (first >> 4)
         labelled = rows.label >= 0
-        low = tl.load(
-            rows.far + half, mask=labelled & (half >= 0) & (half * 16 < patches), other=0
-        )
+        low = tl.load(rows.far + half, mask=labelled & (half >= 0) & (half * 16 < patches), other=0)
         high = tl.load(
             rows.far + half + 1,
             mask=labelled & (half >= -1) & ((half + 1) * 16 < patches),

@@ -18,7 +18,8 @@ from resclip_kernels.checks import (
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
-from resclip_kernels.online_softmax import check_no_nan, kernel_limit
+from resclip_kernels.nan_check import broken_images, mark
+from resclip_kernels.online_softmax import kernel_limit
 from resclip_kernels.ops.upsample_argmax import portable, reference
 from resclip_kernels.ops.upsample_argmax.options import UpsampleKeywords, UpsampleOptions
 
@@ -57,17 +58,21 @@ def upsample_argmax(
             computed in float32, except by "reference".
         size: (H, W) of the output in pixels.
         options: the softmax's scale and threshold, a size in between, PAMR's iterations; None for the defaults.
-        query_to_class: (Q,) integers, the class of each query; None: every query is its own class.
+        query_to_class: (Q,) integers from 0, the class of each query; None: every query is its own class. Copied to
+            the logits' device if it is elsewhere, which a graph that is being captured cannot hold.
         guide: (B, C, H, W) for PAMR; needed where `refine_iterations` is not 0.
         implementation: see `Implementation`.
         keywords: fields of `UpsampleOptions`, in place of those of `options`.
 
     Returns:
         (B, H, W) int64 classes, and (B, H, W) float32 (or float64) probabilities of the arg-max class before the
-        threshold.
+        threshold. On a GPU the classes are −1 all over an image whose logits hold NaN, and its probabilities mean
+        nothing.
 
     Raises:
-        TypeError, ValueError: a shape, dtype or value that does not fit; logits that hold NaN, with the images that do.
+        TypeError, ValueError: a shape, dtype or value that does not fit; on a CPU logits that hold NaN, with the images
+            that do. On a GPU nothing waits for their values here, and `check_labels` raises the same where the host
+            reads the classes.
     """
     options = merge_options(UpsampleOptions, options, keywords)
     check_float("logits", logits, 4, "(B, Q, h, w)")
@@ -127,16 +132,16 @@ def run(
     """The chosen implementation's labels and probabilities.
 
     Raises:
-        ValueError: logits that hold NaN, since only here are values at hand while compiling.
+        ValueError: logits on a CPU that hold NaN, since only here are values at hand while compiling.
     """
-    check_no_nan(logits)
+    broken = broken_images(logits)
     tensors = (logits, query_to_class, guide)
     limit = kernel_limit(size)
     function = resolve(
         implementation, IMPLEMENTATIONS, *tensors, limit=limit, op="upsample_argmax"
     ).function
     label, probability = function(logits, size, options, query_to_class, guide)
-    return label, probability
+    return mark(broken, label), probability
 
 
 @trial("upsample_argmax")

@@ -1,0 +1,132 @@
+"""Numbers in Triton's interpreter as on a GPU: bfloat16, and float32 products from TF32 parts.
+
+The interpreter keeps bfloat16 as 16-bit integers and computes with these, cuts float32 off where a GPU rounds it, and
+forms every float32 product exactly, whatever its `input_precision`. `install` sets this right for a process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+Array = np.ndarray[Any, Any]
+Handle = interpreter.TensorHandle
+
+
+def bfloat16_to_float32(bits: Array) -> Array:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def float32_to_bfloat16(values: Array) -> Array:
+    """The bits of the nearest bfloat16, the even one of two; a NaN stays one."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    # A carry runs into the exponent, and from the largest number into infinity, as it should.
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0 | (bits >> 16), nearest).astype(np.uint16)
+
+
+def tf32(values: Array) -> Array:
+    """The nearest float32 of 11 significant bits; of two the larger one in magnitude, as `cvt.rna.tf32` has it."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    nearest = ((bits + 0x1000) & 0xFFFFE000).view(np.float32)
+    return np.where(np.isfinite(values), nearest, values)
+
+
+def tf32_parts(values: Array) -> tuple[Array, Array]:
+    """What TF32 holds of float32 numbers, and of the rest: 22 significant bits together."""
+    large = tf32(values)
+    with np.errstate(invalid="ignore"):
+        return large, tf32(values - large)
+
+
+def is_bfloat16(dtype: Any) -> bool:
+    # By name: this is asked of every operand, and comparing types of Triton is slow.
+    return bool(dtype.scalar.name == tl.bfloat16.name)
+
+
+def widened(handle: Any) -> Any:
+    """The same numbers in float32, where they are bfloat16."""
+    if not is_bfloat16(handle.dtype):
+        return handle
+    return Handle(bfloat16_to_float32(handle.data), tl.float32)
+
+
+def narrowed(handle: Any) -> Any:
+    """A result of `widened` handles in bfloat16; of a comparison it is the truth values as they are."""
+    is_truth = handle.data.dtype == bool
+    data = handle.data if is_truth else float32_to_bfloat16(handle.data)
+    return Handle(data, tl.bfloat16)
+
+
+def convert(source: Any, dtype: Any) -> Any:
+    """From or to bfloat16."""
+    if not is_bfloat16(dtype):
+        data = bfloat16_to_float32(source.data)
+        return Handle(data.astype(interpreter._get_np_dtype(dtype)), dtype.scalar)
+    if is_bfloat16(source.dtype):
+        return source
+    return Handle(float32_to_bfloat16(source.data.astype(np.float32)), dtype.scalar)
+
+
+def install() -> None:
+    """Once a process, before the first kernel runs; a second time changes nothing."""
+    builder = interpreter.InterpreterBuilder
+    if hasattr(builder, "plain_dot"):
+        return
+    builder.plain_dot = builder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, *rest: Any) -> Any:
+        def dot(left: Any, right: Any, total: Any) -> Any:
+            return self.plain_dot(left, right, total, input_precision, *rest)
+
+        name = getattr(input_precision, "name", input_precision)
+        if a.dtype.scalar != tl.float32 or b.dtype.scalar != tl.float32 or name == "IEEE":
+            return dot(widened(a), widened(b), d)
+        (a_large, a_small), (b_large, b_small) = (
+            [Handle(part, tl.float32) for part in tf32_parts(handle.data)] for handle in (a, b)
+        )
+        if name == "TF32":
+            return dot(a_large, b_large, d)
+        if name != "TF32x3":
+            raise NotImplementedError(f"a product of precision {name} is not interpreted")
+        # Triton's order: the small terms first, which infinities make NaN.
+        with np.errstate(invalid="ignore"):
+            cross = dot(a_small, b_large, Handle(np.zeros_like(d.data), tl.float32))
+            cross = dot(a_large, b_small, cross)
+        cross = Handle(np.where(np.isnan(cross.data), np.float32(0), cross.data), tl.float32)
+        product = dot(a_large, b_large, cross)
+        return Handle(product.data + d.data, tl.float32)
+
+    def in_float32(plain: Any) -> Any:
+        def call(self: Any, *operands: Any) -> Any:
+            *handles, operation = operands
+            if not any(is_bfloat16(handle.dtype) for handle in handles):
+                return plain(self, *operands)
+            return narrowed(plain(self, *map(widened, handles), operation))
+
+        return call
+
+    def converting(plain: Any) -> Any:
+        def call(self: Any, source: Any, dtype: Any, *rounding: Any) -> Any:
+            if is_bfloat16(source.dtype) or is_bfloat16(dtype):
+                return convert(source, dtype)
+            return plain(self, source, dtype, *rounding)
+
+        return call
+
+    builder.create_dot = create_dot
+    for name in ("unary_op", "binary_op", "ternary_op"):
+        setattr(builder, name, in_float32(getattr(builder, name)))
+    for name in ("cast_impl", "create_fp_to_fp"):
+        setattr(builder, name, converting(getattr(builder, name)))
+    plain_patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, *scope: Any) -> None:
+        plain_patch(tensor, *scope)
+        # Triton 3.5 and 3.6 convert arrays of one dimension, which NumPy refuses since 2.4.
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
