@@ -59,8 +59,13 @@ def tiles_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Else the same entry of Ŝ may round to float16 differently in the two.
     """
+    take_tiles(monkeypatch, Target("interpreter", 0))
+
+
+def take_tiles(monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
+    """Give the matrix kernel the tiles that the attention has on a target."""
     for name, dtype in (("FLOAT_BLOCKS", torch.float32), ("HALF_BLOCKS", torch.float16)):
-        tile = kernels.score_blocks(dtype, Target("interpreter", 0), feedback=True)
+        tile = kernels.score_blocks(dtype, target, feedback=True)
         blocks = feedback_kernels.Blocks(tile.rows, tile.columns)
         monkeypatch.setattr(feedback_kernels, name, blocks)
 
@@ -238,7 +243,11 @@ def test_feedback_is_within_budget(seed: int, case: dict[str, Any]) -> None:
     [("torch", None), ("triton", Target("cuda", 80)), ("triton", Target("cuda", 90))],
     ids=str,
 )
-def test_features_and_values_may_differ_in_dtype(seed, implementation: str, target) -> None:
+def test_features_and_values_may_differ_in_dtype(
+    seed, implementation: str, target, monkeypatch
+) -> None:
+    if target is not None:
+        take_tiles(monkeypatch, target)
     for features, value in ((torch.float32, torch.float16), (torch.float16, torch.float32)):
         given = inputs(seed, implementation, batch=1, dtype=features, fed_back=True)
         with watch(target=target):
