@@ -54,8 +54,6 @@ DTYPES = ("fp16", "bf16", "fp32")
 KNOWN_WAITS: KnownWaits = {
     **{Wait("residual_attention_kernel", dtype, "sm_90"): STAGES for dtype in DTYPES},
     Wait("residual_attention_kernel", "fp32", "sm_80"): STAGES,
-    Wait("proxy_attention_kernel", "fp32", "sm_80"): STAGES,
-    Wait("proxy_attention_kernel", "fp32", "sm_90"): STAGES,
     **{
         Wait(kernel, dtype, target): LABELS
         for kernel in ("feedback_matrix_kernel", "feedback_sums_kernel")

@@ -116,7 +116,7 @@ def test_the_kernels_run_every_base(base: str, seed: int) -> None:
         features = make(small_tower().to(device), method, implementation="triton")(pixels, queries)
     # One per pass, and no kernel of ours for the plain attention of the blocks before.
     assert watcher.names().count("residual_attention_kernel") == (1 if sfr is None else 2)
-    assert ("proxy_attention_kernel" in watcher.names()) == (base == "proxyclip")
+    assert ("proxy_weights_kernel" in watcher.names()) == (base == "proxyclip")
     assert ("majority_kernel" in watcher.names()) == (sfr is not None)
     torch.testing.assert_close(features.patches, expected.patches, rtol=1e-3, atol=1e-4)
     if sfr is not None:

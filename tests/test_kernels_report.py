@@ -337,7 +337,7 @@ def test_every_form_of_the_feedback_is_compiled(launches: list[Launch]) -> None:
         "feedback_sums_kernel",
         "feedback_matrix_kernel",
         "residual_attention_kernel",
-        "proxy_attention_kernel",
+        "proxy_weights_kernel",
     }
     for kernel, seen in forms.items():
         assert seen == {(True, False), (False, False), (True, True)}, kernel

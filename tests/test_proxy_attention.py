@@ -37,6 +37,7 @@ from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
 feedback_kernels = pytest.importorskip(
     "resclip_kernels.ops.semantic_feedback.triton", reason="the kernels need triton"
 )
+kernels = pytest.importorskip("resclip_kernels.ops.proxy_attention.triton")
 
 DEVICE = kernel_device()
 FUSED = ("torch", "triton")
@@ -54,11 +55,19 @@ KERNELS = (
 
 @pytest.fixture(autouse=True)
 def tiles_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The matrix kernel's tiles are as high as the attention's: BLAS adds in an order that depends on the shape.
+    """The matrix kernel's tiles are of the attention's shape: BLAS adds in an order that depends on the shape.
 
     Else the same entry of Ŝ may round to float16 differently in the two.
     """
-    monkeypatch.setattr(feedback_kernels, "FLOAT_BLOCKS", feedback_kernels.Blocks(32, 32))
+    take_tiles(monkeypatch, Target("interpreter", 0))
+
+
+def take_tiles(monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
+    """Give the matrix kernel the tiles that the attention has on a target."""
+    for name, dtype in (("FLOAT_BLOCKS", torch.float32), ("HALF_BLOCKS", torch.float16)):
+        tile = kernels.score_blocks(dtype, target, feedback=True)
+        blocks = feedback_kernels.Blocks(tile.rows, tile.columns)
+        monkeypatch.setattr(feedback_kernels, name, blocks)
 
 
 class Inputs(NamedTuple):
@@ -152,13 +161,15 @@ def inputs(
     raise AssertionError(f"no inputs away from the threshold in 200 draws from seed {seed}")
 
 
-def check(given: Inputs, implementation: str) -> None:
+def check(given: Inputs, implementation: str) -> list[str]:
+    """The names of the op's own kernels, once the result is within its budget."""
     with watch() as watcher:
         got = given.run(implementation)
     ran = [name for name in watcher.names() if name.startswith("proxy")]
     assert ran in (KERNELS if implementation == "triton" else ([],))
     known = given.with_matrix(implementation)
     check_budget(got, known.run("reference"), known.to(torch.float64).run("reference"))
+    return ran
 
 
 def flat_state(labels: Tensor) -> SemanticFeedback:
@@ -232,7 +243,11 @@ def test_feedback_is_within_budget(seed: int, case: dict[str, Any]) -> None:
     [("torch", None), ("triton", Target("cuda", 80)), ("triton", Target("cuda", 90))],
     ids=str,
 )
-def test_features_and_values_may_differ_in_dtype(seed, implementation: str, target) -> None:
+def test_features_and_values_may_differ_in_dtype(
+    seed, implementation: str, target, monkeypatch
+) -> None:
+    if target is not None:
+        take_tiles(monkeypatch, target)
     for features, value in ((torch.float32, torch.float16), (torch.float16, torch.float32)):
         given = inputs(seed, implementation, batch=1, dtype=features, fed_back=True)
         with watch(target=target):
@@ -350,6 +365,47 @@ def test_row_blocks_do_not_matter(seed: int, fed_back: bool, monkeypatch) -> Non
     whole = given.run("torch")
     monkeypatch.setattr(portable, "ROW_BYTES", 4 * 35 * 8)
     torch.testing.assert_close(given.run("torch"), whole, rtol=1e-5, atol=1e-6)
+
+
+@with_and_without_feedback
+def test_chunks_do_not_change_a_bit(seed: int, fed_back: bool, monkeypatch) -> None:
+    # An image of 256 rows: one chunk of both blocks, then one by one.
+    given = inputs(
+        seed, size=(9, 15), batch=1, channels=8, heads=1, dtype=torch.float16, fed_back=fed_back
+    )
+    outputs = []
+    for chunks in (1, 2):
+        monkeypatch.setattr(kernels, "CHUNK_BYTES", 1 << 27 if chunks == 1 else 1)
+        with watch() as watcher:
+            outputs.append(given.run("triton"))
+        assert watcher.names().count("proxy_weights_kernel") == chunks
+    assert torch.equal(*outputs)
+
+
+def test_chunks_are_even_and_within_their_bytes() -> None:
+    # 128 blocks of 16,384 positions in float16, 4 MiB each.
+    assert kernels.chunk_rows(1 << 14, 1 << 15) == 4096
+    # 65 blocks, of which 32 fit: three chunks.
+    assert kernels.chunk_rows(65 * 128, 1 << 15) == 22 * 128
+    assert kernels.chunk_rows(128, 1 << 40) == 128
+
+
+@pytest.mark.parametrize("resized", (True, False))
+def test_both_ways_to_resize_are_within_budget(seed: int, resized: bool) -> None:
+    # Values of 12 cells for 35 positions: 8 columns are fewer than the cells, 256 are more.
+    given = inputs(seed, dtype=torch.float16, heads=2, width=4 if resized else 128, batch=1)
+    assert check(given, "triton") == KERNELS[0 if resized else 1]
+
+
+def test_the_mean_of_all_pairs(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for size, channels in (((1, 1), 3), ((5, 7), 70), ((9, 15), 130)):
+        features = torch.randn(2, channels, *size, generator=generator).to(DEVICE)
+        features[1, :, 0, 0] = 0.0
+        mean = kernels.lay_out_positions(features, 128).mean
+        rows = F.normalize(features.double().flatten(2), dim=1)
+        expected = (rows.mT @ rows).mean(dim=(1, 2))
+        torch.testing.assert_close(mean.double(), expected, rtol=1e-6, atol=1e-9)
 
 
 @with_and_without_feedback

@@ -31,15 +31,14 @@ from torch import Tensor
 from resclip_kernels.launch import Options, Target, launch, target_of
 from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
 from resclip_kernels.ops.proxy_attention.triton_layout import (
-    PAD_COLUMNS,
     Positions,
     lay_out_positions,
     resize_values,
+    round_up,
 )
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 from resclip_kernels.ops.semantic_feedback.triton import feedback_arguments, grid_arguments
 from resclip_kernels.ops.semantic_feedback.triton_tiles import (
-    FeedbackTiles,
     feedback_rows,
     patch_positions,
     raw_tile,
@@ -70,6 +69,10 @@ class Blocks:
     depth: int
     """Of what is multiplied at a time."""
     options: Options
+
+
+# The interpreter's time goes by instructions, whatever their width.
+INTERPRETED = Blocks(128, 128, 64, Options())
 
 
 class Scores(NamedTuple):
@@ -118,15 +121,17 @@ class Plan(NamedTuple):
 def score_blocks(dtype: torch.dtype, target: Target, feedback: bool) -> Blocks:
     """The scores' tiles by the features' dtype and the target, chosen so that none spills in the kernels' report.
 
-    The wider a tile, the fewer bytes an operation takes out of L2, which is what limits a product of this size. Ŝ's tile
-    beside the scores leaves room for half as much.
+    The wider a tile, the fewer bytes an operation takes out of L2, which is what limits a product of this size. Ŝ's
+    tile beside the scores leaves room for half as much.
     """
+    if target.backend == "interpreter":
+        return INTERPRETED
     shared = reads_shared_memory(target)
     if dtype == torch.float32:
         if feedback:
-            return Blocks(64, 32, 32, Options(num_warps=8, num_stages=2))
+            return Blocks(64, 32, 32, Options(num_warps=8, num_stages=3))
         rows = 64 if target.backend == "cuda" and not shared else 128
-        return Blocks(rows, rows, 32, Options(num_warps=8, num_stages=2))
+        return Blocks(rows, rows, 32, Options(num_warps=8, num_stages=3))
     if target.backend == "hip":
         if feedback:
             return Blocks(64, 32, 64, Options(num_warps=8, num_stages=1))
@@ -138,8 +143,10 @@ def score_blocks(dtype: torch.dtype, target: Target, feedback: bool) -> Blocks:
 
 def product_blocks(dtype: torch.dtype, target: Target) -> Blocks:
     """The second product's tiles: small enough for two programs a multiprocessor, since there are few."""
+    if target.backend == "interpreter":
+        return INTERPRETED
     if dtype == torch.float32:
-        return Blocks(64, 64, 32, Options(num_warps=8, num_stages=2))
+        return Blocks(64, 64, 32, Options(num_warps=8, num_stages=3))
     stages = 2 if target.backend == "hip" else 3
     return Blocks(128, 128, 64, Options(num_warps=8, num_stages=stages))
 
@@ -156,9 +163,9 @@ def proxy_attention(
     options: ProxyAttentionOptions,
     feedback: SemanticFeedback | None = None,
 ) -> Tensor:
-    """The formula of `resclip_kernels.proxy_attention`, in memory as (B, H_v·W_v, A, d), as the merge of heads wants it.
+    """The formula of `resclip_kernels.proxy_attention`; in memory (B, H_v·W_v, A, d), as the merge of heads wants it.
 
-    Beside the arguments O(B·n·(C + A·d)) of memory, and `CHUNK_BYTES` of the map.
+    Beside the arguments it takes O(B·n·(C + A·d)) of memory, and `CHUNK_BYTES` for the map.
     """
     batch, heads, cells, head_width = value.shape
     size = (features.shape[2], features.shape[3])
@@ -175,7 +182,8 @@ def proxy_attention(
     else:
         values = resize_values(value, grid, size)
         multiply_map(positions, size, blocks, values, output, options, feedback)
-    return output.unflatten(2, (heads, head_width)).transpose(1, 2)
+    result: Tensor = output.unflatten(2, (heads, head_width)).transpose(1, 2)
+    return result
 
 
 def multiply_map(
@@ -251,8 +259,8 @@ def multiply_map(
 def chunk_rows(rows: int, row_bytes: int) -> int:
     """Rows of a chunk: as even as whole blocks can be, one block at least."""
     blocks = rows // CHUNK_ROWS
-    most = max(1, CHUNK_BYTES // (CHUNK_ROWS * row_bytes))
-    return CHUNK_ROWS * triton.cdiv(blocks, triton.cdiv(blocks, most))
+    chunks = -(-blocks // max(1, CHUNK_BYTES // (CHUNK_ROWS * row_bytes)))
+    return CHUNK_ROWS * round_up(blocks, chunks) // chunks
 
 
 def multiply(
@@ -456,7 +464,9 @@ def proxy_product_kernel(
             acc,
             input_precision=PRECISION,
         )
-    stored = (start + row < matrices.output_rows)[:, None] & (first_column + column < columns)[None, :]
+    stored = (start + row < matrices.output_rows)[:, None] & (first_column + column < columns)[
+        None, :
+    ]
     if NORMALISE:
         l_i = tl.zeros([BLOCK_M], tl.float32)
         sums = matrices.sums + held_row
@@ -470,7 +480,10 @@ def proxy_product_kernel(
             l_i += tl.sum(part, 0)
         alone = l_i == 0.0
         own = tl.load(
-            whole + tl.cast(start, tl.int64) * RIGHT_COLUMNS + row[:, None] * RIGHT_COLUMNS + column[None, :],
+            whole
+            + tl.cast(start, tl.int64) * RIGHT_COLUMNS
+            + row[:, None] * RIGHT_COLUMNS
+            + column[None, :],
             mask=stored & alone[:, None],
             other=0.0,
         )

@@ -71,8 +71,8 @@ class Resize(NamedTuple):
 def lay_out_positions(features: Tensor, multiple: int) -> Positions:
     """(B, C, H_v, W_v) → the same numbers in rows, a multiple of so many an image, and what their cosines need.
 
-    mean(X Xᵀ) = ‖Σ X‖² / n²: every program adds up its own positions, and the programs' sums are added here. In float64,
-    so that the order in which a device adds them decides nothing.
+    mean(X Xᵀ) = ‖Σ X‖² / n²: every program adds up its own positions, and the programs' sums are added here, in
+    float64, so that the order in which a device adds them decides nothing.
     """
     batch, channels, height, width = features.shape
     positions = height * width
@@ -217,7 +217,9 @@ def proxy_values_kernel(
     inside = position < positions
     mask = inside[:, None] & (column < columns)[None, :]
     head, within = (column // head_width).to(tl.int64), (column % head_width).to(tl.int64)
-    source = value + image * strides.image + (head * strides.head + within * strides.column)[None, :]
+    source = (
+        value + image * strides.image + (head * strides.head + within * strides.column)[None, :]
+    )
     if RESIZE:
         top, bottom, down = bilinear(
             position // resize.new_width, resize.height, resize.new_height, resize.row_unit
