@@ -300,7 +300,7 @@ def test_strides_and_nan_around_change_nothing(seed: int) -> None:
 
 
 def copies(inputs: AttentionInputs) -> int:
-    """How many of q, k, v and the layers' q, k the launcher copies: k is compared, v and the layers are on their own."""
+    """How many tensors the launcher copies: of k, which is compared, of v, and of the layers' q and k."""
     groups = [
         [inputs.key],
         [inputs.value],
@@ -398,9 +398,9 @@ def test_large_terms_are_not_rounded_to_half_precision(seed: int) -> None:
     inputs = sample(seed, dtype=torch.float16, layers=0)
     arguments = all_terms(inputs, feedback_temperature=5000.0)
     stored = {
-        temperature: only_launch(
-            inputs, **{**arguments, "feedback_temperature": temperature}
-        ).arguments["stored"].data.dtype
+        temperature: only_launch(inputs, **{**arguments, "feedback_temperature": temperature})
+        .arguments["stored"]
+        .data.dtype
         for temperature in (2.1, 5000.0)
     }
     assert stored == {2.1: torch.float16, 5000.0: torch.float32}

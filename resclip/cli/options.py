@@ -146,7 +146,8 @@ def add_model_options(
         "--implementation",
         default="auto",
         help="code that computes attention and labels: triton (fused GPU kernels), library (PyTorch's fused "
-        "kernels), torch, reference (plain formulas, slow), or auto (triton on a GPU that supports it, else torch; default: auto)",
+        "kernels), torch, reference (plain formulas, slow), or auto (triton on a GPU that supports it, else torch; "
+        "default: auto)",
     )
     run.add_argument(
         "--short-side",

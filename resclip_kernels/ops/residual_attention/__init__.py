@@ -183,6 +183,8 @@ def run(
     output, average = function(
         query, key, value, options, projections, feedback, cross_layers, cross_layer
     )
+    if output is value:
+        output = value.clone()  # Of "identity" without RCS; a result is no view of an argument.
     return output.transpose(1, 2), average if cross_layer is None else None
 
 

@@ -4,8 +4,6 @@ A program owns a block of rows of one or two heads of an image. [CLS] starts eve
 are of patches only, and begin one token into the keys where there is [CLS].
 """
 
-# mypy: disable-error-code="assignment, misc"
-
 from __future__ import annotations
 
 import math

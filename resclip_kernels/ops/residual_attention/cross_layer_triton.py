@@ -1,11 +1,9 @@
 """A_c·v in Triton: the mean over the middle blocks of softmax(q_i k_iᵀ / √d)·v (RCS, arXiv 2411.15851, section 3.2).
 
-[CLS] is a column like any other and the mean stays in registers, so that between one layer and the next there is nothing
-but the next q. Where an image has few rows of few heads a program takes one layer, and whoever reads the result adds
-the layers' parts.
+[CLS] is a column like any other and the mean stays in registers, so that between one layer and the next there is
+nothing but the next q. Where an image has few rows of few heads a program takes one layer, and whoever reads the result
+adds the layers' parts.
 """
-
-# mypy: disable-error-code="assignment, misc"
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from resclip_kernels.ops.residual_attention import portable
 from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows, row_blocks
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
@@ -40,11 +39,11 @@ def residual_attention(
     scores = score_operands(options.correlation, query, key, projections)
     if cross_layer is None and cross_layers:
         cross_layer = layers_mean(cross_layers, value)
-    if scores or portable.has_additive_rows(options, feedback):
+    if scores or options.has_terms(feedback):
         base = base_attention(scores, value, options, feedback)
     else:
-        base = portable.unattended(options, value)
-    return portable.mix(base, cross_layer, options), cross_layer
+        base = options.unattended(value)
+    return options.mixed(base, cross_layer), cross_layer
 
 
 def layers_mean(cross_layers: tuple[tuple[Tensor, Tensor], ...], value: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ def score_mod(
     options: AttentionOptions, feedback: SemanticFeedback | None, value: Tensor, *, has_score: bool
 ) -> ScoreMod | None:
     """What changes a score by the places of its tokens, or None where nothing does."""
-    if has_score and not portable.has_additive_rows(options, feedback):
+    if has_score and not options.has_terms(feedback):
         return None
     cls, width = options.cls_tokens(value.shape[2]), options.grid[1]
     std, window = options.neighbourhood_std, options.window

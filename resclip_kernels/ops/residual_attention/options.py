@@ -123,6 +123,23 @@ class AttentionOptions(FeedbackMixing):
         weight, temperature = self.mixing if has_feedback else (0.0, 1.0)
         return temperature * (1.0 - weight) / (math.sqrt(width) * self.score_temperature)
 
+    def has_terms(self, feedback: SemanticFeedback | None) -> bool:
+        """Whether anything but a factor changes the scores between patches."""
+        terms = (self.neighbourhood_std, feedback, self.window)
+        return any(term is not None for term in terms)
+
+    def unattended(self, value: Tensor) -> Tensor:
+        """A_b·v where nothing is compared and nothing added: the tokens' values ("identity"), or their mean."""
+        if self.correlation == "identity":
+            return value
+        return value.mean(dim=2, keepdim=True).repeat(1, 1, value.shape[2], 1)
+
+    def mixed(self, base: Tensor, cross_layer: Tensor | None) -> Tensor:
+        """τ_r · ((1 − λ_r) · A_b·v + λ_r · A_c·v), or A_b·v where there is no RCS."""
+        if cross_layer is None:
+            return base
+        return self.cross_temperature * torch.lerp(base, cross_layer, self.cross_weight)
+
 
 class AttentionKeywords(MixingKeywords, total=False):
     """The fields of `AttentionOptions` as keyword arguments."""

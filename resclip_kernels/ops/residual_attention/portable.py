@@ -36,21 +36,7 @@ def residual_attention(
         for layer_query, layer_key in cross_layers[1:]:
             cross_layer = cross_layer + deterministic_attention(layer_query, layer_key, value)
         cross_layer = cross_layer / len(cross_layers)
-    return mix(output, cross_layer, options), cross_layer
-
-
-def mix(base: Tensor, cross_layer: Tensor | None, options: AttentionOptions) -> Tensor:
-    """τ_r · ((1 − λ_r) · A_b·v + λ_r · A_c·v), or A_b·v where there is no RCS: (B, A, L, d)."""
-    if cross_layer is None:
-        return base
-    return options.cross_temperature * torch.lerp(base, cross_layer, options.cross_weight)
-
-
-def unattended(options: AttentionOptions, value: Tensor) -> Tensor:
-    """A_b·v where nothing is compared or added: every token's own value ("identity"), or the mean of all ("none")."""
-    if options.correlation == "identity":
-        return value
-    return value.mean(dim=2, keepdim=True).repeat(1, 1, value.shape[2], 1)
+    return options.mixed(output, cross_layer), cross_layer
 
 
 def base_attention(
@@ -63,11 +49,11 @@ def base_attention(
 ) -> Tensor:
     """A_b · v: (B, A, L, d)."""
     scores = score_operands(options.correlation, query, key, projections)
-    if not scores and not has_additive_rows(options, feedback):
-        return unattended(options, value)
+    if not scores and not options.has_terms(feedback):
+        return options.unattended(value)
     scale = options.scale(query.shape[-1], has_feedback=feedback is not None)
     everything = slice(None)
-    if scores and not has_additive_rows(options, feedback):
+    if scores and not options.has_terms(feedback):
         output = sum_attention(scores, value, scale, None, everything, everything)
     else:
         output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
@@ -116,12 +102,6 @@ def sum_attention(
         for left, right in scores
     )
     return functools.reduce(torch.add, branches)
-
-
-def has_additive_rows(options: AttentionOptions, feedback: SemanticFeedback | None) -> bool:
-    """Whether scores between patches are changed by anything but a factor."""
-    terms = (options.neighbourhood_std, feedback, options.window)
-    return any(term is not None for term in terms)
 
 
 def additive_rows(

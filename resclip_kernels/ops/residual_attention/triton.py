@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from resclip_kernels.launch import target_of
-from resclip_kernels.ops.residual_attention import library, portable
+from resclip_kernels.ops.residual_attention import library
 from resclip_kernels.ops.residual_attention.base_triton import base_attention
 from resclip_kernels.ops.residual_attention.cross_layer_triton import cross_layer_sums
 from resclip_kernels.ops.residual_attention.launch_table import layers_apart, row_for
@@ -66,7 +66,7 @@ def attend(
     target = target_of(value)
     row = row_for(target, value.dtype, width, tokens)
     scores = score_operands(options.correlation, query, key, projections)
-    attends = bool(scores) or portable.has_additive_rows(options, feedback)
+    attends = bool(scores) or options.has_terms(feedback)
     parts = None
     if cross_layer is None and cross_layers:
         if mixed and row.library_layers:
@@ -85,7 +85,7 @@ def attend(
             else:
                 cross_layer = sums
     if not attends:
-        return portable.mix(portable.unattended(options, value), cross_layer, options), cross_layer
+        return options.mixed(options.unattended(value), cross_layer), cross_layer
     residual = None if cross_layer is None else with_common_strides([cross_layer])[0]
     output = base_attention(
         in_pairs(with_common_strides([x for pair in scores for x in pair])),
@@ -101,7 +101,7 @@ def attend(
 
 
 def in_pairs(tensors: list[Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
-    """(first, second), (third, fourth), …"""
+    """Neighbours of a list together: the first with the second, the third with the fourth."""
     return tuple(zip(tensors[::2], tensors[1::2], strict=True))
 
 

@@ -4,9 +4,6 @@ Scores are in base 2. A head's width is cut into powers of two, 80 into 64 + 16,
 of nothing: a tile is a tuple of one tensor a part, `PARTS` the tuple of their widths.
 """
 
-# Tuples grow by tensors while a kernel is traced; mypy would hold them to their first, empty type.
-# mypy: disable-error-code="assignment, misc"
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple
