@@ -221,6 +221,7 @@ def multiply_map(
         feedback_sharpness=temperature / math.log(2.0),
     )
     rows = batch * padded
+    # One after the other, they share their buffers.
     chunk = chunk_rows(rows, padded * output.element_size())
     weights = output.new_empty((min(chunk, rows), padded))
     column_blocks = padded // blocks.columns
@@ -484,7 +485,7 @@ def proxy_product_kernel(
             + tl.cast(start, tl.int64) * RIGHT_COLUMNS
             + row[:, None] * RIGHT_COLUMNS
             + column[None, :],
-            mask=stored & alone[:, None],
+            mask=stored & (alone & (start + row < keys))[:, None],
             other=0.0,
         )
         acc /= tl.where(alone, 1.0, l_i)[:, None]
