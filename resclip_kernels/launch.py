@@ -47,7 +47,7 @@ class Target:
         if wanted not in FLOAT32_PRODUCTS:
             valid = " or ".join(FLOAT32_PRODUCTS)
             raise ValueError(f"{FLOAT32} must be {valid}; got {wanted!r}: set it so, or unset it")
-        return wanted if self.backend == "cuda" else "ieee"
+        return "ieee" if self.backend == "hip" else wanted
 
     @property
     def programs_at_once(self) -> int:

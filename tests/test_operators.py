@@ -363,4 +363,4 @@ def test_gradients_are_left_to_torch(seed: int, number: int) -> None:
     assert tensors[number].grad is not None
     with torch.no_grad(), watch() as watcher:
         attend(inputs, "triton", **arguments)
-    assert watcher.names() == ["residual_attention_kernel"]
+    assert watcher.names()[-1] == "base_kernel"

@@ -181,11 +181,11 @@ def blocks_of_rows(
     )
     is_large = (weight * temperature + plan.has_prior) * log2_e > LARGEST_HALF
     dtype = torch.float32 if value.dtype == torch.float32 or is_large else torch.float16
-    columns = -(-(tokens - plan.cls_tokens) // PADDING) * PADDING
+    columns = max(1, triton.cdiv(tokens - plan.cls_tokens, PADDING)) * PADDING
     row_bytes = columns * dtype.itemsize
     rows = min(tokens, max(PADDING, STORED_BYTES // row_bytes // PADDING * PADDING))
     # Without feedback the images share their terms.
-    step = max(1, STORED_BYTES // (row_bytes * tokens)) if plan.has_feedback else batch
+    step = max(1, STORED_BYTES // (row_bytes * tokens)) if plan.has_feedback else max(1, batch)
     arguments: FeedbackArguments | None = None
     tiles: FeedbackTiles | None = None
     if feedback is not None:
