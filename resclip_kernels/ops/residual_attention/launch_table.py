@@ -85,12 +85,10 @@ ROWS = (
     Row(BLACKWELL, HALF, 128, NO_LIMIT, Program(128, 32, 8, 3), Program(128, 32, 8, 3)),
     Row(NVIDIA, HALF, 64, NO_LIMIT, Program(128, 64, 8, 3), Program(128, 32, 8, 3)),
     Row(NVIDIA, HALF, 128, NO_LIMIT, Program(128, 32, 8, 3), Program(128, 32, 8, 3)),
-    Row(HOPPER, SINGLE, 64, NO_LIMIT, Program(64, 32, 8, 2), Program(64, 32, 8, 2)),
-    Row((*BLACKWELL, *NVIDIA), SINGLE, 64, NO_LIMIT, Program(64, 32, 8, 2), Program(64, 16, 8, 2)),
-    Row(
-        (*HOPPER, *BLACKWELL, *NVIDIA), SINGLE, 128, NO_LIMIT,
-        Program(64, 16, 8, 2), Program(32, 16, 8, 2),
-    ),
+    Row(HOPPER, SINGLE, 64, NO_LIMIT, Program(64, 32, 8, 3), Program(64, 32, 8, 3)),
+    Row((*BLACKWELL, *NVIDIA), SINGLE, 64, NO_LIMIT, Program(64, 32, 8, 3), Program(64, 16, 8, 3)),
+    Row(HOPPER, SINGLE, 128, NO_LIMIT, Program(64, 16, 4, 3), Program(32, 16, 8, 3)),
+    Row((*BLACKWELL, *NVIDIA), SINGLE, 128, NO_LIMIT, Program(64, 16, 8, 3), Program(32, 16, 8, 3)),
     Row((Family.AMD,), ANY, 128, NO_LIMIT, Program(128, 32, 8, 1), Program(128, 32, 8, 1)),
     # The interpreter pays by the instruction: few, large steps, two heads at a time so that tests see that too.
     Row(
