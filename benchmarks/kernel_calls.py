@@ -32,6 +32,8 @@ QUICK_OTHERS = {("H/14", "fp16"), ("H/14", "fp32")}
 QUICK_FIRST = {("B/16", "fp16"), ("L/14", "bf16"), *QUICK_OTHERS}
 BATCH = 2
 """Images or windows: Triton would compile a batch of 1 into the kernel."""
+MANY_WINDOWS = 32
+"""So many that every multiprocessor has several programs, which share it."""
 QUERIES = 150
 MANY_QUERIES = 847
 WIDE_STD = 8.0
@@ -74,17 +76,21 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def attention_tensors(
-    model: Model, dtype: torch.dtype, grid: tuple[int, int] | None = None, cls_tokens: int = 1
+    model: Model,
+    dtype: torch.dtype,
+    grid: tuple[int, int] | None = None,
+    cls_tokens: int = 1,
+    batch: int = BATCH,
 ) -> tuple[Tensor, ...]:
     """q, k, v as the towers make them: (B, A, L, d) views of one projection."""
     height, width = grid or model.grid
-    packed = empty(BATCH, cls_tokens + height * width, 3, model.heads, model.width, dtype=dtype)
+    packed = empty(batch, cls_tokens + height * width, 3, model.heads, model.width, dtype=dtype)
     return tuple(packed.permute(2, 0, 3, 1, 4))
 
 
-def state(model: Model, **options: Any) -> SemanticFeedback:
-    """Semantic feedback of a label map as large as the model's grid."""
-    labels = empty(BATCH, *model.grid, dtype=torch.int64)
+def state(model: Model, batch: int = BATCH, **options: Any) -> SemanticFeedback:
+    """Semantic feedback of label maps as large as the model's grid."""
+    labels = empty(batch, *model.grid, dtype=torch.int64)
     return semantic_feedback(labels, implementation="triton", **options)
 
 
@@ -98,19 +104,20 @@ def attend(
     projections: bool = False,
     grid: tuple[int, int] | None = None,
     cls_tokens: int = 1,
+    batch: int = BATCH,
     **options: Any,
 ) -> None:
     """`residual_attention` with four cross layers, with their mean from pass 1, with feedback of these options."""
-    tensors = partial(attention_tensors, model, dtype, grid, cls_tokens)
+    tensors = partial(attention_tensors, model, dtype, grid, cls_tokens, batch)
     if layers:
         options["cross_layers"] = [tensors()[:2] for _ in range(4)]
     if cross_layer:
         tokens = cls_tokens + math.prod(model.grid)
-        options["cross_layer"] = empty(BATCH, model.heads, tokens, model.width, dtype=dtype)
+        options["cross_layer"] = empty(batch, model.heads, tokens, model.width, dtype=dtype)
     if projections:
         options["projections"] = tensors()
     if feedback is not None:
-        options["feedback"] = state(model, **feedback)
+        options["feedback"] = state(model, batch, **feedback)
     residual_attention(*tensors(), grid=grid or model.grid, implementation="triton", **options)
 
 
@@ -211,6 +218,7 @@ OPS: Mapping[str, Mapping[str, Case]] = {
         "sclip": partial(attend, correlation="qq+kk"),
         "plain": partial(attend, correlation="qk"),
         "large grid": partial(attend, **PRIOR, grid=(64, 64)),
+        "many windows": partial(attend, **ONE_PASS, feedback={}, batch=MANY_WINDOWS),
         # As in SigLIP's towers: B/16 has B/16's heads, those of SO400M are 72 wide and cut as H/14's 80.
         "without cls": partial(attend, **ONE_PASS, feedback={}, cls_tokens=0),
         # Every additive term at once.

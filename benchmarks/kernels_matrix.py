@@ -166,9 +166,7 @@ def compile_all(calls: Sequence[Any], target_name: str) -> Outcome:
                 compiled = launch.kernel.warmup(
                     **launch.arguments,
                     **launch.constants,
-                    num_warps=launch.options.num_warps,
-                    num_stages=launch.options.num_stages,
-                    enable_fp_fusion=launch.options.fp_fusion,
+                    **launch.options.keywords,
                     grid=(max(1, launch.programs),),
                 )
                 _, spilled, _ = read_cubin(compiled.asm["cubin"], disassemble=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -93,6 +94,8 @@ class Plan(NamedTuple):
     precision: str
     heads: int
     """A program's."""
+    lean: bool
+    """Whether a step forms again what all steps share, for fewer registers."""
 
 
 @triton.jit
@@ -159,6 +162,7 @@ def base_kernel(
     HEADS: tl.constexpr = PLAN.heads
     RESIDUALS: tl.constexpr = PLAN.residuals
     PRECISION: tl.constexpr = PLAN.precision
+    LEAN: tl.constexpr = PLAN.lean
     WIDTH: tl.constexpr = PLAN.width
     PARTS: tl.constexpr = PLAN.parts
     blocks = tl.cdiv(rows, BLOCK_M)
@@ -214,7 +218,7 @@ def base_kernel(
             l_i += (tl.full([BLOCK_M], 1.0, tl.float32),)
             acc += (zero_tile(BLOCK_M, PARTS),)
         m_i = cls_scores
-        for first in tl.range(0, patches, BLOCK_N):
+        for first in tl.range(0, patches, BLOCK_N, disable_licm=LEAN):
             present = first + tl.arange(0, BLOCK_N) < patches
             if PLAN.has_terms:
                 # Past the last patch stands −∞.
@@ -337,6 +341,8 @@ def base_attention(
             parts=parts_of(width),
             precision=target.dot_precision,
             heads=group,
+            # Wide rows of q in three parts beside the sum over the scores would spill.
+            lean=len(scores) > 1 and width > 64 and value.dtype == torch.float32,
         )
         attend_block(block, scores, value, output, residual, kept, weights, plan, program, target)
     return output
