@@ -20,10 +20,9 @@ from resclip_kernels.launch import Options, Target, launch
 from resclip_kernels.ops.residual_attention.options import AttentionOptions
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 from resclip_kernels.ops.semantic_feedback.triton import (
-    FLOAT_BLOCKS,
-    HALF_BLOCKS,
     feedback_arguments,
     grid_arguments,
+    tile_blocks,
 )
 from resclip_kernels.ops.semantic_feedback.triton_tiles import (
     FeedbackArguments,
@@ -199,7 +198,7 @@ def blocks_of_rows(
     tiles: FeedbackTiles | None = None
     if feedback is not None:
         arguments, tiles = feedback_arguments(feedback, value.dtype, target)
-    programs = FLOAT_BLOCKS if value.dtype == torch.float32 else HALF_BLOCKS
+    programs = tile_blocks(value.dtype, target)
     for first_image, first_row in itertools.product(range(0, batch, step), range(0, tokens, rows)):
         images = slice(first_image, min(batch, first_image + step))
         count = min(rows, tokens - first_row)

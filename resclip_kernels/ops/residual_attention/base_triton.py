@@ -155,19 +155,23 @@ def base_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """One program: BLOCK_M rows of `PLAN.heads` heads of one image, every score of the base, and the mix."""
+    # Triton 3.6 takes a field for a constant only under a name of its own.
+    HEADS: tl.constexpr = PLAN.heads
+    RESIDUALS: tl.constexpr = PLAN.residuals
+    PRECISION: tl.constexpr = PLAN.precision
     WIDTH: tl.constexpr = PLAN.width
     PARTS: tl.constexpr = PLAN.parts
     blocks = tl.cdiv(rows, BLOCK_M)
-    groups = heads // PLAN.heads
+    groups = heads // HEADS
     program = tl.program_id(0)
     if PLAN.has_terms:
         # Heads of one block of rows follow each other, so that they find its terms in L2.
-        first_head = program % groups * PLAN.heads
+        first_head = program % groups * HEADS
         below = program // groups % blocks * BLOCK_M
     else:
         # Blocks of one head follow each other, so that they find its keys and values there.
         below = program % blocks * BLOCK_M
-        first_head = program // blocks % groups * PLAN.heads
+        first_head = program // blocks % groups * HEADS
     image = (program // groups // blocks).to(tl.int64)
     start = first_row + below
     offs_m = start + tl.arange(0, BLOCK_M)
@@ -189,7 +193,7 @@ def base_kernel(
     k_origin = origin + PLAN.cls_tokens * scores.strides.token
     v_ptr = value.data + head_origin(value.strides, image, first_head)
     totals = ()
-    for _ in tl.static_range(PLAN.heads):
+    for _ in tl.static_range(HEADS):
         totals += (zero_tile(BLOCK_M, PARTS),)
     for score in tl.range(0, len(scores.lefts), disable_licm=True):
         q_ptr = pick(scores.lefts, score) + q_origin
@@ -199,7 +203,7 @@ def base_kernel(
         cls_scores = ()
         l_i = ()
         acc = ()
-        for head in tl.static_range(PLAN.heads):
+        for head in tl.static_range(HEADS):
             place = tl.cast(head, tl.int64) * scores.strides.head
             if PLAN.has_score:
                 q += (load_tile(q_ptr + place, q_offsets, row_present, WIDTH, PARTS),)
@@ -224,16 +228,16 @@ def base_kernel(
             new_m = ()
             new_l = ()
             new_acc = ()
-            for head in tl.static_range(PLAN.heads):
+            for head in tl.static_range(HEADS):
                 qk = terms
                 if PLAN.has_score:
                     head_k = k_ptr + k_place + tl.cast(head, tl.int64) * scores.strides.head
                     k = load_tile(head_k, k_offsets, present, WIDTH, PARTS)
-                    qk = tl.fma(scores_of(q[head], k, PLAN.precision), weights.score_scale, terms)
+                    qk = tl.fma(scores_of(q[head], k, PRECISION), weights.score_scale, terms)
                 head_v = v_ptr + v_place + tl.cast(head, tl.int64) * value.strides.head
                 v = load_tile(head_v, v_offsets, present, WIDTH, PARTS)
                 m_ij, l_ij, acc_ij = softmax_step(
-                    m_i[head], l_i[head], acc[head], qk, 1.0, v, PLAN.precision
+                    m_i[head], l_i[head], acc[head], qk, 1.0, v, PRECISION
                 )
                 new_m += (m_ij,)
                 new_l += (l_ij,)
@@ -242,7 +246,7 @@ def base_kernel(
             l_i = new_l
             acc = new_acc
         summed = ()
-        for head in tl.static_range(PLAN.heads):
+        for head in tl.static_range(HEADS):
             cls_v = v_ptr + tl.cast(head, tl.int64) * value.strides.head
             attended = branch_result(m_i[head], l_i[head], acc[head], cls_scores[head], cls_v, PLAN)
             total = ()
@@ -255,14 +259,14 @@ def base_kernel(
     out_ptr = output.data + head_origin(output.strides, image, first_head)
     out_ptr += at * output.strides.token
     out_offsets = tile_offsets(output.strides.token, BLOCK_M, PARTS)
-    for head in tl.static_range(PLAN.heads):
+    for head in tl.static_range(HEADS):
         result = totals[head]
-        if PLAN.residuals > 0:
+        if RESIDUALS > 0:
             place = head_origin(residual.strides, image, first_head + head)
             place += at * residual.strides.token
             offsets = tile_offsets(residual.strides.token, BLOCK_M, PARTS)
             mean = load_tile(residual.data + place, offsets, row_present, WIDTH, PARTS)
-            for number in tl.static_range(1, PLAN.residuals):
+            for number in tl.static_range(1, RESIDUALS):
                 part_ptr = residual.data + place + tl.cast(number, tl.int64) * residual.part
                 more = load_tile(part_ptr, offsets, row_present, WIDTH, PARTS)
                 added = ()
@@ -275,7 +279,7 @@ def base_kernel(
                 share = mean[part].to(output.data.dtype.element_ty).to(tl.float32)
                 mixed += (result[part] + weights.residual * share,)
             result = mixed
-            if PLAN.residuals > 1:
+            if RESIDUALS > 1:
                 kept_place = head_origin(residual.kept.strides, image, first_head + head)
                 kept_place += at * residual.kept.strides.token
                 kept_offsets = tile_offsets(residual.kept.strides.token, BLOCK_M, PARTS)

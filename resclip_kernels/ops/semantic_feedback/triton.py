@@ -44,11 +44,16 @@ class Blocks:
     columns: int
 
 
-# Few rows in float32, since a product on matrix units takes a tile in three parts: 32 spill 100 to 200 bytes per thread
-# with a Gaussian of σ = 8 (triton 3.8.0, sm_80 to sm_120). Float16 goes through Hopper's warpgroup instructions from 64
-# rows on.
+# Few rows in float32, since a product on matrix units takes a tile in three parts: more spill with a wide Gaussian.
+# Float16 goes through Hopper's warpgroup instructions from 64 rows on.
 FLOAT_BLOCKS = Blocks(16, 32)
 HALF_BLOCKS = Blocks(64, 32)
+
+
+def tile_blocks(dtype: torch.dtype, target: Target) -> Blocks:
+    """How Ŝ is cut for attention in `dtype`; on AMD's devices large tiles spill in half precision too."""
+    is_small = dtype == torch.float32 or target.backend == "hip"
+    return FLOAT_BLOCKS if is_small else HALF_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -271,8 +276,9 @@ def feedback_matrix(feedback: SemanticFeedback, tile_dtype: torch.dtype = torch.
     """Ŝ as (B, n, n) float32; `tile_dtype` is that of the q, k, v for which it is smoothed."""
     batch, patches = len(feedback.labels), feedback.patches
     matrix = torch.empty(batch, patches, patches, device=feedback.labels.device)
-    arguments, tiles = feedback_arguments(feedback, tile_dtype, target_of(matrix))
-    blocks = FLOAT_BLOCKS if tile_dtype == torch.float32 else HALF_BLOCKS
+    target = target_of(matrix)
+    arguments, tiles = feedback_arguments(feedback, tile_dtype, target)
+    blocks = tile_blocks(tile_dtype, target)
     launch(
         feedback_matrix_kernel,
         batch * triton.cdiv(patches, blocks.rows),
