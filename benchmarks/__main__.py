@@ -15,6 +15,7 @@ BENCHMARKS = {
     "check-gpu": ("benchmarks.gpu.sanitizer", "look for bad accesses and races of the kernels on one GPU"),
     "kernels-report": ("benchmarks.kernels_report", "what each kernel uses, read from machine code"),
     "kernels-matrix": ("benchmarks.kernels_matrix", "compile each kernel by other Tritons"),
+    "attention-model": ("benchmarks.attention_model", "predict the residual attention's time, by counting"),
     "scale": ("benchmarks.scale", "batch, high-resolution and gigapixel, one after the other"),
     "batch": ("benchmarks.batch", "time batches of windows and whole jobs on the CPU"),
     "high-resolution": ("benchmarks.high_resolution", "measure ways to segment large images"),

@@ -94,6 +94,8 @@ class Facts:
     """How many of each there are in the machine code of a kernel with a `tl.dot`."""
     loops: tuple[Loop, ...] = ()
     """Those with matrix instructions, in the order of their heads; NVIDIA only."""
+    outside: int = 0
+    """Instructions outside all loops, of a kernel with a `tl.dot`; NVIDIA only."""
 
 
 def gpu_target(target: Target) -> GPUTarget:
@@ -148,12 +150,14 @@ def compile_for(compilation: Compilation) -> Facts:
     )
     dots = tuple(re.findall(r"= tt\.dot .*? : tensor<(?:\d+x)+(\w+)", compiled.asm["ttir"]))
     loops: tuple[Loop, ...] = ()
+    outside = 0
     if compilation.target.backend == "hip":
         registers, spilled, matrix = read_assembly(compiled.asm["amdgcn"])
     else:
         registers, spilled, code = read_cubin(compiled.asm["cubin"], disassemble=bool(dots))
         matrix = dict(Counter(MATRIX_INSTRUCTION.findall(code)))
         loops = tuple(loop for loop in loops_of(code) if loop.matrix)
+        outside = instructions_outside_loops(code)
     return Facts(
         registers,
         spilled,
@@ -162,6 +166,7 @@ def compile_for(compilation: Compilation) -> Facts:
         dots,
         matrix,
         loops,
+        outside,
     )
 
 

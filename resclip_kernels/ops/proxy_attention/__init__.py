@@ -82,7 +82,8 @@ def proxy_attention(
         keywords: fields of `ProxyAttentionOptions`, in place of those of `options`.
 
     Returns:
-        (B, A, H_v·W_v, d) in `value`'s dtype.
+        (B, A, H_v·W_v, d) in `value`'s dtype; in memory it lies as a merge of the heads wants it, (B, H_v·W_v, A, d),
+        except from "reference".
 
     Raises:
         TypeError, ValueError: a shape, dtype or number that does not fit; the message says what was expected.
@@ -97,7 +98,7 @@ def proxy_attention(
             f"a grid of {height} × {width} patches has {height * width} values without [CLS]; "
             f"value has {value.shape[2]}: leave [CLS] out, or correct grid"
         )
-    return run(
+    by_position = run(
         features,
         value,
         options,
@@ -105,6 +106,8 @@ def proxy_attention(
         feedback,
         parse_implementation(implementation).value,
     )
+    # An operator's result is dense: position by position, so that a compiled caller's merge of the heads is free.
+    return by_position.transpose(1, 2)
 
 
 def proxy_rows(
@@ -159,9 +162,9 @@ def fake(
     feedback: SemanticFeedback | None,
     implementation: str,
 ) -> Tensor:
-    """The shape that `run` returns: (B, A, H_v·W_v, d)."""
+    """The shape that `run` returns: (B, H_v·W_v, A, d)."""
     batch, heads, _, head_width = value.shape
-    return value.new_empty((batch, heads, features.shape[2] * features.shape[3], head_width))
+    return value.new_empty((batch, features.shape[2] * features.shape[3], heads, head_width))
 
 
 @custom_op("proxy_attention", fake)
@@ -173,7 +176,7 @@ def run(
     feedback: SemanticFeedback | None,
     implementation: str,
 ) -> Tensor:
-    """The chosen implementation's result."""
+    """The chosen implementation's result, as (B, H_v·W_v, A, d)."""
     limit = kernel_limit(feedback)
     weight, temperature = options.mixing
     if feedback is not None and weight * temperature > LARGEST_FEEDBACK:
@@ -188,7 +191,7 @@ def run(
     if empty.numel() == 0:
         return empty
     result: Tensor = function(features, value, grid, options, feedback)
-    return result
+    return result.transpose(1, 2)
 
 
 @trial("proxy_attention")

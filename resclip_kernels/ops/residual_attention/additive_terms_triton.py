@@ -36,10 +36,13 @@ from resclip_kernels.ops.semantic_feedback.triton_tiles import (
     weighted_tile,
 )
 
-STORED_BYTES = 1 << 27
-"""Most memory that terms take at a time: those of one image of 8,000 patches in float16."""
+STORED_BYTES = 160 << 20
+"""Most memory that terms take at a time: those of one image of 9,000 patches in float16."""
 # Rows are stored in multiples of this, which all programs' rows divide; so are columns, so that tiles need no mask.
 PADDING = 128
+# Programs a multiprocessor that keep it busy, and the fewest columns of one: smoothing reads some 16 on either side.
+PROGRAMS_WANTED = 4
+LEAST_STRIP = 128
 # The largest sum of terms (in base 2) that is rounded to float16, by at most 2^-10.
 LARGEST_HALF = 4.0
 # Where [CLS] stands among the patches: so far away that no prior reaches it.
@@ -97,16 +100,20 @@ def additive_terms_kernel(
     first_row,
     rows,
     tokens,
+    strip,
     weights,
     PLAN: tl.constexpr,
     TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """BLOCK_M rows of one image, all columns: one program."""
+    """BLOCK_M rows and `strip` columns of one image: one program."""
+    strips = tl.cdiv(stored.columns, strip)
     blocks = tl.cdiv(rows, BLOCK_M)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    row = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    block = tl.program_id(0) // strips
+    image = (block // blocks).to(tl.int64)
+    row = block % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    start = tl.program_id(0) % strips * strip
     token = first_row + row
     patch = tl.maximum(token - PLAN.cls_tokens, 0)
     patches = tokens - PLAN.cls_tokens
@@ -125,9 +132,9 @@ def additive_terms_kernel(
             feedback, first_image + image, patch, inside, row_y, row_x, patches, TILES
         )
         taps = smoothing_taps(feedback, TILES, BLOCK_N)
-        carried = first_entries(feedback, patch_grid, labelled, patches, TILES)
+        carried = first_entries(feedback, patch_grid, labelled, start, patches, TILES)
     row_ptrs = stored.data + image * stored.image + row.to(tl.int64) * stored.columns
-    for first in tl.range(0, stored.columns, BLOCK_N):
+    for first in tl.range(start, tl.minimum(start + strip, stored.columns), BLOCK_N):
         column = first + tl.arange(0, BLOCK_N)
         terms = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         y, x = patch_positions(column, patch_grid)
@@ -183,7 +190,9 @@ def blocks_of_rows(
     dtype = torch.float32 if value.dtype == torch.float32 or is_large else torch.float16
     columns = max(1, triton.cdiv(tokens - plan.cls_tokens, PADDING)) * PADDING
     row_bytes = columns * dtype.itemsize
-    rows = min(tokens, max(PADDING, STORED_BYTES // row_bytes // PADDING * PADDING))
+    # Blocks as even as they can be: a last one of few rows would leave most of the device idle.
+    blocks = triton.cdiv(tokens, max(PADDING, STORED_BYTES // row_bytes // PADDING * PADDING))
+    rows = triton.cdiv(triton.cdiv(tokens, blocks), PADDING) * PADDING
     # Without feedback the images share their terms.
     step = max(1, STORED_BYTES // (row_bytes * tokens)) if plan.has_feedback else max(1, batch)
     arguments: FeedbackArguments | None = None
@@ -197,9 +206,11 @@ def blocks_of_rows(
         different = images.stop - first_image if plan.has_feedback else 1
         data = value.new_empty((different, count, columns), dtype=dtype)
         stored = Stored(data, count * columns if plan.has_feedback else 0, columns)
+        held = different * triton.cdiv(count, programs.rows)
+        strip = strip_of(columns, held, target)
         launch(
             additive_terms_kernel,
-            different * triton.cdiv(count, programs.rows),
+            held * triton.cdiv(columns, strip),
             {
                 "stored": stored,
                 "feedback": arguments,
@@ -208,6 +219,7 @@ def blocks_of_rows(
                 "first_row": first_row,
                 "rows": count,
                 "tokens": tokens,
+                "strip": strip,
                 "weights": weights,
             },
             {
@@ -220,3 +232,9 @@ def blocks_of_rows(
             on=value,
         )
         yield Block(images, first_row, count, stored)
+
+
+def strip_of(columns: int, blocks: int, target: Target) -> int:
+    """Columns of a program: as many programs as the device wants, none so narrow that its edges outweigh it."""
+    wanted = max(1, PROGRAMS_WANTED * target.programs_at_once // max(1, blocks))
+    return max(LEAST_STRIP, -(-columns // (wanted * PADDING)) * PADDING)

@@ -190,7 +190,7 @@ def feedback_sums_kernel(
     taps = smoothing_taps(feedback, TILES, BLOCK_N)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.zeros([BLOCK_M], tl.float32)
-    carried = first_entries(feedback, patch_grid, rows, patches, TILES)
+    carried = first_entries(feedback, patch_grid, rows, 0, patches, TILES)
     for first in range(0, patches, BLOCK_N):
         smooth, carried = smoothed_tile(
             carried, feedback, patch_grid, rows, taps, first, patches, TILES, BLOCK_N
@@ -219,7 +219,7 @@ def feedback_matrix_kernel(
     rows = feedback_rows(feedback, image, row, inside, y, x, patches, TILES)
     taps = smoothing_taps(feedback, TILES, BLOCK_N)
     row_ptrs = matrix + (image * patches + row) * patches
-    carried = first_entries(feedback, patch_grid, rows, patches, TILES)
+    carried = first_entries(feedback, patch_grid, rows, 0, patches, TILES)
     for first in range(0, patches, BLOCK_N):
         smooth, carried = smoothed_tile(
             carried, feedback, patch_grid, rows, taps, first, patches, TILES, BLOCK_N

@@ -151,11 +151,11 @@ def smoothing_taps(feedback, TILES: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def first_entries(feedback, grid, rows, patches, TILES: tl.constexpr):
-    """What `smoothed_tile` carries from tile to tile, before the first one: the entries around its left edge."""
+def first_entries(feedback, grid, rows, first, patches, TILES: tl.constexpr):
+    """What `smoothed_tile` carries from tile to tile, before the one at `first`: the entries around its left edge."""
     carried = ()
     for part in tl.static_range(2 * TILES.margin // 32):
-        raw = raw_tile(feedback, grid, rows, 32 * part - TILES.margin, patches, TILES)
+        raw = raw_tile(feedback, grid, rows, first - TILES.margin + 32 * part, patches, TILES)
         carried += (raw.to(TILES.dtype),)
     return carried
 
