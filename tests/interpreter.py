@@ -14,6 +14,8 @@ from triton.runtime import interpreter
 
 Array = np.ndarray[Any, Any]
 Handle = interpreter.TensorHandle
+# Of one TF32 instruction: the k of m16n8k8, and of Hopper's m64nNk8.
+PRODUCTS_AT_ONCE = 8
 
 
 def bfloat16_to_float32(bits: Array) -> Array:
@@ -40,6 +42,20 @@ def tf32_parts(values: Array) -> tuple[Array, Array]:
     large = tf32(values)
     with np.errstate(invalid="ignore"):
         return large, tf32(values - large)
+
+
+def tf32_product(left: Array, right: Array, total: Array) -> Array:
+    """total + left @ right in float32, of TF32 numbers: as on a matrix unit a row's next products are added at once.
+
+    BLAS rounds after each of them. Units cut off the last bits where this rounds to nearest: how much that costs, a GPU
+    has to tell.
+    """
+    total = total.astype(np.float64)
+    for first in range(0, left.shape[-1], PRODUCTS_AT_ONCE):
+        some = slice(first, first + PRODUCTS_AT_ONCE)
+        total += left[..., some].astype(np.float64) @ right[..., some, :].astype(np.float64)
+        total = total.astype(np.float32).astype(np.float64)
+    return total.astype(np.float32)
 
 
 def is_bfloat16(dtype: Any) -> bool:
@@ -79,26 +95,21 @@ def install() -> None:
     builder.plain_dot = builder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, *rest: Any) -> Any:
-        def dot(left: Any, right: Any, total: Any) -> Any:
-            return self.plain_dot(left, right, total, input_precision, *rest)
-
         name = getattr(input_precision, "name", input_precision)
         if a.dtype.scalar != tl.float32 or b.dtype.scalar != tl.float32 or name == "IEEE":
-            return dot(widened(a), widened(b), d)
-        (a_large, a_small), (b_large, b_small) = (
-            [Handle(part, tl.float32) for part in tf32_parts(handle.data)] for handle in (a, b)
-        )
+            return self.plain_dot(widened(a), widened(b), d, input_precision, *rest)
+        (a_large, a_small), (b_large, b_small) = (tf32_parts(handle.data) for handle in (a, b))
         if name == "TF32":
-            return dot(a_large, b_large, d)
+            return Handle(tf32_product(a_large, b_large, d.data), tl.float32)
         if name != "TF32x3":
             raise NotImplementedError(f"a product of precision {name} is not interpreted")
-        # Triton's order: the small terms first, which infinities make NaN.
-        with np.errstate(invalid="ignore"):
-            cross = dot(a_small, b_large, Handle(np.zeros_like(d.data), tl.float32))
-            cross = dot(a_large, b_small, cross)
-        cross = Handle(np.where(np.isnan(cross.data), np.float32(0), cross.data), tl.float32)
-        product = dot(a_large, b_large, cross)
-        return Handle(product.data + d.data, tl.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            # Triton's order: the small terms first, which infinities make NaN.
+            cross = tf32_product(a_small, b_large, np.zeros_like(d.data))
+            cross = tf32_product(a_large, b_small, cross)
+            cross = np.where(np.isnan(cross), np.float32(0), cross)
+            product = tf32_product(a_large, b_large, cross)
+            return Handle(product + d.data, tl.float32)
 
     def in_float32(plain: Any) -> Any:
         def call(self: Any, *operands: Any) -> Any:

@@ -114,8 +114,11 @@ def test_the_kernels_run_every_base(base: str, seed: int) -> None:
     expected = make(small_tower().to(device), method, implementation="torch")(pixels, queries)
     with watch() as watcher:
         features = make(small_tower().to(device), method, implementation="triton")(pixels, queries)
-    # One per pass, and no kernel of ours for the plain attention of the blocks before.
-    assert watcher.names().count("residual_attention_kernel") == (1 if sfr is None else 2)
+    # One per pass, none where nothing is compared; the layers' mean once for both passes. The plain attention of the
+    # blocks before is no kernel of ours.
+    compares = base not in ("maskclip", "proxyclip")
+    assert watcher.names().count("base_kernel") == compares * (1 if sfr is None else 2)
+    assert watcher.names().count("cross_layer_kernel") == 1
     assert ("proxy_weights_kernel" in watcher.names()) == (base == "proxyclip")
     assert ("majority_kernel" in watcher.names()) == (sfr is not None)
     torch.testing.assert_close(features.patches, expected.patches, rtol=1e-3, atol=1e-4)

@@ -78,7 +78,7 @@ def test_tokens_by_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(kernels.final, "segment_patches", lambda *_: labels)
     with watch() as watcher:
         features = kernels(recorded["image"][None].to(device), text)
-    assert watcher.names().count("residual_attention_kernel") == (2 if case["sfr"] else 1)
+    assert watcher.names().count("base_kernel") == (2 if case["sfr"] else 1)
     tokens = torch.cat([features.cls[0, None], features.patches[0].flatten(0, 1)]).cpu()
     check_tokens(tokens, recorded["tokens"])
 

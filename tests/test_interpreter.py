@@ -131,6 +131,16 @@ def test_the_small_part_that_is_left_out_is_the_only_loss() -> None:
 
 
 @INTERPRETED
+def test_products_of_one_instruction_are_added_at_once() -> None:
+    """Each of eight ones alone would be lost beside 2²⁴, half of whose last place it is."""
+    left, right = torch.zeros(2, 16, 16)
+    left[0, 0] = right[0, 0] = 2.0**12
+    left[0, 8:] = right[8:, 0] = 1
+    for precision in ("tf32", "tf32x3"):
+        assert product(left, right, precision)[0, 0] == 2.0**24 + 8
+
+
+@INTERPRETED
 def test_infinities_stay_what_they_are() -> None:
     """Their small part is NaN, which must not reach the product."""
     left, right = torch.ones(16, 16), torch.ones(16, 16)

@@ -330,13 +330,14 @@ def test_every_form_of_the_feedback_is_compiled(launches: list[Launch]) -> None:
     """Quick or not: without far pairs' bits, and with a Gaussian whose margin is more than one chunk of columns."""
     forms: dict[str, set[tuple[bool, bool]]] = {}
     for launch in launches:
-        if "HAS_FAR" in launch.constants and launch.arguments["labels"] is not None:
-            form = launch.constants["HAS_FAR"], launch.constants["MARGIN"] > 16
+        tiles = launch.constants.get("TILES")
+        if tiles is not None:
+            form = tiles.has_far, tiles.margin > 16
             forms.setdefault(launch.kernel.__name__, set()).add(form)
     assert set(forms) == {
         "feedback_sums_kernel",
         "feedback_matrix_kernel",
-        "residual_attention_kernel",
+        "additive_terms_kernel",
         "proxy_weights_kernel",
     }
     for kernel, seen in forms.items():

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_support import label_map, pairwise
 
-from resclip_kernels import FeedbackOptions, feedback_matrix, semantic_feedback
+from resclip_kernels import (
+    FeedbackOptions,
+    SemanticFeedback,
+    feedback_matrix,
+    proxy_attention,
+    residual_attention,
+    semantic_feedback,
+)
 from resclip_kernels.ops.semantic_feedback import portable, reference
 from resclip_kernels.ops.semantic_feedback.state import (
     gaussian_kernel,
@@ -170,3 +179,28 @@ def test_boundary_distance() -> None:
 def test_errors_say_what_was_expected(labels, arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         semantic_feedback(labels, **arguments)
+
+
+def test_a_state_survives_storing_and_another_versions_is_refused(seed: int) -> None:
+    feedback = semantic_feedback(label_map(seed, grid=(3, 4)))
+    copied = pickle.loads(pickle.dumps(feedback))
+    assert torch.equal(feedback_matrix(copied), feedback_matrix(feedback))
+    assert copied.options == feedback.options
+    for stored in ({"labels": feedback.labels}, {**vars(feedback), "format": 1}):
+        with pytest.raises(
+            ValueError, match=r"must be of format 2; got (none|1), of another version"
+        ):
+            SemanticFeedback.__new__(SemanticFeedback).__setstate__(stored)
+
+
+def test_a_state_on_another_device_is_refused(seed: int) -> None:
+    feedback = semantic_feedback(label_map(seed, grid=(2, 3)))
+    value = torch.empty(1, 1, 6, 16, device="meta")
+    with pytest.raises(
+        ValueError, match="feedback must be on the device of query, meta; its state is on cpu"
+    ):
+        residual_attention(value, value, value, grid=(2, 3), feedback=feedback)
+    with pytest.raises(ValueError, match="feedback must be on the device of features, meta"):
+        proxy_attention(
+            torch.empty(1, 8, 2, 3, device="meta"), value, grid=(2, 3), feedback=feedback
+        )

@@ -15,7 +15,6 @@ from resclip_kernels.checks import (
     check_float,
     check_pair,
     check_same_images,
-    check_type,
     merge_options,
     row_numbers,
 )
@@ -27,7 +26,7 @@ from resclip_kernels.ops.proxy_attention.options import (
     ProxyAttentionKeywords,
     ProxyAttentionOptions,
 )
-from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, kernel_limit
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, check_state, kernel_limit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -145,13 +144,7 @@ def check_features(features: Tensor, feedback: SemanticFeedback | None) -> None:
             f"features must have at least one channel (B, C, H_v, W_v); got {tuple(features.shape)}"
         )
     size = (features.shape[2], features.shape[3])
-    if feedback is not None:
-        check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback, or None")
-    if feedback is not None and (feedback.grid != size or len(feedback.labels) != len(features)):
-        raise ValueError(
-            f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; features hold "
-            f"{len(features)} of {size}: make it from labels on the features' grid"
-        )
+    check_state(feedback, size, "features", features)
 
 
 def fake(

@@ -59,18 +59,6 @@ class Residual(NamedTuple):
     """`Heads` where the sum of the parts is to be written; None where there are none."""
 
 
-class Stored(NamedTuple):
-    """What was stored of the additive terms."""
-
-    data: Any
-    """(B or 1, L, columns) float16: 0 in [CLS]'s row, −∞ past the last patch."""
-    image: int
-    """Elements from one image to the next; 0 where they share it."""
-    columns: int
-    scale: float
-    """What makes base-2 scores of it."""
-
-
 class Weights(NamedTuple):
     """Factors; scores are in base 2."""
 

@@ -64,22 +64,21 @@ def base_attention(
 ) -> Tensor:
     """A_b·v: (B, A, L, d). Without scores the additive terms stand alone."""
     scale = options.scale(value.shape[-1], has_feedback=feedback is not None)
-    change = score_mod(options, feedback, value, has_score=bool(scores))
+    if options.has_terms(feedback):
+        change = score_mod(options, feedback, value, has_score=bool(scores))
+        attend = functools.partial(flexible(value), score_mod=change, scale=scale)
+    else:
+        attend = functools.partial(F.scaled_dot_product_attention, scale=scale)
     # What stands for x and y where there is no score is multiplied, and the product not read.
-    branches = (
-        flexible(value)(left, right, value, score_mod=change, scale=scale)
-        for left, right in scores or [(value, value)]
-    )
+    branches = (attend(left, right, value) for left, right in scores or [(value, value)])
     total: Tensor = functools.reduce(torch.add, branches)
     return total / len(scores) if options.correlation == "pp" else total
 
 
 def score_mod(
     options: AttentionOptions, feedback: SemanticFeedback | None, value: Tensor, *, has_score: bool
-) -> ScoreMod | None:
-    """What changes a score by the places of its tokens, or None where nothing does."""
-    if has_score and not options.has_terms(feedback):
-        return None
+) -> ScoreMod:
+    """What changes a score by the places of its tokens."""
     cls, width = options.cls_tokens(value.shape[2]), options.grid[1]
     std, window = options.neighbourhood_std, options.window
     bonus = None if feedback is None else stored_bonus(options, feedback)

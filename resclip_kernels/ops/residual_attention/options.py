@@ -22,7 +22,7 @@ from resclip_kernels.checks import (
     set_floats,
 )
 from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
-from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, check_state
 
 Correlation = Literal["qk", "qq", "kk", "qq+kk", "pp", "none", "identity"]
 CORRELATIONS: tuple[str, ...] = get_args(Correlation)
@@ -180,16 +180,8 @@ def check_arguments(
             f"a grid of {height} × {width} patches has {1 + patches} tokens with [CLS]; query has {tokens} "
             f"(without [CLS] there would be {patches})"
         )
-    if feedback is not None:
-        check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback, or None")
     check_correlation(options, projections, has_feedback=feedback is not None)
-    if feedback is not None and (
-        feedback.grid != options.grid or len(feedback.labels) != len(query)
-    ):
-        raise ValueError(
-            f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; "
-            f"query holds {len(query)} of {options.grid}"
-        )
+    check_state(feedback, options.grid, "query", query)
 
 
 def as_tuples(

@@ -6,6 +6,8 @@ unit matrix and the mean of all tokens, is no attention kernel.
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from resclip_kernels.launch import target_of
@@ -26,60 +28,27 @@ def residual_attention(
     feedback: SemanticFeedback | None,
     cross_layers: tuple[tuple[Tensor, Tensor], ...],
     cross_layer: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """The formula of `resclip_kernels.residual_attention` by this project's kernels alone."""
-    return attend(
-        query, key, value, options, projections, feedback, cross_layers, cross_layer, mixed=False
-    )
-
-
-def fastest_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    options: AttentionOptions,
-    projections: tuple[Tensor, ...],
-    feedback: SemanticFeedback | None,
-    cross_layers: tuple[tuple[Tensor, Tensor], ...],
-    cross_layer: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """The same, the middle blocks' mean by PyTorch's attention where the launch table says that it is faster."""
-    return attend(
-        query, key, value, options, projections, feedback, cross_layers, cross_layer, mixed=True
-    )
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    options: AttentionOptions,
-    projections: tuple[Tensor, ...],
-    feedback: SemanticFeedback | None,
-    cross_layers: tuple[tuple[Tensor, Tensor], ...],
-    cross_layer: Tensor | None,
     *,
-    mixed: bool,
+    mixed: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Both, told apart by `mixed`."""
+    """The formula of `resclip_kernels.residual_attention` by this project's kernels alone.
+
+    `mixed` leaves the middle blocks' mean to PyTorch's attention where the launch table says that it is faster.
+    """
     batch, heads, tokens, width = value.shape
     target = target_of(value)
     row = row_for(target, value.dtype, width, tokens)
     scores = score_operands(options.correlation, query, key, projections)
     attends = bool(scores) or options.has_terms(feedback)
+    dense_value = with_common_strides([value])[0]
     parts = None
     if cross_layer is None and cross_layers:
         if mixed and row.library_layers:
             cross_layer = library.layers_mean(cross_layers, value)
         else:
             apart = attends and layers_apart(row, target, batch * heads, tokens, len(cross_layers))
-            sums = cross_layer_sums(
-                in_pairs(with_common_strides([x for pair in cross_layers for x in pair])),
-                with_common_strides([value])[0],
-                row.layers,
-                target,
-                apart=apart,
-            )
+            pairs = in_pairs(with_common_strides([x for pair in cross_layers for x in pair]))
+            sums = cross_layer_sums(pairs, dense_value, row.layers, target, apart=apart)
             if apart:
                 parts, cross_layer = sums, value.new_empty(value.shape)
             else:
@@ -89,7 +58,7 @@ def attend(
     residual = None if cross_layer is None else with_common_strides([cross_layer])[0]
     output = base_attention(
         in_pairs(with_common_strides([x for pair in scores for x in pair])),
-        with_common_strides([value])[0],
+        dense_value,
         options,
         feedback,
         residual if parts is None else parts,
@@ -98,6 +67,10 @@ def attend(
         target,
     )
     return output, cross_layer
+
+
+fastest_attention = functools.partial(residual_attention, mixed=True)
+"""What "auto" takes."""
 
 
 def in_pairs(tensors: list[Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:

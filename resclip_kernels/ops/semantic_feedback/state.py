@@ -8,12 +8,16 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from resclip_kernels.checks import check_type
 from resclip_kernels.ops.semantic_feedback.options import Connectivity, FeedbackOptions
 
+# Of the fields below and what they mean: a state that another version pickled may lie otherwise.
+FORMAT = 2
 # Added to a row's sum before the division, as in the released program.
 ROW_SUM_EPSILON = 1e-8
 
@@ -50,6 +54,20 @@ class SemanticFeedback:
         """n = h·w."""
         return math.prod(self.grid)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "format": FORMAT}
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        """ValueError for a state that another version of this project has stored."""
+        fields = dict(fields)
+        came = fields.pop("format", None)
+        if came != FORMAT:
+            raise ValueError(
+                f"a stored state of semantic_feedback must be of format {FORMAT}; got {came or 'none'}, of another "
+                "version of resclip: make it anew from its labels"
+            )
+        vars(self).update(fields)
+
     def of_images(self, some: slice) -> SemanticFeedback:
         """The state of some images of the batch, as views."""
         return replace(
@@ -64,6 +82,32 @@ class SemanticFeedback:
     def images(self) -> list[SemanticFeedback]:
         """A state of each image of the batch alone, as views."""
         return [self.of_images(slice(image, image + 1)) for image in range(len(self.labels))]
+
+
+def check_state(
+    feedback: SemanticFeedback | None, grid: tuple[int, int], name: str, like: Tensor
+) -> None:
+    """TypeError or ValueError unless this is no feedback, or that of `like`'s images, grid and device.
+
+    Args:
+        feedback: what the caller gave.
+        grid: (h, w) of the attention, in patches.
+        name: of `like`, for the message.
+        like: a tensor of the attention, images first.
+    """
+    if feedback is None:
+        return
+    check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback, or None")
+    if feedback.grid != grid or len(feedback.labels) != len(like):
+        raise ValueError(
+            f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; {name} has {len(like)} of "
+            f"{grid}: make it from their labels on that grid"
+        )
+    if feedback.labels.device != like.device:
+        raise ValueError(
+            f"feedback must be on the device of {name}, {like.device}; its state is on {feedback.labels.device}: "
+            "make it from labels there"
+        )
 
 
 def kernel_limit(feedback: SemanticFeedback | None) -> str | None:
