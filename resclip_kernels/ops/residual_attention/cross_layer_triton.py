@@ -55,6 +55,7 @@ def cross_layer_kernel(
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    LEAN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -90,7 +91,7 @@ def cross_layer_kernel(
         m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
         l_i = tl.zeros([BLOCK_M], tl.float32)
         acc = zero_tile(BLOCK_M, PARTS)
-        for first in tl.range(0, tokens, BLOCK_N):
+        for first in tl.range(0, tokens, BLOCK_N, disable_licm=LEAN):
             present = first + tl.arange(0, BLOCK_N) < tokens
             place = tl.cast(first, tl.int64)
             k = load_tile(k_ptr + place * layers.strides.token, k_offsets, present, WIDTH, PARTS)
@@ -152,6 +153,8 @@ def cross_layer_sums(
             "WIDTH": width,
             "PARTS": parts_of(width),
             "PRECISION": target.dot_precision,
+            # A step forms again what all share: wide rows of q in three parts beside the mean would spill.
+            "LEAN": width > 64 and value.dtype == torch.float32,
             "BLOCK_M": program.rows,
             "BLOCK_N": program.columns,
         },

@@ -176,16 +176,7 @@ ROWS = (
         "three products hold six operand tiles, and several scores their sum",
     ),
     Row(
-        HOPPER,
-        SINGLE,
-        128,
-        NO_LIMIT,
-        Program(64, 16, 4, 3),
-        Program(32, 16, 8, 3),
-        "a group of four warps takes 64 rows, and two programs share a multiprocessor",
-    ),
-    Row(
-        (*BLACKWELL, *NVIDIA),
+        (*HOPPER, *BLACKWELL, *NVIDIA),
         SINGLE,
         128,
         NO_LIMIT,

@@ -51,8 +51,12 @@ HALF_BLOCKS = Blocks(64, 32)
 
 
 def tile_blocks(dtype: torch.dtype, target: Target) -> Blocks:
-    """How Ŝ is cut for attention in `dtype`; on AMD's devices large tiles spill in half precision too."""
-    is_small = dtype == torch.float32 or target.backend == "hip"
+    """How Ŝ is cut for attention in `dtype`.
+
+    Large tiles spill on AMD's devices and Blackwell's of the data centre in half precision too.
+    """
+    spills = target.backend == "hip" or target.architecture in (100, 103)
+    is_small = dtype == torch.float32 or spills
     return FLOAT_BLOCKS if is_small else HALF_BLOCKS
 
 
