@@ -36,7 +36,7 @@ class Implementation(str, Enum):
     """Fused GPU kernels; inference only."""
     LIBRARY = "library"
     """PyTorch's own fused kernels alone, compiled by PyTorch on a GPU: plain attention and FlexAttention for
-    `residual_attention`; what "torch" is for the ops that no library has."""
+    `residual_attention`, inference only; what "torch" is for the ops that no library has."""
     TORCH = "torch"
     """Lean PyTorch for any device, CPU included."""
     REFERENCE = "reference"
@@ -128,6 +128,12 @@ def resolve(
         why_not = kernel_obstacle(*tensors) or limit
         if why_not is not None:
             raise ValueError(f"implementation 'triton' cannot run: {why_not}")
+    if implementation is Implementation.LIBRARY and needs_gradient(*tensors):
+        # FlexAttention has none on a CPU.
+        raise ValueError(
+            "implementation 'library' cannot run: it is for inference and a tensor requires grad; "
+            "use 'torch', or torch.no_grad()"
+        )
     return Choice(implementation, "requested by name", available[implementation])
 
 

@@ -98,7 +98,7 @@ def residual_attention(
     ω[i, j] = exp(−‖p_i − p_j‖² / (2·`neighbourhood_std`²)) between patches; ω and Ŝ are 0 in [CLS]'s row and column.
     λ_s·Ŝ is rounded to float16 where Ŝ is normalised, as in the released program. With a `window`, S' + ω is −∞ outside
     it: a patch attends to the patches in a square around it and not to [CLS], while [CLS]'s row sees everything. Of
-    [CLS], patches then read neither key nor value ("reference" multiplies its value by 0).
+    [CLS], patches then read neither key nor value ("reference" and "library" multiply its value by 0).
 
     Args:
         query, key, value: (B, A, L, d), any strides, one floating dtype. Products accumulate in float32 at least.
@@ -109,7 +109,9 @@ def residual_attention(
         cross_layers: (q_i, k_i) of the middle blocks, each (B, A, L, d); empty for no RCS.
         cross_layer: A_c·v from an earlier call with the same value, which spares its computation; it replaces
             `cross_layers`.
-        implementation: see `Implementation`.
+        implementation: see `Implementation`. "library" is `scaled_dot_product_attention` for the middle blocks, and
+            for the base FlexAttention with the prior, the window and a stored λ_s·Ŝ as its `score_mod`; on a CPU that
+            one holds (B, A, L, L) scores. It takes heads of any width, float64 too, and no gradient.
         keywords: fields of `AttentionOptions`, in place of those of `options`.
 
     Returns:

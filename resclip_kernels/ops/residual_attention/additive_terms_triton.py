@@ -166,10 +166,9 @@ def blocks_of_rows(
     float32, or of any weights that make them large.
     """
     batch, _, tokens, _ = value.shape
-    std = options.neighbourhood_std
     plan = TermsPlan(
         has_feedback=feedback is not None,
-        has_prior=std is not None,
+        has_prior=options.neighbourhood_std is not None,
         has_window=options.window is not None,
         cls_tokens=options.cls_tokens(tokens),
     )
@@ -181,7 +180,7 @@ def blocks_of_rows(
     weights = TermsWeights(
         feedback=weight,
         feedback_scale=temperature * log2_e,
-        prior_rate=0.0 if std is None else -log2_e / (2 * std**2),
+        prior_rate=-log2_e / (2 * options.prior_std**2) if plan.has_prior else 0.0,
         prior_shift=math.log2(log2_e),
         window_reach=0.0 if options.window is None else float(options.reach),
     )

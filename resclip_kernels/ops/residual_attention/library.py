@@ -64,7 +64,8 @@ def base_attention(
 ) -> Tensor:
     """A_b·v: (B, A, L, d). Without scores the additive terms stand alone."""
     scale = options.scale(value.shape[-1], has_feedback=feedback is not None)
-    if options.has_terms(feedback):
+    # Terms are between patches. FlexAttention takes no empty tensor.
+    if options.has_terms(feedback) and math.prod(options.grid) and value.numel():
         change = score_mod(options, feedback, value, has_score=bool(scores))
         attend = functools.partial(flexible(value), score_mod=change, scale=scale)
     else:
@@ -80,7 +81,10 @@ def score_mod(
 ) -> ScoreMod:
     """What changes a score by the places of its tokens."""
     cls, width = options.cls_tokens(value.shape[2]), options.grid[1]
-    std, window = options.neighbourhood_std, options.window
+    has_prior, window = options.neighbourhood_std is not None, options.window
+    rate = -0.5 / options.prior_std**2 if has_prior else 0.0
+    # Not that of the score, which is named by the query's while this is traced: bfloat16 holds no squared distance.
+    dtype = torch.promote_types(value.dtype, torch.float32)
     bonus = None if feedback is None else stored_bonus(options, feedback)
     _, temperature = options.mixing
 
@@ -90,12 +94,11 @@ def score_mod(
         across = i % width - j % width
         between_patches = (row >= cls) & (column >= cls)
         changed = score if has_score else torch.zeros_like(score)
-        if std is not None:
-            squared = (down * down + across * across).to(score.dtype)
-            prior = torch.exp(squared * (-0.5 / std**2))
+        if has_prior:
+            prior = torch.exp((down * down + across * across).to(dtype) * rate)
             changed = changed + torch.where(between_patches, prior, 0.0)
         if bonus is not None:
-            added = temperature * bonus[image, i, j].to(score.dtype)
+            added = temperature * bonus[image, i, j].to(dtype)
             changed = changed + torch.where(between_patches, added, 0.0)
         if window is not None:
             near = (down.abs() <= options.reach) & (across.abs() <= options.reach)

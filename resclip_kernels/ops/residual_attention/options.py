@@ -106,15 +106,20 @@ class AttentionOptions(FeedbackMixing):
             raise ValueError("these options have no window")
         return (self.window - 1) // 2
 
-    def neighbourhood(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """ω's factors along y and x, (h, h) and (w, w): the Gaussian of two axes is the product of both."""
+    @property
+    def prior_std(self) -> float:
+        """σ where its square can be computed with: below and above, ω is the unit matrix and 1 in any dtype."""
         if self.neighbourhood_std is None:
             raise ValueError("these options have no neighbourhood prior")
+        return min(max(self.neighbourhood_std, 1e-9), 1e9)
+
+    def neighbourhood(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """ω's factors along y and x, (h, h) and (w, w): the Gaussian of two axes is the product of both."""
         factors = []
         for size in self.grid:
             position = torch.arange(size, dtype=torch.float64)
             offset = position[:, None] - position[None, :]
-            factors.append(torch.exp(-offset.square() / (2 * self.neighbourhood_std**2)))
+            factors.append(torch.exp(-offset.square() / (2 * self.prior_std**2)))
         dtype = torch.promote_types(like.dtype, torch.float32)
         return factors[0].to(like.device, dtype), factors[1].to(like.device, dtype)
 
