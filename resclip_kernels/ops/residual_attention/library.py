@@ -131,8 +131,11 @@ def compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-def plain_flex(*arguments: Any, **keywords: Any) -> Any:
-    """FlexAttention that is not compiled, without its advice to compile it."""
+def plain_flex(*tensors: Tensor, **keywords: Any) -> Any:
+    """FlexAttention that is not compiled, without its advice to compile it.
+
+    It refuses tensors that require a gradient even where none is followed.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        return flex_attention(*arguments, **keywords)
+        return flex_attention(*(tensor.detach() for tensor in tensors), **keywords)
