@@ -35,7 +35,9 @@ def test_what_an_op_lacks_is_refused_and_not_replaced() -> None:
 
 
 def test_an_unknown_name_lists_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match="'auto', 'triton', 'torch', 'reference'; got 'cuda'"):
+    with pytest.raises(
+        ValueError, match="'auto', 'triton', 'library', 'torch', 'reference'; got 'cuda'"
+    ):
         parse_implementation("cuda")
 
 

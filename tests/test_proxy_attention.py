@@ -261,7 +261,10 @@ def test_a_very_sharp_map_leaves_every_position_its_own_value(
     # exp(γ·(s − 1)) with γ = 1e9: a cosine that rounds to just above 1 must not run over.
     for dtype in (torch.float32, torch.float16):
         given = inputs(seed, size=(3, 4), dtype=dtype)
-        assert torch.equal(given.run(implementation, gamma=1e9), given.value)
+        got = given.run(implementation, gamma=1e9)
+        # A weight of 1 by three TF32 products leaves a float32 value 22 of its bits.
+        tolerance = 2.0**-21 if dtype == torch.float32 and implementation == "triton" else 0.0
+        torch.testing.assert_close(got, given.value, rtol=tolerance, atol=0.0)
 
 
 @every
@@ -629,8 +632,8 @@ LABELS = torch.zeros(2, 3, 4, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        (LABELS.mT, {}, r"2 images of \(4, 3\) patches; features hold 2 of \(3, 4\)"),
-        (LABELS[:1], {}, "1 images of .* patches; features hold 2"),
+        (LABELS.mT, {}, r"2 images of \(4, 3\) patches; got 2 of \(3, 4\) in features"),
+        (LABELS[:1], {}, "1 images of .* patches; got 2 of .* in features"),
         (LABELS, {"feedback_weight": 1.1}, "feedback_weight must lie between 0 and 1; got 1.1"),
         (LABELS, {"feedback_temperature": 0.0}, "feedback_temperature.*above 0"),
     ],

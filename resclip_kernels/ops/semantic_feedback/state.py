@@ -100,8 +100,8 @@ def check_state(
     check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback, or None")
     if feedback.grid != grid or len(feedback.labels) != len(like):
         raise ValueError(
-            f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; {name} has {len(like)} of "
-            f"{grid}: make it from their labels on that grid"
+            f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; got {len(like)} of "
+            f"{grid} in {name}: make it from their labels on that grid"
         )
     if feedback.labels.device != like.device:
         raise ValueError(
