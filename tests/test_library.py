@@ -1,4 +1,4 @@
-"""`implementation="library"`: PyTorch's own attention gives what the op is, in every mode; the other ops are "torch"."""
+"""`implementation="library"`: PyTorch's own attention gives what the op is, in every mode; other ops are "torch"."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def base_attention(
     """A_b·v: (B, A, L, d). Without scores the additive terms stand alone."""
     scale = options.scale(value.shape[-1], has_feedback=feedback is not None)
     # Terms are between patches. FlexAttention takes no empty tensor.
-    if options.has_terms(feedback) and math.prod(options.grid) and value.numel():
+    height, width = options.grid
+    if options.has_terms(feedback) and height * width and value.numel():
         change = score_mod(options, feedback, value, has_score=bool(scores))
         attend = functools.partial(flexible(value), score_mod=change, scale=scale)
     else:
@@ -136,6 +137,7 @@ def plain_flex(*tensors: Tensor, **keywords: Any) -> Any:
 
     It refuses tensors that require a gradient even where none is followed.
     """
+    attend: Callable[..., Any] = flex_attention
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        return flex_attention(*(tensor.detach() for tensor in tensors), **keywords)
+        return attend(*(tensor.detach() for tensor in tensors), **keywords)
