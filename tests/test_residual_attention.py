@@ -265,3 +265,9 @@ def test_auto_alone_leaves_long_layers_to_pytorch(function: str) -> None:
     assert output.shape == cross_layer.shape == meta.value.shape
     mine = [] if function == "fastest_attention" else ["cross_layer_kernel"]
     assert watcher.names() == [*mine, "additive_terms_kernel", "base_kernel"]
+
+
+def test_heads_without_width_are_refused() -> None:
+    nothing = torch.zeros(1, 1, 7, 0)
+    with pytest.raises(ValueError, match="the width of query's heads must be at least 1; got 0"):
+        residual_attention(nothing, nothing, nothing, grid=(2, 3))

@@ -175,6 +175,7 @@ def check_arguments(
         feedback: of SFR.
     """
     check_float("query", query, 4, "(B, A, L, d)")
+    check_count("the width of query's heads", query.shape[3], 1)
     for name, tensor in others:
         check_like(name, tensor, query)
     height, width = options.grid
