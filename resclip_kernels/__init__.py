@@ -1,7 +1,8 @@
 """Numerical ops of training-free dense CLIP, on tensors: no model, no image file and no class name.
 
-Every op is a function with three implementations: `reference` (the plain formula), `torch` (lean, any device) and
-`triton` (fused GPU kernels, inference only). It takes one options object, or the object's fields as keyword arguments.
+Every op is a function with these implementations: `reference` (the plain formula), `torch` (lean, any device),
+`library` (PyTorch's fused kernels; for most ops the same as `torch`) and `triton` (fused GPU kernels, inference only).
+It takes one options object, or the object's fields as keyword arguments.
 `ResidualAttention` is the op as a drop-in module; `attention_maps`, `cross_layer_rows`, `feedback_matrix`,
 `feedback_rows` and `proxy_rows` give the maps that the ops never hold, for looking at them. What is left serves code
 around the ops: argument checks, `check_labels` for labels that come from a GPU, steps whose results do not depend on

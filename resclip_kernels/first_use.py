@@ -29,6 +29,11 @@ SKIP = "RESCLIP_SKIP_KERNEL_CHECK"
 FILE = "RESCLIP_KERNEL_VERDICTS"
 """Environment variable with the path of the file of verdicts."""
 YES = ("1", "true", "on", "yes")
+FLOAT32 = "RESCLIP_FLOAT32"
+"""Environment variable that says how kernels form products of float32 on NVIDIA's GPUs."""
+FLOAT32_PRODUCTS = ("tf32x3", "ieee")
+KERNELS = 2
+"""Counts designs of the kernels: a verdict of another one says nothing."""
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest ‖triton − torch‖ / ‖torch‖ by dtype: some ten times what rounding gives, far less than a wrong formula."""
 MAX_FLIPPED = 0.05
@@ -278,8 +283,19 @@ def key_of(op: str, device: torch.device, dtype: torch.dtype) -> str:
         "torch": torch.__version__,
         "triton": version_of("triton"),
         "resclip": version_of("resclip"),
+        "kernels": KERNELS,
+        "float32": float32_products(),
     }
     return "; ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def float32_products() -> str:
+    """What RESCLIP_FLOAT32 asks for; ValueError where it is no way to form them."""
+    wanted = os.environ.get(FLOAT32, FLOAT32_PRODUCTS[0])
+    if wanted not in FLOAT32_PRODUCTS:
+        valid = " or ".join(FLOAT32_PRODUCTS)
+        raise ValueError(f"{FLOAT32} must be {valid}; got {wanted!r}: set it so, or unset it")
+    return wanted
 
 
 def version_of(package: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,10 +17,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.dispatch import interpreting
-
-FLOAT32 = "RESCLIP_FLOAT32"
-"""Environment variable that says how kernels form products of float32 on NVIDIA's GPUs."""
-FLOAT32_PRODUCTS = ("tf32x3", "ieee")
+from resclip_kernels.first_use import float32_products
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,7 @@ class Target:
         Three TF32 products keep 22 bits of mantissa; AMD's matrix units take float32 as it is. The environment variable
         RESCLIP_FLOAT32=ieee has NVIDIA's multiply-adds form them, all 24 bits and several times slower.
         """
-        wanted = os.environ.get(FLOAT32, "tf32x3")
-        if wanted not in FLOAT32_PRODUCTS:
-            valid = " or ".join(FLOAT32_PRODUCTS)
-            raise ValueError(f"{FLOAT32} must be {valid}; got {wanted!r}: set it so, or unset it")
+        wanted = float32_products()
         return "ieee" if self.backend == "hip" else wanted
 
     @property

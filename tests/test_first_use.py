@@ -14,7 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from resclip_kernels import Implementation, KernelWarning, check_kernels_at_first_use, dispatch
+from resclip_kernels import (
+    Implementation,
+    KernelWarning,
+    check_kernels_at_first_use,
+    dispatch,
+    first_use,
+)
 from resclip_kernels.dispatch import resolve
 from resclip_kernels.first_use import JUDGE, TOLERANCES, TRIALS, Judge, compare
 
@@ -192,3 +198,19 @@ def test_every_op_with_kernels_has_a_trial() -> None:
         "semantic_feedback",
         "upsample_argmax",
     ]
+
+
+def test_a_verdict_holds_for_the_kernels_and_products_that_it_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And a mode that does not exist is said, not taken for kernels that fail."""
+    judged = ("pamr", torch.device("cpu"), torch.float32)
+    keys = {first_use.key_of(*judged)}
+    monkeypatch.setenv(first_use.FLOAT32, "ieee")
+    keys.add(first_use.key_of(*judged))
+    monkeypatch.setattr(first_use, "KERNELS", first_use.KERNELS + 1)
+    keys.add(first_use.key_of(*judged))
+    assert len(keys) == 3
+    monkeypatch.setenv(first_use.FLOAT32, "tf32")
+    with pytest.raises(ValueError, match="RESCLIP_FLOAT32 must be tf32x3 or ieee; got 'tf32'"):
+        Judge().verdict(*judged)

@@ -37,7 +37,7 @@ from resclip_kernels.ops.semantic_feedback.triton_tiles import (
 
 STORED_BYTES = 160 << 20
 """Most memory that terms take at a time: those of one image of 9,000 patches in float16."""
-# Rows are stored in multiples of this, which all programs' rows divide; so are columns, so that tiles need no mask.
+# A block's rows and columns are multiples of this, the last rows aside, and all programs' tiles divide it.
 PADDING = 128
 # Programs a multiprocessor that keep it busy, and the fewest columns of one: smoothing reads some 16 on either side.
 PROGRAMS_WANTED = 4
@@ -198,17 +198,20 @@ def blocks_of_rows(
     if feedback is not None:
         arguments, tiles = feedback_arguments(feedback, value.dtype, target)
     programs = tile_blocks(value.dtype, target)
+    # One block after the other in the same memory: the device runs what reads it before it is written again.
+    different = min(step, batch) if plan.has_feedback else 1
+    held = value.new_empty(different * min(rows, tokens) * columns, dtype=dtype)
     for first_image, first_row in itertools.product(range(0, batch, step), range(0, tokens, rows)):
         images = slice(first_image, min(batch, first_image + step))
         count = min(rows, tokens - first_row)
         different = images.stop - first_image if plan.has_feedback else 1
-        data = value.new_empty((different, count, columns), dtype=dtype)
+        data = held[: different * count * columns].view(different, count, columns)
         stored = Stored(data, count * columns if plan.has_feedback else 0, columns)
-        held = different * triton.cdiv(count, programs.rows)
-        strip = strip_of(columns, held, target)
+        row_blocks = different * triton.cdiv(count, programs.rows)
+        strip = strip_of(columns, row_blocks, target)
         launch(
             additive_terms_kernel,
-            held * triton.cdiv(columns, strip),
+            row_blocks * triton.cdiv(columns, strip),
             {
                 "stored": stored,
                 "feedback": arguments,

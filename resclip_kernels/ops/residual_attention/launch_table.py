@@ -219,6 +219,6 @@ def row_for(target: Target, dtype: torch.dtype, width: int, tokens: int) -> Row:
 
 
 def layers_apart(row: Row, target: Target, heads_of_images: int, tokens: int, layers: int) -> bool:
-    """Whether each of the middle blocks' means has programs of its own: where the device would else be half idle."""
+    """Whether each layer's part of the mean has programs of its own: where the device would else be half idle."""
     warps = heads_of_images * -(-tokens // row.layers.rows) * row.layers.num_warps
     return layers > 1 and warps < WARPS_WANTED * target.programs_at_once

@@ -16,11 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 from torch.nn.attention.flex_attention import flex_attention
 
 from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows, row_blocks
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+
+VARIANTS = 256
+"""Most kernels that FlexAttention is compiled to in one process."""
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -128,8 +132,19 @@ def flexible(value: Tensor) -> Callable[..., Any]:
 
 @functools.cache
 def compiled_flex() -> Callable[..., Any]:
-    """The fused kernel; one for every set of shapes and options."""
-    return torch.compile(flex_attention)
+    """The fused kernel; one for every set of terms and dtypes.
+
+    Of these there are more than torch compiles of one function by default, past which it would run as it is and hold
+    (B, A, L, L) scores; with `fullgraph` that is an error.
+    """
+    compiled: Callable[..., Any] = torch.compile(flex_attention, fullgraph=True)
+    name = "recompile_limit" if hasattr(dynamo_config, "recompile_limit") else "cache_size_limit"
+
+    def attend(*arguments: Any, **keywords: Any) -> Any:
+        with dynamo_config.patch({name: VARIANTS}):
+            return compiled(*arguments, **keywords)
+
+    return attend
 
 
 def plain_flex(*tensors: Tensor, **keywords: Any) -> Any:

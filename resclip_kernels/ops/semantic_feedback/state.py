@@ -61,7 +61,7 @@ class SemanticFeedback:
         """ValueError for a state that another version of this project has stored."""
         fields = dict(fields)
         came = fields.pop("format", None)
-        if came != FORMAT:
+        if came != FORMAT or fields.keys() != self.__dataclass_fields__.keys():
             raise ValueError(
                 f"a stored state of semantic_feedback must be of format {FORMAT}; got {came or 'none'}, of another "
                 "version of resclip: make it anew from its labels"
