@@ -37,7 +37,7 @@ from resclip_kernels import (
     upsample_argmax,
 )
 from resclip_kernels.dispatch import interpreting
-from resclip_kernels.launch import FLOAT32
+from resclip_kernels.first_use import FLOAT32
 from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
 from resclip_kernels.ops.semantic_feedback import reference as feedback_reference
 

@@ -175,7 +175,9 @@ def check_arguments(
         feedback: of SFR.
     """
     check_float("query", query, 4, "(B, A, L, d)")
-    check_count("the width of query's heads", query.shape[3], 1)
+    # While torch.jit traces, a size is a tensor.
+    if query.shape[3] < 1:
+        raise ValueError("the width of query's heads must be at least 1; got 0")
     for name, tensor in others:
         check_like(name, tensor, query)
     height, width = options.grid
