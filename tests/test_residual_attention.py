@@ -196,7 +196,7 @@ OF_ONE_IMAGE = semantic_feedback(torch.zeros(1, *GRID, dtype=torch.int64))
         ({"key": INPUTS.key[..., :32]}, ValueError, "key must have query's shape"),
         ({"value": INPUTS.value.half()}, TypeError, "value must be torch.float32"),
         ({"feedback": OF_ONE_IMAGE}, ValueError, "feedback is for 1 images"),
-        ({"cross_layer": torch.zeros(1)}, ValueError, "cross_layer must have query's shape"),
+        ({"cross_layer": torch.zeros(1)}, ValueError, "cross_layer must have value's shape"),
         ({"correlation": "pp"}, ValueError, "projections with themselves; got none: pass"),
         ({"projections": [INPUTS.key]}, ValueError, "only correlation 'pp' takes projections; got"),
         (

@@ -282,3 +282,53 @@ def test_window_is_a_square_around_each_patch() -> None:
     assert torch.equal(~outside[1:, 1:], expected)
     assert outside[1:, 0].all()
     assert not outside[0].any()
+
+
+@pytest.mark.parametrize("width", (8, 32, 48), ids=("narrower", "as-wide", "wider"))
+@pytest.mark.parametrize("implementation", ("torch", "library", "triton"))
+def test_scores_of_another_width_than_the_values(
+    seed: int, implementation: str, width: int
+) -> None:
+    """Scores stay over the root of their own width, and A_c's over that of the values."""
+    inputs = sample(seed, GRID, layers=2)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*inputs.query.shape[:3], width)
+    query, key = (torch.randn(shape, generator=generator).to(inputs.query) for _ in range(2))
+    for correlation in ("qk", "qq+kk"):
+        results = [
+            residual_attention(
+                query,
+                key,
+                inputs.value,
+                grid=GRID,
+                correlation=correlation,
+                cross_layers=inputs.cross_layers,
+                implementation=name,
+                **all_terms(inputs),
+            )
+            for name in (implementation, "reference")
+        ]
+        for got, wanted in zip(*results, strict=True):
+            assert got is not None
+            assert wanted is not None
+            torch.testing.assert_close(got, wanted, rtol=2e-4, atol=2e-5)
+    wide = torch.nn.functional.pad(query, (0, 5)), torch.nn.functional.pad(key, (0, 5))
+    padded = residual_attention(
+        *wide,
+        inputs.value,
+        grid=GRID,
+        correlation="qk",
+        score_temperature=(width / (width + 5)) ** 0.5,
+        implementation=implementation,
+    )
+    plain = residual_attention(
+        query, key, inputs.value, grid=GRID, correlation="qk", implementation=implementation
+    )
+    torch.testing.assert_close(padded.output, plain.output, rtol=2e-4, atol=2e-5)
+
+
+def test_middle_blocks_have_the_width_of_the_values() -> None:
+    inputs = sample(2, GRID)
+    narrow = tuple((query[..., :8], key[..., :8]) for query, key in inputs.cross_layers)
+    with pytest.raises(ValueError, match=r"cross_layers\[0\]'s query must have value's shape"):
+        residual_attention(*inputs[:3], grid=GRID, cross_layers=narrow)

@@ -18,6 +18,7 @@ from resclip_kernels.ops.residual_attention.options import (
     as_tuples,
     check_arguments,
     check_like,
+    check_values,
     named_tensors,
 )
 from resclip_kernels.ops.residual_attention.reference import (
@@ -77,8 +78,10 @@ def attention_maps(
     """
     projections, cross_layers = as_tuples(projections, cross_layers)
     options = merge_options(AttentionOptions, options, keywords)
-    others = [("key", key), *named_tensors(projections, cross_layers)]
+    others = [("key", key), *named_tensors(projections, ())]
     check_arguments(options, query, others, projections, feedback)
+    if cross_layers:
+        check_values(query, cross_layers[0][0], named_tensors((), cross_layers))
     numbers = row_numbers(rows, query.shape[2])
     query, key = wide(query), wide(key)
     projections = tuple(wide(projection) for projection in projections)

@@ -67,10 +67,10 @@ def base_attention(
     feedback: SemanticFeedback | None,
 ) -> Tensor:
     """A_b·v: (B, A, L, d). Without scores the additive terms stand alone."""
-    scale = options.scale(value.shape[-1], has_feedback=feedback is not None)
+    width = scores[0][0].shape[-1] if scores else value.shape[-1]
+    scale = options.scale(width, has_feedback=feedback is not None)
     # Terms are between patches. FlexAttention takes no empty tensor.
-    height, width = options.grid
-    if options.has_terms(feedback) and height * width and value.numel():
+    if options.has_terms(feedback) and math.prod(options.grid) and value.numel():
         change = score_mod(options, feedback, value, has_score=bool(scores))
         attend = functools.partial(flexible(value), score_mod=change, scale=scale)
     else:

@@ -216,17 +216,33 @@ def named_tensors(
     return named
 
 
-def check_like(name: str, tensor: Tensor, query: Tensor) -> None:
-    """`tensor` must have the query's shape, dtype and device."""
+def check_values(query: Tensor, value: Tensor, layers: Iterable[tuple[str, Tensor]]) -> None:
+    """TypeError or ValueError unless the values, and what is of their width, fit the query.
+
+    Args:
+        query: (B, A, L, d).
+        value: (B, A, L, d_v).
+        layers: tensors of the middle blocks, under the names that errors give them: each like `value`.
+    """
+    if isinstance(value, Tensor) and value.ndim == 4 and value.shape[3] >= 1:
+        check_like("value", value, query[..., :1].expand(*query.shape[:3], value.shape[3]))
+    else:
+        check_like("value", value, query)
+    for name, tensor in layers:
+        check_like(name, tensor, value, "value")
+
+
+def check_like(name: str, tensor: Tensor, query: Tensor, like: str = "query") -> None:
+    """`tensor` must have the shape, dtype and device of the query, or of another tensor with the name `like`."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
     if tensor.shape != query.shape:
         raise ValueError(
-            f"{name} must have query's shape {tuple(query.shape)}; got {tuple(tensor.shape)}"
+            f"{name} must have {like}'s shape {tuple(query.shape)}; got {tuple(tensor.shape)}"
         )
     if tensor.dtype != query.dtype or tensor.device != query.device:
         raise TypeError(
-            f"{name} must be {query.dtype} on {query.device} like query; "
+            f"{name} must be {query.dtype} on {query.device} like {like}; "
             f"got {tensor.dtype} on {tensor.device}"
         )
 

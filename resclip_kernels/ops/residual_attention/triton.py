@@ -7,14 +7,16 @@ unit matrix and the mean of all tokens, is no attention kernel.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.launch import target_of
+from resclip_kernels.launch import Target, target_of
 from resclip_kernels.ops.residual_attention import library
 from resclip_kernels.ops.residual_attention.base_triton import base_attention
 from resclip_kernels.ops.residual_attention.cross_layer_triton import cross_layer_sums
-from resclip_kernels.ops.residual_attention.launch_table import layers_apart, row_for
+from resclip_kernels.ops.residual_attention.launch_table import Program, layers_apart, row_for
 from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 
@@ -47,8 +49,9 @@ def residual_attention(
             cross_layer = library.layers_mean(cross_layers, value)
         else:
             apart = attends and layers_apart(row, target, batch * heads, tokens, len(cross_layers))
-            pairs = in_pairs(with_common_strides([x for pair in cross_layers for x in pair]))
-            sums = cross_layer_sums(pairs, dense_value, row.layers, target, apart=apart)
+            apart = apart and query.shape[3] == width
+            layers = in_pairs(with_common_strides([x for pair in cross_layers for x in pair]))
+            sums = cross_layer_sums(layers, dense_value, row.layers, target, apart=apart)
             if apart:
                 parts, cross_layer = sums, value.new_empty(value.shape)
             else:
@@ -56,8 +59,13 @@ def residual_attention(
     if not attends:
         return options.mixed(options.unattended(value), cross_layer), cross_layer
     residual = None if cross_layer is None else with_common_strides([cross_layer])[0]
+    pairs = in_pairs(with_common_strides([x for pair in scores for x in pair]))
+    if query.shape[3] != width:
+        wide = row_for(target, value.dtype, max(query.shape[3], width), tokens)
+        base = unequal_widths(pairs, dense_value, options, feedback, wide.base, target)
+        return options.mixed(base, cross_layer), cross_layer
     output = base_attention(
-        in_pairs(with_common_strides([x for pair in scores for x in pair])),
+        pairs,
         dense_value,
         options,
         feedback,
@@ -67,6 +75,36 @@ def residual_attention(
         target,
     )
     return output, cross_layer
+
+
+def unequal_widths(
+    scores: tuple[tuple[Tensor, Tensor], ...],
+    value: Tensor,
+    options: AttentionOptions,
+    feedback: SemanticFeedback | None,
+    program: Program,
+    target: Target,
+) -> Tensor:
+    """A_b·v where x and y have another width than the values: the narrower are filled up with zeros."""
+    score_width, width = scores[0][0].shape[3] if scores else value.shape[3], value.shape[3]
+    widest = max(score_width, width)
+    filled = tuple(
+        (F.pad(left, (0, widest - score_width)), F.pad(right, (0, widest - score_width)))
+        for left, right in scores
+    )
+    # Scores are over the root of the width that they had.
+    scale = options.score_temperature * (score_width / widest) ** 0.5
+    attended = base_attention(
+        filled,
+        F.pad(value, (0, widest - width)),
+        replace(options, score_temperature=scale),
+        feedback,
+        None,
+        None,
+        program,
+        target,
+    )
+    return attended[..., :width]
 
 
 fastest_attention = functools.partial(residual_attention, mixed=True)
