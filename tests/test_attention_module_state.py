@@ -272,7 +272,7 @@ def test_recorder_that_has_not_run_or_ran_on_other_shapes(seed: int) -> None:
     with pytest.raises(ValueError, match="run the model up to that block first"):
         module(x, x, x)
     recorder(fewer, fewer, fewer)
-    with pytest.raises(ValueError, match=r"cross_layers\[0\]'s query must have value's shape"):
+    with pytest.raises(ValueError, match=r"cross_layers\[0\]'s query must have query's shape"):
         module(x, x, x)
 
 

@@ -327,8 +327,26 @@ def test_scores_of_another_width_than_the_values(
     torch.testing.assert_close(padded.output, plain.output, rtol=2e-4, atol=2e-5)
 
 
-def test_middle_blocks_have_the_width_of_the_values() -> None:
+@pytest.mark.parametrize("implementation", ("torch", "library", "triton"))
+def test_middle_blocks_of_another_width_than_the_values(seed: int, implementation: str) -> None:
+    inputs = sample(seed, GRID, layers=2)
+    first, second = inputs.cross_layers
+    for layers in (
+        ((first[0][..., :8], first[1][..., :8]), second),
+        tuple((torch.cat(pair, -1), torch.cat(pair[::-1], -1)) for pair in (first, second)),
+    ):
+        results = [
+            residual_attention(*inputs[:3], grid=GRID, cross_layers=layers, implementation=name)
+            for name in (implementation, "reference")
+        ]
+        for got, wanted in zip(*results, strict=True):
+            assert got is not None
+            assert wanted is not None
+            torch.testing.assert_close(got, wanted, rtol=2e-4, atol=2e-5)
+
+
+def test_a_middle_blocks_query_and_key_are_alike() -> None:
     inputs = sample(2, GRID)
-    narrow = tuple((query[..., :8], key[..., :8]) for query, key in inputs.cross_layers)
-    with pytest.raises(ValueError, match=r"cross_layers\[0\]'s query must have value's shape"):
-        residual_attention(*inputs[:3], grid=GRID, cross_layers=narrow)
+    query, key = inputs.cross_layers[0]
+    with pytest.raises(ValueError, match=r"cross_layers\[0\]'s key must have cross_layers\[0\]'s"):
+        residual_attention(*inputs[:3], grid=GRID, cross_layers=[(query, key[..., :8])])

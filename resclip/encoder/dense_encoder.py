@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resclip.encoder.attention_maps import AttentionMaps, proxy_maps, tower_maps
-from resclip.encoder.final_block import Coarse, FinalBlock, FinalInputs
+from resclip.encoder.final_block import Coarse
+from resclip.encoder.method_blocks import make_final_block
+from resclip.encoder.trace import BlockStep, Trace
 from resclip.methods.catalogue import (
     RCS,
     SFR,
@@ -19,9 +22,12 @@ from resclip.methods.catalogue import (
     ProxyAttention,
 )
 from resclip.methods.correlation import Correlation
+from resclip.methods.pieces import Pieces
 from resclip.models import Tower, adapt
+from resclip.models.tower import POSITIONS
 from resclip_kernels import (
     Implementation,
+    check_choice,
     check_pair,
     check_type,
     deterministic_attention,
@@ -59,6 +65,9 @@ class DenseEncoder(nn.Module):
         proxy_attention: ProxyCLIP's β and γ; None for the base's own.
         overview: the final block also attends to a coarse pass over the whole image, of which the pixels given to
             `forward` are a window; None: to these pixels alone.
+        pieces: what is done to tokens and maps beside the attention; None: the base's own.
+        position: how position embeddings are resized for another grid than the trained one: "released" (bicubic, by
+            ResCLIP's program's scale factors), "bicubic", "antialias" (bicubic) or "bilinear"; None: the base's own.
 
     Raises:
         TypeError: `visual` is no vision transformer that can be rebuilt, or was changed in a way that the encoder
@@ -81,10 +90,14 @@ class DenseEncoder(nn.Module):
         proxy: Callable[[Tensor], Tensor] | None = None,
         proxy_attention: ProxyAttention | None = None,
         overview: Overview | None = None,
+        pieces: Pieces | None = None,
+        position: str | None = None,
     ) -> None:
         super().__init__()
+        if position is not None:
+            check_choice("position", position, tuple(POSITIONS), ", or None for the base's own")
         self.tower = adapt(visual)
-        self.final = FinalBlock(
+        self.final = make_final_block(
             self.tower,
             base,
             rcs,
@@ -96,12 +109,15 @@ class DenseEncoder(nn.Module):
             proxy=proxy,
             proxy_attention=proxy_attention,
             overview=overview,
+            pieces=pieces,
         )
         self.tower.check_host()
         if self.tower is not visual:
             self.tower.check_result()
         self.base = self.final.base
+        self.position = self.base.position if position is None else position
         self.correlation = self.final.correlation
+        self.pieces = self.final.pieces
         self.overview = overview
         self.rcs = rcs
         self.sfr = sfr
@@ -182,6 +198,11 @@ class DenseEncoder(nn.Module):
                 "attention maps lie on one image, and with an overview a patch attends to a second one: "
                 "use an encoder with overview=None"
             )
+        if self.final.needs_trace:
+            raise ValueError(
+                f"base {self.base.name!r} {self.final.needs_trace}, so that no one map tells what a patch gathers: "
+                "attention maps are there for bases without such pieces"
+            )
         self.check(pixels, text)
         inputs = self.run_blocks(pixels)
         height, width = inputs.output_grid
@@ -199,35 +220,54 @@ class DenseEncoder(nn.Module):
             return tower_maps(self.final, inputs, rows, feedback)
         return proxy_maps(self.final, inputs, inputs.features, rows, feedback)
 
-    def run_blocks(self, pixels: Tensor) -> FinalInputs:
+    @torch.no_grad()
+    def image_vectors(self, pixels: Tensor) -> Tensor:
+        """(B, E): CLIP's own vector of whole images, its [CLS] by its own final block, not unit-normed.
+
+        The blocks before run as the method runs them.
+
+        Args:
+            pixels: as in `forward`.
+
+        Raises:
+            TypeError, ValueError: as `forward`; a tower without [CLS].
+        """
+        if not self.tower.has_cls:
+            raise ValueError(
+                "CLIP's vector of an image is its [CLS], and this tower has none: use a tower with [CLS]"
+            )
+        self.check_model()
+        check_pixels(pixels, self.tower)
+        with fast_linear():
+            tokens, trace = self._run_blocks(pixels)
+        return self.final.image_vectors(tokens, trace.grid)
+
+    def run_blocks(self, pixels: Tensor) -> Any:
         """Run all blocks but the final one, and project what the final one's passes read."""
         with fast_linear():
-            return self._run_blocks(pixels)
+            tokens, trace = self._run_blocks(pixels)
+            return self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)
 
-    def _run_blocks(self, pixels: Tensor) -> FinalInputs:
-        """`run_blocks`, its linear layers as they are."""
+    def _run_blocks(self, pixels: Tensor) -> tuple[Tensor, Trace]:
+        """The final block's input (B, L, D), and what is kept of the blocks before; linear layers as they are."""
         tower = self.tower
-        features = self.final.run_proxy(pixels)
-        pixels = pixels.to(tower.dtype)
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
+        trace = self.final.trace(pixels, grid)
+        pixels = pixels.to(tower.dtype)
         # Before the final block attention is plain: torch's own, or the formula's with its map in memory.
         attend: Callable[[Tensor, Tensor, Tensor], Tensor] = deterministic_attention
         if self.implementation is Implementation.REFERENCE:
             attend = partial(plain_attention, grid=grid)
-        tokens = tower.embed(pixels)
-        recorded = []
-        compared = None
-        blocks = tower.blocks
-        for number, block in enumerate(blocks[:-1], start=1):
+        tokens = tower.embed(pixels, self.position)
+        for number, block in enumerate(tower.blocks[:-1], start=1):
             normed = tower.norm(block, tokens)
             query, key, value = tower.project_qkv(block, normed, grid)
-            if number in self.layers:
-                recorded.append((query, key))
-            if number == self.correlation.layer:
-                compared = normed, query, key
-            tokens = tokens + tower.project_out(block, attend(query, key, value))
-            tokens = tower.feed_forward(block, tokens)
-        return self.final.make_inputs(blocks[-1], tokens, grid, recorded, compared, features)
+            attended = trace.attend(query, key, value, attend)
+            output = tower.feed_forward(block, tokens + tower.project_out(block, attended))
+            tokens = trace.after(
+                BlockStep(number, block, tokens, normed, query, key, value, output)
+            )
+        return tokens, trace
 
     def check(self, pixels: Tensor, text: Tensor | None) -> None:
         """Raise for inputs that do not fit, and for a model that was changed since, saying what would."""

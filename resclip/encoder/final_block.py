@@ -6,13 +6,15 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resclip.encoder.key_alignment import aligned
+from resclip.encoder.trace import Trace
 from resclip.methods.catalogue import (
     FINAL_BLOCKS,
     RCS,
@@ -25,6 +27,7 @@ from resclip.methods.catalogue import (
     find_base,
 )
 from resclip.methods.correlation import Correlation
+from resclip.methods.pieces import Pieces
 from resclip.models import Tower
 from resclip.models.tower import split_heads
 from resclip_kernels import (
@@ -169,13 +172,17 @@ class Pass(NamedTuple):
 class FinalBlock:
     """The final block of a tower with a method's attention in place of its own.
 
-    It holds the method and no state of an image; several threads may use it at once.
+    It holds the method and no state of an image; several threads may use it at once. Methods whose pieces give it
+    other streams of tokens are its subclasses, which `make_final_block` chooses.
 
     Args: see `resclip.DenseEncoder`.
 
     Raises:
         ValueError, TypeError: as `resclip.DenseEncoder` does.
     """
+
+    needs_trace: ClassVar[str] = ""
+    """Why the block alone, without the run of all blocks, cannot be the method; empty where it can."""
 
     def __init__(
         self,
@@ -191,6 +198,7 @@ class FinalBlock:
         proxy: Callable[[Tensor], Tensor] | None = None,
         proxy_attention: ProxyAttention | None = None,
         overview: Overview | None = None,
+        pieces: Pieces | None = None,
     ) -> None:
         self.base = find_base(base)
         if kind is not None:
@@ -209,6 +217,7 @@ class FinalBlock:
             ("correlation", correlation, Correlation, "a Correlation, its text, or None"),
             ("proxy_attention", proxy_attention, ProxyAttention, "a ProxyAttention or None"),
             ("overview", overview, Overview, "an Overview or None"),
+            ("pieces", pieces, Pieces, "a Pieces, or None for the base's own"),
         ):
             if value is not None:
                 check_type(name, value, kinds, words)
@@ -229,8 +238,10 @@ class FinalBlock:
             raise ValueError(
                 f"SFR segments by text, and {tower.text_obstacle}; without SFR this tower can be used"
             )
+        self.pieces = self.base.pieces if pieces is None else pieces
+        check_pieces(self.pieces, self.base, self.correlation, tower)
         if overview is not None:
-            check_overview(self.base, self.correlation)
+            check_overview(self.base, self.correlation, self.pieces)
         self.overview = overview
         self.tower = tower
         self.rcs = rcs
@@ -268,6 +279,10 @@ class FinalBlock:
         other.tower = tower
         return other
 
+    def trace(self, pixels: Tensor, grid: tuple[int, int]) -> Trace:
+        """What a forward pass of these pixels keeps of the blocks before this one."""
+        return Trace(self, pixels, grid)
+
     def run_proxy(self, pixels: Tensor) -> Tensor | None:
         """The proxy's features (B, C, H_v, W_v); None where the base has none.
 
@@ -286,6 +301,12 @@ class FinalBlock:
                 f"proxy= must return features (B, C, H, W) for {len(pixels)} images; got {tuple(features.shape)}"
             )
         return features
+
+    def make_traced_inputs(self, block: Any, tokens: Tensor, trace: Trace) -> Any:
+        """What the final block's passes read, from its input (B, L, D) and what was kept on the way to it."""
+        return self.make_inputs(
+            block, tokens, trace.grid, trace.cross_layers, trace.compared, trace.features
+        )
 
     def make_inputs(
         self,
@@ -310,13 +331,26 @@ class FinalBlock:
             normed = self.tower.norm(block, tokens)
             query, key, value = self.tower.project_qkv(block, normed, grid)
         normed, query, key = compared or (normed, query, key)
-        projections = self.project(normed)
+        projections = self.project(normed, query, key, value)
+        if self.pieces.alignment is not None:
+            query, key = self.align(query, key, int(self.tower.has_cls))
         return FinalInputs(
             tokens, value, query, key, projections, tuple(cross_layers), grid, features
         )
 
-    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
-        """What the correlations "xx" and "random" compare: (B, A, L, d) each, from x (B, L, D)."""
+    def align(self, query: Tensor, key: Tensor, skip: int) -> tuple[Tensor, Tensor]:
+        """q and k of `KeyAlignment`, twice as wide; `skip` counts [CLS]."""
+        if self.pieces.alignment is None:
+            return query, key
+        return aligned(query, key, self.pieces.alignment, skip)
+
+    def project(
+        self, normed: Tensor, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What is compared by correlations that do not compare q and k alone: (B, A, L, d) each, from x (B, L, D)."""
+        if "vv" in self.correlation.scores:
+            parts = {"q": query, "k": key, "v": value}
+            return tuple(parts[score[0]] for score in self.correlation.scores.split("+"))
         if self.correlation.scores == "xx":
             projected = [normed]
         elif self.random_projections is not None:
@@ -381,7 +415,8 @@ class FinalBlock:
             plain=self.implementation is Implementation.REFERENCE,
         )
         # The base's map is the mean over random projections, and the sum of all its other scores.
-        return inputs._replace(overview=gathered / max(1, len(inputs.projections)))
+        count = len(inputs.projections) if self.op_correlation(inputs) == "pp" else 1
+        return inputs._replace(overview=gathered / count)
 
     def operands(self, inputs: FinalInputs) -> list[tuple[Tensor, Tensor]]:
         """(x, y) of every score x yᵀ that the base compares tokens by."""
@@ -390,8 +425,14 @@ class FinalBlock:
         )
 
     def op_correlation(self, inputs: FinalInputs) -> OpCorrelation:
-        """The correlation under the op's names: "xx" and "random", which project anew, are both "pp" there."""
-        return "pp" if inputs.projections else cast(OpCorrelation, self.correlation.scores)
+        """The correlation under the op's names; see `op_name`."""
+        return self.op_name(bool(inputs.projections))
+
+    def op_name(self, projects: bool) -> OpCorrelation:
+        """The op's name: "xx", "random" and "vv", which name what is projected, are "pp", and "qq+kk+vv" "pp-sum"."""
+        if self.correlation.scores == "qq+kk+vv":
+            return "pp-sum"
+        return "pp" if projects else cast(OpCorrelation, self.correlation.scores)
 
     def run(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
@@ -407,13 +448,23 @@ class FinalBlock:
                 tokens = tower.feed_forward(block, inputs.tokens + tokens)
         return Pass(tokens, cross_layer, feedback)
 
-    def features(self, inputs: FinalInputs, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tower's head on a pass's tokens: (B, h, w, E) of the patches, and (B, E) of [CLS]."""
+    def features(self, inputs: Any, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tower's head on a pass's tokens: (B, h, w, E) of the patches, and (B, E) of [CLS] where it is there."""
         with fast_linear():
             tokens = self.tower.head(tokens)
-        has_cls = self.tower.has_cls and inputs.features is None
-        patches = tokens[:, int(has_cls) :].unflatten(1, inputs.output_grid)
-        return patches, tokens[:, 0] if has_cls else None
+        skip = tokens.shape[1] - math.prod(inputs.output_grid)
+        patches = tokens[:, skip:].unflatten(1, inputs.output_grid)
+        return patches, tokens[:, 0] if skip else None
+
+    def image_vectors(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, E): [CLS] by CLIP's own final block and head, from the block's input (B, L, D); what CLIP compares."""
+        tower, block = self.tower, self.tower.block_list[-1]
+        with fast_linear():
+            query, key, value = tower.project_qkv(block, tower.norm(block, tokens), grid)
+            attended = deterministic_attention(query[:, :, :1], key, value)
+            cls = tower.feed_forward(block, tokens[:, :1] + tower.project_out(block, attended))
+            vectors: Tensor = tower.head(cls)[:, 0]
+        return vectors
 
     def attend(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None
@@ -447,14 +498,20 @@ class FinalBlock:
 
     def attention_options(self, inputs: FinalInputs) -> AttentionOptions:
         """What decides the map of `residual_attention` beside its tensors."""
+        options = self.base_options(inputs.grid, bool(inputs.projections))
+        return replace(options, **self.rcs.attention_options()) if self.rcs else options
+
+    def base_options(self, grid: tuple[int, int], projects: bool) -> AttentionOptions:
+        """The base's map with SFR's weights, without RCS."""
+        # Aligned keys are twice as wide, and their score stays over the root of a head's width.
+        widened = 1.0 if self.pieces.alignment is None else 0.5**0.5
         return AttentionOptions(
-            grid=inputs.grid,
-            correlation=self.op_correlation(inputs),
-            score_temperature=self.correlation.temperature,
+            grid=grid,
+            correlation=self.op_name(projects),
+            score_temperature=self.correlation.temperature * widened,
             window=self.correlation.window,
             neighbourhood_std=self.neighbourhood_std,
             **(self.sfr.attention_options() if self.sfr else {}),
-            **(self.rcs.attention_options() if self.rcs else {}),
         )
 
     def attend_by_proxy(
@@ -557,8 +614,36 @@ def check_proxy(
         )
 
 
-def check_overview(base: Base, correlation: Correlation) -> None:
+def check_pieces(pieces: Pieces, base: Base, correlation: Correlation, tower: Tower) -> None:
+    """ValueError where a piece has no sense on this base or tower."""
+    changing = [name for name, _ in pieces.items() if name not in ("denoising", "refocusing")]
+    if base.proxy is not None and changing:
+        raise ValueError(
+            f"base {base.name!r} attends by another model's features, which {', '.join(changing)} does not change: "
+            "leave it out, or use another base"
+        )
+    if pieces.alignment is not None and correlation.scores != "qk":
+        raise ValueError(
+            "KeyAlignment rotates keys towards the queries that they are compared with: it takes correlation 'qk'; "
+            f"got {correlation.scores!r}"
+        )
+    if correlation.layer is not None and changing:
+        raise ValueError(
+            f"correlation layer={correlation.layer} compares another block's tokens, and {', '.join(changing)} changes "
+            "the final block's: leave one of them out"
+        )
+    if pieces.denoising is not None:
+        pieces.denoising.channels_of(tower.depth, tower.width)
+
+
+def check_overview(base: Base, correlation: Correlation, pieces: Pieces) -> None:
     """ValueError unless the base compares tokens, so that it can compare them with those of a coarse pass."""
+    own = [name for name, _ in pieces.items() if name not in ("denoising", "refocusing")]
+    if own:
+        raise ValueError(
+            f"an overview is not defined for the pieces {', '.join(own)} of base {base.name!r}: use overview=None or "
+            "another base"
+        )
     if base.proxy is not None:
         raise ValueError(
             f"an overview compares CLIP's tokens, and base {base.name!r} attends by another model's features: "

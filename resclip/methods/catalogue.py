@@ -9,6 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from resclip.methods.correlation import Correlation
+from resclip.methods.layers import parse_layers
+from resclip.methods.pieces import (
+    Aggregation,
+    Denoising,
+    HeadSelection,
+    KeyAlignment,
+    LayerFusion,
+    OutlierRepair,
+    PatchAttention,
+    Pieces,
+    SecondPath,
+    SecondStream,
+    SimilarityBranch,
+)
 from resclip_kernels import (
     CONNECTIVITIES,
     AttentionOptions,
@@ -32,8 +46,6 @@ MODULES = ("rcs", "sfr")
 
 FACTORS = (1e-6, 1e6)
 """Smallest and largest temperature, scale or sharpness: products with them stay within float32, and float16's norms."""
-MOST_LAYERS = 1_000
-"""Largest number of a block; no tower is as deep."""
 MOST_ROUNDS = 100
 """Largest number of rounds of SFR: each takes as long as the final block and the labels of the one before."""
 MOST_ITERATIONS = 1_000
@@ -84,6 +96,13 @@ class Base:
     """Options of a base whose attention is made by another vision model's features; None for the others."""
     segmenter: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `Segmenter` that the base has instead of the defaults."""
+    position: str = "released"
+    """How position embeddings are resized for another grid than the trained one, see `DenseEncoder`."""
+    pieces: Pieces = field(default_factory=Pieces)
+    """What is done to tokens and maps beside the attention."""
+    rcs_temperature: float = AttentionOptions.cross_temperature
+    """τ_r of RCS on this base, by default and in place of a preset's: 1 where [CLS] or earlier terms are added to the
+    attention's result, so that LN_post does not cancel it."""
 
     @property
     def has_score(self) -> bool:
@@ -147,6 +166,97 @@ BASES: Mapping[str, Base] = {
             proxy=ProxyAttention(),
             segmenter={"window": 336, "stride": 112, "pad_multiple": 56},
         ),
+        Base(
+            "sc-clip",
+            Correlation("kk"),
+            "attention_only",
+            "outliers filled, tokens averaged by likeness, two streams",
+            "Bai et al., Self-Calibrated CLIP for Training-Free Open-Vocabulary Segmentation, arXiv 2411.15869",
+            pieces=Pieces(
+                outliers=OutlierRepair(),
+                aggregation=Aggregation(),
+                patches=PatchAttention(),
+                branch=SimilarityBranch(),
+                stream=SecondStream(),
+            ),
+            rcs_temperature=1.0,
+        ),
+        Base(
+            "sfp",
+            Correlation("qq+kk"),
+            "attention_only",
+            "SC-CLIP with outliers by [CLS]'s attention, and query-query maps",
+            "Jin et al., Feature Purification Matters, ICCV 2025",
+            pieces=Pieces(
+                outliers=OutlierRepair("salience", isolated="zero"),
+                aggregation=Aggregation(before=9, after=4),
+                patches=PatchAttention(0.3),
+                branch=SimilarityBranch(9, cut=0.4),
+                stream=SecondStream((4, 5, 6, 7, 8, 9, 10), scores=False),
+            ),
+            rcs_temperature=1.0,
+        ),
+        Base(
+            "dih-clip",
+            Correlation("kk"),
+            "attention_only",
+            "SC-CLIP without outliers, by the heads of least entropy",
+            "DIH-CLIP: Duan et al., 2025",
+            pieces=Pieces(
+                aggregation=Aggregation(),
+                patches=PatchAttention(),
+                branch=SimilarityBranch(),
+                heads=HeadSelection(),
+                stream=SecondStream(),
+            ),
+            rcs_temperature=1.0,
+        ),
+        Base(
+            "pearl",
+            Correlation("qk"),
+            "attention_only",
+            "query-key attention with keys rotated towards the queries",
+            "PEARL: Procrustes alignment and text-aware Laplacian propagation, 2025",
+            pieces=Pieces(alignment=KeyAlignment()),
+        ),
+        Base(
+            "rf-clip",
+            Correlation("kk"),
+            "attention_only",
+            "the mean of all blocks' key-key maps, over denoised tokens",
+            "RF-CLIP, AAAI 2026",
+            pieces=Pieces(denoising=Denoising(), fusion=LayerFusion()),
+        ),
+        Base(
+            "gem",
+            Correlation("qq+kk+vv"),
+            "attention_only",
+            "a second path of self-self attentions over the last blocks",
+            "Bousselham et al., Grounding Everything: Emerging Localization Properties in Vision-Language "
+            "Transformers, CVPR 2024",
+            pieces=Pieces(path=SecondPath()),
+            position="antialias",
+            rcs_temperature=1.0,
+        ),
+        Base(
+            "clipsurgery",
+            Correlation("vv"),
+            "attention_only",
+            "a second path of value-value attentions over the last blocks",
+            "Li et al., A Closer Look at the Explainability of Contrastive Language-Image Pre-training, Pattern "
+            "Recognition 2025",
+            pieces=Pieces(path=SecondPath(iterations=0, unit=False, own_cls=True)),
+            position="bilinear",
+            rcs_temperature=1.0,
+        ),
+        Base(
+            "cliptrase",
+            Correlation("qq+kk+vv"),
+            "full_residual",
+            "the sum of query-query, key-key and value-value attention",
+            "Shao et al., Explore the Potential of CLIP for Training-Free Open Vocabulary Semantic Segmentation, "
+            "ECCV 2024",
+        ),
     )
 }
 
@@ -187,7 +297,7 @@ class RCS:
 
     def __post_init__(self) -> None:
         if self.layers is not None:
-            object.__setattr__(self, "layers", parse_layers(self.layers))
+            object.__setattr__(self, "layers", parse_layers("RCS layers", self.layers))
         check_fraction("RCS weight", self.weight)
         check_range("RCS temperature", self.temperature, *FACTORS)
 
@@ -201,7 +311,7 @@ class RCS:
             if depth < 2:
                 raise ValueError(f"RCS needs blocks before the final one; the tower has {depth}")
             return tuple(range(max(1, depth // 2), max(1, min(3 * depth // 4, depth - 1)) + 1))
-        layers = parse_layers(self.layers)
+        layers = parse_layers("RCS layers", self.layers)
         outside = [layer for layer in layers if not 1 <= layer < depth]
         if outside:
             raise ValueError(
@@ -209,40 +319,6 @@ class RCS:
                 f"got {', '.join(map(str, outside[:5]))}{', …' if len(outside) > 5 else ''}"
             )
         return layers
-
-
-def parse_layers(layers: tuple[int, ...] | str) -> tuple[int, ...]:
-    """Block numbers from a tuple, or from text such as "6-9" or "3,6-9"; ValueError unless each occurs once."""
-    if isinstance(layers, str):
-        numbers: list[int] = []
-        for part in layers.split(","):
-            first, dash, last = (piece.strip() for piece in part.partition("-"))
-            last = last if dash else first
-            if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-                raise ValueError(
-                    f'RCS layers as text are block numbers and ranges, such as "6-9" or "3,6-9"; got {quoted(layers)}'
-                )
-            if max(len(first), len(last)) > 9 or int(last) > MOST_LAYERS:
-                raise ValueError(
-                    f"RCS layers must be at most {MOST_LAYERS:,}; got {quoted(layers)}"
-                )
-            numbers += range(int(first), int(last) + 1)
-        layers = tuple(numbers)
-    if not isinstance(layers, (tuple, list, range)):
-        raise TypeError(
-            f'RCS layers must be a tuple of block numbers, or text such as "6-9"; got {quoted(layers)}'
-        )
-    if len(layers) > MOST_LAYERS:
-        raise ValueError(f"RCS layers must be at most {MOST_LAYERS:,} blocks; got {len(layers):,}")
-    layers = tuple(layers)
-    if not layers:
-        raise ValueError("RCS needs at least one layer; use rcs=None to turn it off")
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"RCS layers must be block numbers; got {quoted(layer)}")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"RCS layers must name each block once; got {quoted(layers)}")
-    return layers
 
 
 @dataclass(frozen=True)
@@ -396,7 +472,7 @@ def combinations(base: Base) -> list[Method]:
                 base.name,
                 " + ".join((base.name, *(module.upper() for module in modules))),
                 cited,
-                rcs=RCS() if "rcs" in modules else None,
+                rcs=RCS(temperature=base.rcs_temperature) if "rcs" in modules else None,
                 sfr=SFR() if "sfr" in modules else None,
             )
         )

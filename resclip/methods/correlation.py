@@ -8,13 +8,15 @@ from typing import Literal, get_args
 from resclip.methods.options_text import parse_options
 from resclip_kernels import check_choice, check_count, check_range, check_type
 
-Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
+Scores = Literal["qk", "qq", "kk", "vv", "qq+kk", "qq+kk+vv", "xx", "random", "none", "identity"]
 SCORES: tuple[str, ...] = get_args(Scores)
 MEANINGS = {
     "qk": "query-key, CLIP's own",
     "qq": "query-query",
     "kk": "key-key",
+    "vv": "value-value",
     "qq+kk": "the sum of both maps",
+    "qq+kk+vv": "the sum of three maps, the third of the values",
     "xx": "the block's normalised input with itself, without projection",
     "random": "random projections of that input; the mean of several maps",
     "none": "nothing: all tokens count the same, so a neighbourhood prior alone decides",
@@ -35,7 +37,7 @@ class Correlation:
     """
 
     scores: Scores = "kk"
-    """A key of `MEANINGS`; rows of the map sum to 2 for "qq+kk", to 1 for the others."""
+    """A key of `MEANINGS`; rows of the map sum to 2 for "qq+kk", to 3 for "qq+kk+vv", to 1 for the others."""
     temperature: float = 1.0
     """τ > 0, a divisor of the score beside √d: below 1 sharpens the attention."""
     window: int | None = None

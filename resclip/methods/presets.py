@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from resclip.methods.catalogue import Method
+from resclip.methods.catalogue import BASES, RCS, Method
 from resclip_kernels import quoted
 
 
@@ -22,9 +22,12 @@ class Preset:
 
     def apply(self, method: Method) -> Method:
         """The method with this preset's values in the modules that it has."""
+        rcs = dict(self.rcs)
+        if BASES[method.base].rcs_temperature != RCS.temperature:
+            rcs["temperature"] = BASES[method.base].rcs_temperature
         return replace(
             method,
-            rcs=method.rcs and replace(method.rcs, **self.rcs),
+            rcs=method.rcs and replace(method.rcs, **rcs),
             sfr=method.sfr and replace(method.sfr, **self.sfr),
         )
 

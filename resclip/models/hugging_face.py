@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable, first_sentence
 from resclip.models.tower import (
+    RELEASED,
     Tower,
     check_blocks,
     hook_of,
@@ -140,14 +141,18 @@ class HuggingFaceTower(Tower):
         attention: nn.Module = block.self_attn
         return attention
 
-    def embed(self, pixels: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor, position: str = RELEASED) -> Tensor:
         embeddings = self.vision.embeddings
         tokens, grid = self.embed_patches(pixels)
         if self.has_cls:
             cls = embeddings.class_embedding.expand(len(tokens), 1, -1)
             tokens = torch.cat([cls, tokens], dim=1)
         tokens = tokens + resize_position_embedding(
-            embeddings.position_embedding.weight, self.trained_grid, grid, has_cls=self.has_cls
+            embeddings.position_embedding.weight,
+            self.trained_grid,
+            grid,
+            has_cls=self.has_cls,
+            position=position,
         )
         return self.vision.pre_layrnorm(tokens) if self.has_cls else tokens
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from resclip.models.tower import (
     ADVICE,
+    RELEASED,
     Tower,
     check_blocks,
     merge_heads,
@@ -92,12 +93,14 @@ class OpenClipTower(Tower):
             # Of one token alone the pool is its values, so that its queries change nothing.
             yield from (visual.attn_pool.ln_k, visual.attn_pool.ln_q)
 
-    def embed(self, pixels: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor, position: str = RELEASED) -> Tensor:
         visual = self.visual
         patches, grid = self.embed_patches(pixels)
         cls = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        position = resize_position_embedding(visual.positional_embedding, self.trained_grid, grid)
-        tokens: Tensor = visual.ln_pre(torch.cat([cls, patches], 1) + position.to(patches.dtype))
+        added = resize_position_embedding(
+            visual.positional_embedding, self.trained_grid, grid, position=position
+        )
+        tokens: Tensor = visual.ln_pre(torch.cat([cls, patches], 1) + added.to(patches.dtype))
         return tokens
 
     def norm(self, block: Any, tokens: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from resclip.models.tower import (
     ADVICE,
+    RELEASED,
     Tower,
     check_blocks,
     merge_heads,
@@ -116,20 +117,20 @@ class TimmTower(Tower):
             yield from (pool.q, pool.q_norm, pool.k_norm)
             yield from (pool.kv, pool.proj, pool.norm, pool.mlp)
 
-    def embed(self, pixels: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor, position: str = RELEASED) -> Tensor:
         trunk = self.trunk
         tokens, grid = self.embed_patches(pixels)
         tokens = trunk.patch_embed.norm(tokens)
         cls_has_position = self.has_cls and not trunk.no_embed_class
-        position = resize_position_embedding(
-            trunk.pos_embed[0], self.trained_grid, grid, has_cls=cls_has_position
+        added = resize_position_embedding(
+            trunk.pos_embed[0], self.trained_grid, grid, has_cls=cls_has_position, position=position
         )
         if not cls_has_position:
-            tokens = tokens + position
+            tokens = tokens + added
         if self.has_cls:
             tokens = torch.cat([trunk.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if cls_has_position:
-            tokens = tokens + position
+            tokens = tokens + added
         ready: Tensor = trunk.norm_pre(tokens)
         return ready
 

@@ -61,6 +61,18 @@ MAY_CHANGE = frozenset(
 """Settings of modules that change nothing of what the steps compute: dropout is for training alone."""
 HALF = (torch.float16, torch.bfloat16)
 
+RELEASED = "released"
+POSITIONS: dict[str, dict[str, Any]] = {
+    RELEASED: {"mode": "bicubic"},
+    "bicubic": {"mode": "bicubic"},
+    "antialias": {"mode": "bicubic", "antialias": True},
+    "bilinear": {"mode": "bilinear"},
+}
+"""Ways to resize a position embedding, and how the interpolation is asked for them.
+
+ResCLIP's released program hands over the scale factors (h + 0.1)/g and (w + 0.1)/g themselves; the others the size.
+"""
+
 
 class Functions(dict[type, dict[str, Any]]):
     """The functions of classes, by name. A copy shares them, and a pickle, which may not find them, has none."""
@@ -189,8 +201,11 @@ class Tower(nn.Module, ABC):
         return convolution  # type: ignore[no-any-return]
 
     @abstractmethod
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pixels → (B, L, D) tokens ready for block 1, [CLS] first."""
+    def embed(self, pixels: Tensor, position: str = RELEASED) -> Tensor:
+        """(B, 3, H, W) normalised pixels → (B, L, D) tokens ready for block 1, [CLS] first.
+
+        `position` is the way in which the position embedding is resized, see `resize_position_embedding`.
+        """
 
     @abstractmethod
     def norm(self, block: Any, tokens: Tensor) -> Tensor:
@@ -684,23 +699,27 @@ def explain_layout(model: Any, error: BaseException) -> str:
 
 
 def resize_position_embedding(
-    embedding: Tensor, trained: tuple[int, int], grid: tuple[int, int], *, has_cls: bool = True
+    embedding: Tensor,
+    trained: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    has_cls: bool = True,
+    position: str = RELEASED,
 ) -> Tensor:
-    """(has_cls + trained patches, D) → (has_cls + grid patches, D): bicubic, [CLS]'s row left alone.
-
-    The scale factors (h + 0.1)/g and (w + 0.1)/g themselves go to the interpolation, as in ResCLIP's released program.
-    """
+    """(has_cls + trained patches, D) → (has_cls + grid patches, D), [CLS]'s row left alone; `position` of POSITIONS."""
     if grid == trained:
         return embedding
     cls, patches = embedding[: int(has_cls)], embedding[int(has_cls) :]
     planes = patches.unflatten(0, trained).permute(2, 0, 1).unsqueeze(0)
-    scale = [(new + 0.1) / old for new, old in zip(grid, trained, strict=True)]
+    size: dict[str, Any] = {"size": grid}
+    if position == RELEASED:
+        scale = [(new + 0.1) / old for new, old in zip(grid, trained, strict=True)]
+        size = {"scale_factor": scale, "recompute_scale_factor": False}
     resized = F.interpolate(
         planes.float() if planes.dtype in (torch.float16, torch.bfloat16) else planes,
-        scale_factor=scale,
-        mode="bicubic",
         align_corners=False,
-        recompute_scale_factor=False,
+        **size,
+        **POSITIONS[position],
     )
     return torch.cat([cls, resized.flatten(2).squeeze(0).T.to(cls.dtype)])
 

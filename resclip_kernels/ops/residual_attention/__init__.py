@@ -66,8 +66,8 @@ class ResidualAttentionOutput(NamedTuple):
     """What `residual_attention` returns."""
 
     output: Tensor
-    """(B, A, L, d_v) in `value`'s dtype: the whole sum. In memory it lies as a merge of the heads wants it, (B, L, A, d),
-    where a kernel or a compiled graph wrote it."""
+    """(B, A, L, d_v) in `value`'s dtype: the whole sum. In memory it lies as a merge of the heads wants it,
+    (B, L, A, d_v), where a kernel or a compiled graph wrote it."""
     cross_layer: Tensor | None
     """(B, A, L, d_v): A_c·v without its weight, to hand to the next call on the same value; None without RCS."""
 
@@ -91,9 +91,9 @@ def residual_attention(
 
         S    = x yᵀ / (√d·τ)                           (x, y) by `correlation`; 0 for "none"
         S'   = τ_s · ((1 − λ_s) · S + λ_s · Ŝ)           with `feedback`, else S
-        A_b  = Σ softmax(S' + ω)                        one term, two for "qq+kk", the mean of N for "pp"; the unit
-                                                        matrix for "identity"
-        A_c  = mean over `cross_layers` of softmax(q_i k_iᵀ / √d_v)
+        A_b  = Σ softmax(S' + ω)                        one term, two for "qq+kk", the mean of N for "pp", their sum for
+                                                        "pp-sum"; the unit matrix for "identity"
+        A_c  = mean over `cross_layers` of softmax(q_i k_iᵀ / √d_i)
         out  = τ_r · ((1 − λ_r) · A_b + λ_r · A_c) · v   with RCS, else A_b · v
 
     ω[i, j] = exp(−‖p_i − p_j‖² / (2·`neighbourhood_std`²)) between patches; ω and Ŝ are 0 in [CLS]'s row and column.
@@ -106,9 +106,10 @@ def residual_attention(
         value: (B, A, L, d_v), in most methods as wide as the query.
         options: grid, correlation, temperatures, weights, window and prior; L must be 1 + h·w, or h·w for a tower
             without [CLS]. None: all by keyword.
-        projections: p_1 … p_N for "pp", each like `query`: x = y = p_i in the i-th term. Empty for the others.
+        projections: p_1 … p_N for "pp" and "pp-sum", each like `query`: x = y = p_i in the i-th term. Empty for the
+            others.
         feedback: state of `semantic_feedback` for these images; None for no SFR.
-        cross_layers: (q_i, k_i) of the middle blocks, each like `value`; empty for no RCS.
+        cross_layers: (q_i, k_i) of the middle blocks, each (B, A, L, d_i); empty for no RCS.
         cross_layer: A_c·v from an earlier call with the same value, which spares its computation; it replaces
             `cross_layers`.
         implementation: see `Implementation`. "library" is `scaled_dot_product_attention` for the middle blocks, and
@@ -126,10 +127,7 @@ def residual_attention(
     projections, cross_layers = as_tuples(projections, cross_layers)
     others = [("key", key), *named_tensors(projections, ())]
     check_arguments(options, query, others, projections, feedback)
-    layers = named_tensors((), cross_layers)
-    if cross_layer is not None:
-        layers.append(("cross_layer", cross_layer))
-    check_values(query, value, layers)
+    check_values(query, value, cross_layers, cross_layer)
     output, computed = run(
         query,
         key,
@@ -177,7 +175,7 @@ def run(
 ) -> tuple[Tensor, Tensor | None]:
     """The chosen implementation's output as (B, L, A, d), and A_c·v where it was computed here."""
     limit = kernel_limit(feedback)
-    widest = max(query.shape[3], value.shape[3])
+    widest = max(query.shape[3], value.shape[3], *(pair[0].shape[3] for pair in cross_layers))
     if widest > MAX_HEAD_WIDTH:
         limit = f"the kernel takes heads up to {MAX_HEAD_WIDTH} wide; got {widest}: use 'torch'"
     layers = [tensor for pair in cross_layers for tensor in pair]

@@ -81,7 +81,7 @@ def attention_maps(
     others = [("key", key), *named_tensors(projections, ())]
     check_arguments(options, query, others, projections, feedback)
     if cross_layers:
-        check_values(query, cross_layers[0][0], named_tensors((), cross_layers))
+        check_values(query, query, cross_layers, None)
     numbers = row_numbers(rows, query.shape[2])
     query, key = wide(query), wide(key)
     projections = tuple(wide(projection) for projection in projections)

@@ -117,6 +117,7 @@ def cross_layer_sums(
     target: Target,
     *,
     apart: bool,
+    score_width: int | None = None,
 ) -> Tensor:
     """The mean over the layers of softmax(q_i k_iᵀ / √d)·v.
 
@@ -126,6 +127,7 @@ def cross_layer_sums(
         program: how it is cut into programs.
         target: of the device.
         apart: whether a program takes one layer.
+        score_width: d under the root, where the heads were filled up with zeros; None: as they are.
 
     Returns:
         (B, A, L, d) in `value`'s dtype; `apart`, (layers, B, A, L, d) float32, whose sum it is.
@@ -146,7 +148,7 @@ def cross_layer_sums(
             "heads": heads,
             "tokens": tokens,
             "programs_a_layer": programs,
-            "score_scale": math.log2(math.e) / math.sqrt(width),
+            "score_scale": math.log2(math.e) / math.sqrt(score_width or width),
         },
         {
             "APART": apart,

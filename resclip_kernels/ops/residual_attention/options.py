@@ -24,26 +24,28 @@ from resclip_kernels.checks import (
 from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, check_state
 
-Correlation = Literal["qk", "qq", "kk", "qq+kk", "pp", "none", "identity"]
+Correlation = Literal["qk", "qq", "kk", "qq+kk", "pp", "pp-sum", "none", "identity"]
 CORRELATIONS: tuple[str, ...] = get_args(Correlation)
-# Which of (query, key) stand left and right in each score. "pp" correlates the call's projections, "none" has one score
-# of zeros, and with "identity" the map is the unit matrix.
+# Which of (query, key) stand left and right in each score. "pp" and "pp-sum" correlate the call's projections, "none"
+# has one score of zeros, and with "identity" the map is the unit matrix.
 SCORES: dict[str, tuple[tuple[int, int], ...]] = {
     "qk": ((0, 1),),
     "qq": ((0, 0),),
     "kk": ((1, 1),),
     "qq+kk": ((0, 0), (1, 1)),
     "pp": (),
+    "pp-sum": (),
     "none": (),
     "identity": (),
 }
+PROJECTED = ("pp", "pp-sum")
 
 
 def score_operands(
     correlation: Correlation, query: Tensor, key: Tensor, projections: tuple[Tensor, ...]
 ) -> list[tuple[Tensor, Tensor]]:
     """(x, y) of every score x yᵀ of a correlation; empty for "none" and "identity"."""
-    if correlation == "pp":
+    if correlation in PROJECTED:
         return [(projection, projection) for projection in projections]
     return [((query, key)[left], (query, key)[right]) for left, right in SCORES[correlation]]
 
@@ -63,8 +65,8 @@ class AttentionOptions(FeedbackMixing):
     """(h, w) in patches."""
     correlation: Correlation = "kk"
     """What is compared: "qk", "qq", "kk", "qq+kk" (the sum: rows add to 2), "pp" (the mean over the call's
-    projections), "none" (the prior, the feedback and the window alone; query and key are not read) or "identity" (no
-    score: takes none of these, and no score temperature)."""
+    projections), "pp-sum" (their sum), "none" (the prior, the feedback and the window alone; query and key are not
+    read) or "identity" (no score: takes none of these, and no score temperature)."""
     score_temperature: float = 1.0
     """τ > 0 of the base's own scores, before the feedback, not of A_c's; under 1 it sharpens."""
     window: int | None = None
@@ -216,27 +218,43 @@ def named_tensors(
     return named
 
 
-def check_values(query: Tensor, value: Tensor, layers: Iterable[tuple[str, Tensor]]) -> None:
-    """TypeError or ValueError unless the values, and what is of their width, fit the query.
+def check_values(
+    query: Tensor,
+    value: Tensor,
+    cross_layers: tuple[tuple[Tensor, Tensor], ...],
+    cross_layer: Tensor | None,
+) -> None:
+    """TypeError or ValueError unless the values and the middle blocks fit the query; each has a width of its own.
 
     Args:
         query: (B, A, L, d).
         value: (B, A, L, d_v).
-        layers: tensors of the middle blocks, under the names that errors give them: each like `value`.
+        cross_layers: (q_i, k_i) of the middle blocks, each (B, A, L, d_i).
+        cross_layer: A_c·v, like `value`.
     """
-    if isinstance(value, Tensor) and value.ndim == 4 and value.shape[3] >= 1:
-        check_like("value", value, query[..., :1].expand(*query.shape[:3], value.shape[3]))
-    else:
-        check_like("value", value, query)
-    for name, tensor in layers:
-        check_like(name, tensor, value, "value")
+    check_like("value", value, query, any_width=True)
+    for (name, tensor), (other, key) in zip(
+        *[iter(named_tensors((), cross_layers))] * 2, strict=True
+    ):
+        check_like(name, tensor, query, any_width=True)
+        check_like(other, key, tensor, name)
+    if cross_layer is not None:
+        check_like("cross_layer", cross_layer, value, "value")
 
 
-def check_like(name: str, tensor: Tensor, query: Tensor, like: str = "query") -> None:
-    """`tensor` must have the shape, dtype and device of the query, or of another tensor with the name `like`."""
+def check_like(
+    name: str, tensor: Tensor, query: Tensor, like: str = "query", *, any_width: bool = False
+) -> None:
+    """`tensor` must have the shape, dtype and device of the query, or of another tensor with the name `like`.
+
+    With `any_width` its last axis may be of any length but 0.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
-    if tensor.shape != query.shape:
+    is_like = tensor.shape == query.shape
+    if any_width and tensor.ndim == query.ndim:
+        is_like = tensor.shape[:-1] == query.shape[:-1] and tensor.shape[-1] > 0
+    if not is_like:
         raise ValueError(
             f"{name} must have {like}'s shape {tuple(query.shape)}; got {tuple(tensor.shape)}"
         )
@@ -251,12 +269,12 @@ def check_correlation(
     options: AttentionOptions, projections: tuple[Tensor, ...], *, has_feedback: bool
 ) -> None:
     """ValueError unless the correlation has what it needs and nothing that it could not use."""
-    if options.correlation == "pp" and not projections:
+    if options.correlation in PROJECTED and not projections:
         raise ValueError(
-            "correlation 'pp' correlates projections with themselves; got none: "
+            f"correlation {options.correlation!r} correlates projections with themselves; got none: "
             "pass projections=(p_1, …), each of query's shape"
         )
-    if options.correlation != "pp" and projections:
+    if options.correlation not in PROJECTED and projections:
         raise ValueError(
             f"only correlation 'pp' takes projections; got {len(projections)} with {options.correlation!r}: "
             "leave them out, or choose 'pp'"

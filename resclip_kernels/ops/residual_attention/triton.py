@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,9 +50,13 @@ def residual_attention(
             cross_layer = library.layers_mean(cross_layers, value)
         else:
             apart = attends and layers_apart(row, target, batch * heads, tokens, len(cross_layers))
-            apart = apart and query.shape[3] == width
+            widths = {x.shape[3] for pair in cross_layers for x in pair}
+            apart = apart and widths == {width} == {query.shape[3]}
             layers = in_pairs(with_common_strides([x for pair in cross_layers for x in pair]))
-            sums = cross_layer_sums(layers, dense_value, row.layers, target, apart=apart)
+            if widths == {width}:
+                sums = cross_layer_sums(layers, dense_value, row.layers, target, apart=apart)
+            else:
+                sums = layers_of_unequal_widths(layers, dense_value, target)
             if apart:
                 parts, cross_layer = sums, value.new_empty(value.shape)
             else:
@@ -105,6 +110,25 @@ def unequal_widths(
         target,
     )
     return attended[..., :width]
+
+
+def layers_of_unequal_widths(
+    layers: tuple[tuple[Tensor, Tensor], ...], value: Tensor, target: Target
+) -> Tensor:
+    """A_c·v where queries and keys have another width than the values: the narrower are filled up with zeros."""
+    width = value.shape[3]
+    total = value.new_zeros(value.shape, dtype=torch.float32)
+    for score_width in sorted({query.shape[3] for query, _ in layers}):
+        alike = [pair for pair in layers if pair[0].shape[3] == score_width]
+        widest = max(score_width, width)
+        filled = in_pairs([F.pad(x, (0, widest - score_width)) for pair in alike for x in pair])
+        padded = F.pad(value, (0, widest - width))
+        program = row_for(target, value.dtype, widest, value.shape[2]).layers
+        mean = cross_layer_sums(
+            filled, padded, program, target, apart=False, score_width=score_width
+        )
+        total += mean[..., :width] * (len(alike) / len(layers))
+    return total.to(value.dtype)
 
 
 fastest_attention = functools.partial(residual_attention, mixed=True)

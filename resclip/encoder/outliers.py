@@ -1,0 +1,104 @@
+"""Patches whose tokens stand apart: how they are found, and what takes their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resclip.encoder.trace import map_blocks
+from resclip.methods.pieces import OutlierRepair
+
+DISTANCE_BYTES = 1 << 25
+"""Bytes of distances that are held at a time."""
+
+
+def find_outliers(
+    piece: OutlierRepair, patches: Tensor, attention: Callable[[], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Which patches of each image are outliers: (B, n) bool.
+
+    Args:
+        piece: the rule.
+        patches: (B, n, D), those of the final block's input.
+        attention: gives (q, k) of the last block but one, (B, A, 1 + n, d) each, for "salience" alone.
+    """
+    if piece.detector == "lof":
+        scores = torch.stack([outlier_factor(image, piece.neighbours) for image in patches])
+        quantile = torch.quantile(scores, 1 - piece.share, dim=1, keepdim=True)
+        return scores > quantile
+    if piece.detector == "norm":
+        return largest(torch.linalg.vector_norm(patches.float(), dim=-1), piece.count)
+    from_cls, own = salience(*attention())
+    salient = piece.salience * from_cls > own
+    return largest(from_cls.masked_fill(~salient, -torch.inf), piece.count) & salient
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Which of each row's values are its `count` largest."""
+    numbers = values.topk(min(count, values.shape[1]), dim=1).indices
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, numbers, value=True)
+
+
+def outlier_factor(patches: Tensor, neighbours: int) -> Tensor:
+    """κ_i times the mean of 1/κ_j over the k nearest j, with κ the squared distance to the k-th nearest: (n,) float64.
+
+    That is what the released local outlier factor amounts to: its reachability takes a point's own κ. Of the k + 1
+    smallest distances the first is left out, whichever it is.
+    """
+    count = len(patches)
+    if count < 2:
+        return patches.new_zeros(count, dtype=torch.float64)
+    # Neighbours lie close beside their distance from 0, so that float32 would cancel.
+    points = patches.to(torch.float64)
+    norms = points.square().sum(dim=1)
+    nearest = min(neighbours, count - 1)
+    rows = max(1, DISTANCE_BYTES // (8 * count))
+    found = []
+    for first in range(0, count, rows):
+        block = points[first : first + rows]
+        squared = torch.addmm(norms, block, points.T, alpha=-2).add_(
+            norms[first : first + rows, None]
+        )
+        found.append(squared.topk(nearest + 1, dim=1, largest=False))
+    distance = torch.cat([one.values for one in found])[:, nearest].clamp_min(1e-30)
+    near = torch.cat([one.indices for one in found])[:, 1:]
+    return distance * distance.reciprocal()[near].mean(dim=1)
+
+
+def salience(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """[CLS]'s attention to each patch, and each patch's to itself, mean over heads: (B, n) each."""
+    tokens = query.shape[2]
+    blocks = [
+        (rows[:, :, 0] if first == 0 else None, rows.diagonal(first, 2, 3))
+        for first, rows in map_blocks(query, key, 0, tokens)
+    ]
+    from_cls = blocks[0][0]
+    if from_cls is None:
+        raise ValueError("expected the map's first row in its first block")
+    own = torch.cat([diagonal for _, diagonal in blocks], dim=2)
+    return from_cls.mean(dim=1)[:, 1:], own.mean(dim=1)[:, 1:]
+
+
+def fill(
+    patches: Tensor, outliers: Tensor, grid: tuple[int, int], *, keep_isolated: bool
+) -> Tensor:
+    """Outliers as the mean of those of their 8 neighbours that are none.
+
+    Args:
+        patches: (B, n, D).
+        outliers: (B, n) bool.
+        grid: (h, w).
+        keep_isolated: whether an outlier among outliers keeps its token; else that becomes 0.
+    """
+    # Sums over 3 × 3, in which the outlier in the middle counts as 0 like those around it.
+    sound = (~outliers).to(patches.dtype).unsqueeze(1)
+    planes = (patches.mT * sound).unflatten(2, grid)
+    total = F.avg_pool2d(planes, 3, stride=1, padding=1, divisor_override=1).flatten(2)
+    count = F.avg_pool2d(sound.unflatten(2, grid), 3, stride=1, padding=1, divisor_override=1)
+    count = count.flatten(2)
+    mean = (total / count.clamp_min(1)).mT
+    replaced = outliers if not keep_isolated else outliers & (count[:, 0] > 0)
+    return torch.where(replaced.unsqueeze(-1), mean, patches)

@@ -1,0 +1,134 @@
+"""The blocks before the final one: what a method keeps of them, and what it changes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resclip.methods.pieces import Denoising, Refocusing
+
+if TYPE_CHECKING:
+    from resclip.encoder.final_block import FinalBlock
+
+MAP_BYTES = 1 << 25
+"""Bytes of attention maps that are held at a time where a method reads the maps themselves."""
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class BlockStep(NamedTuple):
+    """One block before the final one, as it has run."""
+
+    number: int
+    """From 1."""
+    block: Any
+    tokens: Tensor
+    """(B, L, D): its input."""
+    normed: Tensor
+    """LN1 of it."""
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    """(B, A, L, d) each, of its attention."""
+    output: Tensor
+    """(B, L, D)."""
+
+
+class Trace:
+    """What one forward pass keeps of the blocks before the final one; a method that needs more has a subclass.
+
+    Args:
+        final: the final block with its method.
+        pixels: (B, 3, H, W), normalised.
+        grid: (h, w) in patches.
+    """
+
+    def __init__(self, final: FinalBlock, pixels: Tensor, grid: tuple[int, int]) -> None:
+        self.final = final
+        self.grid = grid
+        self.features = final.run_proxy(pixels)
+        """(B, C, H_v, W_v) of the proxy; None where the base has none."""
+        self.cross_layers: list[tuple[Tensor, Tensor]] = []
+        """(q, k) of the middle blocks that RCS averages."""
+        self.compared: tuple[Tensor, Tensor, Tensor] | None = None
+        """LN1's output, q and k of the block whose tokens are compared, where that is not the final one."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attend: Attention) -> Tensor:
+        """A block's attention: (B, A, L, d)."""
+        refocusing = self.final.pieces.refocusing
+        if refocusing is None:
+            return attend(query, key, value)
+        return refocused_attention(query, key, value, refocusing, int(self.final.tower.has_cls))
+
+    def after(self, step: BlockStep) -> Tensor:
+        """What the next block gets: the block's output, or what the method makes of it."""
+        if step.number in self.final.layers:
+            self.cross_layers.append((step.query, step.key))
+        if step.number == self.final.correlation.layer:
+            self.compared = step.normed, step.query, step.key
+        denoising = self.final.pieces.denoising
+        if denoising is None:
+            return step.output
+        return denoised(step.output, denoising, self.final.tower.depth, self.grid)
+
+
+def denoised(tokens: Tensor, piece: Denoising, depth: int, grid: tuple[int, int]) -> Tensor:
+    """`Denoising` of a block's output (B, L, D), [CLS] as it is."""
+    skip = tokens.shape[1] - grid[0] * grid[1]
+    channels = list(piece.channels_of(depth, tokens.shape[2]))
+    patches = tokens[:, skip:]
+    wide = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    above = wide - wide.amin(dim=-1, keepdim=True)
+    share = above[..., channels].amax(dim=-1) / above.sum(dim=-1)
+    stands_out = (share > piece.sigma / tokens.shape[2]).unsqueeze(-1)
+    planes = patches.mT.unflatten(2, grid)
+    around = F.avg_pool2d(planes, 3, stride=1, padding=1).flatten(2).mT
+    mixed = torch.where(stands_out, torch.lerp(patches, around, piece.alpha), patches)
+    return torch.cat([tokens[:, :skip], mixed], dim=1)
+
+
+def refocused_attention(
+    query: Tensor, key: Tensor, value: Tensor, piece: Refocusing, skip: int
+) -> Tensor:
+    """softmax(q kᵀ/√d)·v with a part of the sinks' share given to the other patches; see `Refocusing`.
+
+    Its maps are formed twice, rows by rows: first for each column's sum.
+    """
+    tokens = query.shape[2]
+    received = query.new_zeros(*query.shape[:2], tokens, dtype=torch.float32)
+    for _, rows in map_blocks(query, key, skip, tokens):
+        received += rows.sum(dim=2)
+    is_patch = torch.arange(tokens, device=query.device) >= skip
+    sinks = (received / tokens > piece.threshold) & is_patch  # [B, A, L]
+    others = ~sinks & is_patch
+    attended = [row_attention(query[:, :, :skip], key, value)] if skip else []
+    for _, rows in map_blocks(query, key, skip, tokens):
+        at_sinks, at_others = rows * sinks.unsqueeze(2), rows * others.unsqueeze(2)
+        freed = (1 - piece.weight) * at_sinks.sum(dim=-1, keepdim=True)
+        gain = 1 + freed / (at_others.sum(dim=-1, keepdim=True) + 1e-8)
+        weights = piece.weight * at_sinks + gain * at_others
+        weights[..., :skip] = rows[..., :skip]
+        attended.append(weights.to(value.dtype) @ value)
+    return torch.cat(attended, dim=2)
+
+
+def row_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q kᵀ/√d)·v with its map in memory, for a few rows."""
+    score = query @ key.mT / query.shape[-1] ** 0.5
+    attended: Tensor = score.softmax(dim=-1) @ value
+    return attended
+
+
+def map_blocks(query: Tensor, key: Tensor, first: int, last: int) -> Any:
+    """Rows `first` to `last` of softmax(q kᵀ/√d), a block at a time: (first row, (B, A, R, L) float32 or wider)."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    images, heads, tokens, width = query.shape
+    rows = max(1, MAP_BYTES // max(1, images * heads * tokens * dtype.itemsize))
+    across = key.to(dtype).mT / width**0.5
+    for start in range(first, last, rows):
+        stop = min(start + rows, last)
+        yield start, (query[:, :, start:stop].to(dtype) @ across).softmax(dim=-1)
