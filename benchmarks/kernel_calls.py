@@ -22,6 +22,7 @@ from resclip_kernels import (
     proxy_attention,
     residual_attention,
     semantic_feedback,
+    similarity_aggregation,
     upsample_argmax,
 )
 
@@ -176,7 +177,11 @@ def upsample(
 
 
 def proxy(
-    model: Model, dtype: torch.dtype, channels: int, feedback: Mapping[str, Any] | None = None
+    model: Model,
+    dtype: torch.dtype,
+    channels: int,
+    feedback: Mapping[str, Any] | None = None,
+    cut: float | None = None,
 ) -> None:
     """`proxy_attention` by features on a grid of 28 × 28, with semantic feedback of these options."""
     labels = empty(BATCH, 28, 28, dtype=torch.int64)
@@ -187,7 +192,16 @@ def proxy(
         feedback=None
         if feedback is None
         else semantic_feedback(labels, implementation="triton", **feedback),
+        cut=cut,
         implementation="triton",
+    )
+
+
+def aggregate(model: Model, dtype: torch.dtype, *, normalise: bool) -> None:
+    """`similarity_aggregation` of a block's output by a block's output, without [CLS]."""
+    tokens = empty(BATCH, math.prod(model.grid), model.heads * model.width, dtype=dtype)
+    similarity_aggregation(
+        tokens, tokens, threshold=0.4, normalise=normalise, implementation="triton"
     )
 
 
@@ -250,6 +264,11 @@ OPS: Mapping[str, Mapping[str, Case]] = {
         "features fed back": partial(proxy, channels=768, feedback={}),
         "features unconnected": partial(proxy, channels=768, feedback=UNCONNECTED),
         "features wide smoothing": partial(proxy, channels=768, feedback=WIDE),
+        "features cut": partial(proxy, channels=768, cut=0.4),
+    },
+    "similarity_aggregation": {
+        "normalised": partial(aggregate, normalise=True),
+        "sums": partial(aggregate, normalise=False),
     },
 }
 

@@ -27,6 +27,7 @@ from resclip_kernels import (
     proxy_attention,
     residual_attention,
     semantic_feedback,
+    similarity_aggregation,
     upsample_argmax,
 )
 from resclip_kernels.launch import Target, watch
@@ -73,9 +74,19 @@ PROXY: Axes = {
     "feedback": ATTENTION["feedback"],
     "smoothing_std": STDS,
     "feedback_weight": (0.0, 0.6, 1.0),
+    "cut": (None, 0.4),
     "heads": ATTENTION["heads"],
     "width": ATTENTION["width"],
     "grid": GRIDS[:4],
+    **SIZES,
+}
+AGGREGATION: Axes = {
+    "tokens": (1, 33, 196, 4096),
+    "channels": (1, 130, 768),
+    "width": (1, 72, 1024),
+    "threshold": (0.0, 0.4),
+    "normalise": (True, False),
+    "value_dtype": DTYPES,
     **SIZES,
 }
 PAMR: Axes = {
@@ -225,6 +236,24 @@ def attend_by_proxy(
     )
 
 
+def aggregate(
+    *,
+    tokens: int,
+    channels: int,
+    width: int,
+    value_dtype: torch.dtype,
+    dtype: torch.dtype,
+    batch: int,
+    **options: Any,
+) -> None:
+    similarity_aggregation(
+        empty(batch, tokens, channels, dtype=dtype),
+        empty(batch, tokens, width, dtype=value_dtype),
+        implementation="triton",
+        **options,
+    )
+
+
 def refine(
     *,
     channels: int,
@@ -287,6 +316,7 @@ OPS: Mapping[str, tuple[tuple[Callable[..., None], Axes], ...]] = {
     "patch_labels": ((label, LABELS),),
     "upsample_argmax": ((upsample, UPSAMPLE),),
     "proxy_attention": ((attend_by_proxy, PROXY),),
+    "similarity_aggregation": ((aggregate, AGGREGATION),),
 }
 
 

@@ -63,6 +63,10 @@ from resclip_kernels.ops.semantic_feedback import (
     feedback_rows,
     semantic_feedback,
 )
+from resclip_kernels.ops.similarity_aggregation import (
+    SimilarityAggregationOptions,
+    similarity_aggregation,
+)
 from resclip_kernels.ops.upsample_argmax import UpsampleOptions, upsample_argmax
 
 __all__ = [
@@ -85,6 +89,7 @@ __all__ = [
     "ResidualAttention",
     "ResidualAttentionOutput",
     "SemanticFeedback",
+    "SimilarityAggregationOptions",
     "UpsampleOptions",
     "Verdict",
     "attention_maps",
@@ -121,5 +126,6 @@ __all__ = [
     "resize_planes",
     "score_operands",
     "semantic_feedback",
+    "similarity_aggregation",
     "upsample_argmax",
 ]

@@ -196,6 +196,7 @@ def test_every_op_with_kernels_has_a_trial() -> None:
         "proxy_attention",
         "residual_attention",
         "semantic_feedback",
+        "similarity_aggregation",
         "upsample_argmax",
     ]
 

@@ -24,6 +24,7 @@ from resclip_kernels import (
     proxy_attention,
     residual_attention,
     semantic_feedback,
+    similarity_aggregation,
     upsample_argmax,
 )
 from resclip_kernels.ops.residual_attention import library
@@ -219,6 +220,9 @@ def test_other_ops_are_those_of_torch(seed: int) -> None:
             pamr(image, masks, iterations=2, implementation=name),
             patch_labels(logits, picture, patch_size=(3, 3), implementation=name),
             proxy_attention(features, values, grid=(4, 5), implementation=name),
+            similarity_aggregation(
+                features.flatten(2).mT, values[:, 0], threshold=0.2, implementation=name
+            ),
             *upsample_argmax(logits, (9, 11), implementation=name),
         ]
 

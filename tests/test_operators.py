@@ -1,4 +1,4 @@
-"""The six operators of torch.library: sound by opcheck; what torch.compile calls; which implementation is taken."""
+"""The operators of torch.library: sound by opcheck; what torch.compile calls; which implementation is taken."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from resclip_kernels import (
     proxy_attention,
     residual_attention,
     semantic_feedback,
+    similarity_aggregation,
     upsample_argmax,
 )
 from resclip_kernels.launch import watch
@@ -65,7 +66,18 @@ def test_proxy_attention(seed: int, rule: str | None, implementation: str) -> No
         labels = label_map(seed, batch=2, grid=(3, 4)).to(kernel_device())
         feedback = semantic_feedback(labels, connectivity=rule, implementation="torch")
     options = {"grid": GRID, "feedback": feedback, "implementation": implementation}
-    opcheck(proxy_attention, features, value, **options)
+    opcheck(proxy_attention, features, value, cut=0.1 if rule == "none" else None, **options)
+
+
+@both
+def test_similarity_aggregation(seed: int, implementation: str) -> None:
+    opcheck(
+        similarity_aggregation,
+        random(seed, 2, 5, 16),
+        random(seed, 2, 5, 6),
+        threshold=0.1,
+        implementation=implementation,
+    )
 
 
 @pytest.mark.parametrize(("implementation", "refinements"), [("torch", 0), ("triton", 1)])
@@ -197,12 +209,18 @@ def calls(
         ),
         "semantic_feedback": (lambda a: semantic_feedback(a, **chosen).row_sums, (labels,)),
         "proxy_attention": (proxy, (features, values, labels)),
+        "similarity_aggregation": (
+            lambda a, b: similarity_aggregation(a, b, threshold=0.1, **chosen),
+            (features.flatten(2).mT, values[:, 0]),
+        ),
         "residual_attention": (attention, (query[:images], key[:images], value[:images])),
     }
 
 
 # The passes below compile the other two.
-@pytest.mark.parametrize("op", ("pamr", "patch_labels", "upsample_argmax", "proxy_attention"))
+@pytest.mark.parametrize(
+    "op", ("pamr", "patch_labels", "upsample_argmax", "proxy_attention", "similarity_aggregation")
+)
 def test_compiled_equals_eager(seed: int, op: str) -> None:
     call, tensors = calls(seed)[op]
     torch.compiler.reset()

@@ -77,7 +77,7 @@ class Inputs(NamedTuple):
     value: Tensor
     grid: tuple[int, int]
     feedback: SemanticFeedback | None
-    options: dict[str, float]
+    options: dict[str, float | None]
 
     def run(self, implementation: str, **changes: Any) -> Tensor:
         arguments = {"grid": self.grid, "feedback": self.feedback, **self.options, **changes}
@@ -102,7 +102,9 @@ class Inputs(NamedTuple):
     def scores(self) -> Tensor:
         """S or, with feedback, S', in float64."""
         options = ProxyAttentionOptions(**self.options)
-        score = reference.proxy_score(self.features.double(), options.beta, options.gamma)
+        score = reference.proxy_score(
+            self.features.double(), options.beta, options.gamma, options.cut
+        )
         if self.feedback is None:
             return score
         weight, temperature = options.mixing
@@ -131,6 +133,7 @@ def inputs(
     dtype: torch.dtype = torch.float32,
     beta: float = 1.2,
     gamma: float = 3.0,
+    cut: float | None = None,
     fed_back: bool = False,
     options: dict[str, float] = VOC21,
     **rules: Any,
@@ -140,14 +143,14 @@ def inputs(
     The map jumps where an entry of S' passes 0, so that one entry within rounding of 0 makes results of two dtypes
     incomparable. Inputs are therefore drawn again, by a counter and with β a little higher each time, until every
     entry of the float64 map is at least 4e-6·γ·τ_s away from 0: some 30 roundings of a cosine in float32, in which
-    every implementation forms it.
+    every implementation forms it. With a cut every cosine is as far away from that as well.
     """
     for attempt in range(200):
         generator = torch.Generator().manual_seed(seed + attempt)
         common = torch.randn(batch, channels, 1, 1, generator=generator)
         features = (common + torch.randn(batch, channels, *size, generator=generator)).to(DEVICE)
         value = torch.randn(batch, heads, grid[0] * grid[1], width, generator=generator).to(DEVICE)
-        drawn = {"beta": beta + attempt / 1000, "gamma": gamma}
+        drawn: dict[str, Any] = {"beta": beta + attempt / 1000, "gamma": gamma, "cut": cut}
         state = None
         if fed_back:
             labels = label_map(seed + attempt, batch=batch, grid=size).to(DEVICE)
@@ -156,6 +159,10 @@ def inputs(
         given = Inputs(features, value, grid, state, drawn).to(dtype)
         scores = given.with_matrix(implementation).scores()
         margin = 4e-6 * gamma * drawn.get("feedback_temperature", 1.0)
+        if cut is not None:
+            cosines = reference.proxy_score(given.features.double(), 0.0, 1.0)
+            if (cosines - cut).abs().min() < 4e-6:
+                continue
         if scores.numel() == 0 or scores.abs().min() > margin:
             return given
     raise AssertionError(f"no inputs away from the threshold in 200 draws from seed {seed}")
@@ -166,6 +173,8 @@ def check(given: Inputs, implementation: str) -> list[str]:
     with watch() as watcher:
         got = given.run(implementation)
     ran = [name for name in watcher.names() if name.startswith("proxy")]
+    if implementation == "triton" and given.options["cut"] is not None:
+        ran.remove("proxy_cut_sums_kernel")
     assert ran in (KERNELS if implementation == "triton" else ([],))
     known = given.with_matrix(implementation)
     check_budget(got, known.run("reference"), known.to(torch.float64).run("reference"))
@@ -362,9 +371,76 @@ def test_rows_sum_to_one_and_length_does_not_matter(seed: int, implementation: s
     assert torch.allclose(given.run(implementation), scaled.run(implementation), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "case"),
+    [
+        ("torch", torch.float32, {}),
+        ("triton", torch.float32, {}),
+        ("torch", torch.float16, {"fed_back": True}),
+        ("triton", torch.float16, {"fed_back": True}),
+        ("triton", torch.bfloat16, {"size": (9, 15), "channels": 70, "batch": 1}),
+        # Entries that were cut lie above the threshold, so that they have a share.
+        ("torch", torch.float32, {"beta": -0.5}),
+        ("triton", torch.float32, {"beta": -0.5}),
+        ("torch", torch.float16, {"beta": -0.5, "cut": -0.1, "size": (1, 1), "grid": (1, 1)}),
+        ("triton", torch.float32, {"beta": 0.5, "cut": -0.1, "size": (1, 9), "grid": (1, 4)}),
+    ],
+    ids=str,
+)
+def test_a_cut_is_within_budget(seed: int, implementation: str, dtype, case) -> None:
+    check(inputs(seed, implementation, dtype=dtype, **{"cut": 0.5, **case}), implementation)
+
+
+@every
+def test_a_cut_by_hand(implementation: str) -> None:
+    # Cosines: 1, and 0.8 and 0.6 of neighbours; with a cut at 0.7 that of 0.6 counts as 0 like that of the ends.
+    features = torch.tensor([[1.0, 0.8, 0], [0, 0.6, 1]], device=DEVICE).view(1, 2, 1, 3)
+    value = torch.eye(3, device=DEVICE).view(1, 1, 3, 3)
+    call: dict[str, Any] = {"grid": (1, 3), "cut": 0.7, "gamma": 2.0}
+    mean = (3 + 2 * 0.8) / 9
+    for beta in (1.2, -1.0):
+        got = proxy_attention(features, value, beta=beta, implementation=implementation, **call)
+        score = 2.0 * (torch.tensor([[1, 0.8, 0], [0.8, 1, 0], [0, 0, 1]]) - beta * mean)
+        expected = score.masked_fill(score < 0, -torch.inf).softmax(dim=1).to(DEVICE)
+        torch.testing.assert_close(got[0, 0], expected, rtol=1e-5, atol=1e-6)
+    rows = proxy_rows(features, torch.tensor([2, 0]), cut=0.7, gamma=2.0, beta=-1.0)
+    torch.testing.assert_close(rows[0], expected[[2, 0]], rtol=1e-5, atol=1e-6)
+
+
+@fused
+def test_a_cut_under_all_entries_changes_nothing(seed: int, implementation: str) -> None:
+    given = inputs(seed)
+    cut = given.run(implementation, cut=-1.0)
+    torch.testing.assert_close(cut, given.run(implementation), rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_what_a_cut_leaves(seed: int, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Blocks of 3 of the rows, of which the last is not full.
+    monkeypatch.setattr(portable, "ROW_BYTES", 4 * 35 * 3)
+    for size, channels in (((1, 1), 3), ((5, 7), 70), ((9, 15), 130)):
+        features = torch.randn(2, channels, *size, generator=generator).to(DEVICE)
+        features[1, :, 0, 0] = 0.0
+        features += 0.5 * features[:, :, :1, :1]
+        cosines = reference.proxy_score(features.double(), 0.0, 1.0)
+        expected = torch.where(cosines < 0.2, 0.0, cosines).mean(dim=(1, 2))
+        blocks = kernels.score_blocks(torch.float32, Target("interpreter", 0), feedback=False)
+        positions = kernels.lay_out_positions(features, 128)
+        means = [
+            kernels.cut_mean(positions, size[0] * size[1], blocks, 0.2),
+            torch.stack(
+                [portable.mean_similarity(portable.unit_rows(image), 0.2) for image in features]
+            ),
+        ]
+        # One entry within rounding of the cut may fall on either side of it.
+        for mean in means:
+            assert (mean - expected).abs().max() < 1e-6 + 2 * 0.2 / cosines[0].numel()
+
+
+@pytest.mark.parametrize("cut", (None, 0.5))
 @with_and_without_feedback
-def test_row_blocks_do_not_matter(seed: int, fed_back: bool, monkeypatch) -> None:
-    given = inputs(seed, fed_back=fed_back, normalise=False)
+def test_row_blocks_do_not_matter(seed: int, fed_back: bool, cut, monkeypatch) -> None:
+    given = inputs(seed, fed_back=fed_back, cut=cut, normalise=False)
     whole = given.run("torch")
     monkeypatch.setattr(portable, "ROW_BYTES", 4 * 35 * 8)
     torch.testing.assert_close(given.run("torch"), whole, rtol=1e-5, atol=1e-6)
@@ -417,6 +493,8 @@ def test_each_image_is_on_its_own(seed: int, implementation: str, fed_back: bool
     given = inputs(seed, size=(3, 4), heads=1, fed_back=fed_back)
     together = given.run(implementation)
     assert torch.equal(given.image(1).run(implementation), together[1:])
+    cut = given.run(implementation, cut=0.6)
+    assert torch.equal(given.image(1).run(implementation, cut=0.6), cut[1:])
     for name in ("features", "value"):
         spoilt = getattr(given, name).clone()
         spoilt[0].view(-1)[-1] = torch.nan
@@ -618,6 +696,8 @@ FEATURES, VALUE = torch.rand(1, 8, 4, 4), torch.rand(1, 2, 6, 5)
         (FEATURES, VALUE, {"beta": float("nan")}, ValueError, "beta must be a finite"),
         (FEATURES, VALUE, {"gamma": float("inf")}, ValueError, "gamma must be a finite"),
         (FEATURES, VALUE, {"gamma": 0.0}, ValueError, "gamma.*above 0"),
+        (FEATURES, VALUE, {"cut": 1.5}, ValueError, "cut must be a finite number from -1 to 1"),
+        (FEATURES, VALUE, {"cut": "0.4"}, TypeError, "cut must be a number; got '0.4'"),
     ],
 )
 def test_errors_say_what_was_expected(features, value, arguments, error, message) -> None:

@@ -34,6 +34,7 @@ from resclip_kernels import (
     proxy_attention,
     residual_attention,
     semantic_feedback,
+    similarity_aggregation,
     upsample_argmax,
 )
 from resclip_kernels.dispatch import interpreting
@@ -261,15 +262,31 @@ def agreement(got: Tensor, oracle: Tensor, compared: Tensor) -> Error:
 
 
 def check_proxy(device: Device, dtype: torch.dtype) -> Iterator[Error]:
-    """A finer and an equal grid, on features whose map is nowhere near its jump."""
-    for fine, grid in (((9, 7), (4, 5)), ((6, 6), (6, 6))):
+    """A finer and an equal grid, one of them with a cut, on features whose map is nowhere near its jump."""
+    for fine, grid, cut in (((9, 7), (4, 5), None), ((6, 6), (6, 6), 0.6)):
         features = device.features(2, 48, fine, dtype)
         value = device.normal(2, 2, grid[0] * grid[1], 64, dtype=dtype)
+        arguments: dict[str, Any] = {"grid": grid, "cut": cut}
         yield budget(
-            proxy_attention(features, value, grid=grid, implementation=FUSED),
-            proxy_attention(features, value, grid=grid, implementation="reference"),
+            proxy_attention(features, value, implementation=FUSED, **arguments),
+            proxy_attention(features, value, implementation="reference", **arguments),
             proxy_attention(
-                features.double(), value.double(), grid=grid, implementation="reference"
+                features.double(), value.double(), implementation="reference", **arguments
+            ),
+        )
+
+
+def check_aggregation(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """Weights that add up to 1 and sums, on features that are nowhere near the threshold."""
+    features = device.features(2, 48, (9, 7), dtype).flatten(2).mT
+    value = device.normal(2, 63, 70, dtype=dtype)
+    for normalise in (True, False):
+        arguments: dict[str, Any] = {"threshold": 0.6, "normalise": normalise}
+        yield budget(
+            similarity_aggregation(features, value, implementation=FUSED, **arguments),
+            similarity_aggregation(features, value, implementation="reference", **arguments),
+            similarity_aggregation(
+                features.double(), value.double(), implementation="reference", **arguments
             ),
         )
 
@@ -288,12 +305,13 @@ CHECKS: dict[str, tuple[Callable[..., Iterator[Error]], tuple[str, ...]]] = {
     "patch_labels": (check_patch_labels, ("fp32", "fp16", "bf16")),
     "upsample_argmax": (check_upsample, ("fp32", "fp16", "bf16")),
     "proxy_attention": (check_proxy, ("fp32", "fp16", "bf16")),
+    "similarity_aggregation": (check_aggregation, ("fp32", "fp16", "bf16")),
 }
 IEEE, GRAPH = "ieee", "graph"
 WAYS = (FUSED, IEEE, LIBRARY, GRAPH)
 """The kernels; the same with float32 products outside matrix units; PyTorch's own; the kernels in a CUDA graph."""
 # Their products of bfloat16 tiles come out wrong in Triton's interpreter, and only there.
-PRODUCTS = ("residual_attention", "proxy_attention")
+PRODUCTS = ("residual_attention", "proxy_attention", "similarity_aggregation")
 
 
 def planned(op: str, *, kernels_alone: bool = False) -> list[tuple[str, str]]:

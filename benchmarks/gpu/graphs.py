@@ -17,6 +17,7 @@ from resclip_kernels import (
     proxy_attention,
     residual_attention,
     semantic_feedback,
+    similarity_aggregation,
     upsample_argmax,
 )
 
@@ -91,6 +92,16 @@ def proxy_call(device: Device, dtype: torch.dtype) -> Call:
     )
 
 
+def aggregation_call(device: Device, dtype: torch.dtype) -> Call:
+    """Tokens of a few kinds."""
+    features = device.features(2, 48, (6, 5), dtype).flatten(2).mT.contiguous()
+    value = device.normal(2, 30, 70, dtype=dtype)
+    return Call(
+        (features, value),
+        lambda: similarity_aggregation(features, value, threshold=0.6, implementation=FUSED),
+    )
+
+
 CALLS: dict[str, Callable[[Device, torch.dtype], Call]] = {
     "residual_attention": attention_call,
     "semantic_feedback": feedback_call,
@@ -98,6 +109,7 @@ CALLS: dict[str, Callable[[Device, torch.dtype], Call]] = {
     "patch_labels": patch_labels_call,
     "upsample_argmax": upsample_call,
     "proxy_attention": proxy_call,
+    "similarity_aggregation": aggregation_call,
 }
 
 

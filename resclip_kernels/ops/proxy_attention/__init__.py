@@ -60,9 +60,12 @@ def proxy_attention(
     With X the n = H_v·W_v positions of `features`, each of unit length (a position shorter than 1e-12 counts as 0), per
     image:
 
-        S   = γ · (X Xᵀ − β · mean(X Xᵀ))            the mean over all n² pairs of the image
+        S   = γ · (X Xᵀ − β · mean(X Xᵀ))            the mean over all n² pairs of the image, which `cut` changes
         S'  = τ_s · ((1 − λ_s) · S + λ_s · Ŝ)          with `feedback`, else S
         out = softmax(S' where S' ≥ 0, else −∞) · v    the same map for every head
+
+    With `cut`, entries of X Xᵀ below it are set to 0 first: the mean counts them as 0, and so does S. SFP (ICCV 2025)
+    cuts so at 0.4.
 
     A position with nothing left attends to itself alone. v is `value` resized bilinearly (`align_corners=False`) from
     CLIP's grid to (H_v, W_v). λ_s·Ŝ is rounded to float16 where Ŝ is normalised, as in ResCLIP's released program. The
@@ -73,7 +76,7 @@ def proxy_attention(
         features: (B, C, H_v, W_v), any length per position, any floating dtype and strides.
         value: (B, A, h·w, d), the patches' values of CLIP's final block without [CLS], in row-major order. Products
             accumulate in float32 at least.
-        options: β, γ, λ_s and τ_s; None for the defaults.
+        options: β, γ, the cut, λ_s and τ_s; None for the defaults.
         grid: (h, w) in CLIP's patches.
         feedback: state of `semantic_feedback` for these images, of labels on the features' grid (H_v, W_v); None for
             no SFR.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resclip_kernels.checks import check_finite, check_positive, set_floats
+from resclip_kernels.checks import check_finite, check_positive, check_range, set_floats
 from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
 
 
@@ -20,12 +20,17 @@ class ProxyAttentionOptions(FeedbackMixing):
     """How far above the mean similarity an entry must lie, as a multiple of the mean; any finite number."""
     gamma: float = 3.0
     """γ > 0: sharpness of the softmax."""
+    cut: float | None = None
+    """Entries of X Xᵀ below it count as 0, in the mean as well; from −1 to 1. None: all count. SFP's is 0.4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_finite("beta", self.beta)
         check_positive("gamma", self.gamma)
         set_floats(self, "beta", "gamma")
+        if self.cut is not None:
+            check_range("cut", self.cut, -1.0, 1.0)
+            set_floats(self, "cut")
 
 
 class ProxyAttentionKeywords(MixingKeywords, total=False):
@@ -33,3 +38,4 @@ class ProxyAttentionKeywords(MixingKeywords, total=False):
 
     beta: float
     gamma: float
+    cut: float | None

@@ -1,7 +1,7 @@
 """The proxy attention in lean torch: a block of rows at a time, all heads side by side in one matrix product.
 
 The map is the same for every head, so (rows, n) weights times (n, A·d) values serves them all; the mean of X Xᵀ is
-‖Σ X‖² / n² and needs no map.
+‖Σ X‖² / n² and needs no map. Where entries are cut, the mean takes a pass over blocks of rows of its own.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def proxy_rows(
     maps = torch.empty((len(features), len(rows), positions), dtype=dtype, device=features.device)
     for image, state, image_rows in zip(features, each(feedback, len(features)), maps, strict=True):
         unit = unit_rows(image.to(dtype))
-        threshold = options.beta * mean_similarity(unit)
+        threshold = options.beta * mean_similarity(unit, options.cut)
         for row, weights in zip(rows, image_rows, strict=True):
-            weights.copy_(row_weights(unit, row, row + 1, threshold, options, state)[0])
+            similarity = similarity_rows(unit, row, row + 1, options.cut)
+            weights.copy_(row_weights(similarity, row, threshold, options, state)[0])
     return maps
 
 
@@ -72,31 +73,56 @@ def attend(
 ) -> Tensor:
     """One image's (C, H_v, W_v) and values (n, A·d) → (n, A·d)."""
     unit = unit_rows(image)
-    count = len(unit)
-    threshold = options.beta * mean_similarity(unit)
-    rows = max(1, ROW_BYTES // (count * unit.element_size()))
-    blocks = [
-        row_weights(unit, first, min(first + rows, count), threshold, options, feedback) @ values
-        for first in range(0, count, rows)
-    ]
+    threshold = options.beta * mean_similarity(unit, options.cut)
+    blocks = []
+    for first, last in row_blocks(unit):
+        similarity = similarity_rows(unit, first, last, options.cut)
+        blocks.append(row_weights(similarity, first, threshold, options, feedback) @ values)
     return torch.cat(blocks)
 
 
-def mean_similarity(unit: Tensor) -> Tensor:
-    """mean(X Xᵀ) of unit rows (n, C)."""
-    return unit.sum(dim=0).square().sum() / len(unit) ** 2
+def row_blocks(unit: Tensor) -> list[tuple[int, int]]:
+    """(first, last) of the rows of a map of unit rows (n, C) that are in memory together."""
+    count = len(unit)
+    rows = max(1, ROW_BYTES // max(1, count * unit.element_size()))
+    return [(first, min(first + rows, count)) for first in range(0, count, rows)]
+
+
+def mean_similarity(unit: Tensor, cut: float | None) -> Tensor:
+    """mean(X Xᵀ) of unit rows (n, C), entries below the cut as 0."""
+    if cut is None:
+        return unit.sum(dim=0).square().sum() / len(unit) ** 2
+    total = unit.new_zeros(())
+    for first, last in row_blocks(unit):
+        # X Xᵀ is symmetric: an entry right of the block's own columns stands for two. Row by row first, since torch
+        # would share out one long sum among its threads.
+        entries = cut_below(unit[first:last] @ unit[first:].mT, cut)
+        within, beyond = entries.split((last - first, len(unit) - last), dim=1)
+        total = total + (within.sum(dim=1) + 2.0 * beyond.sum(dim=1)).sum()
+    return total / len(unit) ** 2
+
+
+def similarity_rows(unit: Tensor, first: int, last: int, cut: float | None) -> Tensor:
+    """Rows `first` to `last` of X Xᵀ, entries below the cut as 0: (last − first, n)."""
+    entries = unit[first:last] @ unit.mT
+    return entries if cut is None else cut_below(entries, cut)
+
+
+def cut_below(entries: Tensor, cut: float) -> Tensor:
+    """The entries with those below the cut as 0, in place; a NaN stays."""
+    return entries.masked_fill_(entries < cut, 0.0)
 
 
 def row_weights(
-    unit: Tensor,
+    similarity: Tensor,
     first: int,
-    last: int,
     threshold: Tensor,
     options: ProxyAttentionOptions,
     feedback: SemanticFeedback | None,
 ) -> Tensor:
-    """Rows `first` to `last` of one image's map: (last − first, n), each summing to 1."""
-    score = (unit[first:last] @ unit.mT).sub_(threshold)
+    """Rows of one image's map from `first` on, of their similarities, which are overwritten: each sums to 1."""
+    last = first + len(similarity)
+    score = similarity.sub_(threshold)
     if feedback is None:
         score = score.mul_(options.gamma)
     else:
@@ -105,7 +131,7 @@ def row_weights(
         bonus = options.weighted(rows, feedback.options.normalise)
         score = score.mul_((1 - weight) * options.gamma).add_(bonus).mul_(temperature)
     dropped = score < 0
-    index = torch.arange(last - first, device=unit.device)
+    index = torch.arange(last - first, device=score.device)
     alone = dropped.all(dim=1)
     score = score.masked_fill_(dropped, -torch.inf)
     diagonal = score[index, index + first].masked_fill(alone, 0.0)

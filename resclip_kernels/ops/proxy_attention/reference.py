@@ -37,7 +37,7 @@ def proxy_map(
     features: Tensor, options: ProxyAttentionOptions, feedback: SemanticFeedback | None = None
 ) -> Tensor:
     """softmax(S' where S' ≥ 0): (B, C, H_v, W_v) → (B, n, n), rows sum to 1."""
-    score = proxy_score(features, options.beta, options.gamma)
+    score = proxy_score(features, options.beta, options.gamma, options.cut)
     if feedback is not None:
         weight, temperature = options.mixing
         bonus = options.weighted(feedback_matrix(feedback), feedback.options.normalise)
@@ -48,10 +48,12 @@ def proxy_map(
     return score.masked_fill(alone.unsqueeze(-1) & unit, 0.0).softmax(dim=-1)
 
 
-def proxy_score(features: Tensor, beta: float, gamma: float) -> Tensor:
+def proxy_score(features: Tensor, beta: float, gamma: float, cut: float | None = None) -> Tensor:
     """S, before its entries under 0 are dropped: (B, n, n)."""
     positions = features.flatten(2).mT  # [B, n, C]
     length = torch.linalg.vector_norm(positions, dim=-1, keepdim=True)
     unit = torch.where(length < 1e-12, 0.0, positions / length)
     similarity = unit @ unit.mT
+    if cut is not None:
+        similarity = similarity.masked_fill(similarity < cut, 0.0)
     return gamma * (similarity - beta * similarity.mean(dim=(-2, -1), keepdim=True))

@@ -3,6 +3,7 @@
 What is computed where:
 
 * `triton_layout` puts positions in rows, with their inverse lengths and mean(X Xᵀ), and values on the features' grid.
+  Where entries are cut, `proxy_cut_sums_kernel` adds up what is left of them, tile by tile.
 * `proxy_weights_kernel` forms a tile of X Xᵀ, with feedback the tile of Ŝ that belongs to it, and writes the softmax's
   weights in the values' dtype. Features stay as they came: inverse lengths multiply the finished products, so that
   float16 and bfloat16 features lose nothing by being made unit rows. The softmax knows a row's largest entry beforehand
@@ -20,7 +21,7 @@ Every sum is formed in an order that neither the batch nor the chunks change.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +79,8 @@ INTERPRETED = Blocks(128, 128, 64, Options())
 class Scores(NamedTuple):
     """Factors of the scores; exponents are in base 2."""
 
+    cut: float
+    """Entries of X Xᵀ below it are 0, where the plan has a cut."""
     beta: float
     sharpness: float
     """Of a cosine in the exponent."""
@@ -115,6 +118,7 @@ class Plan(NamedTuple):
     row_stride: int
     """Elements from one position to the next: `Positions.channels`."""
     has_feedback: bool
+    has_cut: bool
     precision: str
 
 
@@ -172,6 +176,8 @@ def proxy_attention(
     count, columns = size[0] * size[1], heads * head_width
     blocks = score_blocks(features.dtype, target_of(features), feedback is not None)
     positions = lay_out_positions(features, max(CHUNK_ROWS, blocks.columns))
+    if options.cut is not None:
+        positions = positions._replace(mean=cut_mean(positions, count, blocks, options.cut))
     output = value.new_empty((batch, count, columns))
     if tuple(grid) != size and cells * (count + columns) < count * columns:
         unit = torch.eye(cells, dtype=value.dtype, device=value.device)
@@ -184,6 +190,40 @@ def proxy_attention(
         multiply_map(positions, size, blocks, values, output, options, feedback)
     result: Tensor = output.unflatten(2, (heads, head_width)).transpose(1, 2)
     return result
+
+
+def cut_mean(positions: Positions, count: int, blocks: Blocks, cut: float) -> Tensor:
+    """(B,) float32: the mean of X Xᵀ over the pairs of `count` positions, entries below the cut as 0.
+
+    A pass over all tiles of the map, each of which leaves one number; these are added in float64, so that the order in
+    which a device adds them decides nothing.
+    """
+    batch, padded = positions.inverse_length.shape
+    if target_of(positions.rows).backend == "hip":
+        # Of 128 rows two masks beside the tile would spill.
+        blocks = replace(blocks, rows=64)
+    tiles = padded // blocks.rows * (padded // blocks.columns)
+    sums = positions.inverse_length.new_empty((batch, tiles))
+    launch(
+        proxy_cut_sums_kernel,
+        batch * tiles,
+        {"data": positions, "sums": sums, "cut": cut, "padded_positions": padded},
+        {
+            "PLAN": Plan(
+                positions.rows.shape[2],
+                has_feedback=False,
+                has_cut=True,
+                precision=target_of(sums).dot_precision,
+            ),
+            "BLOCK_M": blocks.rows,
+            "BLOCK_N": blocks.columns,
+            "BLOCK_C": blocks.depth,
+        },
+        blocks.options,
+        on=sums,
+    )
+    mean: Tensor = sums.sum(dim=1, dtype=torch.float64) / count**2
+    return mean.float()
 
 
 def multiply_map(
@@ -214,6 +254,7 @@ def multiply_map(
         terms, tiles = feedback_arguments(feedback, positions.rows.dtype, target)
         weight, temperature = options.mixing
     scores = Scores(
+        cut=0.0 if options.cut is None else options.cut,
         beta=options.beta,
         sharpness=temperature * (1.0 - weight) * options.gamma / math.log(2.0),
         weight=(1.0 - weight) * options.gamma,
@@ -245,7 +286,12 @@ def multiply_map(
                 "sums_tile": len(weights),
             },
             {
-                "PLAN": Plan(positions.rows.shape[2], feedback is not None, target.dot_precision),
+                "PLAN": Plan(
+                    positions.rows.shape[2],
+                    has_feedback=feedback is not None,
+                    has_cut=options.cut is not None,
+                    precision=target.dot_precision,
+                ),
                 "TILES": tiles,
                 "BLOCK_M": blocks.rows,
                 "BLOCK_N": blocks.columns,
@@ -272,6 +318,7 @@ def multiply(
     padded_positions: int | None = None,
     first_row: int = 0,
     sums: Tensor | None = None,
+    epsilon: float | None = None,
 ) -> None:
     """left · right into rows of the images.
 
@@ -282,7 +329,8 @@ def multiply(
         keys: how many of the keys there are.
         padded_positions: rows of an image; None: all of them are in `left`.
         first_row: of `left` among the rows of all images.
-        sums: (tiles, rows): the sum of every row's weights, in parts. A row of the sum 0 takes its own row of `right`.
+        sums: (tiles, rows): the sum of every row's weights, in parts, by which the row is divided.
+        epsilon: what is added to every sum. None: nothing, and a row of the sum 0 takes its own row of `right`.
     """
     target = target_of(output)
     blocks = product_blocks(output.dtype, target)
@@ -313,6 +361,7 @@ def multiply(
         {
             "RIGHT_COLUMNS": right.shape[2],
             "NORMALISE": sums is not None,
+            "EPSILON": epsilon,
             "PRECISION": target.dot_precision,
             "BLOCK_M": blocks.rows,
             "BLOCK_N": blocks.depth,
@@ -342,41 +391,29 @@ def feedback_tile(
 
 
 @triton.jit
-def proxy_weights_kernel(
+def grouped_tile(program, row_blocks, column_blocks):
+    """(block of rows, block of columns) of a program, groups of `GROUP_ROWS` blocks of rows after each other."""
+    in_group = GROUP_ROWS * column_blocks
+    first_block = program // in_group * GROUP_ROWS
+    group_rows = tl.minimum(row_blocks - first_block, GROUP_ROWS)
+    return first_block + program % in_group % group_rows, program % in_group // group_rows
+
+
+@triton.jit
+def similarity_tile(
     data,
-    weights,
-    sums,
-    feedback,
-    patch_grid,
-    scores,
-    positions,
+    image,
+    start,
+    first,
     padded_positions,
-    first_row,
-    held_rows,
-    sums_tile,
+    cut,
     PLAN: tl.constexpr,
-    TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of exp(S' − the row's largest) where S' ≥ 0, else 0, and its rows' sums."""
-    row_blocks = held_rows // BLOCK_M
-    # Past the last position too: the second product reads whatever stands there.
-    column_blocks = padded_positions // BLOCK_N
-    program = tl.program_id(0)
-    in_group = GROUP_ROWS * column_blocks
-    first_block = program // in_group * GROUP_ROWS
-    group_rows = tl.minimum(row_blocks - first_block, GROUP_ROWS)
-    block = first_block + program % in_group % group_rows
-    column_block = program % in_group // group_rows
-    held_row = block * BLOCK_M
-    first = column_block * BLOCK_N
-    image = ((first_row + held_row) // padded_positions).to(tl.int64)
-    start = (first_row + held_row) % padded_positions
+    """A tile of X Xᵀ, its rows' largest entries before a cut, and the inverse lengths of its rows and columns."""
     inverse_length = data.inverse_length + image * padded_positions
-    threshold = tl.load(data.mean + image) * scores.beta
-
     row = tl.arange(0, BLOCK_M)
     key = tl.arange(0, BLOCK_N)
     channel = tl.arange(0, BLOCK_C)
@@ -403,6 +440,79 @@ def proxy_weights_kernel(
     score = tl.where(score > 1.0, 1.0, score)  # Rounding aside none is; a NaN stays.
     itself = (start + row)[:, None] == (first + key)[None, :]
     score = tl.where(itself, largest[:, None], score)  # [BLOCK_M, BLOCK_N]
+    if PLAN.has_cut:
+        score = tl.where(score < cut, 0.0, score)
+    return score, largest, row_inverse, key_inverse
+
+
+@triton.jit
+def proxy_cut_sums_kernel(
+    data,
+    sums,
+    cut,
+    padded_positions,
+    PLAN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The sum of one tile of X Xᵀ, entries below the cut as 0."""
+    row_blocks = padded_positions // BLOCK_M
+    column_blocks = padded_positions // BLOCK_N
+    tiles = row_blocks * column_blocks
+    program = tl.program_id(0)
+    block, column_block = grouped_tile(program % tiles, row_blocks, column_blocks)
+    score, _, row_inverse, key_inverse = similarity_tile(
+        data,
+        (program // tiles).to(tl.int64),
+        block * BLOCK_M,
+        column_block * BLOCK_N,
+        padded_positions,
+        cut,
+        PLAN,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_C,
+    )
+    outside = (row_inverse < 0.0)[:, None] | (key_inverse < 0.0)[None, :]
+    total = tl.sum(tl.sum(tl.where(outside, 0.0, score), 1), 0)
+    tl.store(sums + program, total)
+
+
+@triton.jit
+def proxy_weights_kernel(
+    data,
+    weights,
+    sums,
+    feedback,
+    patch_grid,
+    scores,
+    positions,
+    padded_positions,
+    first_row,
+    held_rows,
+    sums_tile,
+    PLAN: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One tile of exp(S' − the row's largest) where S' ≥ 0, else 0, and its rows' sums."""
+    row_blocks = held_rows // BLOCK_M
+    # Past the last position too: the second product reads whatever stands there.
+    column_blocks = padded_positions // BLOCK_N
+    block, column_block = grouped_tile(tl.program_id(0), row_blocks, column_blocks)
+    held_row = block * BLOCK_M
+    first = column_block * BLOCK_N
+    image = ((first_row + held_row) // padded_positions).to(tl.int64)
+    start = (first_row + held_row) % padded_positions
+    threshold = tl.load(data.mean + image) * scores.beta
+    row = tl.arange(0, BLOCK_M)
+    key = tl.arange(0, BLOCK_N)
+    score, largest, _, key_inverse = similarity_tile(
+        data, image, start, first, padded_positions, scores.cut, PLAN, BLOCK_M, BLOCK_N, BLOCK_C
+    )
     exponent = (score - largest[:, None]) * scores.sharpness
     if PLAN.has_feedback:
         position = start + row
@@ -438,6 +548,7 @@ def proxy_product_kernel(
     tiles,
     RIGHT_COLUMNS: tl.constexpr,
     NORMALISE: tl.constexpr,
+    EPSILON: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -479,17 +590,20 @@ def proxy_product_kernel(
                 other=0.0,
             )
             l_i += tl.sum(part, 0)
-        alone = l_i == 0.0
-        own = tl.load(
-            whole
-            + tl.cast(start, tl.int64) * RIGHT_COLUMNS
-            + row[:, None] * RIGHT_COLUMNS
-            + column[None, :],
-            mask=stored & (alone & (start + row < keys))[:, None],
-            other=0.0,
-        )
-        acc /= tl.where(alone, 1.0, l_i)[:, None]
-        acc = tl.where(alone[:, None], own.to(tl.float32), acc)
+        if EPSILON is None:
+            alone = l_i == 0.0
+            own = tl.load(
+                whole
+                + tl.cast(start, tl.int64) * RIGHT_COLUMNS
+                + row[:, None] * RIGHT_COLUMNS
+                + column[None, :],
+                mask=stored & (alone & (start + row < keys))[:, None],
+                other=0.0,
+            )
+            acc /= tl.where(alone, 1.0, l_i)[:, None]
+            acc = tl.where(alone[:, None], own.to(tl.float32), acc)
+        else:
+            acc /= (l_i + EPSILON)[:, None]
     target = matrices.output + image * matrices.output_image + first_column
     target += tl.cast(start, tl.int64) * matrices.output_row
     target += row[:, None] * matrices.output_row + column[None, :]
