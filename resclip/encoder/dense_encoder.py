@@ -225,7 +225,11 @@ class DenseEncoder(nn.Module):
                 recorded.append((query, key))
             if number == self.correlation.layer:
                 compared = normed, query, key
-            tokens = tokens + tower.project_out(block, attend(query, key, value))
+            if number > tower.depth - self.correlation.blocks:
+                attended = self.final.attend_before(normed, query, key, value, grid)
+            else:
+                attended = attend(query, key, value)
+            tokens = tokens + tower.project_out(block, attended)
             tokens = tower.feed_forward(block, tokens)
         return self.final.make_inputs(blocks[-1], tokens, grid, recorded, compared, features)
 

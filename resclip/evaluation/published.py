@@ -99,7 +99,7 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
     protocol = {
         "split": None,
         "entries": dataset_classes(dataset),
-        "correlation": asdict(base.correlation),
+        "correlation": as_dict(base.correlation),
         "final_block": base.final_block,
         "neighbourhood_std": base.neighbourhood_std,
         "pad_multiple": 0,

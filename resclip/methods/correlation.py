@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from resclip.methods.options_text import parse_options
 from resclip_kernels import check_choice, check_count, check_range, check_type
 
-Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "none", "identity"]
+Scores = Literal["qk", "qq", "kk", "qq+kk", "xx", "random", "learned", "none", "identity"]
 SCORES: tuple[str, ...] = get_args(Scores)
 MEANINGS = {
     "qk": "query-key, CLIP's own",
@@ -17,12 +17,17 @@ MEANINGS = {
     "qq+kk": "the sum of both maps",
     "xx": "the block's normalised input with itself, without projection",
     "random": "random projections of that input; the mean of several maps",
+    "learned": "one projection of that input out of a file, as `resclip ablate` learns one",
     "none": "nothing: all tokens count the same, so a neighbourhood prior alone decides",
     "identity": "no attention: each patch keeps its own value",
 }
 """The choices with their explanations, as `resclip methods` prints them."""
+PROJECTION = "projection"
+"""The name of the learned projection in its file."""
 MOST_PROJECTIONS = 256
 """Largest number of random projections: each takes a matrix of D × D and an attention of its own."""
+MOST_BLOCKS = 1_000
+"""Largest number of blocks; no tower is as deep."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,16 @@ class Correlation:
     """Number of random projections ("random" alone): D × D, entries normal with variance 1 / D, heads as q has them."""
     seed: int = 0
     """Seed of the random projections, which are the same on every device."""
+    path: str | None = None
+    """A safetensors file with the learned projection ("learned" alone): `PROJECTION`, (D, D), multiplied from the right."""
+    blocks: int = 1
+    """How many of the last blocks attend by it in place of their own query-key attention; 1: the final one alone.
+
+    The blocks before the final one keep their residual and MLP, and have no prior, SFR or RCS.
+    """
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("path", "blocks")
+    """Options that `as_dict` leaves out at their defaults: figures that were stored without them stay comparable."""
 
     def __post_init__(self) -> None:
         check_choice("correlation", self.scores, SCORES)
@@ -64,6 +79,19 @@ class Correlation:
                 )
         if self.layer is not None:
             check_count("correlation layer", self.layer, 1)
+        check_count("correlation blocks", self.blocks, 1, MOST_BLOCKS)
+        if self.blocks > 1 and self.layer is not None:
+            raise ValueError(
+                f"correlation layer {self.layer} makes the final block compare another block's tokens, and blocks "
+                f"{self.blocks} makes several blocks compare their own: leave one of the two out"
+            )
+        if self.path is not None:
+            check_type("correlation path", self.path, str, "the name of a safetensors file")
+        if (self.scores == "learned") != (self.path is not None):
+            raise ValueError(
+                "correlation 'learned' needs the file of its projection, such as 'learned,path=projection.safetensors'; "
+                f"no other takes one; got {self.scores!r} with path {self.path!r}"
+            )
         if self.scores != "random" and self.projections != 1:
             raise ValueError(
                 f"projections count random projections; with {self.scores!r} there are none: "
@@ -73,7 +101,8 @@ class Correlation:
             changed = [
                 item.name
                 for item in fields(self)
-                if item.name != "scores" and getattr(self, item.name) != item.default
+                if item.name not in ("scores", "blocks")
+                and getattr(self, item.name) != item.default
             ]
             if changed:
                 raise ValueError(
