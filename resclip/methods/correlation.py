@@ -124,6 +124,6 @@ class Correlation:
         """
         check_type("correlation", text, str, "text such as 'kk' or 'qk,layer=4'")
         scores, comma, rest = (part.strip() for part in text.partition(","))
-        # Made first without the rest, so that the error for an unknown name is about the name.
-        chosen = cls(scores)  # type: ignore[arg-type]
-        return parse_options(cls, rest, scores=chosen.scores) if comma else chosen
+        # First, so that the error for an unknown name is about the name.
+        check_choice("correlation", scores, SCORES)
+        return parse_options(cls, rest, scores=scores) if comma else cls(scores)  # type: ignore[arg-type]
