@@ -397,6 +397,7 @@ def ablate(
     base_of: Callable[[Dataset], Segmenter],
     options: Mapping[str, Mapping[str, Any]] | None = None,
     *,
+    on_dataset: Callable[[Study, Dataset, Segmenter], Study] = lambda study, dataset, base: study,
     checkpoint: Path | None = None,
     fresh: bool = False,
     workers: int | None = None,
@@ -410,6 +411,8 @@ def ablate(
         base_of: makes the segmenter of the base alone for a dataset, as `resclip.load` does. All settings share its
             model and vocabulary, so that they are made once per dataset; its preset says where the studies start from.
         options: of "rcs" and "sfr", above the preset's; the option that a study varies is above both.
+        on_dataset: makes a study as it is on one dataset, from that dataset's base, such as with a file that was learned
+            there. Its settings have the same labels on all datasets.
         checkpoint, fresh, workers, on_progress: as `resclip.evaluation.runner.evaluate` takes them.
 
     Raises:
@@ -420,7 +423,9 @@ def ablate(
         raise ValueError("expected at least one study, got none")
     with report_lock(checkpoint):
         how = {"checkpoint": checkpoint, "fresh": fresh, "workers": workers}
-        return _ablate(studies, datasets, base_of, options or {}, **how, on_progress=on_progress)
+        return _ablate(
+            studies, datasets, base_of, options or {}, on_dataset, **how, on_progress=on_progress
+        )
 
 
 def _ablate(
@@ -428,6 +433,7 @@ def _ablate(
     datasets: Sequence[Dataset],
     base_of: Callable[[Dataset], Segmenter],
     options: Mapping[str, Mapping[str, Any]],
+    on_dataset: Callable[[Study, Dataset, Segmenter], Study],
     **how: Any,
 ) -> Ablation:
     """`ablate` under its lock; `how` is for `measure`."""
@@ -441,7 +447,8 @@ def _ablate(
         for study in studies:
             reference = with_modules(start, study.reference)
             label = row_name(reference, start)
-            variations = study.variations(start, segmenter.encoder.tower.depth)
+            here = on_dataset(study, dataset, segmenter)
+            variations = here.variations(start, segmenter.encoder.tower.depth)
             points = [Variation(label, label, reference), *variations]
             earlier = settings.get(study.name, [Setting(*point[:2], {}) for point in points])
             for point in points:
