@@ -246,8 +246,8 @@ class FinalBlock:
         self.proxy_attention = proxy_attention or self.base.proxy
         if sfr is not None and self.proxy_attention and not self.proxy_attention.masked:
             raise ValueError(
-                "SFR raises entries of the proxy's score above its mask, and masked=False leaves no mask: use sfr=None, "
-                "or masked=True"
+                "SFR raises entries of the proxy's score above its mask, and masked=False leaves no mask: "
+                "use sfr=None, or masked=True"
             )
         self.implementation = check_implementation(implementation)
         layer = self.correlation.layer
@@ -591,7 +591,7 @@ def unmasked_attention(features: Tensor, value: Tensor, gamma: float) -> Tensor:
     # All heads side by side in one product: they share the map.
     together = value.transpose(1, 2).flatten(2).unsqueeze(1).to(unit.dtype)
     attended = deterministic_attention(unit, unit, together, scale=gamma)
-    by_head = attended.squeeze(1).unflatten(-1, (value.shape[1], value.shape[3]))
+    by_head: Tensor = attended.squeeze(1).unflatten(-1, (value.shape[1], value.shape[3]))
     return by_head.transpose(1, 2).to(value.dtype)
 
 

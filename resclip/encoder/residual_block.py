@@ -212,8 +212,8 @@ class ResidualBlock(nn.Module):
         )
         if final.correlation.blocks > 1:
             raise ValueError(
-                f"a ResidualBlock stands in for the final block alone, and correlation blocks is {final.correlation.blocks}: "
-                "use blocks=1, or DenseEncoder"
+                "a ResidualBlock stands in for the final block alone, and correlation blocks is "
+                f"{final.correlation.blocks}: use blocks=1, or DenseEncoder"
             )
         forget_unplaced(tower)
         tower.remember()

@@ -88,7 +88,9 @@ class Study:
                 lacks blocks.
         """
         if self.about != "modules" and (method.proxy is not None) != (self.about == "proxy"):
-            has = "compares its own tokens" if method.proxy is None else "compares a proxy's features"
+            has = (
+                "compares its own tokens" if method.proxy is None else "compares a proxy's features"
+            )
             wanted = "with a proxy" if self.about == "proxy" else "without one"
             raise ValueError(
                 f"study {self.name!r} is for a base {wanted}, and base {method.base!r} {has}: "
@@ -411,8 +413,8 @@ def ablate(
         base_of: makes the segmenter of the base alone for a dataset, as `resclip.load` does. All settings share its
             model and vocabulary, so that they are made once per dataset; its preset says where the studies start from.
         options: of "rcs" and "sfr", above the preset's; the option that a study varies is above both.
-        on_dataset: makes a study as it is on one dataset, from that dataset's base, such as with a file that was learned
-            there. Its settings have the same labels on all datasets.
+        on_dataset: makes a study as it is on one dataset, from its base there, such as with a file that was learned
+            from it. Its settings have the same labels on all datasets.
         checkpoint, fresh, workers, on_progress: as `resclip.evaluation.runner.evaluate` takes them.
 
     Raises:

@@ -1,5 +1,4 @@
-"""Plots of figures: the IoU of each class as bars, a study of an ablation as a curve or as points, curves, histograms
-and gains."""
+"""Plots of figures: the IoU of classes as bars, studies as curves or points, other curves, histograms and gains."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ def published_setting(
     lines = figures()
     # "ViT-B/16" and "ViT-B-16" are one model of open_clip's.
     model = model.lower() if ":" in model else model.lower().replace("/", "-")
-    backbone = tables()[0]["backbones"].get(model if pretrained is None else f"{model} {pretrained}")
+    backbone = tables()[0]["backbones"].get(
+        model if pretrained is None else f"{model} {pretrained}"
+    )
     line = lines.get((study, setting, backbone), {})
     value = line.get(dataset)
     usual = {name: option for name, option in options.items() if name != "correlation"}

@@ -55,7 +55,7 @@ class Correlation:
     seed: int = 0
     """Seed of the random projections, which are the same on every device."""
     path: str | None = None
-    """A safetensors file with the learned projection ("learned" alone): `PROJECTION`, (D, D), multiplied from the right."""
+    """A safetensors file with the learned projection ("learned" alone): `PROJECTION`, (D, D), by which x is multiplied."""
     blocks: int = 1
     """How many of the last blocks attend by it in place of their own query-key attention; 1: the final one alone.
 
@@ -89,7 +89,7 @@ class Correlation:
             check_type("correlation path", self.path, str, "the name of a safetensors file")
         if (self.scores == "learned") != (self.path is not None):
             raise ValueError(
-                "correlation 'learned' needs the file of its projection, such as 'learned,path=projection.safetensors'; "
+                "correlation 'learned' needs the file of its projection, as in 'learned,path=projection.safetensors'; "
                 f"no other takes one; got {self.scores!r} with path {self.path!r}"
             )
         if self.scores != "random" and self.projections != 1:

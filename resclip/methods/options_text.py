@@ -58,7 +58,7 @@ def parse_value(text: str, is_text: bool) -> Any:
 
 
 def as_dict(options: Any) -> dict[str, Any] | None:
-    """A dataclass of options as a JSON-able dict; None for None. What its `OPTIONAL` names is left out at its default."""
+    """A dataclass of options as a JSON-able dict, without those of its `OPTIONAL` that are defaults; None for None."""
     if options is None:
         return None
     optional = getattr(options, "OPTIONAL", ())

@@ -51,8 +51,8 @@ def find_proxy(
     """The proxy called `name`, in eval mode.
 
     Args:
-        name: "colour" for `ColourProxy`, "colour:16" for one with cells of 16 pixels in place of 8; or a model of timm, with or without "timm:" in front. A tag after a dot picks
-            the weights: "vit_base_patch8_224.dino", "vit_base_patch14_dinov2.lvd142m" (DINOv2),
+        name: "colour" for `ColourProxy`, "colour:16" for one with cells of 16 pixels in place of 8; or a model of timm,
+            with or without "timm:" in front. A tag after a dot picks the weights: "vit_base_patch8_224.dino", "vit_base_patch14_dinov2.lvd142m" (DINOv2),
             "vit_base_patch16_dinov3.lvd1689m" (DINOv3), "samvit_base_patch16.sa1b" (SAM), "vit_base_patch16_224.mae";
             without one timm's default for that model. "timm:local-dir:FOLDER" loads a folder that timm saved.
         mean, std: per channel, with which the proxy's input pixels are normalised.
@@ -68,7 +68,9 @@ def find_proxy(
     colour, colon, cell = name.partition(":")
     if colour == COLOUR:
         if colon and not cell.isdecimal():
-            raise ValueError(f"expected a cell's side in pixels, as in 'colour:16'; got {quoted(name)}")
+            raise ValueError(
+                f"expected a cell's side in pixels, as in 'colour:16'; got {quoted(name)}"
+            )
         patch = int(cell[:9]) if colon else ColourProxy.PATCH
         return ColourProxy(mean=mean, std=std, patch=patch, input_size=input_size)
     return TimmProxy.from_name(

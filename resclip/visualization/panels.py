@@ -64,7 +64,11 @@ def draw_panels(
         top = MARGIN + number // columns * row_height
         caption = "Image" if heat_map is None else heat_map.caption
         draw.text(
-            (left, top + LINE // 2), shorten(caption, font, column), fill=INK, font=font, anchor="lm"
+            (left, top + LINE // 2),
+            shorten(caption, font, column),
+            fill=INK,
+            font=font,
+            anchor="lm",
         )
         top += LINE + GAP
         sheet.paste(panel if heat_map is None else draw_heat(panel, heat_map), (left, top))

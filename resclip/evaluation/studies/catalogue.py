@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-
 RESCLIP = "ResCLIP (arXiv 2411.15851)"
 SCLIP = "SCLIP (arXiv 2312.01597)"
 PROXYCLIP = "ProxyCLIP (arXiv 2408.04883)"
@@ -20,7 +19,7 @@ class Entry(NamedTuple):
     summary: str
     """What it varies or shows, as a phrase."""
     is_sweep: bool = True
-    """Whether it measures the mIoU of settings, which are stored in ablation.json; the others have files of their own."""
+    """Whether it measures the mIoU of settings, stored in ablation.json; the others have files of their own."""
     in_all: bool = False
     """Whether it is among `--study all`."""
 
@@ -76,9 +75,13 @@ def check_names(names: Iterable[str]) -> list[str]:
         if name not in STUDIES:
             near = difflib.get_close_matches(name, STUDIES, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown study {name[:80]!r}{hint}; use some of: {', '.join(STUDIES)}")
+            raise ValueError(
+                f"unknown study {name[:80]!r}{hint}; use some of: {', '.join(STUDIES)}"
+            )
     if not wanted:
-        raise ValueError(f"expected at least one study, got none; use some of: {', '.join(STUDIES)}")
+        raise ValueError(
+            f"expected at least one study, got none; use some of: {', '.join(STUDIES)}"
+        )
     return [name for name in STUDIES if name in wanted]
 
 

@@ -1,5 +1,7 @@
-"""SCLIP's learned projection: one matrix, learned from a few labelled images so that patches of a class attend to each
-other (arXiv 2312.01597, section 4)."""
+"""SCLIP's learned projection: a matrix by which patches of a class attend to each other, from a few labelled images.
+
+SCLIP: arXiv 2312.01597, section 4.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +137,9 @@ def collect(segmenter: Segmenter, dataset: Dataset, options: LearningOptions) ->
             for patches, side in zip(image.grid, tower.patch_size, strict=True):
                 kept = min(patches, max(1, window // side))
                 first = (patches - kept) // 2
-                slices.append((slice(first * side, (first + kept) * side), slice(first, first + kept)))
+                slices.append(
+                    (slice(first * side, (first + kept) * side), slice(first, first + kept))
+                )
             (row_pixels, rows), (column_pixels, columns) = slices
             pixels, labels = pixels[:, :, row_pixels, column_pixels], labels[rows, columns]
         with torch.no_grad():
@@ -203,7 +207,7 @@ def learn(images: Sequence[Patches], heads: int, options: LearningOptions) -> Le
         drawn = torch.randperm(len(images), generator=generator)[: options.batch].tolist()
         losses = [-class_attention(images[number], matrix, heads).mean() for number in drawn]
         optimiser.zero_grad()
-        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).mean().backward()
         optimiser.step()
     learned = matrix.detach().cpu()
     count = sum(len(image.labels) for image in images)

@@ -145,8 +145,10 @@ def patch_similarity(
     total = int(pairs.same.sum() + pairs.other.sum())
     notes = [
         subject_in_words(segmenter, dataset.description, used),
-        f"AP: average precision of calling two patches of an image one class by their cosine, over {total:,} ordered "
-        f"pairs of {patches:,} patches; a patch's class is its most frequent one.",
+        (
+            f"AP: average precision of calling two patches of an image one class by their cosine, over {total:,} "
+            f"ordered pairs of {patches:,} patches; a patch's class is its most frequent one."
+        ),
         *others.missing,
     ]
     return Finding(
@@ -156,7 +158,9 @@ def patch_similarity(
         ("similarity", "AP"),
         lines,
         notes,
-        settings_of(segmenter, images=used, patches=patches, pairs=total, digest=dataset.digest[:16]),
+        settings_of(
+            segmenter, images=used, patches=patches, pairs=total, digest=dataset.digest[:16]
+        ),
         partial(
             plot_curves,
             f"Pairs of patches of one class, on {dataset.name}",
@@ -179,13 +183,13 @@ def patch_similarity(
 
 
 @torch.no_grad()
-def clip_sides(
-    encoder: DenseEncoder, pixels: Tensor, middle: Sequence[int]
-) -> dict[str, Sides]:
+def clip_sides(encoder: DenseEncoder, pixels: Tensor, middle: Sequence[int]) -> dict[str, Sides]:
     """What CLIP's similarities compare in one image, by name; `middle` are numbers of blocks."""
     inputs = encoder.run_blocks(pixels)
     skip = int(encoder.tower.has_cls)
-    query, key, value = (unit_patches(part, skip) for part in (inputs.query, inputs.key, inputs.value))
+    query, key, value = (
+        unit_patches(part, skip) for part in (inputs.query, inputs.key, inputs.value)
+    )
     sides: Mapping[str, Sides] = {
         "q·k": Sides(query, key),
         "q·q": Sides(query, query),

@@ -1,4 +1,4 @@
-"""Labelled patches: the images of a dataset one by one, and the class of each patch, for studies of what patches share."""
+"""Labelled patches: the images of a dataset one by one, and the class of each patch, for studies of patches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -132,8 +131,7 @@ def patch_classes(
 
 
 def recording_encoder(segmenter: Segmenter) -> DenseEncoder:
-    """An encoder of the same tower that keeps q and k of every block: `run_blocks` has those of all but the last in
-    `cross_layers`."""
+    """An encoder of the same tower that keeps q and k of every block, for `queries_and_keys`."""
     encoder = segmenter.encoder
     depth = encoder.tower.depth
     rcs = RCS(layers=tuple(range(1, depth))) if depth > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Tally:
     @property
     def deviation(self) -> float:
         """The standard deviation."""
-        return max(0.0, self.squares / max(1, self.number) - self.mean**2) ** 0.5
+        return math.sqrt(max(0.0, self.squares / max(1, self.number) - self.mean**2))
 
     @property
     def share_kept(self) -> float:
@@ -141,8 +142,10 @@ def proxy_similarity(segmenter: Segmenter, dataset: Dataset, most_images: int) -
         lines,
         [
             subject_in_words(segmenter, dataset.description, used),
-            f"S: cosines of {model}'s features of two positions of an image; after: γ(S − β mean S) with β {beta:g}, "
-            f"γ {gamma:g}, and the mean over all pairs of the image; not negative: the share that masking keeps.",
+            (
+                f"S: cosines of {model}'s features of two positions of an image; after: γ(S − β mean S) with β "
+                f"{beta:g}, γ {gamma:g}, and the mean over all pairs of the image; not negative: what masking keeps."
+            ),
         ],
         settings_of(segmenter, images=used, proxy=segmenter.settings["proxy"]),
         partial(plot_pair_histograms, f"Similarities of {model}, on {dataset.name}", panels),

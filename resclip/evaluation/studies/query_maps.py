@@ -140,8 +140,10 @@ def attention_by_layer(
         ("block", "on [CLS]", "on itself", "strongest 10 %", "same class"),
         lines,
         [
-            "Shares of the patch's query-key attention, averaged over heads; strongest 10 % and same class: of what lies "
-            "on patches, the share of the strongest tenth and of patches of the same class."
+            (
+                "Shares of the patch's query-key attention, averaged over heads; strongest 10 % and same class: of what "
+                "lies on patches, the share of the strongest tenth and of patches of the same class."
+            )
         ],
     )
 

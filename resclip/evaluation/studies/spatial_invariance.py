@@ -1,5 +1,4 @@
-"""How much the attention of different patches is alike, block by block: spatial invariance, as SCLIP and ResCLIP call
-it."""
+"""How much the attention of different patches is alike, block by block: SCLIP's and ResCLIP's spatial invariance."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ ROWS = 256
 def likeness(query: Tensor, key: Tensor, skip: int) -> float:
     """Mean cosine of two patches' attention to the patches: 1 where all attend alike, near 0 where none do.
 
-    With r_i the row of patch i in softmax(q kᵀ/√d), [CLS]'s column left out, at unit length, it is the mean of r_i · r_j
-    over the pairs i ≠ j, (‖Σ r_i‖² − n) / (n(n − 1)), of each head and then over heads. No map is held.
+    With r_i the row of patch i in softmax(q kᵀ/√d), [CLS]'s column left out, at unit length, it is the mean of
+    r_i · r_j over the pairs i ≠ j, (‖Σ r_i‖² − n) / (n(n − 1)), of each head and then over heads. No map is held.
 
     Args:
         query, key: (1, A, L, d).
@@ -89,8 +88,10 @@ def spatial_invariance(segmenter: Segmenter, dataset: Dataset, most_images: int)
         lines,
         [
             subject_in_words(segmenter, dataset.description, used),
-            "likeness: mean cosine of the attention of two patches of an image, without [CLS]; 1: all patches attend "
-            "alike.",
+            (
+                "likeness: mean cosine of the attention of two patches of an image, without [CLS]; 1: all patches "
+                "attend alike."
+            ),
         ],
         settings_of(segmenter, images=used, digest=dataset.digest[:16]),
         partial(

@@ -113,7 +113,9 @@ def betas(method: Method, _: int) -> list[Variation]:
 def gammas(method: Method, _: int) -> list[Variation]:
     """Values of γ."""
     start = proxy_of(method)
-    return [with_proxy(f"{gamma:g}", gamma, method, replace(start, gamma=gamma)) for gamma in GAMMAS]
+    return [
+        with_proxy(f"{gamma:g}", gamma, method, replace(start, gamma=gamma)) for gamma in GAMMAS
+    ]
 
 
 def proxy_sizes(side: int, method: Method, _: int) -> list[Variation]:
@@ -131,9 +133,11 @@ def proxy_sizes(side: int, method: Method, _: int) -> list[Variation]:
         variations.append(with_proxy(label, label, method, replace(start, input_size=size)))
     is_colour = start.model.partition(":")[0] == COLOUR
     usual = "colour:8" if start.model == COLOUR else start.model
-    for model in COLOUR_CELLS if is_colour else DINO_MODELS:
-        if model != usual:
-            variations.append(with_proxy(model, model, method, replace(start, model=model)))
+    variations += [
+        with_proxy(model, model, method, replace(start, model=model))
+        for model in (COLOUR_CELLS if is_colour else DINO_MODELS)
+        if model != usual
+    ]
     return variations
 
 
@@ -153,8 +157,8 @@ PAPER_STUDIES: Sequence[Study] = (
     sclip_study(
         "sclip-projection",
         "SCLIP: what projects the tokens",
-        "The map is softmax(x W (x W)ᵀ/√d) for one W_r, and the sum of two such maps for W_q + W_k, as in the ablation of "
-        "arXiv 2312.01597. The learned W_r starts from the identity and learns from labelled images that are not "
+        "The map is softmax(x W (x W)ᵀ/√d) for one W_r, and the sum of two such maps for W_q + W_k, as in the ablation "
+        "of arXiv 2312.01597. The learned W_r starts from the identity and learns from labelled images that are not "
         "measured on.",
         x_label="W_r",
         vary=partial(projections, None),
@@ -162,14 +166,14 @@ PAPER_STUDIES: Sequence[Study] = (
     sclip_study(
         "sclip-alternatives",
         "SCLIP: other ways to make attention local",
-        "CLIP's own attention, sharpened (its score times τ), within w × w patches, or with the map of an earlier block, "
+        "CLIP's own attention, sharpened (its score times τ), within w × w patches, or with an earlier block's map, "
         "as in arXiv 2312.01597.",
         vary=alternatives,
     ),
     sclip_study(
         "sclip-blocks",
         "SCLIP: its attention in several blocks",
-        "The last blocks attend by the correlation in place of their own query-key attention; 1 is the final one alone.",
+        "The last blocks attend by the correlation in place of their query-key attention; 1: the final one alone.",
         x_label="last blocks",
         scale="numbers",
         vary=last_blocks,
