@@ -231,8 +231,9 @@ def plot_curves(
     check_format(path)
     figure, axes = new_figure(7.2, 5.2)
     for number, curve in enumerate(curves):
-        dashes = _DASHES[number // len(_COLOURS) % len(_DASHES)]
-        marker = _POINTS[number % len(_POINTS)] if len(curve.x) == 1 else "o" if markers else ""
+        is_point = len(curve.x) == 1
+        dashes = "" if is_point else _DASHES[number // len(_COLOURS) % len(_DASHES)]
+        marker = _POINTS[number % len(_POINTS)] if is_point else "o" if markers else ""
         style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": dashes}
         axes.plot(curve.x, curve.y, marker=marker, label=curve.label, **style)
     labels = [curve.label for curve in curves]

@@ -55,7 +55,7 @@ class Correlation:
     seed: int = 0
     """Seed of the random projections, which are the same on every device."""
     path: str | None = None
-    """A safetensors file with the learned projection ("learned" alone): `PROJECTION`, (D, D), by which x is multiplied."""
+    """A safetensors file ("learned" alone) with the learned projection `PROJECTION`, (D, D): x is multiplied by it."""
     blocks: int = 1
     """How many of the last blocks attend by it in place of their own query-key attention; 1: the final one alone.
 

@@ -52,9 +52,10 @@ def find_proxy(
 
     Args:
         name: "colour" for `ColourProxy`, "colour:16" for one with cells of 16 pixels in place of 8; or a model of timm,
-            with or without "timm:" in front. A tag after a dot picks the weights: "vit_base_patch8_224.dino", "vit_base_patch14_dinov2.lvd142m" (DINOv2),
-            "vit_base_patch16_dinov3.lvd1689m" (DINOv3), "samvit_base_patch16.sa1b" (SAM), "vit_base_patch16_224.mae";
-            without one timm's default for that model. "timm:local-dir:FOLDER" loads a folder that timm saved.
+            with or without "timm:" in front. A tag after a dot picks the weights: "vit_base_patch8_224.dino",
+            "vit_base_patch14_dinov2.lvd142m" (DINOv2), "vit_base_patch16_dinov3.lvd1689m" (DINOv3),
+            "samvit_base_patch16.sa1b" (SAM), "vit_base_patch16_224.mae"; without one timm's default for that model.
+            "timm:local-dir:FOLDER" loads a folder that timm saved.
         mean, std: per channel, with which the proxy's input pixels are normalised.
         device, dtype: of the weights.
         pretrained: False for random weights.

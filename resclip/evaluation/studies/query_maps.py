@@ -141,8 +141,8 @@ def attention_by_layer(
         lines,
         [
             (
-                "Shares of the patch's query-key attention, averaged over heads; strongest 10 % and same class: of what "
-                "lies on patches, the share of the strongest tenth and of patches of the same class."
+                "Shares of the patch's query-key attention, averaged over heads; strongest 10 % and same class: of "
+                "what lies on patches, the share of the strongest tenth and of patches of the same class."
             )
         ],
     )
