@@ -1,4 +1,4 @@
-"""`resclip ablate`: studies × datasets, as tables and as files.
+"""`resclip ablate`: studies × datasets, as tables, files and pictures.
 
 What it imports from resclip.evaluation is loaded on use: `--help` must not wait for torch.
 """
@@ -6,6 +6,12 @@ What it imports from resclip.evaluation is loaded on use: `--help` must not wait
 from __future__ import annotations
 
 import argparse
+import re
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resclip.cli.options import (
@@ -15,44 +21,92 @@ from resclip.cli.options import (
     add_window_options,
     check_out,
     evaluation_progress,
+    integer,
     open_datasets,
     output_path,
     segmenter_for,
     show_tables,
+    whole_number,
 )
+from resclip.evaluation.studies.catalogue import STUDIES, check_names, listing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from resclip.evaluation.ablation import Ablation, Study
+    from resclip.evaluation.datasets import Dataset
+    from resclip.evaluation.studies.findings import Finding
+    from resclip.segmenter import Segmenter
 
 
 ALL = "all"
+LIST = "list"
 SCENE_COUNT = 40
 """How many of the drawn scenes are used by default: all studies then take some minutes."""
+IMAGES = 100
+"""Images that a study of patches looks at by default."""
+LEARN_IMAGES = 64
+"""Images that a projection is learned from by default, as in SCLIP's paper."""
+NAMED_IMAGE = ("attention-by-layer", "maps")
+"""The studies of one patch of one image, whose result is a picture."""
 
 DESCRIPTION = f"""\
-Varies the options of RCS and SFR one at a time and measures each setting: the ablations of arXiv 2411.15851 as tables
-and plots. A study starts from the dataset's own settings, or from those that --preset, --rcs and --sfr name. On the
-{SCENES} scenes it takes {SCENE_COUNT} of them unless --scenes names another number.
+The papers' own studies: options varied one at a time, each setting measured, and what attention and similarities look
+like. A study starts from the dataset's own settings, or from those that --preset, --rcs and --sfr name. On the {SCENES}
+scenes it takes {SCENE_COUNT} of them unless --scenes names another number. --study {LIST} says what there is.
 """
 
 _STUDY_HELP = f"""\
-modules: the base, with RCS, with SFR, with both; layers-window: RCS with four neighbouring layers; layers-cumulative:
-with all layers from the first on; rcs-weight, sfr-weight: 0 to 1; sfr-switches: SFR without one of its parts;
-connectivity: which pairs path decay spares; pamr: iterations of PAMR before the feedback. Separated by commas
+{"; ".join(f"{name}: {entry.summary}" for name, entry in STUDIES.items())}. Separated by commas. {ALL}: the options of
+RCS and SFR, {", ".join(name for name, entry in STUDIES.items() if entry.in_all)}; {LIST}: print what there is
 (default: {ALL})
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `resclip ablate`."""
-    parser.add_argument("--study", default=ALL, metavar="NAMES", help=_STUDY_HELP)
+    parser.add_argument(
+        "--study", default=ALL, metavar="NAMES", help=_STUDY_HELP.replace("%", "%%")
+    )
     parser.add_argument(
         "--base",
-        default="naclip",
         metavar="NAME",
-        help="what RCS and SFR are put on; see `resclip methods` (default: naclip)",
+        help="what a study is put on; see `resclip methods`. gain takes several, separated by commas (default: naclip; "
+        "SCLIP's studies: sclip; ProxyCLIP's: proxyclip; gain: sclip,clearclip,naclip)",
+    )
+    of_some = parser.add_argument_group("options of some studies")
+    of_some.add_argument(
+        "--images",
+        type=whole_number,
+        default=IMAGES,
+        metavar="N",
+        help="images that patch-similarity, spatial-invariance and proxy-similarity look at, evenly spread over the "
+        f"dataset (default: {IMAGES})",
+    )
+    of_some.add_argument(
+        "--others",
+        metavar="NAMES",
+        help="models that patch-similarity and maps compare CLIP with, as --proxy takes them, separated by commas "
+        "(default: colour for builtin; else DINO, for maps DINO and SAM)",
+    )
+    of_some.add_argument(
+        "--image",
+        metavar="FILE",
+        help="the image of attention-by-layer and maps (default: the dataset's first)",
+    )
+    of_some.add_argument(
+        "--query",
+        metavar="X,Y",
+        help="the point whose patch they look at, in pixels from the image's top left corner (default: in the middle "
+        "of the image's rarest class; without labels of the image)",
+    )
+    of_some.add_argument(
+        "--learn-images",
+        type=integer,
+        default=LEARN_IMAGES,
+        metavar="N",
+        help="labelled images that sclip-projection learns from, of the dataset's training part, or of the dataset "
+        f"itself and then not measured on; 0: it learns none (default: {LEARN_IMAGES})",
     )
     add_dataset_options(parser, scenes=SCENE_COUNT)
     add_model_options(parser, method=False, background=False)
@@ -62,14 +116,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=output_path,
         metavar="DIR",
-        help="write ablation.json, ablation.csv and ablation.md there. Settings that ablation.json has under the same "
-        "conditions are not measured again, so an interrupted run goes on where it stopped",
+        help="write ablation.json, ablation.csv and ablation.md there, for gain gain_MODEL.json, gain.csv and gain.md, "
+        "and for studies that are no sweeps STUDY_DATASET.json, .csv and .png. Settings that a JSON file has under the "
+        "same conditions are not measured again, so an interrupted run goes on where it stopped",
     )
     output.add_argument(
         "--fresh", action="store_true", help="measure every setting anew, whatever ablation.json holds"
     )  # fmt: skip
     output.add_argument(
-        "--plot", action="store_true", help="draw each study: DIR/STUDY_DATASET.png"
+        "--plot", action="store_true", help="draw each sweep, DIR/STUDY_DATASET.png, and gain"
     )
 
 
@@ -80,54 +135,386 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: an option that cannot be carried out, or an ablation.json with figures under other conditions.
         OSError: a file cannot be written, or another run writes to it.
         WeightsUnavailable: the model cannot be fetched.
-        ImportError: --plot without matplotlib.
+        ImportError: a picture without matplotlib.
     """
-    from resclip.evaluation.ablation import ablate
-    from resclip.evaluation.distributed import local_device, process_group, rank
-    from resclip.evaluation.tables import problem_lines
+    if arguments.study.strip() == LIST:
+        print(listing())
+        return 0
+    from resclip.evaluation.distributed import local_device, process_group
 
     check_out(arguments, "plot")
-    studies = studies_of(arguments.study)
-    base = base_of(arguments.base)
-    options = options_of(arguments)
+    names = names_of(arguments.study)
+    sweeps = studies_of(arguments.study)
+    others = [name for name in names if not STUDIES[name].is_sweep]
+    check_others(arguments, others)
+    base = base_of(arguments.base, sweeps, others)
     if arguments.scenes is None and SCENES in arguments.dataset.split(","):
         arguments.scenes = SCENE_COUNT
     datasets = open_datasets(arguments)
+    status = 0
     with process_group():
         device = local_device(arguments.device)
+        if sweeps:
+            status |= run_sweeps(arguments, sweeps, base, datasets, device)
+        for name in others:
+            if name == "gain":
+                status |= run_gain(arguments, datasets, device)
+            else:
+                status |= run_other(name, arguments, datasets, device)
+    return status
+
+
+def names_of(text: str) -> list[str]:
+    """The studies that --study names, by name."""
+    if text.strip() == ALL:
+        return [name for name, entry in STUDIES.items() if entry.in_all]
+    return check_names(name.strip() for name in text.split(","))
+
+
+def studies_of(names: str) -> Sequence[Study]:
+    """The sweeps among what --study names."""
+    from resclip.evaluation import ablation
+    from resclip.evaluation.studies.sweeps import PAPER_STUDIES
+
+    if names.strip() == ALL:
+        return ablation.STUDIES
+    wanted = [name for name in names_of(names) if STUDIES[name].is_sweep]
+    known = [*ablation.STUDIES, *PAPER_STUDIES]
+    return ablation.find_studies(wanted, known) if wanted else []
+
+
+def check_others(arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """ValueError for options that do not fit the studies that are no sweeps; ImportError if one lacks matplotlib."""
+    pictures = [name for name in names if name in NAMED_IMAGE]
+    if pictures and arguments.out is None:
+        raise ValueError(
+            f"expected --out DIR for the picture that study {pictures[0]!r} draws, got none; name a folder"
+        )
+    for option in ("image", "query"):
+        if getattr(arguments, option) is not None and not pictures:
+            raise ValueError(
+                f"--{option} is for the studies {', '.join(NAMED_IMAGE)}; leave it out"
+            )
+    if arguments.learn_images < 0:
+        raise ValueError(f"expected --learn-images of at least 0, got {arguments.learn_images}")
+    if arguments.out is not None and any(name not in (*NAMED_IMAGE, "gain") for name in names):
+        from resclip.evaluation.plots import check_matplotlib
+
+        check_matplotlib()
+
+
+def base_of(name: str | None, sweeps: Sequence[Study], others: Sequence[str]) -> str:
+    """The base of the sweeps: what --base names, or their own.
+
+    Raises:
+        ValueError: no such base, or sweeps that start from different ones.
+    """
+    from resclip.evaluation.datasets.base import cut
+    from resclip.methods.catalogue import BASES
+
+    if name is not None:
+        # gain takes several; it says by itself what is wrong with one.
+        chosen = name.split(",") if list(others) == ["gain"] and not sweeps else [name]
+        for one in map(str.strip, chosen):
+            if one not in BASES:
+                raise ValueError(
+                    f"expected one of the bases {', '.join(BASES)} for --base, got {cut(one)!r}; the studies add RCS "
+                    "and SFR"
+                )
+        return name
+    own: dict[str, str] = {}
+    for study in sweeps:
+        own.setdefault(study.base, study.name)
+    if len(own) > 1:
+        (base, first), (other, second) = list(own.items())[:2]
+        raise ValueError(
+            f"study {first!r} starts from base {base!r} and {second!r} from {other!r}: run one after the other, or "
+            "name one --base for both"
+        )
+    return next(iter(own), "naclip")
+
+
+def run_sweeps(
+    arguments: argparse.Namespace,
+    studies: Sequence[Study],
+    base: str,
+    datasets: Sequence[Dataset],
+    device: str | None,
+) -> int:
+    """Measure, print and store the sweeps; the exit status."""
+    from resclip.evaluation.ablation import ablate
+    from resclip.evaluation.distributed import rank
+    from resclip.evaluation.tables import problem_lines
+
+    options = options_of(arguments)
+    with ExitStack() as stack:
+        on_dataset: dict[str, Any] = {}
+        if any(study.name in ("sclip-projection", "proxy-size") for study in studies):
+            folder = arguments.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            is_learning = any(study.name == "sclip-projection" for study in studies)
+            datasets, learning = learning_datasets(arguments, datasets, is_learning)
+            on_dataset["on_dataset"] = partial(study_on, arguments, learning, folder)
+        on_progress = stack.enter_context(evaluation_progress())
+        ablation = ablate(
+            studies,
+            datasets,
+            lambda dataset: segmenter_for(arguments, base, dataset, device=device),
+            options,
+            **on_dataset,
+            checkpoint=arguments.out and arguments.out / "ablation.json",
+            fresh=arguments.fresh,
+            workers=arguments.workers,
+            on_progress=on_progress,
+        )
+    if rank() == 0:
+        write(ablation, arguments)
+    return int(bool(problem_lines(ablation.report)))
+
+
+def learning_datasets(
+    arguments: argparse.Namespace, datasets: Sequence[Dataset], is_learning: bool
+) -> tuple[list[Dataset], dict[str, Dataset]]:
+    """What is measured on, and by the dataset's name what a projection is learned from."""
+    from resclip.evaluation.studies.learning import learning_part
+
+    if not is_learning or not arguments.learn_images:
+        return list(datasets), {}
+
+    def open_split(name: str, split: str) -> Dataset:
+        values = {**vars(arguments), "dataset": name, "split": split}
+        if name == SCENES:
+            values["scenes"] = arguments.learn_images
+        others = ("scenes", "size") if name != SCENES else ()
+        values |= dict.fromkeys((*others, "ignore_index", "label_offset"))
+        values["root"] = [
+            text for text in arguments.root if "=" not in text or text.startswith(f"{name}=")
+        ]
+        return open_datasets(argparse.Namespace(**values))[0]
+
+    measured, learning = [], {}
+    for dataset in datasets:
+        part, learning[dataset.name] = learning_part(
+            dataset, arguments.learn_images, partial(open_split, dataset.name)
+        )
+        measured.append(part)
+    return measured, learning
+
+
+def study_on(
+    arguments: argparse.Namespace,
+    learning: Mapping[str, Dataset],
+    folder: Path,
+    study: Study,
+    dataset: Dataset,
+    segmenter: Segmenter,
+) -> Study:
+    """A sweep as it is on one dataset: with the projection that is learned there, or sizes of its windows."""
+    from resclip.evaluation.distributed import gather, rank
+    from resclip.evaluation.studies import sweeps
+    from resclip.evaluation.studies.learning import LearningOptions, learned_file
+
+    if study.name == "proxy-size":
+        side = segmenter.pipeline.window or sweeps.PROXY_WINDOW
+        return replace(study, vary=partial(sweeps.proxy_sizes, side))
+    if study.name != "sclip-projection" or dataset.name not in learning:
+        return study
+    found = ""
+    if rank() == 0:
+        options = LearningOptions(images=arguments.learn_images)
+        path, learned = learned_file(folder, segmenter, learning[dataset.name], options)
+        found = str(path)
+        part = learning[dataset.name]
+        source = f"{min(arguments.learn_images, len(part))} of {part.description}"
+        if learned is None:
+            print(f"{dataset.name}: W_r was learned before from {source}: {path}")
+        else:
+            print(
+                f"{dataset.name}: W_r learned from {source}: of a patch's attention to others, "
+                f"{learned.share_before:.1%} lay on its class with the identity, {learned.share_after:.1%} with W_r"
+            )
+    # The first process has written it for all, on a disk that they share.
+    return replace(study, vary=partial(sweeps.projections, Path(gather(found)[0])))
+
+
+def run_gain(arguments: argparse.Namespace, datasets: Sequence[Dataset], device: str | None) -> int:
+    """Measure, print and store what the modules add to each base on each model; the exit status."""
+    from resclip.evaluation.distributed import rank
+    from resclip.evaluation.runner import evaluate
+    from resclip.evaluation.studies.gain import BASES, draw_gains, gain_tables, rows_of
+    from resclip.evaluation.tables import problem_lines
+
+    bases = [name.strip() for name in arguments.base.split(",")] if arguments.base else list(BASES)
+    reports = {}
+    for model, pretrained in models_of(arguments):
+        own = argparse.Namespace(**{**vars(arguments), "model": model, "pretrained": pretrained})
+        label = model if pretrained is None else f"{model} ({pretrained})"
+        name = re.sub(r"[^\w.-]+", "-", f"{model} {pretrained or ''}".strip())
         with evaluation_progress() as on_progress:
-            ablation = ablate(
-                studies,
+            reports[label] = evaluate(
+                {row: partial(segmenter_for, own, row, device=device) for row in rows_of(bases)},
                 datasets,
-                lambda dataset: segmenter_for(arguments, base, dataset, device=device),
-                options,
-                checkpoint=arguments.out and arguments.out / "ablation.json",
+                checkpoint=arguments.out and arguments.out / f"gain_{name}.json",
                 fresh=arguments.fresh,
                 workers=arguments.workers,
                 on_progress=on_progress,
             )
-        if rank() == 0:
-            write(ablation, arguments)
-    return int(bool(problem_lines(ablation.report)))
+    if rank() == 0:
+        tables = gain_tables(reports, bases)
+        first, *rest = reports.values()
+        show_tables(tables, first, arguments.out, "gain")
+        for report in rest:
+            show_problems(problem_lines(report))
+        if arguments.plot:
+            draw_gains(reports, bases, arguments.out / "gain.png")
+    return int(any(problem_lines(report) for report in reports.values()))
 
 
-def studies_of(names: str) -> Sequence[Study]:
-    """The studies that --study names."""
-    from resclip.evaluation.ablation import STUDIES, find_studies
+def models_of(arguments: argparse.Namespace) -> list[tuple[str, str | None]]:
+    """The models of gain with their weights: several are separated by commas, and so are their tags, or one is for all.
 
-    return STUDIES if names == ALL else find_studies(name.strip() for name in names.split(","))
-
-
-def base_of(name: str) -> str:
-    """What --base names; ValueError where that is no base."""
-    from resclip.evaluation.datasets.base import cut
-    from resclip.methods.catalogue import BASES
-
-    if name not in BASES:
+    Raises:
+        ValueError: another number of tags.
+    """
+    models = [name.strip() for name in arguments.model.split(",")]
+    tags: list[str | None] = [None]
+    if arguments.pretrained is not None:
+        tags = [tag.strip() or None for tag in arguments.pretrained.split(",")]
+    if len(tags) == 1:
+        tags *= len(models)
+    if len(tags) != len(models):
         raise ValueError(
-            f"expected one of the bases {', '.join(BASES)} for --base, got {cut(name)!r}; the studies add RCS and SFR"
+            f"expected one --pretrained for all of the {len(models)} models, or one for each (none between two commas "
+            f"for a model that brings its weights); got {len(tags)}"
         )
-    return name
+    return list(zip(models, tags, strict=True))
+
+
+def run_other(
+    name: str, arguments: argparse.Namespace, datasets: Sequence[Dataset], device: str | None
+) -> int:
+    """Carry out a study that is no sweep, in the first process alone; the exit status."""
+    from resclip.evaluation.distributed import rank
+
+    if rank() != 0:
+        return 0
+    status = 0
+    # One image of one's own is looked at once, by the settings of the first dataset.
+    for dataset in datasets[:1] if arguments.image and name in NAMED_IMAGE else datasets:
+        finding = OTHERS[name](arguments, dataset, device)
+        print(finding.text(), end="\n\n")
+        if arguments.out is not None:
+            paths = finding.write(arguments.out)
+            print(f"{', '.join(map(str, paths))}\n")
+        lines = [f"{dataset.name}, {one.name}: {one.reason}" for one in finding.problems]
+        show_problems(lines)
+        status |= int(bool(lines))
+    return status
+
+
+def show_problems(lines: Sequence[str]) -> None:
+    """Name what was left out, on stderr."""
+    import sys
+
+    from resclip.cli.options import explain
+
+    for line in lines:
+        print(f"resclip: left out: {explain(line)}", file=sys.stderr)
+
+
+def find_similarity(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
+    """`patch-similarity`."""
+    from resclip.evaluation.studies.other_models import DINO, open_models, usual_names
+    from resclip.evaluation.studies.patch_similarity import patch_similarity
+
+    segmenter = model_for(arguments, dataset, device)
+    names = others_of(arguments) or usual_names(arguments.model, [DINO])
+    others = open_models(names, segmenter, need_one=False)
+    return patch_similarity(segmenter, dataset, others, arguments.images)
+
+
+def find_invariance(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
+    """`spatial-invariance`."""
+    from resclip.evaluation.studies.spatial_invariance import spatial_invariance
+
+    return spatial_invariance(model_for(arguments, dataset, device), dataset, arguments.images)
+
+
+def find_proxy_similarity(
+    arguments: argparse.Namespace, dataset: Dataset, device: str | None
+) -> Finding:
+    """`proxy-similarity`."""
+    from resclip.evaluation.studies.proxy_similarity import proxy_similarity
+
+    base = arguments.base or "proxyclip"
+    segmenter = segmenter_for(arguments, base, dataset, device=device)
+    return proxy_similarity(segmenter, dataset, arguments.images)
+
+
+def find_layers(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
+    """`attention-by-layer`."""
+    from resclip.evaluation.studies.query_maps import attention_by_layer
+
+    segmenter = model_for(arguments, dataset, device)
+    return attention_by_layer(segmenter, *query_of(arguments, segmenter, dataset))
+
+
+def find_maps(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
+    """`maps`."""
+    from resclip.evaluation.studies.other_models import DINO, SAM, open_models, usual_names
+    from resclip.evaluation.studies.query_maps import model_maps
+
+    segmenter = model_for(arguments, dataset, device)
+    names = others_of(arguments) or usual_names(arguments.model, [DINO, SAM])
+    others = open_models(names, segmenter, need_one=True)
+    image, patch, subject = query_of(arguments, segmenter, dataset)
+    return model_maps(segmenter, image, patch, others, subject)
+
+
+OTHERS: Mapping[str, Callable[[argparse.Namespace, Dataset, str | None], Finding]] = {
+    "attention-by-layer": find_layers,
+    "spatial-invariance": find_invariance,
+    "patch-similarity": find_similarity,
+    "proxy-similarity": find_proxy_similarity,
+    "maps": find_maps,
+}
+"""The studies that are no sweeps, gain aside: each makes its finding on a dataset."""
+
+
+def model_for(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Segmenter:
+    """A segmenter whose model is looked at, whatever its method."""
+    plain = argparse.Namespace(**{**vars(arguments), "correlation": None})
+    return segmenter_for(plain, "clip", dataset, device=device)
+
+
+def others_of(arguments: argparse.Namespace) -> list[str]:
+    """The models that --others names; none where it is left out."""
+    return [name.strip() for name in arguments.others.split(",")] if arguments.others else []
+
+
+def query_of(
+    arguments: argparse.Namespace, segmenter: Segmenter, dataset: Dataset
+) -> tuple[Any, tuple[int, int], str]:
+    """The image, the patch, and what files are called after.
+
+    Raises:
+        ValueError: a point that is none, or outside the image.
+        ImageError: --image names no image.
+    """
+    from resclip.evaluation.studies.query_maps import first_image, own_image, patch_at
+
+    if arguments.image is None:
+        image, subject = first_image(segmenter, dataset), dataset.name
+    else:
+        image, subject = own_image(segmenter, arguments.image), Path(arguments.image).stem
+    point = None
+    if arguments.query is not None:
+        found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", arguments.query)
+        if found is None:
+            raise ValueError(
+                f'expected --query X,Y in whole pixels, such as "120,80", got {arguments.query[:80]!r}'
+            )
+        point = int(found[1]), int(found[2])
+    return image, patch_at(image, point), subject
 
 
 def options_of(arguments: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip.encoder.final_block import FinalBlock, FinalInputs
+from resclip.encoder.final_block import FinalBlock, FinalInputs, unit_positions
 from resclip_kernels import (
     SemanticFeedback,
     attention_maps,
@@ -84,9 +84,18 @@ def proxy_maps(
     A_proxy·R, and with RCS τ_r · ((1 − λ_r) · A_proxy·R + λ_r · R·A_c), over the tower's patches.
     """
     size, options = inputs.output_grid, final.proxy_options()
-    base = proxy_rows(features, rows, options).unsqueeze(1)  # [B, 1, R, n_v]
+    is_masked = final.proxy_attention is None or final.proxy_attention.masked
+
+    def weights(state: SemanticFeedback | None) -> Tensor:
+        """(B, 1, R, n_v)."""
+        if is_masked:
+            return proxy_rows(features, rows, options, feedback=state).unsqueeze(1)
+        unit = unit_positions(features)
+        return (options.gamma * unit[:, rows] @ unit.mT).softmax(dim=-1).unsqueeze(1)
+
+    base = weights(None)
     resizing = resizing_matrix(inputs.grid, size, base)
-    whole = proxy_rows(features, rows, options, feedback=feedback).unsqueeze(1) @ resizing
+    whole = weights(feedback) @ resizing
     cross_layer = None
     if final.rcs is not None:
         skip = int(final.tower.has_cls)

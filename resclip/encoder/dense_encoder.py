@@ -262,7 +262,7 @@ class DenseEncoder(nn.Module):
         for number, block in enumerate(tower.blocks[:-1], start=1):
             normed = tower.norm(block, tokens)
             query, key, value = tower.project_qkv(block, normed, grid)
-            attended = trace.attend(query, key, value, attend)
+            attended = trace.attend(number, normed, (query, key, value), attend)
             output = tower.feed_forward(block, tokens + tower.project_out(block, attended))
             tokens = trace.after(
                 BlockStep(number, block, tokens, normed, query, key, value, output)

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from resclip.encoder.key_alignment import aligned
 from resclip.encoder.trace import Trace
+from resclip.errors import reason
 from resclip.methods.catalogue import (
     FINAL_BLOCKS,
     RCS,
@@ -26,9 +28,10 @@ from resclip.methods.catalogue import (
     check_modules,
     find_base,
 )
-from resclip.methods.correlation import Correlation
+from resclip.methods.correlation import PROJECTION, Correlation
 from resclip.methods.pieces import Pieces
 from resclip.models import Tower
+from resclip.models.checkpoints import read_weights
 from resclip.models.tower import split_heads
 from resclip_kernels import (
     AttentionOptions,
@@ -252,13 +255,24 @@ class FinalBlock:
         self.kind: FinalBlockKind = kind or self.base.final_block
         self.proxy = proxy
         self.proxy_attention = proxy_attention or self.base.proxy
+        if sfr is not None and self.proxy_attention and not self.proxy_attention.masked:
+            raise ValueError(
+                "SFR raises entries of the proxy's score above its mask, and masked=False leaves no mask: "
+                "use sfr=None, or masked=True"
+            )
         self.implementation = check_implementation(implementation)
         layer = self.correlation.layer
         if layer is not None and layer > tower.depth:
             raise ValueError(
                 f"correlation layer must lie between 1 and {tower.depth}, the tower's depth; got {layer}"
             )
+        if self.correlation.blocks > tower.depth:
+            raise ValueError(
+                f"correlation blocks must lie between 1 and {tower.depth}, the tower's depth; got "
+                f"{self.correlation.blocks}"
+            )
         self.random_projections = self.draw_projections()
+        self.learned_projection = self.read_projection()
 
     def draw_projections(self) -> Tensor | None:
         """(N, D, D) of correlation "random": normal with variance 1 / D, drawn on the CPU whatever the device."""
@@ -269,6 +283,30 @@ class FinalBlock:
         drawn = torch.randn(self.correlation.projections, width, width, generator=generator)
         scaled: Tensor = drawn / width**0.5
         return scaled.to(self.tower.device, self.tower.dtype)
+
+    def read_projection(self) -> Tensor | None:
+        """(1, D, D) of correlation "learned", out of its file.
+
+        Raises:
+            ValueError: the file cannot be read, or its projection does not fit the tower.
+        """
+        path = self.correlation.path
+        if path is None:
+            return None
+        try:
+            weights = read_weights(Path(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"cannot read the learned projection {path!r}: {reason(error)}"
+            ) from error
+        matrix, width = weights.get(PROJECTION), self.tower.width
+        if matrix is None or matrix.shape != (width, width) or not matrix.isfinite().all():
+            got = "none" if matrix is None else f"one of {tuple(matrix.shape)}"
+            raise ValueError(
+                f"{path!r} must hold a finite {PROJECTION!r} of ({width}, {width}), the width of the tower's tokens; "
+                f"got {got}: learn one with this model"
+            )
+        return matrix.to(self.tower.device, self.tower.dtype).unsqueeze(0)
 
     def on(self, entrance: nn.Module) -> FinalBlock:
         """The same method over a replica of the tower; see `Tower.on`."""
@@ -351,10 +389,13 @@ class FinalBlock:
         if "vv" in self.correlation.scores:
             parts = {"q": query, "k": key, "v": value}
             return tuple(parts[score[0]] for score in self.correlation.scores.split("+"))
+        matrices = (
+            self.learned_projection if self.random_projections is None else self.random_projections
+        )
         if self.correlation.scores == "xx":
             projected = [normed]
-        elif self.random_projections is not None:
-            projected = [normed @ matrix for matrix in self.random_projections.to(normed)]
+        elif matrices is not None:
+            projected = [normed @ matrix for matrix in matrices.to(normed)]
         else:
             projected = []
         return tuple(split_heads(x, self.tower.heads) for x in projected)
@@ -429,7 +470,7 @@ class FinalBlock:
         return self.op_name(bool(inputs.projections))
 
     def op_name(self, projects: bool) -> OpCorrelation:
-        """The op's name: "xx", "random" and "vv", which name what is projected, are "pp", and "qq+kk+vv" "pp-sum"."""
+        """The op's name: "pp" for those that name what is projected ("xx", "vv", …), "pp-sum" for "qq+kk+vv"."""
         if self.correlation.scores == "qq+kk+vv":
             return "pp-sum"
         return "pp" if projects else cast(OpCorrelation, self.correlation.scores)
@@ -496,6 +537,29 @@ class FinalBlock:
             return attended
         return self.rcs.temperature * torch.lerp(attended, cross_layer, self.rcs.weight)
 
+    def attend_before(
+        self, normed: Tensor, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """(B, A, L, d): the correlation in a block before the final one, which has no prior, SFR or RCS.
+
+        Args:
+            normed: LN1's output (B, L, D).
+            query, key, value: its projections, (B, A, L, d) each.
+            grid: (h, w) in patches.
+        """
+        projections = self.project(normed, query, key, value)
+        return residual_attention(
+            query,
+            key,
+            value,
+            projections=projections,
+            grid=grid,
+            correlation=self.op_name(bool(projections)),
+            score_temperature=self.correlation.temperature,
+            window=self.correlation.window,
+            implementation=self.implementation,
+        ).output
+
     def attention_options(self, inputs: FinalInputs) -> AttentionOptions:
         """What decides the map of `residual_attention` beside its tensors."""
         options = self.base_options(inputs.grid, bool(inputs.projections))
@@ -526,14 +590,20 @@ class FinalBlock:
         if features is None:
             raise ValueError("expected the features of a proxy; got None")
         skip = int(self.tower.has_cls)
-        attended = proxy_attention(
-            features,
-            inputs.value[:, :, skip:],
-            self.proxy_options(),
-            grid=inputs.grid,
-            feedback=feedback,
-            implementation=self.implementation,
-        )
+        value = inputs.value[:, :, skip:]
+        options = self.proxy_options()
+        if self.proxy_attention is not None and not self.proxy_attention.masked:
+            resized = resize_heads(value, inputs.grid, inputs.output_grid)
+            attended = unmasked_attention(features, resized, options.gamma)
+        else:
+            attended = proxy_attention(
+                features,
+                value,
+                options,
+                grid=inputs.grid,
+                feedback=feedback,
+                implementation=self.implementation,
+            )
         if self.rcs is None:
             return attended, None
         if cross_layer is None:
@@ -559,6 +629,33 @@ class FinalBlock:
             gamma=options.gamma,
             **(self.sfr.attention_options() if self.sfr else {}),
         )
+
+
+def unmasked_attention(features: Tensor, value: Tensor, gamma: float) -> Tensor:
+    """softmax(γ · X Xᵀ)·v, the same map for every head: ProxyCLIP's attention without its mask.
+
+    γ·β·mean(X Xᵀ) is the same in all entries of a row, so that without a mask the softmax does not see it.
+
+    Args:
+        features: (B, C, H_v, W_v) of the proxy.
+        value: (B, A, H_v·W_v, d) on its grid.
+        gamma: γ > 0.
+
+    Returns:
+        (B, A, H_v·W_v, d) in `value`'s dtype.
+    """
+    unit = unit_positions(features).unsqueeze(1)
+    # All heads side by side in one product: they share the map.
+    together = value.transpose(1, 2).flatten(2).unsqueeze(1).to(unit.dtype)
+    attended = deterministic_attention(unit, unit, together, scale=gamma)
+    by_head: Tensor = attended.squeeze(1).unflatten(-1, (value.shape[1], value.shape[3]))
+    return by_head.transpose(1, 2).to(value.dtype)
+
+
+def unit_positions(features: Tensor) -> Tensor:
+    """X: (B, C, H_v, W_v) → (B, H_v·W_v, C) of unit length, float32 or wider; a position without length stays 0."""
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    return F.normalize(wide.flatten(2).mT, dim=-1)
 
 
 def resize_heads(heads: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -210,6 +210,11 @@ class ResidualBlock(nn.Module):
             proxy=proxy,
             proxy_attention=chosen.proxy if proxy_attention is None else proxy_attention,
         )
+        if final.correlation.blocks > 1:
+            raise ValueError(
+                "a ResidualBlock stands in for the final block alone, and correlation blocks is "
+                f"{final.correlation.blocks}: use blocks=1, or DenseEncoder"
+            )
         forget_unplaced(tower)
         tower.remember()
         last = tower.block_list[-1]

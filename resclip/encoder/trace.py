@@ -57,9 +57,21 @@ class Trace:
         self.compared: tuple[Tensor, Tensor, Tensor] | None = None
         """LN1's output, q and k of the block whose tokens are compared, where that is not the final one."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, attend: Attention) -> Tensor:
-        """A block's attention: (B, A, L, d)."""
+    def attend(
+        self, number: int, normed: Tensor, heads: tuple[Tensor, Tensor, Tensor], attend: Attention
+    ) -> Tensor:
+        """A block's attention: (B, A, L, d).
+
+        Args:
+            number: the block's, from 1.
+            normed: LN1's output (B, L, D).
+            heads: q, k and v of it.
+            attend: CLIP's own attention.
+        """
+        query, key, value = heads
         refocusing = self.final.pieces.refocusing
+        if number > self.final.tower.depth - self.final.correlation.blocks:
+            return self.final.attend_before(normed, query, key, value, self.grid)
         if refocusing is None:
             return attend(query, key, value)
         return refocused_attention(query, key, value, refocusing, int(self.final.tower.has_cls))

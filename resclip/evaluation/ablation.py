@@ -1,6 +1,7 @@
-"""Studies of RCS and SFR: one option at a time through its settings, each setting measured once on every dataset.
+"""Studies: one option at a time through its settings, each setting measured once on every dataset.
 
-`STUDIES` says which settings a study has, `ablate` measures them; tables and plots are made elsewhere.
+`STUDIES` are those of RCS and SFR; `resclip.evaluation.studies.sweeps` has those of other papers. A study says which
+settings it has, `ablate` measures them; tables and plots are made elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from resclip.evaluation.datasets.base import cut
 from resclip.evaluation.report import DatasetReport, Report
 from resclip.evaluation.runner import OnProgress, measure, report_lock
 from resclip.methods.catalogue import METHODS, MODULES, RCS, SFR, Method
+from resclip.methods.correlation import Correlation
 from resclip.methods.presets import find_preset
+from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
 from resclip_kernels import Connectivity
 
@@ -68,6 +71,10 @@ class Study:
     """Makes the settings from a method with `needs` and the depth of a tower."""
     min_depth: int = 1
     """How many blocks a tower must have."""
+    about: Literal["modules", "correlation", "proxy"] = "modules"
+    """What it varies: RCS and SFR on any base; what a base compares; or the attention of a base with a proxy."""
+    base: str = "naclip"
+    """The base that it is put on where none is named."""
 
     def variations(self, method: Method, depth: int) -> Sequence[Variation]:
         """The settings of this study.
@@ -77,8 +84,18 @@ class Study:
             depth: the number of the tower's blocks.
 
         Raises:
-            ValueError: the base has no score for SFR to change, or the tower lacks blocks.
+            ValueError: the base has no score for SFR to change, does not compare what the study varies, or the tower
+                lacks blocks.
         """
+        if self.about != "modules" and (method.proxy is not None) != (self.about == "proxy"):
+            has = (
+                "compares its own tokens" if method.proxy is None else "compares a proxy's features"
+            )
+            wanted = "with a proxy" if self.about == "proxy" else "without one"
+            raise ValueError(
+                f"study {self.name!r} is for a base {wanted}, and base {method.base!r} {has}: "
+                f"use base {self.base!r}"
+            )
         if "sfr" in self.needs and method.sfr is None:
             others = [study.name for study in STUDIES if "sfr" not in study.needs]
             raise ValueError(
@@ -92,8 +109,9 @@ class Study:
             )
         variations = self.vary(with_modules(method, self.needs), depth)
         for variation in variations:
+            # Refuses before anything is measured.
             if variation.method.rcs is not None:
-                variation.method.rcs.layers_of(depth)  # Refuses before anything is measured.
+                variation.method.rcs.layers_of(depth)
         return variations
 
 
@@ -264,13 +282,13 @@ STUDIES: Sequence[Study] = (
 """In the order in which they are shown."""
 
 
-def find_studies(names: Iterable[str]) -> list[Study]:
-    """The studies called `names`, each once, in the order of `STUDIES`.
+def find_studies(names: Iterable[str], known: Sequence[Study] | None = None) -> list[Study]:
+    """The studies called `names`, each once, in the order of `known`, which is `STUDIES` if it is None.
 
     Raises:
         ValueError: no such study, or none at all.
     """
-    studies = {study.name: study for study in STUDIES}
+    studies = {study.name: study for study in (STUDIES if known is None else known)}
     wanted = list(names)
     for name in wanted:
         if name not in studies:
@@ -290,19 +308,35 @@ def row_name(method: Method, start: Method) -> str:
     """What a report calls a method: base and modules, with the options that differ from those of `start`.
 
     Equal settings have equal names, so that studies share them: "naclip+rcs(layers=3-6)", and "naclip+rcs" for RCS as
-    in `start`.
+    in `start`; "sclip(random,seed=1)" and "proxyclip(beta=1)" for a base that compares something else.
     """
     parts = [method.base]
+    changed = []
+    if method.correlation is not None and method.correlation != start.correlation:
+        # Of a file the name alone: which folder it lies in changes nothing.
+        other = replace(method.correlation, scores="kk", path=None)
+        changed = [method.correlation.scores, *changed_options(other, Correlation("kk"))]
+        if method.correlation.path is not None:
+            changed.append(Path(method.correlation.path).stem)
+    if method.proxy is not None and method.proxy != start.proxy:
+        changed = changed_options(method.proxy, start.proxy)
+    if changed:
+        parts = [f"{method.base}({','.join(changed)})"]
     for module in MODULES:
         options, usual = getattr(method, module), getattr(start, module)
         if options is not None:
-            changes = [
-                f"{field.name}={spell(getattr(options, field.name))}"
-                for field in fields(options)
-                if getattr(options, field.name) != getattr(usual, field.name)
-            ]
+            changes = changed_options(options, usual)
             parts.append(f"{module}({','.join(changes)})" if changes else module)
     return "+".join(parts)
+
+
+def changed_options(options: Any, usual: Any) -> list[str]:
+    """name=value of each option that differs from another such object's."""
+    return [
+        f"{field.name}={spell(getattr(options, field.name))}"
+        for field in fields(options)
+        if getattr(options, field.name) != getattr(usual, field.name)
+    ]
 
 
 def spell(value: Any) -> str:
@@ -365,6 +399,7 @@ def ablate(
     base_of: Callable[[Dataset], Segmenter],
     options: Mapping[str, Mapping[str, Any]] | None = None,
     *,
+    on_dataset: Callable[[Study, Dataset, Segmenter], Study] = lambda study, dataset, base: study,
     checkpoint: Path | None = None,
     fresh: bool = False,
     workers: int | None = None,
@@ -378,6 +413,8 @@ def ablate(
         base_of: makes the segmenter of the base alone for a dataset, as `resclip.load` does. All settings share its
             model and vocabulary, so that they are made once per dataset; its preset says where the studies start from.
         options: of "rcs" and "sfr", above the preset's; the option that a study varies is above both.
+        on_dataset: makes a study as it is on one dataset, from its base there, such as with a file that was learned
+            from it. Its settings have the same labels on all datasets.
         checkpoint, fresh, workers, on_progress: as `resclip.evaluation.runner.evaluate` takes them.
 
     Raises:
@@ -388,7 +425,9 @@ def ablate(
         raise ValueError("expected at least one study, got none")
     with report_lock(checkpoint):
         how = {"checkpoint": checkpoint, "fresh": fresh, "workers": workers}
-        return _ablate(studies, datasets, base_of, options or {}, **how, on_progress=on_progress)
+        return _ablate(
+            studies, datasets, base_of, options or {}, on_dataset, **how, on_progress=on_progress
+        )
 
 
 def _ablate(
@@ -396,6 +435,7 @@ def _ablate(
     datasets: Sequence[Dataset],
     base_of: Callable[[Dataset], Segmenter],
     options: Mapping[str, Mapping[str, Any]],
+    on_dataset: Callable[[Study, Dataset, Segmenter], Study],
     **how: Any,
 ) -> Ablation:
     """`ablate` under its lock; `how` is for `measure`."""
@@ -409,7 +449,8 @@ def _ablate(
         for study in studies:
             reference = with_modules(start, study.reference)
             label = row_name(reference, start)
-            variations = study.variations(start, segmenter.encoder.tower.depth)
+            here = on_dataset(study, dataset, segmenter)
+            variations = here.variations(start, segmenter.encoder.tower.depth)
             points = [Variation(label, label, reference), *variations]
             earlier = settings.get(study.name, [Setting(*point[:2], {}) for point in points])
             for point in points:
@@ -436,11 +477,18 @@ def _ablate(
 def starting_point(segmenter: Segmenter, options: Mapping[str, Mapping[str, Any]]) -> Method:
     """A segmenter's base with RCS and, if it has a score, SFR, at its preset's settings and above them `options`.
 
-    The layers of RCS are spelled out, so that a study of layers recognises them.
+    The layers of RCS are spelled out, so that a study of layers recognises them. What the base compares is the
+    segmenter's, a correlation or a proxy.
     """
     encoder = segmenter.encoder
     has_score = encoder.base.proxy is not None or encoder.correlation.has_score
-    start = replace(METHODS[encoder.base.name], rcs=RCS(), sfr=SFR() if has_score else None)
+    start = replace(
+        METHODS[encoder.base.name],
+        rcs=RCS(),
+        sfr=SFR() if has_score else None,
+        correlation=None if encoder.base.proxy is not None else encoder.correlation,
+        proxy=None if encoder.base.proxy is None else encoder.final.proxy_attention,
+    )
     preset = segmenter.settings["preset"]
     if preset is not None:
         start = find_preset(preset).apply(start)
@@ -451,8 +499,19 @@ def starting_point(segmenter: Segmenter, options: Mapping[str, Mapping[str, Any]
 
 
 def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmenter:
-    """A copy with a method's RCS and SFR; model, vocabulary and windows are shared."""
+    """A copy with a method's RCS, SFR, correlation and proxy; model, vocabulary and windows are shared."""
     encoder = segmenter.encoder
+    proxy, attention = encoder.proxy, method.proxy or encoder.final.proxy_attention
+    own = encoder.final.proxy_attention
+    if own and attention and (attention.model, attention.input_size) != (own.model, own.input_size):
+        proxy = find_proxy(
+            attention.model,
+            mean=segmenter.preparation.mean,
+            std=segmenter.preparation.std,
+            device=segmenter.device,
+            dtype=encoder.tower.dtype,
+            input_size=attention.input_size,
+        )
     changed = DenseEncoder(
         encoder.tower,
         base=encoder.base.name,
@@ -462,9 +521,11 @@ def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmente
         final_block=encoder.final_block,
         implementation=encoder.implementation,
         # The proxy compares its own features, and takes no correlation.
-        correlation=None if encoder.base.proxy is not None else encoder.correlation,
-        proxy=encoder.proxy,
-        proxy_attention=encoder.final.proxy_attention,
+        correlation=None
+        if encoder.base.proxy is not None
+        else method.correlation or encoder.correlation,
+        proxy=proxy,
+        proxy_attention=attention,
         overview=encoder.overview,
     )
     return segmenter.with_encoder(changed, method=method.name)

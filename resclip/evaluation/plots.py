@@ -1,12 +1,15 @@
-"""Plots of figures: the IoU of each class as bars, and a study of an ablation as a curve or as points."""
+"""Plots of figures: the IoU of classes as bars, studies as curves or points, other curves, histograms and gains."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resclip.evaluation.ablation import Findings
 from resclip.evaluation.report import DatasetReport
@@ -24,6 +27,8 @@ _COLOURS = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#4D4D4D", "#F0E442",
 )  # fmt: skip
 _HATCHES = ("", "////", "....", "xxxx")  # For rows beyond the last colour, which starts over.
+_DASHES = ("-", "--", ":")  # Lines as well.
+_POINTS = ("s", "D", "^", "v", "P")  # For curves of one point, which lie beside others.
 _INK = "#18181B"
 _FAINT_INK = "#71717A"
 _GRID = "#E4E4E7"
@@ -187,6 +192,153 @@ def plot_study(findings: Findings, column: DatasetReport, path: Path) -> None:
     save(figure, path)
 
 
+class Curve(NamedTuple):
+    """One line of a plot, or one point where it has one position."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def plot_curves(
+    title: str,
+    axes_labels: tuple[str, str],
+    curves: Sequence[Curve],
+    path: Path,
+    *,
+    limits: tuple[tuple[float, float], tuple[float, float]],
+    level: tuple[str, float] | None = None,
+    ticks: Sequence[float] | None = None,
+    markers: bool = False,
+) -> None:
+    """Curves in one plot, told apart by colour, and beyond the last colour by dashes.
+
+    Args:
+        title: above the plot.
+        axes_labels: of x and y.
+        curves: with labels for the legend; a curve of one point is drawn as a marker.
+        path: of the file; its ending, one of `FORMATS`, decides the format.
+        limits: the ends of x and of y.
+        level: a label and a height, drawn as a faint line across.
+        ticks: positions that x names; None: matplotlib's own.
+        markers: whether the points of curves are marked.
+
+    Raises:
+        ValueError: another ending.
+        ImportError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    check_format(path)
+    figure, axes = new_figure(7.2, 5.2)
+    for number, curve in enumerate(curves):
+        is_point = len(curve.x) == 1
+        dashes = "" if is_point else _DASHES[number // len(_COLOURS) % len(_DASHES)]
+        marker = _POINTS[number % len(_POINTS)] if is_point else "o" if markers else ""
+        style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": dashes}
+        axes.plot(curve.x, curve.y, marker=marker, label=curve.label, **style)
+    labels = [curve.label for curve in curves]
+    if level is not None:
+        name, height = level
+        labels.append(f"{name}: {height:.3f}")
+        axes.axhline(height, color=_FAINT_INK, linestyle=":", zorder=_BEHIND, label=labels[-1])
+    if ticks is not None:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xlim(limits[0])
+    axes.set_ylim(limits[1])
+    axes.set_xlabel(axes_labels[0], parse_math=False)
+    axes.set_ylabel(axes_labels[1], parse_math=False)
+    axes.grid(axis="both", color=_GRID)
+    add_legend(figure, title, labels)
+    save(figure, path)
+
+
+class PairHistogram(NamedTuple):
+    """Similarities of pairs of one class and of two, in one panel."""
+
+    title: str
+    label: str
+    """Of the similarity."""
+    edges: NDArray[np.float64]
+    """(N + 1,) ends of the bins."""
+    same: NDArray[np.int64]
+    other: NDArray[np.int64]
+    """(N,) pairs in each bin, of one class and of two."""
+
+
+def plot_pair_histograms(title: str, panels: Sequence[PairHistogram], path: Path) -> None:
+    """Histograms side by side, each kind of pairs with an area of 1; bins where there is nothing are cut off.
+
+    Raises as `plot_curves`.
+    """
+    check_format(path)
+    figure, first = new_figure(4.6 * len(panels), 4.2)
+    first.remove()
+    kinds = ("pairs of one class", "pairs of two classes")
+    for number, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        style_axes(axes)
+        width = np.diff(panel.edges)
+        for kind, counts, colour in zip(kinds, (panel.same, panel.other), _COLOURS, strict=False):
+            density = counts / max(1, counts.sum()) / width
+            axes.stairs(density, panel.edges, fill=True, alpha=0.45, color=colour, label=kind)
+            axes.stairs(density, panel.edges, color=colour, linewidth=1.2)
+        found = np.flatnonzero(panel.same + panel.other)
+        low, high = panel.edges[found[0]], panel.edges[found[-1] + 1]
+        margin = 0.05 * (high - low)
+        axes.set_xlim(low - margin, high + margin)
+        axes.set_title(panel.title, fontsize=9.5, color=_INK, parse_math=False)
+        axes.set_xlabel(panel.label, parse_math=False)
+        axes.set_yticks([])
+        axes.axvline(0, color=_FAINT_INK, linewidth=0.8, zorder=_BEHIND)
+    handles = figure.axes[0].get_legend_handles_labels()
+    add_legend(figure, title, kinds, handles[0])
+    save(figure, path)
+
+
+def plot_gains(
+    title: str, gains: Mapping[str, Mapping[str, float | None]], label: str, path: Path
+) -> None:
+    """Gains as horizontal bars, a group of bars for each of some names.
+
+    Args:
+        gains: by the group's name, by the bar's, its length; None for a bar that there is not.
+        label: of the axis.
+
+    Raises as `plot_curves`.
+    """
+    check_format(path)
+    kinds = list(dict.fromkeys(kind for group in gains.values() for kind in group))
+    figure, axes = new_figure(7.2, 1.7 + 0.2 * (len(kinds) + 1) * len(gains))
+    thickness = 0.8 / max(1, len(kinds))
+    for number, kind in enumerate(kinds):
+        values = [group.get(kind) for group in gains.values()]
+        positions = [place - 0.4 + thickness * (number + 0.5) for place in range(len(values))]
+        colour = _COLOURS[number % len(_COLOURS)]
+        lengths = [value or 0.0 for value in values]
+        axes.barh(positions, lengths, thickness, color=colour, label=kind)
+        for position, value in zip(positions, values, strict=True):
+            axes.annotate(
+                "–" if value is None else f"{value:+.1f}",
+                (value or 0.0, position),
+                (-4 if (value or 0.0) < 0 else 4, 0),  # Points beyond the bar's end.
+                textcoords="offset points",
+                ha="right" if (value or 0.0) < 0 else "left",
+                va="center",
+                fontsize=7.5,
+                color=_FAINT_INK,
+            )
+    known = [value for group in gains.values() for value in group.values() if value is not None]
+    low, high = limits_of([0.0, *known])
+    axes.set_xlim(min(low, 0.0) if min([0.0, *known]) < 0 else 0.0, high)
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.set_yticks(range(len(gains)), list(gains), parse_math=False)
+    axes.set_ylim(len(gains) - 0.4, -0.6)
+    axes.set_xlabel(label, parse_math=False)
+    axes.grid(axis="x", color=_GRID)
+    add_legend(figure, title, kinds)
+    save(figure, path)
+
+
 def limits_of(values: Sequence[float]) -> tuple[float, float]:
     """The ends of an axis that holds all values with some space around, and spans at least `_MIN_RANGE`."""
     middle = (min(values) + max(values)) / 2
@@ -219,11 +371,16 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
+    style_axes(axes)
+    return figure, axes
+
+
+def style_axes(axes: Axes) -> None:
+    """The look that all plots share."""
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, length=0, labelsize=8.5)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
-    return figure, axes
 
 
 def legend_columns(labels: Sequence[str], width: float) -> int:
@@ -232,9 +389,13 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
     return max(1, min(4, int(width / 0.08 / (max(map(len, labels)) + 6))))
 
 
-def add_legend(figure: Figure, title: str, labels: Sequence[str]) -> None:
-    """The title above the plot, and below it what the colours stand for."""
+def add_legend(
+    figure: Figure, title: str, labels: Sequence[str], handles: Sequence[Any] | None = None
+) -> None:
+    """The title above the plot, and below it what the colours stand for; `handles`: of these alone."""
+    chosen = {} if handles is None else {"handles": handles, "labels": labels}
     legend = figure.legend(
+        **chosen,
         title=title,
         title_fontsize=11,
         alignment="left",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from resclip.methods.catalogue import BASES, MODULES, RCS, SFR
-from resclip.methods.options_text import as_dict
 from resclip.methods.presets import PRESETS, Preset
 from resclip.text.class_names import DATASETS, dataset_classes
 
@@ -118,9 +117,14 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
         and (window == 0 or options.get("stride", stride) == stride)
         for window, stride in allowed
     )
-    proxy, used_proxy = as_dict(base.proxy), options.get("proxy", as_dict(base.proxy))
+    # Options that are left out at their defaults.
+    if options.get("correlation"):
+        options = {**options, "correlation": {**protocol["correlation"], **options["correlation"]}}
+    proxy = None if base.proxy is None else asdict(base.proxy)
+    used_proxy = options.get("proxy", proxy)
     if used_proxy:
-        used_proxy = {**used_proxy, "model": used_proxy["model"].removeprefix("timm:")}
+        model = used_proxy["model"].removeprefix("timm:")
+        used_proxy = {**(proxy or {}), **used_proxy, "model": model}
     return (
         options.get("templates") in TEMPLATES
         and all(options.get(option, value) == value for option, value in protocol.items())

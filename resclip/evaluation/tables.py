@@ -14,6 +14,7 @@ from resclip.evaluation.ablation import Ablation, Findings
 from resclip.evaluation.coverage import Coverage
 from resclip.evaluation.datasets.base import Problem, cut, names_in_words
 from resclip.evaluation.published import Published, published
+from resclip.evaluation.published_ablations import published_setting
 from resclip.evaluation.report import DatasetReport, MethodResult, Report
 
 RESCLIP = "naclip+rcs+sfr"
@@ -191,7 +192,7 @@ def ablation_tables(ablation: Ablation) -> Tables:
     Markdown in bold; what papers state for just that setting stands in square brackets.
     """
     columns = list(ablation.report.datasets.values())
-    stated = published_figures(columns)
+    stated = {**published_figures(columns), **published_settings(ablation)}
     texts, sections = [], []
     for findings in ablation.findings:
         study = findings.study
@@ -380,6 +381,23 @@ def published_figures(columns: Iterable[DatasetReport]) -> Stated:
             model, pretrained = settings.get("model", ""), settings.get("pretrained")
             figure = published(name, column.dataset, model, pretrained, settings)
             stated[column.dataset, name] = figure
+    return stated
+
+
+def published_settings(ablation: Ablation) -> Stated:
+    """The figures that papers state for settings of their own studies, by the rows that have these settings."""
+    stated = {}
+    for findings in ablation.findings:
+        for column in ablation.report.datasets.values():
+            for setting in findings.settings:
+                row = setting.rows[column.dataset]
+                settings = {**column.settings, **column.rows[row].options}
+                model, pretrained = settings.get("model", ""), settings.get("pretrained")
+                figure = published_setting(
+                    findings.study.name, setting.label, column.dataset, model, pretrained, settings
+                )
+                if figure is not None:
+                    stated[column.dataset, row] = figure
     return stated
 
 

@@ -40,11 +40,10 @@ measured, on label maps of one label, of two at random, and of dots."""
 
 
 def weights_bytes(encoder: DenseEncoder) -> int:
-    """Bytes of the parameters and buffers of the encoder and its proxy, and of random projections."""
-    drawn = encoder.final.random_projections
-    tensors = itertools.chain(
-        encoder.parameters(), encoder.buffers(), () if drawn is None else (drawn,)
-    )
+    """Bytes of the parameters and buffers of the encoder and its proxy, and of a correlation's own projections."""
+    matrices = encoder.final.random_projections, encoder.final.learned_projection
+    own = (matrix for matrix in matrices if matrix is not None)
+    tensors = itertools.chain(encoder.parameters(), encoder.buffers(), own)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

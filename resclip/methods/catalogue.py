@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from resclip.methods.correlation import Correlation
 from resclip.methods.layers import parse_layers
@@ -66,11 +66,18 @@ class ProxyAttention:
     """γ > 0: sharpness of the softmax."""
     input_size: int | tuple[int, int] | None = None
     """Size in pixels of the image as the proxy sees it: short side, or (height, width); None keeps its size."""
+    masked: bool = True
+    """Whether entries below β times the mean are dropped. False: all count; β then cancels in the softmax, and SFR
+    cannot be added."""
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("masked",)
+    """Options that `as_dict` leaves out at their defaults: figures that were stored without them stay comparable."""
 
     def __post_init__(self) -> None:
         check_type("proxy model", self.model, str, "the name of a model")
         check_range("proxy beta", self.beta, -FACTORS[1], FACTORS[1])
         check_range("proxy gamma", self.gamma, *FACTORS)
+        check_flag("proxy masked", self.masked)
         if isinstance(self.input_size, (tuple, list)):
             size = check_pair("proxy input_size", self.input_size, "(height, width) in pixels", 1)
             object.__setattr__(self, "input_size", size)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from resclip.methods.options_text import parse_options
 from resclip_kernels import check_choice, check_count, check_range, check_type
 
-Scores = Literal["qk", "qq", "kk", "vv", "qq+kk", "qq+kk+vv", "xx", "random", "none", "identity"]
+Scores = Literal[
+    "qk", "qq", "kk", "vv", "qq+kk", "qq+kk+vv", "xx", "random", "learned", "none", "identity"
+]
 SCORES: tuple[str, ...] = get_args(Scores)
 MEANINGS = {
     "qk": "query-key, CLIP's own",
@@ -19,12 +21,17 @@ MEANINGS = {
     "qq+kk+vv": "the sum of three maps, the third of the values",
     "xx": "the block's normalised input with itself, without projection",
     "random": "random projections of that input; the mean of several maps",
+    "learned": "one projection of that input out of a file, as `resclip ablate` learns one",
     "none": "nothing: all tokens count the same, so a neighbourhood prior alone decides",
     "identity": "no attention: each patch keeps its own value",
 }
 """The choices with their explanations, as `resclip methods` prints them."""
+PROJECTION = "projection"
+"""The name of the learned projection in its file."""
 MOST_PROJECTIONS = 256
 """Largest number of random projections: each takes a matrix of D × D and an attention of its own."""
+MOST_BLOCKS = 1_000
+"""Largest number of blocks; no tower is as deep."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,16 @@ class Correlation:
     """Number of random projections ("random" alone): D × D, entries normal with variance 1 / D, heads as q has them."""
     seed: int = 0
     """Seed of the random projections, which are the same on every device."""
+    path: str | None = None
+    """A safetensors file ("learned" alone) with the learned projection `PROJECTION`, (D, D): x is multiplied by it."""
+    blocks: int = 1
+    """How many of the last blocks attend by it in place of their own query-key attention; 1: the final one alone.
+
+    The blocks before the final one keep their residual and MLP, and have no prior, SFR or RCS.
+    """
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("path", "blocks")
+    """Options that `as_dict` leaves out at their defaults: figures that were stored without them stay comparable."""
 
     def __post_init__(self) -> None:
         check_choice("correlation", self.scores, SCORES)
@@ -66,6 +83,19 @@ class Correlation:
                 )
         if self.layer is not None:
             check_count("correlation layer", self.layer, 1)
+        check_count("correlation blocks", self.blocks, 1, MOST_BLOCKS)
+        if self.blocks > 1 and self.layer is not None:
+            raise ValueError(
+                f"correlation layer {self.layer} makes the final block compare another block's tokens, and blocks "
+                f"{self.blocks} makes several blocks compare their own: leave one of the two out"
+            )
+        if self.path is not None:
+            check_type("correlation path", self.path, str, "the name of a safetensors file")
+        if (self.scores == "learned") != (self.path is not None):
+            raise ValueError(
+                "correlation 'learned' needs the file of its projection, as in 'learned,path=projection.safetensors'; "
+                f"no other takes one; got {self.scores!r} with path {self.path!r}"
+            )
         if self.scores != "random" and self.projections != 1:
             raise ValueError(
                 f"projections count random projections; with {self.scores!r} there are none: "
@@ -75,7 +105,8 @@ class Correlation:
             changed = [
                 item.name
                 for item in fields(self)
-                if item.name != "scores" and getattr(self, item.name) != item.default
+                if item.name not in ("scores", "blocks")
+                and getattr(self, item.name) != item.default
             ]
             if changed:
                 raise ValueError(
@@ -97,6 +128,6 @@ class Correlation:
         """
         check_type("correlation", text, str, "text such as 'kk' or 'qk,layer=4'")
         scores, comma, rest = (part.strip() for part in text.partition(","))
-        # Made first without the rest, so that the error for an unknown name is about the name.
-        chosen = cls(scores)  # type: ignore[arg-type]
-        return parse_options(cls, rest, scores=chosen.scores) if comma else chosen
+        # First, so that the error for an unknown name is about the name.
+        check_choice("correlation", scores, SCORES)
+        return parse_options(cls, rest, scores=scores) if comma else cls(scores)  # type: ignore[arg-type]

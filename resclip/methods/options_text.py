@@ -58,5 +58,13 @@ def parse_value(text: str, is_text: bool) -> Any:
 
 
 def as_dict(options: Any) -> dict[str, Any] | None:
-    """A dataclass of options as a JSON-able dict; None for None."""
-    return None if options is None else asdict(options)
+    """A dataclass of options as a JSON-able dict, without those of its `OPTIONAL` that are defaults; None for None."""
+    if options is None:
+        return None
+    optional = getattr(options, "OPTIONAL", ())
+    usual = {field.name: field.default for field in fields(options) if field.name in optional}
+    return {
+        name: value
+        for name, value in asdict(options).items()
+        if name not in usual or value != usual[name]
+    }

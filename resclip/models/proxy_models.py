@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resclip.errors import WeightsUnavailable, first_sentence, reason
 from resclip.models.checkpoints import read_weights
-from resclip_kernels import check_count, check_float, resize_planes
+from resclip_kernels import check_count, check_float, quoted, resize_planes
 
 COLOUR = "colour"
 PREFIX = "timm:"
@@ -51,10 +51,11 @@ def find_proxy(
     """The proxy called `name`, in eval mode.
 
     Args:
-        name: "colour" for `ColourProxy`, or a model of timm, with or without "timm:" in front. A tag after a dot picks
-            the weights: "vit_base_patch8_224.dino", "vit_base_patch14_dinov2.lvd142m" (DINOv2),
-            "vit_base_patch16_dinov3.lvd1689m" (DINOv3), "samvit_base_patch16.sa1b" (SAM), "vit_base_patch16_224.mae";
-            without one timm's default for that model. "timm:local-dir:FOLDER" loads a folder that timm saved.
+        name: "colour" for `ColourProxy`, "colour:16" for one with cells of 16 pixels in place of 8; or a model of timm,
+            with or without "timm:" in front. A tag after a dot picks the weights: "vit_base_patch8_224.dino",
+            "vit_base_patch14_dinov2.lvd142m" (DINOv2), "vit_base_patch16_dinov3.lvd1689m" (DINOv3),
+            "samvit_base_patch16.sa1b" (SAM), "vit_base_patch16_224.mae"; without one timm's default for that model.
+            "timm:local-dir:FOLDER" loads a folder that timm saved.
         mean, std: per channel, with which the proxy's input pixels are normalised.
         device, dtype: of the weights.
         pretrained: False for random weights.
@@ -65,8 +66,14 @@ def find_proxy(
         TypeError: a model that gives no map of features.
         WeightsUnavailable: the weights cannot be fetched or read.
     """
-    if name == COLOUR:
-        return ColourProxy(mean=mean, std=std, input_size=input_size)
+    colour, colon, cell = name.partition(":")
+    if colour == COLOUR:
+        if colon and not cell.isdecimal():
+            raise ValueError(
+                f"expected a cell's side in pixels, as in 'colour:16'; got {quoted(name)}"
+            )
+        patch = int(cell[:9]) if colon else ColourProxy.PATCH
+        return ColourProxy(mean=mean, std=std, patch=patch, input_size=input_size)
     return TimmProxy.from_name(
         name.removeprefix(PREFIX),
         pretrained=pretrained,
@@ -210,13 +217,15 @@ class ColourProxy(nn.Module):
 
     LEVELS = 12
     """Levels of the histogram per channel."""
+    PATCH = 8
+    """Side of a cell in pixels where none is named."""
 
     def __init__(
         self,
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        patch: int = 8,
+        patch: int = PATCH,
         input_size: InputSize | None = None,
     ) -> None:
         super().__init__()

@@ -1,0 +1,1 @@
+"""The papers' own studies, by one command each; `catalogue` lists them."""

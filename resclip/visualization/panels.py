@@ -1,0 +1,83 @@
+"""A sheet of one point's heat maps over one image, in rows of as many as fit: for more maps than one row holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from resclip.io.images import PixelArray
+from resclip.visualization.fonts import built_in_font, shorten
+from resclip.visualization.sheets import (
+    GAP,
+    LINE,
+    NARROWEST,
+    HeatMap,
+    PointMaps,
+    check_rows,
+    draw_heat,
+    draw_scale,
+    mark,
+)
+from resclip.visualization.style import CAPTION, FAINT_INK, INK, MARGIN, PAPER, resampling
+
+PANEL = 220
+"""Pixels of a panel's longer side."""
+COLUMNS = 5
+"""Most panels side by side."""
+
+
+def draw_panels(
+    image: PixelArray, point: tuple[float, float], maps: Sequence[HeatMap], footer: str = ""
+) -> Image.Image:
+    """The image with a point marked, then its maps, row by row, each with its caption above and its scale below.
+
+    The colours of a map go from 0 to its own largest value, which is written under it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        point: (x, y) in pixels of the image, from its top left.
+        maps: at least one.
+        footer: a line of small print below.
+
+    Raises:
+        ValueError: no map, or one with negative or infinite entries.
+    """
+    if not maps:
+        raise ValueError("expected at least one map to draw, got none")
+    check_rows([PointMaps(point, ("", ""), maps)])
+    scale = PANEL / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    panel = Image.fromarray(image).resize((width, height), resampling(image.shape[0], height))
+    centre = point[0] * width / image.shape[1], point[1] * height / image.shape[0]
+    column = max(width, NARROWEST)
+    row_height = LINE + GAP + height + GAP + 2 * LINE + MARGIN
+    columns = min(COLUMNS, len(maps) + 1)
+    rows = math.ceil((len(maps) + 1) / columns)
+    sheet_width = MARGIN + columns * (column + MARGIN)
+    sheet_height = MARGIN + rows * row_height + (LINE + MARGIN if footer else 0)
+    sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
+    draw, font = ImageDraw.Draw(sheet), built_in_font(CAPTION)
+    for number, heat_map in enumerate([None, *maps]):
+        left = MARGIN + number % columns * (column + MARGIN)
+        top = MARGIN + number // columns * row_height
+        caption = "Image" if heat_map is None else heat_map.caption
+        draw.text(
+            (left, top + LINE // 2),
+            shorten(caption, font, column),
+            fill=INK,
+            font=font,
+            anchor="lm",
+        )
+        top += LINE + GAP
+        sheet.paste(panel if heat_map is None else draw_heat(panel, heat_map), (left, top))
+        mark(sheet, (left + centre[0], top + centre[1]), dotted=heat_map is None)
+        if heat_map is not None:
+            largest = float(heat_map.values.max())
+            draw_scale(sheet, (left, top + height + GAP), column, largest)
+    if footer:
+        position = (MARGIN, MARGIN + rows * row_height + LINE // 2)
+        text = shorten(footer, font, sheet_width - 2 * MARGIN)
+        draw.text(position, text, fill=FAINT_INK, font=font, anchor="lm")
+    return sheet
