@@ -32,6 +32,10 @@ class UnknownWordsWarning(UserWarning):
     """The built-in model was asked for words that it has never read; the message names them."""
 
 
+class UnknownChannelsWarning(UserWarning):
+    """A method denoises tokens by channels that stand out, and those of this checkpoint are not known."""
+
+
 class CutTextWarning(UserWarning):
     """The text of a class is longer than the model reads, so that its end counts for nothing."""
 

@@ -11,12 +11,20 @@ import torch
 from torch import nn
 
 from resclip.encoder.dense_encoder import DenseEncoder
-from resclip.errors import SlowPrecisionWarning, UnknownWordsWarning, first_sentence
+from resclip.errors import (
+    SlowPrecisionWarning,
+    UnknownChannelsWarning,
+    UnknownWordsWarning,
+    first_sentence,
+)
 from resclip.inference.memory import cap_memory
 from resclip.inference.pipeline import MAX_WINDOWS, check_settings
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
+from resclip.methods.composition import compose
 from resclip.methods.correlation import Correlation
+from resclip.methods.pieces import Pieces
 from resclip.methods.presets import find_preset
+from resclip.methods.steps import Steps
 from resclip.models import BUILTIN, load_model, unwrap, wrap_model
 from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
@@ -35,6 +43,8 @@ BATCH_SIZE = 8
 BATCH_SIZES = {"cuda": 16}
 """Windows per batch on other devices, by torch's name of the device type."""
 Module = TypeVar("Module", RCS, SFR)
+DEEP = 24
+"""Blocks of ViT-L/14, for which some settings differ."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -50,12 +60,17 @@ def load(
     rcs: RCS | Mapping[str, Any] | None = None,
     sfr: SFR | Mapping[str, Any] | None = None,
     overview: Overview | None = None,
+    pieces: Pieces | Mapping[str, Any] | None = None,
+    steps: Steps | Mapping[str, Any] | None = None,
+    position: str | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     window: int | None = None,
     stride: int | None = None,
     short_side: int | None = None,
     probability_threshold: float | None = None,
+    logit_scale: float | None = None,
+    refine_iterations: int | None = None,
     batch_size: int | None = None,
     pad_batches: bool = False,
     max_memory: int | None = None,
@@ -75,8 +90,8 @@ def load(
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
         classes: one entry per class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name, then
             its queries), as `resclip.text.class_names` reads them from files and datasets; or a ready `Vocabulary`.
-        method: a base of `resclip.methods.catalogue.BASES`,
-            with "+rcs", "+sfr" or both behind it, or "resclip"; or a `Method`.
+        method: a base of `resclip.methods.catalogue.BASES`, or "resclip", with "+rcs", "+sfr" and steps such as "+tlp"
+            behind it, see `find_method`; or a `Method`.
         preset: a name of `resclip.methods.presets.PRESETS`; None:
             the method's defaults (the built-in model has its own).
         correlation: what the final block compares, instead of the base's choice; see `Correlation`.
@@ -85,12 +100,17 @@ def load(
         rcs, sfr: a module's options, replacing all of the method's and the preset's, or a mapping that replaces some;
             a method without the module gets it.
         overview: windows also see the whole image at a low resolution; None: they see themselves alone.
+        pieces: what is done to tokens and maps beside the attention: a `Pieces`, or changes of the base's own by name,
+            such as {"outliers": {"detector": "norm"}, "stream": None}; see `resclip.methods.composition.compose`.
+        steps: what is done behind the tokens: a `Steps`, or changes of the method's own by name.
+        position: how position embeddings are resized, see `DenseEncoder`; None: the base's own.
         device: None: a GPU if there is one.
         precision: "fp32", "fp16" or "bf16"; None: fp16 on a GPU, fp32 elsewhere. "bf16" is faster on CPUs that
             multiply it (AVX512-BF16, AMX), and a `SlowPrecisionWarning` on others; it changed 3 in
             10,000 labels of drawn scenes, where two classes are about equally probable.
-        window, stride, short_side, probability_threshold: see `Segmenter`; None: the base's (ProxyCLIP has its own
-            windows), else the preset's, else its defaults; the built-in model's preset overrides the base.
+        window, stride, short_side, probability_threshold, logit_scale, refine_iterations: see `Segmenter`; None: the
+            base's (ProxyCLIP has its own windows), else the preset's, else its defaults; the built-in model's preset
+            overrides the base.
         batch_size: most windows per batch; None: 16 on a GPU, 8 elsewhere.
         pad_batches, max_memory, max_windows: see `Segmenter`; None: its defaults.
         implementation: of the ops: "auto", "triton", "library", "torch" or "reference".
@@ -118,8 +138,8 @@ def load(
         chosen = replace(chosen, sfr=SFR())
     values = dict(BASES[chosen.base].segmenter)
     if preset is not None:
+        settings = find_preset(preset).settings_of(chosen)
         chosen = find_preset(preset).apply(chosen)
-        settings = find_preset(preset).segmenter
         # A base's own windows, as ProxyCLIP has, stand above those of a dataset, and a model's above both.
         values = {**values, **settings} if preset == BUILTIN else {**settings, **values}
     chosen = replace(
@@ -132,6 +152,8 @@ def load(
         "stride": stride,
         "short_side": short_side,
         "probability_threshold": probability_threshold,
+        "logit_scale": logit_scale,
+        "refine_iterations": refine_iterations or chosen.refine_iterations or None,
     }
     values.update({name: value for name, value in requested.items() if value is not None})
     if stride is None and isinstance(window, int) and window:
@@ -141,6 +163,9 @@ def load(
     entries = [] if isinstance(classes, Vocabulary) else parse_entries(classes)
     if vocabulary is None:
         check_classes_differ([entry.name for entry in entries])
+    base = BASES[chosen.base]
+    composed = compose(base.pieces if chosen.pieces is None else chosen.pieces, pieces)
+    behind = compose(base.steps if chosen.steps is None else chosen.steps, steps)
     attention = choose_proxy(chosen, proxy, is_builtin)
     limits: dict[str, Any] = {
         "batch_size": batch_size,
@@ -206,7 +231,18 @@ def load(
         ),
         proxy_attention=attention,
         overview=overview,
+        pieces=composed,
+        position=chosen.position if position is None else position,
     )
+    if preset is not None and encoder.tower.depth == DEEP:
+        own = find_preset(preset).own_settings(chosen)
+        given = {name for name, value in requested.items() if value is not None}
+        values.update(
+            {}
+            if own is None
+            else {name: value for name, value in own.deep.items() if name not in given}
+        )
+    warn_of_foreign_channels(encoder, model, pretrained)
     name = method if isinstance(method, str) else chosen.name
     source = {
         "model": model if isinstance(model, str) else type(unwrap(model)).__name__,
@@ -218,12 +254,31 @@ def load(
     return Segmenter(
         encoder,
         vocabulary,
+        steps=behind,
         **limits,
         mean=loaded.mean,
         std=loaded.std,
         source=source,
         **values,
     )
+
+
+def warn_of_foreign_channels(
+    encoder: DenseEncoder, model: str | nn.Module, pretrained: str | None
+) -> None:
+    """UnknownChannelsWarning if tokens are denoised by the channels of another checkpoint than this one."""
+    denoising = encoder.pieces.denoising
+    if denoising is None or denoising.channels is not None or pretrained == "openai":
+        return
+    tower = encoder.tower
+    if denoising.channels_of(tower.depth, tower.width, tower.patch_size[0]):
+        named = f"{model}, {pretrained}" if isinstance(model, str) else type(unwrap(model)).__name__
+        warnings.warn(
+            f"base {encoder.base.name!r} denoises tokens by channels that stand out in OpenAI's weights, and these are "
+            f"others ({named}): name their own with pieces={{'denoising': {{'channels': …}}}}, or leave denoising out",
+            UnknownChannelsWarning,
+            stacklevel=3,
+        )
 
 
 def check_own_model(**requested: Any) -> None:

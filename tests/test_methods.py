@@ -74,7 +74,7 @@ def test_every_base_takes_each_module_but_maskclip_no_sfr() -> None:
         assert method.summary
         assert BASES[method.base].citation in method.citation or name == "resclip"
     for base in BASES:
-        assert METHODS[f"{base}+rcs"].rcs == RCS()
+        assert METHODS[f"{base}+rcs"].rcs == RCS(temperature=BASES[base].rcs_temperature)
         assert METHODS[f"{base}+rcs"].sfr is None
         has_score = base != "maskclip"
         assert (f"{base}+sfr" in METHODS) == has_score

@@ -116,6 +116,27 @@ def add_model_options(
         help='ProxyCLIP\'s vision model: "colour", a timm name, or options such as "model=NAME,beta=1.2" '
         "(default: colour for builtin, else vit_base_patch8_224.dino)",
     )
+    group.add_argument(
+        "--piece",
+        action="append",
+        default=[],
+        metavar="NAME[:OPTIONS]",
+        help="add, change or (NAME:none) leave out a piece of the method, such as outliers:detector=norm,count=10; see "
+        "`resclip methods`; may be given several times (default: the method's own)",
+    )
+    group.add_argument(
+        "--step",
+        action="append",
+        default=[],
+        metavar="NAME[:OPTIONS]",
+        help="the same for what is done behind the tokens, such as laplacian:grid=224 (default: the method's own)",
+    )
+    group.add_argument(
+        "--refine",
+        type=integer,
+        metavar="N",
+        help="iterations of PAMR on the result's logits (default: 0; a method with +pamr: 10)",
+    )
     names = parser.add_argument_group("class names")
     if background:
         names.add_argument(
@@ -369,7 +390,10 @@ def request_from(
     """
     from resclip.loading import load
     from resclip.methods.catalogue import RCS, SFR, Overview, ProxyAttention
+    from resclip.methods.composition import parse_changes
     from resclip.methods.options_text import parse_options, split_options
+    from resclip.methods.pieces import Pieces
+    from resclip.methods.steps import Steps
     from resclip.text.class_names import with_background
     from resclip.text.embedding_cache import TextCache
 
@@ -389,6 +413,9 @@ def request_from(
         "sfr": None if arguments.sfr is None else split_options(SFR, arguments.sfr),
         "proxy": proxy,
         "overview": overview,
+        "pieces": parse_changes(Pieces, arguments.piece) or None,
+        "steps": parse_changes(Steps, arguments.step) or None,
+        "refine_iterations": arguments.refine,
         "device": arguments.device,
         "precision": arguments.precision,
         "implementation": arguments.implementation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from resclip.encoder.key_alignment import aligned
 from resclip.encoder.trace import Trace
-from resclip.errors import reason
+from resclip.errors import UnknownChannelsWarning, reason
 from resclip.methods.catalogue import (
     FINAL_BLOCKS,
     RCS,
@@ -730,7 +731,15 @@ def check_pieces(pieces: Pieces, base: Base, correlation: Correlation, tower: To
             "the final block's: leave one of them out"
         )
     if pieces.denoising is not None:
-        pieces.denoising.channels_of(tower.depth, tower.width)
+        shape = (tower.depth, tower.width, tower.patch_size[0])
+        if not pieces.denoising.channels_of(*shape):
+            warnings.warn(
+                f"base {base.name!r} denoises tokens by channels that stand out, and which do is known for OpenAI's "
+                f"ViT-B/16 and ViT-L/14 alone: this tower of {shape[0]} blocks, {shape[1]} wide, is not denoised; name "
+                "its channels with Denoising(channels=…)",
+                UnknownChannelsWarning,
+                stacklevel=2,
+            )
 
 
 def check_overview(base: Base, correlation: Correlation, pieces: Pieces) -> None:

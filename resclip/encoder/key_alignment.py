@@ -40,4 +40,5 @@ def polar_factor(matrix: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         step = (3 * unit - z @ y) / 2
         y, z = y @ step, step @ z
-    return matrix @ z / size.sqrt()
+    factor: Tensor = matrix @ z / size.sqrt()
+    return factor

@@ -84,7 +84,7 @@ class FusedBlock(FinalBlock):
             attended = tower.project_out(block, deterministic_attention(query, key, value))
             last = tower.feed_forward(block, tokens + attended)
         if pieces.denoising is not None:
-            last = denoised(last, pieces.denoising, tower.depth, grid)
+            last = denoised(last, pieces.denoising, tower, grid)
         total = last if trace.total is None else trace.total + last
         mean = total / tower.depth
         both = torch.cat([tokens, mean])
@@ -113,9 +113,11 @@ class FusedBlock(FinalBlock):
         # The maps of the blocks before gather from both sets at once, side by side.
         wide = torch.cat([values[:images], values[images:]], dim=-1)
         if feedback is None:
-            total = self.mean_of_maps(inputs, wide)
+            total = self.sum_of_maps(inputs, wide)
         else:
-            total = sum(self.map_with(key, wide, inputs.grid, feedback) for key in inputs.keys)
+            total = torch.zeros_like(wide)
+            for key in inputs.keys:
+                total = total + self.map_with(key, wide, inputs.grid, feedback)
         heads_width = values.shape[-1]
         earlier = torch.cat([total[..., :heads_width], total[..., heads_width:]])
         own = torch.cat(
@@ -133,7 +135,7 @@ class FusedBlock(FinalBlock):
             tokens = tower.project_out(block, attended)
         return Pass((tokens[:images] + tokens[images:]) / 2, cross_layer, feedback)
 
-    def mean_of_maps(self, inputs: FusionInputs, values: Tensor) -> Any:
+    def sum_of_maps(self, inputs: FusionInputs, values: Tensor) -> Tensor:
         """The sum over the blocks before of softmax(k kᵀ/√d)·v."""
         if not inputs.keys:
             return torch.zeros_like(values)
@@ -146,6 +148,8 @@ class FusedBlock(FinalBlock):
             cross_layers=[(key, key) for key in inputs.keys],
             implementation=self.implementation,
         ).cross_layer
+        if averaged is None:
+            raise ValueError("expected the keys of one block at least")
         return len(inputs.keys) * averaged
 
     def map_with(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,22 +14,22 @@ DISTANCE_BYTES = 1 << 25
 
 
 def find_outliers(
-    piece: OutlierRepair, patches: Tensor, attention: Callable[[], tuple[Tensor, Tensor]]
+    piece: OutlierRepair, patches: Tensor, attention: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """Which patches of each image are outliers: (B, n) bool.
 
     Args:
         piece: the rule.
         patches: (B, n, D), those of the final block's input.
-        attention: gives (q, k) of the last block but one, (B, A, 1 + n, d) each, for "salience" alone.
+        attention: (q, k) of the last block but one, (B, A, 1 + n, d) each, for "salience" alone.
     """
     if piece.detector == "lof":
         scores = torch.stack([outlier_factor(image, piece.neighbours) for image in patches])
         quantile = torch.quantile(scores, 1 - piece.share, dim=1, keepdim=True)
         return scores > quantile
-    if piece.detector == "norm":
+    if piece.detector == "norm" or attention is None:
         return largest(torch.linalg.vector_norm(patches.float(), dim=-1), piece.count)
-    from_cls, own = salience(*attention())
+    from_cls, own = salience(*attention)
     salient = piece.salience * from_cls > own
     return largest(from_cls.masked_fill(~salient, -torch.inf), piece.count) & salient
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resclip.encoder.dense_encoder import check_pixels, check_text
 from resclip.encoder.final_block import FinalBlock, FinalInputs
+from resclip.encoder.method_blocks import make_final_block
 from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Method, ProxyAttention, find_method
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt, unwrap
@@ -198,7 +199,7 @@ class ResidualBlock(nn.Module):
         """
         chosen = find_method(method)
         tower = copy.copy(adapt(visual))  # It remembers the model as it is now.
-        final = FinalBlock(
+        final = make_final_block(
             tower,
             chosen.base,
             chosen.rcs if rcs is None else rcs,
@@ -209,7 +210,14 @@ class ResidualBlock(nn.Module):
             correlation=chosen.correlation if correlation is None else correlation,
             proxy=proxy,
             proxy_attention=chosen.proxy if proxy_attention is None else proxy_attention,
+            pieces=chosen.pieces,
         )
+        obstacle = final.needs_trace or earlier_pieces(final)
+        if obstacle:
+            raise ValueError(
+                f"a ResidualBlock stands in for the final block alone, and base {final.base.name!r} {obstacle}: use "
+                "DenseEncoder"
+            )
         if final.correlation.blocks > 1:
             raise ValueError(
                 "a ResidualBlock stands in for the final block alone, and correlation blocks is "
@@ -440,6 +448,13 @@ class ResidualBlock(nn.Module):
         """The method, for `print(model)`."""
         method = self._method
         return f"base={method.base.name!r}, rcs={method.rcs}, sfr={method.sfr}"
+
+
+def earlier_pieces(final: FinalBlock) -> str:
+    """Why a method's pieces act before its final block; empty where none does."""
+    if final.pieces.denoising is not None:
+        return "denoises the tokens of every block"
+    return "changes the attention of every block" if final.pieces.refocusing is not None else ""
 
 
 def take_state(module: nn.Module, replaced: nn.Module) -> None:

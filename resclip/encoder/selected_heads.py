@@ -42,9 +42,8 @@ def block_of_selected_heads(tower: Tower, step: BlockStep, kept: int) -> Tensor:
     They are chosen by their query-key maps, and attend by their key-key maps.
     """
     tokens = step.query.shape[2]
-    entropy = sum(entropies(rows) for _, rows in map_blocks(step.query, step.key, 0, tokens))
-    assert isinstance(entropy, Tensor)
-    chosen = lowest(entropy, kept)
+    parts = [entropies(rows) for _, rows in map_blocks(step.query, step.key, 0, tokens)]
+    chosen = lowest(torch.stack(parts).sum(dim=0), kept)
     values = merge_heads(step.value)
     attended = [
         of_chosen(rows, chosen).to(values.dtype) @ values
@@ -57,6 +56,12 @@ def block_of_selected_heads(tower: Tower, step: BlockStep, kept: int) -> Tensor:
 def of_chosen(rows: Tensor, chosen: Tensor) -> Tensor:
     """The sum of the chosen heads' rows: (B, A, R, L) and (B, A) bool → (B, R, L)."""
     return torch.where(chosen[:, :, None, None], rows, 0).sum(dim=1)
+
+
+def similarity_rows(unit: Tensor, branch: SimilarityBranch, first: int, last: int) -> Tensor:
+    """Rows of S, cut: (B, R, n) from unit rows (B, n, D)."""
+    rows = unit[:, first:last] @ unit.mT
+    return rows if branch.cut is None else rows.masked_fill(rows < branch.cut, 0.0)
 
 
 class SelectedHeads:
@@ -80,10 +85,10 @@ class SelectedHeads:
         self.left, self.right = score[0].to(dtype), score[1].to(dtype)
         self.branch = branch
         self.options = options
-        self.unit = self.mean = None
+        self.unit: Tensor | None = None
         if similar is not None and branch is not None:
             self.unit = F.normalize(similar.to(dtype), dim=-1)
-            self.mean = self.similarity_mean()
+            self.mean = self.similarity_mean(self.unit, branch)
         self.whole: Tensor | None = None
 
     @property
@@ -92,23 +97,14 @@ class SelectedHeads:
         images, heads, count, _ = self.left.shape
         return max(1, MAP_BYTES // max(1, images * heads * count * self.left.element_size()))
 
-    def similarity_rows(self, first: int, last: int) -> Tensor:
-        """Rows of S, cut: (B, R, n)."""
-        assert self.unit is not None
-        assert self.branch is not None
-        rows = self.unit[:, first:last] @ self.unit.mT
-        return rows if self.branch.cut is None else rows.masked_fill(rows < self.branch.cut, 0.0)
-
-    def similarity_mean(self) -> Tensor:
+    def similarity_mean(self, unit: Tensor, branch: SimilarityBranch) -> Tensor:
         """The mean of S, (B, 1, 1)."""
-        assert self.unit is not None
-        assert self.branch is not None
-        count = self.unit.shape[1]
-        if self.branch.cut is None:
-            return self.unit.sum(dim=1, keepdim=True).square().sum(dim=2, keepdim=True) / count**2
+        count = unit.shape[1]
+        if branch.cut is None:
+            return unit.sum(dim=1, keepdim=True).square().sum(dim=2, keepdim=True) / count**2
         step = self.rows_at_once
         sums = [
-            self.similarity_rows(first, first + step).sum(dim=(1, 2), keepdim=True)
+            similarity_rows(unit, branch, first, first + step).sum(dim=(1, 2), keepdim=True)
             for first in range(0, count, step)
         ]
         return torch.stack(sums).sum(dim=0) / count**2
@@ -127,7 +123,9 @@ class SelectedHeads:
         maps = score.softmax(dim=-1)
         if self.unit is None or self.branch is None:
             return maps
-        shared = self.branch.sharpness * (self.similarity_rows(first, last) - self.mean)
+        shared = self.branch.sharpness * (
+            similarity_rows(self.unit, self.branch, first, last) - self.mean
+        )
         shared = shared.masked_fill(shared < 0, -torch.inf).softmax(dim=-1)
         return (maps + shared.unsqueeze(1)) / 2
 
@@ -144,9 +142,8 @@ class SelectedHeads:
 
     def choose(self, kept: int) -> Tensor:
         """(B, A) bool: the heads whose maps have the least entropy."""
-        total = sum(entropies(rows) for rows in self.blocks(None))
-        assert isinstance(total, Tensor)
-        return lowest(total, kept)
+        parts = [entropies(rows) for rows in self.blocks(None)]
+        return lowest(torch.stack(parts).sum(dim=0), kept)
 
     def attend(self, value: Tensor, chosen: Tensor, feedback: SemanticFeedback | None) -> Tensor:
         """The sum of the chosen heads' maps over A, times the values of all heads: (B, A, n, d), like `value`."""

@@ -145,16 +145,15 @@ class RepairedBlock(FinalBlock):
         return RepairTrace(self, pixels, grid)
 
     def make_traced_inputs(self, block: Any, tokens: Tensor, trace: Trace) -> RepairInputs:
-        assert isinstance(trace, RepairTrace)
+        if not isinstance(trace, RepairTrace):
+            raise TypeError("expected what token repair keeps of the blocks before")
         grid, pieces = trace.grid, self.pieces
         skip = int(self.tower.has_cls)
         patches = tokens[:, skip:]
         outliers = None
         if pieces.outliers is not None:
-            last = trace.last
-            outliers = find_outliers(
-                pieces.outliers, patches, lambda: (last.query, last.key) if last else ()
-            )
+            last = None if trace.last is None else (trace.last.query, trace.last.key)
+            outliers = find_outliers(pieces.outliers, patches, last)
 
         def filled(patches: Tensor) -> Tensor:
             if outliers is None or pieces.outliers is None:
@@ -275,14 +274,15 @@ class RepairedBlock(FinalBlock):
     ) -> tuple[Tensor, Tensor | None]:
         """A stream's attention with SFR, similarity branch and RCS: (B, A, L, d), and A_c·v for the next pass."""
         if self.pieces.heads is not None:
-            attended = self.attend_selected(inputs, stream, feedback)
+            attended = self.attend_selected(inputs, stream, feedback, self.pieces.heads.kept)
         elif stream.scores:
             attended = self.attend_scores(stream, inputs.grid, feedback)
             if stream.branch is not None:
                 attended = (attended + stream.branch) / (self.map_rows + 1)
-        else:
-            assert stream.branch is not None
+        elif stream.branch is not None:
             attended = stream.branch
+        else:
+            raise ValueError("expected a stream with scores, or a similarity branch")
         if self.rcs is None:
             return attended, None
         if cross_layer is None:
@@ -309,23 +309,22 @@ class RepairedBlock(FinalBlock):
         ).output
 
     def attend_selected(
-        self, inputs: RepairInputs, stream: Stream, feedback: SemanticFeedback | None
+        self, inputs: RepairInputs, stream: Stream, feedback: SemanticFeedback | None, kept: int
     ) -> Tensor:
         """The selected heads' maps: (B, A, n, d). They are chosen by the maps without SFR and RCS."""
-        assert self.pieces.heads is not None
         heads = SelectedHeads(
             self.scored(stream),
-            None if inputs.similar is None else inputs.similar,
+            inputs.similar,
             self.pieces.branch,
             self.stream_options(stream, inputs.grid),
         )
-        return heads.attend(stream.value, heads.choose(self.pieces.heads.kept), feedback)
+        return heads.attend(stream.value, heads.choose(kept), feedback)
 
     def scored(self, stream: Stream) -> tuple[Tensor, Tensor]:
         """x and y of the one score of a base whose heads are selected."""
         pair = {"q": stream.query, "k": stream.key}
-        left, right = self.correlation.scores
-        return pair[left], pair[right]
+        scores = self.correlation.scores
+        return pair[scores[0]], pair[scores[1]]
 
     def stream_options(self, stream: Stream, grid: tuple[int, int]) -> Any:
         """The base's attention with SFR's weights, without RCS."""
@@ -377,7 +376,8 @@ def cross_layer_values(
             cross_layers=cross_layers,
             implementation=implementation,
         ).cross_layer
-        assert averaged is not None
+        if averaged is None:
+            raise ValueError("RCS needs at least one layer")
         return averaged
 
     if not patches_alone:

@@ -13,6 +13,7 @@ from resclip.methods.pieces import Denoising, Refocusing
 
 if TYPE_CHECKING:
     from resclip.encoder.final_block import FinalBlock
+    from resclip.models import Tower
 
 MAP_BYTES = 1 << 25
 """Bytes of attention maps that are held at a time where a method reads the maps themselves."""
@@ -85,13 +86,15 @@ class Trace:
         denoising = self.final.pieces.denoising
         if denoising is None:
             return step.output
-        return denoised(step.output, denoising, self.final.tower.depth, self.grid)
+        return denoised(step.output, denoising, self.final.tower, self.grid)
 
 
-def denoised(tokens: Tensor, piece: Denoising, depth: int, grid: tuple[int, int]) -> Tensor:
+def denoised(tokens: Tensor, piece: Denoising, tower: Tower, grid: tuple[int, int]) -> Tensor:
     """`Denoising` of a block's output (B, L, D), [CLS] as it is."""
     skip = tokens.shape[1] - grid[0] * grid[1]
-    channels = list(piece.channels_of(depth, tokens.shape[2]))
+    channels = list(piece.channels_of(tower.depth, tower.width, tower.patch_size[0]))
+    if not channels:
+        return tokens
     patches = tokens[:, skip:]
     wide = patches.to(torch.promote_types(patches.dtype, torch.float32))
     above = wide - wide.amin(dim=-1, keepdim=True)

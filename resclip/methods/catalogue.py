@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from resclip.methods.correlation import Correlation
@@ -22,6 +22,14 @@ from resclip.methods.pieces import (
     SecondPath,
     SecondStream,
     SimilarityBranch,
+)
+from resclip.methods.steps import (
+    STEP_KINDS,
+    SUFFIXES,
+    ClusterVote,
+    LaplacianPropagation,
+    Steps,
+    TextAdjustment,
 )
 from resclip_kernels import (
     CONNECTIVITIES,
@@ -107,6 +115,8 @@ class Base:
     """How position embeddings are resized for another grid than the trained one, see `DenseEncoder`."""
     pieces: Pieces = field(default_factory=Pieces)
     """What is done to tokens and maps beside the attention."""
+    steps: Steps = field(default_factory=Steps)
+    """What is done behind the tokens."""
     rcs_temperature: float = AttentionOptions.cross_temperature
     """τ_r of RCS on this base, by default and in place of a preset's: 1 where [CLS] or earlier terms are added to the
     attention's result, so that LN_post does not cancel it."""
@@ -225,6 +235,7 @@ BASES: Mapping[str, Base] = {
             "query-key attention with keys rotated towards the queries",
             "PEARL: Procrustes alignment and text-aware Laplacian propagation, 2025",
             pieces=Pieces(alignment=KeyAlignment()),
+            steps=Steps(laplacian=LaplacianPropagation()),
         ),
         Base(
             "rf-clip",
@@ -233,6 +244,7 @@ BASES: Mapping[str, Base] = {
             "the mean of all blocks' key-key maps, over denoised tokens",
             "RF-CLIP, AAAI 2026",
             pieces=Pieces(denoising=Denoising(), fusion=LayerFusion()),
+            steps=Steps(adjustment=TextAdjustment()),
         ),
         Base(
             "gem",
@@ -263,6 +275,8 @@ BASES: Mapping[str, Base] = {
             "the sum of query-query, key-key and value-value attention",
             "Shao et al., Explore the Potential of CLIP for Training-Free Open Vocabulary Semantic Segmentation, "
             "ECCV 2024",
+            segmenter={"window": 0, "short_side": 224, "logit_scale": 100.0},
+            steps=Steps(clusters=ClusterVote()),
         ),
     )
 }
@@ -446,6 +460,14 @@ class Method:
     """None: the base's own."""
     final_block: FinalBlockKind | None = None
     """None: the base's own."""
+    pieces: Pieces | None = None
+    """None: the base's own."""
+    position: str | None = None
+    """None: the base's own."""
+    steps: Steps | None = None
+    """None: the base's own."""
+    refine_iterations: int = 0
+    """Iterations of PAMR on the result's logits."""
 
     def __post_init__(self) -> None:
         find_base(self.base)
@@ -494,8 +516,16 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+PAMR = "pamr"
+"""The suffix of a method's name that asks for PAMR on the result's logits."""
+PAMR_ITERATIONS = 10
+
+
 def find_method(name: str | Method) -> Method:
-    """The method called `name`: a base, a base with "+rcs", "+sfr" or both, or "resclip"; a `Method` is returned.
+    """The method called `name`; a `Method` is returned.
+
+    A name is a base, or "resclip", followed by any of "+rcs", "+sfr", the steps "+gla", "+cass", "+freecp", "+lposs"
+    and "+tlp", and "+pamr".
 
     Raises:
         TypeError: neither a name nor a `Method`.
@@ -504,10 +534,13 @@ def find_method(name: str | Method) -> Method:
     if isinstance(name, Method):
         return name
     check_type("method", name, str, "a name such as 'resclip', or a Method")
-    base, *modules = (part.strip() for part in name.split("+"))
+    base, *parts = (part.strip() for part in name.split("+"))
+    modules = [part for part in parts if part in MODULES]
+    behind = [part for part in (*SUFFIXES, PAMR) if part in parts]
     ordered = "+".join((base, *(module for module in MODULES if module in modules)))
-    if ordered in METHODS and set(modules) <= set(MODULES) and len(set(modules)) == len(modules):
-        return METHODS[ordered]
+    known = set(MODULES) | set(SUFFIXES) | {PAMR}
+    if ordered in METHODS and set(parts) <= known and len(set(parts)) == len(parts):
+        return with_steps(METHODS[ordered], behind)
     if base in BASES and "sfr" in modules and not BASES[base].has_score:
         raise ValueError(
             f"SFR changes the attention's score, which base {base!r} does not have: leave +sfr out, or use one of: "
@@ -517,5 +550,23 @@ def find_method(name: str | Method) -> Method:
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
         f"unknown method {quoted(name)}{hint}; use one of: {', '.join(BASES)}, resclip; "
-        "any base may be followed by +rcs, +sfr or +rcs+sfr"
+        "any base may be followed by +rcs, +sfr or +rcs+sfr, and by steps: "
+        f"{', '.join('+' + suffix for suffix in (*SUFFIXES, PAMR))}"
+    )
+
+
+def with_steps(method: Method, suffixes: Sequence[str]) -> Method:
+    """The method with the steps that these suffixes ask for, beside the base's own."""
+    if not suffixes:
+        return method
+    steps = BASES[method.base].steps
+    for suffix in suffixes:
+        if suffix != PAMR and getattr(steps, SUFFIXES[suffix]) is None:
+            steps = replace(steps, **{SUFFIXES[suffix]: STEP_KINDS[SUFFIXES[suffix]]()})
+    return replace(
+        method,
+        name="+".join((method.name, *suffixes)),
+        summary=f"{method.summary}, then {', '.join(suffix.upper() for suffix in suffixes)}",
+        steps=steps,
+        refine_iterations=PAMR_ITERATIONS if PAMR in suffixes else method.refine_iterations,
     )

@@ -17,6 +17,7 @@ from resclip_kernels import (
     check_fraction,
     check_range,
     check_type,
+    quoted,
 )
 
 Detector = Literal["lof", "salience", "norm"]
@@ -226,10 +227,10 @@ class KeyAlignment:
 
 
 OPENAI_CHANNELS = {
-    12: (4, 162, 189, 326, 429, 474, 633, 713),
-    24: (250, 261, 437, 650, 720, 779, 936, 1005),
+    (12, 768, 16): (4, 162, 189, 326, 429, 474, 633, 713),
+    (24, 1024, 14): (250, 261, 437, 650, 720, 779, 936, 1005),
 }
-"""Channels, from 0, that stand out in OpenAI's ViT-B/16 and ViT-L/14, by the number of blocks (RF-CLIP)."""
+"""Channels, from 0, that stand out in OpenAI's weights of ViT-B/16 and ViT-L/14, by (blocks, width, patch); RF-CLIP."""
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,9 @@ class Denoising:
     (1 − α) x + α · the sum of its 3 × 3 neighbourhood over 9, of the tokens as they were.
     """
 
-    channels: tuple[int, ...] | None = None
-    """Channels from 0; None: those of OpenAI's weights, for towers of 12 and 24 blocks."""
+    channels: tuple[int, ...] | str | None = None
+    """Channels from 0, a tuple, or text such as "4,162"; None: those of OpenAI's weights of ViT-B/16 and ViT-L/14, and
+    none for towers of other shapes, of which nobody has published any."""
     sigma: float = 5.0
     """σ: how far above 1/D a share has to be."""
     alpha: float = 0.4
@@ -251,23 +253,35 @@ class Denoising:
         check_range("denoising sigma", self.sigma, 0, MOST)
         check_fraction("denoising alpha", self.alpha)
         if self.channels is not None:
-            check_type("denoising channels", self.channels, (tuple, list), "a tuple of numbers")
-            for channel in self.channels:
-                check_count("each of denoising channels", channel, 0, MOST)
-            if not self.channels:
-                raise ValueError("denoising channels must name one channel at least; got none")
-            object.__setattr__(self, "channels", tuple(self.channels))
+            object.__setattr__(self, "channels", parse_channels(self.channels))
 
-    def channels_of(self, depth: int, width: int) -> tuple[int, ...]:
-        """The channels of a tower; ValueError where it lacks one, or none are known."""
-        channels = OPENAI_CHANNELS.get(depth) if self.channels is None else self.channels
-        if channels is None or max(channels) >= width:
-            known = "" if self.channels is None else f", got {max(self.channels)}"
+    def channels_of(self, depth: int, width: int, patch: int) -> tuple[int, ...]:
+        """The channels of a tower, none where no list is known; ValueError where it lacks one."""
+        if self.channels is None:
+            return OPENAI_CHANNELS.get((depth, width, patch), ())
+        channels = parse_channels(self.channels)
+        if max(channels) >= width:
             raise ValueError(
-                f"denoising needs channels of this tower, numbers below its width of {width}{known}: lists are known "
-                "for OpenAI's ViT-B/16 and ViT-L/14 alone; name the tower's own with channels="
+                f"denoising channels must be below {width}, the width of this tower; got {max(channels)}"
             )
         return channels
+
+
+def parse_channels(channels: tuple[int, ...] | str) -> tuple[int, ...]:
+    """Numbers of channels from a tuple, or from text such as "4,162"; TypeError or ValueError for anything else."""
+    if isinstance(channels, str):
+        parts = [part.strip() for part in channels.split(",")]
+        if not all(part.isdecimal() and len(part) < 9 for part in parts):
+            raise ValueError(
+                f'denoising channels as text are numbers, such as "4,162"; got {quoted(channels)}'
+            )
+        channels = tuple(map(int, parts))
+    check_type("denoising channels", channels, (tuple, list), "a tuple of numbers, or their text")
+    for channel in channels:
+        check_count("each of denoising channels", channel, 0, MOST)
+    if not channels:
+        raise ValueError("denoising channels must name one channel at least; got none")
+    return tuple(channels)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What may be done behind the tokens, each as a value that goes with any method: from logits of a window to labels.
 
-They act in the order of the fields of `Steps`: first on each window's logits, then on all windows of an image together,
-then on the whole picture at its own size, and last on probabilities and labels.
+They act in the order of the fields of `Steps`: on the tokens and logits of windows, then on the whole picture's logits
+at its own size, and last on its probabilities and labels.
 """
 
 from __future__ import annotations
@@ -23,22 +23,41 @@ MOST = 1_000_000
 
 Axis = Literal["channel", "position"]
 ImageVector = Literal["picture", "window"]
-Features = Literal["clip", "proxy"]
 
 
 @dataclass(frozen=True)
-class FeatureSurgery:
-    """Takes from each text's similarity what all texts share, weighted by what [CLS] finds likely.
+class CrossWindowKeys:
+    """GLA-CLIP: patches attend to the patches of all windows of their image.
 
-    With s the cosines of patches and texts, p = softmax(2 · s[CLS]) over the Q texts and w = Q · p:
-    sim[i, t] = w_t s[i, t] − the mean of w_t' s[i, t'] over all texts (CLIP Surgery, arXiv 2304.05653).
+    On a base that compares queries ("clearclip") or another model's features ("proxyclip").
     """
 
-    sharpness: float = 2.0
-    """The factor of s[CLS]."""
+    threshold: float = 0.55
+    """ρ: similarity above which a key belongs to an anchor."""
+    steps: int = 2
+    """How often an anchor becomes the mean of the keys that belong to it."""
+    row_mean: bool = True
+    """Whether each row is normalised by its own mean, or by the mean of everything."""
+    beta: float | None = None
+    """β; None: 1 + `beta_alpha` · ln(1 + windows)."""
+    beta_alpha: float = 0.3
+    gamma: float = 3.0
+    """γ without `gamma_alpha`."""
+    gamma_alpha: float | None = 30.0
+    """γ = 1 + `gamma_alpha` over the number of keys that belong to an anchor; None: `gamma`."""
 
     def __post_init__(self) -> None:
-        check_range("surgery sharpness", self.sharpness, 0, MOST)
+        check_range("windows threshold", self.threshold, -1, 1)
+        check_count("windows steps", self.steps, 0, 1_000)
+        check_flag("windows row_mean", self.row_mean)
+        for name, value in (
+            ("beta", self.beta),
+            ("beta_alpha", self.beta_alpha),
+            ("gamma", self.gamma),
+            ("gamma_alpha", self.gamma_alpha),
+        ):
+            if value is not None:
+                check_range(f"windows {name}", value, -MOST, MOST)
 
 
 @dataclass(frozen=True)
@@ -120,41 +139,6 @@ class ClassPurification:
 
 
 @dataclass(frozen=True)
-class CrossWindowKeys:
-    """GLA-CLIP: patches attend to the patches of all windows of their image.
-
-    On a base that compares queries ("clearclip") or another model's features ("proxyclip").
-    """
-
-    threshold: float = 0.55
-    """ρ: similarity above which a key belongs to an anchor."""
-    steps: int = 2
-    """How often an anchor becomes the mean of the keys that belong to it."""
-    row_mean: bool = True
-    """Whether each row is normalised by its own mean, or by the mean of everything."""
-    beta: float | None = None
-    """β; None: 1 + `beta_alpha` · ln(1 + windows)."""
-    beta_alpha: float = 0.3
-    gamma: float = 3.0
-    """γ without `gamma_alpha`."""
-    gamma_alpha: float | None = 30.0
-    """γ = 1 + `gamma_alpha` over the number of keys that belong to an anchor; None: `gamma`."""
-
-    def __post_init__(self) -> None:
-        check_range("windows threshold", self.threshold, -1, 1)
-        check_count("windows steps", self.steps, 0, 1_000)
-        check_flag("windows row_mean", self.row_mean)
-        for name, value in (
-            ("beta", self.beta),
-            ("beta_alpha", self.beta_alpha),
-            ("gamma", self.gamma),
-            ("gamma_alpha", self.gamma_alpha),
-        ):
-            if value is not None:
-                check_range(f"windows {name}", value, -MOST, MOST)
-
-
-@dataclass(frozen=True)
 class GraphPropagation:
     """LPOSS (CVPR 2025): logits spread over a graph of the nearest patches of all windows, by label propagation."""
 
@@ -230,12 +214,11 @@ class ClusterVote:
 class Steps:
     """The steps of a segmenter, None where there is none, in the order in which they act."""
 
-    surgery: FeatureSurgery | None = None
+    windows: CrossWindowKeys | None = None
     adjustment: TextAdjustment | None = None
     denoising: PromptDenoising | None = None
     smoothing: KeySmoothing | None = None
     purification: ClassPurification | None = None
-    windows: CrossWindowKeys | None = None
     propagation: GraphPropagation | None = None
     laplacian: LaplacianPropagation | None = None
     area: AreaRule | None = None
@@ -258,13 +241,20 @@ class Steps:
         return any(True for _ in self.items())
 
 
+SUFFIXES: dict[str, str] = {
+    "gla": "windows",
+    "cass": "adjustment",
+    "freecp": "purification",
+    "lposs": "propagation",
+    "tlp": "laplacian",
+}
+"""Steps that a method's name may ask for, as in "clearclip+freecp": the suffix, and the name in `Steps`."""
 STEP_KINDS: dict[str, type[Any]] = {
-    "surgery": FeatureSurgery,
+    "windows": CrossWindowKeys,
     "adjustment": TextAdjustment,
     "denoising": PromptDenoising,
     "smoothing": KeySmoothing,
     "purification": ClassPurification,
-    "windows": CrossWindowKeys,
     "propagation": GraphPropagation,
     "laplacian": LaplacianPropagation,
     "area": AreaRule,

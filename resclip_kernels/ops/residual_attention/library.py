@@ -70,7 +70,8 @@ def base_attention(
     width = scores[0][0].shape[-1] if scores else value.shape[-1]
     scale = options.scale(width, has_feedback=feedback is not None)
     # Terms are between patches. FlexAttention takes no empty tensor.
-    if options.has_terms(feedback) and math.prod(options.grid) and value.numel():
+    patches: int = math.prod(options.grid)
+    if options.has_terms(feedback) and patches and value.numel():
         change = score_mod(options, feedback, value, has_score=bool(scores))
         attend = functools.partial(flexible(value), score_mod=change, scale=scale)
     else:
