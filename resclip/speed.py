@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from resclip.encoder.dense_encoder import DenseEncoder
-from resclip.encoder.final_block import similarity
 from resclip.errors import is_out_of_memory
 from resclip.evaluation.distributed import machine_name
 from resclip.inference.memory import release
@@ -368,8 +367,8 @@ def stages(
     with torch.no_grad():
         inputs = encoder.run_blocks(pixels)
         first = final.run(inputs, None, None)
-        patches, _ = final.features(inputs, first.tokens)
-        logits = similarity(patches, text)
+        patches, cls = final.features(inputs, first.tokens)
+        logits = final.logits(patches, cls, text)
 
     def one_pass() -> None:
         final.features(inputs, final.run(inputs, None, None).tokens)
@@ -384,7 +383,7 @@ def stages(
         coarse = replace(final.sfr, refine_iterations=0)
         sfr = final.sfr
         feedback = semantic_feedback(
-            final.segment_patches(sfr, patches, pixels, text),
+            final.segment_patches(sfr, patches, pixels, text, cls),
             sfr.feedback_options(),
             implementation=encoder.implementation,
         )
@@ -396,8 +395,8 @@ def stages(
             final.features(inputs, final.run(inputs, state, first.cross_layer).tokens)
 
         calls |= {
-            "labels": lambda: final.segment_patches(coarse, patches, pixels, text),
-            "refinement": lambda: final.segment_patches(sfr, patches, pixels, text),
+            "labels": lambda: final.segment_patches(coarse, patches, pixels, text, cls),
+            "refinement": lambda: final.segment_patches(sfr, patches, pixels, text, cls),
             "feedback": second_pass,
         }
         before["refinement"] = "labels"

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from toys import toy_clip
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.encoder.final_block import similarity
+from resclip.encoder.similarity import similarity
 from resclip.inference.batch_size import window_bytes
 from resclip.models import BUILTIN, load_model
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.encoder.final_block import similarity
+from resclip.encoder.similarity import similarity
 from resclip_kernels import patch_labels, residual_attention, semantic_feedback
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 

@@ -14,7 +14,7 @@ from thread_support import with_threads
 from torch.nn.functional import normalize
 
 from resclip import RCS, SFR, DenseEncoder
-from resclip.encoder.final_block import similarity
+from resclip.encoder.similarity import similarity
 from resclip.methods.catalogue import Overview
 
 

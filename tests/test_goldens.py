@@ -8,7 +8,7 @@ from golden import arrays, cases, encoder, tower
 from kernel_support import kernel_device
 
 from resclip import DenseEncoder, Segmenter, Vocabulary
-from resclip.encoder.final_block import similarity
+from resclip.encoder.similarity import similarity
 from resclip.methods.catalogue import ProxyAttention
 from resclip_kernels import feedback_matrix, semantic_feedback
 from resclip_kernels.launch import watch

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toys import toy_segmenter
 
-from resclip.encoder.final_block import similarity
+from resclip.encoder.similarity import similarity
 
 
 @pytest.mark.parametrize("window", (0, 32))

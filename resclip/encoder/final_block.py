@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resclip.encoder.feature_surgery import feature_surgery
 from resclip.encoder.key_alignment import aligned
+from resclip.encoder.similarity import similarity
 from resclip.encoder.trace import Trace
 from resclip.errors import UnknownChannelsWarning, reason
 from resclip.methods.catalogue import (
@@ -54,9 +56,6 @@ from resclip_kernels import (
     semantic_feedback,
 )
 from resclip_kernels import Correlation as OpCorrelation
-
-FEW_QUERIES = 16
-"""Fewer queries of one window are multiplied as a whole number of eights, so that no bit depends on the threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +245,11 @@ class FinalBlock:
         check_pieces(self.pieces, self.base, self.correlation, tower)
         if overview is not None:
             check_overview(self.base, self.correlation, self.pieces)
+        if self.base.feature_surgery and not tower.has_cls:
+            raise ValueError(
+                f"base {self.base.name!r} weighs texts by [CLS], and this tower has none: use a tower with [CLS], or "
+                "another base with the same pieces"
+            )
         self.overview = overview
         self.tower = tower
         self.rcs = rcs
@@ -407,8 +411,8 @@ class FinalBlock:
         if self.sfr is None or text is None:
             return result
         for _ in range(self.sfr.rounds):
-            patches, _ = self.features(inputs, result.tokens)
-            labels = self.segment_patches(self.sfr, patches, pixels, text)
+            patches, cls = self.features(inputs, result.tokens)
+            labels = self.segment_patches(self.sfr, patches, pixels, text, cls)
             feedback = semantic_feedback(
                 labels, self.sfr.feedback_options(), implementation=self.implementation
             )
@@ -418,8 +422,23 @@ class FinalBlock:
             result = result._replace(tokens=result.tokens.masked_fill(is_broken, torch.nan))
         return result
 
-    def segment_patches(self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor) -> Tensor:
-        """The query of every patch: (B, h, w) labels from (B, h, w, E) features.
+    def logits(self, patches: Tensor, cls: Tensor | None, text: Tensor) -> Tensor:
+        """The method's logits: (B, Q, h, w), float32 or wider, of `features`' results and unit rows (Q, E).
+
+        Cosines, or what CLIP Surgery makes of them.
+        """
+        if not self.base.feature_surgery:
+            return similarity(patches, text)
+        if cls is None:
+            raise ValueError(
+                f"base {self.base.name!r} weighs texts by [CLS]: pass its features, (B, E), with the patches'"
+            )
+        return feature_surgery(patches, cls, text)
+
+    def segment_patches(
+        self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor, cls: Tensor | None = None
+    ) -> Tensor:
+        """The query of every patch: (B, h, w) labels from (B, h, w, E) features, and [CLS]'s (B, E).
 
         A proxy's patch need not be a whole number of pixels wide: the guide is then resized so that it is.
         """
@@ -435,7 +454,7 @@ class FinalBlock:
             if size != tuple(pixels.shape[2:]):
                 guide = resize_planes(guide, size)
         return patch_labels(
-            similarity(patches, text),
+            self.logits(patches, cls, text),
             guide,
             patch_size=cell,
             logit_scale=sfr.logit_scale,
@@ -489,6 +508,17 @@ class FinalBlock:
             if self.kind == "full_residual":
                 tokens = tower.feed_forward(block, inputs.tokens + tokens)
         return Pass(tokens, cross_layer, feedback)
+
+    def patch_keys(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, n, D): out_proj(k) with its bias, the keys of all heads of the patches, from the block's input (B, L, D).
+
+        What MaskCLIP compares patches by (`resclip.steps.prompt_denoising`).
+        """
+        tower, block = self.tower, self.tower.block_list[-1]
+        with fast_linear():
+            _, key, _ = tower.project_qkv(block, tower.norm(block, tokens), grid)
+            keys: Tensor = tower.attention_output(block, key[:, :, int(tower.has_cls) :])
+        return keys
 
     def features(self, inputs: Any, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tower's head on a pass's tokens: (B, h, w, E) of the patches, and (B, E) of [CLS] where it is there."""
@@ -668,18 +698,6 @@ def resize_heads(heads: Tensor, grid: tuple[int, int], size: tuple[int, int]) ->
     resized = F.interpolate(planes.to(wide), size=size, mode="bilinear", align_corners=False)
     result: Tensor = resized.to(heads.dtype).flatten(2).mT.unflatten(0, heads.shape[:2])
     return result
-
-
-def similarity(patches: Tensor, text: Tensor) -> Tensor:
-    """Cosine of every patch and every query: (B, h, w, E) and unit rows (Q, E) → (B, Q, h, w), float32 or wider."""
-    dtype = torch.promote_types(patches.dtype, torch.float32)
-    unit = F.normalize(patches.to(dtype), dim=-1).flatten(1, 2)
-    queries, rows = len(text), text.to(dtype)
-    if len(patches) == 1 and patches.device.type == "cpu" and queries < FEW_QUERIES:
-        # For 5 to 7 and 9 to 11 rows MKL takes other code with one thread than with several, whose last bit differs.
-        rows = F.pad(rows, (0, 0, 0, -queries % 8))
-    logits: Tensor = (rows @ unit.mT)[:, :queries].unflatten(2, patches.shape[1:3])
-    return logits
 
 
 def check_proxy(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
-from resclip.encoder.final_block import Coarse, similarity
+from resclip.encoder.final_block import Coarse
 from resclip.errors import ManyWindowsWarning
 from resclip.inference.batch_size import plan_batch_size
 from resclip.inference.preprocessing import ImageRows, Preparation, normalise
@@ -465,4 +465,5 @@ class ImagePipeline:
         overviews = [one.task.overview for one in windows if one.task.overview is not None]
         overview = Coarse.stack(overviews + overviews[:1] * empty) if overviews else None
         features = self.encoder(torch.stack(views), text, overview)
-        return list(similarity(features.patches, text)[: len(windows)])
+        logits = self.encoder.final.logits(features.patches, features.cls, text)
+        return list(logits[: len(windows)])

@@ -120,6 +120,8 @@ class Base:
     rcs_temperature: float = AttentionOptions.cross_temperature
     """τ_r of RCS on this base, by default and in place of a preset's: 1 where [CLS] or earlier terms are added to the
     attention's result, so that LN_post does not cancel it."""
+    feature_surgery: bool = False
+    """Whether logits are CLIP Surgery's feature surgery of the cosines, and not the cosines."""
 
     @property
     def has_score(self) -> bool:
@@ -267,6 +269,7 @@ BASES: Mapping[str, Base] = {
             pieces=Pieces(path=SecondPath(iterations=0, unit=False, own_cls=True)),
             position="bilinear",
             rcs_temperature=1.0,
+            feature_surgery=True,
         ),
         Base(
             "cliptrase",
