@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from resclip_kernels import (
     check_type,
     deterministic_attention,
     fast_linear,
+    quoted,
     residual_attention,
 )
 
@@ -46,6 +47,17 @@ class DenseFeatures:
     """(B, E): the [CLS] token after the same final block; None where there is none (SigLIP's towers, ProxyCLIP)."""
     feedback_labels: Tensor | None
     """(B, h, w) int64: the query of each patch in the last segmentation that was fed back; None without SFR."""
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    """What was asked for with `wanted`, by name; each begins with the batch."""
+
+
+WANTED: Mapping[str, str] = {
+    "image": "CLIP's own vector of the image, (B, E)",
+    "keys": "the final block's keys behind its output projection, (B, n, D)",
+    "spread": "the mean query-key map of the blocks before the final one, among patches, (B, n, n)",
+    "correlation": "cosines of q, k and v among tokens in the last block but one, (B, L, L)",
+}
+"""What `DenseEncoder.forward` can hand over beside features, for steps behind the tokens."""
 
 
 class DenseEncoder(nn.Module):
@@ -130,7 +142,12 @@ class DenseEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, pixels: Tensor, text: Tensor | None = None, coarse: Coarse | None = None
+        self,
+        pixels: Tensor,
+        text: Tensor | None = None,
+        coarse: Coarse | None = None,
+        *,
+        wanted: Collection[str] = (),
     ) -> DenseFeatures:
         """Dense features of a batch of images, or windows of images, of one size.
 
@@ -139,6 +156,7 @@ class DenseEncoder(nn.Module):
                 patch, and a remainder past the last whole patch is not seen.
             text: (Q, E) unit rows, one per query; needed when `sfr` is on, and read only then.
             coarse: for an encoder with an overview, B coarse passes: of the image that each of `pixels` is cut from.
+            wanted: names of `WANTED`, for `DenseFeatures.context`.
 
         Returns:
             Features of each image, which do not depend on the other images of the batch.
@@ -148,12 +166,20 @@ class DenseEncoder(nn.Module):
         """
         self.check(pixels, text)
         check_coarse(coarse, self.overview, len(pixels))
-        inputs = self.run_blocks(pixels)
+        self.check_wanted(wanted)
+        with fast_linear():
+            tokens, trace = self._run_blocks(pixels, wanted)
+            inputs = self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)
         if coarse is not None:
             inputs = self.final.add_overview(inputs, coarse)
         final = self.final.run_passes(inputs, pixels, text)
         labels = None if final.feedback is None else final.feedback.labels
-        return DenseFeatures(*self.final.features(inputs, final.tokens), labels)
+        context = trace.context
+        if "image" in wanted:
+            context["image"] = self.final.image_vectors(tokens, trace.grid)
+        if "keys" in wanted:
+            context["keys"] = self.final.patch_keys(tokens, trace.grid)
+        return DenseFeatures(*self.final.features(inputs, final.tokens), labels, context)
 
     @torch.no_grad()
     def coarse(self, pixels: Tensor) -> Coarse:
@@ -232,10 +258,7 @@ class DenseEncoder(nn.Module):
         Raises:
             TypeError, ValueError: as `forward`; a tower without [CLS].
         """
-        if not self.tower.has_cls:
-            raise ValueError(
-                "CLIP's vector of an image is its [CLS], and this tower has none: use a tower with [CLS]"
-            )
+        self.check_wanted(("image",))
         self.check_model()
         check_pixels(pixels, self.tower)
         with fast_linear():
@@ -248,11 +271,12 @@ class DenseEncoder(nn.Module):
             tokens, trace = self._run_blocks(pixels)
             return self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)
 
-    def _run_blocks(self, pixels: Tensor) -> tuple[Tensor, Trace]:
+    def _run_blocks(self, pixels: Tensor, wanted: Collection[str] = ()) -> tuple[Tensor, Trace]:
         """The final block's input (B, L, D), and what is kept of the blocks before; linear layers as they are."""
         tower = self.tower
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
         trace = self.final.trace(pixels, grid)
+        trace.wanted = frozenset(wanted)
         pixels = pixels.to(tower.dtype)
         # Before the final block attention is plain: torch's own, or the formula's with its map in memory.
         attend: Callable[[Tensor, Tensor, Tensor], Tensor] = deterministic_attention
@@ -268,6 +292,22 @@ class DenseEncoder(nn.Module):
                 BlockStep(number, block, tokens, normed, query, key, value, output)
             )
         return tokens, trace
+
+    def check_wanted(self, wanted: Collection[str]) -> None:
+        """ValueError for what is no name of `WANTED`, or what this tower does not have."""
+        for name in wanted:
+            if name not in WANTED:
+                raise ValueError(
+                    f"unknown name {quoted(name)} in wanted; use any of: {', '.join(WANTED)}"
+                )
+        if "image" in wanted and not self.tower.has_cls:
+            raise ValueError(
+                "CLIP's vector of an image is its [CLS], and this tower has none: use a tower with [CLS]"
+            )
+        if {"spread", "correlation"} & set(wanted) and self.tower.depth < 2:
+            raise ValueError(
+                f"{' and '.join(wanted)} read the blocks before the final one, and this tower has none"
+            )
 
     def check(self, pixels: Tensor, text: Tensor | None) -> None:
         """Raise for inputs that do not fit, and for a model that was changed since, saying what would."""

@@ -57,6 +57,10 @@ class Trace:
         """(q, k) of the middle blocks that RCS averages."""
         self.compared: tuple[Tensor, Tensor, Tensor] | None = None
         """LN1's output, q and k of the block whose tokens are compared, where that is not the final one."""
+        self.wanted: frozenset[str] = frozenset()
+        """What steps behind the tokens ask for, of `resclip.encoder.dense_encoder.WANTED`."""
+        self.context: dict[str, Tensor] = {}
+        """What has been kept for them so far, by the same names."""
 
     def attend(
         self, number: int, normed: Tensor, heads: tuple[Tensor, Tensor, Tensor], attend: Attention
@@ -83,6 +87,12 @@ class Trace:
             self.cross_layers.append((step.query, step.key))
         if step.number == self.final.correlation.layer:
             self.compared = step.normed, step.query, step.key
+        depth, skip = self.final.tower.depth, int(self.final.tower.has_cls)
+        if "spread" in self.wanted:
+            share = mean_map(step.query, step.key, skip) / (depth - 1)
+            self.context["spread"] = self.context.get("spread", 0) + share
+        if "correlation" in self.wanted and step.number == depth - 1:
+            self.context["correlation"] = self_correlation(step.query, step.key, step.value)
         denoising = self.final.pieces.denoising
         if denoising is None:
             return step.output
@@ -129,6 +139,29 @@ def refocused_attention(
         weights[..., :skip] = rows[..., :skip]
         attended.append(weights.to(value.dtype) @ value)
     return torch.cat(attended, dim=2)
+
+
+def mean_map(query: Tensor, key: Tensor, skip: int) -> Tensor:
+    """The mean over heads of softmax(q kᵀ/√d), rows and columns of patches: (B, n, n) float32 or wider."""
+    blocks = [
+        rows[..., skip:].mean(dim=1) for _, rows in map_blocks(query, key, skip, query.shape[2])
+    ]
+    return torch.cat(blocks, dim=1)
+
+
+def self_correlation(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The mean over heads, and over q, k and v, of their cosines among tokens: (B, L, L), CLIPtrase's correlation."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    total = None
+    for heads in (query, key, value):
+        unit = F.normalize(heads.to(dtype), dim=-1)
+        # Side by side, the product of all heads is the sum of each head's.
+        merged = unit.transpose(1, 2).flatten(2)
+        product = merged @ merged.mT
+        total = product if total is None else total + product
+    if total is None:
+        raise ValueError("expected q, k and v")
+    return total / (3 * query.shape[1])
 
 
 def row_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
