@@ -55,7 +55,8 @@ class PredictorSettings:
     background: float | Literal["own"] | None = None
     """What a dataset's class "background", its first one, is given. None: nothing special, it is a class like others.
     A number: a channel of this score, so that it wins where no class scores higher. "own": the predictor's first
-    channel. In the last two cases `prepare` gets the other classes alone."""
+    channel, which it always gives and which is left out for a dataset without a background. In the last two cases
+    `prepare` gets the other classes alone."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "templates"):

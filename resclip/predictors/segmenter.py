@@ -89,7 +89,7 @@ class PredictorSegmenter:
         is_background = entries[0].name.casefold() == BACKGROUND and len(entries) > 1
         self.background = self.chosen.background if is_background else None
         self.queried = entries if self.background is None else entries[1:]
-        self.channels = len(entries) - isinstance(self.background, (int, float))
+        self.has_own = self.chosen.background == OWN
         self.batch_size = self.chosen.batch_size
         with torch.no_grad():
             try:
@@ -218,9 +218,9 @@ class PredictorSegmenter:
         must = f"scores() of predictor {self.predictor.name!r} must return"
         if not isinstance(scores, Tensor):
             raise TypeError(f"{must} a tensor (B, C, h, w); got {quoted(scores)}")
-        shape = (len(windows), self.channels)
+        shape = (len(windows), len(self.queried) + self.has_own)
         if scores.ndim != 4 or tuple(scores.shape[:2]) != shape or 0 in scores.shape:
-            own = "the background and " if self.background == OWN else ""
+            own = "the background and " if self.has_own else ""
             raise ValueError(
                 f"{must} {shape + ('h', 'w')} for {shape[0]} windows, {own}{len(self.queried)} classes; got "
                 f"{tuple(scores.shape)}".replace("'", "")
@@ -237,12 +237,14 @@ class PredictorSegmenter:
                 f"{must} finite scores; got {what} among them: look for it in the weights or the text, and give "
                 "what cannot be a low score"
             )
+        if self.has_own and self.background is None:
+            scores = scores[:, 1:]  # The dataset has no background.
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def labels(self, stitcher: LogitStitcher, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The (height, width) classes of an image and the scores that they won by, a few rows at a time."""
         height, width = size
-        bytes_per_row = 4 * self.channels * (stitcher.width + width)
+        bytes_per_row = 4 * len(self.vocabulary.names) * (stitcher.width + width)
         limit = STRIP_BYTES.get(self.device.type, STRIP_BYTES["cpu"])
         step = max(1, limit // bytes_per_row)
         labels, best = [], []
