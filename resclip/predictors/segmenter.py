@@ -222,8 +222,8 @@ class PredictorSegmenter:
         if scores.ndim != 4 or tuple(scores.shape[:2]) != shape or 0 in scores.shape:
             own = "the background and " if self.has_own else ""
             raise ValueError(
-                f"{must} {shape + ('h', 'w')} for {shape[0]} windows, {own}{len(self.queried)} classes; got "
-                f"{tuple(scores.shape)}".replace("'", "")
+                f"{must} ({shape[0]}, {shape[1]}, h, w), of {shape[0]} window{'s' if shape[0] > 1 else ''} and {own}"
+                f"{len(self.queried)} classes; got {tuple(scores.shape)}"
             )
         if not scores.is_floating_point():
             raise TypeError(f"{must} floats; got {scores.dtype}")
