@@ -1,4 +1,4 @@
-"""GroupViT and CLIPSeg by models of transformers: random weights of small sizes, compared with the models' own calls."""
+"""GroupViT and CLIPSeg by models of transformers: small random ones, compared with the models' own calls."""
 
 from __future__ import annotations
 
@@ -158,8 +158,9 @@ def test_what_lies_behind_the_last_whole_patch_is_not_seen_and_images_are_apart(
 
 
 def test_the_thresholds_are_the_datasets() -> None:
-    found = {name: group_predictor(dataset=name).threshold for name in ("voc21", "context60", "coco-object", None)}  # fmt: skip
-    assert list(found.values()) == [0.95, 0.35, 0.95, 0.95]
+    names = ("voc21", "context60", "coco-object", None)
+    found = [group_predictor(dataset=name).threshold for name in names]
+    assert found == [0.95, 0.35, 0.95, 0.95]
     assert group_predictor(dataset="context60", threshold=0.5).options["threshold"] == 0.5
     soft = group_predictor(rule="hugging-face", dataset="voc21")
     assert (soft.threshold, soft.settings.background) == (None, None)

@@ -118,7 +118,11 @@ def test_rows() -> None:
 
 
 def test_options_as_text() -> None:
-    texts = ["groupvit,rule=hugging-face,threshold=0.9", "mine:make,path=a,b.pt, flag=true", "groupvit,weights=w"]  # fmt: skip
+    texts = [
+        "groupvit,rule=hugging-face,threshold=0.9",
+        "mine:make,path=a,b.pt, flag=true",
+        "groupvit,weights=w",
+    ]
     assert parse_options(texts) == {
         "groupvit": {"rule": "hugging-face", "threshold": 0.9, "weights": "w"},
         "mine:make": {"path": "a,b.pt", "flag": True},

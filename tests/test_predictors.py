@@ -212,7 +212,9 @@ def test_an_error_of_the_predictors_code_names_it() -> None:
             raise KeyError("weights")
 
     segmenter = PredictorSegmenter(Failing(), CLASSES)
-    with pytest.raises(RuntimeError, match=r"'brightness' failed in scores\(\): KeyError: 'weights'"):
+    with pytest.raises(
+        RuntimeError, match=r"'brightness' failed in scores\(\): KeyError: 'weights'"
+    ):
         segmenter.predict_many([ramp()], [(16, 16)])
 
     class Unprepared(Brightness):

@@ -243,9 +243,7 @@ def predicted(dataset: str, **changes: Any) -> float | None:
     of_row = {name: value for name, value in changes.items() if name not in (*own, "threshold")}
     predictor = {**own, "threshold": threshold}
     predictor |= {name: value for name, value in changes.items() if name not in of_row}
-    found = published(
-        "groupvit", dataset, "", None, {**settings, **of_row, "predictor": predictor}
-    )
+    found = published("groupvit", dataset, "", None, {**settings, **of_row, "predictor": predictor})
     return found and found.miou
 
 

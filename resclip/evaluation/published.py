@@ -19,16 +19,16 @@ DATA = Path(__file__).parents[1] / "data"
 TABLE = DATA / "published_miou.csv"
 """The figures: a line per method and backbone, a column per dataset."""
 ABLATIONS = DATA / "published_ablations.csv"
-"""Figures of parts and variants of a method: a line per setting, a column per dataset, and the mean over the datasets of
-the source's table. For reading: nothing is compared with them."""
+"""Figures of parts and variants of a method: a line per setting, a column per dataset, and the source's mean over all
+datasets of its table. For reading: nothing is compared with them."""
 NAMES = DATA / "published_names.json"
 """What the table calls the rows of a report and the models of `resclip.load`.
 
 "methods": by the row's name. "refined": the same for rows whose logits PAMR refines. "proxy": the row "proxyclip", by
 backbone. "backbones": by model and weights in small letters, with a space between them. "settings": by a base or module
-and the dataset, settings of the segmenter that its figures are of in place of the dataset's; "settings_by_backbone": the
-same in place of those, by backbone. "predictors": by a predictor's name, its line, and the settings and options that it
-is of. A name that the catalogue does not have is no row's.
+and the dataset, settings of the segmenter that its figures are of in place of the dataset's; "settings_by_backbone":
+the same in place of those, by backbone. "predictors": by a predictor's name, its line, and the settings and options
+that it is of. A name that the catalogue does not have is no row's.
 """
 
 REFINE_ITERATIONS = 10
@@ -69,7 +69,9 @@ def published(
     names, figures = tables()
     # "ViT-B/16" and "ViT-B-16" are one model of open_clip's; the "/" in "transformers:owner/name" stays.
     model = model.lower() if ":" in model else model.lower().replace("/", "-")
-    backbone = names["backbones"].get(model if pretrained is None else f"{model} {pretrained}")
+    backbone: str | None = names["backbones"].get(
+        model if pretrained is None else f"{model} {pretrained}"
+    )
     if backbone is None or dataset not in DATASETS:
         return None
     if not is_standard(row, dataset, options, backbone):
@@ -93,7 +95,7 @@ def published_predictor(dataset: str, options: Mapping[str, Any]) -> Published |
     """The figure to compare a predictor's row with; arguments as those of `published`."""
     names, figures = tables()
     given = {**options, **options["predictor"]}
-    known: Any = names["predictors"].get(given.get("name"))
+    known: Any = names["predictors"].get(str(given.get("name")))
     if known is None or dataset not in DATASETS:
         return None
     wanted = {
@@ -108,7 +110,7 @@ def published_predictor(dataset: str, options: Mapping[str, Any]) -> Published |
 
 
 def paper_rows() -> list[str]:
-    """The rows of the papers' tables: each base that has figures, alone and with all modules that fit, and its ablations.
+    """The rows of the papers' tables: each base that has figures, alone, with all modules that fit, and its ablations.
 
     What the catalogue does not have is left out.
     """

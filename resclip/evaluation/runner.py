@@ -33,9 +33,9 @@ from resclip.evaluation.distributed import (
 from resclip.evaluation.loader import Reader, default_workers, prefetch_groups
 from resclip.evaluation.locking import locked
 from resclip.evaluation.metrics import confusion, scores_of
+from resclip.evaluation.published import paper_rows
 from resclip.evaluation.report import VERSION, DatasetReport, MethodResult, Report
 from resclip.io.files import make_folder
-from resclip.evaluation.published import paper_rows
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
 from resclip.predictors import PredictorSegmenter
 from resclip.predictors.registry import check_name, is_predictor
@@ -469,8 +469,8 @@ def conditions_of(dataset: Dataset, segmenter: Measured) -> tuple[DatasetReport,
     if segmenter.vocabulary.names != dataset.classes:
         raise ValueError(
             f"{dataset.name} has the {len(dataset.classes)} classes {dataset.classes[0]!r} to {dataset.classes[-1]!r}; "
-            f"the segmenter's are {len(segmenter.vocabulary.names)}, from {segmenter.vocabulary.names[0]!r} on: make it with "
-            "the dataset's entries"
+            f"the segmenter's are {len(segmenter.vocabulary.names)}, from {segmenter.vocabulary.names[0]!r} on: "
+            "make it with the dataset's entries"
         )
     settings = segmenter.settings
     shared = {

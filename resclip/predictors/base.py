@@ -25,7 +25,7 @@ from resclip_kernels import (
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-OWN = "own"
+OWN: Literal["own"] = "own"
 """The background rule of a predictor that gives the background's channel itself, in front of the classes'."""
 
 

@@ -45,7 +45,8 @@ class ClipSeg:
 
     name = "clipseg"
     modules_obstacle = (
-        "RCS and SFR change the attention of CLIP's final block, and CLIPSeg's trained decoder reads the blocks before it"
+        "RCS and SFR change the attention of CLIP's final block, of which CLIPSeg's trained decoder reads nothing: it "
+        "takes earlier blocks"
     )
 
     def __init__(
@@ -64,10 +65,11 @@ class ClipSeg:
         else:
             check_callable("tokenizer", tokenizer, "a function of a list of prompts")
             weights = type(model).__name__
-        self.model: Any = check_model(model, kind).to(device)
+        host: Any = check_model(model, kind)
+        self.model = host.to(device)
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        side = self.model.config.vision_config.image_size
+        side: int = self.model.config.vision_config.image_size
         # The configuration has CLIP's 224, and the decoder was trained on 352 × 352.
         self.side = 352 if side == 224 else side
         self.settings = PredictorSettings(

@@ -42,7 +42,8 @@ def group_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
             f"assignments must be (B, groups, {grid[0] * grid[1]}) for a grid of {grid[0]} × {grid[1]} patches, each "
             f"with the groups of the one before; got {', '.join(str(tuple(each.shape)) for each in assignments)}"
         )
-    return whole.unflatten(2, grid)
+    planes: Tensor = whole.unflatten(2, grid)
+    return planes
 
 
 def group_scores(
@@ -100,7 +101,8 @@ def group_scores(
         if threshold is not None:
             raise ValueError("rule='hugging-face' has no background; leave out threshold=")
         flat = (logit_scale * cosines).transpose(1, 2) @ planes.flatten(2)
-        return logit_scale * flat.unflatten(2, (height, width))
+        soft: Tensor = logit_scale * flat.unflatten(2, (height, width))
+        return soft
     logits = min(logit_scale, MOST_SCALE) * cosines
     similar = F.normalize(average, dim=-1) @ text.T  # (B, C)
     chosen = similar.topk(min(kept, len(text)), dim=1).indices
@@ -113,5 +115,6 @@ def group_scores(
         background = (table.amax(dim=2, keepdim=True) < limit).to(table)
         table = torch.cat([background, table], dim=2)
     owners = planes.argmax(dim=1).flatten(1).unsqueeze(1)  # (B, 1, H · W)
-    scores = table.transpose(1, 2).gather(2, owners.expand(-1, table.shape[2], -1))
-    return scores.unflatten(2, (height, width))
+    flat = table.transpose(1, 2).gather(2, owners.expand(-1, table.shape[2], -1))
+    scores: Tensor = flat.unflatten(2, (height, width))
+    return scores

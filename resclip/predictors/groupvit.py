@@ -68,7 +68,8 @@ class GroupViT:
         else:
             check_callable("tokenizer", tokenizer, "a function of a list of prompts")
             weights = type(model).__name__
-        self.model: Any = check_model(model, "GroupViTModel").to(device)
+        host: Any = check_model(model, "GroupViTModel")
+        self.model = host.to(device)
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.rule: GroupRule = rule

@@ -1,4 +1,4 @@
-"""ReCo (Shin, Xie & Albanie, NeurIPS 2022) as a predictor: classes by what reference pictures of each have in common."""
+"""ReCo (Shin et al., NeurIPS 2022) as a predictor: classes by what reference pictures of each have in common."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ class ReCo:
 
     name = "reco"
     modules_obstacle = (
-        "RCS and SFR change the attention of a CLIP tower's final block, and ReCo compares features of another model: give "
-        "the method to its dense CLIP, as in method=naclip+rcs"
+        "RCS and SFR change the attention of a CLIP tower's final block, and ReCo compares features of another model: "
+        "give the method to its dense CLIP, as in method=naclip+rcs"
     )
 
     def __init__(
@@ -138,15 +138,14 @@ class ReCo:
             final_block=chosen.final_block,
             correlation=chosen.correlation,
         )
-        if isinstance(features, str) and features != DENSE_CLIP:
-            self.features: Any = find_proxy(
-                features, mean=IMAGENET_MEAN, std=IMAGENET_STD, device=self.device
-            )
-        elif features != DENSE_CLIP:
+        self.features: Callable[[Tensor], Tensor] | None = None
+        if not isinstance(features, str):
             check_callable("features", features, 'a timm name, "clip", or a function of pixels')
             self.features = features
-        else:
-            self.features = None
+        elif features != DENSE_CLIP:
+            self.features = find_proxy(
+                features, mean=IMAGENET_MEAN, std=IMAGENET_STD, device=self.device
+            )
         self.text_attention, self.text_inference = text_attention, text_inference
         self.retrieve, self.pictures, self.released_slip = retrieve, pictures, released_slip
         templates = (*imagenet_templates(), *SCENE_TEMPLATES)
@@ -204,22 +203,24 @@ class ReCo:
 
     def scores(self, pixels: Tensor, state: Prepared) -> Tensor:
         """(B, 3, H, W) → (B, C, H, W) in (0, 1)."""
-        patches = self.dense(pixels, state.text) if self.needs_clip else None
-        features = patches if self.features is None else self.features(pixels)
+        features, patches = self.maps(pixels, state.text, self.text_inference)
         size = int(pixels.shape[2]), int(pixels.shape[3])
-        if patches is None or not self.text_inference:
-            return reco_scores(features.float(), state.references, size)
-        return reco_scores(features.float(), state.references, size, patches, state.text)
+        return reco_scores(features, state.references, size, patches, state.text)
 
-    @property
-    def needs_clip(self) -> bool:
-        """Whether scores need the dense CLIP."""
-        return self.text_inference or self.features is None
+    def maps(self, pixels: Tensor, text: Tensor, with_text: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, D, h, w) features that are compared, and the (B, E, h', w') dense ones of CLIP if asked for; float32.
 
-    def dense(self, pixels: Tensor, text: Tensor) -> Tensor:
-        """(B, E, h, w) float32 dense features of CLIP, of pixels in ImageNet's normalisation."""
-        patches = self.encoder(self.for_clip(pixels), text).patches
-        return patches.permute(0, 3, 1, 2).float()
+        Args:
+            pixels: in ImageNet's normalisation.
+            text: for a method with SFR.
+            with_text: whether the dense CLIP's are wanted.
+        """
+        if self.features is not None and not with_text:
+            return self.features(pixels).float(), None
+        dense = self.encoder(self.for_clip(pixels), text).patches
+        patches: Tensor = dense.permute(0, 3, 1, 2).float()
+        features = patches if self.features is None else self.features(pixels).float()
+        return features, patches if with_text else None
 
     def for_clip(self, pixels: Tensor) -> Tensor:
         """Pixels in CLIP's normalisation."""
@@ -227,7 +228,8 @@ class ReCo:
             pixels.new_tensor(numbers).view(3, 1, 1)
             for numbers in (IMAGENET_MEAN, IMAGENET_STD, self.clip.mean, self.clip.std)
         )
-        return (pixels * std + mean - own_mean) / own_std
+        colours: Tensor = (pixels * std + mean - own_mean) / own_std
+        return colours
 
     def folder_of(self, entry: ClassEntry) -> Path:
         """A class's folder; ValueError where there is none."""
@@ -250,12 +252,11 @@ class ReCo:
             paths = self.nearest(paths, text)
         features, weights = [], []
         for pixels in self.batches(paths[: self.pictures], SIDE):
-            needs_clip = self.text_attention or self.features is None
-            patches = self.dense(pixels, text[None]) if needs_clip else None
-            each = patches if self.features is None else self.features(pixels).float()
+            each, patches = self.maps(pixels, text[None], self.text_attention)
             features.append(each)
-            if self.text_attention and patches is not None:
-                weights.append(text_fit(patches, text[None], tuple(each.shape[2:]))[:, 0])
+            if patches is not None:
+                size = int(each.shape[2]), int(each.shape[3])
+                weights.append(text_fit(patches, text[None], size)[:, 0])
         return co_segment(
             torch.cat(features),
             torch.cat(weights) if weights else None,
@@ -289,7 +290,9 @@ class ReCo:
 def folders_in(folder: Path) -> dict[str, Path]:
     """The folders in a folder by their names in small letters; ValueError where it is none."""
     if not folder.is_dir():
-        raise ValueError(f"references= must be a folder of folders of pictures; got {str(folder)!r}")
+        raise ValueError(
+            f"references= must be a folder of folders of pictures; got {str(folder)!r}"
+        )
     return {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 

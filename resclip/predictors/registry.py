@@ -84,9 +84,7 @@ def obstacle(target: str) -> str:
         stated = getattr(find_maker(target), "modules_obstacle", None)
         if isinstance(stated, str):
             return stated
-    return (
-        "RCS and SFR change the attention of a CLIP tower's final block, and a predictor gives scores alone"
-    )
+    return "RCS and SFR change the attention of a CLIP tower's final block, and a predictor gives scores alone"
 
 
 def find_maker(name: str) -> Any:
@@ -177,9 +175,7 @@ def make_predictor(
     return check_predictor(made(**given), f"predictor {quoted(name)}")
 
 
-def device_of(
-    name: str, predictor: Predictor, requested: torch.device | str
-) -> torch.device | str:
+def device_of(name: str, predictor: Predictor, requested: torch.device | str) -> torch.device | str:
     """Where a predictor's pixels go: its own `device`, or the requested one if its maker takes it, else the CPU."""
     own: torch.device | str | None = getattr(predictor, "device", None)
     if own is not None:

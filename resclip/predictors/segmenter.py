@@ -75,7 +75,9 @@ class PredictorSegmenter:
         self.predictor = check_predictor(predictor, "predictor")
         for name in changes:
             if name not in SETTINGS:
-                raise TypeError(f"expected settings among {', '.join(SETTINGS)}; got {quoted(name)}")
+                raise TypeError(
+                    f"expected settings among {', '.join(SETTINGS)}; got {quoted(name)}"
+                )
         given = {name: value for name, value in changes.items() if value is not None}
         if "stride" not in given and isinstance(window := given.get("window"), int) and window:
             given["stride"] = max(1, window // 2)
