@@ -112,6 +112,8 @@ def test_modules_on_a_predictor_are_refused_with_the_reason(name: str, words: st
 
 def test_rows() -> None:
     assert row_names(["resclip", MAKE, "groupvit", MAKE]) == ["naclip+rcs+sfr", MAKE, "groupvit"]
+    with pytest.raises(ValueError, match="has no 'makes'"):
+        row_names(["clip", "predictor_support:makes"])
     papers = row_names(["paper-table"])
     assert {"clip", "naclip+rcs+sfr"} < set(papers)
     assert row_names(["clip", "paper-table", "groupvit"]) == ["clip", *papers[1:], "groupvit"]
@@ -154,6 +156,9 @@ def test_beside_a_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert options["predictor"]["levels"] == "even"
     assert (options["window"], options["stride"]) == (16, 8)
     assert "model" not in options
+    # It may compute elsewhere than the method.
+    assert options["device"] == column.settings["device"] == "cpu"
+    assert "device" not in column.rows["clip"].options
     # The other way round, and what the methods share still counts.
     other = tmp_path / "other.json"
     assert run(*SMALL, "--method", f"clip,{MAKE}", "--json", other) == 0

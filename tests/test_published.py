@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import report_support
 
 from resclip import Vocabulary, load
 from resclip.evaluation.published import ABLATIONS, NAMES, TABLE, paper_rows, published
+from resclip.evaluation.report import Report
+from resclip.evaluation.tables import published_figures, report_tables
 from resclip.methods.catalogue import BASES, MODULES, ProxyAttention, find_method
 from resclip.text.class_names import DATASETS, dataset_classes
 
@@ -262,6 +265,24 @@ def test_predictors_find_their_figures_by_name_and_settings() -> None:
     ):
         assert predicted("voc21", **changes) is None
     assert predicted("builtin") is None
+
+
+def test_a_table_shows_a_predictors_figure_whatever_the_methods_model_is() -> None:
+    predictor = {"name": "groupvit", "weights": "nvidia/groupvit-gcc-yfcc", "rule": "original"}
+    rows = {
+        "groupvit": report_support.row(
+            50.0, options={"window": 448, "stride": 224, "predictor": predictor}
+        ),
+        "naclip": report_support.row(57.0, options={"window": 224, "stride": 112}),
+    }
+    measured_ones = report_support.column("voc20", rows, model="ViT-B-16", pretrained="openai")
+    stated = published_figures([measured_ones])
+    assert {name: figure and figure.miou for (_, name), figure in stated.items()} == {
+        "groupvit": 79.7,
+        "naclip": 79.7,
+    }
+    text = report_tables(Report({"voc20": measured_ones})).text
+    assert "Published: GroupViT (SCLIP paper): SCLIP paper table (average 30.7)." in text
 
 
 def test_the_rows_of_the_papers_tables() -> None:

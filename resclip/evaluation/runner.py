@@ -38,7 +38,7 @@ from resclip.evaluation.report import VERSION, DatasetReport, MethodResult, Repo
 from resclip.io.files import make_folder
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
 from resclip.predictors import PredictorSegmenter
-from resclip.predictors.registry import check_name, is_predictor
+from resclip.predictors.registry import find_maker, is_predictor
 from resclip.segmenter import Segmenter
 from resclip_kernels import check_count, check_flag, check_type
 
@@ -50,7 +50,7 @@ SHARED_SETTINGS = (
 )  # fmt: skip
 """The settings of a segmenter that all rows of a dataset must agree in; the others are a row's options.
 
-A predictor has its own model and prompts, which are options of its row: it agrees with the others in the rest.
+A predictor has its own model, prompts and device, which are options of its row: it agrees with the others in the rest.
 """
 
 PAPER_TABLE = "paper-table"
@@ -111,7 +111,7 @@ def row_names(methods: Iterable[str] | None = None) -> list[str]:
         if name == PAPER_TABLE:
             names += paper_rows()
         elif isinstance(name, str) and is_predictor(name):
-            check_name(name)
+            find_maker(name)  # What is misspelt is told before other rows are measured.
             names.append(name)
         else:
             method = find_method(name)
@@ -479,7 +479,8 @@ def conditions_of(dataset: Dataset, segmenter: Measured) -> tuple[DatasetReport,
         "names": dataset.digest[:16],
         "entries": dataset.entries,
         **dataset.mask_options,
-        "device": segmenter.device.type,
+        # A predictor may compute elsewhere than the methods.
+        **({} if "predictor" in settings else {"device": segmenter.device.type}),
         **{name: settings[name] for name in SHARED_SETTINGS if name in settings},
     }
     options = {name: value for name, value in settings.items() if name not in (*shared, "method")}
@@ -491,13 +492,14 @@ def conditions_of(dataset: Dataset, segmenter: Measured) -> tuple[DatasetReport,
 def check_same_conditions(wanted: DatasetReport, stored: DatasetReport, path: Path | None) -> None:
     """ValueError if the figures in the file at `path` were taken under other conditions. The description is none.
 
-    What a predictor has no part in, the model of the methods, does not count where one of the two is a predictor's.
+    What a predictor has no part in, the methods' model and device, does not count where one of the two is its own.
     """
     before = {**stored.settings, "classes": stored.classes}
     now = {**wanted.settings, "classes": wanted.classes}
     is_partial = not ("model" in before and "model" in now)
     for name in {**now, **before}:
-        if is_partial and name in SHARED_SETTINGS and not (name in before and name in now):
+        of_methods = name in (*SHARED_SETTINGS, "device") and not (name in before and name in now)
+        if is_partial and of_methods:
             continue
         if before.get(name) != now.get(name):
             raise ValueError(

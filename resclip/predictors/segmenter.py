@@ -126,7 +126,7 @@ class PredictorSegmenter:
             "pad_multiple": chosen.pad_multiple,
             "short_side": chosen.short_side,
             "long_side": chosen.long_side,
-            "device": str(self.device),
+            "device": self.device.type,
             "resclip": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
