@@ -72,3 +72,15 @@ def encoder(case: dict[str, Any], implementation: str, **changes: Any) -> DenseE
         **changes,
     }
     return DenseEncoder(tower(settings.pop("dtype", torch.float32)), **settings)
+
+
+@functools.cache
+def predictor_cases() -> dict[str, dict[str, Any]]:
+    """Settings of the cases of GroupViT's rules and of ReCo, by name."""
+    text = (FOLDER / "baselines/predictors.json").read_text()
+    return {case["name"]: case for case in json.loads(text)["cases"]}
+
+
+def predictor_arrays(name: str) -> dict[str, torch.Tensor]:
+    """Recorded arrays of one of them."""
+    return arrays(f"baselines/{name}")

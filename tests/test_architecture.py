@@ -19,7 +19,7 @@ FLOORS = (
     ("resclip.builtin.training", "resclip.models", "resclip.result"),
     ("resclip.encoder", "resclip.text"),
     ("resclip.inference", "resclip.patching"),
-    ("resclip.segmenter",),
+    ("resclip.segmenter", "resclip.predictors"),
     ("resclip.loading",),
     ("resclip.batch", "resclip.evaluation"),
     ("resclip.speed",),

@@ -31,6 +31,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/evaluation.md",
     "docs/high-resolution.md",
+    "docs/predictors.md",
     "docs/scale.md",
 )
 # What a command does is the same with less of it.

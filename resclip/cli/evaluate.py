@@ -18,6 +18,7 @@ from resclip.cli.options import (
     integer,
     open_datasets,
     output_path,
+    predictor_for,
     segmenter_for,
     show_tables,
 )
@@ -36,8 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         default=METHODS,
         metavar="NAMES",
-        help=f"rows, separated by commas; see `resclip methods`; {ALL}: every base with every module "
+        help=f"rows, separated by commas: methods and predictors, see `resclip methods`, or a predictor of your own as "
+        f"MODULE:FUNCTION; paper-table: what the papers' tables have; {ALL}: every base with every module "
         f"(default: {METHODS})",
+    )
+    parser.add_argument(
+        "--predictor-options",
+        action="append",
+        default=[],
+        metavar="NAME,OPTION=VALUE,...",
+        help="options of a predictor, such as reco,references=photos; may be repeated",
     )
     add_dataset_options(parser)
     add_model_options(parser, method=False, background=False)
@@ -90,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     from resclip.evaluation.distributed import local_device, process_group, rank
     from resclip.evaluation.predictions import PredictionFiles
     from resclip.evaluation.runner import evaluate, report_lock, row_names
+    from resclip.predictors.registry import is_predictor, parse_options
 
     check_out(arguments, "plot", "save_predictions", "qualitative")
     if arguments.qualitative < 0:
@@ -104,6 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out.resolve(), arguments.save_predictions, arguments.qualitative
         )
     methods = None if arguments.method == ALL else map(str.strip, arguments.method.split(","))
+    rows = row_names(methods)
+    options = parse_options(arguments.predictor_options)
+    for name in options:
+        if name not in rows or not is_predictor(name):
+            raise ValueError(
+                f"--predictor-options is for predictors that --method names; {name!r} is none of "
+                f"{', '.join(filter(is_predictor, rows)) or 'them, for it names none'}"
+            )
     # What else is written to --out needs its lock too where the JSON file, which is locked itself, lies elsewhere.
     usual = arguments.out and arguments.out / "report.json"
     other = usual if usual and path and usual.resolve() != path.resolve() else None
@@ -112,8 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
         with evaluation_progress() as on_progress:
             report = evaluate(
                 {
-                    name: partial(segmenter_for, arguments, name, device=device)
-                    for name in row_names(methods)
+                    name: partial(
+                        predictor_for, arguments, name, device=device, options=options.get(name)
+                    )
+                    if is_predictor(name)
+                    else partial(segmenter_for, arguments, name, device=device)
+                    for name in rows
                 },
                 datasets,
                 checkpoint=path,
@@ -124,8 +146,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
         if rank() == 0:
             write(report, arguments)
-    rows = [row for column in report.datasets.values() for row in column.rows.values()]
-    return int(any(row.problems for row in rows))
+    measured = [row for column in report.datasets.values() for row in column.rows.values()]
+    return int(any(row.problems for row in measured))
 
 
 def write(report: Report, arguments: argparse.Namespace) -> None:

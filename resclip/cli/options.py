@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from resclip.evaluation.tables import Tables
     from resclip.io.picture import ReadOptions
     from resclip.methods.catalogue import Method
+    from resclip.predictors.segmenter import PredictorSegmenter
     from resclip.segmenter import Segmenter
 
 
@@ -597,6 +598,40 @@ def segmenter_for(
     preset = arguments.preset or preset_of(dataset.name, arguments.model)
     return load_from(
         of_method, dataset.entries, **changes, method=method, preset=preset, device=device
+    )
+
+
+def predictor_for(
+    arguments: argparse.Namespace,
+    name: str,
+    dataset: Dataset,
+    device: str | None,
+    options: Mapping[str, Any] | None = None,
+) -> PredictorSegmenter:
+    """A predictor's segmenter for a dataset: its own settings, and above them those of the options that fit any model.
+
+    Args:
+        options: of the predictor itself.
+
+    Raises:
+        ValueError, TypeError: no such predictor, or options that cannot be carried out.
+        WeightsUnavailable: its model cannot be fetched.
+    """
+    from resclip.loading import choose_device
+    from resclip.predictors.registry import device_of, make_predictor
+    from resclip.predictors.segmenter import PredictorSegmenter
+
+    chosen = choose_device(device)
+    predictor = make_predictor(name, device=chosen, dataset=dataset.name, options=options)
+    return PredictorSegmenter(
+        predictor,
+        dataset.entries,
+        device=device_of(name, predictor, chosen),
+        short_side=arguments.short_side,
+        window=arguments.window,
+        stride=arguments.stride,
+        batch_size=arguments.batch_size,
+        max_windows=arguments.max_windows,
     )
 
 

@@ -78,10 +78,11 @@ def show_models(_: argparse.Namespace) -> int:
 
 
 def show_methods(_: argparse.Namespace) -> int:
-    """Print the methods with what can be added to them, the correlations, and the presets."""
+    """Print the methods with what can be added to them, the predictors, the correlations, and the presets."""
     from resclip.methods.catalogue import BASES, METHODS, MODULES, RESCLIP_CITATION
     from resclip.methods.correlation import MEANINGS
     from resclip.methods.presets import PRESETS
+    from resclip.predictors.registry import PREDICTOR_SUMMARIES, predictor_names
 
     columns = max(60, min(100, shutil.get_terminal_size().columns))
     width = max(map(len, [*BASES, *PRESETS])) + 4
@@ -119,6 +120,10 @@ def show_methods(_: argparse.Namespace) -> int:
     for base in BASES.values():
         show(base.name, base.summary, base.citation)
     show("resclip", f"{METHODS['resclip'].summary}, the same as naclip+rcs+sfr", RESCLIP_CITATION)
+    print("\nPredictors (--method of `resclip evaluate`), which take no +rcs or +sfr")
+    for name, target in predictor_names().items():
+        show(name, PREDICTOR_SUMMARIES.get(name, target))
+    show("MODULE:FUNCTION", "a predictor of your own; see docs/predictors.md")
     print("\nCorrelations (--correlation), for all methods but proxyclip")
     for scores, meaning in MEANINGS.items():
         show(scores, meaning)

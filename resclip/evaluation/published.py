@@ -10,18 +10,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resclip.methods.catalogue import BASES, MODULES, RCS, SFR
+from resclip.methods.catalogue import BASES, MODULES, RCS, SFR, combinations
+from resclip.methods.options_text import as_dict
 from resclip.methods.presets import PRESETS, Preset
 from resclip.text.class_names import DATASETS, dataset_classes
 
 DATA = Path(__file__).parents[1] / "data"
 TABLE = DATA / "published_miou.csv"
 """The figures: a line per method and backbone, a column per dataset."""
+ABLATIONS = DATA / "published_ablations.csv"
+"""Figures of parts and variants of a method: a line per setting, a column per dataset, and the source's mean over all
+datasets of its table. For reading: nothing is compared with them."""
 NAMES = DATA / "published_names.json"
 """What the table calls the rows of a report and the models of `resclip.load`.
 
 "methods": by the row's name. "refined": the same for rows whose logits PAMR refines. "proxy": the row "proxyclip", by
-backbone. "backbones": by model and weights in small letters, with a space between them.
+backbone. "backbones": by model and weights in small letters, with a space between them. "settings": by a base or module
+and the dataset, settings of the segmenter that its figures are of in place of the dataset's; "settings_by_backbone":
+the same in place of those, by backbone. "predictors": by a predictor's name, its line, and the settings and options
+that it is of. A name that the catalogue does not have is no row's.
 """
 
 REFINE_ITERATIONS = 10
@@ -57,11 +64,17 @@ def published(
         options: settings of the segmenter, as `Segmenter.settings` has them or as JSON gives them back. They must be
             those that the figure is of; an option that is missing counts as such.
     """
+    if "predictor" in options:
+        return published_predictor(dataset, options)
     names, figures = tables()
     # "ViT-B/16" and "ViT-B-16" are one model of open_clip's; the "/" in "transformers:owner/name" stays.
     model = model.lower() if ":" in model else model.lower().replace("/", "-")
-    backbone = names["backbones"].get(model if pretrained is None else f"{model} {pretrained}")
-    if backbone is None or dataset not in DATASETS or not is_standard(row, dataset, options):
+    backbone: str | None = names["backbones"].get(
+        model if pretrained is None else f"{model} {pretrained}"
+    )
+    if backbone is None or dataset not in DATASETS:
+        return None
+    if not is_standard(row, dataset, options, backbone):
         return None
     if row == "proxyclip":
         method = names["proxy"].get(backbone)
@@ -69,14 +82,51 @@ def published(
         method = names["refined"].get(row)
     else:
         method = names["methods"].get(row)
-    line = figures.get((method, backbone), {})
+    return figure_of(figures.get((method, backbone), {}), dataset)
+
+
+def figure_of(line: Mapping[str, str], dataset: str) -> Published | None:
+    """A line's figure for a dataset."""
     value = line.get(dataset)
-    return Published(float(value), str(method), line["source"]) if value else None
+    return Published(float(value), line["method"], line["source"]) if value else None
+
+
+def published_predictor(dataset: str, options: Mapping[str, Any]) -> Published | None:
+    """The figure to compare a predictor's row with; arguments as those of `published`."""
+    names, figures = tables()
+    given = {**options, **options["predictor"]}
+    known: Any = names["predictors"].get(str(given.get("name")))
+    if known is None or dataset not in DATASETS:
+        return None
+    wanted = {
+        "split": None,
+        "entries": dataset_classes(dataset),
+        **known["settings"],
+        **known["sets"].get(dataset, {}),
+    }
+    if any(given.get(option, value) != value for option, value in wanted.items()):
+        return None
+    return figure_of(figures.get((known["method"], known["backbone"]), {}), dataset)
+
+
+def paper_rows() -> list[str]:
+    """The rows of the papers' tables: each base that has figures, alone, with all modules that fit, and its ablations.
+
+    What the catalogue does not have is left out.
+    """
+    names, _ = tables()
+    rows = []
+    for base in BASES.values():
+        fitting = [method.name for method in combinations(base)]
+        if base.name in names["methods"] or base.proxy is not None:
+            wanted = {base.name, fitting[-1], *names["methods"]}
+            rows += [name for name in fitting if name in wanted]
+    return rows
 
 
 @functools.lru_cache(maxsize=1)
 def tables() -> tuple[
-    Mapping[str, Mapping[str, str]], Mapping[tuple[str | None, str], Mapping[str, str]]
+    Mapping[str, Mapping[str, Any]], Mapping[tuple[str | None, str], Mapping[str, str]]
 ]:
     """The packaged names; and by method and backbone, a figure per dataset, as text, and the source."""
     names = json.loads(NAMES.read_text(encoding="utf-8"))
@@ -85,7 +135,7 @@ def tables() -> tuple[
     return names, lines
 
 
-def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
+def is_standard(row: str, dataset: str, options: Mapping[str, Any], backbone: str) -> bool:
     """Whether a row was measured as its method is published: its base's own attention, and the dataset's protocol.
 
     RCS and SFR may have the dataset's released values or those of the paper's equations. A base alone may be measured
@@ -108,6 +158,7 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
         "probability_threshold": 0.0,
         **preset.segmenter,
         **base.segmenter,
+        **own_settings((name, *modules), dataset, backbone),
     }
     windows = protocol.pop("window", USUAL_WINDOWS[0]), protocol.pop("stride", USUAL_WINDOWS[1])
     allowed = [windows] if modules or base.proxy else [windows, USUAL_WINDOWS]
@@ -133,6 +184,16 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any]) -> bool:
         and used_proxy == proxy
         and any(has_modules(options, modules, values) for values in (preset, PRESETS["paper"]))
     )
+
+
+def own_settings(parts: Sequence[str], dataset: str, backbone: str) -> dict[str, Any]:
+    """The settings that a base and its modules are published with where those are not the dataset's."""
+    names, _ = tables()
+    of_parts = {**names["settings"], **names["settings_by_backbone"].get(backbone, {})}
+    found: dict[str, Any] = {}
+    for part in parts:
+        found |= of_parts.get(part, {}).get(dataset, {})
+    return found
 
 
 def has_modules(options: Mapping[str, Any], modules: Sequence[str], preset: Preset) -> bool:

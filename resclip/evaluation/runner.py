@@ -33,9 +33,12 @@ from resclip.evaluation.distributed import (
 from resclip.evaluation.loader import Reader, default_workers, prefetch_groups
 from resclip.evaluation.locking import locked
 from resclip.evaluation.metrics import confusion, scores_of
+from resclip.evaluation.published import paper_rows
 from resclip.evaluation.report import VERSION, DatasetReport, MethodResult, Report
 from resclip.io.files import make_folder
 from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
+from resclip.predictors import PredictorSegmenter
+from resclip.predictors.registry import find_maker, is_predictor
 from resclip.segmenter import Segmenter
 from resclip_kernels import check_count, check_flag, check_type
 
@@ -45,7 +48,13 @@ GROUP_SIZE = 8
 SHARED_SETTINGS = (
     "model", "pretrained", "templates", "precision", "implementation", "resclip", "torch", "python",
 )  # fmt: skip
-"""The settings of a segmenter that all rows of a dataset must agree in; the others are a row's options."""
+"""The settings of a segmenter that all rows of a dataset must agree in; the others are a row's options.
+
+A predictor has its own model, prompts and device, which are options of its row: it agrees with the others in the rest.
+"""
+
+PAPER_TABLE = "paper-table"
+"""Stands for the rows of the papers' tables; see `resclip.evaluation.published.paper_rows`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,10 @@ class Progress:
     """Of a complete row that took the place of one in the file: which of its options differ, in words."""
 
 
-MakeSegmenter: TypeAlias = Callable[[Dataset], Segmenter]
+Measured: TypeAlias = Segmenter | PredictorSegmenter
+"""What labels the images of a row."""
+
+MakeSegmenter: TypeAlias = Callable[[Dataset], Measured]
 """Makes the segmenter of a row for a dataset; its vocabulary is the dataset's classes."""
 
 OnProgress: TypeAlias = Callable[[Progress], object]
@@ -86,17 +98,25 @@ def row_names(methods: Iterable[str] | None = None) -> list[str]:
     """The rows that methods stand for, each once: a base and its modules; "resclip" is "naclip+rcs+sfr".
 
     Args:
-        methods: names as `find_method` takes them; None: every base with every module that fits it.
+        methods: names as `find_method` takes them, of predictors as `resclip.predictors.registry` does, or
+            "paper-table" for the rows of the papers' tables; None: every base with every module that fits it.
 
     Raises:
-        ValueError: no such method, or none at all.
+        ValueError: no such method or predictor, modules on a predictor, or none at all.
     """
     if methods is None:
         return [method.name for base in BASES.values() for method in combinations(base)]
-    names = []
-    for method in map(find_method, methods):
-        modules = [name for name in MODULES if getattr(method, name) is not None]
-        names.append("+".join((method.base, *modules)))
+    names: list[str] = []
+    for name in methods:
+        if name == PAPER_TABLE:
+            names += paper_rows()
+        elif isinstance(name, str) and is_predictor(name):
+            find_maker(name)  # What is misspelt is told before other rows are measured.
+            names.append(name)
+        else:
+            method = find_method(name)
+            modules = [module for module in MODULES if getattr(method, module) is not None]
+            names.append("+".join((method.base, *modules)))
     if not names:
         raise ValueError("expected at least one method, got none")
     return list(dict.fromkeys(names))
@@ -181,11 +201,13 @@ def measure(
     for dataset in datasets:
         for method, make_segmenter in entries.items():
             segmenter = make_segmenter(dataset)
-            column, options = conditions_of(dataset, segmenter)
+            own, options = conditions_of(dataset, segmenter)
+            column = own
             if dataset.name in report.datasets:
                 stored_column = report.datasets[dataset.name]
-                check_same_conditions(column, stored_column, checkpoint)
-                column.rows = stored_column.rows
+                check_same_conditions(own, stored_column, checkpoint)
+                settings = {**stored_column.settings, **own.settings}
+                column = replace(own, settings=settings, rows=stored_column.rows)
             report.datasets[dataset.name] = column
             row = column.rows.get(method)
             stored = on_image is None and row is not None and row.options == options
@@ -193,7 +215,7 @@ def measure(
             if row is None or not stored:
                 unfinished = None
                 if checkpoint is not None:
-                    unfinished = row_checkpoint(checkpoint, column, method, options, on_image)
+                    unfinished = row_checkpoint(checkpoint, own, method, options, on_image)
                     if fresh and rank() == 0:
                         unfinished.clear()
                 result = evaluate_dataset(
@@ -230,7 +252,7 @@ def measure(
 
 def evaluate_dataset(
     method: str,
-    segmenter: Segmenter,
+    segmenter: Measured,
     dataset: Dataset,
     *,
     group_size: int = GROUP_SIZE,
@@ -305,7 +327,7 @@ def evaluate_dataset(
 
 def measure_groups(
     method: str,
-    segmenter: Segmenter,
+    segmenter: Measured,
     dataset: Dataset,
     reader: Reader,
     numbers: Sequence[int],
@@ -438,7 +460,7 @@ def row_checkpoint(
     return Checkpoint(path.with_name(f"{path.name}.parts"), conditions)
 
 
-def conditions_of(dataset: Dataset, segmenter: Segmenter) -> tuple[DatasetReport, dict[str, Any]]:
+def conditions_of(dataset: Dataset, segmenter: Measured) -> tuple[DatasetReport, dict[str, Any]]:
     """A dataset's report without rows, with the conditions that its rows share; and the segmenter's own options.
 
     Raises:
@@ -447,8 +469,8 @@ def conditions_of(dataset: Dataset, segmenter: Segmenter) -> tuple[DatasetReport
     if segmenter.vocabulary.names != dataset.classes:
         raise ValueError(
             f"{dataset.name} has the {len(dataset.classes)} classes {dataset.classes[0]!r} to {dataset.classes[-1]!r}; "
-            f"the segmenter's are {len(segmenter.vocabulary)}, from {segmenter.vocabulary.names[0]!r} on: make it with "
-            "the dataset's entries"
+            f"the segmenter's are {len(segmenter.vocabulary.names)}, from {segmenter.vocabulary.names[0]!r} on: "
+            "make it with the dataset's entries"
         )
     settings = segmenter.settings
     shared = {
@@ -457,8 +479,9 @@ def conditions_of(dataset: Dataset, segmenter: Segmenter) -> tuple[DatasetReport
         "names": dataset.digest[:16],
         "entries": dataset.entries,
         **dataset.mask_options,
-        "device": segmenter.device.type,
-        **{name: settings[name] for name in SHARED_SETTINGS},
+        # A predictor may compute elsewhere than the methods.
+        **({} if "predictor" in settings else {"device": segmenter.device.type}),
+        **{name: settings[name] for name in SHARED_SETTINGS if name in settings},
     }
     options = {name: value for name, value in settings.items() if name not in (*shared, "method")}
     # As the JSON file gives them back: tuples become lists.
@@ -467,10 +490,17 @@ def conditions_of(dataset: Dataset, segmenter: Segmenter) -> tuple[DatasetReport
 
 
 def check_same_conditions(wanted: DatasetReport, stored: DatasetReport, path: Path | None) -> None:
-    """ValueError if the figures in the file at `path` were taken under other conditions. The description is none."""
+    """ValueError if the figures in the file at `path` were taken under other conditions. The description is none.
+
+    What a predictor has no part in, the methods' model and device, does not count where one of the two is its own.
+    """
     before = {**stored.settings, "classes": stored.classes}
     now = {**wanted.settings, "classes": wanted.classes}
+    is_partial = not ("model" in before and "model" in now)
     for name in {**now, **before}:
+        of_methods = name in (*SHARED_SETTINGS, "device") and not (name in before and name in now)
+        if is_partial and of_methods:
+            continue
         if before.get(name) != now.get(name):
             raise ValueError(
                 f"{path} holds figures of {wanted.dataset} under other conditions ({name}: {cut(before.get(name))} "
