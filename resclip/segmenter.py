@@ -35,7 +35,9 @@ from resclip.inference.scheduler import Failure, readable, whole_results
 from resclip.io.images import ImageError, ImageSource, read_image, read_picture
 from resclip.io.limits import Limits
 from resclip.io.picture import ReadOptions
+from resclip.methods.composition import as_parts
 from resclip.methods.options_text import as_dict
+from resclip.methods.steps import Steps
 from resclip.result import UNLABELLED, Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
@@ -74,6 +76,9 @@ class Segmenter:
         max_memory: bytes that the process, or its part of a GPU, should hold at most; None: what is free.
         pad_multiple: windows are zero-padded evenly on both sides to a multiple of this many pixels, and their logits
             cut back (ProxyCLIP's protocol: 56); 0 for no padding.
+        steps: what is done behind the tokens, see `resclip.methods.steps`; None: nothing. `load` takes those of the method.
+        second_text: (Q, E) unit rows, other descriptions of the vocabulary's queries, which class purification compares
+            crops with; None: the vocabulary's own.
         mean, std: of each channel, for pixels in [0, 1].
         source: entries of `settings` that say where the model came from.
 
@@ -102,12 +107,16 @@ class Segmenter:
         max_memory: int | None = None,
         max_windows: int = MAX_WINDOWS,
         pad_multiple: int = 0,
+        steps: Steps | None = None,
+        second_text: Tensor | None = None,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         source: dict[str, Any] | None = None,
     ) -> None:
         check_type("encoder", encoder, DenseEncoder, "a DenseEncoder")
         check_settings({"short_side": short_side, "long_side": long_side})
+        if steps is not None:
+            check_type("steps", steps, Steps, "a Steps, or None for none")
         self.pipeline = ImagePipeline(
             encoder,
             vocabulary,
@@ -128,6 +137,8 @@ class Segmenter:
             max_memory=max_memory,
             max_windows=max_windows,
             pad_multiple=pad_multiple,
+            steps=Steps() if steps is None else steps,
+            second_text=second_text,
         )
         if source is not None:
             check_type("source", source, Mapping, "a mapping of settings, or None")
@@ -167,6 +178,9 @@ class Segmenter:
             "rcs_layers": list(self.encoder.layers),
             "sfr": as_dict(self.encoder.sfr),
             "final_block": self.encoder.final_block,
+            "pieces": as_parts(self.encoder.pieces),
+            "steps": as_parts(self.pipeline.steps),
+            "position": self.encoder.position,
             "neighbourhood_std": self.encoder.neighbourhood_std,
             "implementation": self.encoder.implementation.value,
             "window": self.pipeline.window,
@@ -196,8 +210,7 @@ class Segmenter:
         """
         check_encoder(encoder, self.vocabulary, self.pipeline.window)
         other = copy.copy(self)
-        other.pipeline = copy.copy(self.pipeline)
-        other.pipeline.encoder = encoder
+        other.pipeline = self.pipeline.with_encoder(encoder)
         other.source = {**self.source, **source}
         return other
 

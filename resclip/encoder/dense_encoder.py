@@ -56,6 +56,7 @@ WANTED: Mapping[str, str] = {
     "keys": "the final block's keys behind its output projection, (B, n, D)",
     "spread": "the mean query-key map of the blocks before the final one, among patches, (B, n, n)",
     "correlation": "cosines of q, k and v among tokens in the last block but one, (B, L, L)",
+    "features": "the proxy's features, (B, C, H_v, W_v)",
 }
 """What `DenseEncoder.forward` can hand over beside features, for steps behind the tokens."""
 
@@ -177,6 +178,8 @@ class DenseEncoder(nn.Module):
         context = trace.context
         if "image" in wanted:
             context["image"] = self.final.image_vectors(tokens, trace.grid)
+        if "features" in wanted and trace.features is not None:
+            context["features"] = trace.features
         if "keys" in wanted:
             context["keys"] = self.final.patch_keys(tokens, trace.grid)
         return DenseFeatures(*self.final.features(inputs, final.tokens), labels, context)
@@ -304,6 +307,8 @@ class DenseEncoder(nn.Module):
             raise ValueError(
                 "CLIP's vector of an image is its [CLS], and this tower has none: use a tower with [CLS]"
             )
+        if "features" in wanted and self.proxy is None:
+            raise ValueError(f"base {self.base.name!r} has no proxy, whose features were asked for")
         if {"spread", "correlation"} & set(wanted) and self.tower.depth < 2:
             raise ValueError(
                 f"{' and '.join(wanted)} read the blocks before the final one, and this tower has none"

@@ -6,6 +6,7 @@ batches of the windows of many images.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from resclip.encoder.final_block import Coarse
 from resclip.errors import ManyWindowsWarning
 from resclip.inference.batch_size import plan_batch_size
 from resclip.inference.preprocessing import ImageRows, Preparation, normalise
+from resclip.inference.steps import PictureSteps, WindowEvidence, WindowSteps
 from resclip.inference.windows import (
     LogitStitcher,
     Window,
@@ -33,6 +35,7 @@ from resclip.inference.windows import (
     source_range,
 )
 from resclip.methods.catalogue import FACTORS, MOST_ITERATIONS, MOST_PIXELS
+from resclip.methods.steps import Steps
 from resclip.text.vocabulary import Vocabulary, check_classes_differ
 from resclip_kernels import (
     FORKS,
@@ -52,6 +55,9 @@ STRIP_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 847 queries at 336 × 448 pixels take 0.5 GB, which a GPU does at once."""
 
 PAMR_DILATIONS = (8, 16)
+
+WHOLE_PIXELS = 1 << 22
+"""An image of more pixels is reduced to as many before CLIP makes one vector of it."""
 
 MAX_WINDOWS = 1_000_000
 """Most window passes of an image unless the caller says otherwise: 4 gigapixels at a stride of 112 take 342,000, and
@@ -116,6 +122,10 @@ class ImageTask:
         )
         self.stitcher = LogitStitcher(*self.shape, windows, pipeline.pad_multiple)
         self.overview: Coarse | None = None
+        self.image_vector: Tensor | None = None
+        """(E,): CLIP's own vector of the whole image, for the steps that ask for it."""
+        self.evidence: dict[Window, WindowEvidence] = {}
+        """What waits for the image's other windows, or for its labels."""
         self.error: ValueError | OSError | None = None
         """Why nothing more will come of this image."""
         self.windows_read = 0
@@ -134,6 +144,7 @@ class ImageTask:
         if self.obstacle is not None:
             raise ValueError(self.obstacle)
         self.overview = self.pipeline.encode_overview(self)
+        self.image_vector = self.pipeline.encode_image(self)
         for _, row in itertools.groupby(self.stitcher.windows, key=lambda window: window.top):
             windows = list(row)
             pixels = self.normalised_rows(windows[0].rows.start, windows[0].rows.stop)
@@ -141,10 +152,28 @@ class ImageTask:
                 self.windows_read += 1
                 yield WindowPixels(self, window, pixels[:, :, window.columns])
 
-    def put(self, window: Window, logits: Tensor) -> None:
-        """Take a window's (Q, h, w) logits; windows may come in any order."""
-        if self.error is None:
-            self.stitcher.add(window, logits)
+    def put(self, window: Window, result: WindowEvidence) -> None:
+        """Take what came of a window; windows may come in any order."""
+        if self.error is not None:
+            return
+        steps = self.pipeline.window_steps
+        if steps.waits_for_all:
+            self.evidence[window] = result
+            if len(self.evidence) < len(self.stitcher.windows):
+                return
+            # In the order of the windows, whatever that of the batches.
+            results = [self.evidence.pop(one) for one in self.stitcher.windows]
+            steps.finish(results)
+            for one, finished in zip(self.stitcher.windows, results, strict=True):
+                self.take(one, finished)
+        else:
+            self.take(window, result)
+
+    def take(self, window: Window, result: WindowEvidence) -> None:
+        """A window's logits, and what its image's labels still need of it."""
+        self.stitcher.add(window, result.of_steps())
+        if result.context:
+            self.evidence[window] = result
 
     @property
     def is_finished(self) -> bool:
@@ -164,32 +193,31 @@ class ImageTask:
         top, bottom = max(0, first - pipeline.margin), min(height, last + pipeline.margin)
         if self.stitcher.complete_rows < source_range(self.shape[0], height, top, bottom)[1]:
             return None
-        is_whole = (top, bottom) == (0, height)
-        is_one_window = is_whole and self.stitcher.is_single
-        if is_one_window:
-            # The op takes the small grid of the image's only window, and never holds it at full size.
-            logits = self.stitcher.grids[self.stitcher.windows[0]]
-        elif is_whole:
-            logits = self.stitcher.rows(0, self.shape[0])
-        else:
-            logits = interpolate_rows(self.stitcher.rows, self.shape[0], height, top, bottom)
-        labels, probabilities = upsample_argmax(
-            logits.unsqueeze(0),
-            (bottom - top, width),
-            query_to_class=pipeline.vocabulary.query_to_class,
-            logit_scale=pipeline.logit_scale,
-            threshold=pipeline.probability_threshold,
-            through=self.shape if is_one_window else None,
-            guide=self._guide(top, bottom) if pipeline.refine_iterations else None,
-            refine_iterations=pipeline.refine_iterations,
-            dilations=PAMR_DILATIONS,
-            implementation=pipeline.encoder.implementation,
-        )
+        labels, probabilities = self.decide(Picture(self, top, bottom))
         self.rows_out = last
         next_top = max(0, last - pipeline.margin)
         self.stitcher.drop_above(source_range(self.shape[0], height, next_top, height)[0])
         inner = slice(first - top, last - top)
-        return Strip(self.tag, self.size, first, labels[0, inner], probabilities[0, inner])
+        return Strip(self.tag, self.size, first, labels[inner], probabilities[inner])
+
+    def decide(self, picture: Picture) -> tuple[Tensor, Tensor]:
+        """Labels and probabilities of rows of the result, (n, W) each."""
+        pipeline = self.pipeline
+        if pipeline.picture_steps:
+            return pipeline.picture_steps.labels(picture, list(self.evidence.values()))
+        labels, probabilities = upsample_argmax(
+            picture.logits.unsqueeze(0),
+            picture.size,
+            query_to_class=pipeline.vocabulary.query_to_class,
+            logit_scale=pipeline.logit_scale,
+            threshold=pipeline.probability_threshold,
+            through=picture.through,
+            guide=picture.guide[None] if pipeline.refine_iterations else None,
+            refine_iterations=pipeline.refine_iterations,
+            dilations=PAMR_DILATIONS,
+            implementation=pipeline.encoder.implementation,
+        )
+        return labels[0], probabilities[0]
 
     def normalised_rows(self, first: int, last: int) -> Tensor:
         """(3, last − first, W') normalised pixels, on the model's device."""
@@ -201,6 +229,8 @@ class ImageTask:
     def _strip_height(self) -> int:
         """Rows of the result that come out together: all of them, or as many as `STRIP_BYTES` hold."""
         (height, width), (rows, columns) = self.size, self.shape
+        if self.pipeline.picture_steps and self.pipeline.picture_steps.needs_all_rows:
+            return height
         queries = len(self.pipeline.vocabulary.embeddings)
         # Bytes a pixel: the op's result; and PAMR's weights and twice the planes of 8 queries.
         result = (64 + 128 * bool(self.pipeline.refine_iterations)) * width
@@ -211,10 +241,38 @@ class ImageTask:
         # At least twice the margin, or most rows would be refined only for their neighbours.
         return max(1, limit // (4 * queries * columns + result), 2 * self.pipeline.margin)
 
-    def _guide(self, first: int, last: int) -> Tensor:
-        """(1, 3, last − first, W): these rows of the image at the size of its result."""
-        rows = interpolate_rows(self.normalised_rows, self.shape[0], self.size[0], first, last)
-        return resize_planes(rows.unsqueeze(0), (last - first, self.size[1]))
+
+class Picture:
+    """Rows of an image's result, before their labels: what its logits and pixels are at that size.
+
+    Args:
+        task: the image, whose windows are all there as far as these rows reach.
+        first, last: rows of the result.
+    """
+
+    def __init__(self, task: ImageTask, first: int, last: int) -> None:
+        self.task = task
+        self.first = first
+        self.size = (last - first, task.size[1])
+        is_whole = (first, last) == (0, task.size[0])
+        is_one_window = is_whole and task.stitcher.is_single
+        self.through = task.shape if is_one_window else None
+        """A size to which the logits are resized first; None: they are there at once."""
+        height = task.shape[0]
+        if is_one_window:
+            # The op takes the small grid of the image's only window, and never holds it at full size.
+            self.logits = task.stitcher.grids[task.stitcher.windows[0]]
+        elif is_whole:
+            self.logits = task.stitcher.rows(0, height)
+        else:
+            self.logits = interpolate_rows(task.stitcher.rows, height, task.size[0], first, last)
+
+    @property
+    def guide(self) -> Tensor:
+        """(3, n, W): these rows of the normalised image at the size of its result."""
+        task, last = self.task, self.first + self.size[0]
+        rows = interpolate_rows(task.normalised_rows, task.shape[0], task.size[0], self.first, last)
+        return resize_planes(rows.unsqueeze(0), self.size)[0]
 
 
 class LogitMap(NamedTuple):
@@ -343,6 +401,8 @@ class ImagePipeline:
         max_memory: int | None,
         pad_multiple: int,
         max_windows: int,
+        steps: Steps,
+        second_text: Tensor | None,
     ) -> None:
         check_type("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         check_classes_differ(vocabulary.names)
@@ -374,11 +434,37 @@ class ImagePipeline:
         self.max_memory = max_memory
         self.pad_multiple = pad_multiple
         self.max_windows = max_windows
+        self.steps = steps
+        second_text = None if second_text is None else second_text.to(self.device)
+        self.window_steps = WindowSteps(steps, encoder, self.vocabulary, second_text)
+        self.picture_steps = PictureSteps(
+            steps,
+            self.vocabulary,
+            logit_scale=logit_scale,
+            threshold=probability_threshold,
+            refine_iterations=refine_iterations,
+            dilations=PAMR_DILATIONS,
+            implementation=encoder.implementation,
+        )
+        if steps.clusters is not None and window != 0:
+            raise ValueError(
+                "a cluster vote takes pictures that go through the model whole, and these go by windows: use window=0, "
+                "or leave clusters out"
+            )
         self._warned = False
         if 0 < window <= preparation.long_side:
             # Where memory is too short for a window of any image, say so once and not for every image.
             side = min(window, preparation.short_side or window)
             self.batch_limit(Window(0, 0, side, side))
+
+    def with_encoder(self, encoder: DenseEncoder) -> ImagePipeline:
+        """The same classes, settings and steps with another encoder."""
+        other = copy.copy(self)
+        other.encoder = encoder
+        other.window_steps = WindowSteps(
+            self.steps, encoder, self.vocabulary, self.window_steps.second_text
+        )
+        return other
 
     @property
     def margin(self) -> int:
@@ -429,6 +515,19 @@ class ImagePipeline:
         size = overview.size(*task.shape, self.window, self.encoder.tower.patch_size)
         return self.encoder.coarse(downsample(task.normalised_rows, task.shape, size).unsqueeze(0))
 
+    def encode_image(self, task: ImageTask) -> Tensor | None:
+        """(E,): CLIP's own vector of the whole image, where a step asks for it; reduced if it is very large."""
+        if not self.window_steps.reads_whole_image:
+            return None
+        height, width = task.shape
+        if height * width <= WHOLE_PIXELS:
+            pixels = task.normalised_rows(0, height)
+        else:
+            factor = (WHOLE_PIXELS / (height * width)) ** 0.5
+            size = (max(1, round(height * factor)), max(1, round(width * factor)))
+            pixels = downsample(task.normalised_rows, task.shape, size)
+        return self.encoder.image_vectors(pixels.unsqueeze(0))[0]
+
     def batch_limit(self, window: Window) -> int:
         """How many windows of this size may run together.
 
@@ -450,8 +549,8 @@ class ImagePipeline:
         )
 
     @torch.no_grad()
-    def encode_windows(self, windows: Sequence[WindowPixels], limit: int) -> list[Tensor]:
-        """The (Q, h, w) logits of each window of a batch.
+    def encode_windows(self, windows: Sequence[WindowPixels], limit: int) -> list[WindowEvidence]:
+        """The logits of each window of a batch, or what they will be made of.
 
         Args:
             windows: with equal keys.
@@ -464,6 +563,14 @@ class ImagePipeline:
         views += [torch.zeros_like(views[0])] * empty
         overviews = [one.task.overview for one in windows if one.task.overview is not None]
         overview = Coarse.stack(overviews + overviews[:1] * empty) if overviews else None
-        features = self.encoder(torch.stack(views), text, overview)
-        logits = self.encoder.final.logits(features.patches, features.cls, text)
-        return list(logits[: len(windows)])
+        batch, steps = torch.stack(views), self.window_steps
+        evidence = [
+            WindowEvidence((one.window.top, one.window.left), view, one.task.image_vector)
+            for one, view in zip(windows, views, strict=False)
+        ]
+        steps.encode(
+            batch,
+            evidence,
+            lambda: self.encoder(batch, text, overview, wanted=steps.wanted),
+        )
+        return evidence

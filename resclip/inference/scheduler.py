@@ -158,7 +158,7 @@ class _Scheduler:
             batch = [windows.popleft() for _ in range(min(count, len(windows)))]
             alone = max(0, alone - 1)
             try:
-                logits = self.pipeline.encode_windows(batch, self.limits[key])
+                results = self.pipeline.encode_windows(batch, self.limits[key])
             except ValueError as error:
                 if len(batch) == 1:
                     self.fail(batch[0].task, error)
@@ -178,8 +178,8 @@ class _Scheduler:
                 windows.extendleft(reversed(batch))
                 self.limits[key] = len(batch) // 2
             else:
-                for window, grid in zip(batch, logits, strict=True):
-                    window.task.put(window.window, grid)
+                for window, result in zip(batch, results, strict=True):
+                    window.task.put(window.window, result)
                 continue
             # Outside the handler: its traceback would keep the failed batch's tensors.
             release()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
 from resclip.methods.options_text import split_options
@@ -91,3 +92,11 @@ def parse_changes(kind: type[Pieces | Steps], texts: Sequence[str]) -> dict[str,
         else:
             changes[name] = dict(split_options(kinds[name], options)) if colon else True
     return changes
+
+
+def as_parts(composition: Pieces | Steps) -> dict[str, dict[str, Any]]:
+    """Its parts with all their options, as JSON-able values; those that are not there are left out."""
+    parts: dict[str, dict[str, Any]] = json.loads(
+        json.dumps({name: asdict(part) for name, part in composition.items()})
+    )
+    return parts
