@@ -1,4 +1,4 @@
-"""Every number of recorded cases of GEM, CLIP Surgery, CLIPtrase and MaskCLIP, for the implementations that run anywhere."""
+"""Every number of recorded cases of GEM, CLIP Surgery, CLIPtrase and MaskCLIP, where they run anywhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden import FOLDER, arrays, tower
 from kernel_support import kernel_device
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from resclip.encoder.feature_surgery import redundant_similarity
 from resclip.encoder.similarity import similarity
 from resclip.heat_maps import heat_maps, points
 from resclip.methods.pieces import Pieces, SecondPath
+from resclip.methods.steps import KeySmoothing, PromptDenoising
+from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
 
 IMPLEMENTATIONS = ("torch", "reference")
 BASES = {"gem": "gem", "clip_surgery": "clipsurgery", "cliptrase": "cliptrase"}
@@ -139,3 +142,48 @@ def test_clip_surgery(name: str, implementation: str) -> None:
         prompts = points(surgery[0, number], size)
         assert torch.equal(prompts.coordinates, case[f"points_{number}"])
         assert torch.equal(prompts.labels, case[f"point_labels_{number}"].long())
+
+
+def released_maskclip_tower() -> Any:
+    """The recorded tower with LayerNorm's ε 1e-6 and GELU by erf.
+
+    The released program builds its own vision transformer with these two whatever the checkpoint was trained with, so
+    that its tokens can be met only by a tower that has them too.
+    """
+    visual = tower()
+    for module in visual.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+    for block in visual.transformer.resblocks:
+        block.mlp.gelu = nn.GELU()
+    return visual
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", names("maskclip_"))
+def test_maskclip(name: str, implementation: str) -> None:
+    """On a tower with the released program's own ε and GELU, see `released_maskclip_tower`."""
+    settings, case = cases()[name], recorded(name)
+    dense = DenseEncoder(
+        released_maskclip_tower(),
+        base="maskclip",
+        final_block="full_residual",
+        position="bicubic",
+        implementation=implementation,
+    )
+    image = case["image"]
+    # The released program fills the last patches with zeros after normalisation.
+    image = F.pad(image, (0, -image.shape[2] % 16, 0, -image.shape[1] % 16))[None]
+    features = dense(image)
+    check(features.patches[0].flatten(0, 1), case["tokens"])
+    tokens, trace = dense._run_blocks(image)
+    keys = dense.final.patch_keys(tokens, trace.grid)
+    check(keys[0], case["keys"])
+    logits = dense.final.logits(features.patches, features.cls, case["text"])
+    check(logits[0], case["logits"])
+    smoothing = KeySmoothing(settings["ks_threshold"])
+    denoised = denoise_prompts(logits, PromptDenoising(settings["pd_threshold"]))
+    assert (denoised == -100).all(dim=(2, 3)).sum() == settings["classes_dropped"]
+    check(denoised[0], case["logits_pd"])
+    check(smooth_by_keys(logits, keys, smoothing)[0], case["logits_ks"])
+    check(smooth_by_keys(denoised, keys, smoothing)[0], case["logits_ks_pd"])
