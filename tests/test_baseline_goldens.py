@@ -1,4 +1,4 @@
-"""Every number of recorded cases of GEM, CLIP Surgery, CLIPtrase and MaskCLIP, for the implementations that run anywhere."""
+"""Every number of recorded cases of GEM, CLIP Surgery, CLIPtrase and MaskCLIP, where they run anywhere."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden import FOLDER, arrays, tower
 from kernel_support import kernel_device
 from torch import Tensor, nn
 
 from resclip import RCS, SFR, DenseEncoder
+from resclip.encoder.feature_surgery import redundant_similarity
+from resclip.encoder.similarity import similarity
+from resclip.heat_maps import heat_maps, points
 from resclip.methods.pieces import Pieces, SecondPath
+from resclip.methods.steps import KeySmoothing, PromptDenoising
+from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
 
 IMPLEMENTATIONS = ("torch", "reference")
 BASES = {"gem": "gem", "clip_surgery": "clipsurgery", "cliptrase": "cliptrase"}
@@ -73,3 +79,111 @@ def test_modules(name: str, implementation: str) -> None:
     features = dense(case["image"][None], case["text"])
     assert torch.equal(features.feedback_labels[0], case["labels"])
     check(torch.cat([features.cls[:, None], features.patches.flatten(1, 2)], 1)[0], case["tokens"])
+
+
+def tokens_of(features: Any) -> Tensor:
+    return torch.cat([features.cls[:, None], features.patches.flatten(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "name", [n for n in names("gem_") if n not in ("gem_modules", "gem_batched")]
+)
+def test_gem(name: str, implementation: str) -> None:
+    case = recorded(name)
+    dense = encoder(name, implementation)
+    image, text = case["image"][None], case["text"]
+    check(tokens_of(dense(image))[0], case["tokens"])
+    check(heat_maps(dense, image, text, normalise=False)[0, :, ::4, ::4], case["raw"])
+    check(heat_maps(dense, image, text)[0, :, ::4, ::4], case["heatmaps"])
+    original = DenseEncoder(
+        tower(), base="clip", position="antialias", implementation=implementation
+    )
+    check(tokens_of(original(image))[0], case["tokens_original"])
+    check(heat_maps(original, image, text)[0, :, ::4, ::4], case["heatmaps_original"])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gem_with_different_texts_per_image(implementation: str) -> None:
+    case = recorded("gem_batched")
+    dense = encoder("gem_batched", implementation)
+    texts = case["text"].split(cases()["gem_batched"]["texts_per_image"])
+    check(tokens_of(dense(case["image"])), case["tokens"])
+    raw = heat_maps(dense, case["image"], texts, normalise=False)
+    maps = heat_maps(dense, case["image"], texts)
+    for number in range(2):
+        # The released program gives 100 times the cosines here, and the cosines for one image.
+        check(100 * raw[number][:, ::4, ::4], case[f"raw_{number}"])
+        check(maps[number][:, ::4, ::4], case[f"heatmaps_{number}"])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", [n for n in names("surgery_") if n != "surgery_modules"])
+def test_clip_surgery(name: str, implementation: str) -> None:
+    case = recorded(name)
+    dense = encoder(name, implementation)
+    image, text, redundant = case["image"][None], case["text"], case["redundant"]
+    features = dense(image)
+    check(tokens_of(features)[0], case["tokens"])
+    plain = similarity(features.patches, text)
+    surgery = dense.final.logits(features.patches, features.cls, text)
+    single = redundant_similarity(features.patches, text, redundant)
+    check(plain[0].flatten(1).mT, case["similarity_plain"][1:])
+    check(surgery[0].flatten(1).mT, case["similarity"][1:])
+    check(single[0].flatten(1).mT, case["similarity_redundant"][1:])
+    if "heatmaps" not in case:  # The released program makes maps of squares alone.
+        return
+    size = tuple(cases()[name]["picture_size"])
+    maps = heat_maps(dense, image, text, order="patches", size=size)
+    check(maps[0, :, ::4, ::4], case["heatmaps"])
+    maps = heat_maps(dense, image, text, order="patches", size=size, redundant=redundant)
+    check(maps[0, :, ::4, ::4], case["heatmaps_redundant"])
+    for number in range(2):
+        prompts = points(surgery[0, number], size)
+        assert torch.equal(prompts.coordinates, case[f"points_{number}"])
+        assert torch.equal(prompts.labels, case[f"point_labels_{number}"].long())
+
+
+def released_maskclip_tower() -> Any:
+    """The recorded tower with LayerNorm's ε 1e-6 and GELU by erf.
+
+    The released program builds its own vision transformer with these two whatever the checkpoint was trained with, so
+    that its tokens can be met only by a tower that has them too.
+    """
+    visual = tower()
+    for module in visual.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+    for block in visual.transformer.resblocks:
+        block.mlp.gelu = nn.GELU()
+    return visual
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", names("maskclip_"))
+def test_maskclip(name: str, implementation: str) -> None:
+    """On a tower with the released program's own ε and GELU, see `released_maskclip_tower`."""
+    settings, case = cases()[name], recorded(name)
+    dense = DenseEncoder(
+        released_maskclip_tower(),
+        base="maskclip",
+        final_block="full_residual",
+        position="bicubic",
+        implementation=implementation,
+    )
+    image = case["image"]
+    # The released program fills the last patches with zeros after normalisation.
+    image = F.pad(image, (0, -image.shape[2] % 16, 0, -image.shape[1] % 16))[None]
+    features = dense(image)
+    check(features.patches[0].flatten(0, 1), case["tokens"])
+    tokens, trace = dense._run_blocks(image)
+    keys = dense.final.patch_keys(tokens, trace.grid)
+    check(keys[0], case["keys"])
+    logits = dense.final.logits(features.patches, features.cls, case["text"])
+    check(logits[0], case["logits"])
+    smoothing = KeySmoothing(settings["ks_threshold"])
+    denoised = denoise_prompts(logits, PromptDenoising(settings["pd_threshold"]))
+    assert (denoised == -100).all(dim=(2, 3)).sum() == settings["classes_dropped"]
+    check(denoised[0], case["logits_pd"])
+    check(smooth_by_keys(logits, keys, smoothing)[0], case["logits_ks"])
+    check(smooth_by_keys(denoised, keys, smoothing)[0], case["logits_ks_pd"])

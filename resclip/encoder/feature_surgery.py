@@ -16,8 +16,8 @@ def feature_surgery(patches: Tensor, cls: Tensor, text: Tensor, sharpness: float
 
         sim[t, i] = w_t s[t, i] − mean over t' of w_t' s[t', i]
 
-    which is the released program's sum over products of features (Li et al., CLIP Surgery, arXiv 2304.05653, section
-    3.3), without these (Q + 1) · n · E numbers. Each image has its own weights. The mean is one number a patch and
+    which is the released program's sum over products of features (Li et al., CLIP Surgery, arXiv 2304.05653) without
+    its (Q + 1) · n · E numbers. Each image has its own weights. The mean is one number a patch and
     never changes which text is the likeliest; the weights do. A single text gives 0 everywhere: it shares all with
     itself; see `redundant_similarity`.
 
