@@ -18,6 +18,7 @@ FLOORS = (
     ("resclip.builtin", "resclip.methods", "resclip.visualization"),
     ("resclip.builtin.training", "resclip.models", "resclip.result"),
     ("resclip.encoder", "resclip.text"),
+    ("resclip.steps",),
     ("resclip.inference", "resclip.patching"),
     ("resclip.segmenter",),
     ("resclip.loading",),

@@ -57,7 +57,7 @@ class DenseEncoder(nn.Module):
         rcs: residual cross-correlation self-attention, or None.
         sfr: semantic feedback refinement, or None.
         neighbourhood_std: σ of NACLIP's prior, in patches (only the bases that have one); None for no prior.
-        final_block: "attention_only" or "full_residual"; None for the base's own.
+        final_block: "attention_only", "full_residual" or "attention_and_mlp"; None for the base's own.
         implementation: of the ops; "auto", "triton", "torch" or "reference".
         correlation: what is compared, as a `Correlation` or its text; None for the base's own.
         proxy: for base "proxyclip" the vision model: a function of normalised pixels (B, 3, H, W) that returns
@@ -242,13 +242,20 @@ class DenseEncoder(nn.Module):
             tokens, trace = self._run_blocks(pixels)
         return self.final.image_vectors(tokens, trace.grid)
 
-    def run_blocks(self, pixels: Tensor) -> Any:
-        """Run all blocks but the final one, and project what the final one's passes read."""
+    def run_blocks(
+        self, pixels: Tensor, watch: Callable[[BlockStep], None] | None = None
+    ) -> Any:
+        """Run all blocks but the final one, and project what the final one's passes read.
+
+        `watch` is called with each block as it has run.
+        """
         with fast_linear():
-            tokens, trace = self._run_blocks(pixels)
+            tokens, trace = self._run_blocks(pixels, watch)
             return self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)
 
-    def _run_blocks(self, pixels: Tensor) -> tuple[Tensor, Trace]:
+    def _run_blocks(
+        self, pixels: Tensor, watch: Callable[[BlockStep], None] | None = None
+    ) -> tuple[Tensor, Trace]:
         """The final block's input (B, L, D), and what is kept of the blocks before; linear layers as they are."""
         tower = self.tower
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
@@ -264,9 +271,10 @@ class DenseEncoder(nn.Module):
             query, key, value = tower.project_qkv(block, normed, grid)
             attended = trace.attend(number, normed, (query, key, value), attend)
             output = tower.feed_forward(block, tokens + tower.project_out(block, attended))
-            tokens = trace.after(
-                BlockStep(number, block, tokens, normed, query, key, value, output)
-            )
+            step = BlockStep(number, block, tokens, normed, query, key, value, output)
+            tokens = trace.after(step)
+            if watch is not None:
+                watch(step)
         return tokens, trace
 
     def check(self, pixels: Tensor, text: Tensor | None) -> None:
