@@ -70,7 +70,7 @@ class DenseEncoder(nn.Module):
         rcs: residual cross-correlation self-attention, or None.
         sfr: semantic feedback refinement, or None.
         neighbourhood_std: σ of NACLIP's prior, in patches (only the bases that have one); None for no prior.
-        final_block: "attention_only" or "full_residual"; None for the base's own.
+        final_block: "attention_only", "full_residual" or "attention_and_mlp"; None for the base's own.
         implementation: of the ops; "auto", "triton", "torch" or "reference".
         correlation: what is compared, as a `Correlation` or its text; None for the base's own.
         proxy: for base "proxyclip" the vision model: a function of normalised pixels (B, 3, H, W) that returns
@@ -291,9 +291,8 @@ class DenseEncoder(nn.Module):
             query, key, value = tower.project_qkv(block, normed, grid)
             attended = trace.attend(number, normed, (query, key, value), attend)
             output = tower.feed_forward(block, tokens + tower.project_out(block, attended))
-            tokens = trace.after(
-                BlockStep(number, block, tokens, normed, query, key, value, output)
-            )
+            step = BlockStep(number, block, tokens, normed, query, key, value, output)
+            tokens = trace.after(step)
         return tokens, trace
 
     def check_wanted(self, wanted: Collection[str]) -> None:

@@ -504,9 +504,7 @@ class FinalBlock:
         attended, cross_layer = attend(inputs, feedback, cross_layer)
         # Around the layers alone: it costs a microsecond for every call of torch.
         with fast_linear():
-            tokens = tower.project_out(block, attended)
-            if self.kind == "full_residual":
-                tokens = tower.feed_forward(block, inputs.tokens + tokens)
+            tokens = self.finish(block, inputs.tokens, tower.project_out(block, attended))
         return Pass(tokens, cross_layer, feedback)
 
     def patch_keys(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -519,6 +517,14 @@ class FinalBlock:
             _, key, _ = tower.project_qkv(block, tower.norm(block, tokens), grid)
             keys: Tensor = tower.attention_output(block, key[:, :, int(tower.has_cls) :])
         return keys
+
+    def finish(self, block: Any, tokens: Tensor, projected: Tensor) -> Tensor:
+        """The rest of the block, as `kind` says, from its input and its attention's output: (B, L, D) each."""
+        if self.kind == "attention_only":
+            return projected
+        if self.kind == "full_residual":
+            projected = tokens + projected
+        return self.tower.feed_forward(block, projected)
 
     def features(self, inputs: Any, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tower's head on a pass's tokens: (B, h, w, E) of the patches, and (B, E) of [CLS] where it is there."""

@@ -252,9 +252,7 @@ class RepairedBlock(FinalBlock):
             if residual is not None:
                 kept.append(residual)
             with fast_linear():
-                tokens = tower.project_out(block, attended)
-                if self.kind == "full_residual":
-                    tokens = tower.feed_forward(block, stream.tokens + tokens)
+                tokens = self.finish(block, stream.tokens, tower.project_out(block, attended))
             if stream.cls is not None and self.pieces.patches is not None:
                 tokens = tokens + self.pieces.patches.weight_of(tower.depth) * stream.cls
             if inputs.after is not None:

@@ -47,7 +47,7 @@ from resclip_kernels import (
     quoted,
 )
 
-FinalBlockKind = Literal["attention_only", "full_residual"]
+FinalBlockKind = Literal["attention_only", "full_residual", "attention_and_mlp"]
 FINAL_BLOCKS: tuple[str, ...] = get_args(FinalBlockKind)
 MODULES = ("rcs", "sfr")
 """ResCLIP's two modules, in the order in which they follow a base's name."""
@@ -102,7 +102,8 @@ class Base:
     correlation: Correlation
     """What the attention compares."""
     final_block: FinalBlockKind
-    """"attention_only": no residual and no MLP; "full_residual": CLIP's own block."""
+    """"attention_only": no residual and no MLP; "full_residual": CLIP's own block; "attention_and_mlp": the block
+    without the residual around its attention, y + MLP(LN2(y))."""
     summary: str
     citation: str
     neighbourhood_std: float | None = None
