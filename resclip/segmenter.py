@@ -76,7 +76,7 @@ class Segmenter:
         max_memory: bytes that the process, or its part of a GPU, should hold at most; None: what is free.
         pad_multiple: windows are zero-padded evenly on both sides to a multiple of this many pixels, and their logits
             cut back (ProxyCLIP's protocol: 56); 0 for no padding.
-        steps: what is done behind the tokens, see `resclip.methods.steps`; None: nothing. `load` takes those of the method.
+        steps: what is done behind the tokens, see `resclip.methods.steps`; None: nothing (`load` takes the method's).
         second_text: (Q, E) unit rows, other descriptions of the vocabulary's queries, which class purification compares
             crops with; None: the vocabulary's own.
         mean, std: of each channel, for pixels in [0, 1].

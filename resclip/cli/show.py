@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -79,13 +81,15 @@ def show_models(_: argparse.Namespace) -> int:
 
 def show_methods(_: argparse.Namespace) -> int:
     """Print the methods with what can be added to them, the predictors, the correlations, and the presets."""
-    from resclip.methods.catalogue import BASES, METHODS, MODULES, RESCLIP_CITATION
+    from resclip.methods.catalogue import BASES, METHODS, MODULES, PAMR, RESCLIP_CITATION
     from resclip.methods.correlation import MEANINGS
+    from resclip.methods.pieces import KINDS
     from resclip.methods.presets import PRESETS
+    from resclip.methods.steps import STEP_KINDS, SUFFIXES
     from resclip.predictors.registry import PREDICTOR_SUMMARIES, predictor_names
 
     columns = max(60, min(100, shutil.get_terminal_size().columns))
-    width = max(map(len, [*BASES, *PRESETS])) + 4
+    width = max(map(len, [*BASES, *PRESETS, *STEP_KINDS])) + 4
     indent = " " * width
 
     def show(name: str, *texts: str) -> None:
@@ -99,7 +103,10 @@ def show_methods(_: argparse.Namespace) -> int:
             )
             label = ""
 
-    print("Methods (--method): one of these, alone or followed by +rcs, +sfr or +rcs+sfr\n")
+    print(
+        "Methods (--method): one of these, alone or followed by +rcs, +sfr or both, and by steps: "
+        f"{', '.join('+' + suffix for suffix in (*SUFFIXES, PAMR))}\n"
+    )
     print(f"  {'method':{width - 2}}{'compares':16}{'residual, MLP':15}{'+rcs':6}+sfr")
     for base in BASES.values():
         compares: str = "proxy features" if base.proxy else base.correlation.scores
@@ -118,7 +125,10 @@ def show_methods(_: argparse.Namespace) -> int:
     )
     print()
     for base in BASES.values():
-        show(base.name, base.summary, base.citation)
+        composition = ", ".join(
+            name + options_text(part) for name, part in (*base.pieces.items(), *base.steps.items())
+        )
+        show(base.name, base.summary, *([f"= {composition}"] if composition else []), base.citation)
     show("resclip", f"{METHODS['resclip'].summary}, the same as naclip+rcs+sfr", RESCLIP_CITATION)
     print("\nPredictors (--method of `resclip evaluate`), which take no +rcs or +sfr")
     for name, target in predictor_names().items():
@@ -132,7 +142,37 @@ def show_methods(_: argparse.Namespace) -> int:
         "options after the name, separated by commas: temperature=T (below 1 sharpens), window=W (odd, in patches), "
         "layer=N (an early block's attention), projections=N and seed=S (random)",
     )
+    print("\nPieces (--piece NAME, NAME:OPTIONS or NAME:none), in the order in which they act")
+    for name, kind in KINDS.items():
+        show(name, first_sentence_of(kind))
+    print("\nSteps behind the tokens (--step, as --piece), in the order in which they act")
+    for name, kind in STEP_KINDS.items():
+        suffix = next((f"; +{short}" for short, step in SUFFIXES.items() if step == name), "")
+        show(name, first_sentence_of(kind) + suffix)
     print("\nPresets (--preset)")
     for preset in PRESETS.values():
         show(preset.name, preset.summary)
     return 0
+
+
+def first_sentence_of(kind: type[Any]) -> str:
+    """The first sentence of a class's docstring."""
+    text = " ".join((kind.__doc__ or "").split())
+    return text.partition(". ")[0].rstrip(".")
+
+
+def options_text(part: Any) -> str:
+    """A piece's or step's options that are not the defaults, as "(name=value, …)"; empty where all are."""
+    changed = [
+        f"{item.name}={text_of(getattr(part, item.name))}"
+        for item in fields(part)
+        if getattr(part, item.name) != item.default
+    ]
+    return f"({', '.join(changed)})" if changed else ""
+
+
+def text_of(value: Any) -> str:
+    """An option's value; numbers of blocks that follow one another as a range."""
+    if isinstance(value, tuple) and value and value == tuple(range(value[0], value[-1] + 1)):
+        return f"{value[0]}-{value[-1]}"
+    return str(value)

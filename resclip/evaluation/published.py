@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resclip.methods.catalogue import BASES, MODULES, RCS, SFR, combinations
-from resclip.methods.options_text import as_dict
+from resclip.methods.catalogue import BASES, MODULES, PAMR, RCS, SFR, combinations, find_method
+from resclip.methods.composition import as_parts
 from resclip.methods.presets import PRESETS, Preset
 from resclip.text.class_names import DATASETS, dataset_classes
 
@@ -20,15 +20,14 @@ TABLE = DATA / "published_miou.csv"
 """The figures: a line per method and backbone, a column per dataset."""
 ABLATIONS = DATA / "published_ablations.csv"
 """Figures of parts and variants of a method: a line per setting, a column per dataset, and the source's mean over all
-datasets of its table. For reading: nothing is compared with them."""
+datasets of its table. Those with a study are what `resclip ablate` puts beside its settings; the others are for
+reading."""
 NAMES = DATA / "published_names.json"
 """What the table calls the rows of a report and the models of `resclip.load`.
 
 "methods": by the row's name. "refined": the same for rows whose logits PAMR refines. "proxy": the row "proxyclip", by
-backbone. "backbones": by model and weights in small letters, with a space between them. "settings": by a base or module
-and the dataset, settings of the segmenter that its figures are of in place of the dataset's; "settings_by_backbone":
-the same in place of those, by backbone. "predictors": by a predictor's name, its line, and the settings and options
-that it is of. A name that the catalogue does not have is no row's.
+backbone. "backbones": by model and weights in small letters, with a space between them. "predictors": by a predictor's
+name, its line, and the settings and options that it is of. A name that the catalogue does not have is no row's.
 """
 
 REFINE_ITERATIONS = 10
@@ -79,7 +78,7 @@ def published(
     if row == "proxyclip":
         method = names["proxy"].get(backbone)
     elif options.get("refine_iterations", 0) == REFINE_ITERATIONS:
-        method = names["refined"].get(row)
+        method = names["refined"].get(row.removesuffix(f"+{PAMR}"))
     else:
         method = names["methods"].get(row)
     return figure_of(figures.get((method, backbone), {}), dataset)
@@ -141,27 +140,35 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any], backbone: st
     RCS and SFR may have the dataset's released values or those of the paper's equations. A base alone may be measured
     by the usual windows even where the released program takes the whole image.
     """
-    name, *modules = row.split("+")
-    if name not in BASES or not set(modules) <= set(MODULES):
+    try:
+        method = find_method(row)
+    except ValueError:
         return False
-    base, preset = BASES[name], PRESETS[dataset]
+    base, preset = BASES[method.base], PRESETS[dataset]
+    modules = [name for name in MODULES if getattr(method, name) is not None]
+    own = preset.own_settings(method)
+    with_preset = preset.apply(method)
+    deep = {} if own is None or "/14" not in backbone else own.deep
     protocol = {
         "split": None,
         "entries": dataset_classes(dataset),
         "correlation": asdict(base.correlation),
         "final_block": base.final_block,
         "neighbourhood_std": base.neighbourhood_std,
+        "position": base.position,
+        "pieces": as_parts(base.pieces if with_preset.pieces is None else with_preset.pieces),
+        "steps": as_parts(base.steps if with_preset.steps is None else with_preset.steps),
         "pad_multiple": 0,
         "short_side": 336,
         "long_side": 2048,
         "logit_scale": 40.0,
         "probability_threshold": 0.0,
-        **preset.segmenter,
+        **preset.settings_of(method),
         **base.segmenter,
-        **own_settings((name, *modules), dataset, backbone),
+        **deep,
     }
     windows = protocol.pop("window", USUAL_WINDOWS[0]), protocol.pop("stride", USUAL_WINDOWS[1])
-    allowed = [windows] if modules or base.proxy else [windows, USUAL_WINDOWS]
+    allowed = [windows] if modules or base.proxy or own else [windows, USUAL_WINDOWS]
     # A whole image (window 0) has no stride.
     has_windows = any(
         options.get("window", window) == window
@@ -184,16 +191,6 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any], backbone: st
         and used_proxy == proxy
         and any(has_modules(options, modules, values) for values in (preset, PRESETS["paper"]))
     )
-
-
-def own_settings(parts: Sequence[str], dataset: str, backbone: str) -> dict[str, Any]:
-    """The settings that a base and its modules are published with where those are not the dataset's."""
-    names, _ = tables()
-    of_parts = {**names["settings"], **names["settings_by_backbone"].get(backbone, {})}
-    found: dict[str, Any] = {}
-    for part in parts:
-        found |= of_parts.get(part, {}).get(dataset, {})
-    return found
 
 
 def has_modules(options: Mapping[str, Any], modules: Sequence[str], preset: Preset) -> bool:

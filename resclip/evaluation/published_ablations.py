@@ -7,10 +7,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from resclip.evaluation.published import DATA, Published, is_standard, tables
+from resclip.evaluation.published import ABLATIONS, Published, is_standard, tables
 
-TABLE = DATA / "published_ablations.csv"
-"""A line per study, setting and backbone, a column per dataset."""
 BASE = "sclip"
 """The base that these figures are of."""
 
@@ -36,19 +34,21 @@ def published_setting(
     backbone = tables()[0]["backbones"].get(
         model if pretrained is None else f"{model} {pretrained}"
     )
+    if backbone is None:
+        return None
     line = lines.get((study, setting, backbone), {})
     value = line.get(dataset)
     usual = {name: option for name, option in options.items() if name != "correlation"}
-    if not value or options.get("base") != BASE or not is_standard(BASE, dataset, usual):
+    if not value or options.get("base") != BASE or not is_standard(BASE, dataset, usual, backbone):
         return None
     refined = usual.get("refine_iterations", 0) or usual.get("rcs") or usual.get("sfr")
     return None if refined else Published(float(value), f"SCLIP, {setting}", line["source"])
 
 
 @functools.lru_cache(maxsize=1)
-def figures() -> Mapping[tuple[str, str, str | None], Mapping[str, str]]:
+def figures() -> Mapping[tuple[str, str, str], Mapping[str, str]]:
     """The packaged lines, by study, setting and backbone."""
-    with TABLE.open(encoding="utf-8", newline="") as stream:
+    with ABLATIONS.open(encoding="utf-8", newline="") as stream:
         return {
             (line["study"], line["setting"], line["backbone"]): line
             for line in csv.DictReader(stream)

@@ -36,7 +36,8 @@ from resclip.evaluation.metrics import confusion, scores_of
 from resclip.evaluation.published import paper_rows
 from resclip.evaluation.report import VERSION, DatasetReport, MethodResult, Report
 from resclip.io.files import make_folder
-from resclip.methods.catalogue import BASES, METHODS, MODULES, combinations, find_method
+from resclip.methods.catalogue import BASES, METHODS, MODULES, PAMR, combinations, find_method
+from resclip.methods.steps import SUFFIXES
 from resclip.predictors import PredictorSegmenter
 from resclip.predictors.registry import find_maker, is_predictor
 from resclip.segmenter import Segmenter
@@ -116,7 +117,8 @@ def row_names(methods: Iterable[str] | None = None) -> list[str]:
         else:
             method = find_method(name)
             modules = [module for module in MODULES if getattr(method, module) is not None]
-            names.append("+".join((method.base, *modules)))
+            behind = [part for part in method.name.split("+") if part in SUFFIXES or part == PAMR]
+            names.append("+".join((method.base, *modules, *behind)))
     if not names:
         raise ValueError("expected at least one method, got none")
     return list(dict.fromkeys(names))

@@ -187,7 +187,7 @@ class ImageTask:
         Raises:
             ValueError: the logits hold NaN.
         """
-        pipeline, (height, width) = self.pipeline, self.size
+        pipeline, height = self.pipeline, self.size[0]
         first = self.rows_out
         last = min(height, first + self._strip_height())
         top, bottom = max(0, first - pipeline.margin), min(height, last + pipeline.margin)

@@ -18,7 +18,7 @@ from resclip.inference.memory import format_bytes, free_memory
 from resclip.methods.steps import Steps
 from resclip.steps.area_rule import apply_area_rule_by_strips, class_probabilities
 from resclip.steps.class_purification import purify
-from resclip.steps.cluster_vote import vote_by_clusters
+from resclip.steps.cluster_vote import cluster_vote
 from resclip.steps.cross_windows import WindowTokens, attend_windows, check_method
 from resclip.steps.graph_propagation import patch_centres, propagate
 from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
@@ -166,7 +166,7 @@ class WindowSteps:
         if self.steps.windows is not None:
             tokens = WindowTokens.of(self.encoder.final, self.encoder.run_blocks(pixels))
             for number, one in enumerate(evidence):
-                one.tokens = tokens[number]
+                one.tokens = tokens.window(number)
             return
         features = run()
         self.take(features, evidence)
@@ -187,10 +187,8 @@ class WindowSteps:
         for number, one in enumerate(evidence):
             one.logits = logits[number]
             if self.steps.propagation is not None:
-                features = context.get("features")
-                one.patches = (
-                    patches[number] if features is None else features[number].movedim(0, 2)
-                )
+                seen = context.get("features")
+                one.patches = patches[number] if seen is None else seen[number].movedim(0, 2)
             one.context = {
                 name: tensor[number] for name, tensor in context.items() if name == "correlation"
             }
@@ -367,8 +365,11 @@ class PictureSteps:
             )
             labels, probabilities = whole[0], best[0]
         if steps.clusters is not None:
-            correlation = evidence[0].context["correlation"]
-            labels = vote_by_clusters(labels, correlation, evidence[0].grid, steps.clusters)
+            whole = evidence[0]
+            height, width = whole.of_steps().shape[1:]
+            labels = cluster_vote(
+                labels[None], whole.context["correlation"][None], (height, width), steps.clusters
+            )[0]
         return labels, probabilities
 
     def without_small(
@@ -412,7 +413,7 @@ class PictureSteps:
         through: tuple[int, int] | None,
         guide: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Labels of purified maps: the class of the largest; the background, where there is one, where 1 − it is more."""
+        """Labels of purified maps: the class of the largest, or the background where 1 − it is as large."""
         planes = at_size(maps, size, through)
         if self.settings["refine_iterations"] and guide is not None:
             planes = pamr(
@@ -451,8 +452,8 @@ def check_memory(queries: int, size: tuple[int, int], device: torch.device) -> N
     if needed > free:
         raise ValueError(
             f"propagation over a picture of {size[0]:,} × {size[1]:,} pixels with {queries} queries takes about "
-            f"{format_bytes(needed)} of memory, and {format_bytes(free)} are left: leave out laplacian, or take a smaller "
-            "picture or fewer classes"
+            f"{format_bytes(needed)} of memory, and {format_bytes(free)} are left: leave out laplacian, or take a "
+            "smaller picture or fewer classes"
         )
 
 

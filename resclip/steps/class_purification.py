@@ -175,9 +175,7 @@ def without_ambiguous(
     if not groups:
         return kept
     cell = pixels.shape[2] // maps.shape[2], pixels.shape[3] // maps.shape[3]
-    crops = [
-        crop(pixels[group.window], box, cell) for group in groups for box in group.boxes
-    ]
+    crops = [crop(pixels[group.window], box, cell) for group in groups for box in group.boxes]
     vectors = image_vectors(torch.stack(crops))
     cosines = F.normalize(vectors.to(maps.dtype), dim=1) @ text.to(maps.dtype).mT
     kept = kept.clone()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,11 @@ class WindowTokens:
             return cls(compared, value, inputs.grid, False)
         value = resize_heads(value, inputs.grid, inputs.output_grid)
         return cls(inputs.features.flatten(2).mT, value, inputs.output_grid, True)
+
+    def window(self, number: int) -> WindowTokens:
+        """One of them."""
+        one = slice(number, number + 1)
+        return replace(self, compared=self.compared[one], value=self.value[one])
 
     @classmethod
     def cat(cls, parts: Sequence[WindowTokens]) -> WindowTokens:
