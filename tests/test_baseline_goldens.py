@@ -17,8 +17,10 @@ from resclip.encoder.feature_surgery import redundant_similarity
 from resclip.encoder.similarity import similarity
 from resclip.heat_maps import heat_maps, points
 from resclip.methods.pieces import Pieces, SecondPath
-from resclip.methods.steps import KeySmoothing, PromptDenoising
+from resclip.methods.steps import ClusterVote, KeySmoothing, PromptDenoising
+from resclip.steps.cluster_vote import (cluster_map, cluster_vote, correlation_of, dbscan, local_correlation, times_cls)
 from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
+from resclip_kernels import resize_planes
 
 IMPLEMENTATIONS = ("torch", "reference")
 BASES = {"gem": "gem", "clip_surgery": "clipsurgery", "cliptrase": "cliptrase"}
@@ -186,3 +188,49 @@ def test_maskclip(name: str, implementation: str) -> None:
     check(denoised[0], case["logits_pd"])
     check(smooth_by_keys(logits, keys, smoothing)[0], case["logits_ks"])
     check(smooth_by_keys(denoised, keys, smoothing)[0], case["logits_ks_pd"])
+
+
+def last_but_one(dense: DenseEncoder, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of the block before the final one."""
+    host, grid = dense.tower, dense.tower.grid(*image.shape[2:])
+    seen = []
+    tokens = host.embed(image, dense.position)
+    for block in host.blocks[:-1]:
+        heads = host.project_qkv(block, host.norm(block, tokens), grid)
+        seen.append(heads)
+        attended = F.scaled_dot_product_attention(*heads)
+        tokens = host.feed_forward(block, tokens + host.project_out(block, attended))
+    return seen[-1]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", [n for n in names("cliptrase_") if n != "cliptrase_modules"])
+def test_cliptrase(name: str, implementation: str) -> None:
+    settings, case = cases()[name], recorded(name)
+    dense = encoder(name, implementation)
+    image, text = case["image"][None], case["text"]
+    grid, size = dense.tower.grid(*image.shape[2:]), tuple(image.shape[2:])
+    features = dense(image)
+    check(tokens_of(features)[0], case["tokens"])
+    with torch.no_grad():
+        correlation = correlation_of(*last_but_one(dense, image))
+    check(correlation[0], case["correlation"])
+    scale = settings["logit_scale"]
+    logits = dense.final.logits(features.patches, features.cls, text)
+    pixel_logits = resize_planes(scale * logits, size)
+    check(pixel_logits[0, :, ::4, ::4], case["pixel_logits"])
+    if settings["dataset"] == "VOC20":
+        logits = times_cls(logits, features.cls, text, scale)
+        pixel_logits = resize_planes(scale * logits, size)
+    # Queries for the background come last, and all of them are one class.
+    labels = pixel_logits.argmax(dim=1).clamp(max=len(text) - max(1, settings["background_queries"]))
+    assert (labels[0] == case["before_vote"]).float().mean() >= 0.999
+    local = local_correlation(correlation[0])
+    clusters = dbscan(local, settings["eps"], settings["min_samples"])
+    assert torch.equal(clusters, case["clusters"].long())
+    regions = cluster_map(local, clusters, grid, size)
+    assert (regions == case["cluster_map"]).float().mean() >= 0.999
+    voted = cluster_vote(
+        labels, correlation, grid, ClusterVote(settings["eps"], settings["min_samples"])
+    )
+    assert (voted[0] == case["prediction"]).float().mean() >= 0.999
