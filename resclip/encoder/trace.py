@@ -150,18 +150,16 @@ def mean_map(query: Tensor, key: Tensor, skip: int) -> Tensor:
 
 
 def self_correlation(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The mean over heads, and over q, k and v, of their cosines among tokens: (B, L, L), CLIPtrase's correlation."""
+    """(B, L, L), the mean over heads of (q̂q̂ᵀ + k̂k̂ᵀ + v̂v̂ᵀ) / 3, with unit vectors; float32 or wider.
+
+    Args:
+        query, key, value: (B, A, L, d) of a block, [CLS] first.
+    """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    total = None
-    for heads in (query, key, value):
-        unit = F.normalize(heads.to(dtype), dim=-1)
-        # Side by side, the product of all heads is the sum of each head's.
-        merged = unit.transpose(1, 2).flatten(2)
-        product = merged @ merged.mT
-        total = product if total is None else total + product
-    if total is None:
-        raise ValueError("expected q, k and v")
-    return total / (3 * query.shape[1])
+    parts = torch.cat([query, key, value], dim=1).to(dtype)
+    # Side by side, products of all heads add up within one, and no map of a head is formed.
+    together = F.normalize(parts, dim=-1).transpose(1, 2).flatten(2)
+    return together @ together.mT / parts.shape[1]
 
 
 def row_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

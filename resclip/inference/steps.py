@@ -18,7 +18,7 @@ from resclip.inference.memory import format_bytes, free_memory
 from resclip.methods.steps import Steps
 from resclip.steps.area_rule import apply_area_rule_by_strips, class_probabilities
 from resclip.steps.class_purification import purify
-from resclip.steps.cluster_vote import cluster_vote
+from resclip.steps.cluster_vote import cluster_vote, times_cls
 from resclip.steps.cross_windows import WindowTokens, attend_windows, check_method
 from resclip.steps.graph_propagation import patch_centres, propagate
 from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
@@ -34,8 +34,6 @@ from resclip_kernels import (
 
 BACKGROUND = "background"
 """The name of a first class that stands for what no other class is."""
-CLS_SCALE = 100.0
-"""CLIP's scale of a logit: a product of two logits is this often as large as a logit times a cosine."""
 PLANE_COPIES = 6
 """Float32 planes a query that propagation over a picture holds at its size: logits, and what its ends take of them."""
 WINDOW_STEPS = ("adjustment", "denoising", "smoothing", "purification")
@@ -208,8 +206,7 @@ class WindowSteps:
         else:
             logits = self.encoder.final.logits(patches, cls, text)
         if steps.clusters is not None and steps.clusters.cls_factor and cls is not None:
-            own = self.encoder.final.logits(cls[:, None, None], cls, text)
-            logits = logits * own * CLS_SCALE
+            logits = times_cls(logits, cls, text)
         if steps.denoising is not None:
             logits = denoise_prompts(logits, steps.denoising)
         if steps.smoothing is not None:
@@ -365,11 +362,10 @@ class PictureSteps:
             )
             labels, probabilities = whole[0], best[0]
         if steps.clusters is not None:
-            whole = evidence[0]
-            height, width = whole.of_steps().shape[1:]
-            labels = cluster_vote(
-                labels[None], whole.context["correlation"][None], (height, width), steps.clusters
-            )[0]
+            window = evidence[0]
+            height, width = window.of_steps().shape[1:]
+            correlation = window.context["correlation"][None]
+            labels = cluster_vote(labels[None], correlation, (height, width), steps.clusters)[0]
         return labels, probabilities
 
     def without_small(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
@@ -45,7 +44,7 @@ def cluster_vote(
 
     Args:
         labels: (B, H, W) integers of at least 0, of whole pictures.
-        correlation: (B, 1 + n, 1 + n) of block M − 1, [CLS] first, as `correlation_of` gives it.
+        correlation: (B, 1 + n, 1 + n) of block M − 1, [CLS] first, "correlation" of `resclip.encoder.dense_encoder.WANTED`.
         grid: (h, w) in patches.
         step: ε and the least number of neighbours.
 
@@ -73,21 +72,6 @@ def cluster_vote(
         if bool((clusters != NOISE).any()):
             voted[image] = vote(labels[image], cluster_map(local, clusters, grid, size))
     return voted
-
-
-def correlation_of(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, L, L), the mean over heads of (q̂q̂ᵀ + k̂k̂ᵀ + v̂v̂ᵀ) / 3, with unit vectors; float32 or wider.
-
-    Args:
-        query, key, value: (B, A, L, d) of a block, [CLS] first.
-    """
-    for name, heads in (("query", query), ("key", key), ("value", value)):
-        check_float(name, heads, 4, "(B, A, L, d)")
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    parts = torch.cat([query, key, value], dim=1).to(dtype)
-    # Side by side, products of all heads add up within one, and no map of a head is formed.
-    together = F.normalize(parts, dim=-1).transpose(1, 2).flatten(2)
-    return together @ together.mT / parts.shape[1]
 
 
 def local_correlation(correlation: Tensor) -> Tensor:
@@ -170,7 +154,9 @@ def cluster_map(
     """
     count = int(clusters.max()) + 1
     if count < 1:
-        raise ValueError("expected at least one cluster; got noise alone: keep the labels as they are")
+        raise ValueError(
+            "expected at least one cluster; got noise alone: keep the labels as they are"
+        )
     best = torch.full(size, -torch.inf, dtype=local.dtype, device=local.device)
     winner = torch.zeros(size, dtype=torch.int64, device=local.device)
     for number in range(count):
