@@ -86,11 +86,24 @@ def test_results_depend_on_no_other_image_nor_on_strips_or_batches(
 
 def test_padded_windows_are_cut_back() -> None:
     """A predictor that takes multiples of 8 gets them, zeros around, and the labels are those of the pixels."""
+    image, size = images((20, 26)), [(20, 26)]
     predictor = Brightness(window=13, stride=7, pad_multiple=8)
-    ((labels, _),) = PredictorSegmenter(predictor, CLASSES).predict_many(images((20, 26)), [(20, 26)])  # fmt: skip
+    ((labels, _),) = PredictorSegmenter(predictor, CLASSES).predict_many(image, size)
     assert {shape[2:] for shape in predictor.calls} == {(16, 16)}
     plain = PredictorSegmenter(Brightness(window=0, stride=1), CLASSES)
-    assert torch.equal(labels, plain.predict_many(images((20, 26)), [(20, 26)])[0][0])
+    assert torch.equal(labels, plain.predict_many(image, size)[0][0])
+
+    class Halved(Brightness):
+        """On half the grid of the padded window: 8 × 8 for 16, of which the window's 13 are cut."""
+
+        def scores(self, pixels: Tensor, state: Tensor) -> Tensor:
+            return F.avg_pool2d(super().scores(pixels, state), 2)
+
+    coarse = Halved(window=13, stride=13, pad_multiple=8)
+    ((_, best),) = PredictorSegmenter(coarse, CLASSES).predict_many([image[0][:, :13, :13]], [(13, 13)])  # fmt: skip
+    around = F.pad(image[0][:, :13, :13], (1, 2, 1, 2))[None]
+    expected = F.interpolate(coarse.scores(around, torch.linspace(0, 1, 3)), (16, 16), mode="bilinear")  # fmt: skip
+    assert torch.allclose(best, expected[0, :, 1:14, 1:14].amax(dim=0), atol=1e-6)
 
 
 def test_a_batch_that_does_not_fit_into_memory_runs_in_smaller_ones() -> None:

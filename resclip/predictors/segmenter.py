@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from resclip.errors import WeightsUnavailable, first_sentence, is_out_of_memory
@@ -17,7 +18,6 @@ from resclip.inference.preprocessing import Preparation
 from resclip.inference.windows import (
     LogitStitcher,
     Window,
-    bilinear_weights,
     count_windows,
     interpolate_rows,
     pad,
@@ -254,7 +254,7 @@ class PredictorSegmenter:
             last = min(height, first + step)
             rows = interpolate_rows(stitcher.rows, stitcher.height, height, first, last)
             if width != stitcher.width:
-                rows = rows @ bilinear_weights(stitcher.width, width, rows.device, rows.dtype).T
+                rows = F.interpolate(rows[None], (last - first, width), mode="bilinear")[0]
             won, classes = rows.max(dim=0)
             if isinstance(self.background, (int, float)):
                 # Of equal scores the background's, which stands in front, wins.
