@@ -1,4 +1,4 @@
-"""The Laplacian propagation in lean torch: cells in rows of all queries, each step of the solver a few passes over them.
+"""The Laplacian propagation in lean torch: cells in rows of all queries, each step of the solver a few passes.
 
 On a CPU a cell's row, the numbers of all queries, is replaced by a weighted sum of its own and its neighbours' in one
 pass (see `resclip_kernels.pixel_rows`), and planes are pooled and resized along one axis after the other, a few at a
@@ -233,7 +233,8 @@ def solve(system: System, cells: Tensor, iterations: int, rooms: Rooms | None) -
     """
 
     def dot(one: Tensor, other: Tensor) -> Tensor:
-        return torch.linalg.vecdot(one.flatten(1), other.flatten(1)).sum()
+        lines: Tensor = torch.linalg.vecdot(one.flatten(1), other.flatten(1))
+        return lines.sum()
 
     own = residuals = directions = products = None
     if rooms is not None:
