@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resclip_kernels import (
     SemanticFeedback,
+    laplacian_propagation,
     pamr,
     patch_labels,
     proxy_attention,
@@ -205,6 +206,16 @@ def aggregate(model: Model, dtype: torch.dtype, *, normalise: bool) -> None:
     )
 
 
+def propagate(model: Model, dtype: torch.dtype) -> None:
+    """`laplacian_propagation` of a picture of ADE20K's usual size."""
+    laplacian_propagation(
+        empty(BATCH, QUERIES, 500, 667, dtype=dtype),
+        empty(BATCH, 3, 500, 667, dtype=dtype),
+        empty(QUERIES, model.heads * model.width, dtype=dtype),
+        implementation="triton",
+    )
+
+
 Case: TypeAlias = Callable[[Model, torch.dtype], None]
 
 UNCONNECTED = {"connectivity": None}  # The labels alone decide: no bits of far pairs.
@@ -270,6 +281,7 @@ OPS: Mapping[str, Mapping[str, Case]] = {
         "normalised": partial(aggregate, normalise=True),
         "sums": partial(aggregate, normalise=False),
     },
+    "laplacian_propagation": {"picture": propagate},
 }
 
 

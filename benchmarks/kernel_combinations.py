@@ -22,6 +22,7 @@ from benchmarks.kernel_calls import Call
 from resclip_kernels import (
     SemanticFeedback,
     feedback_matrix,
+    laplacian_propagation,
     pamr,
     patch_labels,
     proxy_attention,
@@ -95,6 +96,13 @@ PAMR: Axes = {
     "planes": (1, 20, 150),
     "channels": (1, 3),
     "size": ((1, 1), (3, 66), (224, 224)),
+    **SIZES,
+}
+PROPAGATION: Axes = {
+    "queries": (1, 2, 150),
+    "size": ((1, 1), (1, 66), (500, 667)),
+    "grid": (1, 80, 224),
+    "iterations": (0, 1, 3),
     **SIZES,
 }
 LABELS: Axes = {
@@ -309,6 +317,18 @@ def upsample(
     )
 
 
+def propagate(
+    *, queries: int, size: tuple[int, int], dtype: torch.dtype, batch: int, **options: Any
+) -> None:
+    laplacian_propagation(
+        empty(batch, queries, *size, dtype=dtype),
+        empty(batch, 3, *size, dtype=dtype),
+        empty(queries, 64, dtype=dtype),
+        implementation="triton",
+        **options,
+    )
+
+
 OPS: Mapping[str, tuple[tuple[Callable[..., None], Axes], ...]] = {
     "semantic_feedback": ((feed_back, {**FEEDBACK, "grid": GRIDS, "batch": SIZES["batch"]}),),
     "residual_attention": ((attend, ATTENTION), (attend, IDENTITY)),
@@ -317,6 +337,7 @@ OPS: Mapping[str, tuple[tuple[Callable[..., None], Axes], ...]] = {
     "upsample_argmax": ((upsample, UPSAMPLE),),
     "proxy_attention": ((attend_by_proxy, PROXY),),
     "similarity_aggregation": ((aggregate, AGGREGATION),),
+    "laplacian_propagation": ((propagate, PROPAGATION),),
 }
 
 

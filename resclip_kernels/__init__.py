@@ -38,6 +38,10 @@ from resclip_kernels.first_use import (
 from resclip_kernels.forks import FORKS
 from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
 from resclip_kernels.nan_check import check_labels
+from resclip_kernels.ops.laplacian_propagation import (
+    LaplacianPropagationOptions,
+    laplacian_propagation,
+)
 from resclip_kernels.ops.pamr import PamrOptions, pamr
 from resclip_kernels.ops.patch_labels import PatchLabelsOptions, patch_labels
 from resclip_kernels.ops.proxy_attention import ProxyAttentionOptions, proxy_attention, proxy_rows
@@ -82,6 +86,7 @@ __all__ = [
     "FeedbackOptions",
     "Implementation",
     "KernelWarning",
+    "LaplacianPropagationOptions",
     "PamrOptions",
     "PatchLabelsOptions",
     "ProxyAttentionOptions",
@@ -115,6 +120,7 @@ __all__ = [
     "fast_linear",
     "feedback_matrix",
     "feedback_rows",
+    "laplacian_propagation",
     "linear_obstacle",
     "multiplies_bfloat16",
     "pamr",

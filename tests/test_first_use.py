@@ -191,6 +191,7 @@ def test_the_ops_own_kernels_pass(op: str, dtype: torch.dtype) -> None:
 
 def test_every_op_with_kernels_has_a_trial() -> None:
     assert sorted(TRIALS) == [
+        "laplacian_propagation",
         "pamr",
         "patch_labels",
         "proxy_attention",

@@ -19,6 +19,7 @@ from resclip_kernels import (
     CORRELATIONS,
     SemanticFeedback,
     feedback_matrix,
+    laplacian_propagation,
     pamr,
     patch_labels,
     proxy_attention,
@@ -220,6 +221,9 @@ def test_other_ops_are_those_of_torch(seed: int) -> None:
             pamr(image, masks, iterations=2, implementation=name),
             patch_labels(logits, picture, patch_size=(3, 3), implementation=name),
             proxy_attention(features, values, grid=(4, 5), implementation=name),
+            laplacian_propagation(
+                masks, image, features[0, :2].flatten(1), iterations=2, implementation=name
+            ),
             similarity_aggregation(
                 features.flatten(2).mT, values[:, 0], threshold=0.2, implementation=name
             ),

@@ -20,6 +20,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from resclip_kernels import (
     AttentionOptions,
+    laplacian_propagation,
     pamr,
     patch_labels,
     proxy_attention,
@@ -67,6 +68,19 @@ def test_proxy_attention(seed: int, rule: str | None, implementation: str) -> No
         feedback = semantic_feedback(labels, connectivity=rule, implementation="torch")
     options = {"grid": GRID, "feedback": feedback, "implementation": implementation}
     opcheck(proxy_attention, features, value, cut=0.1 if rule == "none" else None, **options)
+
+
+@both
+def test_laplacian_propagation(seed: int, implementation: str) -> None:
+    opcheck(
+        laplacian_propagation,
+        random(seed, 2, 3, 8, 13),
+        random(seed, 2, 3, 8, 13),
+        random(seed, 3, 6),
+        grid=4,
+        iterations=1,
+        implementation=implementation,
+    )
 
 
 @both
@@ -179,6 +193,7 @@ def calls(
     """A call of each op with its tensors as arguments."""
     chosen: dict[str, Any] = {"implementation": implementation}
     image, planes = random(seed, images, 3, 8, 12), random(seed, images, 4, *GRID)
+    rows = torch.nn.functional.normalize(random(seed, 4, 8), dim=1)
     features, values = random(seed, images, 16, 3, 4), random(seed, images, 1, 12, 16)
     labels = label_map(seed, batch=2, grid=(3, 4)).to(kernel_device())[:images]
     query, key, value = sample(seed)[:3]
@@ -209,6 +224,10 @@ def calls(
         ),
         "semantic_feedback": (lambda a: semantic_feedback(a, **chosen).row_sums, (labels,)),
         "proxy_attention": (proxy, (features, values, labels)),
+        "laplacian_propagation": (
+            lambda a, b, c: laplacian_propagation(a, b, c, grid=3, iterations=2, **chosen),
+            (image.mean(dim=1, keepdim=True) * rows[:, :1, None], image, rows),
+        ),
         "similarity_aggregation": (
             lambda a, b: similarity_aggregation(a, b, threshold=0.1, **chosen),
             (features.flatten(2).mT, values[:, 0]),
@@ -218,9 +237,7 @@ def calls(
 
 
 # The passes below compile the other two.
-@pytest.mark.parametrize(
-    "op", ("pamr", "patch_labels", "upsample_argmax", "proxy_attention", "similarity_aggregation")
-)
+@pytest.mark.parametrize("op", sorted({*calls(0)} - {"residual_attention", "semantic_feedback"}))
 def test_compiled_equals_eager(seed: int, op: str) -> None:
     call, tensors = calls(seed)[op]
     torch.compiler.reset()

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.gpu.case import LIBRARY
 from benchmarks.gpu.counts import Attention
 from benchmarks.gpu.graphs import check_graph
-from benchmarks.gpu.inputs import FUSED, Device
+from benchmarks.gpu.inputs import FUSED, Device, text
 from benchmarks.gpu.timing import FAILURES, shorten
 from benchmarks.reporting import store
 from resclip_kernels import (
@@ -29,6 +29,7 @@ from resclip_kernels import (
     Correlation,
     FeedbackOptions,
     feedback_matrix,
+    laplacian_propagation,
     pamr,
     patch_labels,
     proxy_attention,
@@ -291,6 +292,24 @@ def check_aggregation(device: Device, dtype: torch.dtype) -> Iterator[Error]:
         )
 
 
+def check_propagation(device: Device, dtype: torch.dtype) -> Iterator[Error]:
+    """A picture that is pooled, with a remainder, and one that is not."""
+    iterations = 2 if interpreting() else 25
+    for queries, size, grid in ((6, (70, 131), 20), (3, (9, 11), 80)):
+        rows = text(device, queries, 32).to(dtype)
+        logits = device.logits(2, queries, size, dtype)
+        guide = device.images(2, size, dtype)
+        tensors = (logits, guide, rows)
+        arguments: dict[str, Any] = {"grid": grid, "iterations": iterations}
+        yield budget(
+            laplacian_propagation(*tensors, implementation=FUSED, **arguments),
+            laplacian_propagation(*tensors, implementation="reference", **arguments),
+            laplacian_propagation(
+                *(tensor.double() for tensor in tensors), implementation="reference", **arguments
+            ),
+        )
+
+
 def required(tensor: Tensor | None) -> Tensor:
     """AssertionError where an output is missing."""
     if tensor is None:
@@ -306,6 +325,7 @@ CHECKS: dict[str, tuple[Callable[..., Iterator[Error]], tuple[str, ...]]] = {
     "upsample_argmax": (check_upsample, ("fp32", "fp16", "bf16")),
     "proxy_attention": (check_proxy, ("fp32", "fp16", "bf16")),
     "similarity_aggregation": (check_aggregation, ("fp32", "fp16", "bf16")),
+    "laplacian_propagation": (check_propagation, ("fp32", "fp16", "bf16")),
 }
 IEEE, GRAPH = "ieee", "graph"
 WAYS = (FUSED, IEEE, LIBRARY, GRAPH)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.counts import Attention
-from benchmarks.gpu.inputs import FUSED, Device
+from benchmarks.gpu.inputs import FUSED, Device, text
 from resclip_kernels import (
+    laplacian_propagation,
     pamr,
     patch_labels,
     proxy_attention,
@@ -102,6 +103,18 @@ def aggregation_call(device: Device, dtype: torch.dtype) -> Call:
     )
 
 
+def propagation_call(device: Device, dtype: torch.dtype) -> Call:
+    """A few planes, pooled."""
+    logits, guide = device.logits(2, 3, (21, 31), dtype), device.images(2, (21, 31), dtype)
+    rows = text(device, 3, 32).to(dtype)
+    return Call(
+        (logits, guide),
+        lambda: laplacian_propagation(
+            logits, guide, rows, grid=8, iterations=2, implementation=FUSED
+        ),
+    )
+
+
 CALLS: dict[str, Callable[[Device, torch.dtype], Call]] = {
     "residual_attention": attention_call,
     "semantic_feedback": feedback_call,
@@ -110,6 +123,7 @@ CALLS: dict[str, Callable[[Device, torch.dtype], Call]] = {
     "upsample_argmax": upsample_call,
     "proxy_attention": proxy_call,
     "similarity_aggregation": aggregation_call,
+    "laplacian_propagation": propagation_call,
 }
 
 
