@@ -18,7 +18,14 @@ from resclip.encoder.similarity import similarity
 from resclip.heat_maps import heat_maps, points
 from resclip.methods.pieces import Pieces, SecondPath
 from resclip.methods.steps import ClusterVote, KeySmoothing, PromptDenoising
-from resclip.steps.cluster_vote import (cluster_map, cluster_vote, correlation_of, dbscan, local_correlation, times_cls)
+from resclip.steps.cluster_vote import (
+    cluster_map,
+    cluster_vote,
+    correlation_of,
+    dbscan,
+    local_correlation,
+    times_cls,
+)
 from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
 from resclip_kernels import resize_planes
 
@@ -223,7 +230,9 @@ def test_cliptrase(name: str, implementation: str) -> None:
         logits = times_cls(logits, features.cls, text, scale)
         pixel_logits = resize_planes(scale * logits, size)
     # Queries for the background come last, and all of them are one class.
-    labels = pixel_logits.argmax(dim=1).clamp(max=len(text) - max(1, settings["background_queries"]))
+    labels = pixel_logits.argmax(dim=1).clamp(
+        max=len(text) - max(1, settings["background_queries"])
+    )
     assert (labels[0] == case["before_vote"]).float().mean() >= 0.999
     local = local_correlation(correlation[0])
     clusters = dbscan(local, settings["eps"], settings["min_samples"])

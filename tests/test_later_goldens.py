@@ -254,7 +254,9 @@ def test_purified_label_maps(name: str) -> None:
         f"class {number}" for number in range(queries - background)
     ]
     dense = DenseEncoder(
-        tower(case["heads"]), base=base, final_block="attention_and_mlp" if base == "sclip" else None
+        tower(case["heads"]),
+        base=base,
+        final_block="attention_and_mlp" if base == "sclip" else None,
     )
     step = ClassPurification(case["redundancy_threshold"], case["ambiguity_threshold"])
     made = segmenter(
