@@ -186,6 +186,8 @@ class FinalBlock:
 
     needs_trace: ClassVar[str] = ""
     """Why the block alone, without the run of all blocks, cannot be the method; empty where it can."""
+    streams: ClassVar[int] = 1
+    """How many sets of tokens go through the block."""
 
     def __init__(
         self,
@@ -321,6 +323,11 @@ class FinalBlock:
         other = copy.copy(self)
         other.tower = tower
         return other
+
+    @property
+    def kept_tokens(self) -> int:
+        """How many (B, L, D) are kept of the blocks before, beside RCS's."""
+        return 0
 
     def trace(self, pixels: Tensor, grid: tuple[int, int]) -> Trace:
         """What a forward pass of these pixels keeps of the blocks before this one."""

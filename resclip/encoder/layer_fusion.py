@@ -31,7 +31,8 @@ class FusionTrace(Trace):
 
     def after(self, step: BlockStep) -> Tensor:
         output = super().after(step)
-        self.keys.append(step.key)
+        # A copy: the view would keep the block's queries and values as well.
+        self.keys.append(step.key.contiguous())
         self.total = output if self.total is None else self.total + output
         return output
 
@@ -62,6 +63,7 @@ class FusedBlock(FinalBlock):
     """
 
     needs_trace = "averages the maps of all blocks"
+    streams = 2
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -70,6 +72,10 @@ class FusedBlock(FinalBlock):
                 "LayerFusion averages key-key maps without a residual: it takes correlation 'kk' and final_block "
                 f"'attention_only'; got {self.correlation.scores!r} and {self.kind!r}"
             )
+
+    @property
+    def kept_tokens(self) -> int:
+        return self.tower.depth + 1
 
     def trace(self, pixels: Tensor, grid: tuple[int, int]) -> FusionTrace:
         return FusionTrace(self, pixels, grid)

@@ -103,6 +103,10 @@ class SecondPathBlock(FinalBlock):
                 "SecondPath(own_cls=False)"
             )
 
+    @property
+    def kept_tokens(self) -> int:
+        return 1
+
     def trace(self, pixels: Tensor, grid: tuple[int, int]) -> PathTrace:
         return PathTrace(self, pixels, grid)
 

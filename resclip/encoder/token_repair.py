@@ -141,6 +141,18 @@ class RepairedBlock(FinalBlock):
                 "use another base or correlation"
             )
 
+    @property
+    def streams(self) -> int:  # type: ignore[override]
+        return 1 if self.pieces.stream is None else 2
+
+    @property
+    def kept_tokens(self) -> int:
+        compared = {self.before, self.similarity, self.after} - {0}
+        # Of the last block but one q, k and v are kept where they tell outliers.
+        outliers = self.pieces.outliers
+        last = 5 if outliers is not None and outliers.detector == "salience" else 0
+        return len(compared) + last + (self.pieces.stream is not None)
+
     def trace(self, pixels: Tensor, grid: tuple[int, int]) -> RepairTrace:
         return RepairTrace(self, pixels, grid)
 

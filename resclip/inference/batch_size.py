@@ -9,6 +9,7 @@ import math
 from torch import nn
 
 from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.encoder.trace import MAP_BYTES
 from resclip.inference.memory import format_bytes, free_memory, held_memory
 from resclip.methods.catalogue import SFR
 from resclip.models.proxy_models import ColourProxy, TimmProxy, whole_patches
@@ -72,6 +73,7 @@ def window_bytes(encoder: DenseEncoder, size: tuple[int, int], queries: int, cou
     # RCS keeps q and k of its blocks: views of one projection that holds v too, or rotated copies, which the kernel
     # copies once more into v's layout. ViT-B/16 at 224: four blocks, 16 × 0.6 MB per window.
     kept += 4 * len(encoder.layers) * tokens
+    kept += encoder.final.kept_tokens * tokens
     stages = [
         # A block's input, its norm, q, k and v, and the second norm before the MLP, which holds its hidden layer twice,
         # or three times with QuickGELU. Measured on ViT-B/16: 14 × 0.6 MB per window at 224.
@@ -87,6 +89,11 @@ def window_bytes(encoder: DenseEncoder, size: tuple[int, int], queries: int, cou
     features = 4 * count * patches * tower.output_dim * FLOAT
     # The final block's input, q, k and v, and the correlation's own projections with their inputs.
     final = (4 + 2 * encoder.correlation.projections) * tokens
+    if encoder.final.needs_trace:
+        # Each stream's tokens, q, k, v and attended values; what is averaged, compared and filled.
+        final += (8 * encoder.final.streams + 8) * tokens
+        # Maps that are read a few rows at a time, a softmax of them, and distances between patches.
+        final += 6 * min(MAP_BYTES, FLOAT * count * tower.heads * patches**2)
     if encoder.overview is not None:
         # The coarse pass's keys (two for "qq+kk") and values, once per image and once per window.
         side = encoder.overview.side or math.sqrt(height * width)
