@@ -321,17 +321,9 @@ def study_on(
     found = ""
     if rank() == 0:
         options = LearningOptions(images=arguments.learn_images)
-        path, learned = learned_file(folder, segmenter, learning[dataset.name], options)
+        path, sentence = learned_file(folder, segmenter, learning[dataset.name], options)
         found = str(path)
-        part = learning[dataset.name]
-        source = f"{min(arguments.learn_images, len(part))} of {part.description}"
-        if learned is None:
-            print(f"{dataset.name}: W_r was learned before from {source}: {path}")
-        else:
-            print(
-                f"{dataset.name}: W_r learned from {source}: of a patch's attention to others, "
-                f"{learned.share_before:.1%} lay on its class with the identity, {learned.share_after:.1%} with W_r"
-            )
+        print(f"{sentence}\n")
     # The first process has written it for all, on a disk that they share.
     return replace(study, vary=partial(sweeps.projections, Path(gather(found)[0])))
 
@@ -481,9 +473,10 @@ OTHERS: Mapping[str, Callable[[argparse.Namespace, Dataset, str | None], Finding
 
 
 def model_for(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Segmenter:
-    """A segmenter whose model is looked at, whatever its method."""
+    """A segmenter whose model is looked at, whatever its method; an image of one's own has the model's own size."""
     plain = argparse.Namespace(**{**vars(arguments), "correlation": None})
-    return segmenter_for(plain, "clip", dataset, device=device)
+    subject = dataset if arguments.image is None else replace(dataset, settings={})
+    return segmenter_for(plain, "clip", subject, device=device)
 
 
 def others_of(arguments: argparse.Namespace) -> list[str]:
