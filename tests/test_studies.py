@@ -57,6 +57,8 @@ from resclip.evaluation.tables import ablation_tables
 from resclip.io.images import ImageError
 from resclip.methods.catalogue import ProxyAttention
 from resclip.models.proxy_models import ColourProxy
+from resclip.visualization.panels import draw_panels
+from resclip.visualization.sheets import HeatMap
 
 THREE = open_dataset("builtin", count=3, size=56)  # 7 × 7 patches
 
@@ -288,6 +290,18 @@ def test_the_point_that_is_chosen_lies_in_the_rarest_class() -> None:
     labels = image.labels()
     sizes = dict(zip(*np.unique(labels, return_counts=True), strict=True))
     assert sizes[labels[row, column]] == min(size for size in sizes.values() if size >= 2)
+
+
+def test_a_sheet_of_many_maps_goes_on_in_further_rows() -> None:
+    """Seven maps and the image: two rows of at most five panels, each map with its own place."""
+    image = np.full((40, 60, 3), 200, np.uint8)
+    maps = [HeatMap(f"map {number}", np.eye(4) * (number + 1)) for number in range(7)]
+    sheet, few = draw_panels(image, (30.0, 20.0), maps), draw_panels(image, (30.0, 20.0), maps[:4])
+    assert sheet.width == few.width
+    assert sheet.height > 1.8 * few.height
+    assert np.array_equal(np.asarray(sheet)[: few.height - 40], np.asarray(few)[:-40])
+    with pytest.raises(ValueError, match="at least one map"):
+        draw_panels(image, (0.0, 0.0), [])
 
 
 def test_models_that_cannot_be_fetched_are_named_and_left_out(

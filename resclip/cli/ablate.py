@@ -286,9 +286,9 @@ def learning_datasets(
             values["scenes"] = arguments.learn_images
         others = ("scenes", "size") if name != SCENES else ()
         values |= dict.fromkeys((*others, "ignore_index", "label_offset"))
-        values["root"] = [
-            text for text in arguments.root if "=" not in text or text.startswith(f"{name}=")
-        ]
+        # Folders of the other datasets.
+        foreign = tuple(f"{dataset.name}=" for dataset in datasets if dataset.name != name)
+        values["root"] = [text for text in arguments.root if not text.startswith(foreign)]
         return open_datasets(argparse.Namespace(**values))[0]
 
     measured, learning = [], {}
