@@ -68,7 +68,9 @@ def vocabulary() -> Vocabulary:
     return load(classes=CLASS_NAMES, device="cpu").vocabulary
 
 
+@cache
 def segmenter(base: str = "clip", **options: Any) -> Segmenter:
+    """Shared by the tests, which change nothing of it."""
     given = {"classes": vocabulary(), "method": base, "device": "cpu", "short_side": 0}
     return load(**{**given, **options})
 
