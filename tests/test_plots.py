@@ -16,7 +16,17 @@ from report_support import EVERYTHING, ablation, column, row, study
 
 from resclip.evaluation import plots
 from resclip.evaluation.metrics import Scores
-from resclip.evaluation.plots import FORMATS, check_matplotlib, plot_classes, plot_study
+from resclip.evaluation.plots import (
+    FORMATS,
+    Curve,
+    PairHistogram,
+    check_matplotlib,
+    plot_classes,
+    plot_curves,
+    plot_gains,
+    plot_pair_histograms,
+    plot_study,
+)
 from resclip.evaluation.report import DatasetReport, MethodResult
 
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
@@ -200,3 +210,56 @@ def test_no_study_to_draw_and_unknown_formats_are_refused(number: int, tmp_path:
         plot_study(came.findings[number], empty, tmp_path / "a.png")
     plot_study(came.findings[number], figures, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Plots of the papers' studies
+
+
+def test_curves_are_lines_and_single_values_are_points(drawn: list[Figure]) -> None:
+    curves = [Curve(f"curve {number}", [0.0, 1.0], [0.5, 0.1 * number]) for number in range(9)]
+    plot_curves(
+        "title",
+        ("x", "y"),
+        [*curves, Curve("one value", [1.0], [0.3])],
+        Path("plot.png"),
+        limits=((0, 1), (0, 2)),
+        level=("chance", 0.25),
+    )
+    lines = axes_of(drawn).lines
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines[:9]}
+    assert len(looks) == 9  # There are eight colours.
+    assert (lines[9].get_linestyle(), lines[9].get_marker()) != ("-", "")
+    assert lines[9].get_linestyle() == "None"
+    assert list(lines[10].get_ydata()) == [0.25, 0.25]
+    assert legend_of(drawn)[-2:] == ["one value", "chance: 0.250"]
+    assert axes_of(drawn).get_ylim() == (0, 2)
+
+
+def test_histograms_have_an_area_of_one_and_end_where_the_pairs_do(drawn: list[Figure]) -> None:
+    edges = np.linspace(-1, 1, 21)
+    same, other = np.zeros((2, 20), np.int64)
+    same[15], other[12] = 300, 7
+    panels = [PairHistogram(name, "S", edges, same, other) for name in ("before", "after")]
+    plot_pair_histograms("title", panels, Path("plot.png"))
+    assert [axes.get_title() for axes in drawn[0].axes] == ["before", "after"]
+    for axes in drawn[0].axes:
+        low, high = axes.get_xlim()
+        assert 0.1 < low < 0.2
+        assert 0.6 < high < 0.7
+        for patch in axes.patches:
+            values, ends, _ = patch.get_data()  # type: ignore[attr-defined]
+            assert (values * np.diff(ends)).sum() == pytest.approx(1)
+    assert legend_of(drawn) == ["pairs of one class", "pairs of two classes"]
+
+
+def test_gains_are_bars_from_zero_with_their_figures(drawn: list[Figure]) -> None:
+    gains = {"naclip": {"RCS": 1.25, "SFR": -0.5}, "maskclip": {"RCS": 0.0, "SFR": None}}
+    plot_gains("title", gains, "gain", Path("plot.png"))
+    axes = axes_of(drawn)
+    lengths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert lengths == [[1.25, 0.0], [-0.5, 0.0]]
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["+1.2", "+0.0", "-0.5", "–"]
+    low, high = axes.get_xlim()
+    assert low < -0.5 < 1.25 < high
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["naclip", "maskclip"]

@@ -28,14 +28,14 @@ from resclip.cli.options import (
     show_tables,
     whole_number,
 )
+from resclip.cli.patch_studies import NAMED_IMAGE, run_other, show_problems
 from resclip.evaluation.studies.catalogue import STUDIES, check_names, listing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from resclip.evaluation.ablation import Ablation, Study
     from resclip.evaluation.datasets import Dataset
-    from resclip.evaluation.studies.findings import Finding
     from resclip.segmenter import Segmenter
 
 
@@ -47,8 +47,6 @@ IMAGES = 100
 """Images that a study of patches looks at by default."""
 LEARN_IMAGES = 64
 """Images that a projection is learned from by default, as in SCLIP's paper."""
-NAMED_IMAGE = ("attention-by-layer", "maps")
-"""The studies of one patch of one image, whose result is a picture."""
 
 DESCRIPTION = f"""\
 The papers' own studies: options varied one at a time, each setting measured, and what attention and similarities look
@@ -286,9 +284,9 @@ def learning_datasets(
             values["scenes"] = arguments.learn_images
         others = ("scenes", "size") if name != SCENES else ()
         values |= dict.fromkeys((*others, "ignore_index", "label_offset"))
-        values["root"] = [
-            text for text in arguments.root if "=" not in text or text.startswith(f"{name}=")
-        ]
+        # Folders of the other datasets.
+        foreign = tuple(f"{dataset.name}=" for dataset in datasets if dataset.name != name)
+        values["root"] = [text for text in arguments.root if not text.startswith(foreign)]
         return open_datasets(argparse.Namespace(**values))[0]
 
     measured, learning = [], {}
@@ -321,17 +319,9 @@ def study_on(
     found = ""
     if rank() == 0:
         options = LearningOptions(images=arguments.learn_images)
-        path, learned = learned_file(folder, segmenter, learning[dataset.name], options)
+        path, sentence = learned_file(folder, segmenter, learning[dataset.name], options)
         found = str(path)
-        part = learning[dataset.name]
-        source = f"{min(arguments.learn_images, len(part))} of {part.description}"
-        if learned is None:
-            print(f"{dataset.name}: W_r was learned before from {source}: {path}")
-        else:
-            print(
-                f"{dataset.name}: W_r learned from {source}: of a patch's attention to others, "
-                f"{learned.share_before:.1%} lay on its class with the identity, {learned.share_after:.1%} with W_r"
-            )
+        print(f"{sentence}\n")
     # The first process has written it for all, on a disk that they share.
     return replace(study, vary=partial(sweeps.projections, Path(gather(found)[0])))
 
@@ -387,134 +377,6 @@ def models_of(arguments: argparse.Namespace) -> list[tuple[str, str | None]]:
             f"for a model that brings its weights); got {len(tags)}"
         )
     return list(zip(models, tags, strict=True))
-
-
-def run_other(
-    name: str, arguments: argparse.Namespace, datasets: Sequence[Dataset], device: str | None
-) -> int:
-    """Carry out a study that is no sweep, in the first process alone; the exit status."""
-    from resclip.evaluation.distributed import rank
-
-    if rank() != 0:
-        return 0
-    status = 0
-    # One image of one's own is looked at once, by the settings of the first dataset.
-    for dataset in datasets[:1] if arguments.image and name in NAMED_IMAGE else datasets:
-        finding = OTHERS[name](arguments, dataset, device)
-        print(finding.text(), end="\n\n")
-        if arguments.out is not None:
-            paths = finding.write(arguments.out)
-            print(f"{', '.join(map(str, paths))}\n")
-        lines = [f"{dataset.name}, {one.name}: {one.reason}" for one in finding.problems]
-        show_problems(lines)
-        status |= int(bool(lines))
-    return status
-
-
-def show_problems(lines: Sequence[str]) -> None:
-    """Name what was left out, on stderr."""
-    import sys
-
-    from resclip.cli.options import explain
-
-    for line in lines:
-        print(f"resclip: left out: {explain(line)}", file=sys.stderr)
-
-
-def find_similarity(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
-    """`patch-similarity`."""
-    from resclip.evaluation.studies.other_models import DINO, open_models, usual_names
-    from resclip.evaluation.studies.patch_similarity import patch_similarity
-
-    segmenter = model_for(arguments, dataset, device)
-    names = others_of(arguments) or usual_names(arguments.model, [DINO])
-    others = open_models(names, segmenter, need_one=False)
-    return patch_similarity(segmenter, dataset, others, arguments.images)
-
-
-def find_invariance(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
-    """`spatial-invariance`."""
-    from resclip.evaluation.studies.spatial_invariance import spatial_invariance
-
-    return spatial_invariance(model_for(arguments, dataset, device), dataset, arguments.images)
-
-
-def find_proxy_similarity(
-    arguments: argparse.Namespace, dataset: Dataset, device: str | None
-) -> Finding:
-    """`proxy-similarity`."""
-    from resclip.evaluation.studies.proxy_similarity import proxy_similarity
-
-    base = arguments.base or "proxyclip"
-    segmenter = segmenter_for(arguments, base, dataset, device=device)
-    return proxy_similarity(segmenter, dataset, arguments.images)
-
-
-def find_layers(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
-    """`attention-by-layer`."""
-    from resclip.evaluation.studies.query_maps import attention_by_layer
-
-    segmenter = model_for(arguments, dataset, device)
-    return attention_by_layer(segmenter, *query_of(arguments, segmenter, dataset))
-
-
-def find_maps(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:
-    """`maps`."""
-    from resclip.evaluation.studies.other_models import DINO, SAM, open_models, usual_names
-    from resclip.evaluation.studies.query_maps import model_maps
-
-    segmenter = model_for(arguments, dataset, device)
-    names = others_of(arguments) or usual_names(arguments.model, [DINO, SAM])
-    others = open_models(names, segmenter, need_one=True)
-    image, patch, subject = query_of(arguments, segmenter, dataset)
-    return model_maps(segmenter, image, patch, others, subject)
-
-
-OTHERS: Mapping[str, Callable[[argparse.Namespace, Dataset, str | None], Finding]] = {
-    "attention-by-layer": find_layers,
-    "spatial-invariance": find_invariance,
-    "patch-similarity": find_similarity,
-    "proxy-similarity": find_proxy_similarity,
-    "maps": find_maps,
-}
-"""The studies that are no sweeps, gain aside: each makes its finding on a dataset."""
-
-
-def model_for(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Segmenter:
-    """A segmenter whose model is looked at, whatever its method."""
-    plain = argparse.Namespace(**{**vars(arguments), "correlation": None})
-    return segmenter_for(plain, "clip", dataset, device=device)
-
-
-def others_of(arguments: argparse.Namespace) -> list[str]:
-    """The models that --others names; none where it is left out."""
-    return [name.strip() for name in arguments.others.split(",")] if arguments.others else []
-
-
-def query_of(
-    arguments: argparse.Namespace, segmenter: Segmenter, dataset: Dataset
-) -> tuple[Any, tuple[int, int], str]:
-    """The image, the patch, and what files are called after.
-
-    Raises:
-        ValueError: a point that is none, or outside the image.
-        ImageError: --image names no image.
-    """
-    from resclip.evaluation.studies.query_maps import first_image, own_image, patch_at
-
-    if arguments.image is None:
-        image, subject = first_image(segmenter, dataset), dataset.name
-    else:
-        image, subject = own_image(segmenter, arguments.image), Path(arguments.image).stem
-    point = None
-    if arguments.query is not None:
-        found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", arguments.query)
-        if found is None:
-            raise ValueError(
-                f'expected --query X,Y in whole pixels, such as "120,80", got {arguments.query[:80]!r}'
-            )
-        point = int(found[1]), int(found[2])
-    return image, patch_at(image, point), subject
 
 
 def options_of(arguments: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:

@@ -140,7 +140,8 @@ def show_methods(_: argparse.Namespace) -> int:
     show(
         "",
         "options after the name, separated by commas: temperature=T (below 1 sharpens), window=W (odd, in patches), "
-        "layer=N (an early block's attention), projections=N and seed=S (random)",
+        "layer=N (an early block's attention), blocks=N (in the last N blocks), projections=N and seed=S (random), "
+        "path=FILE (learned)",
     )
     print("\nPieces (--piece NAME, NAME:OPTIONS or NAME:none), in the order in which they act")
     for name, kind in KINDS.items():

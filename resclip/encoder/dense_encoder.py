@@ -75,7 +75,7 @@ class DenseEncoder(nn.Module):
         correlation: what is compared, as a `Correlation` or its text; None for the base's own.
         proxy: for base "proxyclip" the vision model: a function of normalised pixels (B, 3, H, W) that returns
             features (B, C, H_v, W_v), such as `resclip.models.proxy_models.find_proxy` makes.
-        proxy_attention: ProxyCLIP's β and γ; None for the base's own.
+        proxy_attention: ProxyCLIP's β, γ and mask; None for the base's own.
         overview: the final block also attends to a coarse pass over the whole image, of which the pixels given to
             `forward` are a window; None: to these pixels alone.
         pieces: what is done to tokens and maps beside the attention; None: the base's own.

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resclip.evaluation.datasets.base import Dataset, DatasetError
-from resclip.evaluation.studies.patches import UNLABELLED, LabelledImages, spread
+from resclip.evaluation.studies.patches import UNLABELLED, LabelledImage, LabelledImages, spread
 from resclip.io.files import make_folder, write_atomically
 from resclip.methods.correlation import PROJECTION
 from resclip.models.tower import split_heads
@@ -67,14 +69,19 @@ class Patches(NamedTuple):
     """(m,) int64."""
 
 
+class NamedPatches(NamedTuple):
+    """The patches of one image of a dataset."""
+
+    name: str
+    patches: Patches
+
+
 @dataclass(frozen=True)
 class Learned:
     """A projection and what it came to on the images that it was learned from."""
 
     matrix: Tensor
-    """(D, D) float32; x is multiplied by it from the left."""
-    images: int
-    patches: int
+    """(D, D) float32, by which x is multiplied."""
     share_before: float
     """Of a patch's attention to other patches, the share on those of its own class, with the identity: 0 to 1."""
     share_after: float
@@ -124,24 +131,13 @@ def learning_part(
     return measured, replace(dataset, samples=parts[1], problems=())
 
 
-def collect(segmenter: Segmenter, dataset: Dataset, options: LearningOptions) -> list[Patches]:
+def collect(segmenter: Segmenter, dataset: Dataset, options: LearningOptions) -> list[NamedPatches]:
     """The patches that a projection is learned from: of the middle window of each image, as the segmenter cuts it."""
     found = []
     encoder = segmenter.encoder
     tower = encoder.tower
-    window = segmenter.pipeline.window
     for image in LabelledImages(dataset, segmenter, options.images):
-        pixels, labels = image.pixels, image.labels()
-        if window:
-            slices = []
-            for patches, side in zip(image.grid, tower.patch_size, strict=True):
-                kept = min(patches, max(1, window // side))
-                first = (patches - kept) // 2
-                slices.append(
-                    (slice(first * side, (first + kept) * side), slice(first, first + kept))
-                )
-            (row_pixels, rows), (column_pixels, columns) = slices
-            pixels, labels = pixels[:, :, row_pixels, column_pixels], labels[rows, columns]
+        pixels, labels = middle_window(image, segmenter.pipeline.window, tower.patch_size)
         with torch.no_grad():
             inputs = encoder.run_blocks(pixels)
             normed = tower.norm(tower.block_list[-1], inputs.tokens)[0, int(tower.has_cls) :]
@@ -152,10 +148,24 @@ def collect(segmenter: Segmenter, dataset: Dataset, options: LearningOptions) ->
         classes, sizes = np.unique(flat[chosen], return_counts=True)
         if len(classes) > 1 and sizes.max() > 1:
             index = torch.from_numpy(chosen).to(normed.device)
-            found.append(
-                Patches(normed[index].float(), torch.from_numpy(flat[chosen]).to(normed.device))
+            chosen_patches = Patches(
+                normed[index].float(), torch.from_numpy(flat[chosen]).to(normed.device)
             )
+            found.append(NamedPatches(image.name, chosen_patches))
     return found
+
+
+def middle_window(
+    image: LabelledImage, window: int, patch_size: tuple[int, int]
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """The pixels and the patches' labels of a window in the middle of an image; of all of it where `window` is 0."""
+    pixels, labels = image.pixels, image.labels()
+    for axis, (patches, side) in enumerate(zip(image.grid, patch_size, strict=True)):
+        kept = min(patches, max(1, window // side)) if window else patches
+        first = (patches - kept) // 2
+        pixels = pixels.narrow(2 + axis, first * side, kept * side)
+        labels = labels.take(range(first, first + kept), axis=axis)
+    return pixels, labels
 
 
 def class_attention(patches: Patches, matrix: Tensor, heads: int) -> Tensor:
@@ -210,8 +220,7 @@ def learn(images: Sequence[Patches], heads: int, options: LearningOptions) -> Le
         torch.stack(losses).mean().backward()
         optimiser.step()
     learned = matrix.detach().cpu()
-    count = sum(len(image.labels) for image in images)
-    return Learned(learned, len(images), count, before, share(matrix.detach()))
+    return Learned(learned, before, share(matrix.detach()))
 
 
 def projection_path(
@@ -228,17 +237,32 @@ def projection_path(
 
 def learned_file(
     folder: Path, segmenter: Segmenter, dataset: Dataset, options: LearningOptions
-) -> tuple[Path, Learned | None]:
-    """A projection's file, and what was learned; None where the file was there already.
+) -> tuple[Path, str]:
+    """A projection's file, which is made unless it is there, and a sentence on what it was learned from.
+
+    The file's metadata holds that sentence, the options and the names of the images.
 
     Raises:
         ValueError: as `learn`.
         OSError: the file cannot be written.
     """
     path = projection_path(folder, segmenter, dataset, options)
-    if path.exists():
-        return path, None
-    learned = learn(collect(segmenter, dataset, options), segmenter.encoder.tower.heads, options)
-    make_folder(folder)
-    write_atomically(path, safetensors.torch.save({PROJECTION: learned.matrix.contiguous()}))
-    return path, learned
+    if not path.exists():
+        images = collect(segmenter, dataset, options)
+        learned = learn([image.patches for image in images], segmenter.encoder.tower.heads, options)
+        sentence = (
+            f"{dataset.name}: W_r is learned from {len(images)} of {dataset.description}, in {options.steps} steps "
+            f"from the identity: of a patch's attention to the other patches of its image, "
+            f"{learned.share_before:.1%} lay on its own class before, {learned.share_after:.1%} after."
+        )
+        metadata = {
+            "learned": sentence,
+            "options": json.dumps(asdict(options)),
+            "images": json.dumps([image.name for image in images]),
+        }
+        content = safetensors.torch.save({PROJECTION: learned.matrix.contiguous()}, metadata)
+        make_folder(folder)
+        write_atomically(path, content)
+    with safetensors.safe_open(path, framework="pt") as file:
+        found = file.metadata() or {}
+    return path, found.get("learned", f"{dataset.name}: W_r comes from {path}.")

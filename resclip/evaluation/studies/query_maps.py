@@ -31,6 +31,7 @@ from resclip.visualization.sheets import HeatMap, strongest_share
 
 STRONGEST = 0.1
 """Fraction of the patches whose share of a map is in the table."""
+SAME_CLASS = "same class: of what lies on patches, the share of those of the patch's own class."
 FEWEST = 2
 """A class has to have so many patches for one of them to be looked at where no point is named."""
 
@@ -140,10 +141,9 @@ def attention_by_layer(
         ("block", "on [CLS]", "on itself", "strongest 10 %", "same class"),
         lines,
         [
-            (
-                "Shares of the patch's query-key attention, averaged over heads; strongest 10 % and same class: of "
-                "what lies on patches, the share of the strongest tenth and of patches of the same class."
-            )
+            "Shares of the patch's query-key attention, averaged over heads.",
+            "strongest 10 %: of what lies on patches, the share of the strongest tenth.",
+            SAME_CLASS,
         ],
     )
 
@@ -197,7 +197,8 @@ def model_maps(
         ("map", "strongest 10 %", "same class"),
         lines,
         [
-            "Shares of a map, its entries below 0 left out, on its strongest tenth and on patches of the same class.",
+            "strongest 10 %: the share of a map's strongest tenth, its entries below 0 left out.",
+            SAME_CLASS,
             *others.missing,
         ],
     )
@@ -230,6 +231,7 @@ def query_finding(
 
     if all(line["same class"] is None for line in lines):
         columns = [column for column in columns if column != "same class"]
+        notes = [note for note in notes if note != SAME_CLASS]
         lines = [{name: line[name] for name in columns} for line in lines]
     return Finding(
         study,
