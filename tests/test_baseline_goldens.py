@@ -19,13 +19,21 @@ from resclip.encoder.similarity import similarity
 from resclip.heat_maps import heat_maps, points
 from resclip.methods.pieces import Pieces, SecondPath
 from resclip.methods.steps import ClusterVote, KeySmoothing, PromptDenoising
-from resclip.steps.cluster_vote import (cluster_map, cluster_vote, correlation_of, dbscan, local_correlation, times_cls)
+from resclip.steps.cluster_vote import (
+    cluster_map,
+    cluster_vote,
+    correlation_of,
+    dbscan,
+    local_correlation,
+    times_cls,
+)
 from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
 from resclip_kernels import resize_planes
+from resclip_kernels.launch import watch
 
 IMPLEMENTATIONS = ("torch", "reference")
 BASES = {"gem": "gem", "clip_surgery": "clipsurgery", "cliptrase": "cliptrase"}
-POSITIONS = {"cliptrase": "released", "gem": "antialias", "clipsurgery": "bilinear"}
+MODULE_CASES = ("gem_modules", "surgery_modules", "cliptrase_modules")
 
 
 @functools.cache
@@ -60,9 +68,8 @@ def encoder(name: str, implementation: str = "torch", **changes: Any) -> DenseEn
     if "sfr" in case:
         temperature, weight = case["sfr"]
         settings["sfr"] = SFR(weight, temperature, case["label_threshold"])
-    device = settings.pop("device", "cpu")
     settings |= {"implementation": implementation, **changes}
-    return DenseEncoder(tower().to(device), **settings)
+    return DenseEncoder(tower(), **settings)
 
 
 def check(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -73,18 +80,32 @@ def check(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     assert (got - expected).abs().max() / expected.abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", [name for name in cases() if name.endswith("_modules")])
-def test_modules(name: str, implementation: str) -> None:
-    case = recorded(name)
-    dense = encoder(name, implementation)
-    features = dense(case["image"][None], case["text"])
-    assert torch.equal(features.feedback_labels[0], case["labels"])
-    check(torch.cat([features.cls[:, None], features.patches.flatten(1, 2)], 1)[0], case["tokens"])
-
-
 def tokens_of(features: Any) -> Tensor:
     return torch.cat([features.cls[:, None], features.patches.flatten(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", MODULE_CASES)
+def test_modules(name: str, implementation: str) -> None:
+    """RCS alone, then with SFR, whose labels come from the method's own logits."""
+    case = recorded(name)
+    image = case["image"][None]
+    check(tokens_of(encoder(name, implementation, sfr=None)(image))[0], case["tokens_rcs"])
+    features = encoder(name, implementation)(image, case["text"])
+    assert torch.equal(features.feedback_labels[0], case["labels"])
+    check(tokens_of(features)[0], case["tokens"])
+
+
+@pytest.mark.parametrize("name", ("gem_batched", "surgery_wide", "cliptrase_background"))
+def test_tokens_by_the_kernels(name: str) -> None:
+    """Of one image each: interpreted, a block takes about a second."""
+    case, device = recorded(name), kernel_device()
+    image, tokens = case["image"], case["tokens"]
+    image, tokens = (image[:1], tokens[:1]) if image.ndim == 4 else (image[None], tokens[None])
+    with watch() as watcher:
+        features = encoder(name, "triton").to(device)(image.to(device))
+    assert "base_kernel" in watcher.names()
+    check(tokens_of(features), tokens)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -161,18 +182,29 @@ def released_maskclip_tower() -> Any:
     return visual
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", names("maskclip_"))
-def test_maskclip(name: str, implementation: str) -> None:
-    """On a tower with the released program's own ε and GELU, see `released_maskclip_tower`."""
-    settings, case = cases()[name], recorded(name)
-    dense = DenseEncoder(
+def maskclip(implementation: str) -> DenseEncoder:
+    return DenseEncoder(
         released_maskclip_tower(),
         base="maskclip",
         final_block="full_residual",
         position="bicubic",
         implementation=implementation,
     )
+
+
+def test_maskclip_by_the_kernels() -> None:
+    case, device = recorded("maskclip_padded"), kernel_device()
+    image = F.pad(case["image"], (0, 8, 0, 10))[None]  # 150 × 200 pixels, to whole patches.
+    patches = maskclip("triton").to(device)(image.to(device)).patches
+    check(patches[0].flatten(0, 1), case["tokens"])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", names("maskclip_"))
+def test_maskclip(name: str, implementation: str) -> None:
+    """On a tower with the released program's own ε and GELU, see `released_maskclip_tower`."""
+    settings, case = cases()[name], recorded(name)
+    dense = maskclip(implementation)
     image = case["image"]
     # The released program fills the last patches with zeros after normalisation.
     image = F.pad(image, (0, -image.shape[2] % 16, 0, -image.shape[1] % 16))[None]
@@ -224,7 +256,9 @@ def test_cliptrase(name: str, implementation: str) -> None:
         logits = times_cls(logits, features.cls, text, scale)
         pixel_logits = resize_planes(scale * logits, size)
     # Queries for the background come last, and all of them are one class.
-    labels = pixel_logits.argmax(dim=1).clamp(max=len(text) - max(1, settings["background_queries"]))
+    labels = pixel_logits.argmax(dim=1).clamp(
+        max=len(text) - max(1, settings["background_queries"])
+    )
     assert (labels[0] == case["before_vote"]).float().mean() >= 0.999
     local = local_correlation(correlation[0])
     clusters = dbscan(local, settings["eps"], settings["min_samples"])

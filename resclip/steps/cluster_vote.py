@@ -142,11 +142,12 @@ def neighbours(rows: Tensor, eps: float) -> Tensor:
     near = torch.zeros(len(rows), len(rows), dtype=torch.bool, device=rows.device)
     for top in range(0, len(rows), BLOCK):
         left = wide[top : top + BLOCK] - mean
-        for start in range(0, len(rows), BLOCK):
+        for start in range(top, len(rows), BLOCK):
             right = wide[start : start + BLOCK] - mean
             squares = left.square().sum(1)[:, None] + right.square().sum(1)
-            distances = squares - 2 * (left @ right.mT)
-            near[top : top + BLOCK, start : start + BLOCK] = distances <= eps * eps
+            block = squares - 2 * (left @ right.mT) <= eps * eps
+            near[start : start + BLOCK, top : top + BLOCK] = block.mT
+            near[top : top + BLOCK, start : start + BLOCK] = block
     return near.fill_diagonal_(True)
 
 
@@ -170,7 +171,9 @@ def cluster_map(
     """
     count = int(clusters.max()) + 1
     if count < 1:
-        raise ValueError("expected at least one cluster; got noise alone: keep the labels as they are")
+        raise ValueError(
+            "expected at least one cluster; got noise alone: keep the labels as they are"
+        )
     best = torch.full(size, -torch.inf, dtype=local.dtype, device=local.device)
     winner = torch.zeros(size, dtype=torch.int64, device=local.device)
     for number in range(count):
