@@ -228,7 +228,8 @@ def vote(labels: Tensor, regions: Tensor) -> Tensor:
     kinds = int(labels.max()) + 1
     pairs = regions * kinds + labels.long()
     counts = torch.bincount(pairs.flatten(), minlength=(int(regions.max()) + 1) * kinds)
-    return counts.unflatten(0, (-1, kinds)).argmax(dim=1).to(labels.dtype)[regions]
+    winners: Tensor = counts.unflatten(0, (-1, kinds)).argmax(dim=1).to(labels.dtype)
+    return winners[regions]
 
 
 def times_cls(logits: Tensor, cls: Tensor, text: Tensor, scale: float = 100.0) -> Tensor:
