@@ -192,3 +192,13 @@ def test_a_map_of_noise_alone_is_refused() -> None:
         cluster_map(torch.eye(4), torch.full((4,), -1), (2, 2), (8, 8))
     with pytest.raises(ValueError, match=r"regions must be \(H, W\) = \(2, 2\)"):
         vote(torch.ones(2, 2).long(), torch.zeros(2, 3).long())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_clusters(seed: int) -> None:
+    torch.manual_seed(seed)
+    labels, correlation = torch.randint(4, (1, 40, 72)), halves((5, 9), 4)[None]
+    expected = cluster_vote(labels, correlation, (5, 9), ClusterVote())
+    voted = cluster_vote(labels.cuda(), correlation.cuda(), (5, 9), ClusterVote())
+    assert torch.equal(voted.cpu(), expected)
