@@ -210,8 +210,9 @@ def test_maskclip(name: str, implementation: str) -> None:
     image = F.pad(image, (0, -image.shape[2] % 16, 0, -image.shape[1] % 16))[None]
     features = dense(image)
     check(features.patches[0].flatten(0, 1), case["tokens"])
-    tokens, trace = dense._run_blocks(image)
-    keys = dense.final.patch_keys(tokens, trace.grid)
+    inputs = dense.run_blocks(image)
+    with torch.no_grad():
+        keys = dense.final.patch_keys(inputs.tokens, inputs.grid)
     check(keys[0], case["keys"])
     logits = dense.final.logits(features.patches, features.cls, case["text"])
     check(logits[0], case["logits"])
