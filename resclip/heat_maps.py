@@ -177,7 +177,7 @@ def points(
     Raises:
         TypeError, ValueError: shapes or options that do not fit.
     """
-    several = maps.ndim == 3 if isinstance(maps, Tensor) else False
+    several = isinstance(maps, Tensor) and maps.ndim == 3
     check_float("maps", maps, 3 if several else 2, "(T, h, w)" if several else "(h, w)")
     if 0 in maps.shape:
         raise ValueError(f"maps must hold a text and a patch, at least; got {tuple(maps.shape)}")
@@ -202,9 +202,9 @@ def points(
 
 def ranked_cells(plane: Tensor, threshold: float, downsample: int) -> tuple[Tensor, Tensor]:
     """Numbers of the cells of (h, w) that are positive points, and of those that are negative ones."""
-    cells = tuple(max(1, side // downsample) for side in plane.shape)
+    rows, columns = (max(1, side // downsample) for side in plane.shape)
     wide = plane.to(torch.promote_types(plane.dtype, torch.float32))
-    flat = stretched(resize_planes(wide[None, None], cells)[0, 0]).flatten()
+    flat = stretched(resize_planes(wide[None, None], (rows, columns))[0, 0]).flatten()
     order = flat.argsort(stable=True)
     count = min(int((flat >= threshold).sum()), len(flat) // 2)
     return order[len(flat) - count :], order[:count]

@@ -28,10 +28,11 @@ from resclip.steps.cluster_vote import (
 )
 from resclip.steps.prompt_denoising import denoise_prompts, smooth_by_keys
 from resclip_kernels import resize_planes
+from resclip_kernels.launch import watch
 
 IMPLEMENTATIONS = ("torch", "reference")
 BASES = {"gem": "gem", "clip_surgery": "clipsurgery", "cliptrase": "cliptrase"}
-POSITIONS = {"cliptrase": "released", "gem": "antialias", "clipsurgery": "bilinear"}
+MODULE_CASES = ("gem_modules", "surgery_modules", "cliptrase_modules")
 
 
 @functools.cache
@@ -66,9 +67,8 @@ def encoder(name: str, implementation: str = "torch", **changes: Any) -> DenseEn
     if "sfr" in case:
         temperature, weight = case["sfr"]
         settings["sfr"] = SFR(weight, temperature, case["label_threshold"])
-    device = settings.pop("device", "cpu")
     settings |= {"implementation": implementation, **changes}
-    return DenseEncoder(tower().to(device), **settings)
+    return DenseEncoder(tower(), **settings)
 
 
 def check(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -79,18 +79,32 @@ def check(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     assert (got - expected).abs().max() / expected.abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", [name for name in cases() if name.endswith("_modules")])
-def test_modules(name: str, implementation: str) -> None:
-    case = recorded(name)
-    dense = encoder(name, implementation)
-    features = dense(case["image"][None], case["text"])
-    assert torch.equal(features.feedback_labels[0], case["labels"])
-    check(torch.cat([features.cls[:, None], features.patches.flatten(1, 2)], 1)[0], case["tokens"])
-
-
 def tokens_of(features: Any) -> Tensor:
     return torch.cat([features.cls[:, None], features.patches.flatten(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", MODULE_CASES)
+def test_modules(name: str, implementation: str) -> None:
+    """RCS alone, then with SFR, whose labels come from the method's own logits."""
+    case = recorded(name)
+    image = case["image"][None]
+    check(tokens_of(encoder(name, implementation, sfr=None)(image))[0], case["tokens_rcs"])
+    features = encoder(name, implementation)(image, case["text"])
+    assert torch.equal(features.feedback_labels[0], case["labels"])
+    check(tokens_of(features)[0], case["tokens"])
+
+
+@pytest.mark.parametrize("name", ("gem_batched", "surgery_wide", "cliptrase_background"))
+def test_tokens_by_the_kernels(name: str) -> None:
+    """Of one image each: interpreted, a block takes about a second."""
+    case, device = recorded(name), kernel_device()
+    image, tokens = case["image"], case["tokens"]
+    image, tokens = (image[:1], tokens[:1]) if image.ndim == 4 else (image[None], tokens[None])
+    with watch() as watcher:
+        features = encoder(name, "triton").to(device)(image.to(device))
+    assert "base_kernel" in watcher.names()
+    check(tokens_of(features), tokens)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -167,25 +181,37 @@ def released_maskclip_tower() -> Any:
     return visual
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", names("maskclip_"))
-def test_maskclip(name: str, implementation: str) -> None:
-    """On a tower with the released program's own ε and GELU, see `released_maskclip_tower`."""
-    settings, case = cases()[name], recorded(name)
-    dense = DenseEncoder(
+def maskclip(implementation: str) -> DenseEncoder:
+    return DenseEncoder(
         released_maskclip_tower(),
         base="maskclip",
         final_block="full_residual",
         position="bicubic",
         implementation=implementation,
     )
+
+
+def test_maskclip_by_the_kernels() -> None:
+    case, device = recorded("maskclip_padded"), kernel_device()
+    image = F.pad(case["image"], (0, 8, 0, 10))[None]  # 150 × 200 pixels, to whole patches.
+    patches = maskclip("triton").to(device)(image.to(device)).patches
+    check(patches[0].flatten(0, 1), case["tokens"])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", names("maskclip_"))
+def test_maskclip(name: str, implementation: str) -> None:
+    """On a tower with the released program's own ε and GELU, see `released_maskclip_tower`."""
+    settings, case = cases()[name], recorded(name)
+    dense = maskclip(implementation)
     image = case["image"]
     # The released program fills the last patches with zeros after normalisation.
     image = F.pad(image, (0, -image.shape[2] % 16, 0, -image.shape[1] % 16))[None]
     features = dense(image)
     check(features.patches[0].flatten(0, 1), case["tokens"])
-    tokens, trace = dense._run_blocks(image)
-    keys = dense.final.patch_keys(tokens, trace.grid)
+    inputs = dense.run_blocks(image)
+    with torch.no_grad():
+        keys = dense.final.patch_keys(inputs.tokens, inputs.grid)
     check(keys[0], case["keys"])
     logits = dense.final.logits(features.patches, features.cls, case["text"])
     check(logits[0], case["logits"])

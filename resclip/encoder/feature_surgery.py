@@ -44,7 +44,7 @@ def feature_surgery(patches: Tensor, cls: Tensor, text: Tensor, sharpness: float
     of_image = similarity(cls[:, None, None], text)  # [B, Q, 1, 1]
     weights = len(text) * (sharpness * of_image).softmax(dim=1)
     weighted = weights * similarity(patches, text)
-    return weighted - weighted.mean(dim=1, keepdim=True)
+    return weighted.sub_(weighted.mean(dim=1, keepdim=True))
 
 
 def redundant_similarity(patches: Tensor, text: Tensor, redundant: Tensor) -> Tensor:
