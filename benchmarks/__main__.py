@@ -16,6 +16,7 @@ BENCHMARKS = {
     "kernels-report": ("benchmarks.kernels_report", "what each kernel uses, read from machine code"),
     "kernels-matrix": ("benchmarks.kernels_matrix", "compile each kernel by other Tritons"),
     "attention-model": ("benchmarks.attention_model", "predict the residual attention's time, by counting"),
+    "aggregation-memory": ("benchmarks.aggregation_memory", "count what comparing all tokens takes of memory"),
     "scale": ("benchmarks.scale", "batch, high-resolution and gigapixel, one after the other"),
     "batch": ("benchmarks.batch", "time batches of windows and whole jobs on the CPU"),
     "high-resolution": ("benchmarks.high_resolution", "measure ways to segment large images"),

@@ -104,8 +104,8 @@ def test_the_other_ops_take_an_object_or_keywords() -> None:
         semantic_feedback(labels, connectivity="line", normalise=False).row_sums,
     )
     assert torch.equal(
-        proxy_attention(features, value, ProxyAttentionOptions(beta=0.9), grid=GRID),
-        proxy_attention(features, value, grid=GRID, beta=0.9),
+        proxy_attention(features, value, ProxyAttentionOptions(beta=0.9, cut=0.1), grid=GRID),
+        proxy_attention(features, value, grid=GRID, beta=0.9, cut=0.1),
     )
 
 

@@ -233,3 +233,16 @@ def test_errors_say_what_was_expected(features, value, options, error, message) 
 def test_the_threshold_has_to_be_given() -> None:
     with pytest.raises(TypeError, match="expected threshold=, or options="):
         similarity_aggregation(TOKENS, TOKENS)
+
+
+def test_memory_is_linear_in_the_tokens() -> None:
+    """What the published table says: past a fixed block of rows, a token takes as much of many as of few."""
+    memory = pytest.importorskip("benchmarks.aggregation_memory")
+    for call in memory.CALLS.values():
+        few, many = (memory.peak_of(call, tokens) / tokens for tokens in (8192, 32_768))
+        assert 0.7 * few < many < memory.MOST_GROWTH * few
+    map_in_memory = {"implementation": "reference", "threshold": 0.4}
+    tokens = torch.empty(1, 8192, 8, device="meta")
+    with memory.LiveTensors() as live:
+        similarity_aggregation(tokens, tokens, **map_in_memory)
+    assert live.peak > 4 * 8192**2

@@ -138,7 +138,7 @@ def graph_of(planes: Tensor, guide: Tensor, agreement: Tensor) -> Graph:
             **common,
         },
         {"BLOCK": block},
-        Options(num_warps=4, num_stages=2),
+        Options(num_warps=8, num_stages=1),
         on=planes,
     )
     return graph

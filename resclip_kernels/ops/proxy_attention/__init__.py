@@ -194,9 +194,12 @@ def run(
 def try_kernels(
     device: torch.device, dtype: torch.dtype, implementation: str
 ) -> list[Tensor | None]:
-    """What a small image's positions gather; see `resclip_kernels.first_use`."""
+    """What a small image's positions gather, without and with a cut; see `resclip_kernels.first_use`."""
     features, value = (
         sample(device, dtype, 2, 24, 5, 7),
         sample(device, dtype, 2, 2, 12, 64, seed=1),
     )
-    return [proxy_attention(features, value, grid=(3, 4), implementation=implementation)]
+    return [
+        proxy_attention(features, value, grid=(3, 4), cut=cut, implementation=implementation)
+        for cut in (None, 0.2)
+    ]
