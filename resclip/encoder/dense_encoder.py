@@ -242,9 +242,7 @@ class DenseEncoder(nn.Module):
             tokens, trace = self._run_blocks(pixels)
         return self.final.image_vectors(tokens, trace.grid)
 
-    def run_blocks(
-        self, pixels: Tensor, watch: Callable[[BlockStep], None] | None = None
-    ) -> Any:
+    def run_blocks(self, pixels: Tensor, watch: Callable[[BlockStep], None] | None = None) -> Any:
         """Run all blocks but the final one, and project what the final one's passes read.
 
         `watch` is called with each block as it has run.

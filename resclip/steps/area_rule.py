@@ -145,9 +145,7 @@ def apply_area_rule(
     check_float("probabilities", probabilities, 3, "(classes, H, W)")
     check_count("the number of classes", len(probabilities), 1)
     check_fraction("threshold", threshold)
-    return label_pixels(
-        probabilities, small_classes(count_pixels(probabilities), share), threshold
-    )
+    return label_pixels(probabilities, small_classes(count_pixels(probabilities), share), threshold)
 
 
 def apply_area_rule_by_strips(

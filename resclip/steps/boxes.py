@@ -26,15 +26,14 @@ def components(masks: Tensor, *, diagonal: bool) -> Tensor:
             around = F.max_pool2d(planes, 3, stride=1, padding=1)
         else:
             down = F.max_pool2d(planes, (3, 1), stride=1, padding=(1, 0))
-            around = torch.maximum(
-                down, F.max_pool2d(planes, (1, 3), stride=1, padding=(0, 1))
-            )
+            around = torch.maximum(down, F.max_pool2d(planes, (1, 3), stride=1, padding=(0, 1)))
         spread = around.flatten(1).long() * inside
         # A label is the number of a position of the same component, and that position may know a larger one already:
         # so a number comes along a winding component in far fewer rounds than it has positions.
         spread = spread.gather(1, (spread - 1).clamp(min=0)) * inside
         if torch.equal(spread, labels):
-            return labels.unflatten(1, (height, width))
+            found: Tensor = labels.unflatten(1, (height, width))
+            return found
         labels = spread
 
 
@@ -48,16 +47,16 @@ def bounds(labels: Tensor) -> tuple[Tensor, Tensor]:
         (K,) int64, the mask of each component, and (K, 4) int64: its first and last row, first and last column. In
         order of masks, and within one of the components' numbers.
     """
-    count, height, width = labels.shape
     planes, rows, columns = labels.nonzero(as_tuple=True)
-    keys = planes * (height * width + 1) + labels[planes, rows, columns]
-    names, which = keys.unique(return_inverse=True)
+    numbers = labels[planes, rows, columns]
+    most = int(numbers.max()) + 1 if len(numbers) else 1
+    names, which = (planes * most + numbers).unique(return_inverse=True)
     extent = []
     for places in (rows, columns):
-        least = places.new_full((len(names),), max(height, width))
+        least = places.new_full((len(names),), max(labels.shape[1:]))
         extent.append(least.scatter_reduce(0, which, places, "amin"))
         extent.append(torch.zeros_like(least).scatter_reduce(0, which, places, "amax"))
-    return names // (height * width + 1), torch.stack(extent, dim=1)
+    return names // most, torch.stack(extent, dim=1)
 
 
 def contour_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +106,7 @@ def inside_boxes(planes: Tensor, boxes: Tensor, shape: tuple[int, int, int]) -> 
     count, height, width = shape
     y0, y1, x0, x1 = boxes.unbind(1)
     # Each box's four corners in a table whose running sums over rows and columns count the boxes at each position.
-    table = torch.zeros(
-        count * (height + 1) * (width + 1), dtype=torch.int64, device=planes.device
-    )
+    table = torch.zeros(count * (height + 1) * (width + 1), dtype=torch.int64, device=planes.device)
     for rows, columns, sign in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
         index = (planes * (height + 1) + rows) * (width + 1) + columns
         table.index_add_(0, index, torch.full_like(index, sign))
