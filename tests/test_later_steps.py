@@ -889,6 +889,20 @@ def test_methods_that_have_no_keys_of_all_windows_say_so(
         WindowTokens.of(encoder.final, encoder.run_blocks(torch.zeros(1, 3, 48, 48)))
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+def test_low_precision_windows_stay_near(dtype: torch.dtype) -> None:
+    case = Case("windows_clearclip")
+    encoder = DenseEncoder(tower(dtype), base="clearclip")
+    tokens = WindowTokens.of(encoder.final, encoder.run_blocks(case.pixels))
+    corners = [(one.top, one.left) for one in case.windows]
+    patches = attend_windows(encoder.final, tokens, corners, CrossWindowKeys(beta=1.2))
+    assert patches.dtype is dtype
+    # An anchor's keys change where a similarity comes to lie on the other side of the threshold.
+    assert (
+        relative(patches.flatten(1, 2).float(), case.arrays["tokens"]) < 60 * torch.finfo(dtype).eps
+    )
+
+
 def test_windows_that_do_not_fit_together_are_refused() -> None:
     encoder = DenseEncoder(small_tower(), base="clearclip")
     small, large = (

@@ -73,7 +73,8 @@ def spread_matrix(mean_map: Tensor) -> Tensor:
         spread = spread / spread.sum(dim=1, keepdim=True)
         spread = spread / spread.sum(dim=2, keepdim=True)
     spread = (spread + spread.mT) / 2
-    return spread @ spread
+    squared: Tensor = spread @ spread
+    return squared
 
 
 class Purified(NamedTuple):
@@ -175,7 +176,8 @@ def map_boxes(maps: Tensor) -> Tensor:
     planes, parts = bounds(components(map_masks(together), diagonal=True))
     height, width = maps.shape[2:]
     inside = inside_boxes(planes, half_open(parts, (height, width)), (len(together), height, width))
-    return inside.unflatten(0, maps.shape[:2])
+    result: Tensor = inside.unflatten(0, maps.shape[:2])
+    return result
 
 
 class Ambiguity(NamedTuple):

@@ -165,11 +165,9 @@ def cross_window_attention(
         mean = everything
         if mean is None:
             mean = score.mean(dim=1, keepdim=True).clamp(min=0)
-        score = score - beta * mean
-        if option.gamma_alpha is None:
-            score = option.gamma * score
-        else:
-            score = (1 + option.gamma_alpha / count) * score
+        alpha = option.gamma_alpha
+        sharpness = option.gamma if alpha is None else 1 + alpha / count
+        score = (score - beta * mean) * sharpness
         lowest = score.amax(dim=1, keepdim=True).clamp(max=0)
         attended.append(score.masked_fill(score < lowest, -torch.inf).softmax(dim=1) @ gathered)
     result: Tensor = torch.cat(attended).unflatten(0, (windows, patches))
