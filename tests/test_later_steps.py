@@ -306,6 +306,8 @@ def test_classes_of_a_small_area_are_dropped() -> None:
     kept, _ = apply_area_rule(probabilities, 0.1, threshold=0.5)
     assert kept.tolist() == [*labels[:2], [0, 0, 0, 0, 0]]
     assert apply_area_rule(probabilities, 1.0)[0].unique().tolist() == [0]
+    few = [[1, 1, 1], [2, 2, 0]]
+    assert apply_area_rule(shares(few, 3), 0.3)[0].tolist() == few
 
 
 @pytest.mark.parametrize("share", (0.0, 0.5, 1.0))
@@ -428,7 +430,10 @@ def test_boxes_are_those_of_the_contours_that_opencv_finds(
         assert sorted(boxes[planes == number].tolist()) == wanted
 
 
-def test_a_winding_part_is_one_part() -> None:
+def test_a_winding_part_is_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = []
+    pool = F.max_pool2d
+    monkeypatch.setattr(F, "max_pool2d", lambda *a, **k: rounds.append(1) or pool(*a, **k))
     snake = torch.zeros(15, 15, dtype=torch.bool)
     snake[::2] = True
     snake[1::4, -1] = True
@@ -437,7 +442,9 @@ def test_a_winding_part_is_one_part() -> None:
         labels = components(snake[None], diagonal=diagonal)
         assert labels[0][snake].unique().numel() == 1
         assert labels[0][~snake].eq(0).all()
+    rounds.clear()
     assert bounds(components(snake[None], diagonal=True))[1].tolist() == [[0, 14, 0, 14]]
+    assert len(rounds) <= 20, "it is over a hundred positions long"
 
 
 def test_positions_inside_boxes_without_the_last_row_and_column() -> None:
