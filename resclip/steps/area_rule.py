@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from resclip_kernels import (
+    check_callable,
     check_count,
     check_float,
     check_fraction,
     check_pair,
-    check_type,
     pamr,
     resize_planes,
 )
@@ -169,7 +169,7 @@ def apply_area_rule_by_strips(
     Raises:
         TypeError, ValueError: as `apply_area_rule`.
     """
-    check_type("read", read, Callable, "a function of the first and last row")  # type: ignore[arg-type]
+    check_callable("read", read, "a function of the first and last row")
     check_count("height", height, 1)
     check_count("rows", rows, 1)
     check_fraction("threshold", threshold)

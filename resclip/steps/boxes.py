@@ -21,7 +21,8 @@ def components(masks: Tensor, *, diagonal: bool) -> Tensor:
     numbers = torch.arange(1, height * width + 1, device=masks.device)
     labels = torch.where(inside, numbers, 0)
     while True:
-        planes = labels.double().unflatten(1, (height, width)).unsqueeze(1)
+        # Exact up to 16 million positions.
+        planes = labels.float().unflatten(1, (height, width)).unsqueeze(1)
         if diagonal:
             around = F.max_pool2d(planes, 3, stride=1, padding=1)
         else:
@@ -32,7 +33,8 @@ def components(masks: Tensor, *, diagonal: bool) -> Tensor:
         # so a number comes along a winding component in far fewer rounds than it has positions.
         spread = spread.gather(1, (spread - 1).clamp(min=0)) * inside
         if torch.equal(spread, labels):
-            return labels.unflatten(1, (height, width))
+            found: Tensor = labels.unflatten(1, (height, width))
+            return found
         labels = spread
 
 
@@ -46,16 +48,16 @@ def bounds(labels: Tensor) -> tuple[Tensor, Tensor]:
         (K,) int64, the mask of each component, and (K, 4) int64: its first and last row, first and last column. In
         order of masks, and within one of the components' numbers.
     """
-    _, height, width = labels.shape
     planes, rows, columns = labels.nonzero(as_tuple=True)
-    keys = planes * (height * width + 1) + labels[planes, rows, columns]
-    names, which = keys.unique(return_inverse=True)
+    numbers = labels[planes, rows, columns]
+    most = int(numbers.max()) + 1 if len(numbers) else 1
+    names, which = (planes * most + numbers).unique(return_inverse=True)
     extent = []
     for places in (rows, columns):
-        least = places.new_full((len(names),), max(height, width))
+        least = places.new_full((len(names),), max(labels.shape[1:]))
         extent.append(least.scatter_reduce(0, which, places, "amin"))
         extent.append(torch.zeros_like(least).scatter_reduce(0, which, places, "amax"))
-    return names // (height * width + 1), torch.stack(extent, dim=1)
+    return names // most, torch.stack(extent, dim=1)
 
 
 def contour_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resclip.methods.steps import ClassPurification
 from resclip.steps.boxes import bounds, components, contour_boxes, half_open, inside_boxes
-from resclip_kernels import check_callable, check_count, check_float
+from resclip_kernels import check_callable, check_count, check_float, check_pair
 
 SCALE = 100.0
 """Factor of the cosines in the softmax."""
@@ -36,7 +36,8 @@ def spread_matrix(mean_map: Tensor) -> Tensor:
         spread = spread / spread.sum(dim=1, keepdim=True)
         spread = spread / spread.sum(dim=2, keepdim=True)
     spread = (spread + spread.mT) / 2
-    return spread @ spread
+    squared: Tensor = spread @ spread
+    return squared
 
 
 class Purified(NamedTuple):
@@ -56,6 +57,7 @@ def purify(
     image_vectors: Callable[[Tensor], Tensor],
     option: ClassPurification,
     *,
+    patch_size: tuple[int, int],
     background: int = 0,
     second_text: Tensor | None = None,
 ) -> Purified:
@@ -71,6 +73,7 @@ def purify(
         image_vectors: CLIP's own vectors of images (N, 3, 112, 112): (N, E), such as `DenseEncoder.image_vectors`. It
             is called once at most, for the crops of all windows.
         option: θ_r and θ_a.
+        patch_size: (height, width) of a patch in pixels.
         background: number of queries that are no class.
         second_text: (Q, E) unit rows, another description of each query that crops are compared with; None: `text`.
 
@@ -82,6 +85,7 @@ def purify(
     """
     check_inputs(cosines, mean_map, pixels, text, second_text, background)
     check_callable("image_vectors", image_vectors, "a function of pixels (N, 3, H, W)")
+    patch_size = check_pair("patch_size", patch_size, "(height, width) in pixels", 1)
     dtype = torch.promote_types(cosines.dtype, torch.float32)
     broken = cosines.flatten(1).isnan().any(dim=1)
     usable = cosines.to(dtype).masked_fill(broken[:, None, None, None], 0)
@@ -102,7 +106,13 @@ def purify(
     if option.ambiguity <= 1:
         rows = (text if second_text is None else second_text)[background:]
         kept = without_ambiguous(
-            spread.unflatten(2, maps.shape[2:]), kept, pixels, rows, image_vectors, option.ambiguity
+            spread.unflatten(2, maps.shape[2:]),
+            kept,
+            pixels,
+            rows,
+            image_vectors,
+            option.ambiguity,
+            patch_size,
         )
     result = (spread * kept.unsqueeze(2)).unflatten(2, maps.shape[2:])
     return Purified(
@@ -118,7 +128,8 @@ def with_background(maps: Tensor) -> Tensor:
 def map_masks(maps: Tensor) -> Tensor:
     """Where maps (N, h, w) in [0, 1], in steps of 1/255, lie above 0.4 times their largest value: bool."""
     steps = (255 * maps).floor()
-    return steps > (LEVEL * steps.amax(dim=(1, 2), keepdim=True)).floor()
+    masks: Tensor = steps > (LEVEL * steps.amax(dim=(1, 2), keepdim=True)).floor()
+    return masks
 
 
 def map_boxes(maps: Tensor) -> Tensor:
@@ -128,7 +139,8 @@ def map_boxes(maps: Tensor) -> Tensor:
     planes, parts = bounds(components(map_masks(together), diagonal=True))
     height, width = maps.shape[2:]
     inside = inside_boxes(planes, half_open(parts, (height, width)), (len(together), height, width))
-    return inside.unflatten(0, maps.shape[:2])
+    result: Tensor = inside.unflatten(0, maps.shape[:2])
+    return result
 
 
 class Ambiguity(NamedTuple):
@@ -147,6 +159,7 @@ def without_ambiguous(
     text: Tensor,
     image_vectors: Callable[[Tensor], Tensor],
     threshold: float,
+    patch_size: tuple[int, int],
 ) -> Tensor:
     """The classes that stay: of those that cover the same boxes the ones that CLIP finds likeliest in a box.
 
@@ -157,6 +170,7 @@ def without_ambiguous(
         text: (C, E).
         image_vectors: of crops.
         threshold: θ_a.
+        patch_size: (height, width) in pixels.
 
     Returns:
         (B, C) bool.
@@ -174,8 +188,7 @@ def without_ambiguous(
     ]
     if not groups:
         return kept
-    cell = pixels.shape[2] // maps.shape[2], pixels.shape[3] // maps.shape[3]
-    crops = [crop(pixels[group.window], box, cell) for group in groups for box in group.boxes]
+    crops = [crop(pixels[group.window], box, patch_size) for group in groups for box in group.boxes]
     vectors = image_vectors(torch.stack(crops))
     cosines = F.normalize(vectors.to(maps.dtype), dim=1) @ text.to(maps.dtype).mT
     kept = kept.clone()
@@ -227,16 +240,17 @@ def group_boxes(mean: Tensor) -> list[tuple[int, int, int, int]]:
     return [tuple(box) for box in half_open(boxes, (mean.shape[0], mean.shape[1])).tolist()]
 
 
-def crop(pixels: Tensor, box: tuple[int, int, int, int], cell: tuple[int, int]) -> Tensor:
+def crop(pixels: Tensor, box: tuple[int, int, int, int], patch_size: tuple[int, int]) -> Tensor:
     """A box's pixels (3, 112, 112), resized bilinearly (`align_corners=False`, no antialiasing).
 
     Args:
         pixels: (3, H, W).
         box: y0, y1, x0, x1 in patches.
-        cell: (height, width) of a patch in pixels.
+        patch_size: (height, width) in pixels.
     """
     y0, y1, x0, x1 = box
-    part = pixels[:, y0 * cell[0] : y1 * cell[0], x0 * cell[1] : x1 * cell[1]]
+    height, width = patch_size
+    part = pixels[:, y0 * height : y1 * height, x0 * width : x1 * width]
     resized: Tensor = F.interpolate(
         part.unsqueeze(1), size=(CROP, CROP), mode="bilinear", align_corners=False
     )
@@ -273,7 +287,7 @@ def check_inputs(
             f"pixels must be those of {batch} windows of {height} × {width} patches; got {tuple(pixels.shape)}"
         )
     for name, rows in (("text", text), ("second_text", second_text)):
-        if rows is None and name == "second_text":
+        if rows is None:  # There is no second text.
             continue
         check_float(name, rows, 2, "(Q, E)")
         if len(rows) != queries:

@@ -108,8 +108,9 @@ def attend_windows(
     heads = attended.to(value.dtype).unflatten(2, (value.shape[1], value.shape[3])).transpose(1, 2)
     tower = final.tower
     with fast_linear():
-        features: Tensor = tower.head(tower.project_out(tower.block_list[-1], heads))
-    return features.unflatten(1, tokens.grid)
+        projected = tower.head(tower.project_out(tower.block_list[-1], heads))
+    features: Tensor = projected.unflatten(1, tokens.grid)
+    return features
 
 
 def cross_window_attention(
@@ -156,23 +157,26 @@ def cross_window_attention(
     block = max(1, BLOCK_BYTES // (total * dtype.itemsize))
     blocks = [slice(first, min(first + block, total)) for first in range(0, total, block)]
     moved = None
-    everything: Tensor | float = 0.0
+    everything: Tensor | None = None
     if not option.row_mean:
         moved = [move_anchors(starts[rows], across, rows, option) for rows in blocks]
         # Linear in the anchors: the mean over all pairs needs none of them.
-        everything = sum(anchor.sum(dim=0) for anchor, _ in moved) @ across.sum(dim=0) / total**2
+        together = torch.stack([anchor.sum(dim=0) for anchor, _ in moved]).sum(dim=0)
+        everything = together @ across.sum(dim=0) / total**2
     attended = []
     for number, rows in enumerate(blocks):
         anchor, count = moved[number] if moved else move_anchors(starts[rows], across, rows, option)
         score = anchor @ across.mT
-        mean = score.mean(dim=1, keepdim=True).clamp(min=0) if option.row_mean else everything
-        sharpness = option.gamma
-        if option.gamma_alpha is not None:
-            sharpness = 1 + option.gamma_alpha / count
+        mean = everything
+        if mean is None:
+            mean = score.mean(dim=1, keepdim=True).clamp(min=0)
+        alpha = option.gamma_alpha
+        sharpness = option.gamma if alpha is None else 1 + alpha / count
         score = (score - beta * mean) * sharpness
         lowest = score.amax(dim=1, keepdim=True).clamp(max=0)
         attended.append(score.masked_fill(score < lowest, -torch.inf).softmax(dim=1) @ gathered)
-    return torch.cat(attended).unflatten(0, (windows, patches))
+    result: Tensor = torch.cat(attended).unflatten(0, (windows, patches))
+    return result
 
 
 def move_anchors(
