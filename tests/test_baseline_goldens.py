@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from resclip import RCS, SFR, DenseEncoder
 from resclip.encoder.feature_surgery import redundant_similarity
 from resclip.encoder.similarity import similarity
+from resclip.encoder.trace import self_correlation
 from resclip.heat_maps import heat_maps, points
 from resclip.methods.pieces import Pieces, SecondPath
 from resclip.methods.steps import ClusterVote, KeySmoothing, PromptDenoising
 from resclip.steps.cluster_vote import (
     cluster_map,
     cluster_vote,
-    correlation_of,
     dbscan,
     local_correlation,
     times_cls,
@@ -246,7 +246,7 @@ def test_cliptrase(name: str, implementation: str) -> None:
     features = dense(image)
     check(tokens_of(features)[0], case["tokens"])
     with torch.no_grad():
-        correlation = correlation_of(*last_but_one(dense, image))
+        correlation = self_correlation(*last_but_one(dense, image))
     check(correlation[0], case["correlation"])
     scale = settings["logit_scale"]
     logits = dense.final.logits(features.patches, features.cls, text)

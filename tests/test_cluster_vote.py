@@ -10,12 +10,12 @@ from sklearn.cluster import DBSCAN
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from resclip.encoder.trace import self_correlation
 from resclip.methods.steps import ClusterVote
 from resclip.steps import cluster_vote as module
 from resclip.steps.cluster_vote import (
     cluster_map,
     cluster_vote,
-    correlation_of,
     dbscan,
     local_correlation,
     median_filter,
@@ -83,7 +83,7 @@ def test_correlation_is_the_mean_of_all_heads_maps(seed: int) -> None:
     torch.manual_seed(seed)
     query, key, value = (torch.randn(2, 3, 11, 8, dtype=torch.float64) for _ in range(3))
     maps = [normalize(x, dim=-1) @ normalize(x, dim=-1).mT for x in (query, key, value)]
-    torch.testing.assert_close(correlation_of(query, key, value), (sum(maps) / 3).mean(dim=1))
+    torch.testing.assert_close(self_correlation(query, key, value), (sum(maps) / 3).mean(dim=1))
 
 
 def test_what_cls_has_in_common_is_taken_from_columns() -> None:

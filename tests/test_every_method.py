@@ -115,11 +115,19 @@ def test_the_kernels_run_every_base(base: str, seed: int) -> None:
     with watch() as watcher:
         features = make(small_tower().to(device), method, implementation="triton")(pixels, queries)
     # One per pass, none where nothing is compared; the layers' mean once for both passes. The plain attention of the
-    # blocks before is no kernel of ours.
-    compares = base not in ("maskclip", "proxyclip")
-    assert watcher.names().count("base_kernel") == compares * (1 if sfr is None else 2)
-    assert watcher.names().count("cross_layer_kernel") == 1
-    assert ("proxy_weights_kernel" in watcher.names()) == (base == "proxyclip")
+    # blocks before is no kernel of ours; a second path, a second stream and all blocks' maps are more of them.
+    names, pieces = watcher.names(), BASES[base].pieces
+    if pieces.repairs or pieces.fusion or pieces.path:
+        # Selected heads are read as maps, and no op attends by them.
+        assert ("base_kernel" in names) == (pieces.heads is None)
+        assert "cross_layer_kernel" in names
+        assert ("aggregation_weights_kernel" in names) == (pieces.path is None)
+    else:
+        compares = base not in ("maskclip", "proxyclip")
+        assert names.count("base_kernel") == compares * (1 if sfr is None else 2)
+        assert names.count("cross_layer_kernel") == 1
+    has_branch = pieces.branch is not None and pieces.heads is None
+    assert ("proxy_weights_kernel" in names) == (base == "proxyclip" or has_branch)
     assert ("majority_kernel" in watcher.names()) == (sfr is not None)
     torch.testing.assert_close(features.patches, expected.patches, rtol=1e-3, atol=1e-4)
     if sfr is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from resclip import RCS, DenseEncoder
 from resclip.encoder.final_block import similarity
-from resclip.encoder.trace import BlockStep
+from resclip.encoder.trace import BlockStep, Trace
 from resclip.inference.windows import LogitStitcher, Window, plan_windows
 from resclip.methods.pieces import Aggregation, Denoising, LayerFusion, Pieces
 from resclip.methods.steps import (
@@ -43,7 +43,7 @@ from resclip.steps.boxes import (
     half_open,
     inside_boxes,
 )
-from resclip.steps.class_purification import MeanMap, purify, with_background
+from resclip.steps.class_purification import purify, with_background
 from resclip.steps.cross_windows import (
     WindowTokens,
     attend_windows,
@@ -474,12 +474,10 @@ def test_recorded_class_purification(name: str, base: str, kind: str) -> None:
     case = Case(name)
     values, recorded = case.settings, case.arrays
     encoder = DenseEncoder(tower(), base=base, final_block=kind)  # type: ignore[arg-type]
-    mean = MeanMap()
-    inputs = encoder.run_blocks(case.pixels, mean.add)
-    patches, _ = encoder.final.features(inputs, encoder.final.run(inputs, None, None).tokens)
+    features = encoder(case.pixels, wanted=("spread",))
     maps, kept = purify(
-        similarity(patches, case.text),
-        mean.value,
+        similarity(features.patches, case.text),
+        features.context["spread"],
         case.pixels,
         case.text,
         encoder.image_vectors,
@@ -500,20 +498,19 @@ def test_the_mean_map_is_that_of_whole_maps(monkeypatch: pytest.MonkeyPatch) -> 
     encoder = DenseEncoder(small_tower(), base="clearclip")
     pixels = torch.randn(2, 3, 48, 80)
     maps = []
+    after = Trace.after
 
-    def keep(step: BlockStep) -> None:
+    def keep(trace: Trace, step: BlockStep) -> torch.Tensor:
         width = step.query.shape[-1]
         maps.append((step.query @ step.key.mT / width**0.5).softmax(-1)[:, :, 1:, 1:])
+        return after(trace, step)
 
-    encoder.run_blocks(pixels, keep)
-    assert len(maps) == 5
+    monkeypatch.setattr(Trace, "after", keep)
     # Rows of one patch at a time.
     monkeypatch.setattr("resclip.encoder.trace.MAP_BYTES", 1)
-    mean = MeanMap()
-    encoder.run_blocks(pixels, mean.add)
-    torch.testing.assert_close(mean.value, torch.stack(maps).mean(dim=(0, 2)))
-    with pytest.raises(ValueError, match="at least one block before the final one"):
-        _ = MeanMap().value
+    found = encoder(pixels, wanted=("spread",)).context["spread"]
+    assert len(maps) == 5
+    torch.testing.assert_close(found, torch.stack(maps).mean(dim=(0, 2)))
 
 
 def purification_inputs(windows: int, grid: tuple[int, int], queries: int) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_layers_as_text_and_as_numbers(given: Any, layers: tuple[int, ...]) -> N
         ({"layers": "9-6"}, ValueError, '"6-9" or "3,6-9"; got .9-6'),
         ({"layers": "six"}, ValueError, "got 'six'"),
         ({"layers": "6-9,8"}, ValueError, "each block once"),
-        ({"layers": ()}, ValueError, "at least one layer"),
+        ({"layers": ()}, ValueError, "RCS layers must name at least one block"),
         ({"layers": (6.0,)}, TypeError, "block numbers; got 6.0"),
         ({"layers": 3}, TypeError, 'tuple of block numbers, or text such as "6-9"; got 3'),
         ({"weight": 1.2}, ValueError, "RCS weight must lie between 0 and 1; got 1.2"),

@@ -116,7 +116,7 @@ class SelectedHeads:
         if feedback is not None:
             _, temperature = self.options.mixing
             bonus = self.options.weighted(
-                feedback_rows(feedback, torch.arange(first, last, device=score.device)),
+                feedback_rows(feedback, torch.arange(first, last)),
                 feedback.options.normalise,
             )
             score = score + temperature * bonus.unsqueeze(1)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip.methods.pieces import Denoising, Refocusing
-
-if TYPE_CHECKING:
-    from resclip.encoder.final_block import FinalBlock
-    from resclip.models import Tower
+from resclip.methods.correlation import Correlation
+from resclip.methods.pieces import Denoising, Pieces, Refocusing
+from resclip.models import Tower
 
 MAP_BYTES = 1 << 25
 """Bytes of attention maps that are held at a time where a method reads the maps themselves."""
@@ -39,6 +37,23 @@ class BlockStep(NamedTuple):
     """(B, L, D)."""
 
 
+class TracedMethod(Protocol):
+    """What a trace has to know of a method: its final block, see `resclip.encoder.final_block`."""
+
+    tower: Tower
+    pieces: Pieces
+    correlation: Correlation
+    layers: tuple[int, ...]
+
+    def run_proxy(self, pixels: Tensor) -> Tensor | None:
+        """The proxy's features; None where the base has none."""
+
+    def attend_before(
+        self, normed: Tensor, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """The correlation in a block before the final one."""
+
+
 class Trace:
     """What one forward pass keeps of the blocks before the final one; a method that needs more has a subclass.
 
@@ -48,7 +63,7 @@ class Trace:
         grid: (h, w) in patches.
     """
 
-    def __init__(self, final: FinalBlock, pixels: Tensor, grid: tuple[int, int]) -> None:
+    def __init__(self, final: TracedMethod, pixels: Tensor, grid: tuple[int, int]) -> None:
         self.final = final
         self.grid = grid
         self.features = final.run_proxy(pixels)

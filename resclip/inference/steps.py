@@ -225,6 +225,7 @@ class WindowSteps:
             self.vocabulary.embeddings,
             self.encoder.image_vectors,
             self.steps.purification,
+            patch_size=self.encoder.tower.patch_size,
             background=self.background,
             second_text=self.second_text,
         ).maps

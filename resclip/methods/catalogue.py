@@ -209,10 +209,10 @@ BASES: Mapping[str, Base] = {
             "Jin et al., Feature Purification Matters, ICCV 2025",
             pieces=Pieces(
                 outliers=OutlierRepair("salience", isolated="zero"),
-                aggregation=Aggregation(before=9, after=4),
+                aggregation=Aggregation(),
                 patches=PatchAttention(0.3),
-                branch=SimilarityBranch(9, cut=0.4),
-                stream=SecondStream((4, 5, 6, 7, 8, 9, 10), scores=False),
+                branch=SimilarityBranch(cut=0.4),
+                stream=SecondStream(scores=False),
             ),
             rcs_temperature=1.0,
         ),

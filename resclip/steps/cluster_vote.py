@@ -44,7 +44,7 @@ def cluster_vote(
 
     Args:
         labels: (B, H, W) integers of at least 0, of whole pictures.
-        correlation: (B, 1 + n, 1 + n) of block M − 1, [CLS] first, "correlation" of `resclip.encoder.dense_encoder.WANTED`.
+        correlation: (B, 1 + n, 1 + n) of block M − 1, [CLS] first; "correlation" of what `DenseEncoder` hands over.
         grid: (h, w) in patches.
         step: ε and the least number of neighbours.
 

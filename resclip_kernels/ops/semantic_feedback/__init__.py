@@ -115,7 +115,7 @@ def feedback_matrix(
 
 
 def feedback_rows(feedback: SemanticFeedback, rows: Tensor) -> Tensor:
-    """Some rows of Ŝ, one at a time, so that no n × n matrix is held.
+    """Some rows of Ŝ; rows that follow one another are formed together, a bounded number at a time.
 
     Args:
         feedback: a state of `semantic_feedback`.
@@ -129,7 +129,15 @@ def feedback_rows(feedback: SemanticFeedback, rows: Tensor) -> Tensor:
     """
     check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback")
     numbers = row_numbers(rows, feedback.patches)
-    return torch.cat([portable.feedback_rows(feedback, row, row + 1) for row in numbers], dim=1)
+    blocks = portable.row_blocks(feedback.patches, len(feedback.labels) * feedback.patches)
+    most = max((last - first for first, last in blocks), default=1)
+    runs: list[list[int]] = []
+    for row in numbers:
+        if runs and row == runs[-1][1] and row - runs[-1][0] < most:
+            runs[-1][1] += 1
+        else:
+            runs.append([row, row + 1])
+    return torch.cat([portable.feedback_rows(feedback, *run) for run in runs], dim=1)
 
 
 Fields = tuple[Tensor | None, Tensor, Tensor, Tensor | None]
