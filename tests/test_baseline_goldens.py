@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import FOLDER, arrays, tower
+from kernel_support import kernel_device
 from torch import Tensor, nn
 
 from resclip import RCS, SFR, DenseEncoder

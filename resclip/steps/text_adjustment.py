@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip.encoder.final_block import similarity
+from resclip.encoder.similarity import similarity
 from resclip.methods.steps import TextAdjustment
 from resclip_kernels import check_float, check_range, check_type
 
