@@ -147,6 +147,9 @@ def load(
         rcs=with_options("rcs", chosen.rcs, rcs),
         sfr=with_options("sfr", chosen.sfr, sfr),
     )
+    base = BASES[chosen.base]
+    composed = compose(base.pieces if chosen.pieces is None else chosen.pieces, pieces)
+    behind = compose(base.steps if chosen.steps is None else chosen.steps, steps)
     requested = {
         "window": window,
         "stride": stride,
@@ -156,6 +159,8 @@ def load(
         "refine_iterations": refine_iterations or chosen.refine_iterations or None,
     }
     values.update({name: value for name, value in requested.items() if value is not None})
+    if window is None and behind.clusters is not None:
+        values["window"] = 0  # A cluster vote takes whole pictures, whatever a preset says.
     if stride is None and isinstance(window, int) and window:
         values["stride"] = max(1, window // 2)
     # A request that cannot be carried out is refused before a model is fetched and loaded for it.
@@ -163,9 +168,6 @@ def load(
     entries = [] if isinstance(classes, Vocabulary) else parse_entries(classes)
     if vocabulary is None:
         check_classes_differ([entry.name for entry in entries])
-    base = BASES[chosen.base]
-    composed = compose(base.pieces if chosen.pieces is None else chosen.pieces, pieces)
-    behind = compose(base.steps if chosen.steps is None else chosen.steps, steps)
     attention = choose_proxy(chosen, proxy, is_builtin)
     limits: dict[str, Any] = {
         "batch_size": batch_size,

@@ -14,7 +14,9 @@ from resclip.models import Tower
 
 def make_final_block(tower: Tower, base: str, *arguments: Any, **keywords: Any) -> FinalBlock:
     """The final block of a method; arguments as `FinalBlock` takes them."""
-    pieces = keywords.get("pieces") or find_base(base).pieces
+    pieces = keywords.get("pieces")
+    if pieces is None:
+        pieces = find_base(base).pieces
     kind: type[FinalBlock] = FinalBlock
     if getattr(pieces, "fusion", None) is not None:
         kind = FusedBlock

@@ -36,8 +36,6 @@ BACKGROUND = "background"
 """The name of a first class that stands for what no other class is."""
 PLANE_COPIES = 6
 """Float32 planes a query that propagation over a picture holds at its size: logits, and what its ends take of them."""
-WINDOW_STEPS = ("adjustment", "denoising", "smoothing", "purification")
-"""Steps on a window's logits by itself."""
 
 
 @dataclass
@@ -146,11 +144,6 @@ class WindowSteps:
         """Whether windows have logits only once all windows of their image are there."""
         return self.steps.windows is not None or self.steps.propagation is not None
 
-    @property
-    def changes_logits(self) -> bool:
-        """Whether any of these steps is there."""
-        return self.waits_for_all or any(getattr(self.steps, name) for name in WINDOW_STEPS)
-
     def encode(
         self, pixels: Tensor, evidence: Sequence[WindowEvidence], run: Callable[[], DenseFeatures]
     ) -> None:
@@ -207,8 +200,8 @@ class WindowSteps:
             logits = self.encoder.final.logits(patches, cls, text)
         if steps.clusters is not None and steps.clusters.cls_factor and cls is not None:
             logits = times_cls(logits, cls, text)
-        if steps.denoising is not None:
-            logits = denoise_prompts(logits, steps.denoising)
+        if steps.prompts is not None:
+            logits = denoise_prompts(logits, steps.prompts)
         if steps.smoothing is not None:
             logits = smooth_by_keys(logits, context["keys"], steps.smoothing)
         if steps.purification is not None:

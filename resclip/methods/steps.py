@@ -95,8 +95,8 @@ class PromptDenoising:
     """The factor of the cosines."""
 
     def __post_init__(self) -> None:
-        check_fraction("denoising threshold", self.threshold)
-        check_range("denoising scale", self.scale, 1e-6, MOST)
+        check_fraction("prompts threshold", self.threshold)
+        check_range("prompts scale", self.scale, 1e-6, MOST)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Steps:
 
     windows: CrossWindowKeys | None = None
     adjustment: TextAdjustment | None = None
-    denoising: PromptDenoising | None = None
+    prompts: PromptDenoising | None = None
     smoothing: KeySmoothing | None = None
     purification: ClassPurification | None = None
     propagation: GraphPropagation | None = None
@@ -252,7 +252,7 @@ SUFFIXES: dict[str, str] = {
 STEP_KINDS: dict[str, type[Any]] = {
     "windows": CrossWindowKeys,
     "adjustment": TextAdjustment,
-    "denoising": PromptDenoising,
+    "prompts": PromptDenoising,
     "smoothing": KeySmoothing,
     "purification": ClassPurification,
     "propagation": GraphPropagation,
