@@ -51,7 +51,7 @@ FEEDBACK: Axes = {
 }
 SIZES: Axes = {"dtype": DTYPES, "batch": (1, 2)}
 ATTENTION: Axes = {
-    "correlation": ("qk", "qq", "kk", "qq+kk", "pp", "none"),
+    "correlation": ("qk", "qq", "kk", "qq+kk", "pp", "pp-sum", "none"),
     "projections": (1, 2, 3),
     "neighbourhood_std": (None, 3.0),
     "window": (None, 1, 7),
@@ -205,7 +205,7 @@ def attend(
         value,
         grid=grid,
         correlation=correlation,
-        projections=tensors(projections) if correlation == "pp" else (),
+        projections=tensors(projections) if correlation in ("pp", "pp-sum") else (),
         feedback=state(batch, grid, feedback, smoothing_std),
         cross_layers=[(one[0], one[1]) for one in (tensors(3) for _ in range(layers))],
         cross_layer=tensors(1)[0] if cross == "given" else None,

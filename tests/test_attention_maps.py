@@ -49,7 +49,7 @@ def sample(seed: int, cls: bool = True, layers: int = 2) -> AttentionInputs:
 def arguments_of(inputs: AttentionInputs, switch: str, *, terms: bool = True) -> dict[str, Any]:
     """The switch, with every term that it allows."""
     arguments: dict[str, Any] = {"grid": GRID, **SWITCHES[switch]}
-    if arguments.get("correlation") == "pp":
+    if arguments.get("correlation") in ("pp", "pp-sum"):
         arguments["projections"] = [inputs.value, inputs.key]
     if not terms:
         return arguments

@@ -67,7 +67,7 @@ def inputs_of(grid: tuple[int, int], cls: bool, layers: int, dtype: Any) -> Atte
 def arguments_of(inputs: AttentionInputs, correlation: str, terms: str) -> dict[str, Any]:
     """The op's keywords, Ŝ as the torch implementation forms it."""
     arguments = {**TERMS[terms], "correlation": correlation}
-    if correlation == "pp":
+    if correlation in ("pp", "pp-sum"):
         arguments["projections"] = [inputs.key, inputs.value, inputs.query.flip(2)]
     if "feedback" in arguments:
         feedback = semantic_feedback(inputs.labels, **arguments["feedback"])

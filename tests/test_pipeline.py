@@ -120,9 +120,9 @@ def test_batches_are_filled_up_but_for_odd_sizes(seed: int) -> None:
     sizes = []
     forward = pipeline.encoder.forward
 
-    def spy(pixels: torch.Tensor, *others: Any) -> Any:
+    def spy(pixels: torch.Tensor, *others: Any, **wanted: Any) -> Any:
         sizes.append((len(pixels), *pixels.shape[2:]))
-        return forward(pixels, *others)
+        return forward(pixels, *others, **wanted)
 
     pipeline.encoder.forward = spy
     many = images(seed, (40, 40), (20, 32), (40, 40), (20, 32))

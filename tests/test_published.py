@@ -170,6 +170,9 @@ FOR_READING = {
     "RF-CLIP ablation: + mean filtering of distracted tokens",
     "RF-CLIP ablation: + both redistributions",
     "CLIP (SCLIP paper)",
+    # By features of DINO, which the steps "cass" and "lposs" do not take.
+    "CASS (DINO B/8)",
+    "LPOSS (DINO B/16)",
     "MaskCLIP (SCLIP paper)",
 }
 

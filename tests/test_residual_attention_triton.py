@@ -119,7 +119,7 @@ def test_cls_alone_keeps_its_value(seed: int) -> None:
     inputs = AttentionInputs(*flat, (), torch.empty(0))
     for correlation in CORRELATIONS:
         terms = len(SCORES[correlation]) or 1
-        arguments = {"projections": [inputs.key]} if correlation == "pp" else {}
+        arguments = {"projections": [inputs.key]} if correlation in ("pp", "pp-sum") else {}
         output = run(inputs, (0, 0), correlation=correlation, **arguments).output
         assert torch.equal(output, terms * inputs.value), correlation
 

@@ -44,6 +44,7 @@ SWITCHES = {
     "sum": {"correlation": "qq+kk"},
     "identity": {"correlation": "identity"},
     "projections": {"correlation": "pp"},
+    "sum-of-projections": {"correlation": "pp-sum"},
     "none": {"correlation": "none"},
     "sharp-window-of-projections": {"correlation": "pp", "score_temperature": 0.5, "window": 5},
     "window-of-a-sum": {"correlation": "qq+kk", "window": 3},
@@ -69,7 +70,7 @@ def variant(
 def given(inputs: AttentionInputs, switch: str) -> dict[str, Any]:
     """The switch's arguments; three projections for "pp", of which two are the sample's own tensors."""
     arguments: dict[str, Any] = dict(SWITCHES[switch])
-    if arguments.get("correlation") == "pp":
+    if arguments.get("correlation") in ("pp", "pp-sum"):
         arguments["projections"] = [inputs.key, inputs.value, inputs.query.flip(2)]
     return arguments
 
