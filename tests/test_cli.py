@@ -53,7 +53,8 @@ def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: P
     options += " --precision bf16 --window 336 --stride 56 --batch-size 3 --short-side 448"
     options += " --threshold 0.25 --implementation torch --no-overlay --no-cache"
     options += " --correlation qq,window=7 --rcs layers=3,6-9 --sfr rounds=2 --templates short"
-    options += " --overview weight=0.3,side=448"
+    options += " --overview weight=0.3,side=448 --refine 5"
+    options += " --piece outliers:detector=norm --piece stream:none --step laplacian --step area:share=0.2"
     where = ["segment", image, "--classes", "a", "--out", tmp_path / "out"]
     assert run(*where, *options.split()) == 0
     assert stand_in.asked == {
@@ -61,6 +62,9 @@ def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: P
         "rcs": {"layers": "3,6-9"},
         "sfr": {"rounds": 2},
         "overview": Overview(weight=0.3, side=448),
+        "pieces": {"outliers": {"detector": "norm"}, "stream": None},
+        "steps": {"laplacian": True, "area": {"share": 0.2}},
+        "refine_iterations": 5,
         "model": "ViT-B-16",
         "pretrained": "openai",
         "classes": ["a"],
