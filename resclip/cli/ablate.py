@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         metavar="NAME",
         help="what a study is put on; see `resclip methods`. gain and pieces take several, separated by commas "
-        "(default: naclip; SCLIP's studies: sclip; ProxyCLIP's: proxyclip; gain: sclip,clearclip,naclip; pieces: clearclip,"
-        "naclip,sclip,sc-clip,pearl,rf-clip)",
+        "(default: naclip; SCLIP's studies: sclip; ProxyCLIP's: proxyclip; gain: sclip,clearclip,naclip; pieces: "
+        "clearclip,naclip,sclip,sc-clip,pearl,rf-clip)",
     )
     of_some = parser.add_argument_group("options of some studies")
     of_some.add_argument(

@@ -417,8 +417,8 @@ class Recommendation:
         yield (
             f"chosen on: mIoU in per cent on {len(self.choosing):,} images, by which the choice is made and the lines "
             f"are sorted. mIoU: on the other {len(self.judging):,}, with the ends of its 95 % interval when these are "
-            f"drawn again {RESAMPLES:,} times. best is ahead: in what per cent of these draws, alike for all, the chosen "
-            "composition is above."
+            f"drawn again {RESAMPLES:,} times. best is ahead: in what per cent of these draws, alike for all, the "
+            "chosen composition is above."
         )
         yield (
             f"Chosen: {best.composition.name}. mIoU {best.chosen_on:.1f} on the half that it was chosen on, which "
