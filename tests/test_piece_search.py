@@ -93,7 +93,7 @@ def random_measured(name: str, seed: int, images: int) -> Measured:
 
 
 def test_the_choice_is_made_on_one_half_and_judged_on_the_other() -> None:
-    measured = [random_measured(base, seed, 12) for seed, base in enumerate(ALL_BASES)]
+    measured = [random_measured(base, seed, 12) for seed, base in enumerate([*ALL_BASES][:8])]
     choosing, judging = halves(12)
     by_name = {found.composition: found.counts for found in measured}
     figures = figures_of(measured, choosing, judging)
@@ -116,20 +116,20 @@ def test_the_choice_is_made_on_one_half_and_judged_on_the_other() -> None:
             continue
         ahead = [
             miou(best, again) > miou(line.composition, again)
-            for times in drawn[:300]
+            for times in drawn[:60]
             for again in [
                 [image for image, n in zip(judging, times, strict=True) for _ in range(int(n))]
             ]
         ]
         values = (
-            mious(by_name[one].areas(judging), drawn[:300]) for one in (best, line.composition)
+            mious(by_name[one].areas(judging), drawn[:60]) for one in (best, line.composition)
         )
         assert np.mean(np.greater(*values)) == np.mean(ahead)
-        assert line.beaten == pytest.approx(np.mean(ahead), abs=0.12)
+        assert line.beaten == pytest.approx(np.mean(ahead), abs=0.25)
 
 
 def test_the_notes_state_both_halves_and_who_is_ahead_on_the_other() -> None:
-    measured = [random_measured(base, seed, 12) for seed, base in enumerate(ALL_BASES)]
+    measured = [random_measured(base, seed, 12) for seed, base in enumerate([*ALL_BASES][:8])]
     choosing, judging = halves(12)
     figures = figures_of(measured, choosing, judging)
     dataset = random_dataset(0, 12)
@@ -176,13 +176,9 @@ def test_the_pieces_are_tried_on_the_best_bases_or_on_all() -> None:
     stage = first_stage(BASES[:4])
     assert make.made[: len(stage)] == stage
     assert {one.base for one in make.made[len(stage) :]} < set(BASES[:4])
-    for leader in {
-        line.composition.base: line for line in found.figures if line.composition in stage
-    }:
-        assert leader in BASES
     full = Maker()
-    recommend(Search(dataset, full), BASES[:2], full=True)
-    assert len(full.made) == most_settings(2, 1, full=True)[1] == 96
+    recommend(Search(dataset, full), BASES[:1], full=True)
+    assert len(full.made) == most_settings(1, 1, full=True)[1] == 48
 
 
 def test_what_does_not_go_together_is_left_out_and_named() -> None:
@@ -256,8 +252,8 @@ SMALL = ("ablate", "--study", "pieces", "--size", 48, "--device", "cpu", "--work
 def test_the_command_line_ends_with_what_runs_the_winner(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = [Composition("maskclip", outliers=True, behind=behind) for behind in ("none", "TLP")]
-    monkeypatch.setattr(piece_search, "variants", lambda composition: [composition, *few])
+    other = Composition("maskclip", outliers=True, behind="TLP")
+    monkeypatch.setattr(piece_search, "variants", lambda composition: [composition, other])
     out = tmp_path / "out"
     asked = [*SMALL, "--scenes", 4, "--base", "maskclip", "--best", 1, "--out", out, "--plot"]
     assert run(*asked) == 0
@@ -270,8 +266,8 @@ def test_the_command_line_ends_with_what_runs_the_winner(
     stored = json.loads((out / "pieces_builtin.json").read_text())
     with (out / "pieces_builtin.csv").open(newline="", encoding="utf-8") as stream:
         lines = [*csv.DictReader(stream)]
-    assert len(lines) == len(stored["details"]["figures"]) == 4
-    assert len(names_in(out / "pieces_builtin")) == 4
+    assert len(lines) == len(stored["details"]["figures"]) == 3
+    assert len(names_in(out / "pieces_builtin")) == 3
     assert stored["details"]["command"] in came.out
     assert "nothing of photographs" in came.out.strip().splitlines()[-3]
     assert (out / "pieces_builtin.md").read_text().startswith("| base")
@@ -286,7 +282,8 @@ def test_the_command_line_ends_with_what_runs_the_winner(
     [
         (Composition("pearl", rcs=True, behind="PAMR"), "--refine 3 --window 64"),
         (Composition("naclip", sfr=True, outliers=True, behind="TLP"), "--sfr rounds=2 --step laplacian:grid=40"),
-        (Composition("sc-clip", aggregation=True), "--overview --piece patches:cls_weight=0.2 --rcs weight=0.3"),
+        (Composition("sc-clip", aggregation=True), "--piece patches:cls_weight=0.2 --rcs weight=0.3"),
+        (Composition("clearclip", rcs=True), "--overview --threshold 0.2 --rcs weight=0.3"),
     ],
 )  # fmt: skip
 def test_the_printed_command_makes_what_was_measured(composition: Composition, more: str) -> None:
