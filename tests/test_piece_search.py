@@ -171,7 +171,7 @@ def test_every_composition_is_asked_for_by_what_its_base_lacks_or_has() -> None:
 
 def test_the_pieces_are_tried_on_the_best_bases_or_on_all() -> None:
     dataset, make = random_dataset(0, 9), Maker()
-    found = recommend(Search(dataset, make), BASES[:4], best=2)
+    recommend(Search(dataset, make), BASES[:4], best=2)
     assert len(make.made) == len(set(make.made)) == most_settings(4, 2, full=False)[1]
     stage = first_stage(BASES[:4])
     assert make.made[: len(stage)] == stage
