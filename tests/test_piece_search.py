@@ -208,9 +208,14 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     recommend(Search(dataset, none, tmp_path), ("naclip", "sclip"), best=1)
     assert none.measured == 0
     # A damaged file is measured again; under other conditions, or by wish, all are.
-    (tmp_path / names_in(tmp_path)[0]).write_text('{"conditions": 3')
+    damaged, foreign = (tmp_path / name for name in names_in(tmp_path)[:2])
+    damaged.write_text('{"conditions": 3')
+    content = json.loads(foreign.read_text())
+    foreign.write_text(
+        json.dumps({**content, "conditions": {**content["conditions"], "version": 0}})
+    )
     for make, fresh, count in (
-        (Maker(), False, 1),
+        (Maker(), False, 2),
         (Maker(options={"window": 8}), False, 19),
         (Maker(), True, 19),
     ):
