@@ -29,6 +29,7 @@ from resclip.cli.options import (
     whole_number,
 )
 from resclip.cli.patch_studies import NAMED_IMAGE, run_other, show_problems
+from resclip.cli.piece_study import add_piece_options, check_pieces, run_pieces
 from resclip.evaluation.studies.catalogue import STUDIES, check_names, listing
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ IMAGES = 100
 """Images that a study of patches looks at by default."""
 LEARN_IMAGES = 64
 """Images that a projection is learned from by default, as in SCLIP's paper."""
+SEVERAL_BASES = ("gain", "pieces")
+"""The studies that --base names several bases for, and that draw with --plot alone."""
 
 DESCRIPTION = f"""\
 The papers' own studies: options varied one at a time, each setting measured, and what attention and similarities look
@@ -69,8 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="NAME",
-        help="what a study is put on; see `resclip methods`. gain takes several, separated by commas (default: naclip; "
-        "SCLIP's studies: sclip; ProxyCLIP's: proxyclip; gain: sclip,clearclip,naclip)",
+        help="what a study is put on; see `resclip methods`. gain and pieces take several, separated by commas "
+        "(default: naclip; SCLIP's studies: sclip; ProxyCLIP's: proxyclip; gain: sclip,clearclip,naclip; pieces: "
+        "clearclip,naclip,sclip,sc-clip,pearl,rf-clip)",
     )
     of_some = parser.add_argument_group("options of some studies")
     of_some.add_argument(
@@ -106,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labelled images that sclip-projection learns from, of the dataset's training part, or of the dataset "
         f"itself and then not measured on; 0: it learns none (default: {LEARN_IMAGES})",
     )
+    add_piece_options(of_some)
     add_dataset_options(parser, scenes=SCENE_COUNT)
     add_model_options(parser, method=False, background=False)
     add_window_options(parser)
@@ -115,14 +120,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=output_path,
         metavar="DIR",
         help="write ablation.json, ablation.csv and ablation.md there, for gain gain_MODEL.json, gain.csv and gain.md, "
-        "and for studies that are no sweeps STUDY_DATASET.json, .csv and .png. Settings that a JSON file has under the "
-        "same conditions are not measured again, so an interrupted run goes on where it stopped",
+        "and for studies that are no sweeps STUDY_DATASET.json, .csv and .png, for pieces .md and each image's "
+        "counts as well. Settings that a JSON file has under the same "
+        " conditions are not measured again, so an interrupted run goes on where it stopped",
     )
     output.add_argument(
         "--fresh", action="store_true", help="measure every setting anew, whatever ablation.json holds"
     )  # fmt: skip
     output.add_argument(
-        "--plot", action="store_true", help="draw each sweep, DIR/STUDY_DATASET.png, and gain"
+        "--plot",
+        action="store_true",
+        help="draw each sweep and pieces, DIR/STUDY_DATASET.png, and gain",
     )
 
 
@@ -145,6 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     sweeps = studies_of(arguments.study)
     others = [name for name in names if not STUDIES[name].is_sweep]
     check_others(arguments, others)
+    check_pieces(arguments, "pieces" in names)
     base = base_of(arguments.base, sweeps, others)
     if arguments.scenes is None and SCENES in arguments.dataset.split(","):
         arguments.scenes = SCENE_COUNT
@@ -157,6 +166,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in others:
             if name == "gain":
                 status |= run_gain(arguments, datasets, device)
+            elif name == "pieces":
+                status |= run_pieces(arguments, datasets, device)
             else:
                 status |= run_other(name, arguments, datasets, device)
     return status
@@ -195,7 +206,9 @@ def check_others(arguments: argparse.Namespace, names: Sequence[str]) -> None:
             )
     if arguments.learn_images < 0:
         raise ValueError(f"expected --learn-images of at least 0, got {arguments.learn_images}")
-    if arguments.out is not None and any(name not in (*NAMED_IMAGE, "gain") for name in names):
+    if arguments.out is not None and any(
+        name not in (*NAMED_IMAGE, *SEVERAL_BASES) for name in names
+    ):
         from resclip.evaluation.plots import check_matplotlib
 
         check_matplotlib()
@@ -211,8 +224,9 @@ def base_of(name: str | None, sweeps: Sequence[Study], others: Sequence[str]) ->
     from resclip.methods.catalogue import BASES
 
     if name is not None:
-        # gain takes several; it says by itself what is wrong with one.
-        chosen = name.split(",") if list(others) == ["gain"] and not sweeps else [name]
+        # Some take several; they say by themselves what is wrong with one.
+        several = bool(others) and set(others) <= set(SEVERAL_BASES) and not sweeps
+        chosen = name.split(",") if several else [name]
         for one in map(str.strip, chosen):
             if one not in BASES:
                 raise ValueError(

@@ -339,6 +339,39 @@ def plot_gains(
     save(figure, path)
 
 
+def plot_intervals(
+    title: str, intervals: Mapping[str, tuple[float, float, float]], label: str, path: Path
+) -> None:
+    """A horizontal bar for each interval with a point at its figure, from top to bottom; the first in another colour.
+
+    Args:
+        title: of the plot.
+        intervals: low end, figure and high end, by name.
+        label: of the axis.
+        path: of the file, as `plot_classes` takes it.
+
+    Raises as `plot_curves`.
+    """
+    check_format(path)
+    height = min(_MAX_HEIGHT - 2, 0.2 * len(intervals))
+    figure, axes = new_figure(_BARS_WIDTH, height + 1.3)
+    places = range(len(intervals))
+    lows, figures, highs = (
+        [values[number] for values in intervals.values()] for number in range(3)
+    )
+    colours = [_COLOURS[3 if place == 0 else 0] for place in places]
+    widths = [high - low for low, high in zip(lows, highs, strict=True)]
+    axes.barh(places, widths, 0.6, left=lows, color=colours, alpha=0.45, linewidth=0)
+    axes.scatter(figures, places, s=14, c=colours, zorder=2)
+    axes.set_xlim(*limits_of([*lows, *figures, *highs]))
+    axes.set_yticks(places, list(intervals), fontsize=7.5, parse_math=False)
+    axes.set_ylim(len(intervals) - 0.4, -0.6)
+    axes.set_xlabel(label, color=_INK, parse_math=False)
+    axes.set_title(title, fontsize=9.5, color=_INK, loc="left", parse_math=False)
+    axes.grid(axis="x", color=_GRID)
+    save(figure, path)
+
+
 def limits_of(values: Sequence[float]) -> tuple[float, float]:
     """The ends of an axis that holds all values with some space around, and spans at least `_MIN_RANGE`."""
     middle = (min(values) + max(values)) / 2

@@ -9,6 +9,7 @@ from typing import NamedTuple
 RESCLIP = "ResCLIP (arXiv 2411.15851)"
 SCLIP = "SCLIP (arXiv 2312.01597)"
 PROXYCLIP = "ProxyCLIP (arXiv 2408.04883)"
+OWN = "a recommendation for images of one's own"
 
 
 class Entry(NamedTuple):
@@ -60,6 +61,12 @@ STUDIES = {
         PROXYCLIP, "similarities within and between classes, before and after normalisation", False
     ),
     "maps": Entry(PROXYCLIP, "maps of CLIP, DINO and SAM for one patch, side by side", False),
+    "pieces": Entry(
+        OWN,
+        "which base, modules, outlier repair, aggregation and TLP or PAMR to take, chosen on one half of the images "
+        "and judged on the other",
+        False,
+    ),
 }
 """By name, in the order in which they are listed."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resclip.evaluation.datasets.base import Problem
-from resclip.evaluation.tables import aligned, csv_text
+from resclip.evaluation.tables import aligned, csv_text, markdown, markdown_list
 from resclip.io.files import make_folder, write_atomically
 from resclip.segmenter import Segmenter
 
@@ -32,31 +32,42 @@ class Finding:
     columns: Sequence[str]
     """Of the table and the CSV file, in order."""
     lines: Sequence[Mapping[str, Any]]
-    """By column: texts, whole numbers, and numbers that are shown to three decimals; None for what there is not."""
+    """By column: texts, whole numbers, and numbers, which are shown to `decimals`; None for what there is not."""
     notes: Sequence[str]
     """Sentences on what was measured, and how to read it."""
     settings: Mapping[str, Any]
     """JSON-able: what decides the figures."""
-    draw: Callable[[Path], None]
-    """Draws the picture into a PNG file."""
+    draw: Callable[[Path], None] | None
+    """Draws the picture into a PNG file; None: there is none."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able: more than the table has, such as curves."""
     problems: Sequence[Problem] = ()
     """Images that could not be read."""
+    decimals: int = 3
+    """Of the numbers in the table."""
 
     @property
     def stem(self) -> str:
         """The name of its files, without an ending."""
         return f"{self.study}_{self.subject}"
 
+    def cells(self) -> list[list[str]]:
+        """The table's cells, line by line."""
+        return [
+            [shown(line[column], self.decimals) for column in self.columns] for line in self.lines
+        ]
+
     def text(self) -> str:
         """Title, table and notes."""
-        rows = [[shown(line[column]) for column in self.columns] for line in self.lines]
-        table = aligned(list(self.columns), rows)
+        table = aligned(list(self.columns), self.cells())
         return f"{self.study}: {self.title}\n\n{table}\n\n" + "\n".join(self.notes)
 
+    def markdown(self) -> str:
+        """Table and notes in Markdown."""
+        return f"{markdown(self.columns, self.cells())}\n\n{markdown_list(self.notes)}\n"
+
     def write(self, folder: Path) -> list[Path]:
-        """STUDY_SUBJECT.json, .csv and .png in a folder, which is made; their paths.
+        """STUDY_SUBJECT.json, .csv and, where there is a picture, .png in a folder, which is made; their paths.
 
         Raises:
             OSError: a file cannot be written.
@@ -78,15 +89,17 @@ class Finding:
         for path, part in zip(paths, (text, csv_text(self.columns, self.lines)), strict=False):
             # Names of files may hold bytes that are no UTF-8.
             write_atomically(path, part.encode(errors="backslashreplace"))
+        if self.draw is None:
+            return paths[:2]
         self.draw(paths[2])
         return paths
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, decimals: int = 3) -> str:
     """A cell of a table."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
 
 
 def settings_of(segmenter: Segmenter, **more: Any) -> dict[str, Any]:
