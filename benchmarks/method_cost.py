@@ -49,8 +49,8 @@ GOALS: Mapping[str, float] = {
     "rf-clip": 1.41,
     "gem": 1.25,
 }
-"""The most that a method may take of ClearCLIP's time: what an eager program took that was written down from the papers'
-formulas; of GEM, whose released program takes 1.3 times (224 × 224) to 2 times (448 × 448) as long, 1.25."""
+"""The most that a method may take of ClearCLIP's time: what a plain program of the same formulas took; of GEM, 1.25,
+where the released program takes 1.3 times (224 × 224) to 2 times (448 × 448) as long."""
 SIDES = (32, 64, 128)
 """Patches on a side whose memory is counted; 64 are 1,024 × 1,024 pixels."""
 COUNTED = (BESIDE, "sc-clip", "sfp", "dih-clip", "pearl", "rf-clip", "gem")
@@ -263,8 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def conditions_of(run: Mapping[str, Any]) -> str:
     """What the times hold for, as a sentence."""
     return (
-        f"Median of {run['rounds']} rounds in which all take turns: ViT-B/16 with random weights, one image of {SIZE} × "
-        f"{SIZE}, {QUERIES} texts, float32; {conditions(run)}"
+        f"Median of {run['rounds']} rounds in which all take turns: ViT-B/16 with random weights, one image of "
+        f"{SIZE} × {SIZE}, {QUERIES} texts, float32; {conditions(run)}"
     )
 
 
