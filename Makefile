@@ -53,6 +53,7 @@ readme: $(VENV)/.dev  ## Make the README's images and tables again, from the sto
 		--out docs/comparison.png
 	$(BIN)/resclip attention docs/scene.png --at 60,120 --method naclip+rcs --out docs/attention.png
 	$(BIN)/python -m benchmarks gallery --out docs/gallery.png
+	$(BIN)/python -m benchmarks method-pictures
 	$(BIN)/python -m benchmarks readme
 
 clean:  ## Remove .venv, builds and caches

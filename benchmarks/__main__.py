@@ -17,12 +17,14 @@ BENCHMARKS = {
     "kernels-matrix": ("benchmarks.kernels_matrix", "compile each kernel by other Tritons"),
     "attention-model": ("benchmarks.attention_model", "predict the residual attention's time, by counting"),
     "aggregation-memory": ("benchmarks.aggregation_memory", "count what comparing all tokens takes of memory"),
+    "method-cost": ("benchmarks.method_cost", "time every method beside ClearCLIP, and count its memory"),
     "scale": ("benchmarks.scale", "batch, high-resolution and gigapixel, one after the other"),
     "batch": ("benchmarks.batch", "time batches of windows and whole jobs on the CPU"),
     "high-resolution": ("benchmarks.high_resolution", "measure ways to segment large images"),
     "gigapixel": ("benchmarks.gigapixel", "segment one image of 30,000 × 30,000 pixels"),
     "synthetic-raster": ("benchmarks.synthetic_raster", "write one very large image of drawn scenes"),
     "gallery": ("benchmarks.gallery", "draw what each method makes of a few scenes"),
+    "method-pictures": ("benchmarks.method_pictures", "draw what each method makes of one scene, for docs/"),
     "readme": ("benchmarks.readme", "write the tables of README.md and docs/ from stored results"),
 }  # fmt: skip
 """Module and summary of each benchmark; its module is imported only when it runs."""

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batch, cpu, gigapixel, high_resolution
+from benchmarks import batch, cpu, gigapixel, high_resolution, method_facts
 from benchmarks.reporting import (
     RESULTS,
     ROOT,
@@ -230,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
     )
     fill_file(ROOT / "docs/evaluation.md", {"published": published_table()})
+    fill_file(ROOT / "docs/methods.md", {"facts": method_facts.facts_table()})
     fill_file(
         ROOT / "docs/scale.md",
         {

@@ -31,6 +31,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/evaluation.md",
     "docs/high-resolution.md",
+    "docs/methods.md",
     "docs/predictors.md",
     "docs/scale.md",
 )

@@ -68,16 +68,13 @@ def outlier_factor(patches: Tensor, neighbours: int) -> Tensor:
 
 def salience(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """[CLS]'s attention to each patch, and each patch's to itself, mean over heads: (B, n) each."""
-    tokens = query.shape[2]
-    blocks = [
-        (rows[:, :, 0] if first == 0 else None, rows.diagonal(first, 2, 3))
-        for first, rows in map_blocks(query, key, 0, tokens)
-    ]
-    from_cls = blocks[0][0]
-    if from_cls is None:
-        raise ValueError("expected the map's first row in its first block")
-    own = torch.cat([diagonal for _, diagonal in blocks], dim=2)
-    return from_cls.mean(dim=1)[:, 1:], own.mean(dim=1)[:, 1:]
+    from_cls, own = [], []
+    for first, rows in map_blocks(query, key, 0, query.shape[2]):
+        # Means are tensors of their own: a view would keep its block of maps, and all views all maps.
+        if first == 0:
+            from_cls.append(rows[:, :, 0].mean(dim=1))
+        own.append(rows.diagonal(first, 2, 3).mean(dim=1))
+    return from_cls[0][:, 1:], torch.cat(own, dim=1)[:, 1:]
 
 
 def fill(
