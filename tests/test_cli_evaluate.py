@@ -146,7 +146,7 @@ def arguments(**given: Any) -> Namespace:
         "model": "builtin", "pretrained": None, "preset": None, "correlation": None, "rcs": None, "sfr": None,
         "proxy": None, "device": "cpu", "precision": None, "implementation": "auto", "short_side": None,
         "templates": None, "cache": False, "window": None, "stride": None, "threshold": None, "batch_size": None,
-        "max_windows": None,
+        "max_windows": None, "piece": [], "step": [], "refine": None,
         "dataset": "builtin", "root": [], "split": None, "classes": None, "scenes": 1, "size": 48,
         "ignore_index": None, "label_offset": None,
     }  # fmt: skip

@@ -52,4 +52,5 @@ def figures() -> Mapping[tuple[str, str, str], Mapping[str, str]]:
         return {
             (line["study"], line["setting"], line["backbone"]): line
             for line in csv.DictReader(stream)
+            if line["study"]
         }
