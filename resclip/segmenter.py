@@ -38,6 +38,7 @@ from resclip.io.picture import ReadOptions
 from resclip.methods.composition import as_parts
 from resclip.methods.options_text import as_dict
 from resclip.methods.steps import Steps
+from resclip.models.tower import RELEASED
 from resclip.result import UNLABELLED, Segmentation
 from resclip.text.vocabulary import Vocabulary
 from resclip.version import __version__
@@ -178,9 +179,7 @@ class Segmenter:
             "rcs_layers": list(self.encoder.layers),
             "sfr": as_dict(self.encoder.sfr),
             "final_block": self.encoder.final_block,
-            "pieces": as_parts(self.encoder.pieces),
-            "steps": as_parts(self.pipeline.steps),
-            "position": self.encoder.position,
+            **self.composition,
             "neighbourhood_std": self.encoder.neighbourhood_std,
             "implementation": self.encoder.implementation.value,
             "window": self.pipeline.window,
@@ -197,6 +196,19 @@ class Segmenter:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+
+    @property
+    def composition(self) -> dict[str, Any]:
+        """Pieces, steps and the way to resize positions, where the segmenter or its base has any of its own."""
+        base, encoder = self.encoder.base, self.encoder
+        found: dict[str, Any] = {}
+        if encoder.pieces or base.pieces:
+            found["pieces"] = as_parts(encoder.pieces)
+        if self.pipeline.steps or base.steps:
+            found["steps"] = as_parts(self.pipeline.steps)
+        if encoder.position != RELEASED or base.position != RELEASED:
+            found["position"] = encoder.position
+        return found
 
     def with_encoder(self, encoder: DenseEncoder, **source: Any) -> Segmenter:
         """The same classes and settings with another encoder, such as another method on the same tower.

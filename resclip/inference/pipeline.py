@@ -516,8 +516,13 @@ class ImagePipeline:
         return self.encoder.coarse(downsample(task.normalised_rows, task.shape, size).unsqueeze(0))
 
     def encode_image(self, task: ImageTask) -> Tensor | None:
-        """(E,): CLIP's own vector of the whole image, where a step asks for it; reduced if it is very large."""
-        if not self.window_steps.reads_whole_image:
+        """(E,): CLIP's own vector of the whole image, where a step asks for it; reduced if it is very large.
+
+        None where it is not asked for, and where the image is one window, of which the encoder gives it by itself.
+        """
+        if not self.window_steps.reads_whole_image or (
+            task.stitcher.is_single and not self.pad_multiple
+        ):
             return None
         height, width = task.shape
         if height * width <= WHOLE_PIXELS:

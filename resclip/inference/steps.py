@@ -47,7 +47,7 @@ class WindowEvidence:
     pixels: Tensor
     """(3, H, W), normalised, as the encoder got it."""
     image_vector: Tensor | None
-    """(E,): CLIP's own vector of the whole picture."""
+    """(E,): CLIP's own vector of the whole picture; None where the window is all of it, or its own is wanted."""
     logits: Tensor | None = None
     """(Q, h, w)."""
     patches: Tensor | None = None
@@ -115,7 +115,8 @@ class WindowSteps:
     def list_wanted(self) -> Iterator[str]:
         """Names of `WANTED` that the steps need of each window."""
         steps = self.steps
-        if steps.adjustment is not None and steps.adjustment.image == "window":
+        if steps.adjustment is not None:
+            # Of a picture that is one window the encoder gives it on the way.
             yield "image"
         if steps.smoothing is not None:
             yield "keys"
@@ -156,8 +157,11 @@ class WindowSteps:
         """
         if self.steps.windows is not None:
             tokens = WindowTokens.of(self.encoder.final, self.encoder.run_blocks(pixels))
+            # What the other steps ask for does not depend on the keys of other windows.
+            context = run().context if self.wanted else {}
             for number, one in enumerate(evidence):
                 one.tokens = tokens.window(number)
+                one.context = {name: tensor[number] for name, tensor in context.items()}
             return
         features = run()
         self.take(features, evidence)
@@ -170,9 +174,12 @@ class WindowSteps:
         context = {name: tensor[:count] for name, tensor in features.context.items()}
         pixels = torch.stack([one.pixels for one in evidence])
         vectors = context.get("image")
-        if self.reads_whole_image:
+        if vectors is not None:
             vectors = torch.stack(
-                [one.image_vector for one in evidence if one.image_vector is not None]
+                [
+                    own if one.image_vector is None else one.image_vector
+                    for one, own in zip(evidence, vectors, strict=True)
+                ]
             )
         logits = self.window_logits(patches, cls, context, pixels, vectors)
         for number, one in enumerate(evidence):
@@ -232,7 +239,10 @@ class WindowSteps:
         if steps.windows is not None:
             tokens = WindowTokens.cat([one.tokens for one in evidence if one.tokens is not None])
             patches = attend_windows(final, tokens, corners, steps.windows)
-            self.take(DenseFeatures(patches, None, None, {}), evidence)
+            context = {
+                name: torch.stack([one.context[name] for one in evidence]) for name in self.wanted
+            }
+            self.take(DenseFeatures(patches, None, None, context), evidence)
         if steps.propagation is None:
             return
         grids = torch.stack([one.logits for one in evidence if one.logits is not None])
