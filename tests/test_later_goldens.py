@@ -169,7 +169,15 @@ def test_tokens(name: str, implementation: str) -> None:
     assert (features.cls is None) == (case["method"] != "pearl")
 
 
-@pytest.mark.parametrize("name", ("sc_clip_resclip", "sfp_norm", "pearl_resclip", "rf_clip"))
+SLOW = pytest.mark.slow
+BY_KERNELS = [
+    pytest.param(name, marks=[] if name == "sfp_norm" else [SLOW])
+    for name in TOKENS
+    if later_cases()[name]["method"] != "dih_clip"
+]
+
+
+@pytest.mark.parametrize("name", BY_KERNELS)
 def test_tokens_by_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the recorded labels on: interpreted, the refinement alone takes minutes, and has tests of its own."""
     arrays_of = {key: value.to(kernel_device()) for key, value in recorded(name).items()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from resclip.encoder.trace import map_blocks
+from resclip.encoder.trace import map_blocks, sums_around
 from resclip.methods.pieces import OutlierRepair
 
 DISTANCE_BYTES = 1 << 25
@@ -88,12 +87,8 @@ def fill(
         grid: (h, w).
         keep_isolated: whether an outlier among outliers keeps its token; else that becomes 0.
     """
-    # Sums over 3 × 3, in which the outlier in the middle counts as 0 like those around it.
-    sound = (~outliers).to(patches.dtype).unsqueeze(1)
-    planes = (patches.mT * sound).unflatten(2, grid)
-    total = F.avg_pool2d(planes, 3, stride=1, padding=1, divisor_override=1).flatten(2)
-    count = F.avg_pool2d(sound.unflatten(2, grid), 3, stride=1, padding=1, divisor_override=1)
-    count = count.flatten(2)
-    mean = (total / count.clamp_min(1)).mT
-    replaced = outliers if not keep_isolated else outliers & (count[:, 0] > 0)
-    return torch.where(replaced.unsqueeze(-1), mean, patches)
+    # The outlier in the middle counts as 0 like those around it.
+    sound = (~outliers).to(patches.dtype).unsqueeze(-1)
+    total, count = sums_around(patches * sound, grid), sums_around(sound, grid)
+    replaced = outliers if not keep_isolated else outliers & (count[..., 0] > 0)
+    return torch.where(replaced.unsqueeze(-1), total / count.clamp_min(1), patches)

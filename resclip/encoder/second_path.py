@@ -6,7 +6,6 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from resclip.encoder.final_block import FinalBlock, Pass
@@ -132,17 +131,19 @@ class SecondPathBlock(FinalBlock):
 
     def rescaled(self, part: Tensor, root: Tensor) -> Tensor:
         """Unit vectors of q, k or v, averaged by their own map as often as `iterations`, times √(β·√d)."""
+        scaled = unit(part, root)
         for _ in range(self.path.iterations):
-            scaled = unit(part, root)
-            part = residual_attention(
+            # The factor of what is averaged goes with the length, which is set anew.
+            averaged = residual_attention(
                 scaled,
                 scaled,
-                unit(part, None),
+                scaled,
                 grid=(1, part.shape[2]),
                 correlation="qq",
                 implementation=self.implementation,
             ).output
-        return unit(part, root)
+            scaled = unit(averaged, root)
+        return scaled
 
     def make_traced_inputs(self, block: Any, tokens: Tensor, trace: Trace) -> PathInputs:
         if not isinstance(trace, PathTrace):
@@ -193,10 +194,9 @@ class SecondPathBlock(FinalBlock):
         return "pp"
 
 
-def unit(heads: Tensor, factor: Tensor | None) -> Tensor:
-    """Unit vectors along the last axis, times a factor."""
+def unit(heads: Tensor, factor: Tensor) -> Tensor:
+    """Unit vectors along the last axis, times a factor; 0 where there is no length."""
     dtype = torch.promote_types(heads.dtype, torch.float32)
-    scaled = F.normalize(heads.to(dtype), dim=-1)
-    if factor is not None:
-        scaled = scaled * factor
+    lengths = torch.linalg.vector_norm(heads, dim=-1, keepdim=True, dtype=dtype)
+    scaled: Tensor = heads * (factor / lengths.clamp_min(1e-12))
     return scaled.to(heads.dtype)

@@ -179,19 +179,11 @@ class RepairedBlock(FinalBlock):
             patches = self.average(compared, patches)
         similar = filled(trace.outputs[self.similarity][:, skip:]) if self.similarity else None
         after = trace.outputs[-1][:, skip:] if self.after else None
-        streams = [self.make_stream(block, tokens[:, :skip], patches, grid, similar, scores=True)]
+        sets, scores = [torch.cat([tokens[:, :skip], patches], dim=1)], [True]
         if trace.stream is not None and pieces.stream is not None:
-            summed = trace.stream
-            streams.append(
-                self.make_stream(
-                    block,
-                    summed[:, :skip],
-                    summed[:, skip:],
-                    grid,
-                    similar,
-                    scores=pieces.stream.scores,
-                )
-            )
+            sets.append(trace.stream)
+            scores.append(pieces.stream.scores)
+        streams = self.make_streams(block, sets, scores, grid, similar)
         return RepairInputs(
             tuple(streams), grid, tuple(trace.cross_layers), outliers, similar, after
         )
@@ -207,50 +199,63 @@ class RepairedBlock(FinalBlock):
             implementation=self.implementation,
         )
 
-    def make_stream(
+    def make_streams(
         self,
         block: Any,
-        cls: Tensor,
-        patches: Tensor,
+        sets: Sequence[Tensor],
+        scores: Sequence[bool],
         grid: tuple[int, int],
         similar: Tensor | None,
-        *,
-        scores: bool,
-    ) -> Stream:
-        """Project one stream's tokens: [CLS] (B, 0 or 1, D) and patches (B, n, D)."""
-        alone = self.pieces.patches is not None
-        with_cls = torch.cat([cls, patches], dim=1)
+    ) -> list[Stream]:
+        """Project each set of tokens (B, L, D), all of them as one batch.
+
+        Args:
+            block: the final block's modules.
+            sets: one for each stream.
+            scores: whether the base's own map counts in it.
+            grid: (h, w).
+            similar: (B, n, D), what the similarity branch compares.
+        """
+        alone, skip = self.pieces.patches is not None, int(self.tower.has_cls)
         # A tower with rotary positions turns the patches behind [CLS], so that all are projected.
         with fast_linear():
-            normed = self.tower.norm(block, with_cls)
+            normed = self.tower.norm(block, torch.cat(list(sets)))
             query, key, value = self.tower.project_qkv(block, normed, grid)
-        skip = cls.shape[1]
-        if self.pieces.alignment is not None:
-            query, key = self.align(query, key, 0 if alone else skip)
-        if alone and skip:
+        if alone:
             normed = normed[:, skip:]
             query, key, value = query[:, :, skip:], key[:, :, skip:], value[:, :, skip:]
-        branch = None
+        projections = self.project(normed, query, key, value)
+        if self.pieces.alignment is not None:
+            query, key = self.align(query, key, 0 if alone else skip)
+        branches: Sequence[Tensor | None] = [None] * len(sets)
         if similar is not None and self.pieces.branch is not None and self.pieces.heads is None:
-            branch = proxy_attention(
+            # One map for the heads of all streams.
+            branches = proxy_attention(
                 similar.mT.unflatten(2, grid),
-                value,
+                torch.cat(value.chunk(len(sets)), dim=1),
                 grid=grid,
                 beta=1.0,
                 gamma=self.pieces.branch.sharpness,
                 cut=self.pieces.branch.cut,
                 implementation=self.implementation,
+            ).chunk(len(sets), dim=1)
+        images = len(sets[0])
+        streams = []
+        for number, tokens in enumerate(sets):
+            own = slice(number * images, (number + 1) * images)
+            streams.append(
+                Stream(
+                    tokens[:, skip:] if alone else tokens,
+                    tokens[:, :skip] if alone and skip else None,
+                    query[own],
+                    key[own],
+                    value[own],
+                    tuple(projection[own] for projection in projections),
+                    branches[number],
+                    scores[number],
+                )
             )
-        return Stream(
-            patches if alone else with_cls,
-            cls if alone and skip else None,
-            query,
-            key,
-            value,
-            self.project(normed, query, key, value),
-            branch,
-            scores,
-        )
+        return streams
 
     def run(
         self, inputs: Any, feedback: SemanticFeedback | None, cross_layer: Tensor | None
@@ -267,12 +272,13 @@ class RepairedBlock(FinalBlock):
                 tokens = self.finish(block, stream.tokens, tower.project_out(block, attended))
             if stream.cls is not None and self.pieces.patches is not None:
                 tokens = tokens + self.pieces.patches.weight_of(tower.depth) * stream.cls
-            if inputs.after is not None:
-                count = inputs.after.shape[1]
-                patches = self.average(inputs.after, tokens[:, -count:])
-                tokens = torch.cat([tokens[:, :-count], patches], dim=1)
             results.append(tokens)
         total = functools.reduce(torch.add, results)
+        if inputs.after is not None:
+            # It is linear: the sum is averaged once.
+            count = inputs.after.shape[1]
+            patches = self.average(inputs.after, total[:, -count:])
+            total = torch.cat([total[:, :-count], patches], dim=1)
         return Pass(total, torch.stack(kept) if kept else None, feedback)
 
     def attend_stream(

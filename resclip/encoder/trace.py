@@ -125,10 +125,17 @@ def denoised(tokens: Tensor, piece: Denoising, tower: Tower, grid: tuple[int, in
     above = wide - wide.amin(dim=-1, keepdim=True)
     share = above[..., channels].amax(dim=-1) / above.sum(dim=-1)
     stands_out = (share > piece.sigma / tokens.shape[2]).unsqueeze(-1)
-    planes = patches.mT.unflatten(2, grid)
-    around = F.avg_pool2d(planes, 3, stride=1, padding=1).flatten(2).mT
+    around = sums_around(patches, grid) / 9
     mixed = torch.where(stands_out, torch.lerp(patches, around, piece.alpha), patches)
     return torch.cat([tokens[:, :skip], mixed], dim=1)
+
+
+def sums_around(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The sum of each patch's 3 × 3 neighbourhood, 0 outside the grid: (B, n, D) → (B, n, D)."""
+    # Along one axis and then the other, patch by patch as they lie in memory.
+    rows = F.pad(patches.unflatten(1, grid), (0, 0, 1, 1, 1, 1))
+    across = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    return (across[:, :-2] + across[:, 1:-1] + across[:, 2:]).flatten(1, 2)
 
 
 def refocused_attention(
