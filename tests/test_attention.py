@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resclip import DenseEncoder
 from resclip.encoder.final_block import resize_heads
-from resclip.methods.catalogue import METHODS
+from resclip.methods.catalogue import BASES, METHODS
 
 # A grid that is not square: 3 × 4 patches, and 4 × 5 cells of 12 pixels for the proxy.
 SIZE = (48, 64)
@@ -37,8 +37,13 @@ def attended(dense: DenseEncoder, pixels: Tensor, queries: Tensor) -> Tensor:
     [
         name
         for name, method in METHODS.items()
-        if method.base in ("maskclip", "sclip", "proxyclip")
-        or (method.rcs is None) == (method.sfr is None)
+        if (
+            method.base in ("maskclip", "sclip", "proxyclip")
+            or (method.rcs is None) == (method.sfr is None)
+        )
+        # A method of several streams or blocks has no one map.
+        and not (BASES[method.base].pieces.repairs or BASES[method.base].pieces.fusion)
+        and BASES[method.base].pieces.path is None
     ],
 )
 def test_the_final_map_gathers_what_the_forward_gathers(name: str, seed: int) -> None:
@@ -51,7 +56,7 @@ def test_the_final_map_gathers_what_the_forward_gathers(name: str, seed: int) ->
     assert maps.base.shape[2:] == (patches, *((4, 5) if method.base == "proxyclip" else (3, 4)))
     assert (maps.cross_layer is None) == (method.rcs is None)
     assert (maps.feedback is None) == (method.sfr is None)
-    mass = 2.0 if method.base == "sclip" else 1.0
+    mass = {"sclip": 2.0, "cliptrase": 3.0}.get(method.base, 1.0)
     if method.rcs is not None:
         mass = method.rcs.temperature * ((1 - method.rcs.weight) * mass + method.rcs.weight)
     # The rest of a row is [CLS]'s share.

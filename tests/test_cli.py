@@ -54,7 +54,9 @@ def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: P
     options += " --threshold 0.25 --implementation torch --no-overlay --no-cache"
     options += " --correlation qq,window=7 --rcs layers=3,6-9 --sfr rounds=2 --templates short"
     options += " --overview weight=0.3,side=448 --refine 5"
-    options += " --piece outliers:detector=norm --piece stream:none --step laplacian --step area:share=0.2"
+    options += (
+        " --piece outliers:detector=norm --piece stream:none --step laplacian --step area:share=0.2"
+    )
     where = ["segment", image, "--classes", "a", "--out", tmp_path / "out"]
     assert run(*where, *options.split()) == 0
     assert stand_in.asked == {

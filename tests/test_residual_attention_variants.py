@@ -191,7 +191,8 @@ def test_rows_sum_to_their_mass(seed: int, switch: str, implementation: str, cls
     arguments = given(inputs, switch)
     terms = {} if switch == "identity" else all_terms(inputs)
     output = run(ones, GRID, implementation, **{**terms, **arguments}).output
-    mass = 2 if arguments.get("correlation") == "qq+kk" else 1
+    masses = {"qq+kk": 2, "pp-sum": len(arguments.get("projections", ()))}
+    mass = masses.get(arguments.get("correlation"), 1)
     assert ((output / (2.0 * (0.6 * mass + 0.4)) - 1).abs() <= 2e-6).all()
 
 

@@ -24,13 +24,20 @@ def find_outliers(
     """
     if piece.detector == "lof":
         scores = torch.stack([outlier_factor(image, piece.neighbours) for image in patches])
-        quantile = torch.quantile(scores, 1 - piece.share, dim=1, keepdim=True)
-        return scores > quantile
+        return scores > quantile(scores, 1 - piece.share)
     if piece.detector == "norm" or attention is None:
         return largest(torch.linalg.vector_norm(patches.float(), dim=-1), piece.count)
     from_cls, own = salience(*attention)
     salient = piece.salience * from_cls > own
     return largest(from_cls.masked_fill(~salient, -torch.inf), piece.count) & salient
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """The quantile of each row (B, n), linear between two values: (B, 1). Not torch's, which takes float64 for it."""
+    position = share * (values.shape[1] - 1)
+    below = int(position)
+    ordered = values.sort(dim=1).values[:, below : below + 2]
+    return torch.lerp(ordered[:, :1], ordered[:, -1:], position - below)
 
 
 def largest(values: Tensor, count: int) -> Tensor:
@@ -40,25 +47,24 @@ def largest(values: Tensor, count: int) -> Tensor:
 
 
 def outlier_factor(patches: Tensor, neighbours: int) -> Tensor:
-    """κ_i times the mean of 1/κ_j over the k nearest j, with κ the squared distance to the k-th nearest: (n,) float64.
+    """κ_i times the mean of 1/κ_j over the k nearest j, with κ the squared distance to the k-th nearest: (n,) float32.
 
     That is what the released local outlier factor amounts to: its reachability takes a point's own κ. Of the k + 1
     smallest distances the first is left out, whichever it is.
     """
     count = len(patches)
     if count < 2:
-        return patches.new_zeros(count, dtype=torch.float64)
-    # Neighbours lie close beside their distance from 0, so that float32 would cancel.
-    points = patches.to(torch.float64)
-    norms = points.square().sum(dim=1)
+        return patches.new_zeros(count, dtype=torch.float32)
+    points = patches.to(torch.promote_types(patches.dtype, torch.float32))
     nearest = min(neighbours, count - 1)
-    rows = max(1, DISTANCE_BYTES // (8 * count))
+    rows = max(1, DISTANCE_BYTES // (4 * count))
     found = []
     for first in range(0, count, rows):
-        block = points[first : first + rows]
-        squared = torch.addmm(norms, block, points.T, alpha=-2).add_(
-            norms[first : first + rows, None]
+        # By differences: neighbours lie close beside their distance from 0, of which products would be left.
+        distances = torch.cdist(
+            points[first : first + rows], points, compute_mode="donot_use_mm_for_euclid_dist"
         )
+        squared = distances.square_()
         found.append(squared.topk(nearest + 1, dim=1, largest=False))
     distance = torch.cat([one.values for one in found])[:, nearest].clamp_min(1e-30)
     near = torch.cat([one.indices for one in found])[:, 1:]

@@ -25,9 +25,9 @@ SMALLEST = 1e-6
 
 
 def entropies(maps: Tensor) -> Tensor:
-    """−Σ A log2(A + 1e-6) over rows and columns of (B, A, R, L): (B, A) float64."""
+    """−Σ A log2(A + 1e-6) over rows and columns of (B, A, R, L): (B, A)."""
     terms = maps * torch.log2(maps + SMALLEST)
-    return -terms.sum(dim=-1).to(torch.float64).sum(dim=-1)
+    return -terms.sum(dim=-1).sum(dim=-1)
 
 
 def lowest(values: Tensor, count: int) -> Tensor:
