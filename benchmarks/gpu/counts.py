@@ -260,6 +260,69 @@ class Proxy:
 
 
 @dataclass(frozen=True)
+class Aggregation:
+    """The shape of a `similarity_aggregation`."""
+
+    batch: int
+    patches: int
+    channels: int = 768
+    width: int = 768
+    element: int = 2
+
+    @property
+    def flops(self) -> int:
+        """U Uᵀ, 2·n²·C, and the weights times the values, 2·n²·D, an image."""
+        return 2 * self.batch * self.patches**2 * (self.channels + self.width)
+
+    @property
+    def bytes(self) -> int:
+        """Features and values read, (B, n, D) written."""
+        return self.batch * self.patches * (self.channels + 2 * self.width) * self.element
+
+    @property
+    def reference_bytes(self) -> int:
+        """At most four (B, n, n) maps at a time and four copies of the rows, in float32."""
+        rows = self.batch * self.patches * (self.channels + self.width)
+        return 4 * 4 * (self.batch * self.patches**2 + rows)
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """The shape of a `laplacian_propagation`."""
+
+    batch: int
+    queries: int
+    size: tuple[int, int]
+    grid: int = 80
+    iterations: int = 25
+    width: int = 512
+
+    @property
+    def cells(self) -> int:
+        """Of the grid that it is solved on, of all queries and images together."""
+        rows, columns = (side // max(1, round(side / self.grid)) for side in self.size)
+        return self.batch * self.queries * rows * columns
+
+    @property
+    def flops(self) -> int:
+        """A step: the stencil (13) and the updates and sums (10) a cell; pooling (1) and resizing (6) a pixel."""
+        pixels = self.batch * self.queries * self.size[0] * self.size[1]
+        return 23 * self.iterations * self.cells + 7 * pixels
+
+    @property
+    def bytes(self) -> int:
+        """Logits and picture read, logits written; the fields of the grid can stay within the cache."""
+        pixels = self.batch * self.size[0] * self.size[1]
+        return 4 * pixels * (2 * self.queries + CHANNELS)
+
+    @property
+    def reference_bytes(self) -> int:
+        """Logits at full size, three times, and the grid's fields."""
+        pixels = self.batch * self.queries * self.size[0] * self.size[1]
+        return 4 * (3 * pixels + 16 * self.cells)
+
+
+@dataclass(frozen=True)
 class Tower:
     """A vision transformer on some windows, every block once and the final one's attention as `Attention` counts it."""
 

@@ -1,4 +1,4 @@
-"""Cases of the ops on planes and features, `pamr`, `patch_labels`, `upsample_argmax` and `proxy_attention`.
+"""Cases of the ops on planes and features: `pamr`, `patch_labels`, `upsample_argmax`, `proxy_attention` and others.
 
 Their shapes are those of the released protocols.
 """
@@ -15,14 +15,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.case import Bench, Case, missing
-from benchmarks.gpu.counts import Pamr, PatchLabels, Proxy, Upsample
+from benchmarks.gpu.counts import (
+    Aggregation,
+    Pamr,
+    PatchLabels,
+    Propagation,
+    Proxy,
+    Upsample,
+)
 from benchmarks.gpu.inputs import FUSED
 from benchmarks.gpu.timing import Tier, Variant
 from resclip_kernels import (
     ProxyAttentionOptions,
+    laplacian_propagation,
     pamr,
     patch_labels,
     proxy_attention,
+    similarity_aggregation,
     upsample_argmax,
 )
 from resclip_kernels.ops.pamr import reference as pamr_reference
@@ -201,4 +210,63 @@ def proxy_variants(bench: Bench, shape: Proxy) -> Sequence[Variant]:
             "flash": "one map for all heads, its entries under 0 left out",
             "flex": "its mask is where X Xᵀ exceeds the image's mean: as a score_mod it needs heads of 768 for q and k",
         },
+    )
+
+
+def aggregation_cases(*, tiny: bool) -> list[Case]:
+    """Windows of ViT-B/16, and a whole image of 4,096 patches."""
+    shapes = [Aggregation(16, 196), Aggregation(1, 4096)]
+    if tiny:
+        shapes = [Aggregation(1, 12, 16, 16)]
+    return [
+        case_of(
+            "similarity_aggregation",
+            f"{shape.patches} patches of {shape.channels}, batch {shape.batch}",
+            shape,
+            aggregation_variants,
+        )
+        for shape in shapes
+    ]
+
+
+def aggregation_variants(bench: Bench, shape: Aggregation) -> Sequence[Variant]:
+    """By SC-CLIP's threshold, from which the features' kinds keep away."""
+    dtype = bench.dtype(torch.float16)
+    fine = (1, shape.patches)
+    features = bench.device.features(shape.batch, shape.channels, fine, dtype).flatten(2).mT
+    value = bench.device.normal(shape.batch, shape.patches, shape.width, dtype=dtype)
+    return variants_of(
+        lambda name: similarity_aggregation(features, value, threshold=0.4, implementation=name),
+        (features, value),
+        shape.reference_bytes,
+    )
+
+
+def propagation_cases(*, tiny: bool) -> list[Case]:
+    """ADE20K's names on a picture."""
+    shape = Propagation(1, 150, (500, 667))
+    if tiny:
+        shape = Propagation(1, 3, (12, 10), grid=6, iterations=1, width=8)
+    name = f"{shape.queries} queries, {shape.size[0]} × {shape.size[1]}"
+    return [case_of("laplacian_propagation", name, shape, propagation_variants, dtypes=("fp32",))]
+
+
+def propagation_variants(bench: Bench, shape: Propagation) -> Sequence[Variant]:
+    """Logits in float32, as they are stitched."""
+    logits = bench.device.logits(shape.batch, shape.queries, shape.size, torch.float32)
+    image = bench.device.images(shape.batch, shape.size, torch.float32)
+    text = torch.nn.functional.normalize(
+        bench.device.normal(shape.queries, shape.width, seed=2), dim=-1
+    )
+    return variants_of(
+        lambda name: laplacian_propagation(
+            logits,
+            image,
+            text,
+            grid=shape.grid,
+            iterations=shape.iterations,
+            implementation=name,
+        ),
+        (logits, image, text),
+        shape.reference_bytes,
     )

@@ -40,7 +40,14 @@ from benchmarks.gpu.inputs import FUSED, Device
 from benchmarks.gpu.pipeline import NEEDS as PIPELINE_NEEDS
 from benchmarks.gpu.pipeline import OP as PIPELINE
 from benchmarks.gpu.pipeline import pipeline_cases
-from benchmarks.gpu.planes import pamr_cases, patch_label_cases, proxy_cases, upsample_cases
+from benchmarks.gpu.planes import (
+    aggregation_cases,
+    pamr_cases,
+    patch_label_cases,
+    propagation_cases,
+    proxy_cases,
+    upsample_cases,
+)
 from benchmarks.gpu.timing import (
     FAILURES,
     LATE,
@@ -64,6 +71,8 @@ OPS: dict[str, Callable[..., list[Case]]] = {
     "proxy_attention": proxy_cases,
     "upsample_argmax": upsample_cases,
     "semantic_feedback": feedback_cases,
+    "similarity_aggregation": aggregation_cases,
+    "laplacian_propagation": propagation_cases,
 }
 """In the order of their worth."""
 ENDED = "the process ended in this step"
