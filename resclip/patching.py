@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resclip.encoder.dense_encoder import DenseEncoder
-from resclip.methods.catalogue import RCS, SFR, Method, find_method
+from resclip.methods.catalogue import RCS, SFR, Method, check_no_steps, find_method
 from resclip.methods.correlation import Correlation
 from resclip.methods.presets import find_preset
 from resclip_kernels import check_flag, check_type
@@ -110,6 +110,7 @@ def patch(
             f"this model has a method {NAME!r} of its own, which patching would hide: use DenseEncoder"
         )
     chosen = find_method(method)
+    check_no_steps(chosen, "a patched model")
     chosen = replace(
         chosen,
         rcs=chosen.rcs if rcs is None else rcs,
@@ -128,5 +129,7 @@ def patch(
         correlation=chosen.correlation if correlation is None else correlation,
         proxy=proxy,
         proxy_attention=chosen.proxy,
+        pieces=chosen.pieces,
+        position=chosen.position,
     )
     return Patched(clip_model, encoder, training)

@@ -31,7 +31,7 @@ from resclip.evaluation.distributed import machine_name
 from resclip.inference.memory import release
 from resclip.io.files import write_atomically
 from resclip.loading import PRECISIONS, choose_device
-from resclip.methods.catalogue import find_method
+from resclip.methods.catalogue import check_no_steps, find_method
 from resclip.models import BUILTIN, adapt
 from resclip.models.loading import clip_tokenizer, find_name
 from resclip.text.templates import find_templates
@@ -277,6 +277,7 @@ def measure(
         )
     name = find_name(model)
     chosen = find_method(method)
+    check_no_steps(chosen, "the encoder, which is measured here,")
     if chosen.base == "proxyclip":
         raise ValueError(
             "method 'proxyclip' needs the weights of a second vision model, and weights are random here: "
@@ -332,6 +333,8 @@ def measure(
                 chosen.sfr,
                 final_block=chosen.final_block,
                 correlation=chosen.correlation,
+                pieces=chosen.pieces,
+                position=chosen.position,
                 implementation=implementation,
             )
             text = normalize(torch.randn(setting.names, encoder.tower.output_dim), dim=1).to(where)

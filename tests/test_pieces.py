@@ -10,7 +10,7 @@ import torch
 from method_support import colours, make, small_tower, text
 from models_support import timm_visual
 
-from resclip import RCS, SFR, DenseEncoder, ResidualBlock
+from resclip import RCS, SFR, DenseEncoder, ResidualBlock, patch
 from resclip.errors import UnknownChannelsWarning
 from resclip.methods.catalogue import BASES, find_method
 from resclip.methods.composition import as_parts, compose, parse_changes
@@ -201,6 +201,15 @@ def test_a_method_of_the_final_block_alone_is_a_drop_in(base: str, seed: int) ->
         _, tokens = visual(pixels)
     found = (tokens @ visual.proj).unflatten(1, (4, 4))
     torch.testing.assert_close(found, expected.patches, rtol=1e-4, atol=1e-5)
+
+
+def test_what_gives_features_refuses_steps() -> None:
+    with pytest.raises(
+        ValueError, match=r"'naclip\+tlp' act behind them: leave them out of its name"
+    ):
+        ResidualBlock.from_tower(small_tower(), "naclip+tlp")
+    with pytest.raises(ValueError, match="a patched model gives features"):
+        patch(small_tower(), "naclip+pamr")
 
 
 def test_unknown_channels_are_told_once() -> None:

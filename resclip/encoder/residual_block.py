@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from resclip.encoder.dense_encoder import check_pixels, check_text
 from resclip.encoder.final_block import FinalBlock, FinalInputs
 from resclip.encoder.method_blocks import make_final_block
-from resclip.methods.catalogue import RCS, SFR, FinalBlockKind, Method, ProxyAttention, find_method
+from resclip.methods.catalogue import (
+    RCS,
+    SFR,
+    FinalBlockKind,
+    Method,
+    ProxyAttention,
+    check_no_steps,
+    find_method,
+)
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt, unwrap
 from resclip.models.tower import StoodIn, first_argument, true_type
@@ -198,6 +206,7 @@ class ResidualBlock(nn.Module):
             ValueError: a name or option that does not fit, or text for a method without SFR.
         """
         chosen = find_method(method)
+        check_no_steps(chosen, "a ResidualBlock")
         tower = copy.copy(adapt(visual))  # It remembers the model as it is now.
         final = make_final_block(
             tower,

@@ -499,7 +499,7 @@ def starting_point(segmenter: Segmenter, options: Mapping[str, Mapping[str, Any]
 
 
 def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmenter:
-    """A copy with a method's RCS, SFR, correlation and proxy; model, vocabulary and windows are shared."""
+    """A copy with a method's RCS, SFR, correlation and proxy; all else is the segmenter's own."""
     encoder = segmenter.encoder
     proxy, attention = encoder.proxy, method.proxy or encoder.final.proxy_attention
     own = encoder.final.proxy_attention
@@ -520,6 +520,8 @@ def segmenter_with(segmenter: Segmenter, method: Method, _: Dataset) -> Segmente
         neighbourhood_std=encoder.neighbourhood_std,
         final_block=encoder.final_block,
         implementation=encoder.implementation,
+        pieces=encoder.pieces,
+        position=encoder.position,
         # The proxy compares its own features, and takes no correlation.
         correlation=None
         if encoder.base.proxy is not None

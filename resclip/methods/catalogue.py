@@ -559,6 +559,15 @@ def find_method(name: str | Method) -> Method:
     )
 
 
+def check_no_steps(method: Method, what: str) -> None:
+    """ValueError if a method's name asks for steps, where `what` gives features and nothing behind them."""
+    if method.steps is not None or method.refine_iterations:
+        raise ValueError(
+            f"{what} gives features, and the steps of method {method.name!r} act behind them: leave them out of its "
+            "name, or use resclip.load"
+        )
+
+
 def with_steps(method: Method, suffixes: Sequence[str]) -> Method:
     """The method with the steps that these suffixes ask for, beside the base's own."""
     if not suffixes:
