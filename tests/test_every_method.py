@@ -108,7 +108,14 @@ def test_a_neutral_rcs_is_none_bit_for_bit(base: str, implementation: str, seed:
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("base", BASES)
+# Methods of the same pieces as another's take most of a minute together.
+LIKE_OTHERS = ("sfp", "dih-clip", "clipsurgery", "cliptrase")
+
+
+@pytest.mark.parametrize(
+    "base",
+    [pytest.param(base, marks=pytest.mark.slow) if base in LIKE_OTHERS else base for base in BASES],
+)
 def test_the_kernels_run_every_base(base: str, seed: int) -> None:
     """SFR with one base: interpreted, its labels take most of the time."""
     torch.manual_seed(seed)
