@@ -32,6 +32,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("takes most of a minute; RESCLIP_SLOW_TESTS=1 runs it")
 
 
+LONGEST = (
+    "test_every_byte_is_that_of_one_machine_whatever_process_dies",
+    "test_every_kernel_is_lowered_in_combinations_of_any_two_options",
+    "test_the_cpu_benchmarks_run",
+    "test_peak_memory_does_not_grow_with_an_images_height",
+    "test_a_gpu_has_a_row_for_each_dtype_with_the_verdict",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests begin first: one that began last would leave the other processes idle."""
+    items.sort(key=lambda item: item.name.partition("[")[0] not in LONGEST)
+
+
 @pytest.fixture
 def seed() -> int:
     """Printed, so that a failure can be replayed with RESCLIP_TEST_SEED."""

@@ -63,6 +63,7 @@ def install(folder: Path, program: str) -> str:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the visit itself can run")
+@pytest.mark.slow
 def test_a_dry_visit_runs_every_step(tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = install(tmp_path / "bin", SANITIZER)
