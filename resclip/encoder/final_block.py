@@ -545,11 +545,15 @@ class FinalBlock:
         """(B, E): [CLS] by CLIP's own final block and head, from the block's input (B, L, D); what CLIP compares."""
         tower, block = self.tower, self.tower.block_list[-1]
         with fast_linear():
-            query, key, value = tower.project_qkv(block, tower.norm(block, tokens), grid)
-            attended = deterministic_attention(query[:, :, :1], key, value)
-            cls = tower.feed_forward(block, tokens[:, :1] + tower.project_out(block, attended))
-            vectors: Tensor = tower.head(cls)[:, 0]
+            heads = tower.project_qkv(block, tower.norm(block, tokens), grid)
+            vectors: Tensor = tower.head(self.own_cls(tokens, *heads))[:, 0]
         return vectors
+
+    def own_cls(self, tokens: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, 1, D): [CLS] behind CLIP's own final block, from the block's input (B, L, D) and its projections."""
+        tower, block = self.tower, self.tower.block_list[-1]
+        attended = deterministic_attention(query[:, :, :1], key, value)
+        return tower.feed_forward(block, tokens[:, :1] + tower.project_out(block, attended))
 
     def attend(
         self, inputs: FinalInputs, feedback: SemanticFeedback | None, cross_layer: Tensor | None

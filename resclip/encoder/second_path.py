@@ -12,7 +12,6 @@ from resclip.encoder.final_block import FinalBlock, Pass
 from resclip.encoder.trace import BlockStep, Trace
 from resclip_kernels import (
     SemanticFeedback,
-    deterministic_attention,
     fast_linear,
     residual_attention,
 )
@@ -153,9 +152,7 @@ class SecondPathBlock(FinalBlock):
             normed = tower.norm(block, tokens)
             query, key, value = tower.project_qkv(block, normed, trace.grid)
             if self.path.own_cls:
-                attended = deterministic_attention(query[:, :, :1], key, value)
-                attended = tower.project_out(block, attended)
-                own = tower.feed_forward(block, tokens[:, :1] + attended)
+                own = self.own_cls(tokens, query, key, value)
         return PathInputs(
             tokens if trace.path is None else trace.path,
             own,

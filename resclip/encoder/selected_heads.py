@@ -72,6 +72,7 @@ class SelectedHeads:
         similar: (B, n, D), what the similarity branch compares.
         branch: its options; None without one.
         options: of the base's attention, with SFR's weights.
+        kept: how many heads are kept.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class SelectedHeads:
         similar: Tensor | None,
         branch: SimilarityBranch | None,
         options: AttentionOptions,
+        kept: int,
     ) -> None:
         dtype = torch.promote_types(score[0].dtype, torch.float32)
         self.left, self.right = score[0].to(dtype), score[1].to(dtype)
@@ -90,6 +92,8 @@ class SelectedHeads:
             self.unit = F.normalize(similar.to(dtype), dim=-1)
             self.mean = self.similarity_mean(self.unit, branch)
         self.whole: Tensor | None = None
+        self.chosen = self.choose(kept)
+        """(B, A) bool."""
 
     @property
     def rows_at_once(self) -> int:
@@ -145,12 +149,12 @@ class SelectedHeads:
         parts = [entropies(rows) for rows in self.blocks(None)]
         return lowest(torch.stack(parts).sum(dim=0), kept)
 
-    def attend(self, value: Tensor, chosen: Tensor, feedback: SemanticFeedback | None) -> Tensor:
+    def attend(self, value: Tensor, feedback: SemanticFeedback | None) -> Tensor:
         """The sum of the chosen heads' maps over A, times the values of all heads: (B, A, n, d), like `value`."""
         heads = value.shape[1]
         values = merge_heads(value)
         attended = [
-            (of_chosen(rows, chosen) / heads).to(values.dtype) @ values
+            (of_chosen(rows, self.chosen) / heads).to(values.dtype) @ values
             for rows in self.blocks(feedback)
         ]
         return split_heads(torch.cat(attended, dim=1), heads)

@@ -74,6 +74,8 @@ class Stream(NamedTuple):
     """(B, A, n, d): what the values give by the similarity branch."""
     scores: bool
     """Whether the base's own map counts."""
+    selected: SelectedHeads | None
+    """The heads of least entropy, chosen once by the maps without SFR and RCS; None where all heads count."""
 
 
 class RepairInputs(NamedTuple):
@@ -253,9 +255,26 @@ class RepairedBlock(FinalBlock):
                     tuple(projection[own] for projection in projections),
                     branches[number],
                     scores[number],
+                    self.select_heads(query[own], key[own], similar, grid),
                 )
             )
         return streams
+
+    def select_heads(
+        self, query: Tensor, key: Tensor, similar: Tensor | None, grid: tuple[int, int]
+    ) -> SelectedHeads | None:
+        """A stream's `HeadSelection`; None without one."""
+        if self.pieces.heads is None:
+            return None
+        parts = {"q": query, "k": key}
+        left, right = (parts[name] for name in tuple(self.correlation.scores))
+        return SelectedHeads(
+            (left, right),
+            similar,
+            self.pieces.branch,
+            self.base_options(grid, projects=False),
+            self.pieces.heads.kept,
+        )
 
     def run(
         self, inputs: Any, feedback: SemanticFeedback | None, cross_layer: Tensor | None
@@ -289,8 +308,8 @@ class RepairedBlock(FinalBlock):
         cross_layer: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """A stream's attention with SFR, similarity branch and RCS: (B, A, L, d), and A_c·v for the next pass."""
-        if self.pieces.heads is not None:
-            attended = self.attend_selected(inputs, stream, feedback, self.pieces.heads.kept)
+        if stream.selected is not None:
+            attended = stream.selected.attend(stream.value, feedback)
         elif stream.scores:
             attended = self.attend_scores(stream, inputs.grid, feedback)
             if stream.branch is not None:
@@ -318,33 +337,11 @@ class RepairedBlock(FinalBlock):
             stream.query,
             stream.key,
             stream.value,
-            self.stream_options(stream, grid),
+            self.base_options(grid, bool(stream.projections)),
             projections=stream.projections,
             feedback=feedback,
             implementation=self.implementation,
         ).output
-
-    def attend_selected(
-        self, inputs: RepairInputs, stream: Stream, feedback: SemanticFeedback | None, kept: int
-    ) -> Tensor:
-        """The selected heads' maps: (B, A, n, d). They are chosen by the maps without SFR and RCS."""
-        heads = SelectedHeads(
-            self.scored(stream),
-            inputs.similar,
-            self.pieces.branch,
-            self.stream_options(stream, inputs.grid),
-        )
-        return heads.attend(stream.value, heads.choose(kept), feedback)
-
-    def scored(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """x and y of the one score of a base whose heads are selected."""
-        pair = {"q": stream.query, "k": stream.key}
-        scores = self.correlation.scores
-        return pair[scores[0]], pair[scores[1]]
-
-    def stream_options(self, stream: Stream, grid: tuple[int, int]) -> Any:
-        """The base's attention with SFR's weights, without RCS."""
-        return self.base_options(grid, bool(stream.projections))
 
     def cross_layer(self, inputs: RepairInputs, value: Tensor) -> Tensor:
         """A_c·v: (B, A, L, d).

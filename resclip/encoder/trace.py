@@ -12,6 +12,7 @@ from torch import Tensor
 from resclip.methods.correlation import Correlation
 from resclip.methods.pieces import Denoising, Pieces, Refocusing
 from resclip.models import Tower
+from resclip_kernels import deterministic_attention
 
 MAP_BYTES = 1 << 25
 """Bytes of attention maps that are held at a time where a method reads the maps themselves."""
@@ -152,7 +153,7 @@ def refocused_attention(
     is_patch = torch.arange(tokens, device=query.device) >= skip
     sinks = (received / tokens > piece.threshold) & is_patch  # [B, A, L]
     others = ~sinks & is_patch
-    attended = [row_attention(query[:, :, :skip], key, value)] if skip else []
+    attended = [deterministic_attention(query[:, :, :skip], key, value)] if skip else []
     for _, rows in map_blocks(query, key, skip, tokens):
         at_sinks, at_others = rows * sinks.unsqueeze(2), rows * others.unsqueeze(2)
         freed = (1 - piece.weight) * at_sinks.sum(dim=-1, keepdim=True)
@@ -182,13 +183,6 @@ def self_correlation(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     # Side by side, products of all heads add up within one, and no map of a head is formed.
     together = F.normalize(parts, dim=-1).transpose(1, 2).flatten(2)
     return together @ together.mT / parts.shape[1]
-
-
-def row_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q kᵀ/√d)·v with its map in memory, for a few rows."""
-    score = query @ key.mT / query.shape[-1] ** 0.5
-    attended: Tensor = score.softmax(dim=-1) @ value
-    return attended
 
 
 def map_blocks(query: Tensor, key: Tensor, first: int, last: int) -> Any:
