@@ -8,17 +8,11 @@ from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
 from resclip.methods.options_text import split_options
-from resclip.methods.pieces import KINDS, Pieces
-from resclip.methods.steps import STEP_KINDS, Steps
+from resclip.methods.pieces import Pieces
+from resclip.methods.steps import Steps
 from resclip_kernels import check_type, quoted
 
 Composition = TypeVar("Composition", Pieces, Steps)
-
-
-def kinds_of(composition: type[Pieces | Steps] | Pieces | Steps) -> Mapping[str, type[Any]]:
-    """The types of its parts, by name."""
-    is_pieces = composition is Pieces or isinstance(composition, Pieces)
-    return KINDS if is_pieces else STEP_KINDS
 
 
 def compose(own: Composition, changes: Composition | Mapping[str, Any] | None) -> Composition:
@@ -39,7 +33,7 @@ def compose(own: Composition, changes: Composition | Mapping[str, Any] | None) -
         return changes
     what = type(own).__name__.lower()
     check_type(what, changes, Mapping, f"a {type(own).__name__}, a mapping of names, or None")
-    kinds = kinds_of(own)
+    kinds = own.kinds
     chosen: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in kinds:
@@ -77,7 +71,7 @@ def parse_changes(kind: type[Pieces | Steps], texts: Sequence[str]) -> dict[str,
     Raises:
         ValueError, TypeError: a name or option that does not exist, or one named twice.
     """
-    kinds = kinds_of(kind)
+    kinds = kind.kinds
     changes: dict[str, Any] = {}
     for text in texts:
         name, colon, options = (part.strip() for part in text.partition(":"))

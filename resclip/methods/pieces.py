@@ -5,11 +5,12 @@ A base of `resclip.methods.catalogue` names the pieces that it is made of; `Piec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 from resclip.methods.layers import MOST_LAYERS, parse_layers
+from resclip.methods.parts import Parts
 from resclip_kernels import (
     check_choice,
     check_count,
@@ -350,9 +351,27 @@ class SecondPath:
             )
 
 
+KINDS: dict[str, type[Any]] = {
+    "denoising": Denoising,
+    "refocusing": Refocusing,
+    "outliers": OutlierRepair,
+    "aggregation": Aggregation,
+    "patches": PatchAttention,
+    "branch": SimilarityBranch,
+    "heads": HeadSelection,
+    "stream": SecondStream,
+    "alignment": KeyAlignment,
+    "fusion": LayerFusion,
+    "path": SecondPath,
+}
+"""Each piece's type, by its name in `Pieces`."""
+
+
 @dataclass(frozen=True)
-class Pieces:
+class Pieces(Parts):
     """What a method does beside its attention; None where it does not."""
+
+    kinds: ClassVar[Mapping[str, type[Any]]] = KINDS
 
     denoising: Denoising | None = None
     refocusing: Refocusing | None = None
@@ -367,10 +386,7 @@ class Pieces:
     path: SecondPath | None = None
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value, kind = getattr(self, item.name), KINDS[item.name]
-            if value is not None:
-                check_type(item.name, value, kind, f"a {kind.__name__} or None")
+        super().__post_init__()
         self.check_together()
 
     def check_together(self) -> None:
@@ -400,35 +416,11 @@ class Pieces:
                 "do not use: leave one of them out"
             )
 
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """The pieces that are there, by name, in the order in which they act."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value is not None:
-                yield item.name, value
-
     @property
     def repairs(self) -> bool:
         """Whether any of those is there that change the final block's tokens."""
         return any(getattr(self, name) is not None for name in REPAIRS)
 
-    def __bool__(self) -> bool:
-        return any(True for _ in self.items())
-
 
 REPAIRS = ("outliers", "aggregation", "patches", "branch", "heads", "stream")
 """The pieces that may be put together, in one final block."""
-KINDS: dict[str, type[Any]] = {
-    "denoising": Denoising,
-    "refocusing": Refocusing,
-    "outliers": OutlierRepair,
-    "aggregation": Aggregation,
-    "patches": PatchAttention,
-    "branch": SimilarityBranch,
-    "heads": HeadSelection,
-    "stream": SecondStream,
-    "alignment": KeyAlignment,
-    "fusion": LayerFusion,
-    "path": SecondPath,
-}
-"""Each piece's type, by its name in `Pieces`."""

@@ -6,17 +6,17 @@ at its own size, and last on its probabilities and labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
+from resclip.methods.parts import Parts
 from resclip_kernels import (
     check_choice,
     check_count,
     check_flag,
     check_fraction,
     check_range,
-    check_type,
 )
 
 MOST = 1_000_000
@@ -210,45 +210,6 @@ class ClusterVote:
         check_flag("clusters cls_factor", self.cls_factor)
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The steps of a segmenter, None where there is none, in the order in which they act."""
-
-    windows: CrossWindowKeys | None = None
-    adjustment: TextAdjustment | None = None
-    prompts: PromptDenoising | None = None
-    smoothing: KeySmoothing | None = None
-    purification: ClassPurification | None = None
-    propagation: GraphPropagation | None = None
-    laplacian: LaplacianPropagation | None = None
-    area: AreaRule | None = None
-    clusters: ClusterVote | None = None
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value, kind = getattr(self, item.name), STEP_KINDS[item.name]
-            if value is not None:
-                check_type(item.name, value, kind, f"a {kind.__name__} or None")
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """The steps that are there, by name, in order."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value is not None:
-                yield item.name, value
-
-    def __bool__(self) -> bool:
-        return any(True for _ in self.items())
-
-
-SUFFIXES: dict[str, str] = {
-    "gla": "windows",
-    "cass": "adjustment",
-    "freecp": "purification",
-    "lposs": "propagation",
-    "tlp": "laplacian",
-}
-"""Steps that a method's name may ask for, as in "clearclip+freecp": the suffix, and the name in `Steps`."""
 STEP_KINDS: dict[str, type[Any]] = {
     "windows": CrossWindowKeys,
     "adjustment": TextAdjustment,
@@ -261,3 +222,30 @@ STEP_KINDS: dict[str, type[Any]] = {
     "clusters": ClusterVote,
 }
 """Each step's type, by its name in `Steps`."""
+
+
+@dataclass(frozen=True)
+class Steps(Parts):
+    """The steps of a segmenter, None where there is none, in the order in which they act."""
+
+    kinds: ClassVar[Mapping[str, type[Any]]] = STEP_KINDS
+
+    windows: CrossWindowKeys | None = None
+    adjustment: TextAdjustment | None = None
+    prompts: PromptDenoising | None = None
+    smoothing: KeySmoothing | None = None
+    purification: ClassPurification | None = None
+    propagation: GraphPropagation | None = None
+    laplacian: LaplacianPropagation | None = None
+    area: AreaRule | None = None
+    clusters: ClusterVote | None = None
+
+
+SUFFIXES: dict[str, str] = {
+    "gla": "windows",
+    "cass": "adjustment",
+    "freecp": "purification",
+    "lposs": "propagation",
+    "tlp": "laplacian",
+}
+"""Steps that a method's name may ask for, as in "clearclip+freecp": the suffix, and the name in `Steps`."""
