@@ -161,6 +161,23 @@ class FinalInputs(NamedTuple):
         return self.features.shape[2], self.features.shape[3]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TowerInputs:
+    """What passes read in final blocks of several streams or blocks, which have neither proxy nor overview."""
+
+    grid: tuple[int, int]
+    """(h, w) of the tower, and of the result."""
+    cross_layers: tuple[tuple[Tensor, Tensor], ...]
+    """(q, k) of the middle blocks that RCS averages."""
+    features: ClassVar[None] = None
+    overview: ClassVar[None] = None
+
+    @property
+    def output_grid(self) -> tuple[int, int]:
+        """(h, w) of the result."""
+        return self.grid
+
+
 class Pass(NamedTuple):
     """What one pass of the final block gives."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from resclip.encoder.final_block import FinalBlock, Pass
+from resclip.encoder.final_block import FinalBlock, Pass, TowerInputs
 from resclip.encoder.token_repair import cross_layer_values
 from resclip.encoder.trace import BlockStep, Trace, denoised
 from resclip_kernels import (
@@ -37,7 +38,8 @@ class FusionTrace(Trace):
         return output
 
 
-class FusionInputs(NamedTuple):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FusionInputs(TowerInputs):
     """What every pass of the final block reads."""
 
     keys: tuple[Tensor, ...]
@@ -45,15 +47,6 @@ class FusionInputs(NamedTuple):
     own_key: Tensor
     value: Tensor
     """(2·B, A, L, d) each: the final block's, first of its input's tokens, then of the mean's."""
-    cross_layers: tuple[tuple[Tensor, Tensor], ...]
-    grid: tuple[int, int]
-    features: None = None
-    overview: None = None
-
-    @property
-    def output_grid(self) -> tuple[int, int]:
-        """(h, w) of the result."""
-        return self.grid
 
 
 class FusedBlock(FinalBlock):
@@ -105,7 +98,13 @@ class FusedBlock(FinalBlock):
         both = torch.cat([both[:, :skip], patches], dim=1)
         with fast_linear():
             _, key, value = tower.project_qkv(block, tower.norm(block, both), grid)
-        return FusionInputs(tuple(trace.keys), key, value, tuple(trace.cross_layers), grid)
+        return FusionInputs(
+            keys=tuple(trace.keys),
+            own_key=key,
+            value=value,
+            cross_layers=tuple(trace.cross_layers),
+            grid=grid,
+        )
 
     def run(
         self, inputs: Any, feedback: SemanticFeedback | None, cross_layer: Tensor | None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from resclip.encoder.final_block import FinalBlock, Pass
+from resclip.encoder.final_block import FinalBlock, Pass, TowerInputs
 from resclip.encoder.trace import BlockStep, Trace
 from resclip_kernels import (
     SemanticFeedback,
@@ -44,7 +45,8 @@ class PathTrace(Trace):
         return super().after(step)
 
 
-class PathInputs(NamedTuple):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PathInputs(TowerInputs):
     """What every pass of the final block reads."""
 
     path: Tensor
@@ -57,15 +59,6 @@ class PathInputs(NamedTuple):
     """(B, A, L, d) each, of CLIP's own path."""
     projections: tuple[Tensor, ...]
     """What is compared."""
-    cross_layers: tuple[tuple[Tensor, Tensor], ...]
-    grid: tuple[int, int]
-    features: None = None
-    overview: None = None
-
-    @property
-    def output_grid(self) -> tuple[int, int]:
-        """(h, w) of the result."""
-        return self.grid
 
 
 class SecondPathBlock(FinalBlock):
@@ -154,14 +147,14 @@ class SecondPathBlock(FinalBlock):
             if self.path.own_cls:
                 own = self.own_cls(tokens, query, key, value)
         return PathInputs(
-            tokens if trace.path is None else trace.path,
-            own,
-            query,
-            key,
-            value,
-            self.compared(normed, query, key, value),
-            tuple(trace.cross_layers),
-            trace.grid,
+            path=tokens if trace.path is None else trace.path,
+            own=own,
+            query=query,
+            key=key,
+            value=value,
+            projections=self.compared(normed, query, key, value),
+            cross_layers=tuple(trace.cross_layers),
+            grid=trace.grid,
         )
 
     def run(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from resclip.encoder.final_block import FinalBlock, Pass
+from resclip.encoder.final_block import FinalBlock, Pass, TowerInputs
 from resclip.encoder.outliers import fill, find_outliers
 from resclip.encoder.selected_heads import SelectedHeads, block_of_selected_heads
 from resclip.encoder.trace import BlockStep, Trace
@@ -78,25 +79,17 @@ class Stream(NamedTuple):
     """The heads of least entropy, chosen once by the maps without SFR and RCS; None where all heads count."""
 
 
-class RepairInputs(NamedTuple):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RepairInputs(TowerInputs):
     """What every pass of the final block reads."""
 
     streams: tuple[Stream, ...]
-    grid: tuple[int, int]
-    cross_layers: tuple[tuple[Tensor, Tensor], ...]
     outliers: Tensor | None
     """(B, n) bool."""
     similar: Tensor | None
     """(B, n, D): what the similarity branch compares."""
     after: Tensor | None
     """(B, n, D): what the result is averaged by."""
-    features: None = None
-    overview: None = None
-
-    @property
-    def output_grid(self) -> tuple[int, int]:
-        """(h, w) of the result."""
-        return self.grid
 
 
 class RepairedBlock(FinalBlock):
@@ -187,7 +180,12 @@ class RepairedBlock(FinalBlock):
             scores.append(pieces.stream.scores)
         streams = self.make_streams(block, sets, scores, grid, similar)
         return RepairInputs(
-            tuple(streams), grid, tuple(trace.cross_layers), outliers, similar, after
+            streams=tuple(streams),
+            grid=grid,
+            cross_layers=tuple(trace.cross_layers),
+            outliers=outliers,
+            similar=similar,
+            after=after,
         )
 
     def average(self, compared: Tensor, patches: Tensor) -> Tensor:
