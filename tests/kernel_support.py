@@ -53,6 +53,19 @@ def fresh_seed() -> int:
     return int(wanted) if wanted else random.SystemRandom().randrange(1 << 31)
 
 
+def distinct_logits(
+    generator: torch.Generator, batch: int, queries: int, grid: Sequence[int]
+) -> Tensor:
+    """(batch, queries, *grid) logits of CLIP's range, no two alike at a position, in half precision either.
+
+    Quantiles of a normal distribution in a new order, and of another width, at each position: of 150 that were drawn
+    freely two are equal in float16 now and then, and then a quarter of a patch is a tie.
+    """
+    ranks = torch.rand(batch, queries, *grid, generator=generator).argsort(dim=1)
+    widths = 0.05 + 0.1 * torch.rand(batch, 1, *grid, generator=generator)
+    return torch.special.ndtri((ranks + 0.5) / queries) * widths
+
+
 def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Fewer combinations than all, in which any two values of two different axes still meet.
 

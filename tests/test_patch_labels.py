@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_support import pairwise
+from kernel_support import distinct_logits, pairwise
 
 from resclip_kernels import online_softmax as _streaming
 from resclip_kernels import patch_labels
@@ -14,7 +14,7 @@ from resclip_kernels.ops.patch_labels import portable, reference
 def inputs(seed: int, queries: int = 9, height: int = 35, width: int = 50, batch: int = 2):
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(batch, 3, height, width, generator=generator)
-    logits = torch.randn(batch, queries, height // 8, width // 8, generator=generator) * 0.1
+    logits = distinct_logits(generator, batch, queries, (height // 8, width // 8))
     return logits, image
 
 

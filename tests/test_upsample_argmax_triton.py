@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_support import check_budget, kernel_device, nan_padded, pairwise, spoilt_memory
+from kernel_support import (
+    check_budget,
+    distinct_logits,
+    kernel_device,
+    nan_padded,
+    pairwise,
+    spoilt_memory,
+)
 
 from resclip_kernels import pamr, upsample_argmax
 from resclip_kernels.launch import Target, watch
@@ -25,7 +32,7 @@ def grid_logits(
     seed: int, queries: int = 7, grid: tuple[int, int] = (5, 6), batch: int = 2
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(batch, queries, *grid, generator=generator) * 0.1).to(DEVICE)
+    return distinct_logits(generator, batch, queries, grid).to(DEVICE)
 
 
 def judge(logits: torch.Tensor, size: tuple[int, int], **arguments) -> None:
@@ -56,7 +63,7 @@ def judge(logits: torch.Tensor, size: tuple[int, int], **arguments) -> None:
             margin = torch.where(above[0] == number, peak - runner_up, margin)
     clear = (margin > MARGIN) & ((expected[1] - arguments.get("threshold", 0.0)).abs() > MARGIN)
     assert torch.equal(label[clear], expected[0][clear])
-    # So that there is something to judge: 150 bfloat16 logits lie so close that of 286 pixels 4 were seen to be open.
+    # So that there is something to judge.
     assert (~clear).sum() <= max(2, 0.05 * clear.numel())
 
 
