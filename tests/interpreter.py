@@ -6,6 +6,7 @@ forms every float32 product exactly, whatever its `input_precision`. `install` s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,18 @@ Array = np.ndarray[Any, Any]
 Handle = interpreter.TensorHandle
 # Of one TF32 instruction: the k of m16n8k8, and of Hopper's m64nNk8.
 PRODUCTS_AT_ONCE = 8
+
+
+NUMPY_TYPES = {
+    "int1": np.bool_,
+    **{name: getattr(np, name) for name in ("int8", "int16", "int32", "int64")},
+    **{name: getattr(np, name) for name in ("uint8", "uint16", "uint32", "uint64")},
+    "fp16": np.float16,
+    "fp32": np.float32,
+    "fp64": np.float64,
+    "bf16": np.uint16,
+}
+"""What the interpreter keeps of each type of Triton's, by its name."""
 
 
 def bfloat16_to_float32(bits: Array) -> Array:
@@ -141,3 +154,38 @@ def install() -> None:
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     interpreter._patch_lang_tensor = patch_lang_tensor
+    # Sums of integers are formed again in 64 bits, for an assertion that is only looked at in debug mode.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
+    patch_once_a_launch()
+    interpreter._get_np_dtype = numpy_dtype
+
+
+def patch_once_a_launch() -> None:
+    """Triton looks for what it has to replace in its language at each call of a device function: a third of the time.
+
+    Within a launch it stays replaced; here each module's first call looks.
+    """
+    plain = interpreter._patch_lang
+    replaced: set[int] = set()
+
+    def patch_lang(function: Any) -> Any:
+        replaced.clear()
+        return plain(function)
+
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        module = id(self.fn.__globals__)
+        if module not in replaced:
+            plain(self.fn)
+            replaced.add(module)
+        return self.rewrite()(*arguments, **keywords)
+
+    interpreter._patch_lang = patch_lang
+    interpreter.InterpretedFunction.__call__ = call
+
+
+def numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """By the name of a type, where Triton makes a dictionary of all types each time."""
+    if dtype.is_block():
+        dtype = dtype.element_ty
+    return np.dtype(np.uint64 if dtype.is_ptr() else NUMPY_TYPES[dtype.name])

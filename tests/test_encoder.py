@@ -16,6 +16,15 @@ from torch.nn.functional import normalize
 from resclip import RCS, SFR, DenseEncoder
 from resclip.encoder.similarity import similarity
 from resclip.methods.catalogue import Overview
+from resclip.models.tower import constant_in_graphs
+
+
+def test_what_is_constant_in_graphs_has_the_mark_that_torch_makes() -> None:
+    def one() -> None: ...
+
+    def other() -> None: ...
+
+    assert vars(constant_in_graphs(one)) == vars(torch.compiler.assume_constant_result(other)) != {}
 
 
 @pytest.mark.parametrize("implementation", ("torch", "triton"))

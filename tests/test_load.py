@@ -146,7 +146,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         "assert parse_memory('8GiB') == 8 << 30\n"
         "print({'torch', 'open_clip'} & set(sys.modules))\n"
         "import resclip.models\n"
-        "print({'open_clip', 'timm', 'transformers'} & set(sys.modules))"
+        "import resclip.segmenter, resclip.loading\n"
+        "print({'open_clip', 'timm', 'transformers', 'torch._dynamo'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["set()", "set()"]

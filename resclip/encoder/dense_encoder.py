@@ -24,7 +24,7 @@ from resclip.methods.catalogue import (
 from resclip.methods.correlation import Correlation
 from resclip.methods.pieces import Pieces
 from resclip.models import Tower, adapt
-from resclip.models.tower import POSITIONS
+from resclip.models.tower import POSITIONS, constant_in_graphs
 from resclip_kernels import (
     Implementation,
     check_choice,
@@ -320,8 +320,7 @@ class DenseEncoder(nn.Module):
         if self.sfr is not None:
             check_text(text, self.tower.output_dim)
 
-    # While it compiles, torch asks once, and leaves no trace of it in the graph.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_in_graphs
     def check_model(self) -> None:
         """TypeError for a model that was changed since in a way that this encoder would not notice."""
         self.tower.check_host()

@@ -25,7 +25,7 @@ from resclip.methods.catalogue import (
 )
 from resclip.methods.correlation import Correlation
 from resclip.models import Tower, adapt, unwrap
-from resclip.models.tower import StoodIn, first_argument, true_type
+from resclip.models.tower import StoodIn, constant_in_graphs, first_argument, true_type
 from resclip_kernels import (
     Implementation,
     QueryKeyRecorder,
@@ -295,8 +295,7 @@ class ResidualBlock(nn.Module):
             result = torch.cat([attended_cls(tower, self, inputs), result], dim=1)
         return tower.block_output(self._original[0], result)
 
-    # While it compiles, torch asks once, and leaves no trace of it in the graph.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_in_graphs
     def check_model(self) -> None:
         """TypeError for a model that was changed since in a way that this block would not notice."""
         tower = self._method.tower

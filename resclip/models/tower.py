@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from resclip_kernels import FORKS, deterministic_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ADVICE = (
     "use a model with a plain vision transformer, "
@@ -640,6 +643,15 @@ def class_change(kind: type, functions: dict[str, Any]) -> str | None:
         if getattr(kind, name, None) is not function:
             return f"{kind.__name__}.{name} was replaced since the method was given to the model"
     return None
+
+
+def constant_in_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which torch asks once while it compiles, and of which it leaves no trace in the graph.
+
+    As `torch.compiler.assume_constant_result`, which would import the compiler: two seconds more at every start.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 def first_argument(args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
