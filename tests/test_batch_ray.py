@@ -51,7 +51,7 @@ from resclip.errors import WeightsUnavailable
 
 COUNT = 40
 BROKEN = 5
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two machines of one core each; their processes find the modules beside this one."""
+    """One machine of two cores; its processes find the modules beside this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -105,7 +105,6 @@ def cluster() -> Iterator[Any]:
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
         try:
-            made.add_node(**NODE)
             yield made
         finally:
             made.shutdown()
@@ -113,7 +112,8 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def joined(cluster: Any) -> Iterator[Any]:
-    """A process that is part of the cluster already, as a notebook may be: workers stay warm between jobs."""
+    """Two machines, and a process that is part of them already, as a notebook may be: workers stay warm between jobs."""
+    cluster.add_node(**NODE)
     ray = ray_engine.import_ray()
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
     try:

@@ -43,10 +43,12 @@ VISION = {
 ENTRIES = parse_entries(["cat, kitten", "dog", "grass", "sky", "house", "tree", "car"])
 
 
-def randomised(model: Any) -> Any:
+def randomised(kind: Any, config: Any) -> Any:
     """In eval mode, with weights so large that nothing is uniform, and statistics of batch norms."""
     generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(11)
+        model = kind(config)
         for name, parameter in model.named_parameters():
             if name != "logit_scale":
                 parameter.add_(0.4 * torch.randn(parameter.shape, generator=generator))
@@ -67,7 +69,7 @@ def groupvit() -> Any:
         projection_dim=12,
         projection_intermediate_dim=20,
     )
-    return randomised(transformers.GroupViTModel(config))
+    return randomised(transformers.GroupViTModel, config)
 
 
 @functools.cache
@@ -82,7 +84,7 @@ def clipseg() -> Any:
         decoder_num_attention_heads=2,
         decoder_intermediate_size=16,
     )
-    return randomised(transformers.CLIPSegForImageSegmentation(config))
+    return randomised(transformers.CLIPSegForImageSegmentation, config)
 
 
 def tokenizer(prompts: list[str]) -> Tensor:
