@@ -112,7 +112,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def joined(cluster: Any) -> Iterator[Any]:
-    """Two machines, and a process that is part of them already, as a notebook may be: workers stay warm between jobs."""
+    """Two machines and a process that is part of them, as a notebook may be: workers stay warm between jobs."""
     cluster.add_node(**NODE)
     ray = ray_engine.import_ray()
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
