@@ -103,6 +103,19 @@ def test_shapes_and_numbers_are_within_budget(seed: int, case: dict[str, Any]) -
         check(given, implementation)
 
 
+@every
+@pytest.mark.parametrize(("size", "grid"), [((20, 30), 7), ((9, 12), 80), ((5, 40), 8)], ids=str)
+def test_cells_are_what_is_resized(
+    seed: int, size: tuple[int, int], grid: int, implementation: str
+) -> None:
+    given = inputs(seed, size=size, grid=grid)
+    cells = given.run(implementation, cells=True)
+    down, across = LaplacianPropagationOptions(grid=grid).pooling(*size)
+    assert cells.shape == (2, 3, size[0] // down, size[1] // across)
+    resized = F.interpolate(cells, size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(resized, given.run(implementation), rtol=1e-5, atol=1e-6)
+
+
 def test_many_steps_are_within_budget(seed: int) -> None:
     """A sum of neighbours in place of the first residual's differences would be off by several times as much."""
     check(inputs(seed, size=(60, 90), grid=30, iterations=25, queries=20, batch=1), "torch")

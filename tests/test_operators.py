@@ -225,7 +225,14 @@ def calls(
         "semantic_feedback": (lambda a: semantic_feedback(a, **chosen).row_sums, (labels,)),
         "proxy_attention": (proxy, (features, values, labels)),
         "laplacian_propagation": (
-            lambda a, b, c: laplacian_propagation(a, b, c, grid=3, iterations=2, **chosen),
+            lambda a, b, c: torch.cat(
+                [
+                    laplacian_propagation(
+                        a, b, c, grid=3, iterations=2, cells=cells, **chosen
+                    ).flatten()
+                    for cells in (False, True)
+                ]
+            ),
             (image.mean(dim=1, keepdim=True) * rows[:, :1, None], image, rows),
         ),
         "similarity_aggregation": (

@@ -347,6 +347,7 @@ class PictureSteps:
                 self.vocabulary.embeddings,
                 grid=steps.laplacian.grid,
                 iterations=steps.laplacian.iterations,
+                cells=True,
                 implementation=self.implementation,
             )[0]
             through = None

@@ -63,7 +63,8 @@ def laplacian_propagation(
     where Y = 0.299 I₀ + 0.587 I₁ + 0.114 I₂ and m is the mean of |Y(i) − Y(j)| over all pairs side by side along x, or
     along y, whichever i and j are. (ρ + L) F = ρ z, L the Laplacian of w, is solved for all planes together by
     `iterations` steps of conjugate gradients from F = z, with one step length for the picture, 1e-12 added to each
-    denominator and no other end. F is resized to the logits' size bilinearly (`align_corners=False`).
+    denominator and no other end. F is resized to the logits' size bilinearly (`align_corners=False`), or with `cells`
+    it is the result: where labels alone are wanted, nothing of the picture's size has to be made.
 
     As in the released program G's diagonal alone counts: no query speaks for another.
 
@@ -71,12 +72,13 @@ def laplacian_propagation(
         logits: (B, Q, H, W) cosines of text and image, finite, not scaled, at the picture's size.
         guide: (B, 3, H, W) picture, red, green and blue, normalised as for CLIP.
         text: (Q, E) unit rows, the queries' embeddings.
-        options: grid and iterations; None for the defaults.
+        options: grid, iterations and cells; None for the defaults.
         implementation: see `Implementation`.
         keywords: fields of `LaplacianPropagationOptions`, in place of those of `options`.
 
     Returns:
-        (B, Q, H, W) in `logits`' dtype; float16 and bfloat16 are computed in float32 and rounded once.
+        (B, Q, H, W) in `logits`' dtype, or (B, Q, H // s_h, W // s_w) with `cells`; float16 and bfloat16 are computed
+        in float32 and rounded once.
 
     Raises:
         TypeError, ValueError: a shape, dtype or count that does not fit; the message says what was expected.
@@ -113,7 +115,8 @@ def fake(
     implementation: str,
 ) -> Tensor:
     """The shape that `run` returns."""
-    return logits.new_empty(logits.shape)
+    images, queries, height, width = logits.shape
+    return logits.new_empty((images, queries, *options.output_size(height, width)))
 
 
 @custom_op("laplacian_propagation", fake)
@@ -129,7 +132,7 @@ def run(
         implementation, IMPLEMENTATIONS, logits, guide, text, op="laplacian_propagation"
     ).function
     if logits.numel() == 0:
-        return logits.new_empty(logits.shape)
+        return fake(logits, guide, text, options, implementation)
     result: Tensor = function(logits, guide, text, options)
     return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
-from resclip_kernels.checks import check_count
+from resclip_kernels.checks import check_count, check_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,18 @@ class LaplacianPropagationOptions:
     iterations: int = 25
     """Steps of conjugate gradients; 0 pools and resizes, no more."""
 
+    cells: bool = False
+    """Whether the result is F on the pooled grid, which `upsample_argmax` resizes as this op does, and no more."""
+
     def __post_init__(self) -> None:
+        check_flag("cells", self.cells)
         check_count("grid", self.grid, 1)
         check_count("iterations", self.iterations, 0)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the result for logits of this size."""
+        down, across = self.pooling(height, width) if self.cells else (1, 1)
+        return height // down, width // across
 
     def pooling(self, height: int, width: int) -> tuple[int, int]:
         """(s_h, s_w): pixels of a cell along each axis of an image, max(1, side / grid rounded half to even)."""
@@ -35,3 +44,4 @@ class LaplacianPropagationKeywords(TypedDict, total=False):
 
     grid: int
     iterations: int
+    cells: bool

@@ -47,10 +47,10 @@ def laplacian_propagation(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     for other in (guide, text):
         dtype = torch.promote_types(dtype, other.dtype)
-    size = (logits.shape[2], logits.shape[3])
-    pooling = options.pooling(*size)
+    images, queries, *size = logits.shape
+    pooling, output_size = options.pooling(*size), options.output_size(*size)
     agreement = text_agreement(text.to(dtype))
-    output = empty(logits.shape, logits, logits.dtype)
+    output = empty((images, queries, *output_size), logits, logits.dtype)
     in_rows = logits.is_cpu and not needs_gradient(logits, guide, text)
     rooms = rooms_for(logits, pooling, dtype) if in_rows else None
     for number, (planes, picture) in enumerate(zip(logits, guide, strict=True)):
@@ -63,8 +63,8 @@ def laplacian_propagation(
             system = stencil(graph_of(cells, pooled_picture, agreement, rooms))
         solved = solve(system, cells, options.iterations, rooms)
         if rooms is None:
-            output[number] = resize_planes(solved, size)
-        elif pooling == (1, 1):
+            output[number] = resize_planes(solved, output_size)
+        elif output_size == solved.shape[:2]:
             output[number].copy_(solved.permute(2, 0, 1))
         else:
             resize_rows(solved, output[number])

@@ -48,6 +48,8 @@ def propagate(
         return solve(graph_of(planes, guide, agreement), planes, options.iterations)
     pooled, pooled_guide = (F.avg_pool2d(each, pooling) for each in (planes, guide))
     solved = solve(graph_of(pooled, pooled_guide, agreement), pooled, options.iterations)
+    if options.cells:
+        return solved
     resized = F.interpolate(
         solved[None], size=(height, width), mode="bilinear", align_corners=False
     )

@@ -68,7 +68,7 @@ def laplacian_propagation(
     solution = pool(logits, pooling)  # [B, Q, h, w]
     graph = graph_of(solution, pool(guide, pooling), text_agreement(text.float()))
     solve(graph, solution, options.iterations)
-    if pooling == (1, 1):
+    if options.cells or pooling == (1, 1):
         return solution.to(logits.dtype)
     output = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for planes, image in zip(solution, output, strict=True):
