@@ -11,6 +11,9 @@ from resclip.methods.pieces import OutlierRepair
 DISTANCE_BYTES = 1 << 25
 """Bytes of distances that are held at a time."""
 
+CLOSEST = 1e-6
+"""The least squared distance of two patches, by the mean of all patches' squared distances from their mean."""
+
 
 def find_outliers(
     piece: OutlierRepair, patches: Tensor, attention: tuple[Tensor, Tensor] | None
@@ -56,17 +59,19 @@ def outlier_factor(patches: Tensor, neighbours: int) -> Tensor:
     if count < 2:
         return patches.new_zeros(count, dtype=torch.float32)
     points = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    # Distances from the mean are as small as those between patches, so that products lose little of these.
+    points = points - points.mean(dim=0)
+    lengths = points.square().sum(dim=1)
     nearest = min(neighbours, count - 1)
     rows = max(1, DISTANCE_BYTES // (4 * count))
     found = []
     for first in range(0, count, rows):
-        # By differences: neighbours lie close beside their distance from 0, of which products would be left.
-        distances = torch.cdist(
-            points[first : first + rows], points, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        squared = distances.square_()
+        some = slice(first, first + rows)
+        squared = torch.addmm(lengths, points[some], points.mT, alpha=-2).add_(lengths[some, None])
         found.append(squared.topk(nearest + 1, dim=1, largest=False))
-    distance = torch.cat([one.values for one in found])[:, nearest].clamp_min(1e-30)
+    # What lies closer than rounding can tell is equally close.
+    least = (CLOSEST * lengths.mean()).clamp_min(1e-30)
+    distance = torch.cat([one.values for one in found])[:, nearest].clamp_min(least)
     near = torch.cat([one.indices for one in found])[:, 1:]
     return distance * distance.reciprocal()[near].mean(dim=1)
 
