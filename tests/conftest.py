@@ -34,7 +34,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 LONGEST = (
     "test_every_byte_is_that_of_one_machine_whatever_process_dies",
-    "test_every_kernel_is_lowered_in_combinations_of_any_two_options",
+    "test_every_kernel_is_lowered_with_every_option",
     "test_the_cpu_benchmarks_run",
     "test_peak_memory_does_not_grow_with_an_images_height",
     "test_a_gpu_has_a_row_for_each_dtype_with_the_verdict",

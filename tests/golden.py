@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -31,6 +32,12 @@ def arrays(name: str) -> dict[str, torch.Tensor]:
 
 
 def tower(dtype: torch.dtype = torch.float32) -> VisionTransformer:
+    """A released tower of its own."""
+    return copy.deepcopy(released()).to(dtype)
+
+
+@functools.cache
+def released() -> VisionTransformer:
     """The released tower, in open_clip's class."""
     visual = VisionTransformer(
         image_size=224,
@@ -43,7 +50,7 @@ def tower(dtype: torch.dtype = torch.float32) -> VisionTransformer:
         act_layer=QuickGELU,
     )
     visual.load_state_dict({key: value.float() for key, value in arrays("vit").items()})
-    return visual.to(dtype).eval()
+    return visual.eval()
 
 
 def encoder(case: dict[str, Any], implementation: str, **changes: Any) -> DenseEncoder:

@@ -158,6 +158,7 @@ def install() -> None:
     options = interpreter.interpreter_builder.options
     interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
     patch_once_a_launch()
+    describe_once()
     interpreter._get_np_dtype = numpy_dtype
 
 
@@ -182,6 +183,34 @@ def patch_once_a_launch() -> None:
 
     interpreter._patch_lang = patch_lang
     interpreter.InterpretedFunction.__call__ = call
+
+
+def describe_once() -> None:
+    """What a tensor and its type keep of a shape is formed once for each, not for every operation."""
+    plain_tensor, plain_block = tl.tensor.__init__, tl.block_type.__init__
+    tensors: dict[tuple[int, ...], dict[str, Any]] = {}
+    blocks: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+
+    def tensor(self: Any, handle: Any, kind: Any) -> None:
+        shape = kind.shape if kind.is_block() else ()
+        if shape not in tensors:
+            plain_tensor(self, handle, kind)
+            own = ("handle", "type", "dtype")
+            tensors[shape] = {name: value for name, value in vars(self).items() if name not in own}
+            return
+        vars(self).update(tensors[shape], handle=handle, type=kind, dtype=kind.scalar)
+
+    def block(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = tuple(getattr(size, "value", size) for size in shape)
+        known = blocks.get((element_ty.name, sizes))
+        if known is None:
+            plain_block(self, element_ty, shape)
+            known = {name: value for name, value in vars(self).items() if name != "element_ty"}
+            blocks[element_ty.name, sizes] = known
+            return
+        vars(self).update(known, element_ty=element_ty)
+
+    tl.tensor.__init__, tl.block_type.__init__ = tensor, block
 
 
 def numpy_dtype(dtype: Any) -> np.dtype[Any]:

@@ -127,8 +127,17 @@ def test_cross_layer_attention(name: str) -> None:
     assert torch.allclose(stored, recorded["attn_rcs"], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", SEGMENTATION_CASES)
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        # The reference refines the labels of many windows in a quarter of a minute.
+        pytest.param(name, implementation, marks=pytest.mark.slow)
+        if implementation == "reference" and cases()[name]["window"]
+        else (name, implementation)
+        for name in SEGMENTATION_CASES
+        for implementation in IMPLEMENTATIONS
+    ],
+)
 def test_predictions(name: str, implementation: str) -> None:
     case, recorded = cases()[name], arrays(name)
     query_to_class = recorded["query_to_class"].long()

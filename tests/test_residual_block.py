@@ -109,7 +109,9 @@ def test_tokens_of_every_method_equal_the_encoders(name: str) -> None:
     pixels = torch.randn(2, 3, *size, dtype=torch.float64)
     text = random_text(tower.output_dim)
     keys = list(host.state_dict())
-    for method in METHODS.values():
+    # All methods on open_clip's own tower; every fourth on each other, from another one on.
+    first, step = (0, 1) if name == "open_clip" else (list(HOSTS).index(name) % 4, 4)
+    for method in list(METHODS.values())[first::step]:
         sfr = method.sfr and SFR_TWICE
         if sfr is not None and tower.text_obstacle is not None:
             continue

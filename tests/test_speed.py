@@ -25,6 +25,12 @@ SMALL: dict[str, Any] = {
 ARGUMENTS = ("--model", "vit-s-32", "--method", "naclip+rcs", "--sizes", "64", "--seconds", "0.001")
 
 
+@pytest.fixture(autouse=True)
+def one_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not CLIP's eighty, which take longer than the tower does."""
+    monkeypatch.setattr(speed, "find_templates", lambda name: ["a photo of a {}."])
+
+
 def test_every_setting_has_a_row_for_each_rival() -> None:
     result = measure(**SMALL, names=(2, 3), implementations=("torch", "reference"))
     settings = [Setting(64, names, 1, "fp32") for names in (2, 3)]
