@@ -31,20 +31,20 @@ def arrays(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.from_numpy(archive[key]) for key in archive.files}
 
 
-def tower(dtype: torch.dtype = torch.float32) -> VisionTransformer:
+def tower(dtype: torch.dtype = torch.float32, heads: int = 2) -> VisionTransformer:
     """A released tower of its own."""
-    return copy.deepcopy(released()).to(dtype)
+    return copy.deepcopy(released(heads)).to(dtype)
 
 
 @functools.cache
-def released() -> VisionTransformer:
+def released(heads: int) -> VisionTransformer:
     """The released tower, in open_clip's class."""
     visual = VisionTransformer(
         image_size=224,
         patch_size=16,
         width=128,
         layers=12,
-        heads=2,
+        heads=heads,
         mlp_ratio=4.0,
         output_dim=64,
         act_layer=QuickGELU,

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import FOLDER, arrays
+from golden import FOLDER, tower
 from kernel_support import kernel_device
-from open_clip.model import QuickGELU
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from resclip import RCS, SFR, DenseEncoder, Segmenter, Vocabulary
@@ -58,21 +56,6 @@ def later_cases() -> dict[str, dict[str, Any]]:
 def recorded(name: str) -> dict[str, Tensor]:
     with np.load(LATER / f"{name}.npz") as archive:
         return {key: torch.from_numpy(archive[key]) for key in archive.files}
-
-
-def tower(heads: int) -> VisionTransformer:
-    visual = VisionTransformer(
-        image_size=224,
-        patch_size=16,
-        width=128,
-        layers=12,
-        heads=heads,
-        mlp_ratio=4.0,
-        output_dim=64,
-        act_layer=QuickGELU,
-    )
-    visual.load_state_dict({key: value.float() for key, value in arrays("vit").items()})
-    return visual.eval()
 
 
 def repair(case: dict[str, Any]) -> Pieces:
@@ -133,7 +116,9 @@ def encoder(name: str, implementation: str, **changes: Any) -> DenseEncoder:
     case = later_cases()[name]
     settings = {"pieces": pieces(case), **modules(case), **changes}
     base = case["method"].replace("_", "-")
-    return DenseEncoder(tower(case["heads"]), base=base, implementation=implementation, **settings)
+    return DenseEncoder(
+        tower(heads=case["heads"]), base=base, implementation=implementation, **settings
+    )
 
 
 def check_tokens(features: Any, recorded_tokens: Tensor) -> None:
@@ -262,7 +247,7 @@ def test_purified_label_maps(name: str) -> None:
         f"class {number}" for number in range(queries - background)
     ]
     dense = DenseEncoder(
-        tower(case["heads"]),
+        tower(heads=case["heads"]),
         base=base,
         final_block="attention_and_mlp" if base == "sclip" else None,
     )
@@ -288,7 +273,7 @@ def test_logits_with_keys_of_other_windows(name: str) -> None:
         base = "proxyclip"
         given = iter(arrays_of["features"])
         settings["proxy"] = lambda pixels: torch.stack([next(given) for _ in pixels])
-    dense = DenseEncoder(tower(case["heads"]), base=base, **settings)
+    dense = DenseEncoder(tower(heads=case["heads"]), base=base, **settings)
     step = CrossWindowKeys(
         case["anchor_threshold"],
         case["anchor_steps"],
