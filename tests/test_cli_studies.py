@@ -199,6 +199,8 @@ def test_an_image_of_ones_own_and_a_point(
         (["--study", ","], ["unknown study ''"]),
         (["--study", "modules", "--image", "a.png"], ["--image is for the studies attention-by-"]),
         (["--study", "gain", "--query", "1,1"], ["--query is for the studies"]),
+        (["--study", "spatial-invariance", "--refine", "3"], ["does not read --refine"]),
+        (["--study", "proxy-similarity", "--others", "colour"], ["does not read --others"]),
         (["--study", "modules,sclip-blocks"], ["'modules' starts from base 'naclip'", "'sclip'"]),
         (["--study", "sclip-blocks", "--base", "proxyclip"], ["for a base without one", "'sclip'"]),
         (["--study", "proxy-beta", "--base", "naclip"], ["for a base with a proxy", "'proxyclip'"]),

@@ -50,7 +50,7 @@ from resclip.steps.cross_windows import (
     cross_window_attention,
     neighbour_means,
 )
-from resclip.steps.graph_propagation import patch_centres, propagate
+from resclip.steps.graph_propagation import patch_centres, propagate, solver_device
 from resclip.steps.text_adjustment import adjust, group_queries, image_similarity, move_texts
 from resclip_kernels import proxy_attention, resize_planes, upsample_argmax
 
@@ -718,6 +718,11 @@ def test_a_query_that_is_solved_stops_and_one_with_nan_shows_it() -> None:
     assert got[:, 0].eq(0).all()
     torch.testing.assert_close(got[:, 1], wanted[:, 1])
     assert got[:, 2].isnan().all()
+
+
+def test_a_graph_is_solved_where_there_is_float64() -> None:
+    assert solver_device(torch.device("mps")) == torch.device("cpu")
+    assert solver_device(torch.device("cuda:1")) == torch.device("cuda:1")
 
 
 def test_centres_of_patches() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from method_support import colours, small_tower
+from models_support import timm_visual
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -150,6 +151,18 @@ def test_a_cluster_vote_takes_whole_pictures(seed: int) -> None:
             {},
             "gives maps that are none: leave one of them",
         ),
+        (
+            Steps(purification=ClassPurification(), propagation=GraphPropagation()),
+            "naclip",
+            {},
+            "gives maps that are none: leave one of them",
+        ),
+        (
+            Steps(purification=ClassPurification()),
+            "naclip",
+            {"probability_threshold": 0.5},
+            "leave the probability threshold out, got 0.5",
+        ),
     ],
 )
 def test_steps_that_do_not_fit_are_refused(
@@ -157,6 +170,32 @@ def test_steps_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         segmenter(steps, base, **settings)
+
+
+@pytest.mark.parametrize("name", ("adjustment", "purification", "clusters"))
+def test_steps_that_need_cls_name_themselves_where_there_is_none(name: str) -> None:
+    step = Steps(clusters=ClusterVote()) if name == "clusters" else EACH[name]
+    visual = timm_visual("vit_base_patch16_siglip_gap_224", "avg", depth=4, fc_norm=True)
+    dense = DenseEncoder(visual.float(), "clearclip")
+    rows = normalize(torch.randn(2, dense.tower.output_dim), dim=1)
+    words = Vocabulary(rows, torch.arange(2), ["a", "b"])
+    with pytest.raises(
+        ValueError, match=rf"step '{name}' needs CLIP's \[CLS\].*--step {name}:none"
+    ):
+        Segmenter(dense, words, window=0, steps=step)
+
+
+def test_planes_that_do_not_fit_into_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Of 105 × 125 pixels and 4 queries two planes of floats, and six of 11 × 12 cells of 9 × 10 pixels."""
+    needed = 4 * 4 * (2 * 105 * 125 + 6 * 11 * 12)
+    made, pixels = segmenter(EACH["laplacian"]), images(seed)[1:2]
+    monkeypatch.setattr("resclip.inference.steps.free_memory", lambda device: needed)
+    results(made, pixels)
+    monkeypatch.setattr("resclip.inference.steps.free_memory", lambda device: needed - 1)
+    with pytest.raises(ValueError, match="105 × 125 pixels with 4 queries takes about"):
+        results(made, pixels)
 
 
 def test_settings_name_the_steps_and_another_encoder_keeps_them() -> None:

@@ -28,7 +28,7 @@ from resclip.cli.options import (
     show_tables,
     whole_number,
 )
-from resclip.cli.patch_studies import NAMED_IMAGE, run_other, show_problems
+from resclip.cli.patch_studies import NAMED_IMAGE, OTHERS, run_other, show_problems
 from resclip.cli.piece_study import add_piece_options, check_pieces, run_pieces
 from resclip.evaluation.studies.catalogue import STUDIES, check_names, listing
 
@@ -48,6 +48,8 @@ IMAGES = 100
 """Images that a study of patches looks at by default."""
 LEARN_IMAGES = 64
 """Images that a projection is learned from by default, as in SCLIP's paper."""
+METHOD_OPTIONS = ("piece", "step", "refine", "rcs", "sfr")
+"""Options of a method, which studies of patches and of the model's own attention do not read."""
 SEVERAL_BASES = ("gain", "pieces")
 """The studies that --base names several bases for, and that draw with --plot alone."""
 
@@ -203,6 +205,16 @@ def check_others(arguments: argparse.Namespace, names: Sequence[str]) -> None:
         if getattr(arguments, option) is not None and not pictures:
             raise ValueError(
                 f"--{option} is for the studies {', '.join(NAMED_IMAGE)}; leave it out"
+            )
+    looking = [name for name in names if name in OTHERS]
+    if looking:
+        unread = [option for option in METHOD_OPTIONS if getattr(arguments, option)]
+        if arguments.others and "patch-similarity" not in names and "maps" not in names:
+            unread.append("others")
+        if unread:
+            raise ValueError(
+                f"study {looking[0]!r} looks at the model itself and does not read --{unread[0]}: leave it out, or run "
+                "the study on its own"
             )
     if arguments.learn_images < 0:
         raise ValueError(f"expected --learn-images of at least 0, got {arguments.learn_images}")

@@ -317,7 +317,7 @@ class DenseEncoder(nn.Module):
         """Raise for inputs that do not fit, and for a model that was changed since, saying what would."""
         self.check_model()
         check_pixels(pixels, self.tower)
-        if self.sfr is not None:
+        if self.sfr is not None or text is not None:
             check_text(text, self.tower.output_dim)
 
     @constant_in_graphs

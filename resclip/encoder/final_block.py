@@ -788,7 +788,7 @@ def check_pieces(pieces: Pieces, base: Base, correlation: Correlation, tower: To
             warnings.warn(
                 f"base {base.name!r} denoises tokens by channels that stand out, and which do is known for OpenAI's "
                 f"ViT-B/16 and ViT-L/14 alone: this tower of {shape[0]} blocks, {shape[1]} wide, is not denoised; name "
-                "its channels with Denoising(channels=…)",
+                "its channels: --piece denoising:channels=…, or Denoising(channels=…)",
                 UnknownChannelsWarning,
                 stacklevel=2,
             )

@@ -6,6 +6,7 @@ logits where a step needs all of it. The arithmetic of each step is a module of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from resclip.steps.text_adjustment import adjust, group_queries
 from resclip.text.vocabulary import Vocabulary
 from resclip_kernels import (
     Implementation,
+    LaplacianPropagationOptions,
     laplacian_propagation,
     pamr,
     resize_planes,
@@ -34,8 +36,10 @@ from resclip_kernels import (
 
 BACKGROUND = "background"
 """The name of a first class that stands for what no other class is."""
-PLANE_COPIES = 6
-"""Float32 planes a query that propagation over a picture holds at its size: logits, and what its ends take of them."""
+PLANE_COPIES = 2
+"""Float32 planes a query that are held at a picture's size before propagation over it: resized in up to two steps."""
+CELL_COPIES = 6
+"""Fields of a query that its solver holds on the grid of cells: four, what they are pooled from, and the result."""
 
 
 @dataclass
@@ -89,7 +93,19 @@ class WindowSteps:
         self.vocabulary = vocabulary
         self.second_text = second_text
         self.wanted = frozenset(self.list_wanted())
-        encoder.check_wanted(self.wanted | ({"image"} if self.reads_images else set()))
+        if not encoder.tower.has_cls:
+            needs = {
+                "adjustment": steps.adjustment is not None,
+                "purification": self.reads_images and steps.purification is not None,
+                "clusters": steps.clusters is not None,
+            }
+            for name, is_needed in needs.items():
+                if is_needed:
+                    raise ValueError(
+                        f"step {name!r} needs CLIP's [CLS] token, and this tower has none: leave the step out "
+                        f"(--step {name}:none, or steps={{'{name}': None}}), or use a tower with [CLS]"
+                    )
+        encoder.check_wanted(self.wanted)
         self.groups: Tensor | None = None
         if steps.adjustment is not None:
             self.groups = group_queries(vocabulary.embeddings, steps.adjustment.group_threshold)
@@ -305,10 +321,23 @@ class PictureSteps:
         }
         self.threshold = threshold
         self.implementation = implementation
-        if steps.purification is not None and steps.area is not None:
+        if steps.purification is None:
+            return
+        # It gives maps from 0 to 1 in place of logits.
+        if steps.area is not None:
             raise ValueError(
                 "an area rule counts probabilities, and class purification gives maps that are none: leave one of them "
                 "out"
+            )
+        if steps.propagation is not None:
+            raise ValueError(
+                "propagation over a graph spreads logits, and class purification gives maps that are none: leave one "
+                "of them out"
+            )
+        if threshold:
+            raise ValueError(
+                "class purification tells background by a first class of that name, and its maps are no probabilities: "
+                f"leave the probability threshold out, got {threshold}"
             )
 
     def __bool__(self) -> bool:
@@ -340,7 +369,7 @@ class PictureSteps:
             )
         guide = picture.guide if guided or steps.laplacian is not None else None
         if steps.laplacian is not None and guide is not None:
-            check_memory(len(logits), picture.size, logits.device)
+            check_memory(len(logits), picture.size, steps.laplacian.grid, logits.device)
             logits = laplacian_propagation(
                 at_size(logits, picture.size, through)[None],
                 guide[None],
@@ -446,9 +475,10 @@ def at_size(planes: Tensor, size: tuple[int, int], through: tuple[int, int] | No
     return planes
 
 
-def check_memory(queries: int, size: tuple[int, int], device: torch.device) -> None:
-    """ValueError where the planes of a picture's queries at its size are more than memory holds."""
-    needed = PLANE_COPIES * 4 * queries * size[0] * size[1]
+def check_memory(queries: int, size: tuple[int, int], grid: int, device: torch.device) -> None:
+    """ValueError where the planes of a picture's queries, at its size and of its cells, are more than memory holds."""
+    cells = LaplacianPropagationOptions(grid=grid, cells=True).output_size(*size)
+    needed = 4 * queries * (PLANE_COPIES * math.prod(size) + CELL_COPIES * math.prod(cells))
     free = free_memory(device)
     if needed > free:
         raise ValueError(

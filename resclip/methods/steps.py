@@ -103,7 +103,8 @@ class PromptDenoising:
 class KeySmoothing:
     """Unsure patches take the probabilities of patches with similar keys (MaskCLIP, ECCV 2022, section 3.3).
 
-    The result is probabilities, not cosines.
+    The result is probabilities, not cosines, and the segmenter's softmax, of them times its scale, says little: take
+    the labels, and no threshold.
     """
 
     threshold: float = 1.0
@@ -140,7 +141,11 @@ class ClassPurification:
 
 @dataclass(frozen=True)
 class GraphPropagation:
-    """LPOSS (CVPR 2025): logits spread over a graph of the nearest patches of all windows, by label propagation."""
+    """LPOSS (CVPR 2025): logits spread over a graph of the nearest patches of all windows, by label propagation.
+
+    As released the result is not divided: it is up to 1 / (1 − α) times as large as the logits. The largest class stays
+    the largest, but probabilities lie close to 1, and a threshold of them sees little.
+    """
 
     neighbours: int = 400
     """k: how many nearest patches each is linked to, itself included."""

@@ -96,9 +96,11 @@ def small_classes(counts: Tensor, share: float) -> Tensor:
         TypeError, ValueError: a share outside [0, 1].
     """
     check_fraction("share", share)
-    small = counts.double() <= share * counts[1:].sum().double()
-    small[:1] = False
-    return small
+    # By Python's numbers, which are wider than float32, and not all devices have float64.
+    listed: list[int] = counts.tolist()
+    most = share * sum(listed[1:])
+    small = [False, *(count <= most for count in listed[1:])]
+    return torch.tensor(small[: len(listed)], device=counts.device)
 
 
 def count_pixels(probabilities: Tensor) -> Tensor:

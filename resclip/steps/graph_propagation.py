@@ -69,8 +69,15 @@ def propagate(
             "features, logits and positions must have one row for each of N patches, at least one, and positions two "
             f"columns; got {tuple(features.shape)}, {tuple(logits.shape)} and {tuple(positions.shape)}"
         )
-    graph = patch_graph(features, positions.to(features.device), option)
-    return solve(graph, logits.double(), option.alpha, option.steps).to(logits.dtype)
+    device = solver_device(features.device)
+    graph = patch_graph(features.to(device), positions.to(device), option)
+    solved = solve(graph, logits.to(device).double(), option.alpha, option.steps)
+    return solved.to(logits.device, logits.dtype)
+
+
+def solver_device(device: torch.device) -> torch.device:
+    """Where it is solved: on the device, or on the CPU for Apple's GPUs, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def patch_graph(features: Tensor, positions: Tensor, option: GraphPropagation) -> Tensor:
