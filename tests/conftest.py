@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -27,13 +28,13 @@ if IS_INTERPRETED:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Some tests start several processes that load torch, over and over: they are left to those who ask for them."""
+    """Some tests take long for what they add to the others: they are left to those who ask for them."""
     if item.get_closest_marker("slow") and not os.environ.get("RESCLIP_SLOW_TESTS"):
-        pytest.skip("takes most of a minute; RESCLIP_SLOW_TESTS=1 runs it")
+        pytest.skip("slow for what it adds; RESCLIP_SLOW_TESTS=1 runs it")
 
 
 LONGEST = (
-    "test_every_byte_is_that_of_one_machine_whatever_process_dies",
+    "test_every_byte_is_that_of_one_machine",
     "test_every_kernel_is_lowered_with_every_option",
     "test_the_cpu_benchmarks_run",
     "test_peak_memory_does_not_grow_with_an_images_height",
@@ -44,6 +45,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests begin first: one that began last would leave the other processes idle."""
     items.sort(key=lambda item: item.name.partition("[")[0] not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """What libraries have made by now stays: without this Python would look through all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

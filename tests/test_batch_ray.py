@@ -283,6 +283,19 @@ def test_an_error_goes_through_the_steps_behind_it(
     assert str(raised.value) == str(error)
 
 
+def test_every_byte_is_that_of_one_machine(
+    setting: Setting, cluster: Any, notes: Path, tmp_path: Path
+) -> None:
+    wanted = setting.here(setting.segmenter, tmp_path / "here")
+    request = partial(load_fragile, str(notes), dies_at=-1)
+    rows = list(setting.on_ray(request, Store(str(tmp_path / "ray")), address=cluster.address))
+    assert timeless(rows) == wanted
+    assert files_in(tmp_path / "ray") == files_in(tmp_path / "here")
+    assert not ray_engine.import_ray().is_initialized()
+    assert until(lambda: not any(map(is_alive, models(notes))), seconds=20)
+
+
+@pytest.mark.slow
 def test_every_byte_is_that_of_one_machine_whatever_process_dies(
     setting: Setting, cluster: Any, notes: Path, tmp_path: Path
 ) -> None:

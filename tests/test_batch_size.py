@@ -33,6 +33,7 @@ from resclip.models.proxy_models import find_proxy
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts pages by /proc")
 def test_a_process_grows_by_at_most_the_estimate() -> None:
     """Pages of a fresh process; those of a workspace that is not used up say nothing against the estimate."""

@@ -244,6 +244,7 @@ def test_roots_are_one_for_all_or_one_each(folder: Path, tmp_path: Path) -> None
     assert len(found) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_print_one_table_with_the_figures_of_one(tmp_path: Path) -> None:
     """torchrun, with more scenes than a group holds: both processes have some to do."""
     common = [*SMALL[:1], "--scenes", "10", "--size", "48", "--device", "cpu", "--workers", "0"]

@@ -27,7 +27,9 @@ def test_what_is_constant_in_graphs_has_the_mark_that_torch_makes() -> None:
     assert vars(constant_in_graphs(one)) == vars(torch.compiler.assume_constant_result(other)) != {}
 
 
-@pytest.mark.parametrize("implementation", ("torch", "triton"))
+@pytest.mark.parametrize(
+    "implementation", ("torch", pytest.param("triton", marks=pytest.mark.slow))
+)
 def test_a_compiled_encoder_is_one_graph(implementation: str, seed: int) -> None:
     """On another grid than the trained one, which resizes the position embedding beside all else."""
     torch.manual_seed(seed)

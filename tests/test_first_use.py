@@ -179,8 +179,15 @@ def test_without_a_gpu_nothing_is_compared_and_no_file_is_read(
     assert not judge.is_read
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("op", sorted(TRIALS))
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        # Each op in one dtype, in turn; they are tested in all of them elsewhere.
+        pytest.param(op, dtype, marks=[] if place == number % 3 else pytest.mark.slow)
+        for number, op in enumerate(sorted(TRIALS))
+        for place, dtype in enumerate(TOLERANCES)
+    ],
+)
 def test_the_ops_own_kernels_pass(op: str, dtype: torch.dtype) -> None:
     """Interpreted here; with a margin, so that another GPU's rounding passes as well."""
     verdict = compare(op, CPU, dtype)

@@ -239,6 +239,10 @@ def test_changes_by_name() -> None:
         ({"outlier": True}, "unknown name 'outlier' in pieces; use one of: denoising"),
         ({"outliers": {"kind": 1}}, "outliers takes the options detector, .*got 'kind'"),
         ({"branch": True, "patches": None}, "SimilarityBranch needs PatchAttention"),
+        (
+            {"outliers": "norm"},
+            "must be True, None, a mapping of its options, or OutlierRepair.*'norm'",
+        ),
     ):
         with pytest.raises((TypeError, ValueError), match=said):
             compose(own, changes)

@@ -374,8 +374,15 @@ def test_layers_are_apart_where_the_device_would_be_idle() -> None:
     assert not launch_table.layers_apart(row, target, 12, 197, 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("terms", ({"window": 3}, {}), ids=("window", "feedback"))
+@pytest.mark.parametrize(
+    ("terms", "dtype"),
+    [
+        # Each kind of terms in one dtype: they are stored in float32 and in float16.
+        pytest.param(terms, dtype, marks=[] if dtype is usual else pytest.mark.slow)
+        for terms, usual in (({"window": 3}, torch.float32), ({}, torch.float16))
+        for dtype in DTYPES
+    ],
+)
 def test_blocks_of_stored_terms_change_no_bit(
     seed: int, dtype: torch.dtype, terms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

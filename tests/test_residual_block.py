@@ -425,7 +425,10 @@ def test_a_replica_runs_by_its_own_parameters(name: str) -> None:
     assert torch.equal(came, expected)
 
 
-@pytest.mark.parametrize("method", ("naclip", "sclip+rcs", "resclip"))
+@pytest.mark.parametrize(
+    "method",
+    (*(pytest.param(name, marks=pytest.mark.slow) for name in ("naclip", "sclip+rcs")), "resclip"),
+)
 def test_a_compiled_tower_is_one_graph(method: str) -> None:
     torch.manual_seed(0)
     host: Any = open_clip_model(layers=4).float()

@@ -47,8 +47,13 @@ def compose(own: Composition, changes: Composition | Mapping[str, Any] | None) -
             chosen[name] = kinds[name]() if part is None else part
         elif isinstance(value, Mapping):
             chosen[name] = with_changes(name, kinds[name], part, value)
-        else:
+        elif isinstance(value, kinds[name]):
             chosen[name] = value
+        else:
+            raise TypeError(
+                f"{name} in {what} must be True, None, a mapping of its options, or {kinds[name].__name__}(…); got "
+                f"{quoted(value)}"
+            )
     return replace(own, **chosen)
 
 
