@@ -38,7 +38,6 @@ LONGEST = (
     "test_every_kernel_is_lowered_with_every_option",
     "test_the_cpu_benchmarks_run",
     "test_peak_memory_does_not_grow_with_an_images_height",
-    "test_a_gpu_has_a_row_for_each_dtype_with_the_verdict",
 )
 
 

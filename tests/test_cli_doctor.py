@@ -25,6 +25,7 @@ def test_it_shows_versions_and_what_every_op_uses(capsys: pytest.CaptureFixture[
     assert "portable PyTorch runs on every device" in printed
 
 
+@pytest.mark.slow
 def test_a_gpu_has_a_row_for_each_dtype_with_the_verdict(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,9 @@ def test_feedback_matrix_before_its_division(name: str, implementation: str) -> 
 
 
 @pytest.mark.parametrize("name", FEEDBACK_CASES)
-@pytest.mark.parametrize("streaming", (True, False), ids=("torch", "reference"))
+@pytest.mark.parametrize(
+    "streaming", (True, pytest.param(False, marks=pytest.mark.slow)), ids=("torch", "reference")
+)
 def test_refined_pixel_probabilities(name: str, streaming: bool) -> None:
     case, recorded = cases()[name], arrays(name)
     first_pass = encoder(case, "torch", sfr=None)(recorded["image"][None])
