@@ -45,13 +45,13 @@ def test_the_stand_in_refuses_float64() -> None:
         (tensor + 1).double()
 
 
-# Each base with all that it takes.
+# Each base with all that it takes, and alone.
 @pytest.mark.parametrize(
     "name",
     [
-        name
+        pytest.param(name, marks=[] if method.rcs else pytest.mark.slow)
         for name, method in METHODS.items()
-        if method.rcs is not None and (method.sfr is not None or name == "maskclip+rcs")
+        if (method.rcs is None) == (method.sfr is None) or name == "maskclip+rcs"
     ],
 )
 def test_no_method_needs_float64(name: str) -> None:

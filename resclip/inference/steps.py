@@ -369,14 +369,15 @@ class PictureSteps:
             )
         guide = picture.guide if guided or steps.laplacian is not None else None
         if steps.laplacian is not None and guide is not None:
-            check_memory(len(logits), picture.size, steps.laplacian.grid, logits.device)
+            options = LaplacianPropagationOptions(
+                grid=steps.laplacian.grid, iterations=steps.laplacian.iterations, cells=True
+            )
+            check_memory(len(logits), picture.size, options, logits.device)
             logits = laplacian_propagation(
                 at_size(logits, picture.size, through)[None],
                 guide[None],
                 self.vocabulary.embeddings,
-                grid=steps.laplacian.grid,
-                iterations=steps.laplacian.iterations,
-                cells=True,
+                options,
                 implementation=self.implementation,
             )[0]
             through = None
@@ -475,9 +476,14 @@ def at_size(planes: Tensor, size: tuple[int, int], through: tuple[int, int] | No
     return planes
 
 
-def check_memory(queries: int, size: tuple[int, int], grid: int, device: torch.device) -> None:
+def check_memory(
+    queries: int,
+    size: tuple[int, int],
+    options: LaplacianPropagationOptions,
+    device: torch.device,
+) -> None:
     """ValueError where the planes of a picture's queries, at its size and of its cells, are more than memory holds."""
-    cells = LaplacianPropagationOptions(grid=grid, cells=True).output_size(*size)
+    cells = options.output_size(*size)
     needed = 4 * queries * (PLANE_COPIES * math.prod(size) + CELL_COPIES * math.prod(cells))
     free = free_memory(device)
     if needed > free:
