@@ -19,6 +19,7 @@ from resclip.errors import (
 )
 from resclip.inference.memory import cap_memory
 from resclip.inference.pipeline import MAX_WINDOWS, check_settings
+from resclip.inference.rejection import Threshold, check_threshold
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
 from resclip.methods.composition import compose
 from resclip.methods.correlation import Correlation
@@ -28,9 +29,9 @@ from resclip.methods.steps import Steps
 from resclip.models import BUILTIN, load_model, unwrap, wrap_model
 from resclip.models.proxy_models import find_proxy
 from resclip.segmenter import Segmenter
-from resclip.text.class_names import ClassEntry, parse_entries
+from resclip.text.class_names import ClassEntry, read_entries, with_background
 from resclip.text.embedding_cache import TextCache
-from resclip.text.vocabulary import Vocabulary, check_classes_differ
+from resclip.text.vocabulary import Classes, NameEncoder, Vocabulary, check_classes_differ
 from resclip_kernels import (
     check_implementation,
     check_type,
@@ -43,6 +44,8 @@ BATCH_SIZE = 8
 BATCH_SIZES = {"cuda": 16}
 """Windows per batch on other devices, by torch's name of the device type."""
 Module = TypeVar("Module", RCS, SFR)
+WITH_BACKGROUND = ("voc21", "context60", "coco-object")
+"""The presets of benchmarks whose first class is their background."""
 DEEP = 24
 """Blocks of ViT-L/14, for which some settings differ."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -52,7 +55,7 @@ def load(
     model: str | nn.Module = BUILTIN,
     pretrained: str | None = None,
     *,
-    classes: Sequence[str] | Vocabulary,
+    classes: Classes | Vocabulary,
     method: str | Method = "resclip",
     preset: str | None = None,
     correlation: Correlation | str | None = None,
@@ -69,6 +72,9 @@ def load(
     stride: int | None = None,
     short_side: int | None = None,
     probability_threshold: float | None = None,
+    threshold: Threshold | None = None,
+    min_margin: float | None = None,
+    background: str | None = None,
     logit_scale: float | None = None,
     refine_iterations: int | None = None,
     batch_size: int | None = None,
@@ -78,7 +84,7 @@ def load(
     implementation: str = "auto",
     templates: str | Sequence[str] | None = None,
     tokenizer: Any = None,
-    cache: TextCache | None = None,
+    cache: TextCache | bool | None = True,
     progress: bool = False,
 ) -> Segmenter:
     """A segmenter from names: model, method and classes.
@@ -88,8 +94,9 @@ def load(
             "transformers:NAME" for Hugging Face's; `resclip models` lists them. Or a CLIP model that is there already,
             see `resclip.models.adapt`: it is used as it is and where it is, in eval mode.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
-        classes: one entry per class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog" (a name, then
-            its queries), as `resclip.text.class_names` reads them from files and datasets; or a ready `Vocabulary`.
+        classes: a list with one entry per class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog"
+            (a name, then its queries); or, as on the command line, one text such as "cat, kitten; dog", "@voc21", or
+            the path of a file, see `resclip.text.class_names`; or a ready `Vocabulary`.
         method: a base of `resclip.methods.catalogue.BASES`, or "resclip", with "+rcs", "+sfr" and steps such as "+tlp"
             behind it, see `find_method`; or a `Method`.
         preset: a name of `resclip.methods.presets.PRESETS`; None:
@@ -111,6 +118,10 @@ def load(
         window, stride, short_side, probability_threshold, logit_scale, refine_iterations: see `Segmenter`; None: the
             base's (ProxyCLIP has its own windows), else the preset's, else its defaults; the built-in model's preset
             overrides the base.
+        threshold, min_margin: which pixels are too uncertain for a class and stay unlabelled, see `Segmenter`. With the
+            preset of a benchmark whose first class is its background, a number as `threshold` is what the protocol says
+            instead: such pixels are of that class.
+        background: a list of names, "voc21" or "coco-object", for a first class of what is none of `classes`.
         batch_size: most windows per batch; None: 16 on a GPU, 8 elsewhere.
         pad_batches, max_memory, max_windows: see `Segmenter`; None: its defaults.
         implementation: of the ops: "auto", "triton", "library", "torch" or "reference".
@@ -118,7 +129,7 @@ def load(
             CLIP's 80 ImageNet templates (the built-in model has its own).
         tokenizer: of a model that is passed itself, where it is not CLIP's own: a function of a list of prompts, or a
             tokenizer of transformers.
-        cache: text features on disk; None for none.
+        cache: text features on disk: a `TextCache`; True: the one in the user's cache folder; False or None: none.
         progress: draw a progress bar while names are encoded.
 
     Raises:
@@ -157,7 +168,17 @@ def load(
         "probability_threshold": probability_threshold,
         "logit_scale": logit_scale,
         "refine_iterations": refine_iterations or chosen.refine_iterations or None,
+        "threshold": threshold,
+        "min_margin": min_margin,
     }
+    if threshold is not None and protocol_of(preset) and probability_threshold is None:
+        check_threshold(threshold)
+        if not isinstance(threshold, (int, float)):
+            raise ValueError(
+                f"preset {preset!r} gives improbable pixels its first class, the background, by one number; got "
+                f"{quoted(threshold)}: pass one number, or leave the preset out"
+            )
+        requested |= {"threshold": None, "probability_threshold": threshold}
     values.update({name: value for name, value in requested.items() if value is not None})
     if window is None and behind.clusters is not None:
         values["window"] = 0  # A cluster vote takes whole pictures, whatever a preset says.
@@ -165,9 +186,24 @@ def load(
         values["stride"] = max(1, window // 2)
     # A request that cannot be carried out is refused before a model is fetched and loaded for it.
     vocabulary = classes if isinstance(classes, Vocabulary) else None
-    entries = [] if isinstance(classes, Vocabulary) else parse_entries(classes)
-    if vocabulary is None:
-        check_classes_differ([entry.name for entry in entries])
+    if isinstance(classes, Vocabulary):
+        entries, names = [], list(classes.names)
+        if background is not None:
+            raise ValueError(
+                "background is a list of names, and a Vocabulary has been encoded: give the classes as names"
+            )
+    else:
+        entries = read_entries(classes)
+        if background is not None:
+            entries = read_entries(with_background(entries, background))
+        names = [entry.name for entry in entries]
+        check_classes_differ(names)
+    if values.get("threshold") is not None:
+        check_threshold(values["threshold"], names)
+    if cache is True:
+        cache = TextCache()
+    elif cache is not False and cache is not None:
+        check_type("cache", cache, TextCache, "a TextCache, True or False")
     attention = choose_proxy(chosen, proxy, is_builtin)
     limits: dict[str, Any] = {
         "batch_size": batch_size,
@@ -194,25 +230,26 @@ def load(
                 f"model {model!r} comes with its tokenizer; leave out tokenizer=, or pass the model itself"
             )
         loaded = load_model(model, pretrained, device=torch_device, dtype=dtype)
-    if vocabulary is None:
-        if not hasattr(loaded.model, "encode_text"):
-            raise ValueError(
-                f"a {type(loaded.model).__name__} has no text side to encode names with: pass a whole CLIP model, or "
-                "classes as a Vocabulary"
-            )
+    name_encoder = None
+    if hasattr(loaded.model, "encode_text"):
         if is_builtin:
             from resclip.builtin import TEMPLATES
 
             templates = TEMPLATES if templates is None else templates
-            warn_of_unknown_words(entries, loaded.tokenizer)
-        vocabulary = Vocabulary.from_names(
-            entries,
+        name_encoder = NameEncoder(
             loaded.model,
             loaded.tokenizer,
             templates=templates,
-            cache=cache,
-            progress=progress,
+            cache=cache or None,
+            check=warn_of_unknown_words if is_builtin else None,
         )
+    if vocabulary is None:
+        if name_encoder is None:
+            raise ValueError(
+                f"a {type(loaded.model).__name__} has no text side to encode names with: pass a whole CLIP model, or "
+                "classes as a Vocabulary"
+            )
+        vocabulary = name_encoder.encode(entries, progress=progress)
     encoder = DenseEncoder(
         loaded.visual,
         base=chosen.base,
@@ -261,8 +298,14 @@ def load(
         mean=loaded.mean,
         std=loaded.std,
         source=source,
+        name_encoder=name_encoder,
         **values,
     )
+
+
+def protocol_of(preset: str | None) -> bool:
+    """Whether a preset is a benchmark's whose first class is its background, which improbable pixels get."""
+    return preset in WITH_BACKGROUND
 
 
 def warn_of_foreign_channels(

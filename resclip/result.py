@@ -16,6 +16,7 @@ from PIL import Image
 from resclip.io.files import write_atomically
 from resclip.io.images import PixelArray, save_png
 from resclip.io.picture import NO_PLACE, NOWHERE, Georeference
+from resclip.scores import ClassScores
 from resclip.visualization.overlay import (
     LegendEntry,
     draw_legend,
@@ -23,6 +24,7 @@ from resclip.visualization.overlay import (
     draw_sheet,
     palette,
 )
+from resclip.visualization.sheets import draw_probability
 
 UNLABELLED = -1
 """The label of a pixel that has no class: the image has nothing there."""
@@ -44,6 +46,7 @@ class Segmentation:
         settings: model, method, options and versions that made it, as values for JSON.
         georeference: where the image lies.
         record: what was done to read the image, as values for JSON.
+        kept: the probabilities of all classes, where they were kept: see `scores`.
 
     Raises:
         ValueError, TypeError: a field has another shape, dtype or range than stated.
@@ -56,6 +59,7 @@ class Segmentation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     georeference: Georeference = NOWHERE
     record: Mapping[str, Any] = field(default_factory=dict)
+    kept: ClassScores | None = None
 
     def __post_init__(self) -> None:
         _check_array("image", self.image, np.dtype(np.uint8))
@@ -81,6 +85,8 @@ class Segmentation:
         # Softmax rounds: the last bits may pass 1. NaN fails the comparison.
         if not (self.probabilities.min() >= 0.0 and self.probabilities.max() <= 1.0 + 1e-5):
             raise ValueError("expected probabilities from 0 to 1, all of them finite numbers")
+        if self.kept is not None and (self.kept.names, self.kept.size) != (self.names, shape):
+            raise ValueError("expected kept scores of the same classes and of the image's size")
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -91,13 +97,39 @@ class Segmentation:
         """Each present class's fraction of the labelled pixels, largest first."""
         return {name: fraction for _, name, fraction in self.present()}
 
-    def scores(self) -> dict[str, float]:
+    def mean_probabilities(self) -> dict[str, float]:
         """Each present class's mean probability over its own pixels, in the order of `areas`."""
         labels = self.labels.ravel() + 1  # Unlabelled pixels are counted first.
         counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
         weights = self.probabilities.ravel()
         sums = np.bincount(labels, weights=weights, minlength=len(self.names) + 1)[1:]
         return {name: float(sums[i] / counts[i]) for i, name, _ in self.present()}
+
+    @property
+    def scores(self) -> ClassScores:
+        """By class name its (H, W) probabilities, enlarged from those of the model's patches when they are asked for.
+
+        Raises:
+            ValueError: they were not kept.
+        """
+        if self.kept is None:
+            raise ValueError(
+                'the probabilities of all classes were not kept: ask for them with segment(..., keep="scores")'
+            )
+        return self.kept
+
+    def heatmap(self, name: str, opacity: float = 0.7) -> Image.Image:
+        """Where a class is probable, as colours over the image: dark for 0, bright for 1; mode RGB.
+
+        Args:
+            name: of the class.
+            opacity: of the colours, from 0 to 1.
+
+        Raises:
+            ValueError: scores that were not kept, another opacity.
+            KeyError: no such class.
+        """
+        return draw_probability(self.image, self.scores[name], opacity)
 
     @property
     def unlabelled(self) -> float:
@@ -144,7 +176,7 @@ class Segmentation:
     def to_dict(self) -> dict[str, Any]:
         """Size, present classes, all names, settings and how the image was read, as values for JSON."""
         height, width = self.labels.shape
-        scores = self.scores()
+        scores = self.mean_probabilities()
         place = {"georeference": NO_PLACE} if self.georeference.is_known else {}
         return {
             "width": width,

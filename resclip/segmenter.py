@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -31,18 +33,22 @@ from resclip.inference.pipeline import (
 )
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
-from resclip.inference.scheduler import Failure, readable, whole_results
+from resclip.inference.rejection import Threshold
+from resclip.inference.scheduler import Failure, WholeResult, readable, whole_results
 from resclip.io.images import ImageError, ImageSource, read_image, read_picture
 from resclip.io.limits import Limits
-from resclip.io.picture import ReadOptions
+from resclip.io.picture import Picture, ReadOptions
 from resclip.methods.composition import as_parts
 from resclip.methods.options_text import as_dict
 from resclip.methods.steps import Steps
 from resclip.models.tower import RELEASED
 from resclip.result import UNLABELLED, Segmentation
-from resclip.text.vocabulary import Vocabulary
+from resclip.scores import ClassScores
+from resclip.text.class_names import read_entries, with_background
+from resclip.text.vocabulary import Classes, NameEncoder, Vocabulary
 from resclip.version import __version__
 from resclip_kernels import (
+    check_choice,
     check_finite,
     check_flag,
     check_pair,
@@ -50,6 +56,12 @@ from resclip_kernels import (
     check_type,
     quoted,
 )
+
+Keep: TypeAlias = Literal["scores"]
+"""What results may keep beside labels."""
+
+MOST_VOCABULARIES = 64
+"""Different lists of classes that `segment_many` keeps ready."""
 
 READERS = 4
 """How many threads read images ahead; Pillow decodes without Python's lock."""
@@ -63,7 +75,11 @@ class Segmenter:
         vocabulary: the classes; its embeddings come from the encoder's own CLIP model.
         window: side of the square windows in pixels; 0: the whole image at once.
         stride: step between windows, at most `window`.
-        probability_threshold: pixels whose largest class probability is below it get class 0.
+        probability_threshold: pixels whose largest class probability is below it get class 0, as the protocols of
+            benchmarks with a background say; other users want `threshold`.
+        threshold: pixels whose largest class probability is below it are unlabelled, −1: one number, one for each class
+            in their order, or numbers by class name, such as {"cat": 0.5}.
+        min_margin: so are pixels whose two most probable classes differ by less than this.
         refine_iterations: iterations of PAMR on the full-size logits; 0 for none.
         logit_scale: factor of the logits before the softmax over queries.
         short_side: images given to `segment` are resized to it with their aspect ratio kept; 0: their own size.
@@ -82,6 +98,7 @@ class Segmenter:
             crops with; None: the vocabulary's own.
         mean, std: of each channel, for pixels in [0, 1].
         source: entries of `settings` that say where the model came from.
+        name_encoder: the model's text side, for other words later (`with_classes`); None: these come as a Vocabulary.
 
     Raises:
         ValueError, TypeError: a value that does not fit, with what would; a single class; a `max_memory` that is too
@@ -113,6 +130,9 @@ class Segmenter:
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         source: dict[str, Any] | None = None,
+        threshold: Threshold = 0.0,
+        min_margin: float = 0.0,
+        name_encoder: NameEncoder | None = None,
     ) -> None:
         check_type("encoder", encoder, DenseEncoder, "a DenseEncoder")
         check_settings({"short_side": short_side, "long_side": long_side})
@@ -140,7 +160,12 @@ class Segmenter:
             pad_multiple=pad_multiple,
             steps=Steps() if steps is None else steps,
             second_text=second_text,
+            threshold=threshold,
+            min_margin=min_margin,
         )
+        if name_encoder is not None:
+            check_type("name_encoder", name_encoder, NameEncoder, "a NameEncoder, or None")
+        self.name_encoder = name_encoder
         if source is not None:
             check_type("source", source, Mapping, "a mapping of settings, or None")
         self.source = dict(source or {})
@@ -189,6 +214,7 @@ class Segmenter:
             "long_side": self.preparation.long_side,
             "logit_scale": self.pipeline.logit_scale,
             "probability_threshold": self.pipeline.probability_threshold,
+            **self.rejection,
             "refine_iterations": self.pipeline.refine_iterations,
             "device": str(self.device),
             "precision": str(self.encoder.tower.dtype).removeprefix("torch."),
@@ -196,6 +222,18 @@ class Segmenter:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
+
+    @property
+    def rejection(self) -> dict[str, Any]:
+        """What makes pixels too uncertain for a class, where anything does."""
+        pipeline = self.pipeline
+        found: dict[str, Any] = {}
+        if pipeline.thresholds is not None:
+            given = pipeline.threshold
+            found["threshold"] = dict(given) if isinstance(given, Mapping) else given
+        if pipeline.min_margin:
+            found["min_margin"] = pipeline.min_margin
+        return found
 
     @property
     def composition(self) -> dict[str, Any]:
@@ -226,6 +264,57 @@ class Segmenter:
         other.source = {**self.source, **source}
         return other
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes. Setting them takes what `with_classes` does, for this segmenter itself."""
+        return self.vocabulary.names
+
+    @classes.setter
+    def classes(self, classes: Classes | Vocabulary) -> None:
+        self.pipeline = self.pipeline.with_vocabulary(self.encode_classes(classes))
+
+    def with_classes(
+        self, classes: Classes | Vocabulary, *, background: str | None = None
+    ) -> Segmenter:
+        """The same model and settings for other classes; names that were encoded before cost nothing.
+
+        Args:
+            classes: as `load` takes them: a list, "cat, kitten; dog", "@voc21", a file, or a Vocabulary.
+            background: a list of names for what is none of them, "voc21" or "coco-object", as a first class.
+
+        Raises:
+            TypeError, ValueError: classes that do not fit; names for a segmenter that was made without a name encoder.
+
+        Example:
+            >>> import resclip
+            >>> segmenter = resclip.load("builtin", classes="sky; tree; house")
+            >>> segmenter.with_classes("sun; sky").classes
+            ('sun', 'sky')
+        """
+        other = copy.copy(self)
+        other.pipeline = self.pipeline.with_vocabulary(self.encode_classes(classes, background))
+        return other
+
+    def encode_classes(
+        self, classes: Classes | Vocabulary, background: str | None = None
+    ) -> Vocabulary:
+        """The classes as text features of this model; see `with_classes`."""
+        if isinstance(classes, Vocabulary):
+            if background is not None:
+                raise ValueError(
+                    "background is a list of names, and a Vocabulary has been encoded: give the classes as names"
+                )
+            return classes
+        if self.name_encoder is None:
+            raise ValueError(
+                "this segmenter has no text side to encode names with: pass a Vocabulary, or make the segmenter by "
+                "resclip.load or with name_encoder="
+            )
+        entries = read_entries(classes)
+        if background is not None:
+            entries = read_entries(with_background(entries, background))
+        return self.name_encoder.encode(entries)
+
     @overload
     def segment(
         self,
@@ -234,36 +323,42 @@ class Segmenter:
         bands: Sequence[int | str] | None = None,
         value_range: tuple[float, float] | None = None,
         max_pixels: int | None = None,
+        keep: Keep | None = None,
     ) -> Segmentation: ...
     @overload
     def segment(
         self,
-        image: list[ImageSource],
+        image: list[ImageSource] | tuple[ImageSource, ...],
         *,
         bands: Sequence[int | str] | None = None,
         value_range: tuple[float, float] | None = None,
         max_pixels: int | None = None,
+        keep: Keep | None = None,
     ) -> list[Segmentation]: ...
 
     def segment(
         self,
-        image: ImageSource | list[ImageSource],
+        image: ImageSource | Iterable[ImageSource],
         *,
         bands: Sequence[int | str] | None = None,
         value_range: tuple[float, float] | None = None,
         max_pixels: int | None = None,
+        keep: Keep | None = None,
     ) -> Segmentation | list[Segmentation]:
-        """Segment an image, or a list of images whose windows share batches.
+        """Segment an image, or several whose windows share batches.
 
         Args:
-            image: a path, a PIL image or an (H, W, 3) uint8 array; or a list of them.
+            image: a path, a file object, a PIL image, an array or a tensor, see `resclip.io.images.ImageSource`; or a
+                list, tuple or any iterable of them.
             bands: which bands of a file are red, green and blue, or the one that is grey: numbers from 1, or names.
             value_range: (low, high) of the values that become black and white, for deep images.
             max_pixels: images with more pixels are refused; None: 178,956,970. `resclip.io.images.read_picture` tells
                 how images are read.
+            keep: "scores": the results keep the probabilities of all classes, for each patch, as `result.scores` and
+                `result.heatmap(name)`. They are those of the stitched logits, before refinement by pixels.
 
         Returns:
-            A `Segmentation` at the image's own size, upright; a list for a list. What the image does not have, by
+            A `Segmentation` at the image's own size, upright; a list for several. What the image does not have, by
             transparency, a nodata value or a mask, is unlabelled: −1.
 
         Raises:
@@ -276,11 +371,15 @@ class Segmenter:
             >>> segmenter.segment("docs/scene.png").labels.shape
             (336, 448)
         """
-        images = image if isinstance(image, list) else [image]
+        several = is_several(image)
         results = self.segment_many(
-            images, bands=bands, value_range=value_range, max_pixels=max_pixels
+            cast("Iterable[ImageSource]", image if several else [image]),
+            bands=bands,
+            value_range=value_range,
+            max_pixels=max_pixels,
+            keep=keep,
         )
-        return list(results) if isinstance(image, list) else next(results)
+        return list(results) if several else next(results)
 
     @overload
     def segment_many(
@@ -290,6 +389,8 @@ class Segmenter:
         bands: Sequence[int | str] | None = None,
         value_range: tuple[float, float] | None = None,
         max_pixels: int | None = None,
+        keep: Keep | None = None,
+        classes: Iterable[Classes | Vocabulary] | None = None,
     ) -> Iterator[Segmentation]: ...
     @overload
     def segment_many(
@@ -299,6 +400,8 @@ class Segmenter:
         bands: Sequence[int | str] | None = None,
         value_range: tuple[float, float] | None = None,
         max_pixels: int | None = None,
+        keep: Keep | None = None,
+        classes: Iterable[Classes | Vocabulary] | None = None,
         return_errors: Literal[True],
     ) -> Iterator[Segmentation | ImageError]: ...
 
@@ -309,6 +412,8 @@ class Segmenter:
         bands: Sequence[int | str] | None = None,
         value_range: tuple[float, float] | None = None,
         max_pixels: int | None = None,
+        keep: Keep | None = None,
+        classes: Iterable[Classes | Vocabulary] | None = None,
         return_errors: bool = False,
     ) -> Iterator[Segmentation | ImageError]:
         """Segment any number of images; windows of different images share batches.
@@ -318,7 +423,9 @@ class Segmenter:
         Args:
             images: what `segment` takes; read as results are asked for. Arrays and PIL images are copied as they are
                 taken, so that a buffer may be used again for the next one.
-            bands, value_range, max_pixels: see `segment`.
+            bands, value_range, max_pixels, keep: see `segment`.
+            classes: other words for each image, as many as images: what `with_classes` takes. Images with the same
+                words share batches. None: this segmenter's classes for all.
             return_errors: yield the error of an image that cannot be read in its place, instead of raising it.
 
         Yields:
@@ -333,57 +440,110 @@ class Segmenter:
                 f"images must be a list of images, or another iterable; got {quoted(images)}"
             )
         check_flag("return_errors", return_errors)
+        check_keep(keep)
         options = ReadOptions(
             bands,
             value_range,
             Limits(max_pixels=max_pixels),
         )
-        return self._segment_many(images, options, return_errors)
+        segmenters = itertools.repeat(self) if classes is None else self.each_with(classes)
+        return self._segment_many(
+            pair_with(images, segmenters, is_endless=classes is None), options, keep, return_errors
+        )
+
+    def each_with(self, classes: Iterable[Classes | Vocabulary]) -> Iterator[Segmenter]:
+        """A segmenter for each entry of `classes`, one and the same where words come again.
+
+        Raises:
+            TypeError: what is no list of classes for several images.
+        """
+        if isinstance(classes, (str, bytes, os.PathLike, Vocabulary)) or not isinstance(
+            classes, Iterable
+        ):
+            raise TypeError(
+                "classes must be a list with the classes of each image, such as ['cat; dog', 'sky; tree']; got "
+                f"{quoted(classes)}; with_classes() sets one list for all images"
+            )
+        known: dict[Any, Segmenter] = {}
+
+        def of(one: Classes | Vocabulary) -> Segmenter:
+            key = id(one) if isinstance(one, Vocabulary) else tuple(map(str, read_entries(one)))
+            if key not in known:
+                while len(known) >= MOST_VOCABULARIES:
+                    del known[next(iter(known))]
+                known[key] = self.with_classes(one)
+            return known[key]
+
+        return map(of, classes)
 
     def _segment_many(
-        self, images: Iterable[ImageSource], options: ReadOptions, return_errors: bool
+        self,
+        images: Iterable[tuple[ImageSource, Segmenter]],
+        options: ReadOptions,
+        keep: Keep | None,
+        return_errors: bool,
     ) -> Iterator[Segmentation | ImageError]:
         """`segment_many`, whose arguments are checked when it is called and not with the first result."""
 
-        def read(source: ImageSource | Failure) -> ImageTask | Failure:
+        def read(entry: tuple[ImageSource | Failure, Segmenter]) -> ImageTask | Failure:
+            source, segmenter = entry
             if isinstance(source, Failure):
                 return source
             try:
                 picture = read_picture(source, options)
             except ImageError as error:
                 return Failure(source, error)
-            return self.pipeline.task(ArrayImage(picture.pixels), picture)
+            return segmenter.pipeline.task(
+                ArrayImage(picture.pixels), (picture, segmenter), keep_scores=keep == "scores"
+            )
 
-        def take(source: ImageSource) -> ImageSource | Failure:
+        def take(
+            entry: tuple[ImageSource, Segmenter],
+        ) -> tuple[ImageSource | Failure, Segmenter]:
             # At once, for the caller may fill them with the next image.
-            if not isinstance(source, (np.ndarray, Image.Image)):
-                return source
+            source, segmenter = entry
+            if not is_in_memory(source):
+                return entry
             try:
-                return read_picture(source, options)
+                return read_picture(source, options), segmenter
             except ImageError as error:
-                return Failure(source, error)
+                return Failure(source, error), segmenter
 
         tasks = prefetch(read, map(take, images), workers=READERS)
         with contextlib.closing(tasks):
-            for result in whole_results(scheduler.run(self.pipeline, tasks)):
+            for result in whole_results(scheduler.run(tasks)):
                 if not isinstance(result, Failure):
-                    picture = result.tag
-                    if picture.absent is not None:
-                        result.labels[picture.absent] = UNLABELLED
-                        result.probabilities[picture.absent] = 0.0
-                    yield Segmentation(
-                        picture.pixels,
-                        result.labels,
-                        result.probabilities,
-                        self.vocabulary.names,
-                        self.settings,
-                        picture.georeference,
-                        picture.record,
-                    )
+                    picture, segmenter = result.tag
+                    yield segmenter.segmentation(result, picture)
                 elif return_errors and isinstance(result.error, ImageError):
                     yield result.error
                 else:
                     raise result.error
+
+    def segmentation(self, result: WholeResult, picture: Picture) -> Segmentation:
+        """The result of an image as users get it."""
+        if picture.absent is not None:
+            result.labels[picture.absent] = UNLABELLED
+            result.probabilities[picture.absent] = 0.0
+        kept = None
+        if result.scores is not None:
+            kept = ClassScores(
+                self.vocabulary.names,
+                result.scores.planes.float().cpu().numpy(),
+                result.scores.cell,
+                (picture.pixels.shape[0], picture.pixels.shape[1]),
+                picture.absent,
+            )
+        return Segmentation(
+            picture.pixels,
+            result.labels,
+            result.probabilities,
+            self.vocabulary.names,
+            self.settings,
+            picture.georeference,
+            picture.record,
+            kept,
+        )
 
     @overload
     def predict(self, pixels: Tensor) -> Tensor: ...
@@ -442,7 +602,7 @@ class Segmenter:
         )
         came: list[Tensor] = []
         # Each task says what comes of it.
-        events = cast("Iterator[LogitMap | Failure]", scheduler.run(self.pipeline, tasks))
+        events = cast("Iterator[LogitMap | Failure]", scheduler.run(tasks))
         for event in events:
             if isinstance(event, Failure):
                 raise of_image(event)
@@ -481,7 +641,7 @@ class Segmenter:
         )
         # Every image is queued before labels are waited for.
         events = []
-        for event in scheduler.run(self.pipeline, tasks):
+        for event in scheduler.run(tasks):
             if isinstance(event, Failure):
                 raise of_image(event)
             events.append(event)
@@ -502,6 +662,43 @@ class Segmenter:
         """What `segment` takes → (3, H', W') float32: resized, at least one patch large, normalised; for `predict`."""
         pixels = self.preparation.resize(read_image(image))
         return self.preparation.normalise(torch.tensor(pixels))
+
+
+def is_several(image: Any) -> bool:
+    """Whether this is a collection of images, and not an image, a path or an open file."""
+    single = (str, bytes, bytearray, os.PathLike, np.ndarray, Tensor, Image.Image, Picture)
+    return (
+        isinstance(image, Iterable) and not isinstance(image, single) and not hasattr(image, "read")
+    )
+
+
+def is_in_memory(source: Any) -> bool:
+    """Whether an image may change before it is read, as buffers and open files do."""
+    return not isinstance(source, (str, bytes, os.PathLike, Picture))
+
+
+def check_keep(keep: str | None) -> None:
+    """ValueError for what cannot be kept."""
+    if keep is not None:
+        check_choice("keep", keep, ("scores",), ", or None for labels and their probabilities")
+
+
+def pair_with(
+    images: Iterable[ImageSource], segmenters: Iterator[Segmenter], *, is_endless: bool
+) -> Iterator[tuple[ImageSource, Segmenter]]:
+    """Each image with its segmenter; ValueError, where it shows, unless there are as many of both."""
+    count = 0
+    for count, image in enumerate(images, 1):
+        segmenter = next(segmenters, None)
+        if segmenter is None:
+            raise ValueError(
+                f"classes must have an entry for each image; got {count - 1} for more images: give as many"
+            )
+        yield image, segmenter
+    if not is_endless and next(segmenters, None) is not None:
+        raise ValueError(
+            f"classes must have an entry for each image; got more than {count} for {count} images: give as many"
+        )
 
 
 def of_image(failure: Failure) -> ValueError:

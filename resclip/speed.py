@@ -34,8 +34,7 @@ from resclip.loading import PRECISIONS, choose_device
 from resclip.methods.catalogue import check_no_steps, find_method
 from resclip.models import BUILTIN, adapt
 from resclip.models.loading import clip_tokenizer, find_name
-from resclip.text.templates import find_templates
-from resclip.text.vocabulary import encode_names
+from resclip.text.vocabulary import NameEncoder
 from resclip.version import __version__
 from resclip_kernels import (
     check_count,
@@ -413,9 +412,7 @@ def stages(
         return calls, before  # Another tokenizer, which may have to be downloaded.
     # As often as there are images in a call, by which times are divided.
     words = ["a thing"] * len(pixels)
-    calls["text"] = lambda: [
-        encode_names([word], clip, tokenizer, find_templates(None)) for word in words
-    ]
+    calls["text"] = lambda: [NameEncoder(clip, tokenizer).encode_rows([word]) for word in words]
     return calls, before
 
 

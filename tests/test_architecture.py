@@ -16,7 +16,7 @@ FLOORS = (
     ("resclip_kernels", "resclip.version", "resclip.errors"),
     ("resclip.io",),
     ("resclip.builtin", "resclip.methods", "resclip.visualization"),
-    ("resclip.builtin.training", "resclip.models", "resclip.result"),
+    ("resclip.builtin.training", "resclip.models", "resclip.result", "resclip.scores"),
     ("resclip.encoder", "resclip.text"),
     ("resclip.steps", "resclip.patching", "resclip.heat_maps"),
     ("resclip.inference",),

@@ -54,7 +54,7 @@ def spy_on(pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch, room: int =
 
 
 def results(pipeline: ImagePipeline, tasks: Iterable[ImageTask | Failure]) -> list[Any]:
-    return list(whole_results(scheduler.run(pipeline, tasks)))
+    return list(whole_results(scheduler.run(tasks)))
 
 
 def test_windows_of_many_images_fill_batches(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +93,10 @@ def test_strips_are_the_rows_of_the_whole(
 ) -> None:
     pipeline = make(refine_iterations=refine, short_side=short_side)
     one = image(seed, 90 if refine == 0 else 600, 60)
-    (whole,) = list(scheduler.run(pipeline, [pipeline.task(one)]))
+    (whole,) = list(scheduler.run([pipeline.task(one)]))
     # Some rows at a time: 3 classes of float32 and 64 bytes a pixel.
     monkeypatch.setitem(pipelines.STRIP_BYTES, "cpu", 11 * 60 * 80)
-    strips = list(scheduler.run(pipeline, [pipeline.task(one, "tag")]))
+    strips = list(scheduler.run([pipeline.task(one, "tag")]))
     assert len(strips) > 4
     assert isinstance(whole, Strip)
     rows = 0
@@ -150,7 +150,7 @@ def test_a_tall_images_strips_come_while_it_is_read(
 
     task = pipeline.task(Watched())
     kept = []
-    for strip in scheduler.run(pipeline, [task]):
+    for strip in scheduler.run([task]):
         assert isinstance(strip, Strip)
         # No further than the batch that finished this strip, and the strip's own rows of windows.
         assert asked[-1][1] <= strip.last + 5 * 32
@@ -171,7 +171,7 @@ def test_how_far_it_runs_ahead_is_bounded(seed: int) -> None:
             taken.append(number)
             yield pipeline.task(image(seed, 40, 40), number)
 
-    first = next(iter(scheduler.run(pipeline, tasks())))
+    first = next(iter(scheduler.run(tasks())))
     assert isinstance(first, Strip)
     assert first.tag == 0
     # 16 windows are ahead of it: 4 images of 4, and the one that was too many.
@@ -188,7 +188,7 @@ def test_how_many_pixels_wait_is_bounded(seed: int, monkeypatch: pytest.MonkeyPa
             taken.append(number)
             yield pipeline.task(image(seed, 40, 40), number)
 
-    for event in scheduler.run(pipeline, tasks()):
+    for event in scheduler.run(tasks()):
         assert isinstance(event, Strip)
         assert taken[-1] <= event.tag + 2
 

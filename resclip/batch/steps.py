@@ -147,7 +147,7 @@ def segment_images(
         for image in images
     )
     try:
-        for event in readable(scheduler.run(segmenter.pipeline, tasks)):
+        for event in readable(scheduler.run(tasks)):
             if isinstance(event, Failure):
                 if isinstance(event.tag, Problem):
                     yield event.tag

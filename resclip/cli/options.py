@@ -44,6 +44,8 @@ OPTIONS = (
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},
     "probability_threshold": "--threshold",
+    "threshold": "--threshold",
+    "min_margin": "--min-margin",
 }
 # A name alone, "window=", or with a value that can stand on a command line: 'precision="fp16"', "overwrite=True".
 # Other values belong to what the user wrote, such as "weight=0.4" in the text of an option.
@@ -221,8 +223,15 @@ def add_window_options(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=probability,
         metavar="P",
-        help="give a pixel the first class, meant as background, where its best class has a probability below P "
-        "(default: 0, never; voc21, context60 and coco-object: 0.1)",
+        help="leave a pixel unlabelled where its best class has a probability below P; with --preset voc21, context60 "
+        "or coco-object, whose first class is the background: give it that one (default: 0, never; these presets: 0.1)",
+    )
+    windows.add_argument(
+        "--min-margin",
+        type=probability,
+        metavar="P",
+        help="leave a pixel unlabelled where its two best classes have probabilities that differ by less than P "
+        "(default: 0, never)",
     )
 
 
@@ -231,7 +240,8 @@ def window_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "window": arguments.window,
         "stride": arguments.stride,
-        "probability_threshold": arguments.threshold,
+        "threshold": arguments.threshold,
+        "min_margin": arguments.min_margin,
         "batch_size": arguments.batch_size,
         "max_windows": arguments.max_windows,
     }
@@ -395,11 +405,7 @@ def request_from(
     from resclip.methods.options_text import parse_options, split_options
     from resclip.methods.pieces import Pieces
     from resclip.methods.steps import Steps
-    from resclip.text.class_names import with_background
-    from resclip.text.embedding_cache import TextCache
 
-    if getattr(arguments, "background", None) is not None:
-        classes = with_background(classes, arguments.background)
     proxy = arguments.proxy
     if proxy is not None and "=" in proxy:
         proxy = parse_options(ProxyAttention, proxy)
@@ -422,8 +428,9 @@ def request_from(
         "implementation": arguments.implementation,
         "short_side": arguments.short_side,
         "templates": arguments.templates,
-        "cache": TextCache() if arguments.cache else None,
+        "cache": bool(arguments.cache),
         "progress": sys.stderr.isatty(),
+        "background": getattr(arguments, "background", None),
         **changes,
     }
     return partial(load, arguments.model, arguments.pretrained, classes=classes, **options)

@@ -39,6 +39,7 @@ VARIED = {"piece": ("outliers", "aggregation"), "step": ("laplacian",)}
 KEPT = {
     "pretrained": None, "correlation": None, "rcs": None, "sfr": None, "proxy": None, "templates": None,
     "precision": None, "short_side": None, "window": None, "stride": None, "overview": None, "threshold": None,
+    "min_margin": None,
 }  # fmt: skip
 """Options that decide labels, with their defaults: the command that runs the chosen composition repeats the others."""
 

@@ -21,8 +21,10 @@ from resclip.encoder.final_block import Coarse
 from resclip.errors import ManyWindowsWarning
 from resclip.inference.batch_size import plan_batch_size
 from resclip.inference.preprocessing import ImageRows, Preparation, normalise
+from resclip.inference.rejection import Threshold, check_threshold, reject_improbable, thresholds_of
 from resclip.inference.steps import PictureSteps, WindowEvidence, WindowSteps
 from resclip.inference.windows import (
+    CentreMean,
     LogitStitcher,
     Window,
     check_window,
@@ -82,11 +84,24 @@ class Strip(NamedTuple):
     """(n, W) int64."""
     probabilities: Tensor
     """(n, W) float32."""
+    rejects: bool = False
+    """Whether `labels` may hold `UNCERTAIN`, which the host reads as −1."""
+    scores: GridScores | None = None
+    """Of the whole image, with its last strip, where they are kept."""
 
     @property
     def last(self) -> int:
         """The row after the strip's last one."""
         return self.first + len(self.labels)
+
+
+class GridScores(NamedTuple):
+    """Probabilities of all classes, on a grid of cells over an image's result."""
+
+    planes: Tensor
+    """(classes, h, w) float32 or wider."""
+    cell: tuple[float, float]
+    """(height, width) of a cell in pixels of the result; the first one begins at its top left."""
 
 
 class ImageTask:
@@ -98,6 +113,7 @@ class ImageTask:
             normalised (3, H, W) tensor on the model's device.
         size: (height, width) of the result.
         tag: the caller's own, handed back with the result.
+        keep_scores: whether the last strip has the probabilities of all classes.
     """
 
     def __init__(
@@ -106,6 +122,8 @@ class ImageTask:
         pixels: ImageRows | Tensor,
         size: tuple[int, int],
         tag: Any = None,
+        *,
+        keep_scores: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.pixels = pixels
@@ -130,6 +148,15 @@ class ImageTask:
         """Why nothing more will come of this image."""
         self.windows_read = 0
         self.rows_out = 0
+        self.centres: CentreMean | None = None
+        """The logits at the centres of the image's patches, where scores are kept."""
+        self.summed = 0
+        """Windows whose logits are in `centres`."""
+        if keep_scores:
+            tower = pipeline.encoder.tower
+            self.centres = CentreMean(
+                tower.grid(*self.shape), tower.patch_size, pipeline.pad_multiple
+            )
 
     def read_windows(self) -> Iterator[WindowPixels]:
         """Each window's pixels, from top left to bottom right.
@@ -194,14 +221,54 @@ class ImageTask:
         if self.stitcher.complete_rows < source_range(self.shape[0], height, top, bottom)[1]:
             return None
         labels, probabilities = self.decide(Picture(self, top, bottom))
+        self.sum_centres()
         self.rows_out = last
         next_top = max(0, last - pipeline.margin)
         self.stitcher.drop_above(source_range(self.shape[0], height, next_top, height)[0])
         inner = slice(first - top, last - top)
-        return Strip(self.tag, self.size, first, labels[inner], probabilities[inner])
+        return Strip(
+            self.tag,
+            self.size,
+            first,
+            labels[inner],
+            probabilities[inner],
+            self.pipeline.rejects,
+            self.scores() if last == height else None,
+        )
+
+    def sum_centres(self) -> None:
+        """Take the logits of windows, in their order, before the stitcher forgets them."""
+        if self.centres is None or self.stitcher.is_single:
+            return
+        complete = self.stitcher.complete
+        for window in complete[self.summed :]:
+            self.centres.add(window, self.stitcher.grids[window])
+        self.summed = len(complete)
+
+    def scores(self) -> GridScores | None:
+        """The probabilities of all classes over the image, once all of its windows are there; None: not kept."""
+        if self.centres is None:
+            return None
+        if self.stitcher.is_single:
+            logits = self.stitcher.grids[self.stitcher.windows[0]]
+            cell = (self.size[0] / logits.shape[1], self.size[1] / logits.shape[2])
+        else:
+            logits, patch = self.centres.result(), self.centres.cell
+            cell = (
+                patch[0] * self.size[0] / self.shape[0],
+                patch[1] * self.size[1] / self.shape[1],
+            )
+        return GridScores(self.pipeline.picture_steps.class_scores(logits), cell)
 
     def decide(self, picture: Picture) -> tuple[Tensor, Tensor]:
-        """Labels and probabilities of rows of the result, (n, W) each."""
+        """Labels and probabilities of rows of the result, (n, W) each; uncertain ones are `UNCERTAIN`."""
+        labels, probabilities = self.most_probable(picture)
+        if self.pipeline.thresholds is not None:
+            labels = reject_improbable(labels, probabilities, self.pipeline.thresholds)
+        return labels, probabilities
+
+    def most_probable(self, picture: Picture) -> tuple[Tensor, Tensor]:
+        """Labels and probabilities of rows of the result, whatever these are."""
         pipeline = self.pipeline
         if pipeline.picture_steps:
             return pipeline.picture_steps.labels(picture, list(self.evidence.values()))
@@ -331,7 +398,8 @@ class WindowPixels(NamedTuple):
     def key(self) -> tuple[Any, ...]:
         """Windows with equal keys can share a batch."""
         overview = None if self.task.overview is None else self.task.overview.key
-        return self.window.height, self.window.width, overview
+        # Images with other words have a pipeline of their own.
+        return self.window.height, self.window.width, overview, id(self.task.pipeline)
 
 
 def check_encoder(encoder: DenseEncoder, vocabulary: Vocabulary, window: int) -> None:
@@ -359,6 +427,8 @@ SETTINGS: Mapping[str, Callable[[str, Any], None]] = {
     "short_side": partial(check_count, least=0),
     "long_side": partial(check_count, least=1),
     "probability_threshold": check_fraction,
+    "threshold": lambda name, value: check_threshold(value),
+    "min_margin": check_fraction,
     "refine_iterations": partial(check_count, least=0, most=MOST_ITERATIONS),
     "logit_scale": partial(check_range, least=FACTORS[0], most=FACTORS[1]),
     "batch_size": partial(check_count, least=1),
@@ -403,6 +473,8 @@ class ImagePipeline:
         max_windows: int,
         steps: Steps,
         second_text: Tensor | None,
+        threshold: Threshold = 0.0,
+        min_margin: float = 0.0,
     ) -> None:
         check_type("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
         check_classes_differ(vocabulary.names)
@@ -418,11 +490,10 @@ class ImagePipeline:
                 "max_memory": max_memory,
                 "max_windows": max_windows,
                 "pad_multiple": pad_multiple,
+                "min_margin": min_margin,
             }
         )
         self.encoder = encoder
-        self.device = encoder.tower.device
-        self.vocabulary = vocabulary.to(self.device)
         self.preparation = preparation
         self.window = window
         self.stride = stride
@@ -435,17 +506,9 @@ class ImagePipeline:
         self.pad_multiple = pad_multiple
         self.max_windows = max_windows
         self.steps = steps
-        second_text = None if second_text is None else second_text.to(self.device)
-        self.window_steps = WindowSteps(steps, encoder, self.vocabulary, second_text)
-        self.picture_steps = PictureSteps(
-            steps,
-            self.vocabulary,
-            logit_scale=logit_scale,
-            threshold=probability_threshold,
-            refine_iterations=refine_iterations,
-            dilations=PAMR_DILATIONS,
-            implementation=encoder.implementation,
-        )
+        self.threshold = threshold
+        self.min_margin = min_margin
+        self.take_words(vocabulary, second_text)
         if steps.clusters is not None and window != 0:
             raise ValueError(
                 "a cluster vote takes pictures that go through the model whole, and these go by windows: use window=0, "
@@ -457,13 +520,58 @@ class ImagePipeline:
             side = min(window, preparation.short_side or window)
             self.batch_limit(Window(0, 0, side, side))
 
+    def take_words(self, vocabulary: Vocabulary, second_text: Tensor | None) -> None:
+        """Make what depends on the classes, on the encoder's device."""
+        encoder = self.encoder
+        self.device = encoder.tower.device
+        self.vocabulary = vocabulary.to(self.device)
+        second_text = None if second_text is None else second_text.to(self.device)
+        self.window_steps = WindowSteps(self.steps, encoder, self.vocabulary, second_text)
+        self.picture_steps = PictureSteps(
+            self.steps,
+            self.vocabulary,
+            logit_scale=self.logit_scale,
+            threshold=self.probability_threshold,
+            refine_iterations=self.refine_iterations,
+            dilations=PAMR_DILATIONS,
+            implementation=encoder.implementation,
+            min_margin=self.min_margin,
+        )
+        self.thresholds = thresholds_of(self.threshold, vocabulary.names, self.device)
+        """(classes,): below which a pixel has no class; None: always one."""
+        if self.thresholds is not None and self.steps.purification is not None:
+            raise ValueError(
+                "threshold is a probability, and the maps of class purification are none: leave one of them out"
+            )
+
+    @property
+    def rejects(self) -> bool:
+        """Whether pixels may be too uncertain for any class."""
+        return self.thresholds is not None or self.min_margin > 0
+
     def with_encoder(self, encoder: DenseEncoder) -> ImagePipeline:
         """The same classes, settings and steps with another encoder."""
         other = copy.copy(self)
         other.encoder = encoder
-        other.window_steps = WindowSteps(
-            self.steps, encoder, self.vocabulary, self.window_steps.second_text
-        )
+        other.take_words(self.vocabulary, self.window_steps.second_text)
+        return other
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> ImagePipeline:
+        """The same model, settings and steps with other classes.
+
+        Raises:
+            TypeError, ValueError: classes that do not fit the model, the steps, or thresholds by class.
+        """
+        check_type("vocabulary", vocabulary, Vocabulary, "a Vocabulary")
+        check_classes_differ(vocabulary.names)
+        check_encoder(self.encoder, vocabulary, self.window)
+        if self.window_steps.second_text is not None:
+            raise ValueError(
+                "second_text has a row for each query of the classes it came with: make a Segmenter of the new classes "
+                "and their second_text"
+            )
+        other = copy.copy(self)
+        other.take_words(vocabulary, None)
         return other
 
     @property
@@ -474,9 +582,11 @@ class ImagePipeline:
         """
         return (self.refine_iterations + 1) * max(PAMR_DILATIONS) if self.refine_iterations else 0
 
-    def task(self, image: ImageRows, tag: Any = None) -> ImageTask:
+    def task(self, image: ImageRows, tag: Any = None, *, keep_scores: bool = False) -> ImageTask:
         """An image at its own size, to be segmented at the model's; the result has the image's size."""
-        return ImageTask(self, self.preparation.resized(image), (image.height, image.width), tag)
+        size = (image.height, image.width)
+        pixels = self.preparation.resized(image)
+        return ImageTask(self, pixels, size, tag, keep_scores=keep_scores)
 
     def check_work(self, height: int, width: int) -> str | None:
         """Why an image of this size at the model would take too many windows; None where it does not.

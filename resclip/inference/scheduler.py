@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from resclip.errors import is_out_of_memory
 from resclip.inference.memory import release
-from resclip.inference.pipeline import ImagePipeline, ImageTask, Strip, WindowPixels
+from resclip.inference.pipeline import GridScores, ImageTask, Strip, WindowPixels
+from resclip.result import UNLABELLED
 from resclip_kernels import check_labels
 
 LOOK_AHEAD = 4
@@ -41,13 +42,14 @@ class WholeResult(NamedTuple):
     """(H, W)."""
     probabilities: NDArray[np.float32]
     """(H, W)."""
+    scores: GridScores | None
+    """Of all classes, where they are kept."""
 
 
-def run(pipeline: ImagePipeline, tasks: Iterable[ImageTask | Failure]) -> Iterator[Strip | Failure]:
-    """Segment images as they come.
+def run(tasks: Iterable[ImageTask | Failure]) -> Iterator[Strip | Failure]:
+    """Segment images as they come; those of one pipeline share batches.
 
     Args:
-        pipeline: the model and its settings.
         tasks: images of any sizes, taken as batches need them; failures go through.
 
     Yields:
@@ -57,13 +59,14 @@ def run(pipeline: ImagePipeline, tasks: Iterable[ImageTask | Failure]) -> Iterat
     Raises:
         MemoryError: there is not enough for a single window.
     """
-    return _Scheduler(pipeline).run(tasks)
+    return _Scheduler().run(tasks)
 
 
 def readable(events: Iterable[Strip | Failure]) -> Iterator[Strip | Failure]:
     """The events of `run` for a host that reads each strip as it comes: a `Failure` where the logits held NaN.
 
-    What comes of such an image after that, by its tag, is left out.
+    What comes of such an image after that, by its tag, is left out. Pixels that are too uncertain for a class have the
+    label −1 from here on.
     """
     failed: Failure | None = None
     for event in events:
@@ -75,6 +78,9 @@ def readable(events: Iterable[Strip | Failure]) -> Iterator[Strip | Failure]:
                 check_labels(event.labels[None])
             except ValueError as error:
                 failed = Failure(event.tag, error)
+            else:
+                if event.rejects:
+                    event = event._replace(labels=event.labels.clamp(min=UNLABELLED))  # noqa: PLW2901
         yield failed or event
 
 
@@ -92,15 +98,14 @@ def whole_results(events: Iterable[Strip | Failure]) -> Iterator[WholeResult | F
         labels[event.first : event.last] = event.labels.cpu().numpy()
         probabilities[event.first : event.last] = event.probabilities.float().cpu().numpy()
         if event.last == event.size[0]:
-            yield WholeResult(event.tag, labels, probabilities)
+            yield WholeResult(event.tag, labels, probabilities, event.scores)
             labels = probabilities = None
 
 
 class _Scheduler:
     """The images that are not finished, in order, and their windows that wait for a batch, by `WindowPixels.key`."""
 
-    def __init__(self, pipeline: ImagePipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self) -> None:
         self.tasks: deque[ImageTask | Failure] = deque()
         self.waiting: dict[tuple[Any, ...], list[WindowPixels]] = {}
         self.limits: dict[tuple[Any, ...], int] = {}  # Windows a batch.
@@ -127,7 +132,7 @@ class _Scheduler:
         """Whether the window has filled a batch, which has then run."""
         key = window.key
         if key not in self.limits:
-            self.limits[key] = self.pipeline.batch_limit(window.window)
+            self.limits[key] = window.task.pipeline.batch_limit(window.window)
         self.waiting.setdefault(key, []).append(window)
         if len(self.waiting[key]) < self.limits[key]:
             return False
@@ -158,7 +163,7 @@ class _Scheduler:
             batch = [windows.popleft() for _ in range(min(count, len(windows)))]
             alone = max(0, alone - 1)
             try:
-                results = self.pipeline.encode_windows(batch, self.limits[key])
+                results = batch[0].task.pipeline.encode_windows(batch, self.limits[key])
             except ValueError as error:
                 if len(batch) == 1:
                     self.fail(batch[0].task, error)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder, DenseFeatures
 from resclip.inference.memory import format_bytes, free_memory
+from resclip.inference.rejection import UNCERTAIN
 from resclip.methods.steps import Steps
 from resclip.steps.area_rule import apply_area_rule_by_strips, class_probabilities
 from resclip.steps.class_purification import purify
@@ -298,6 +299,7 @@ class PictureSteps:
         steps: which there are.
         vocabulary: the classes, on the model's device.
         logit_scale, threshold, refine_iterations, dilations, implementation: as `upsample_argmax` takes them.
+        min_margin: least difference between a pixel's two most probable classes; 0: any.
     """
 
     def __init__(
@@ -310,9 +312,11 @@ class PictureSteps:
         refine_iterations: int,
         dilations: tuple[int, ...],
         implementation: Implementation,
+        min_margin: float = 0.0,
     ) -> None:
         self.steps = steps
         self.vocabulary = vocabulary
+        self.min_margin = min_margin
         self.settings: dict[str, Any] = {
             "query_to_class": vocabulary.query_to_class,
             "logit_scale": logit_scale,
@@ -339,9 +343,13 @@ class PictureSteps:
                 "class purification tells background by a first class of that name, and its maps are no probabilities: "
                 f"leave the probability threshold out, got {threshold}"
             )
+        if min_margin:
+            raise ValueError(
+                "min_margin compares probabilities, and the maps of class purification are none: leave one of them out"
+            )
 
     def __bool__(self) -> bool:
-        return self.needs_all_rows or self.steps.purification is not None
+        return self.needs_all_rows or self.steps.purification is not None or self.min_margin > 0
 
     @property
     def needs_all_rows(self) -> bool:
@@ -401,7 +409,44 @@ class PictureSteps:
             height, width = window.of_steps().shape[1:]
             correlation = window.context["correlation"][None]
             labels = cluster_vote(labels[None], correlation, (height, width), steps.clusters)[0]
+        if self.min_margin:
+            close = self.margins(logits, picture.size, through, guide) < self.min_margin
+            # NaN is not below it, and what stands for NaN stays.
+            labels = labels.masked_fill(close & (labels >= 0), UNCERTAIN)
         return labels, probabilities
+
+    def margins(
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        through: tuple[int, int] | None,
+        guide: Tensor | None,
+    ) -> Tensor:
+        """(n, W): how much more probable a pixel's first class is than its second."""
+        height, rows, read = self.probability_rows(logits, size, through, guide)
+        best = [
+            read(first, min(height, first + rows)).topk(2, dim=0).values
+            for first in range(0, height, rows)
+        ]
+        return torch.cat([two[0] - two[1] for two in best])
+
+    def class_scores(self, logits: Tensor) -> Tensor:
+        """(classes, h, w) of logits (Q, h, w): probabilities, or the maps of class purification."""
+        numbers = self.vocabulary.query_to_class
+        if self.steps.purification is None:
+            return class_probabilities(
+                logits,
+                (logits.shape[1], logits.shape[2]),
+                query_to_class=numbers,
+                logit_scale=self.settings["logit_scale"],
+            )
+        # The queries of a class have one map.
+        maps = logits.new_zeros(len(self.vocabulary), *logits.shape[1:])
+        maps[numbers] = logits
+        background = count_background(self.vocabulary)
+        if background:
+            maps[0] = 1 - maps[1:].amax(dim=0)
+        return maps
 
     def without_small(
         self,
@@ -412,6 +457,22 @@ class PictureSteps:
     ) -> tuple[Tensor, Tensor]:
         """Labels by the area rule, whose probabilities are formed by strips where they are many."""
         assert self.steps.area is not None
+        height, rows, read = self.probability_rows(logits, size, through, guide)
+        strips = list(
+            apply_area_rule_by_strips(read, height, rows, self.steps.area.share, self.threshold)
+        )
+        return torch.cat([labels for _, labels, _ in strips]), torch.cat(
+            [best for _, _, best in strips]
+        )
+
+    def probability_rows(
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        through: tuple[int, int] | None,
+        guide: Tensor | None,
+    ) -> tuple[int, int, Callable[[int, int], Tensor]]:
+        """Height, how many rows are held together, and what gives the class probabilities of some, (classes, n, W)."""
         height, width = size
         refined = bool(self.settings["refine_iterations"])
         rows = max(1, PROBABILITY_BYTES // (4 * len(logits) * width))
@@ -430,12 +491,7 @@ class PictureSteps:
                 **self.settings,
             )
 
-        strips = list(
-            apply_area_rule_by_strips(read, height, rows, self.steps.area.share, self.threshold)
-        )
-        return torch.cat([labels for _, labels, _ in strips]), torch.cat(
-            [best for _, _, best in strips]
-        )
+        return height, rows, read
 
     def largest_maps(
         self,

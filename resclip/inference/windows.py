@@ -138,6 +138,11 @@ class LogitStitcher:
         return len(self.windows) == 1 and not any(padding(self.windows[0], self.pad_multiple))
 
     @property
+    def complete(self) -> Sequence[Window]:
+        """The windows, from the first on, up to one that is missing."""
+        return self.windows[: self._first_missing]
+
+    @property
     def complete_rows(self) -> int:
         """Rows of the image, from the top, to which no missing window contributes."""
         if self._first_missing < len(self.windows):
@@ -197,37 +202,61 @@ class LogitStitcher:
             grid: (h, w) in cells, from the image's top left.
             cell: (height, width) in pixels.
         """
-        total = count = None
+        mean = CentreMean(grid, cell, self.pad_multiple)
         for window in sorted(self.grids):
-            logits = self.grids[window]
-            if total is None or count is None:
-                total = logits.new_zeros(logits.shape[0], *grid)
-                count = logits.new_zeros(grid)
-            around = padding(window, self.pad_multiple)
-            down, rows = cell_weights(
-                logits.shape[1],
-                (around.top, window.height, around.bottom),
-                window.top,
-                grid[0],
-                cell[0],
-            )
-            across, columns = cell_weights(
-                logits.shape[2],
-                (around.left, window.width, around.right),
-                window.left,
-                grid[1],
-                cell[1],
-            )
-            total[:, rows, columns] += down.to(logits) @ (logits @ across.to(logits).T)
-            count[rows, columns] += 1
-        if total is None or count is None:
-            raise ValueError("no window was added")
-        return total.div_(count)
+            mean.add(window, self.grids[window])
+        return mean.result()
 
     def drop_above(self, row: int) -> None:
         """Free the logits of windows that end above a row."""
         for window in [one for one in self.grids if one.top + one.height <= row]:
             del self.grids[window]
+
+
+class CentreMean:
+    """The mean of windows' logits at the centres of a grid of cells over their image.
+
+    Args:
+        grid: (h, w) in cells, from the image's top left.
+        cell: (height, width) in pixels.
+        pad_multiple: to which windows were padded.
+    """
+
+    def __init__(self, grid: tuple[int, int], cell: tuple[int, int], pad_multiple: int) -> None:
+        self.grid = grid
+        self.cell = cell
+        self.pad_multiple = pad_multiple
+        self.total: Tensor | None = None
+        self.count = torch.zeros(grid)
+
+    def add(self, window: Window, logits: Tensor) -> None:
+        """One window's logits, (Q, h, w); sums round by the order of the windows."""
+        if self.total is None:
+            self.total = logits.new_zeros(logits.shape[0], *self.grid)
+            self.count = logits.new_zeros(self.grid)
+        around = padding(window, self.pad_multiple)
+        down, rows = cell_weights(
+            logits.shape[1],
+            (around.top, window.height, around.bottom),
+            window.top,
+            self.grid[0],
+            self.cell[0],
+        )
+        across, columns = cell_weights(
+            logits.shape[2],
+            (around.left, window.width, around.right),
+            window.left,
+            self.grid[1],
+            self.cell[1],
+        )
+        self.total[:, rows, columns] += down.to(logits) @ (logits @ across.to(logits).T)
+        self.count[rows, columns] += 1
+
+    def result(self) -> Tensor:
+        """(Q, h, w); ValueError where no window was added."""
+        if self.total is None:
+            raise ValueError("no window was added")
+        return self.total.div_(self.count)
 
 
 def cell_weights(

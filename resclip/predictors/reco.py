@@ -22,7 +22,7 @@ from resclip.predictors.base import IMAGENET_MEAN, IMAGENET_STD, PredictorSettin
 from resclip.predictors.co_segmentation import co_segment, reco_scores, text_fit
 from resclip.text.class_names import ClassEntry
 from resclip.text.templates import imagenet_templates
-from resclip.text.vocabulary import encode_names
+from resclip.text.vocabulary import NameEncoder
 from resclip_kernels import check_callable, check_count, check_flag, check_type, quoted
 
 CONTEXTS = ("tree", "sky", "building", "road", "person")
@@ -181,9 +181,10 @@ class ReCo:
         """
         names = [entry.queries[0] for entry in entries]
         wanted = list(dict.fromkeys((*names, *self.contexts)))
-        rows = encode_names(
-            wanted, self.clip.model, self.clip.tokenizer, self.settings.templates
-        ).float()
+        names_of = NameEncoder(
+            self.clip.model, self.clip.tokenizer, templates=self.settings.templates
+        )
+        rows = names_of.encode_rows(wanted)
         text = dict(zip(wanted, rows, strict=True))
         folders = [self.folder_of(entry) for entry in entries]  # Before any work.
         found: dict[str, Tensor] = {}

@@ -155,6 +155,17 @@ def parse_entries(entries: Sequence[str | ClassEntry]) -> list[ClassEntry]:
     return _parse_all([(f"class {number}", entry) for number, entry in enumerate(entries, 1)])
 
 
+def read_entries(classes: str | os.PathLike[str] | Sequence[str | ClassEntry]) -> list[ClassEntry]:
+    """The classes of a list of entries, or of text, a file or a dataset's name as `parse_classes` reads them.
+
+    Raises:
+        ValueError, TypeError, OSError: as `parse_entries` and `parse_classes`.
+    """
+    if isinstance(classes, (str, os.PathLike)):
+        return parse_entries(parse_classes(classes))
+    return parse_entries(classes)
+
+
 def check_classes(entries: Sequence[str]) -> list[str]:
     """`entries` without surplus spaces and repeated queries; raises as `parse_entries`."""
     return [str(entry) for entry in parse_entries(entries)]
@@ -272,7 +283,7 @@ def background_names(name: str = "voc21") -> list[str]:
     return list(parse_entry(_packaged_lines(name)[0]).queries)
 
 
-def with_background(classes: Sequence[str], background: str = "voc21") -> list[str]:
+def with_background(classes: Sequence[str | ClassEntry], background: str = "voc21") -> list[str]:
     """`classes` with one more in front: "background", whose queries are a background list.
 
     The word "background" is a poor query: captions seldom contain it, so it resembles little in an image, while the

@@ -125,6 +125,11 @@ def _checksum(path: Path, embedding: Tensor) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
+def is_of_text(name: str) -> bool:
+    """Whether a CLIP model's weight or buffer of this name takes part when text is encoded."""
+    return NOT_TEXT.isdisjoint(name.split("."))
+
+
 def tower_fingerprint(encoder: PromptEncoder) -> str:
     """64 hexadecimal digits that identify a text encoder: if they are equal, embeddings are equal bit for bit.
 
@@ -142,9 +147,7 @@ def tower_fingerprint(encoder: PromptEncoder) -> str:
     tokens = encoder.tokenizer(list(PROBES))
     embedding = encoder.encode(tokens[:1])
     tensors = {
-        name: tensor
-        for name, tensor in encoder.clip_model.state_dict().items()
-        if NOT_TEXT.isdisjoint(name.split("."))
+        name: tensor for name, tensor in encoder.clip_model.state_dict().items() if is_of_text(name)
     }
     tensors |= {"tokens of probes": tokens, "embedding of a probe": embedding}
     with ThreadPoolExecutor() as threads:  # Hashing releases Python's lock.

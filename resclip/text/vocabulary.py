@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from tqdm import tqdm
 
 from resclip.errors import CutTextWarning
 from resclip.models import Tokenizer
-from resclip.text.class_names import ClassEntry, parse_entries
-from resclip.text.embedding_cache import TextCache, tower_fingerprint
+from resclip.text.class_names import ClassEntry, read_entries
+from resclip.text.embedding_cache import TextCache, is_of_text, tower_fingerprint
 from resclip.text.prompt_encoder import PromptEncoder
 from resclip.text.templates import find_templates
 from resclip_kernels import check_callable, check_flag, check_type, quoted
@@ -75,7 +76,7 @@ class Vocabulary:
     @classmethod
     def from_names(
         cls,
-        classes: Sequence[str | ClassEntry],
+        classes: Classes,
         clip_model: Any,
         tokenizer: Tokenizer,
         *,
@@ -89,8 +90,9 @@ class Vocabulary:
         Radford et al. 2021, section 3.1.4).
 
         Args:
-            classes: one entry per class: "cat", "cat, kitten" or "background: sky, wall"; `resclip.text.class_names`
-                defines them. A class scores as the best of its queries.
+            classes: a list with one entry per class: "cat", "cat, kitten" or "background: sky, wall"; or, as on the
+                command line, one text ("cat, kitten; dog"), "@voc21", or a file. `resclip.text.class_names` defines
+                them. A class scores as the best of its queries.
             clip_model: has `encode_text`; runs on the device of its parameters.
             tokenizer: list of prompts → (N, context) token ids.
             templates: a set's name ("imagenet", "short", "plain", "name"), strings with "{}" for the name, or a file
@@ -106,7 +108,38 @@ class Vocabulary:
         Warns:
             CutTextWarning: a name is longer than the model reads.
         """
-        entries = parse_entries(classes)
+        entries = read_entries(classes)
+        return NameEncoder(clip_model, tokenizer, templates=templates, cache=cache).encode(
+            entries, progress=progress
+        )
+
+
+Classes: TypeAlias = "str | os.PathLike[str] | Sequence[str | ClassEntry]"
+"""Class names as `resclip.text.class_names.read_entries` takes them."""
+
+
+class NameEncoder:
+    """A CLIP model's text side, ready for more and more names: what it has encoded once, it knows.
+
+    Several threads may use it at once. A model whose weights were changed since is noticed, and asked again.
+
+    Args:
+        clip_model, tokenizer, templates, cache: see `Vocabulary.from_names`.
+        check: called with the classes and the tokenizer before they are encoded; it may warn of them.
+
+    Raises:
+        TypeError, ValueError: what is no CLIP model, tokenizer, cache or template.
+    """
+
+    def __init__(
+        self,
+        clip_model: Any,
+        tokenizer: Tokenizer,
+        *,
+        templates: str | os.PathLike[str] | Sequence[str] | None = None,
+        cache: TextCache | None = None,
+        check: Callable[[Sequence[ClassEntry], Any], None] | None = None,
+    ) -> None:
         if not hasattr(clip_model, "encode_text"):
             raise TypeError(
                 f"clip_model must be a CLIP model with encode_text; got {quoted(clip_model)}"
@@ -114,21 +147,86 @@ class Vocabulary:
         check_callable("tokenizer", tokenizer, "a function of a list of prompts")
         if cache is not None:
             check_type("cache", cache, TextCache, "a TextCache or None")
+        self.clip_model = clip_model
+        self.tokenizer = CheckedTokenizer(tokenizer, clip_model)
+        self.templates = find_templates(templates)
+        self.cache = cache
+        self.check = check
+        self._lock = threading.Lock()
+        self._weights: tuple[Any, ...] | None = None
+        self._prompts: PromptEncoder | None = None
+        self._fingerprint = ""
+        self._rows: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock; a copy of the model is asked anew."""
+        state = {**self.__dict__, "_weights": None, "_prompts": None, "_rows": {}}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def encode(self, classes: Classes, *, progress: bool = False) -> Vocabulary:
+        """The classes as text features; see `Vocabulary.from_names`."""
         check_flag("progress", progress)
+        entries = read_entries(classes)
+        if self.check is not None:
+            self.check(entries, self.tokenizer.tokenizer)
+        check_lengths(entries, self.tokenizer, self.templates)
         queries = [query for entry in entries for query in entry.queries]
         query_to_class = [number for number, entry in enumerate(entries) for _ in entry.queries]
-        checked, sentences = CheckedTokenizer(tokenizer, clip_model), find_templates(templates)
-        check_lengths(entries, checked, sentences)
-        embeddings = encode_names(
-            queries,
-            clip_model,
-            checked,
-            sentences,
-            cache=cache,
-            progress=progress,
-        )
         names = tuple(entry.name for entry in entries)
-        return cls(embeddings, torch.tensor(query_to_class), names)
+        rows = self.encode_rows(queries, progress=progress)
+        return Vocabulary(rows, torch.tensor(query_to_class), names)
+
+    def encode_rows(self, names: Sequence[str], *, progress: bool = False) -> Tensor:
+        """(Q, E) float32 unit rows: the mean over templates of each name's unit text embedding.
+
+        A row depends on its own name alone, since each name is encoded by itself: rounding changes with the prompts in
+        a call (by up to 4.5e-8 on a CPU, with one template), and with 80 prompts per name a call for several names
+        saves little.
+        """
+        with self._lock:
+            return self._encode_rows(names, progress)
+
+    def _encode_rows(self, names: Sequence[str], progress: bool) -> Tensor:
+        encoder, rows = self._current(), self._rows
+        missing = [name for name in dict.fromkeys(names) if name not in rows]
+        # miniters: after many names from the cache, tqdm would wait for as many before it draws again.
+        for name in tqdm(
+            missing, "class names", unit="name", miniters=1, disable=not progress, leave=False
+        ):
+            prompts = [template.replace("{}", name) for template in self.templates]
+            row = None if self.cache is None else self.cache.read(self._fingerprint, prompts)
+            if row is None:
+                row = unit_mean(encoder(prompts))
+                if self.cache is not None:
+                    self.cache.write(self._fingerprint, prompts, row)
+            rows[name] = row.to(encoder.device)
+        found = torch.stack([rows[name] for name in names])
+        while len(rows) > MOST_ROWS:
+            del rows[next(iter(rows))]
+        return found
+
+    def _current(self) -> PromptEncoder:
+        """The prompts' encoder of the model as it is now, whose weights are hashed where there is a cache."""
+        weights = tuple(
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)  # noqa: SLF001
+            for name, tensor in self.clip_model.state_dict().items()
+            if is_of_text(name)
+        )
+        if self._prompts is None or weights != self._weights:
+            self._rows.clear()
+            self._prompts = PromptEncoder(self.clip_model, self.tokenizer)
+            self._fingerprint = "" if self.cache is None else tower_fingerprint(self._prompts)
+            self._weights = weights
+        return self._prompts
+
+
+MOST_ROWS = 1 << 14
+"""Names that a `NameEncoder` keeps in memory: 32 MB of rows of 512."""
 
 
 def check_classes_differ(names: Sequence[str]) -> None:
@@ -223,43 +321,6 @@ def check_lengths(
             CutTextWarning,
             stacklevel=3,
         )
-
-
-def encode_names(
-    names: Sequence[str],
-    clip_model: Any,
-    tokenizer: Tokenizer,
-    templates: Sequence[str],
-    *,
-    cache: TextCache | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """(Q, E) float32 unit rows: the mean over templates of each name's unit text embedding.
-
-    A row depends on its own name alone, since each name is encoded by itself: rounding changes with the prompts in a
-    call (by up to 4.5e-8 on a CPU, with one template), and with 80 prompts per name a call for several names saves
-    little.
-    """
-    encoder = PromptEncoder(clip_model, tokenizer)
-    tower = tower_fingerprint(encoder) if cache is not None else ""
-    rows: dict[str, Tensor] = {}
-    # miniters: after many names from the cache, tqdm would wait for as many before it draws again.
-    for name in tqdm(
-        dict.fromkeys(names),
-        "class names",
-        unit="name",
-        miniters=1,
-        disable=not progress,
-        leave=False,
-    ):
-        prompts = [template.replace("{}", name) for template in templates]
-        row = cache.read(tower, prompts) if cache is not None else None
-        if row is None:
-            row = unit_mean(encoder(prompts))
-            if cache is not None:
-                cache.write(tower, prompts, row)
-        rows[name] = row.to(encoder.device)
-    return torch.stack([rows[name] for name in names])
 
 
 def unit_mean(features: Tensor) -> Tensor:

@@ -200,3 +200,27 @@ def draw_scale(sheet: Image.Image, corner: tuple[int, int], column: int, largest
     draw.text((left, middle), "0", fill=FAINT_INK, font=font, anchor="lm")
     text = f"{largest:.2g}"
     draw.text((left + width, middle), text, fill=FAINT_INK, font=font, anchor="rm")
+
+
+def draw_probability(
+    image: PixelArray, shares: NDArray[np.floating], opacity: float
+) -> Image.Image:
+    """The image under the colours of values from 0 to 1, of its own size; mode RGB.
+
+    Args:
+        image: (H, W, 3) uint8.
+        shares: (H, W).
+        opacity: of the colours, from 0 to 1.
+
+    Raises:
+        ValueError: another opacity.
+    """
+    if not 0.0 <= opacity <= 1.0:
+        raise ValueError(f"expected an opacity from 0 to 1, got {opacity}")
+    # The colours are looked up: interpolated for each pixel they would take as long as the model.
+    levels = heat_colours(np.linspace(0.0, 1.0, 256))
+    return Image.blend(
+        Image.fromarray(image),
+        Image.fromarray(levels[np.rint(shares * 255).astype(np.uint8)]),
+        opacity,
+    )
