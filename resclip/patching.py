@@ -80,6 +80,7 @@ def patch(
     sfr: SFR | None = None,
     proxy: Any = None,
     implementation: str = "auto",
+    inference: bool = True,
 ) -> Patched:
     """Give an existing CLIP model a dense image tower: `clip_model.encode_dense(pixels, text)`.
 
@@ -95,6 +96,7 @@ def patch(
         clip_model: a CLIP model or image tower, see `resclip.models.adapt`.
         method, preset, correlation, rcs, sfr, implementation: as in `resclip.load`.
         proxy: for ProxyCLIP the vision model; see `DenseEncoder`.
+        inference: False lets gradients flow, as in `DenseEncoder`.
 
     Raises:
         TypeError: any other model; it stays as it was, and in its mode.
@@ -131,5 +133,6 @@ def patch(
         proxy_attention=chosen.proxy,
         pieces=chosen.pieces,
         position=chosen.position,
+        inference=inference,
     )
     return Patched(clip_model, encoder, training)

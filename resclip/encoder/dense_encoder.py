@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +29,8 @@ from resclip.models.tower import POSITIONS, constant_in_graphs
 from resclip_kernels import (
     Implementation,
     check_choice,
+    check_flag,
+    check_implementation,
     check_pair,
     check_type,
     deterministic_attention,
@@ -81,6 +84,11 @@ class DenseEncoder(nn.Module):
         pieces: what is done to tokens and maps beside the attention; None: the base's own.
         position: how position embeddings are resized for another grid than the trained one: "released" (bicubic, by
             ResCLIP's program's scale factors), "bicubic", "antialias" (bicubic) or "bilinear"; None: the base's own.
+        inference: True computes no gradients. With False they flow from the features to the pixels and to the tower's
+            parameters (a proxy's, if they require any), wherever the caller's grad mode lets them; "auto" is then
+            "torch", and neither "triton" nor "library" can be named. What a method decides is a constant to them:
+            SFR's labels, and so text, which is read for these alone; outliers, sinks, channels and heads that are
+            picked; and which entries of a map are cut.
 
     Raises:
         TypeError: `visual` is no vision transformer that can be rebuilt, or was changed in a way that the encoder
@@ -105,10 +113,15 @@ class DenseEncoder(nn.Module):
         overview: Overview | None = None,
         pieces: Pieces | None = None,
         position: str | None = None,
+        inference: bool = True,
     ) -> None:
         super().__init__()
+        check_flag("inference", inference)
+        if not inference:
+            implementation = implementation_with_gradients(implementation)
         if position is not None:
             check_choice("position", position, tuple(POSITIONS), ", or None for the base's own")
+        self.inference = inference
         self.tower = adapt(visual)
         self.final = make_final_block(
             self.tower,
@@ -141,7 +154,6 @@ class DenseEncoder(nn.Module):
         self.implementation = self.final.implementation
         self.eval()  # Last, so that a model that is refused stays in its mode.
 
-    @torch.no_grad()
     def forward(
         self,
         pixels: Tensor,
@@ -168,6 +180,21 @@ class DenseEncoder(nn.Module):
         self.check(pixels, text)
         check_coarse(coarse, self.overview, len(pixels))
         self.check_wanted(wanted)
+        with self.grad_mode():
+            return self._features(pixels, text, coarse, wanted)
+
+    def grad_mode(self) -> AbstractContextManager[Any]:
+        """Within it nothing is kept for a gradient, unless this encoder is to have some."""
+        return torch.no_grad() if self.inference else nullcontext()
+
+    def _features(
+        self,
+        pixels: Tensor,
+        text: Tensor | None,
+        coarse: Coarse | None,
+        wanted: Collection[str],
+    ) -> DenseFeatures:
+        """What `forward` gives, of checked arguments."""
         with fast_linear():
             tokens, trace = self._run_blocks(pixels, wanted)
             inputs = self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)
@@ -184,7 +211,6 @@ class DenseEncoder(nn.Module):
             context["keys"] = self.final.patch_keys(tokens, trace.grid)
         return DenseFeatures(*self.final.features(inputs, final.tokens), labels, context)
 
-    @torch.no_grad()
     def coarse(self, pixels: Tensor) -> Coarse:
         """The coarse passes of whole images, to which their windows attend, for an encoder with an overview.
 
@@ -199,7 +225,8 @@ class DenseEncoder(nn.Module):
                 "this encoder has no overview to make a coarse pass for: give DenseEncoder an Overview"
             )
         check_pixels(pixels, self.tower)
-        return self.final.make_coarse(self.run_blocks(pixels))
+        with self.grad_mode():
+            return self.final.make_coarse(self.run_blocks(pixels))
 
     @torch.no_grad()
     def attention(
@@ -208,7 +235,7 @@ class DenseEncoder(nn.Module):
         query: tuple[int, int] | None = None,
         text: Tensor | None = None,
     ) -> AttentionMaps:
-        """The maps that `forward` attends with, for one patch or for all.
+        """The maps that `forward` attends with, for one patch or for all; without gradients.
 
         Args:
             pixels, text: as in `forward`.
@@ -249,7 +276,6 @@ class DenseEncoder(nn.Module):
             return tower_maps(self.final, inputs, rows, feedback)
         return proxy_maps(self.final, inputs, inputs.features, rows, feedback)
 
-    @torch.no_grad()
     def image_vectors(self, pixels: Tensor) -> Tensor:
         """(B, E): CLIP's own vector of whole images, its [CLS] by its own final block, not unit-normed.
 
@@ -264,9 +290,9 @@ class DenseEncoder(nn.Module):
         self.check_wanted(("image",))
         self.check_model()
         check_pixels(pixels, self.tower)
-        with fast_linear():
+        with self.grad_mode(), fast_linear():
             tokens, trace = self._run_blocks(pixels)
-        return self.final.image_vectors(tokens, trace.grid)
+            return self.final.image_vectors(tokens, trace.grid)
 
     def run_blocks(self, pixels: Tensor) -> Any:
         """Run all blocks but the final one, and project what the final one's passes read."""
@@ -324,6 +350,17 @@ class DenseEncoder(nn.Module):
     def check_model(self) -> None:
         """TypeError for a model that was changed since in a way that this encoder would not notice."""
         self.tower.check_host()
+
+
+def implementation_with_gradients(requested: Implementation | str) -> Implementation:
+    """The implementation of an encoder whose gradients are wanted; ValueError for one that has none."""
+    implementation = check_implementation(requested)
+    if implementation in (Implementation.TRITON, Implementation.LIBRARY):
+        raise ValueError(
+            f"implementation {implementation.value!r} is for inference, and inference=False asks for gradients: use "
+            "'auto' or 'torch', or inference=True"
+        )
+    return Implementation.TORCH if implementation is Implementation.AUTO else implementation
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:

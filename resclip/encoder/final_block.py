@@ -459,6 +459,7 @@ class FinalBlock:
             )
         return feature_surgery(patches, cls, text)
 
+    @torch.no_grad()
     def segment_patches(
         self, sfr: SFR, patches: Tensor, pixels: Tensor, text: Tensor, cls: Tensor | None = None
     ) -> Tensor:

@@ -15,6 +15,7 @@ CLOSEST = 1e-6
 """The least squared distance of two patches, by the mean of all patches' squared distances from their mean."""
 
 
+@torch.no_grad()
 def find_outliers(
     piece: OutlierRepair, patches: Tensor, attention: tuple[Tensor, Tensor] | None
 ) -> Tensor:

@@ -91,7 +91,7 @@ class TimmProxy(nn.Module):
     CLIP's normalisation is undone, the image resized to whole patches (see `whole_patches`) and normalised as the
     model was trained. Vision transformers (DINO and its successors, MAE, SAM's encoder after its neck) give one feature
     per patch; ResNet, ConvNeXt and other pyramids give their last stage, 32 pixels per feature, which is coarse for
-    this purpose. The model stays in eval mode and in its own dtype, and computes no gradients.
+    this purpose. The model stays in eval mode and in its own dtype.
 
     Args:
         model: from `timm.create_model`, made with `dynamic_img_size=True` if its class has that option.
@@ -136,7 +136,10 @@ class TimmProxy(nn.Module):
         dtype: torch.dtype = torch.float32,
         **arguments: Any,
     ) -> TimmProxy:
-        """A model of timm by its name; `arguments` go to `timm.create_model`. Raises as `find_proxy`."""
+        """A model of timm by its name, whose parameters require no gradient.
+
+        `arguments` go to `timm.create_model`. Raises as `find_proxy`.
+        """
         check_name(name, pretrained)
         if name.startswith(FOLDER):
             check_folder(Path(name.removeprefix(FOLDER)))
@@ -151,7 +154,8 @@ class TimmProxy(nn.Module):
                 f"cannot load the weights of timm's {name!r} ({first_sentence(error)}); "
                 "check the network, or download them elsewhere and name their folder: 'timm:local-dir:FOLDER'"
             ) from error
-        return cls(model.to(device, dtype), mean=mean, std=std, input_size=input_size)
+        model = model.to(device, dtype).requires_grad_(False)
+        return cls(model, mean=mean, std=std, input_size=input_size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,7 +167,6 @@ class TimmProxy(nn.Module):
         """Stay in eval mode, whatever the module around it does."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) → (B, C, H_v, W_v), one feature per patch of the resized image."""
         colours = undo_normalisation(pixels, self.mean, self.std)
@@ -234,7 +237,6 @@ class ColourProxy(nn.Module):
         self.patch = patch
         self.input_size = check_input_size(input_size)
 
-    @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) → (B, 36, H_v, W_v) in their dtype."""
         colours = fit(undo_normalisation(pixels, self.mean, self.std), self.patch, self.input_size)
