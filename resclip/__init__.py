@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from resclip.encoder.dense_encoder import DenseEncoder as DenseEncoder
     from resclip.encoder.dense_encoder import DenseFeatures as DenseFeatures
     from resclip.encoder.residual_block import ResidualBlock as ResidualBlock
+    from resclip.inference.embedding import Embedding as Embedding
     from resclip.loading import load as load
     from resclip.methods.catalogue import RCS as RCS
     from resclip.methods.catalogue import SFR as SFR
@@ -30,6 +31,7 @@ HOMES = {
     "Correlation": "resclip.methods.correlation",
     "DenseEncoder": "resclip.encoder.dense_encoder",
     "DenseFeatures": "resclip.encoder.dense_encoder",
+    "Embedding": "resclip.inference.embedding",
     "Overview": "resclip.methods.catalogue",
     "RCS": "resclip.methods.catalogue",
     "ResidualBlock": "resclip.encoder.residual_block",
@@ -47,6 +49,7 @@ __all__ = [
     "Correlation",
     "DenseEncoder",
     "DenseFeatures",
+    "Embedding",
     "Overview",
     "ResidualBlock",
     "Segmentation",

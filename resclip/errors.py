@@ -24,6 +24,10 @@ class WeightsUnavailable(RuntimeError):
     """A model's weights cannot be fetched or read; the message says why and what to do."""
 
 
+class EmbeddingError(ValueError):
+    """A file that is no embedding, or one that a model cannot classify."""
+
+
 class SlowPrecisionWarning(UserWarning):
     """The chosen precision is slower than float32 on this machine."""
 

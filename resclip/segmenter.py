@@ -21,6 +21,7 @@ from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.inference import scheduler
+from resclip.inference.embedding import Embedding, EmbeddingTask, classify
 from resclip.inference.pipeline import (
     MAX_WINDOWS,
     ImagePipeline,
@@ -435,10 +436,7 @@ class Segmenter:
             ImageError: an image cannot be read.
             TypeError, ValueError: an argument that does not fit.
         """
-        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
-            raise TypeError(
-                f"images must be a list of images, or another iterable; got {quoted(images)}"
-            )
+        check_images_iterable(images)
         check_flag("return_errors", return_errors)
         check_keep(keep)
         options = ReadOptions(
@@ -544,6 +542,105 @@ class Segmenter:
             picture.record,
             kept,
         )
+
+    @overload
+    def embed(
+        self, image: ImageSource, *, keep_image: bool = True, **reading: Any
+    ) -> Embedding: ...
+    @overload
+    def embed(
+        self,
+        image: list[ImageSource] | tuple[ImageSource, ...],
+        *,
+        keep_image: bool = True,
+        **reading: Any,
+    ) -> list[Embedding]: ...
+
+    def embed(
+        self,
+        image: ImageSource | Iterable[ImageSource],
+        *,
+        keep_image: bool = True,
+        **reading: Any,
+    ) -> Embedding | list[Embedding]:
+        """Run an image through the model once, to be classified by any words later.
+
+        Of a method with SFR, whose second pass depends on the words, what the final block reads is kept, some 12 times
+        as much, and `classify` runs both of its passes.
+
+        Args:
+            image: as `segment` takes it, or several.
+            keep_image: whether the embedding holds the image, which SFR, refinement by pixels and pictures need.
+            reading: `bands`, `value_range` and `max_pixels`, see `segment`.
+
+        Raises:
+            ImageError: a file that is no image.
+            TypeError, ValueError: an argument that does not fit.
+
+        Example:
+            >>> import resclip
+            >>> segmenter = resclip.load("builtin", classes="sky; tree; house", method="naclip+rcs")
+            >>> embedding = segmenter.embed("docs/scene.png")
+            >>> segmenter.classify(embedding, "sun; sky").labels.shape
+            (336, 448)
+        """
+        several = is_several(image)
+        images = cast("Iterable[ImageSource]", image if several else [image])
+        found = self.embed_many(images, keep_image=keep_image, **reading)
+        return list(found) if several else next(found)
+
+    def embed_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        keep_image: bool = True,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
+    ) -> Iterator[Embedding]:
+        """`embed` for any number of images, in their order; windows of different images share batches."""
+        check_images_iterable(images)
+        check_flag("keep_image", keep_image)
+        options = ReadOptions(bands, value_range, Limits(max_pixels=max_pixels))
+
+        def tasks() -> Iterator[EmbeddingTask]:
+            for image in images:
+                yield EmbeddingTask(self.pipeline, read_picture(image, options))
+
+        # Each task says what comes of it.
+        for event in cast("Iterator[Embedding | Failure]", scheduler.run(tasks())):
+            if isinstance(event, Failure):
+                raise event.error
+            yield event if keep_image else event.without_image()
+
+    def classify(
+        self,
+        embedding: Embedding,
+        classes: Classes | Vocabulary | None = None,
+        *,
+        keep: Keep | None = None,
+    ) -> Segmentation:
+        """The labels of an embedded image, as `segment` gives them, in a fraction of its time.
+
+        Args:
+            embedding: of `embed`, by this segmenter or one made alike, or loaded from a file.
+            classes: as `with_classes` takes them; None: this segmenter's own.
+            keep: see `segment`.
+
+        Returns:
+            The `Segmentation`. Where the embedding holds no image, its image is grey.
+
+        Raises:
+            EmbeddingError: an embedding of another model, method or size, or without an image that the method needs.
+            TypeError, ValueError: classes that do not fit.
+        """
+        check_keep(keep)
+        segmenter = self if classes is None else self.with_classes(classes)
+        strips = classify(segmenter.pipeline, embedding, None, keep_scores=keep == "scores")
+        (result,) = whole_results(strips)
+        if isinstance(result, Failure):
+            raise result.error
+        return segmenter.segmentation(result, embedding.as_picture())
 
     @overload
     def predict(self, pixels: Tensor) -> Tensor: ...
@@ -670,6 +767,14 @@ def is_several(image: Any) -> bool:
     return (
         isinstance(image, Iterable) and not isinstance(image, single) and not hasattr(image, "read")
     )
+
+
+def check_images_iterable(images: Any) -> None:
+    """TypeError for what is no collection of images."""
+    if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+        raise TypeError(
+            f"images must be a list of images, or another iterable; got {quoted(images)}"
+        )
 
 
 def is_in_memory(source: Any) -> bool:

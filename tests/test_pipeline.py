@@ -118,13 +118,13 @@ def test_batches_are_filled_up_but_for_odd_sizes(seed: int) -> None:
     """Eight windows of 32 × 32 are two batches of five with two empty windows; what is smaller runs alone."""
     pipeline = make(batch_size=5, pad_batches=True)
     sizes = []
-    forward = pipeline.encoder.forward
+    read = pipeline.encoder.read
 
     def spy(pixels: torch.Tensor, *others: Any, **wanted: Any) -> Any:
         sizes.append((len(pixels), *pixels.shape[2:]))
-        return forward(pixels, *others, **wanted)
+        return read(pixels, *others, **wanted)
 
-    pipeline.encoder.forward = spy
+    pipeline.encoder.read = spy
     many = images(seed, (40, 40), (20, 32), (40, 40), (20, 32))
     assert len(results(pipeline, (pipeline.task(one) for one in many))) == 4
     assert sorted(sizes) == [(1, 20, 32), (1, 20, 32), (5, 32, 32), (5, 32, 32)]

@@ -54,6 +54,16 @@ class DenseFeatures:
     """What was asked for with `wanted`, by name; each begins with the batch."""
 
 
+@dataclass(frozen=True, eq=False)
+class BeforeText:
+    """What a batch's final block reads, before any word is known: `DenseEncoder.complete` makes features of it."""
+
+    inputs: Any
+    """What the passes of the method's final block read."""
+    context: dict[str, Tensor]
+    """What was asked for with `wanted`."""
+
+
 WANTED: Mapping[str, str] = {
     "image": "CLIP's own vector of the image, (B, E)",
     "keys": "the final block's keys behind its output projection, (B, n, D)",
@@ -181,27 +191,62 @@ class DenseEncoder(nn.Module):
         check_coarse(coarse, self.overview, len(pixels))
         self.check_wanted(wanted)
         with self.grad_mode():
-            return self._features(pixels, text, coarse, wanted)
+            return self._complete(self._read(pixels, coarse, wanted), pixels, text)
+
+    def read(
+        self, pixels: Tensor, coarse: Coarse | None = None, *, wanted: Collection[str] = ()
+    ) -> BeforeText:
+        """The part of `forward` that reads no text: all blocks but the final one's passes.
+
+        Args: see `forward`.
+
+        Raises:
+            TypeError, ValueError: as `forward`.
+        """
+        self.check_model()
+        check_pixels(pixels, self.tower)
+        check_coarse(coarse, self.overview, len(pixels))
+        self.check_wanted(wanted)
+        with self.grad_mode():
+            return self._read(pixels, coarse, wanted)
+
+    def complete(
+        self, read: BeforeText, pixels: Tensor | None, text: Tensor | None
+    ) -> DenseFeatures:
+        """The features of what was read, for some text.
+
+        Args:
+            read: of `read`, by this encoder.
+            pixels, text: as in `forward`; without SFR they are not looked at, and may be None.
+
+        Raises:
+            TypeError, ValueError: SFR without pixels, or with a text that does not fit.
+        """
+        if self.sfr is not None:
+            check_text(text, self.tower.output_dim)
+            check_type(
+                "pixels", pixels, Tensor, "the pixels that were read: SFR refines labels by them"
+            )
+        with self.grad_mode():
+            return self._complete(read, pixels, text)
+
+    def _complete(
+        self, read: BeforeText, pixels: Tensor | None, text: Tensor | None
+    ) -> DenseFeatures:
+        final = self.final.run_passes(read.inputs, pixels, text)
+        labels = None if final.feedback is None else final.feedback.labels
+        return DenseFeatures(*self.final.features(read.inputs, final.tokens), labels, read.context)
 
     def grad_mode(self) -> AbstractContextManager[Any]:
         """Within it nothing is kept for a gradient, unless this encoder is to have some."""
         return torch.no_grad() if self.inference else nullcontext()
 
-    def _features(
-        self,
-        pixels: Tensor,
-        text: Tensor | None,
-        coarse: Coarse | None,
-        wanted: Collection[str],
-    ) -> DenseFeatures:
-        """What `forward` gives, of checked arguments."""
+    def _read(self, pixels: Tensor, coarse: Coarse | None, wanted: Collection[str]) -> BeforeText:
         with fast_linear():
             tokens, trace = self._run_blocks(pixels, wanted)
             inputs = self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)
         if coarse is not None:
             inputs = self.final.add_overview(inputs, coarse)
-        final = self.final.run_passes(inputs, pixels, text)
-        labels = None if final.feedback is None else final.feedback.labels
         context = trace.context
         if "image" in wanted:
             context["image"] = self.final.image_vectors(tokens, trace.grid)
@@ -209,7 +254,7 @@ class DenseEncoder(nn.Module):
             context["features"] = trace.features
         if "keys" in wanted:
             context["keys"] = self.final.patch_keys(tokens, trace.grid)
-        return DenseFeatures(*self.final.features(inputs, final.tokens), labels, context)
+        return BeforeText(inputs, context)
 
     def coarse(self, pixels: Tensor) -> Coarse:
         """The coarse passes of whole images, to which their windows attend, for an encoder with an overview.

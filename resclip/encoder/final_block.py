@@ -429,10 +429,10 @@ class FinalBlock:
             projected = []
         return tuple(split_heads(x, self.tower.heads) for x in projected)
 
-    def run_passes(self, inputs: FinalInputs, pixels: Tensor, text: Tensor | None) -> Pass:
+    def run_passes(self, inputs: FinalInputs, pixels: Tensor | None, text: Tensor | None) -> Pass:
         """The first pass, and one more per round of SFR, into which the segmentation of the pass before is fed back."""
         result = self.run(inputs, None, None)
-        if self.sfr is None or text is None:
+        if self.sfr is None or text is None or pixels is None:
             return result
         for _ in range(self.sfr.rounds):
             patches, cls = self.features(inputs, result.tokens)

@@ -22,7 +22,7 @@ from resclip.errors import ManyWindowsWarning
 from resclip.inference.batch_size import plan_batch_size
 from resclip.inference.preprocessing import ImageRows, Preparation, normalise
 from resclip.inference.rejection import Threshold, check_threshold, reject_improbable, thresholds_of
-from resclip.inference.steps import PictureSteps, WindowEvidence, WindowSteps
+from resclip.inference.steps import PictureSteps, WindowBatch, WindowEvidence, WindowSteps
 from resclip.inference.windows import (
     CentreMean,
     LogitStitcher,
@@ -178,6 +178,10 @@ class ImageTask:
             for window in windows:
                 self.windows_read += 1
                 yield WindowPixels(self, window, pixels[:, :, window.columns])
+
+    def encode(self, windows: Sequence[WindowPixels], limit: int) -> list[Any]:
+        """What `put` takes of each window of a batch, of this image and of others by the same pipeline."""
+        return self.pipeline.encode_windows(windows, limit)
 
     def put(self, window: Window, result: WindowEvidence) -> None:
         """Take what came of a window; windows may come in any order."""
@@ -649,15 +653,11 @@ class ImagePipeline:
         Raises:
             ValueError: there is not enough memory for one.
         """
-        around = padding(window, self.pad_multiple)
         # Windows of another size are rare: one of them would fill a batch with empty windows all by itself.
         is_smaller = (window.height, window.width) != (self.window, self.window)
         return plan_batch_size(
             self.encoder,
-            (
-                around.top + window.height + around.bottom,
-                around.left + window.width + around.right,
-            ),
+            padded_size(window, self.pad_multiple),
             len(self.vocabulary.embeddings),
             batch_size=1 if self.pad_batches and is_smaller else self.batch_size,
             max_memory=self.max_memory,
@@ -672,20 +672,34 @@ class ImagePipeline:
             limit: to which the batch is filled up with empty windows where `pad_batches` is on, so that every batch
                 goes through products of one shape.
         """
-        text = self.vocabulary.embeddings
+        batch = self.read_windows(windows, limit)
+        evidence = [self.evidence_of(one.task, one.window) for one in windows]
+        self.window_steps.take(batch, evidence)
+        return evidence
+
+    @torch.no_grad()
+    def read_windows(self, windows: Sequence[WindowPixels], limit: int) -> WindowBatch:
+        """What the model makes of a batch of windows, and of empty ones behind them, before it has seen a word.
+
+        Args: see `encode_windows`.
+        """
         empty = limit - len(windows) if self.pad_batches else 0
         views = [pad(one.pixels, padding(one.window, self.pad_multiple)) for one in windows]
         views += [torch.zeros_like(views[0])] * empty
         overviews = [one.task.overview for one in windows if one.task.overview is not None]
         overview = Coarse.stack(overviews + overviews[:1] * empty) if overviews else None
-        batch, steps = torch.stack(views), self.window_steps
-        evidence = [
-            WindowEvidence((one.window.top, one.window.left), view, one.task.image_vector)
-            for one, view in zip(windows, views, strict=False)
-        ]
-        steps.encode(
-            batch,
-            evidence,
-            lambda: self.encoder(batch, text, overview, wanted=steps.wanted),
-        )
-        return evidence
+        return self.window_steps.read(torch.stack(views), overview)
+
+    def evidence_of(self, task: ImageTask, window: Window) -> WindowEvidence:
+        """What is kept of a window, still empty."""
+        corner = (window.top, window.left)
+        return WindowEvidence(corner, padded_size(window, self.pad_multiple), task.image_vector)
+
+
+def padded_size(window: Window, multiple: int) -> tuple[int, int]:
+    """(height, width) of a window as the encoder gets it."""
+    around = padding(window, multiple)
+    return (
+        around.top + window.height + around.bottom,
+        around.left + window.width + around.right,
+    )

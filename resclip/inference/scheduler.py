@@ -163,7 +163,7 @@ class _Scheduler:
             batch = [windows.popleft() for _ in range(min(count, len(windows)))]
             alone = max(0, alone - 1)
             try:
-                results = batch[0].task.pipeline.encode_windows(batch, self.limits[key])
+                results = batch[0].task.encode(batch, self.limits[key])
             except ValueError as error:
                 if len(batch) == 1:
                     self.fail(batch[0].task, error)

@@ -7,14 +7,15 @@ logits where a step needs all of it. The arithmetic of each step is a module of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from resclip.encoder.dense_encoder import DenseEncoder, DenseFeatures
+from resclip.encoder.dense_encoder import BeforeText, DenseEncoder
+from resclip.encoder.final_block import Coarse
 from resclip.inference.memory import format_bytes, free_memory
 from resclip.inference.rejection import UNCERTAIN
 from resclip.methods.steps import Steps
@@ -43,16 +44,36 @@ CELL_COPIES = 6
 """Fields of a query that its solver holds on the grid of cells: four, what they are pooled from, and the result."""
 
 
+@dataclass(frozen=True, eq=False)
+class WindowBatch:
+    """What the model makes of B windows of one size before it has seen a word: either of the first three."""
+
+    pixels: Tensor | None = None
+    """(B, 3, H, W), normalised, where they are read again with the words."""
+    patches: Tensor | None = None
+    """(B, h, w, E): features, of methods without SFR."""
+    cls: Tensor | None = None
+    """(B, E), where there is [CLS]."""
+    inputs: Any = None
+    """What the final block's passes read, of methods with SFR: their second pass is another one for other words."""
+    tokens: WindowTokens | None = None
+    """What windows attend to one another by."""
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the encoder handed over, by the names of `WANTED`."""
+
+
 @dataclass
 class WindowEvidence:
     """What is kept of one window until all of its image's windows have come."""
 
     corner: tuple[int, int]
     """(y, x) of its first pixel."""
-    pixels: Tensor
-    """(3, H, W), normalised, as the encoder got it."""
+    size: tuple[int, int]
+    """(H, W) in pixels, as the encoder got it."""
     image_vector: Tensor | None
     """(E,): CLIP's own vector of the whole picture; None where the window is all of it, or its own is wanted."""
+    pixels: Tensor | None = None
+    """(3, H, W), normalised, where steps behind other windows' keys read them."""
     logits: Tensor | None = None
     """(Q, h, w)."""
     patches: Tensor | None = None
@@ -162,34 +183,65 @@ class WindowSteps:
         """Whether windows have logits only once all windows of their image are there."""
         return self.steps.windows is not None or self.steps.propagation is not None
 
-    def encode(
-        self, pixels: Tensor, evidence: Sequence[WindowEvidence], run: Callable[[], DenseFeatures]
-    ) -> None:
-        """Run a batch of windows, and put into each window's evidence what comes of it.
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether logits of a window are made with its pixels at hand, beside what the model has made of them."""
+        return self.encoder.sfr is not None or self.steps.purification is not None
+
+    def read(self, pixels: Tensor, coarse: Coarse | None) -> WindowBatch:
+        """Run a batch of windows as far as that goes without a word.
 
         Args:
             pixels: (B, 3, H, W).
-            evidence: of the first windows of the batch; the others are empty ones.
-            run: the encoder's pass over the batch.
+            coarse: of the images that they are cut from, for an encoder with an overview.
         """
+        read = self.encoder.read(pixels, coarse, wanted=self.wanted)
+        kept = pixels if self.reads_pixels else None
         if self.steps.windows is not None:
-            tokens = WindowTokens.of(self.encoder.final, self.encoder.run_blocks(pixels))
-            # What the other steps ask for does not depend on the keys of other windows.
-            context = run().context if self.wanted else {}
-            for number, one in enumerate(evidence):
-                one.tokens = tokens.window(number)
-                one.context = {name: tensor[number] for name, tensor in context.items()}
-            return
-        features = run()
-        self.take(features, evidence)
+            tokens = WindowTokens.of(self.encoder.final, read.inputs)
+            return WindowBatch(kept, tokens=tokens, context=read.context)
+        if self.encoder.sfr is not None:
+            return WindowBatch(kept, inputs=read.inputs, context=read.context)
+        features = self.encoder.complete(read, None, None)
+        return WindowBatch(kept, features.patches, features.cls, context=read.context)
 
-    def take(self, features: DenseFeatures, evidence: Sequence[WindowEvidence]) -> None:
-        """Logits of a batch's windows, by all steps that look at a window alone."""
+    def take(self, batch: WindowBatch, evidence: Sequence[WindowEvidence]) -> None:
+        """Logits of a batch's windows, by all steps that look at a window alone.
+
+        Args:
+            batch: of `read`.
+            evidence: of the first windows of the batch; the others are empty ones.
+        """
+        if batch.tokens is not None:
+            for number, one in enumerate(evidence):
+                one.tokens = batch.tokens.window(number)
+                one.context = {name: tensor[number] for name, tensor in batch.context.items()}
+                one.pixels = None if batch.pixels is None else batch.pixels[number]
+            return
+        patches, cls = batch.patches, batch.cls
+        if patches is None:
+            text = self.vocabulary.embeddings
+            read = BeforeText(batch.inputs, dict(batch.context))
+            features = self.encoder.complete(read, batch.pixels, text)
+            patches, cls = features.patches, features.cls
         count = len(evidence)
-        patches = features.patches[:count]
-        cls = None if features.cls is None else features.cls[:count]
-        context = {name: tensor[:count] for name, tensor in features.context.items()}
-        pixels = torch.stack([one.pixels for one in evidence])
+        self.take_features(
+            patches[:count],
+            None if cls is None else cls[:count],
+            {name: tensor[:count] for name, tensor in batch.context.items()},
+            None if batch.pixels is None else batch.pixels[:count],
+            evidence,
+        )
+
+    def take_features(
+        self,
+        patches: Tensor,
+        cls: Tensor | None,
+        context: dict[str, Tensor],
+        pixels: Tensor | None,
+        evidence: Sequence[WindowEvidence],
+    ) -> None:
+        """`take` of features, (B, h, w, E) and (B, E), for B windows."""
         vectors = context.get("image")
         if vectors is not None:
             vectors = torch.stack(
@@ -213,7 +265,7 @@ class WindowSteps:
         patches: Tensor,
         cls: Tensor | None,
         context: dict[str, Tensor],
-        pixels: Tensor,
+        pixels: Tensor | None,
         vectors: Tensor | None,
     ) -> Tensor:
         """(B, Q, h, w): see `resclip.methods.steps` for the order."""
@@ -228,7 +280,7 @@ class WindowSteps:
             logits = denoise_prompts(logits, steps.prompts)
         if steps.smoothing is not None:
             logits = smooth_by_keys(logits, context["keys"], steps.smoothing)
-        if steps.purification is not None:
+        if steps.purification is not None and pixels is not None:
             logits = self.purified(logits, context["spread"], pixels)
         return logits
 
@@ -259,13 +311,15 @@ class WindowSteps:
             context = {
                 name: torch.stack([one.context[name] for one in evidence]) for name in self.wanted
             }
-            self.take(DenseFeatures(patches, None, None, context), evidence)
+            seen = [one.pixels for one in evidence if one.pixels is not None]
+            pixels = torch.stack(seen) if seen else None
+            self.take_features(patches, None, context, pixels, evidence)
         if steps.propagation is None:
             return
         grids = torch.stack([one.logits for one in evidence if one.logits is not None])
         features = torch.stack([one.patches for one in evidence if one.patches is not None])
         grid = (grids.shape[2], grids.shape[3])
-        height, width = evidence[0].pixels.shape[1:]
+        height, width = evidence[0].size
         cell = (height // grid[0], width // grid[1])
         spread = propagate(
             features.flatten(0, 2),
