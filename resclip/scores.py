@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 import numpy as np
 from numpy.typing import NDArray
 
+STRIP_BYTES = 1 << 25
+"""Bytes of enlarged planes that are held at a time."""
+
 
 class ClassScores(Mapping[str, NDArray[np.float32]]):
-    """By class name its (H, W) float32 probabilities, from 0 to 1, enlarged bilinearly from the grid that is kept.
+    """By class name its (H, W) float32 probabilities, from 0 to 1, enlarged from the grid that is kept.
 
-    They are those of the model's patches, before refinement by pixels, so that the largest one's class may differ from
-    the label where a refinement or a boundary decided.
+    What the model gives for its patches is enlarged bilinearly, and then made probabilities of, as labels are; but
+    before refinement by pixels, and where windows overlap by their mean at patches, so that the most probable class may
+    differ from the label at a border. The first class that is asked for takes longest: all others are gone through.
 
     Args:
         names: of the classes.
-        grid: (classes, h, w) float32, the probabilities at the centres of cells.
+        planes: (Q, h, w) float32 at the centres of cells, of each query the logarithm of its probability.
+        query_to_class: of each query the number of its class; a class scores as the best of its queries.
         cell: (height, width) of a cell in pixels of the image; the first one begins at its top left.
         size: (H, W) of the image.
         absent: (H, W) bool, where the image has no pixel: all probabilities are 0 there; None: nowhere.
+        are_logarithms: False for planes of values from 0 to 1 that are no probabilities.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -29,20 +35,44 @@ class ClassScores(Mapping[str, NDArray[np.float32]]):
     def __init__(
         self,
         names: tuple[str, ...],
-        grid: NDArray[np.float32],
+        planes: NDArray[np.float32],
+        query_to_class: Sequence[int],
         cell: tuple[float, float],
         size: tuple[int, int],
         absent: NDArray[np.bool_] | None = None,
+        *,
+        are_logarithms: bool = True,
     ) -> None:
-        if grid.ndim != 3 or len(grid) != len(names):
+        if planes.ndim != 3 or len(planes) != len(query_to_class):
             raise ValueError(
-                f"expected a grid of shape ({len(names)}, h, w), one plane a class, got {grid.shape}"
+                f"expected planes of shape ({len(query_to_class)}, h, w), one a query, got {planes.shape}"
             )
+        if set(query_to_class) != set(range(len(names))):
+            raise ValueError(f"expected at least one query for each of {len(names)} classes")
         self.names = names
-        self.grid = grid
+        self.planes = planes
         self.cell = cell
         self.size = size
         self.absent = absent
+        self.query_to_class = np.asarray(query_to_class)
+        self.are_logarithms = are_logarithms
+        self._total: NDArray[np.float32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept, with what the first class that was asked for has left."""
+        return self.planes.nbytes + (0 if self._total is None else self._total.nbytes)
+
+    @property
+    def grid(self) -> NDArray[np.float32]:
+        """(classes, h, w): the probabilities at the centres of cells, as they were kept."""
+        best = np.stack([self._of(number).max(axis=0) for number in range(len(self.names))])
+        return np.exp(best) if self.are_logarithms else best
+
+    def _of(self, number: int) -> NDArray[np.float32]:
+        """The planes of a class's queries."""
+        found: NDArray[np.float32] = self.planes[self.query_to_class == number]
+        return found
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         """(H, W).
@@ -50,30 +80,52 @@ class ClassScores(Mapping[str, NDArray[np.float32]]):
         Raises:
             KeyError: no such class, with the names that there are.
         """
-        plane = self.plane(name)
-        upper, lower, weight = between(self.size[0], self.cell[0], plane.shape[0])
-        rows = plane[upper] + (plane[lower] - plane[upper]) * weight[:, None]
-        left, right, weight = between(self.size[1], self.cell[1], plane.shape[1])
-        # Column by column of the small rows, then in place: three planes of the image's size would be held otherwise.
-        scores: NDArray[np.float32] = rows[:, right]
-        scores -= rows[:, left]
-        scores *= weight
-        scores += rows[:, left]
-        np.clip(scores, 0.0, 1.0, out=scores)
-        if self.absent is not None:
-            scores[self.absent] = 0.0
-        return scores
-
-    def plane(self, name: str) -> NDArray[np.float32]:
-        """(h, w): a class's probabilities as they are kept, one for each cell; KeyError for a name that is none."""
         if name not in self.names:
             near = get_close_matches(str(name), self.names, 1)
             hint = (
                 f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(self.names[:12])}"
             )
             raise KeyError(f"no class {name!r} here: {hint}")
-        found: NDArray[np.float32] = self.grid[self.names.index(name)]
-        return found
+        queries = self._of(self.names.index(name))
+        scores = np.empty(self.size, np.float32)
+        total = self._totals() if self.are_logarithms else None
+        for rows in self._strips(len(queries)):
+            plane = self._enlarged(queries, rows).max(axis=0)
+            scores[rows] = plane if total is None else np.exp(plane) / total[rows]
+        np.clip(scores, 0.0, 1.0, out=scores)
+        if self.absent is not None:
+            scores[self.absent] = 0.0
+        return scores
+
+    def _totals(self) -> NDArray[np.float32]:
+        """(H, W): what enlarged logarithms' exponentials are divided by, so that all of them sum to 1."""
+        if self._total is None:
+            total = np.empty(self.size, np.float32)
+            for rows in self._strips(len(self.planes)):
+                planes = self._enlarged(self.planes, rows)
+                total[rows] = np.exp(planes, out=planes).sum(axis=0)
+            self._total = total
+        return self._total
+
+    def _strips(self, planes: int) -> Iterator[slice]:
+        """Rows of the image, as many at a time as `STRIP_BYTES` hold of so many planes."""
+        height, width = self.size
+        step = max(1, STRIP_BYTES // (4 * planes * width))
+        for first in range(0, height, step):
+            yield slice(first, min(height, first + step))
+
+    def _enlarged(self, planes: NDArray[np.float32], rows: slice) -> NDArray[np.float32]:
+        """(N, n, W): some rows of planes (N, h, w) at the image's size."""
+        upper, lower, down = between(self.size[0], self.cell[0], planes.shape[1])
+        left, right, across = between(self.size[1], self.cell[1], planes.shape[2])
+        upper, lower, down = upper[rows], lower[rows], down[rows, None]
+        tall = planes[:, upper] * (1 - down) + planes[:, lower] * down
+        wide: NDArray[np.float32] = tall[:, :, right]
+        beginning = tall[:, :, left]
+        wide -= beginning
+        wide *= across
+        wide += beginning
+        return wide
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -82,10 +134,10 @@ class ClassScores(Mapping[str, NDArray[np.float32]]):
         return len(self.names)
 
     def __repr__(self) -> str:
-        _, height, width = self.grid.shape
+        _, height, width = self.planes.shape
         return (
             f"ClassScores({len(self.names)} classes at {height} x {width} cells, "
-            f"{self.grid.nbytes / 1e6:.1f} MB, for {self.size[1]} x {self.size[0]} pixels)"
+            f"{self.nbytes / 1e6:.1f} MB, for {self.size[1]} x {self.size[0]} pixels)"
         )
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
+from resclip.errors import first_sentence
 from resclip.inference import scheduler
 from resclip.inference.embedding import Embedding, EmbeddingTask, classify
 from resclip.inference.pipeline import (
@@ -170,6 +171,45 @@ class Segmenter:
         if source is not None:
             check_type("source", source, Mapping, "a mapping of settings, or None")
         self.source = dict(source or {})
+
+    def __repr__(self) -> str:
+        names, pipeline = self.vocabulary.names, self.pipeline
+        more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
+        model = " ".join(
+            str(self.source[key]) for key in ("model", "pretrained") if self.source.get(key)
+        )
+        method = self.source.get("method") or self.encoder.base.name
+        windows = (
+            f"windows of {pipeline.window} every {pipeline.stride} pixels"
+            if pipeline.window
+            else "whole images"
+        )
+        precision = str(self.encoder.tower.dtype).removeprefix("torch.")
+        return (
+            f"Segmenter({model or 'a model of yours'}, {method}, {len(names):,} classes: "
+            f"{', '.join(names[:4])}{more}; {windows}; {self.device}, {precision})"
+        )
+
+    def to(self, device: str | torch.device) -> Segmenter:
+        """Move the model, with its text side, and the classes to a device; returns the segmenter itself.
+
+        Whatever else uses the same model finds it on that device too.
+
+        Raises:
+            ValueError: a device that cannot be used.
+        """
+        try:
+            torch.zeros(1, device=device).item()  # "meta" has no values.
+        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or 'cuda' if torch finds "
+                "a GPU"
+            ) from error
+        if self.name_encoder is not None:
+            self.name_encoder.clip_model.to(device)
+        self.encoder.to(device)
+        self.pipeline = self.pipeline.with_encoder(self.encoder)
+        return self
 
     @property
     def encoder(self) -> DenseEncoder:
@@ -528,9 +568,11 @@ class Segmenter:
             kept = ClassScores(
                 self.vocabulary.names,
                 result.scores.planes.float().cpu().numpy(),
+                self.vocabulary.query_to_class.tolist(),
                 result.scores.cell,
                 (picture.pixels.shape[0], picture.pixels.shape[1]),
                 picture.absent,
+                are_logarithms=result.scores.are_logarithms,
             )
         return Segmentation(
             picture.pixels,

@@ -164,6 +164,16 @@ class DenseEncoder(nn.Module):
         self.implementation = self.final.implementation
         self.eval()  # Last, so that a model that is refused stays in its mode.
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DenseEncoder:
+        """What `to`, `half` and the like do, for the final block's own tensors too."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        final = self.final
+        if final.random_projections is not None:
+            final.random_projections = fn(final.random_projections)
+        if final.learned_projection is not None:
+            final.learned_projection = fn(final.learned_projection)
+        return self
+
     def forward(
         self,
         pixels: Tensor,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ SUFFIX = ".safetensors"
 PRECISIONS = ("float32", "int16", "int8")
 WORD = 1 << 17
 """Values of a word: a file keeps 16 of its 17 bits as a number, and the highest bits of eight words as a byte."""
+HALF = 60_000
+"""Numbers up to this have a place in half precision."""
 PAIR = 362
 """Values of a number of which a word holds two."""
 KINDS: Mapping[str, type] = {
@@ -298,7 +301,12 @@ def map_tensors(function: Callable[..., Any], *trees: Tree) -> Tree:
                 for one in dataclasses.fields(first)
             }
         )
-    return first
+    if first is None or isinstance(first, (bool, int, float, str)):
+        return first
+    raise EmbeddingError(
+        f"this method's final block reads {type(first).__name__}, which cannot be kept for other words: take the "
+        "method without SFR, or segment the image itself"
+    )
 
 
 def part(tree: Tree, number: int, count: int) -> Tree:
@@ -396,10 +404,10 @@ def pack_tensor(
     rows = tensor.flatten(0, -2).double()
     least, most = rows.amin(dim=0), rows.amax(dim=0)
     levels = WORD if precision == "int16" else PAIR
-    step = (most - least).clamp(min=1e-30) / (levels - 1)
-    # float32, as the file keeps them: what is read back is then what was meant.
-    least, step = least.float(), step.float()
-    numbers = ((rows - least) / step).round().clamp(0, levels - 1).long()
+    # As short as the file keeps them, and rounded outwards, so that the range holds all numbers.
+    least = (least - least.abs() / 1024).half() if rows.abs().max() < HALF else least.float()
+    step = ((most - least).clamp(min=1e-30) / (levels - 1) * (1 + 1 / 128)).bfloat16()
+    numbers = ((rows - least) / step.double()).round().clamp(0, levels - 1).long()
     if precision == "int8":
         if numbers.shape[1] % 2:
             numbers = torch.cat([numbers, numbers[:, :1]], dim=1)
@@ -512,7 +520,7 @@ def classify(
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
     for windows in embedding.groups():
-        limit = pipeline.batch_limit(windows[0])
+        limit = 1 if pipeline.pad_batches else pipeline.batch_size
         for first in range(0, len(windows), limit):
             chosen = windows[first : first + limit]
             batch = map_tensors(to_device, join([embedding.windows[one] for one in chosen]))
@@ -596,10 +604,17 @@ def digest(encoder: DenseEncoder) -> str:
 
     Of each tensor up to 64 numbers spread over it count, rounded to half precision.
     """
-    total = hashlib.sha256()
     parameters = dict(encoder.tower.visual.state_dict())
     if isinstance(encoder.proxy, torch.nn.Module):
         parameters |= {f"proxy.{name}": one for name, one in encoder.proxy.state_dict().items()}
+    state = tuple(
+        (one.data_ptr(), 0 if one.is_inference() else one._version)  # noqa: SLF001
+        for one in parameters.values()
+    )
+    known = DIGESTS.get(encoder)
+    if known is not None and known[0] == state:
+        return known[1]
+    total = hashlib.sha256()
     for name, tensor in sorted(parameters.items()):
         if not tensor.is_floating_point() or not tensor.numel():
             continue
@@ -607,4 +622,9 @@ def digest(encoder: DenseEncoder) -> str:
         sample = flat[:: max(1, flat.numel() // 64)][:64].float().half().float().cpu()
         total.update(f"{name} {tuple(tensor.shape)}".encode())
         total.update(sample.numpy().tobytes())
-    return total.hexdigest()[:16]
+    DIGESTS[encoder] = state, total.hexdigest()[:16]
+    return DIGESTS[encoder][1]
+
+
+DIGESTS: WeakKeyDictionary[DenseEncoder, tuple[Any, str]] = WeakKeyDictionary()
+"""By encoder: the tensors that it had, as they were, and their digest."""

@@ -96,10 +96,11 @@ class Strip(NamedTuple):
 
 
 class GridScores(NamedTuple):
-    """Probabilities of all classes, on a grid of cells over an image's result."""
+    """Of all classes, on a grid of cells over an image's result, what probabilities are made of."""
 
     planes: Tensor
-    """(classes, h, w) float32 or wider."""
+    """(Q, h, w) float32 or wider: logarithms of the queries' probabilities, or maps of class purification."""
+    are_logarithms: bool
     cell: tuple[float, float]
     """(height, width) of a cell in pixels of the result; the first one begins at its top left."""
 
@@ -226,6 +227,7 @@ class ImageTask:
             return None
         labels, probabilities = self.decide(Picture(self, top, bottom))
         self.sum_centres()
+        scores = self.scores() if last == height else None
         self.rows_out = last
         next_top = max(0, last - pipeline.margin)
         self.stitcher.drop_above(source_range(self.shape[0], height, next_top, height)[0])
@@ -237,7 +239,7 @@ class ImageTask:
             labels[inner],
             probabilities[inner],
             self.pipeline.rejects,
-            self.scores() if last == height else None,
+            scores,
         )
 
     def sum_centres(self) -> None:
@@ -262,7 +264,8 @@ class ImageTask:
                 patch[0] * self.size[0] / self.shape[0],
                 patch[1] * self.size[1] / self.shape[1],
             )
-        return GridScores(self.pipeline.picture_steps.class_scores(logits), cell)
+        planes = self.pipeline.picture_steps.class_scores(logits)
+        return GridScores(planes, self.pipeline.steps.purification is None, cell)
 
     def decide(self, picture: Picture) -> tuple[Tensor, Tensor]:
         """Labels and probabilities of rows of the result, (n, W) each; uncertain ones are `UNCERTAIN`."""

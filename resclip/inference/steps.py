@@ -19,7 +19,7 @@ from resclip.encoder.final_block import Coarse
 from resclip.inference.memory import format_bytes, free_memory
 from resclip.inference.rejection import UNCERTAIN
 from resclip.methods.steps import Steps
-from resclip.steps.area_rule import apply_area_rule_by_strips, class_probabilities
+from resclip.steps.area_rule import LOWEST, apply_area_rule_by_strips, class_probabilities
 from resclip.steps.class_purification import purify
 from resclip.steps.cluster_vote import cluster_vote, times_cls
 from resclip.steps.cross_windows import WindowTokens, attend_windows, check_method
@@ -184,6 +184,14 @@ class WindowSteps:
         return self.steps.windows is not None or self.steps.propagation is not None
 
     @property
+    def reads_cls(self) -> bool:
+        """Whether logits are made with [CLS] beside the patches."""
+        clusters = self.steps.clusters
+        return self.encoder.base.feature_surgery or (
+            clusters is not None and bool(clusters.cls_factor)
+        )
+
+    @property
     def reads_pixels(self) -> bool:
         """Whether logits of a window are made with its pixels at hand, beside what the model has made of them."""
         return self.encoder.sfr is not None or self.steps.purification is not None
@@ -203,7 +211,8 @@ class WindowSteps:
         if self.encoder.sfr is not None:
             return WindowBatch(kept, inputs=read.inputs, context=read.context)
         features = self.encoder.complete(read, None, None)
-        return WindowBatch(kept, features.patches, features.cls, context=read.context)
+        cls = features.cls if self.reads_cls else None
+        return WindowBatch(kept, features.patches, cls, context=read.context)
 
     def take(self, batch: WindowBatch, evidence: Sequence[WindowEvidence]) -> None:
         """Logits of a batch's windows, by all steps that look at a window alone.
@@ -485,22 +494,16 @@ class PictureSteps:
         return torch.cat([two[0] - two[1] for two in best])
 
     def class_scores(self, logits: Tensor) -> Tensor:
-        """(classes, h, w) of logits (Q, h, w): probabilities, or the maps of class purification."""
-        numbers = self.vocabulary.query_to_class
+        """What `resclip.scores.ClassScores` keeps of logits (Q, h, w): logarithms of probabilities, or maps."""
+        planes = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.steps.purification is None:
-            return class_probabilities(
-                logits,
-                (logits.shape[1], logits.shape[2]),
-                query_to_class=numbers,
-                logit_scale=self.settings["logit_scale"],
-            )
-        # The queries of a class have one map.
-        maps = logits.new_zeros(len(self.vocabulary), *logits.shape[1:])
-        maps[numbers] = logits
+            planes = planes.clamp(min=LOWEST).mul_(self.settings["logit_scale"])
+            return planes.sub_(planes.logsumexp(dim=0))
         background = count_background(self.vocabulary)
         if background:
-            maps[0] = 1 - maps[1:].amax(dim=0)
-        return maps
+            planes = planes.clone()
+            planes[:background] = 1 - planes[background:].amax(dim=0)
+        return planes
 
     def without_small(
         self,
