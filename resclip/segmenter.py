@@ -12,9 +12,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
@@ -32,7 +30,14 @@ from resclip.inference.pipeline import (
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
 from resclip.inference.scheduler import Failure, readable, whole_results
-from resclip.io.images import ImageError, ImageSource, read_image, read_picture
+from resclip.io.images import (
+    ImageError,
+    ImageSource,
+    is_lasting,
+    is_one_image,
+    read_image,
+    read_picture,
+)
 from resclip.io.limits import Limits
 from resclip.io.picture import ReadOptions
 from resclip.methods.composition import as_parts
@@ -256,7 +261,8 @@ class Segmenter:
         """Segment an image, or a list of images whose windows share batches.
 
         Args:
-            image: a path, a PIL image or an (H, W, 3) uint8 array; or a list of them.
+            image: a path, bytes, an open file, a PIL image, an (H, W, 3) array or a (3, H, W) tensor; or a list of
+                them. `resclip.io.images.read_picture` says which arrays and tensors.
             bands: which bands of a file are red, green and blue, or the one that is grey: numbers from 1, or names.
             value_range: (low, high) of the values that become black and white, for deep images.
             max_pixels: images with more pixels are refused; None: 178,956,970. `resclip.io.images.read_picture` tells
@@ -316,8 +322,8 @@ class Segmenter:
         Threads read a few images ahead; memory does not grow with the number of images.
 
         Args:
-            images: what `segment` takes; read as results are asked for. Arrays and PIL images are copied as they are
-                taken, so that a buffer may be used again for the next one.
+            images: what `segment` takes; read as results are asked for. Arrays, tensors, PIL images and open files are
+                read as they are taken, so that a buffer may be used again for the next one.
             bands, value_range, max_pixels: see `segment`.
             return_errors: yield the error of an image that cannot be read in its place, instead of raising it.
 
@@ -328,7 +334,7 @@ class Segmenter:
             ImageError: an image cannot be read.
             TypeError, ValueError: an argument that does not fit.
         """
-        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+        if is_one_image(images) or not isinstance(images, Iterable):
             raise TypeError(
                 f"images must be a list of images, or another iterable; got {quoted(images)}"
             )
@@ -356,7 +362,7 @@ class Segmenter:
 
         def take(source: ImageSource) -> ImageSource | Failure:
             # At once, for the caller may fill them with the next image.
-            if not isinstance(source, (np.ndarray, Image.Image)):
+            if is_lasting(source):
                 return source
             try:
                 return read_picture(source, options)
