@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from resclip.batch.items import Item
 from resclip.batch.output_names import (
     OUTPUT_ENDINGS,
+    SUMMARY,
     contained_name,
     name_of,
     unique_names,
@@ -411,7 +412,7 @@ class _Opening:
         def is_output(name: str) -> bool:
             if _MANIFEST.match(name):
                 return True
-            if not name.endswith(OUTPUT_ENDINGS):
+            if not name.endswith((*OUTPUT_ENDINGS, SUMMARY)):
                 return False
             ends = [0, *(match.end() for match in re.finditer("/", name))]
             return any(is_out(name[:end]) for end in ends)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from resclip.cli.options import (
     CLASSES_HELP,
@@ -25,6 +23,8 @@ from resclip.cli.options import (
     whole_number,
     window_arguments,
 )
+from resclip.cli.progress import add_progress_options, console
+from resclip.cli.run_summary import RunSummary
 from resclip.errors import describe
 from resclip.inference.prefetch import available_cores
 from resclip.text.class_names import parse_classes
@@ -106,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_window_options(parser)
+    add_progress_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -125,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from resclip.batch.job import BatchJob
     from resclip.batch.manifest import Manifest
+    from resclip.batch.output_names import SUMMARY
     from resclip.batch.paths import shown
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
@@ -147,7 +149,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     except FileNotFoundError as error:
         raise ValueError(describe(error)) from error
-    say(source.description)
+    console().message(source.description)
     request = request_from(
         arguments,
         classes,
@@ -180,6 +182,15 @@ def _run(arguments: argparse.Namespace) -> int:
     ) as manifest:
         store.clean()
         missing = manifest.missing(source.items, reading.limits)
+        summary = RunSummary(
+            partial(store.write, SUMMARY),
+            console(),
+            command="batch",
+            source=[shown(arguments.source)],
+            settings={**segmenter.settings, **job.settings(segmenter)},
+            total=len(source.items),
+            skipped=len(source.items) - len(missing),
+        )
         if arguments.engine == "ray":
             from resclip.batch import ray_engine
 
@@ -203,7 +214,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 workers=workers,
                 segmenting=steps.segmenting_threads(segmenter, len(missing)),
             )
-        tally = follow(rows, manifest, len(missing))
+        with summary:
+            tally = follow(rows, manifest, len(missing))
     return report(tally, len(source.items), arguments.out)
 
 
@@ -218,24 +230,22 @@ class Tally:
 
 
 def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> Tally:
-    """Enter rows as they come, name what failed, and draw a bar with the time that remains."""
+    """Enter rows as they come, name what failed, and say how far it is."""
     tally = Tally()
     start = time.monotonic()
-    # disable=None: no bar where stderr is no terminal.
-    bar = tqdm(total=total, unit="image", disable=None, leave=False)
     # Closed: else an interrupt would leave the engine at work until this function's traceback is gone.
-    with bar, contextlib.closing(rows):
+    with console().progress(total, says_end=False) as progress, contextlib.closing(rows):
         for row in rows:
             manifest.add(row)
             if row.status == "done":
                 tally.done += 1
                 tally.pixels += (row.width or 0) * (row.height or 0)
+                console().image_done(row.name)
             else:
                 tally.failed += 1
-                bar.write(f"resclip: {named(row)}", file=sys.stderr)
+                console().image_failed(row.name, explain(row.error or "failed"), named(row))
             tally.seconds = time.monotonic() - start
-            bar.set_postfix_str(f"{tally.pixels / 1e6 / tally.seconds:.1f} MP/s", refresh=False)
-            bar.update()
+            progress.update(remark=f"{tally.pixels / 1e6 / tally.seconds:.1f} MP/s")
     return tally
 
 
@@ -259,11 +269,8 @@ def report(tally: Tally, total: int, out: str) -> int:
         rate = (
             f" in {tally.seconds:.1f} s: {per_second:.2f} images/s, {megapixels:.2f} megapixels/s"
         )
-    say(f"{tally.done:,} of {total:,} images done{before}{rate}")
+    console().message(f"{tally.done:,} of {total:,} images done{before}{rate}")
     if tally.failed:
-        say(f"{tally.failed:,} failed; {shown(out).rstrip('/')}/manifest.parquet says why")
+        where = f"{shown(out).rstrip('/')}/manifest.parquet"
+        console().message(f"{tally.failed:,} failed; {where} says why")
     return 1 if tally.failed else 0
-
-
-def say(text: str) -> None:
-    print(f"resclip: {text}", file=sys.stderr)

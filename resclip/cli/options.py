@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resclip.cli.progress import console
 from resclip.errors import describe
 from resclip.io.files import make_folder, write_atomically
 from resclip.text.class_names import DATASETS, parse_classes
@@ -19,7 +18,6 @@ from resclip.text.class_names import DATASETS, parse_classes
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
     from resclip.evaluation.report import Report
-    from resclip.evaluation.runner import Progress
     from resclip.evaluation.tables import Tables
     from resclip.io.picture import ReadOptions
     from resclip.methods.catalogue import Method
@@ -423,7 +421,7 @@ def request_from(
         "short_side": arguments.short_side,
         "templates": arguments.templates,
         "cache": TextCache() if arguments.cache else None,
-        "progress": sys.stderr.isatty(),
+        "progress": console().draws,
         **changes,
     }
     return partial(load, arguments.model, arguments.pretrained, classes=classes, **options)
@@ -654,37 +652,6 @@ def check_out(arguments: argparse.Namespace, *options: str) -> None:
         check_matplotlib()
 
 
-@contextlib.contextmanager
-def evaluation_progress() -> Iterator[Callable[[Progress], None]]:
-    """Draw a bar, and write a line for each complete row, on stderr, by the first process: an `on_progress`."""
-    from tqdm import tqdm
-
-    from resclip.evaluation.distributed import rank
-
-    if rank() != 0:
-        yield lambda progress: None
-        return
-    # disable=None: no bar if stderr is no terminal.
-    with tqdm(unit="image", disable=None, leave=False) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.total = progress.total
-            bar.set_description(f"{progress.dataset}, {progress.method}", refresh=False)
-            miou = "" if progress.miou is None else f"{progress.miou:.1f}"
-            bar.set_postfix_str(miou and f"mIoU {miou}", refresh=False)
-            bar.update(progress.images - bar.n)
-            if progress.row is not None:
-                took = "stored" if progress.stored else f"{progress.row.seconds:.0f} s"
-                if progress.replaced:
-                    took += f"; measured again: {progress.replaced}"
-                figure = miou or "nothing to measure"
-                bar.write(
-                    f"{progress.dataset}, {progress.method}: {figure} ({took})", file=sys.stderr
-                )
-
-        yield show
-
-
 def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) -> None:
     """Print the tables, name what was left out, and write stem.csv and stem.md into the folder, if one is named.
 
@@ -695,9 +662,9 @@ def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) 
 
     print(tables.text)
     for line in hint_notes(report):
-        print(f"resclip: note: {line}", file=sys.stderr)
+        console().note(line)
     for line in problem_lines(report):
-        print(f"resclip: left out: {explain(line)}", file=sys.stderr)
+        console().error(f"left out: {explain(line)}")
     if folder is None:
         return
     make_folder(folder)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
+from resclip.batch.output_names import SUMMARY
+from resclip.batch.paths import shown
 from resclip.cli.options import explain, load_from, reading_from, window_arguments
+from resclip.cli.progress import console
+from resclip.cli.run_summary import RunSummary
+from resclip.io.files import write_atomically
 from resclip.io.images import read_picture
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from resclip.io.limits import Limits
     from resclip.io.picture import ReadOptions
     from resclip.segmenter import Segmenter
+
+SUMMARY_STEM = SUMMARY.removesuffix(".json")
 
 ENDINGS = ("_labels.png", "_overlay.png")
 """Of the images that are written beside each JSON."""
@@ -65,8 +72,18 @@ def segment(arguments: argparse.Namespace) -> int:
 
     segmenter = load_from(arguments, classes, **window_arguments(arguments))
     done = 0
-    # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=len(entries), unit="image", disable=None, leave=False) as bar:
+    said = console()
+    summary: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if arguments.out is not None:
+        summary = RunSummary(
+            partial(write_atomically, Path(arguments.out, SUMMARY)),
+            said,
+            command="segment",
+            source=list(map(shown, arguments.images)),
+            settings=segmenter.settings,
+            total=len(entries),
+        )
+    with summary, said.progress(len(entries), says_end=False) as progress:
         for entry, stem in zip(entries, output_stems(entries, arguments.out), strict=True):
             try:
                 line = segment_one(segmenter, entry, stem, options, arguments)
@@ -75,16 +92,15 @@ def segment(arguments: argparse.Namespace) -> int:
                     raise
                 text = explain(error)
                 named = text if entry.shown in text else f"{entry.shown}: {text}"
-                bar.write(f"resclip: {named}", file=sys.stderr)
+                said.image_failed(entry.shown, text, named)
             else:
-                bar.write(line, file=sys.stdout)
+                (said.result if arguments.json else said.line)(line)
+                said.image_done(entry.shown)
                 done += 1
-            bar.update()
-    if done < len(entries) > 1:
-        print(
-            f"resclip: {done} of {len(entries)} images segmented; {len(entries) - done} failed",
-            file=sys.stderr,
-        )
+            progress.update()
+    if len(entries) > 1:
+        failed = f"; {len(entries) - done} failed" if done < len(entries) else ""
+        said.message(f"{done} of {len(entries)} images segmented{failed}")
     return 0 if done == len(entries) else 1
 
 
@@ -94,7 +110,7 @@ def entries_of(asked: str, out: str | None, limits: Limits) -> Iterator[Entry]:
     What earlier runs wrote to `out` is none of them.
     """
     from resclip.batch.items import Item
-    from resclip.batch.paths import is_pattern, local_path, shown, suffix
+    from resclip.batch.paths import is_pattern, local_path, suffix
     from resclip.batch.sources import KINDS, open_source
 
     path = local_path(asked)
@@ -128,18 +144,19 @@ def is_written(item: Item, out: str | None) -> bool:
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
     if ending is None or not path.resolve().is_relative_to(Path(out).resolve()):
         return False
-    return path.with_name(f"{path.name.removesuffix(ending)}.json").exists()
+    stem = path.name.removesuffix(ending)
+    return stem != SUMMARY_STEM and path.with_name(f"{stem}.json").exists()
 
 
 def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
-    A stem is taken by an earlier image, whatever the case of its letters, or if one of its output files would replace
-    one of the images themselves.
+    A stem is taken by the run's summary or an earlier image, whatever the case of its letters, or if one of its output
+    files would replace one of the images themselves.
     """
     inputs = set(local_files(entries))
     folder = Path(directory or ".").resolve()
-    taken: set[str] = set()
+    taken = {SUMMARY_STEM}
     stems = []
     for entry in entries:
         stem, number = entry.name, 1
