@@ -6,17 +6,17 @@ The kind of a source follows from its name; of a folder or pattern from its file
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from resclip.batch.items import Item
+from resclip.batch.lists import STDIN, WITH_COLUMNS, Line, read_list
 from resclip.batch.output_names import (
     OUTPUT_ENDINGS,
     SUMMARY,
@@ -44,7 +44,6 @@ from resclip.batch.paths import (
     parent,
     plain,
     printable,
-    read_range,
     read_start,
     shown,
     split_pattern,
@@ -83,7 +82,7 @@ OTHER_SUFFIXES = (
     ".hdr", ".aux", ".cls", ".caption", ".idx", ".index", ".crc", ".md5", ".sha256", ".sock", ".pipe", ".lock",
 )  # fmt: skip
 
-LISTS = (".txt", ".lst")
+LISTS = (".txt", ".lst", *WITH_COLUMNS)
 TABLES = (".parquet",)
 ARCHIVES = (".tar",)
 
@@ -152,11 +151,13 @@ def open_source(
             a folder: its images and those of the folders in it, sorted by name, no hidden files or earlier outputs;
                 without images, its Parquet tables or its .tar archives;
             a pattern with `*`, `?`, `[a-z]`, `**`, `{000..099}` or `{a,b}`: the same of the files that fit;
-            a list, .txt or .lst: a path, relative to the list's folder, or a URL a line; `#` begins a comment;
+            a list, .txt or .lst: a path, relative to the list's folder, or a URL a line; `#` begins a comment; "-" is
+                such a list from the standard input, with paths relative to the working folder;
+            a list with columns, .jsonl, .csv or .tsv, of which one has such paths or URLs;
             a .parquet table with a column of bytes or of paths and URLs;
             a WebDataset archive, .tar, of which one image a key is taken;
             an image.
-        column: of tables, the one with the images; None to find it by name and type.
+        column: of tables and lists with columns, the one with the images; None to find it by name and type.
         member: of archives, the members with the images: "jpg", "input.png"; None to find them by their names.
         out: the folder that the job will write to: nothing in it is an image, if it lies in the source's folder.
         limits: how long a web server may take, and how large a list may be.
@@ -169,6 +170,8 @@ def open_source(
     location = plain(source)
     path = local_path(location)
     opening = _Opening(title(source), column, member, out, limits)
+    if source == STDIN:
+        return opening.standard_input()
     if path is not None and _exists(path):
         return opening.folder(location) if path.is_dir() else opening.file(location)
     if is_pattern(location) and not (path is None and is_there(location)):
@@ -177,7 +180,7 @@ def open_source(
         return opening.url(location)
     raise FileNotFoundError(
         errno.ENOENT,
-        "expected a folder, a pattern, a list (.txt), a .parquet table, a .tar or an image, "
+        "expected a folder, a pattern, a list (.txt, .csv, .jsonl), a .parquet table, a .tar or an image, "
         "found nothing; check the path",
         title(source),
     )
@@ -240,7 +243,7 @@ class _Opening:
         """Of one file of a kind."""
         base = parent(location)
         name = inside(base, location)
-        if kind != "table":
+        if kind != "table" and suffix(location) not in WITH_COLUMNS:
             self.refuse_column(f"{'an' if kind in ('image', 'archive') else 'a'} {kind or 'file'}")
         if kind != "archive":
             self.refuse_member(f"{'an' if kind == 'image' else 'a'} {kind or 'file'}")
@@ -262,7 +265,7 @@ class _Opening:
         """Raise ValueError where a column was named and there is no table."""
         if self.column is not None:
             raise ValueError(
-                f"{self.shown}: expected Parquet tables for the column {self.column!r}, got {got}; leave the column out"
+                f"{self.shown}: expected a table for the column {self.column!r}, got {got}; leave the column out"
             )
 
     def refuse_member(self, got: str) -> None:
@@ -506,12 +509,23 @@ class _Opening:
 
     def listed(self, location: str) -> Source:
         """Of the files that a text file names."""
-        base = parent(location)
-        entries = [
-            _checked(base, named, _name_in(base, named))
-            for text in _lines(location, self.limits)
-            for named in [join(base, text)]
-        ]
+        return self.named(parent(location), read_list(location, self.column, self.limits))
+
+    def standard_input(self) -> Source:
+        """Of the files that the standard input names."""
+        self.refuse_column("the standard input")
+        self.refuse_member("the standard input")
+        return self.named(".", read_list(STDIN, None, self.limits))
+
+    def named(self, base: str, lines: Iterable[Line]) -> Source:
+        """Of the files that lines of a list in a folder name."""
+        entries = []
+        for line in lines:
+            location = join(base, line.text)
+            if line.error is not None:
+                entries.append(_Entry(f"line {line.number}", "", error=line.error))
+            else:
+                entries.append(_checked(base, location, _name_in(base, location)))
         if not entries:
             raise ValueError(
                 f"{self.shown}: expected a path or URL a line, got an empty list; add some"
@@ -612,22 +626,6 @@ def _inside(folder: str, location: str) -> str | None:
 def _has_manifest(folder: str) -> bool:
     """Whether a job writes to a folder, or did."""
     return any(is_there(join(plain(folder), name)) for name in MANIFESTS)
-
-
-def _lines(location: str, limits: Limits) -> Iterator[str]:
-    """What a list names, line by line."""
-    data = read_range(location, limits=limits)
-    with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as stream:
-        try:
-            for line in stream:
-                text = line.strip()
-                if text and not text.startswith("#"):
-                    yield text
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{title(location)}: expected paths or URLs, one a line, in UTF-8, got other bytes; "
-                "save the file as UTF-8"
-            ) from error
 
 
 def _files(names: Iterable[str]) -> str:

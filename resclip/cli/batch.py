@@ -48,9 +48,9 @@ run that was ended goes on where it stopped when the command is given again.
 """
 
 SOURCE_HELP = """\
-a folder, a glob such as "photos/**/*.jpg", a text file with a path or URL a line, a Parquet table with a column of
-paths, URLs or bytes, or WebDataset shards such as "shard-{000..099}.tar"; on this machine or any URL that fsspec knows
-(s3://, gs://, https://)
+a folder, a glob such as "photos/**/*.jpg", a text file with a path or URL a line, or "-" to read such lines from the
+standard input, a table (.csv, .tsv, .jsonl, .parquet) with a column of paths or URLs, or in Parquet of bytes, or
+WebDataset shards such as "shard-{000..099}.tar"; on this machine or any URL that fsspec knows (s3://, gs://, https://)
 """
 
 
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--overwrite", action="store_true", help="do everything anew, whatever DIR holds"
     )
-    files.add_argument("--column", metavar="NAME", help="of a Parquet table: where its images are")
+    files.add_argument("--column", metavar="NAME", help="of a table: where its images are")
     files.add_argument(
         "--member",
         metavar="NAME",

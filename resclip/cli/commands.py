@@ -150,7 +150,8 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help='image files, folders, patterns such as "photos/*.jpg", URLs, and whatever `resclip batch` takes',
+        help='image files, folders, patterns such as "photos/*.jpg", URLs, "-" to read names from the standard input, '
+        "and whatever `resclip batch` takes",
     )
     parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     parser.add_argument(
@@ -167,7 +168,9 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="write NAME_overlay.png (default: yes)",
     )
-    add_reading_options(parser.add_argument_group("how images are read"))
+    reading = parser.add_argument_group("how images are read")
+    reading.add_argument("--column", metavar="NAME", help="of a table: where its images are")
+    add_reading_options(reading)
     add_model_options(parser)
     add_window_options(parser)
     add_progress_options(parser)

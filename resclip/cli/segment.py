@@ -63,7 +63,7 @@ def segment(arguments: argparse.Namespace) -> int:
     entries = [
         entry
         for asked in arguments.images
-        for entry in entries_of(asked, arguments.out, options.limits)
+        for entry in entries_of(asked, arguments.out, options.limits, arguments.column)
     ]
     if not any(entry.item for entry in entries):
         raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
@@ -104,25 +104,28 @@ def segment(arguments: argparse.Namespace) -> int:
     return 0 if done == len(entries) else 1
 
 
-def entries_of(asked: str, out: str | None, limits: Limits) -> Iterator[Entry]:
+def entries_of(
+    asked: str, out: str | None, limits: Limits, column: str | None = None
+) -> Iterator[Entry]:
     """The images of an argument: a file, a folder, a pattern that no shell has expanded, a URL, a list, ...
 
     What earlier runs wrote to `out` is none of them.
     """
     from resclip.batch.items import Item
+    from resclip.batch.lists import STDIN
     from resclip.batch.paths import is_pattern, local_path, suffix
     from resclip.batch.sources import KINDS, open_source
 
     path = local_path(asked)
     # Not pathlib's, which raise for a text that can be no path.
-    if path is not None and not os.path.isdir(path):  # noqa: PTH112
+    if path is not None and asked != STDIN and not os.path.isdir(path):  # noqa: PTH112
         is_image = KINDS.get(suffix(asked), "image") == "image"
         # The name of a file is no pattern, whatever is in it; reading a missing one says so.
         if is_image and (os.path.lexists(path) or not is_pattern(asked)):
             yield Entry(asked, path.stem, Item(0, asked, asked, asked))
             return
     try:
-        source = open_source(asked, out=out, limits=limits)
+        source = open_source(asked, column=column, out=out, limits=limits)
     except (ValueError, OSError, ImportError) as error:
         yield Entry(shown(asked), "", None, explain(error))
         return
