@@ -25,8 +25,10 @@ LOCK = "manifest.lock"
 SUMMARY = "run-summary.json"
 """The file that says what a run was; see `resclip.cli.run_summary`. No image's JSON has its name."""
 
-OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
-"""What a batch job writes for an image is its stem and one of these."""
+OUTPUT_ENDINGS = (
+    "_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png", "_overlay.mp4",
+)  # fmt: skip
+"""What a batch job writes for an image, or a video, is its stem and one of these."""
 
 # Folders that an image's name must not make: the manifest's files, temporary ones, and what another image's files are.
 _TAKEN = re.compile(

@@ -11,7 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -54,6 +55,7 @@ from resclip.batch.webdataset import census, check_compression, images_in
 from resclip.errors import describe, reason
 from resclip.io.limits import DEFAULT_LIMITS, Limits
 from resclip.io.signatures import looks_like_image
+from resclip.io.video import VIDEO_SUFFIXES, Every, find_frames
 
 # Suffixes of pictures, in upper case too, the likeliest to be a photograph first. What cannot be decoded, or only with
 # another package, is a row that says so.
@@ -86,12 +88,13 @@ LISTS = (".txt", ".lst", *WITH_COLUMNS)
 TABLES = (".parquet",)
 ARCHIVES = (".tar",)
 
-Kind: TypeAlias = Literal["image", "table", "archive", "list"]
+Kind: TypeAlias = Literal["image", "table", "archive", "list", "video"]
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(IMAGE_SUFFIXES, "image"),
     **dict.fromkeys(TABLES, "table"),
     **dict.fromkeys(ARCHIVES, "archive"),
     **dict.fromkeys(LISTS, "list"),
+    **dict.fromkeys(VIDEO_SUFFIXES, "video"),
 }
 
 START_BYTES = 512
@@ -114,11 +117,13 @@ class Source:
         description: one line: "folder images: 200 files, 3 other files left out (2 .txt, 1 .json)".
         items: the images; about 400 bytes each. One that cannot be read, for whatever reason, says so when it is.
         skipped: files that were left out because they are no images, or not the image of their key.
+        rate: of a video, its taken frames a second; else None.
     """
 
     description: str
     items: Sequence[Item]
     skipped: int
+    rate: Fraction | None = None
 
 
 class _Entry(NamedTuple):
@@ -130,6 +135,7 @@ class _Entry(NamedTuple):
     length: int | None = None
     cell: Cell | None = None
     error: str | None = None
+    frame: int | None = None
 
 
 def open_source(
@@ -137,6 +143,7 @@ def open_source(
     *,
     column: str | None = None,
     member: str | None = None,
+    every: Every | None = None,
     out: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Source:
@@ -156,9 +163,11 @@ def open_source(
             a list with columns, .jsonl, .csv or .tsv, of which one has such paths or URLs;
             a .parquet table with a column of bytes or of paths and URLs;
             a WebDataset archive, .tar, of which one image a key is taken;
+            a video on this machine, whose frames are images: .mp4, .mov, .mkv, .webm, .avi, ...; none in a folder;
             an image.
         column: of tables and lists with columns, the one with the images; None to find it by name and type.
         member: of archives, the members with the images: "jpg", "input.png"; None to find them by their names.
+        every: of a video, which frames are taken; None for all.
         out: the folder that the job will write to: nothing in it is an image, if it lies in the source's folder.
         limits: how long a web server may take, and how large a list may be.
 
@@ -169,7 +178,7 @@ def open_source(
     """
     location = plain(source)
     path = local_path(location)
-    opening = _Opening(title(source), column, member, out, limits)
+    opening = _Opening(title(source), column, member, every, out, limits)
     if source == STDIN:
         return opening.standard_input()
     if path is not None and _exists(path):
@@ -180,7 +189,7 @@ def open_source(
         return opening.url(location)
     raise FileNotFoundError(
         errno.ENOENT,
-        "expected a folder, a pattern, a list (.txt, .csv, .jsonl), a .parquet table, a .tar or an image, "
+        "expected a folder, a pattern, a list (.txt, .csv, .jsonl), a .parquet table, a .tar, a video or an image, "
         "found nothing; check the path",
         title(source),
     )
@@ -204,6 +213,7 @@ class _Opening:
     shown: str
     column: str | None
     member: str | None
+    every: Every | None
     out: str | None
     limits: Limits
 
@@ -213,6 +223,8 @@ class _Opening:
         if not is_web(location) and is_folder(location, self.limits):
             return self.folder(location)
         check_compression(location)
+        if KINDS.get(suffix(location)) == "video":
+            return self.video(location)  # Which says that it is elsewhere.
         try:
             start = read_start(location, START_BYTES, self.limits)
         except FileNotFoundError as error:
@@ -247,6 +259,9 @@ class _Opening:
             self.refuse_column(f"{'an' if kind in ('image', 'archive') else 'a'} {kind or 'file'}")
         if kind != "archive":
             self.refuse_member(f"{'an' if kind == 'image' else 'a'} {kind or 'file'}")
+        if kind == "video":
+            return self.video(location)
+        self.refuse_every(f"{'an' if kind in ('image', 'archive') else 'a'} {kind or 'file'}")
         if kind == "list":
             return self.listed(location)
         if kind == "table":
@@ -274,6 +289,30 @@ class _Opening:
             raise ValueError(
                 f"{self.shown}: expected .tar archives for the member {self.member!r}, got {got}; leave the member out"
             )
+
+    def refuse_every(self, got: str) -> None:
+        """Raise ValueError where frames were asked for and there is no video."""
+        if self.every is not None:
+            raise ValueError(
+                f"{self.shown}: expected a video for every=, got {got}; leave every= out"
+            )
+
+    def video(self, location: str) -> Source:
+        """Of the frames of a video."""
+        path = local_path(location)
+        if path is None:
+            raise ValueError(
+                f"{self.shown}: expected a video on this machine, got a URL; download it first"
+            )
+        found = find_frames(path, self.shown, self.every or Every())
+        folder = without_suffix(_name_in(parent(location), location))
+        entries = [
+            _Entry(f"{folder}/{number:06d}", str(path), frame=number) for number in found.numbers
+        ]
+        description = f"video {self.shown}: {_count(entries, 'frame')}"
+        if len(entries) < found.total:
+            description += f" of {found.total:,}"
+        return replace(self.source(description, entries, 0), rate=found.rate)
 
     def folder(self, location: str) -> Source:
         """Of all files below a folder."""
@@ -309,6 +348,7 @@ class _Opening:
 
     def files(self, base: str, found: Listing, kind: str) -> Source:
         """Of files and problems below a folder."""
+        self.refuse_every("several files")
         names, problems, remark = self.without_outputs(base, found, complete=kind == "folder")
         groups: dict[Kind, list[str]] = {"image": [], "table": [], "archive": []}
         others: list[str] = []
@@ -515,6 +555,7 @@ class _Opening:
         """Of the files that the standard input names."""
         self.refuse_column("the standard input")
         self.refuse_member("the standard input")
+        self.refuse_every("the standard input")
         return self.named(".", read_list(STDIN, None, self.limits))
 
     def named(self, base: str, lines: Iterable[Line]) -> Source:
@@ -562,11 +603,12 @@ class _Opening:
         names = [entry.name or f"{index:09d}" for index, entry in enumerate(entries)]
         # No two entries are of the same bytes; this text is digested where names alone would clash.
         origins = [
-            f"{entry.location or index}\n{entry.start}\n{entry.cell}"
+            f"{entry.location or index}\n{entry.start}\n{entry.frame}\n{entry.cell}"
             for index, entry in enumerate(entries)
         ]
         items = [
-            Item(index, name, stem, *entry[1:])
+            # A frame's number, so that frames of several runs are in order.
+            Item(entry.frame or index, name, stem, *entry[1:6], frame=entry.frame)
             for index, ((name, stem), entry) in enumerate(
                 zip(unique_names(names, origins), entries, strict=True)
             )

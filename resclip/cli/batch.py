@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from resclip.cli.options import (
     CLASSES_HELP,
+    EVERY_HELP,
     add_model_options,
     add_reading_options,
     add_window_options,
+    every_frame,
     explain,
     memory_size,
     output_folder,
@@ -31,6 +33,7 @@ from resclip.text.class_names import parse_classes
 
 if TYPE_CHECKING:
     from resclip.batch.manifest import Manifest, Row
+    from resclip.batch.sources import Source
 
 MAX_WORKERS = 16
 """By default at most so many threads read, and as many write."""
@@ -50,7 +53,8 @@ run that was ended goes on where it stopped when the command is given again.
 SOURCE_HELP = """\
 a folder, a glob such as "photos/**/*.jpg", a text file with a path or URL a line, or "-" to read such lines from the
 standard input, a table (.csv, .tsv, .jsonl, .parquet) with a column of paths or URLs, or in Parquet of bytes, or
-WebDataset shards such as "shard-{000..099}.tar"; on this machine or any URL that fsspec knows (s3://, gs://, https://)
+WebDataset shards such as "shard-{000..099}.tar"; on this machine or any URL that fsspec knows (s3://, gs://, https://).
+Or a video on this machine
 """
 
 
@@ -76,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument(
         "--overwrite", action="store_true", help="do everything anew, whatever DIR holds"
+    )
+    files.add_argument("--every", type=every_frame, metavar="N", help=EVERY_HELP)
+    files.add_argument(
+        "--video",
+        action="store_true",
+        help="of a video: write NAME_overlay.mp4 too, its frames with the classes' colours",
     )
     files.add_argument("--column", metavar="NAME", help="of a table: where its images are")
     files.add_argument(
@@ -144,11 +154,13 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.source,
             column=arguments.column,
             member=arguments.member,
+            every=arguments.every,
             out=arguments.out,
             limits=reading.limits,
         )
     except FileNotFoundError as error:
         raise ValueError(describe(error)) from error
+    check_video(arguments, source)
     console().message(source.description)
     request = request_from(
         arguments,
@@ -216,7 +228,33 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         with summary:
             tally = follow(rows, manifest, len(missing))
+            if arguments.video and source.rate is not None:
+                from resclip.batch.overlay_video import write_overlay_video
+
+                folder = source.items[0].stem.rpartition("/")[0]
+                name = f"{folder}_overlay.mp4"
+                write_overlay_video(job, store, source.items, source.rate, name)
+                console().message(f"the video is {shown(arguments.out).rstrip('/')}/{name}")
     return report(tally, len(source.items), arguments.out)
+
+
+def check_video(arguments: argparse.Namespace, source: Source) -> None:
+    """ValueError for options that do not fit a source of frames, or one of other images."""
+    if source.rate is None:
+        if arguments.video:
+            raise ValueError(
+                f"expected a video for --video, got {source.description.partition(':')[0]}; leave --video out"
+            )
+        return
+    if arguments.engine == "ray":
+        raise ValueError(
+            'expected engine="local" for a video, whose frames are read one after another, got ray; leave it out'
+        )
+    if arguments.video and arguments.format != "png":
+        raise ValueError(
+            f'expected format="png" for --video, which is drawn by the label maps, got {arguments.format}; '
+            "leave one of them out"
+        )
 
 
 @dataclass

@@ -21,9 +21,11 @@ from typing import NamedTuple, NoReturn
 from resclip.cli import ablate, batch, bench, evaluate
 from resclip.cli.options import (
     CLASSES_HELP,
+    EVERY_HELP,
     add_model_options,
     add_reading_options,
     add_window_options,
+    every_frame,
     explain,
     output_folder,
 )
@@ -169,6 +171,7 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         help="write NAME_overlay.png (default: yes)",
     )
     reading = parser.add_argument_group("how images are read")
+    reading.add_argument("--every", type=every_frame, metavar="N", help=EVERY_HELP)
     reading.add_argument("--column", metavar="NAME", help="of a table: where its images are")
     add_reading_options(reading)
     add_model_options(parser)

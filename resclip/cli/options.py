@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resclip.evaluation.report import Report
     from resclip.evaluation.tables import Tables
     from resclip.io.picture import ReadOptions
+    from resclip.io.video import Every
     from resclip.methods.catalogue import Method
     from resclip.predictors.segmenter import PredictorSegmenter
     from resclip.segmenter import Segmenter
@@ -34,8 +35,8 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
     "actors", "address", "background", "bands", "batch_size", "cache", "classes", "column", "correlation", "dataset",
-    "device", "engine", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_bytes", "max_memory",
-    "max_pixels", "max_windows", "member", "method",
+    "device", "engine", "every", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_bytes",
+    "max_memory", "max_pixels", "max_windows", "member", "method",
     "model", "out", "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root",
     "scores", "sfr", "short_side", "split", "stride", "templates", "timeout", "value_range", "window", "workers",
 )  # fmt: skip
@@ -279,6 +280,21 @@ def output_folder(text: str) -> str:
 def output_path(text: str) -> Path:
     """`output_folder`, of this machine."""
     return Path(output_folder(text))
+
+
+def every_frame(text: str) -> Every:
+    """Which frames of a video: "5" or "2s"."""
+    from resclip.io.video import parse_every
+
+    try:
+        return parse_every(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+EVERY_HELP = """\
+of a video: take every N-th frame, or with an s behind it, as in 2s, the first frame in each N seconds (default: 1, all)
+"""
 
 
 def byte_count(text: str) -> int:

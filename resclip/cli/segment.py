@@ -21,6 +21,7 @@ from resclip.cli.progress import console
 from resclip.cli.run_summary import RunSummary
 from resclip.io.files import write_atomically
 from resclip.io.images import read_picture
+from resclip.io.video import FrameReader
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from resclip.batch.items import Item
     from resclip.io.limits import Limits
     from resclip.io.picture import ReadOptions
+    from resclip.io.video import Every
     from resclip.segmenter import Segmenter
 
 SUMMARY_STEM = SUMMARY.removesuffix(".json")
@@ -63,7 +65,9 @@ def segment(arguments: argparse.Namespace) -> int:
     entries = [
         entry
         for asked in arguments.images
-        for entry in entries_of(asked, arguments.out, options.limits, arguments.column)
+        for entry in entries_of(
+            asked, arguments.out, options.limits, arguments.column, arguments.every
+        )
     ]
     if not any(entry.item for entry in entries):
         raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
@@ -83,10 +87,14 @@ def segment(arguments: argparse.Namespace) -> int:
             settings=segmenter.settings,
             total=len(entries),
         )
-    with summary, said.progress(len(entries), says_end=False) as progress:
+    with (
+        summary,
+        FrameReader(options.limits) as frames,
+        said.progress(len(entries), says_end=False) as progress,
+    ):
         for entry, stem in zip(entries, output_stems(entries, arguments.out), strict=True):
             try:
-                line = segment_one(segmenter, entry, stem, options, arguments)
+                line = segment_one(segmenter, entry, stem, options, arguments, frames)
             except Exception as error:  # It fails this image; the others are still segmented.
                 if arguments.debug:
                     raise
@@ -105,7 +113,11 @@ def segment(arguments: argparse.Namespace) -> int:
 
 
 def entries_of(
-    asked: str, out: str | None, limits: Limits, column: str | None = None
+    asked: str,
+    out: str | None,
+    limits: Limits,
+    column: str | None = None,
+    every: Every | None = None,
 ) -> Iterator[Entry]:
     """The images of an argument: a file, a folder, a pattern that no shell has expanded, a URL, a list, ...
 
@@ -125,16 +137,17 @@ def entries_of(
             yield Entry(asked, path.stem, Item(0, asked, asked, asked))
             return
     try:
-        source = open_source(asked, column=column, out=out, limits=limits)
+        source = open_source(asked, column=column, every=every, out=out, limits=limits)
     except (ValueError, OSError, ImportError) as error:
         yield Entry(shown(asked), "", None, explain(error))
         return
     for item in source.items:
         location = shown(item.location)
-        # A part of an archive or of a table is known by its name in it.
-        title = item.name if item.cell is not None or item.length is not None else location
+        # A part of an archive, a table or a video is known by its name in it.
+        is_part = not (item.cell is None and item.length is None and item.frame is None)
+        title = item.name if is_part else location
         if not is_written(item, out):
-            whole = len(source.items) == 1 and not item.cell
+            whole = len(source.items) == 1 and not item.cell and item.frame is None
             name = PurePosixPath(item.stem).name if whole else item.stem
             yield Entry(title or item.name, name, item)
 
@@ -190,11 +203,13 @@ def segment_one(
     stem: str,
     options: ReadOptions,
     arguments: argparse.Namespace,
+    frames: FrameReader,
 ) -> str:
     """Segment and save one image; the line to print about it."""
     if entry.item is None:
         raise ValueError(entry.error)
-    source = entry.item.source(options.limits)
+    item = entry.item
+    source = item.source(options.limits) if item.frame is None else item.pixels(frames)
     result = segmenter.segment(read_picture(source, options, name=entry.shown))
     paths: list[Path] = []
     if arguments.out is not None:
