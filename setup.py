@@ -55,9 +55,11 @@ setup(
             "onnxruntime>=1.18",
             "openvino>=2025.0",
         ],  # Rivals of `resclip bench`.
+        "video": ["av>=12"],
         "scale": ["filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0", "ray[data]>=2.40"],
         "dev": [
             "aiohttp>=3.9",
+            "av>=12",
             "build>=1.2",
             "filelock>=4.3",
             "fsspec>=2024.2",

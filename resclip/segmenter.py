@@ -14,9 +14,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, cast, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from resclip.encoder.dense_encoder import DenseEncoder
@@ -37,7 +35,14 @@ from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Preparation
 from resclip.inference.rejection import Threshold
 from resclip.inference.scheduler import Failure, WholeResult, readable, whole_results
-from resclip.io.images import ImageError, ImageSource, read_image, read_picture
+from resclip.io.images import (
+    ImageError,
+    ImageSource,
+    is_lasting,
+    is_one_image,
+    read_image,
+    read_picture,
+)
 from resclip.io.limits import Limits
 from resclip.io.picture import Picture, ReadOptions
 from resclip.methods.composition import as_parts
@@ -389,8 +394,8 @@ class Segmenter:
         """Segment an image, or several whose windows share batches.
 
         Args:
-            image: a path, a file object, a PIL image, an array or a tensor, see `resclip.io.images.ImageSource`; or a
-                list, tuple or any iterable of them.
+            image: a path, bytes, an open file, a PIL image, an (H, W, 3) array or a (3, H, W) tensor; or any
+                iterable of them. `resclip.io.images.read_picture` says which arrays and tensors.
             bands: which bands of a file are red, green and blue, or the one that is grey: numbers from 1, or names.
             value_range: (low, high) of the values that become black and white, for deep images.
             max_pixels: images with more pixels are refused; None: 178,956,970. `resclip.io.images.read_picture` tells
@@ -462,8 +467,8 @@ class Segmenter:
         Threads read a few images ahead; memory does not grow with the number of images.
 
         Args:
-            images: what `segment` takes; read as results are asked for. Arrays and PIL images are copied as they are
-                taken, so that a buffer may be used again for the next one.
+            images: what `segment` takes; read as results are asked for. Arrays, tensors, PIL images and open files are
+                read as they are taken, so that a buffer may be used again for the next one.
             bands, value_range, max_pixels, keep: see `segment`.
             classes: other words for each image, as many as images: what `with_classes` takes. Images with the same
                 words share batches. None: this segmenter's classes for all.
@@ -540,7 +545,7 @@ class Segmenter:
         ) -> tuple[ImageSource | Failure, Segmenter]:
             # At once, for the caller may fill them with the next image.
             source, segmenter = entry
-            if not is_in_memory(source):
+            if is_lasting(source):
                 return entry
             try:
                 return read_picture(source, options), segmenter
@@ -805,23 +810,15 @@ class Segmenter:
 
 def is_several(image: Any) -> bool:
     """Whether this is a collection of images, and not an image, a path or an open file."""
-    single = (str, bytes, bytearray, os.PathLike, np.ndarray, Tensor, Image.Image, Picture)
-    return (
-        isinstance(image, Iterable) and not isinstance(image, single) and not hasattr(image, "read")
-    )
+    return isinstance(image, Iterable) and not is_one_image(image)
 
 
 def check_images_iterable(images: Any) -> None:
     """TypeError for what is no collection of images."""
-    if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+    if not is_several(images):
         raise TypeError(
             f"images must be a list of images, or another iterable; got {quoted(images)}"
         )
-
-
-def is_in_memory(source: Any) -> bool:
-    """Whether an image may change before it is read, as buffers and open files do."""
-    return not isinstance(source, (str, bytes, os.PathLike, Picture))
 
 
 def check_keep(keep: str | None) -> None:

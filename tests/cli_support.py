@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resclip.batch.output_names import SUMMARY
 from resclip.cli.commands import main
 from resclip.io.images import read_image
 from resclip.result import Segmentation
@@ -24,7 +25,7 @@ class StandIn:
 
     def load(self, model: str, pretrained: str | None, **options: Any) -> SimpleNamespace:
         self.asked = {"model": model, "pretrained": pretrained, **options}
-        return SimpleNamespace(segment=self.segment)
+        return SimpleNamespace(segment=self.segment, settings={"model": "stand-in"})
 
     def segment(self, image: np.ndarray) -> Segmentation:
         pixels = read_image(image)
@@ -52,4 +53,5 @@ def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """All files and folders of a folder but a run's summary."""
+    return sorted(path.name for path in folder.iterdir() if path.name != SUMMARY)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import pickle
 import socket
@@ -23,6 +26,7 @@ from source_support import (
 )
 
 from resclip.batch.sources import open_source
+from resclip.io.limits import Limits
 
 
 @pytest.fixture
@@ -228,7 +232,8 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         ("*.nothing", FileNotFoundError, "got none"),
         ("empty", ValueError, "got no files"),
         ("texts", ValueError, r"4 files \(2 \.csv, "),
-        ("texts/a.csv", ValueError, r"ends with \.csv and begins like none"),
+        ("texts/a.csv", ValueError, "a first line that names the columns"),
+        ("texts/c.json", ValueError, r"ends with \.json and begins like none"),
         ("texts/noted", ValueError, "no suffix"),
         ("both", ValueError, "1 table and 1 archive"),
         ("nul\0", FileNotFoundError, "expected a folder"),
@@ -425,7 +430,132 @@ def test_brackets_and_braces_in_names_that_exist_mean_themselves(
     assert names(open_source(f"{tmp_path}/p[1].png")) == ["p[1].png"]
 
 
-@pytest.mark.parametrize("form", ["list.txt", "table.parquet"])
+def as_csv(rows: list[dict[str, Any]], mark: str = ",") -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), delimiter=mark)
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+FORMS: dict[str, Any] = {
+    "t.csv": as_csv,
+    "semicolons.csv": lambda rows: as_csv(rows, ";"),
+    "marked.CSV": lambda rows: "\ufeff" + as_csv(rows),
+    "t.tsv": lambda rows: as_csv(rows, "\t"),
+    "t.jsonl": lambda rows: "\n".join(map(json.dumps, rows)),
+    "t.ndjson": lambda rows: "\ufeff" + "\r\n\r\n".join(map(json.dumps, rows)) + "\r\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("column", ["path", "File_Name", "URL", "location", "other"])
+def test_lists_with_columns(form: str, column: str, tmp_path: Path, memory: str) -> None:
+    wanted = ["in/a.jpg", 'b, "c"; d.jpg', "é\u202f.jpg"]
+    folder_of(tmp_path, *wanted)
+    fsspec.filesystem("memory").pipe("/bucket/far.jpg", b"far")
+    named = [*wanted, f"{memory}/far.jpg", f"  {tmp_path}/in/a.jpg "]
+    rows = [{"id": number, column: name, "note": "x;y,z"} for number, name in enumerate(named)]
+    path = tmp_path / form
+    path.write_text(FORMS[form](rows), encoding="utf-8", newline="")
+    source = open_source(str(path), column=column if column == "other" else None)
+    assert list(contents(source).values()) == [*(name.encode() for name in wanted), b"far"]
+    assert source.description == f"list {path}: 4 files, 1 named twice left out"
+    if column == "other":
+        with pytest.raises(
+            ValueError, match="in a column such as path, url, file_name, got the col"
+        ):
+            open_source(str(path))
+    with pytest.raises(ValueError, match="in column 'nothing', got the columns 'id', "):
+        open_source(str(path), column="nothing")
+
+
+@pytest.mark.parametrize(
+    ("form", "lines", "bad"),
+    [
+        (
+            "t.jsonl",
+            [
+                b'{"path": "a.jpg"}', b"{", b"[" * 100_000, b'{"path": 5}', b'{"id": 1}', b"7", b"\xff",
+                b'{"path": "\\u0000"}', b'{"path": " "}', b'"b.jpg"', b'{"n": ' + b"9" * 5000 + b"}",
+            ],
+            [2, 3, 4, 5, 6, 7, 8, 9, 11],
+        ),
+        (
+            "t.csv",
+            [
+                b"id,path", b"1,a.jpg", b"2", b"3,", b"4,\xff.jpg", b'5,"b.jpg",more',
+                b'6,"' + b"x" * 200_000 + b'"', b"7,a\x01.jpg",
+            ],
+            [3, 4, 5, 7, 8],
+        ),
+    ],
+)  # fmt: skip
+def test_bad_lines_of_lists_with_columns_fail_alone(
+    form: str, lines: list[bytes], bad: list[int], tmp_path: Path
+) -> None:
+    folder_of(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / form).write_bytes(b"\n".join(lines))
+    source = open_source(str(tmp_path / form))
+    assert contents_of_readable(source) == {"a.jpg": b"a.jpg", "b.jpg": b"b.jpg"}
+    found = errors(source)
+    assert list(found) == [f"line {number}" for number in bad]
+    for name, error in found.items():
+        assert f"{form}, {name}: expected " in error
+        assert len(error) < 500
+        assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.jsonl", "", "empty list"),
+        ("t.jsonl", '{"id": 1}\n{"id": 2}', "line 1: expected a path or URL in a column such as"),
+        ("t.csv", "", "got no columns"),
+        ("t.csv", "path\n\n", "empty list"),
+        ("t.csv", "photos/a.jpg\nphotos/b.jpg", "a first line that names the columns"),
+    ],
+)
+def test_lists_with_columns_that_cannot_be_used(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(tmp_path / name))
+
+
+class Piped:
+    """In place of the standard input."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+def test_names_from_the_standard_input(
+    tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path, "in/a.jpg", "b.jpg", "-")
+    fsspec.filesystem("memory").pipe("/bucket/far.jpg", b"far")
+    monkeypatch.chdir(tmp_path)
+    lines = f"in/a.jpg\n\n# nothing\n{tmp_path}/b.jpg\r\n{memory}/far.jpg\nin/a.jpg"
+    monkeypatch.setattr(sys, "stdin", Piped(lines.encode()))
+    source = open_source("-")
+    assert list(contents(source).values()) == [b"in/a.jpg", b"b.jpg", b"far"]
+    assert names(source)[0] == "in/a.jpg"
+    assert source.description == "list -: 3 files, 1 named twice left out"
+    cases = {b"": "empty list", b"\xff": "in UTF-8", b"\xff\xd8\xff\xe0": "got an image"}
+    for data, message in cases.items():
+        monkeypatch.setattr(sys, "stdin", Piped(data))
+        with pytest.raises(ValueError, match=message):
+            open_source("-")
+    monkeypatch.setattr(sys, "stdin", Piped(b"a.jpg\n" * 9))
+    with pytest.raises(ValueError, match="at most 20 bytes"):
+        open_source("-", limits=Limits(max_bytes=20))
+    with pytest.raises(ValueError, match="leave the column out"):
+        open_source("-", column="path")
+
+
+@pytest.mark.parametrize("form", ["list.txt", "table.parquet", "list.csv", "list.jsonl"])
 def test_a_list_from_elsewhere_names_nothing_of_this_machine(
     form: str, tmp_path: Path, memory: str
 ) -> None:
@@ -440,6 +570,9 @@ def test_a_list_from_elsewhere_names_nothing_of_this_machine(
     files.pipe({"/bucket/a.jpg": b"A", "/bucket/b.jpg": b"B"})
     (tmp_path / "list.txt").write_text("\n".join(lines))
     table(tmp_path / "table.parquet", {"path": lines})
+    rows = [{"id": number, "path": line} for number, line in enumerate(lines)]
+    (tmp_path / "list.csv").write_text(as_csv(rows))
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files.put(f"{tmp_path}/{form}", f"/bucket/{form}")
     source = open_source(f"{memory}/{form}")
     found = errors(source)
@@ -449,6 +582,6 @@ def test_a_list_from_elsewhere_names_nothing_of_this_machine(
     # The three of the secret file are one; two are names beside the list, as any without "://" behind the scheme.
     assert sum("may only name URLs" in text for text in found.values()) == 4
     # Here the same lines are the user's own.
-    if form == "list.txt":
+    if form != "table.parquet":
         own = {item.name: item for item in open_source(str(tmp_path / form)).items}
         assert own["secret.jpg"].read() == b"secret"

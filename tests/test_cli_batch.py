@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from PIL import Image
 from pyarrow import parquet as pq
 from source_support import archive
 
+from resclip.batch.output_names import SUMMARY
 from resclip.cli.options import add_reading_options, explain, reading_from
 from resclip.io.limits import Limits
 from resclip.io.picture import ReadOptions
@@ -278,6 +280,38 @@ def test_an_image_that_takes_more_memory_than_is_allowed_fails_alone(
     assert "large.png: expected at most 93,750 pixels" in told
     assert "raise --max-memory" in told
     assert "2 of 3 images done" in told
+
+
+def test_a_run_leaves_its_summary_which_is_no_input(
+    tmp_path: Path, toy: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    names = make_images(folder, 9, broken=2)
+    assert batch(folder, folder) == 1
+    summary = json.loads((folder / SUMMARY).read_text())
+    assert summary["command"] == "resclip batch"
+    assert summary["status"] == "failed"
+    assert summary["source"] == [str(folder)]
+    assert summary["counts"] == {"total": 9, "done": 7, "failed": 2, "skipped": 0}
+    assert {one["name"] for one in summary["failed"]} < set(names)
+    assert summary["settings"]["names"] == ["cat", "dog", "grass"]
+    capsys.readouterr()
+    assert batch(folder, folder, "--log-json") == 1
+    summary = json.loads((folder / SUMMARY).read_text())
+    assert summary["counts"] == {"total": 9, "done": 0, "failed": 2, "skipped": 7}
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert "9 files, 9 earlier outputs left out" in events[1]["message"]
+    assert {key: events[-1][key] for key in ("done", "failed", "skipped")} == {
+        "done": 0, "failed": 2, "skipped": 7,
+    }  # fmt: skip
+    # What is wrong with the request leaves the summary of the run before.
+    assert batch(folder, folder, "--scores") == 2
+    assert json.loads((folder / SUMMARY).read_text()) == summary
+    for name in names:
+        (folder / name).unlink()
+    make_images(folder, 3)
+    assert batch(folder, folder) == 0
+    assert json.loads((folder / SUMMARY).read_text())["status"] == "done"
 
 
 def test_names_that_clash_and_files_that_take_others_names(

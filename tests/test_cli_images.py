@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,3 +140,28 @@ def test_the_limits_hold_for_what_names_the_images_too(
     options = ("--classes", "a, b", "--json", "--max-bytes", 5)
     assert run("segment", tmp_path / "list.txt", *options) == 2
     one_line(capsys, "list.txt", "expected at most 5 bytes", "--max-bytes")
+
+
+def test_names_from_the_standard_input_and_from_columns(
+    stand_in: StandIn,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path / "dog.png"
+    Image.new("RGB", (9, 8)).save(other)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"cat.png\ndog.png\n")))
+    out = ["--classes", "a", "--no-overlay", "--out", tmp_path / "out"]
+    assert run("segment", "-", *out) == 0
+    written = names_in(tmp_path / "out")
+    assert written == ["cat.json", "cat_labels.png", "dog.json", "dog_labels.png"]
+    (tmp_path / "t.csv").write_text("photo,path\ncat.png,x\n,y\n")
+    capsys.readouterr()
+    assert run("segment", "t.csv", "--column", "photo", *out) == 1
+    came = capsys.readouterr()
+    assert came.out.startswith("cat.png: a 100%")
+    bad, count = came.err.splitlines()
+    assert bad.startswith("resclip: t.csv, line 3: expected a path or URL in column 'photo'")
+    assert count == "resclip: 1 of 2 images segmented; 1 failed"

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from cli_support import names_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from resclip.io.images import ImageError, read_image, read_picture, save_png
+from resclip.io.images import ImageError, is_one_image, read_image, read_picture, save_png
 from resclip.io.limits import Limits
 from resclip.io.picture import FILLING, ReadOptions
 
@@ -49,6 +51,194 @@ def test_path_string_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) 
         came = read_image(source)
         assert_plain(came, (20, 30))
         np.testing.assert_array_equal(came, pixels)
+
+
+class OneWay(io.RawIOBase):
+    """A file that cannot go back and gives a few bytes at a time, as a socket does."""
+
+    def __init__(self, data: bytes) -> None:
+        self.rest = data
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        part, self.rest = self.rest[: min(size, 7)], self.rest[min(size, 7) :]
+        return part
+
+
+def test_whatever_gives_an_encoded_image_s_bytes(tmp_path: Path) -> None:
+    pixels = gradient()
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    behind = io.BytesIO(b"header" + data)
+    behind.seek(6)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("image.png", data)
+    with (
+        path.open("rb") as file,
+        path.open("rb", buffering=0) as raw,
+        zipfile.ZipFile(archive).open("image.png") as member,
+    ):
+        sources = [
+            bytearray(data), memoryview(data), io.BytesIO(data), behind, file, raw, OneWay(data),
+            member,
+        ]  # fmt: skip
+        for source in sources:
+            np.testing.assert_array_equal(read_image(source), pixels)
+            assert is_one_image(source)
+
+
+def test_files_that_give_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(b"GIF89a")
+    with path.open("rb") as file:
+        assert message_of(file).startswith(f"{path}: ")
+    assert "closed file" in message_of(file)
+    with pytest.raises(ImageError, match="at most 5 bytes"):
+        read_picture(io.BytesIO(bytes(9)), ReadOptions(limits=Limits(max_bytes=5)))
+
+    class Upload:
+        async def read(self, size: int) -> bytes:
+            return b""
+
+    assert "got coroutine; pass its bytes" in message_of(Upload())
+
+
+GREY = gradient()[..., 1]
+COLOURS = gradient()
+CLEAR_CORNER = np.full((20, 30), 255, np.uint8)
+CLEAR_CORNER[:3, :4] = 0
+WITH_OPACITY = np.dstack([COLOURS, CLEAR_CORNER])
+FORMS = {
+    "grey": GREY,
+    "one channel": GREY[..., None],
+    "colours": COLOURS,
+    "with opacity": WITH_OPACITY,
+}
+
+
+def tensor_of(values: np.ndarray) -> torch.Tensor:
+    """Channels first, as torchvision gives them."""
+    tensor = torch.tensor(values)
+    return tensor if tensor.ndim == 2 else tensor.permute(2, 0, 1)
+
+
+# Each gives the same bytes again: the levels of 16-bit floats lie 8 times as close as 255 levels.
+TYPES: dict[str, Callable[[np.ndarray], Any]] = {
+    "uint8": lambda values: values,
+    "uint16": lambda values: values.astype(np.uint16) * 257,
+    "big-endian": lambda values: (values.astype(np.uint16) * 257).astype(">u2"),
+    "float16": lambda values: (values / 255).astype(np.float16),
+    "float32": lambda values: (values / 255).astype(np.float32),
+    "float64": lambda values: values / 255,
+    "a little off": lambda values: values / 255 * 1.0005 - 0.0002,
+    "read-only, flipped": lambda values: np.broadcast_to(values, values.shape)[::-1][::-1],
+    "tensor": tensor_of,
+    "float tensor": lambda values: tensor_of(values) / 255,
+    "half tensor": lambda values: (tensor_of(values) / 255).half(),
+    "tensor with a gradient": lambda values: (tensor_of(values) / 255).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_array_of_any_kind_is_the_same_image(form: str, kind: str) -> None:
+    source = TYPES[kind](FORMS[form])
+    picture = read_picture(source)
+    assert is_one_image(source)
+    assert_plain(picture.pixels, (20, 30))
+    values = FORMS[form].reshape(20, 30, -1)
+    wanted = np.broadcast_to(values[..., :3], (20, 30, 3)).copy()
+    if form == "with opacity":
+        clear = CLEAR_CORNER == 0
+        wanted[clear] = FILLING
+        np.testing.assert_array_equal(picture.absent, clear)
+    else:
+        assert picture.absent is None
+    np.testing.assert_array_equal(picture.pixels, wanted)
+
+
+def test_bfloat16_is_taken_as_it_is() -> None:
+    tensor = (tensor_of(COLOURS) / 255).bfloat16()
+    np.testing.assert_array_equal(read_image(tensor), read_image(tensor.float()))
+    assert np.abs(read_image(tensor).astype(int) - COLOURS).max() <= 1  # It has 8 bits.
+
+
+def test_opacity_between_shows_the_filling_through() -> None:
+    values = WITH_OPACITY.copy()
+    values[..., 3] = 128
+    halfway = (COLOURS.astype(int) * 128 + np.array(FILLING) * 127 + 127) // 255
+    for source in (values, Image.fromarray(values), tensor_of(values)):
+        picture = read_picture(source)
+        assert picture.absent is None
+        np.testing.assert_array_equal(picture.pixels, halfway)
+
+
+def test_a_value_range_says_what_any_numbers_mean() -> None:
+    options = ReadOptions(value_range=(-100, 155))
+    numbers = COLOURS.astype(np.int32) - 100
+    for source in (numbers, numbers.astype(np.float32), tensor_of(numbers), numbers.astype(">i8")):
+        picture = read_picture(source, options)
+        np.testing.assert_array_equal(picture.pixels, COLOURS)
+        assert picture.record["levels"] == [-100, 155]
+    with_nothing = numbers.astype(np.float64)
+    with_nothing[2:4] = np.nan
+    with_nothing[9, 9, 0] = np.nan  # One colour of three.
+    absent = read_picture(with_nothing, options).absent
+    np.testing.assert_array_equal(absent, np.isnan(with_nothing).all(axis=2))
+
+
+def test_deep_arrays_are_taken_as_files_are(tmp_path: Path) -> None:
+    """Values that do not use the range of their type."""
+    deep = (GREY.astype(np.uint16) * 3 + 500).astype(np.uint16)
+    path = tmp_path / "deep.png"
+    Image.fromarray(deep).save(path)
+    wanted = read_picture(path)
+    for source in (deep, deep[..., None], torch.tensor(deep)[None], Image.fromarray(deep)):
+        picture = read_picture(source)
+        np.testing.assert_array_equal(picture.pixels, wanted.pixels)
+        assert picture.record["levels"] == wanted.record["levels"]
+
+
+def test_bands_of_an_array_with_many() -> None:
+    many = np.dstack([GREY, *np.moveaxis(COLOURS, 2, 0), CLEAR_CORNER])
+    np.testing.assert_array_equal(read_image_with(many, bands=(2, 3, 4)), COLOURS)
+    np.testing.assert_array_equal(read_image_with(many / 255.0, bands=(2, 3, 4)), COLOURS)
+    np.testing.assert_array_equal(read_image_with(many, bands=(1,))[..., 2], GREY)
+    # What is not asked for may hold anything.
+    many = many / 255.0
+    many[..., 4] = np.nan
+    np.testing.assert_array_equal(read_image_with(many, bands=(2, 3, 4)), COLOURS)
+    picture = read_picture(WITH_OPACITY, ReadOptions(bands=(3, 2, 1)))
+    np.testing.assert_array_equal(picture.absent, CLEAR_CORNER == 0)
+    assert read_picture(WITH_OPACITY, ReadOptions(bands=(4, 2, 1))).absent is None
+
+
+def read_image_with(source: Any, **options: Any) -> np.ndarray:
+    return read_picture(source, ReadOptions(**options)).pixels
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "La", "PA", "RGBA", "RGBa", "I", "F",
+             "I;16", "I;16L", "I;16B"],
+)  # fmt: skip
+def test_every_mode_of_pillow_in_memory(mode: str) -> None:
+    black = np.where(np.arange(30) < 15, 0, 255).astype(np.uint8) + np.zeros((20, 1), np.uint8)
+    image = Image.fromarray(black)
+    if mode.startswith("I;16"):
+        data = (black.astype(np.uint16) * 257).astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+        image = Image.frombytes(mode, (30, 20), data)
+    elif mode == "LAB":
+        image = Image.merge("LAB", [image, *[Image.new("L", image.size, 128)] * 2])
+    else:
+        way = {"La": "LA", "RGBa": "RGBA", "PA": "P", "HSV": "RGB", "LAB": "RGB"}
+        image = image.convert(way.get(mode, mode)).convert(mode)
+    pixels = read_image(image)
+    assert_plain(pixels, (20, 30))
+    assert np.abs(pixels.astype(int) - black[..., None]).max() <= 3
 
 
 def test_an_array_is_copied_and_a_flipped_one_is_made_contiguous() -> None:
@@ -361,7 +551,7 @@ def test_files_and_bytes_that_are_no_image(tmp_path: Path) -> None:
 
 def test_errors_go_by_the_name_that_is_given(tmp_path: Path) -> None:
     missing = tmp_path / "absent.png"
-    for source in (missing, b"", b"dear diary", Image.new("L", (0, 2)), np.zeros((2, 2), np.uint8)):
+    for source in (missing, b"", b"dear diary", Image.new("L", (0, 2)), np.zeros((2, 2), bool)):
         text = message_of(source, name="shard-000/cat.jpg")
         assert text.startswith("shard-000/cat.jpg: ")
         assert str(missing) not in text
@@ -398,10 +588,30 @@ def test_pillow_s_own_limit_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (np.zeros((4, 5, 3), np.uint16), "uint8"),
-        (np.zeros((4, 5), np.uint8), "(height, width, 3)"),
-        (np.zeros((3, 4, 5), np.uint8), "(height, width, 3)"),
+        (np.zeros((4, 5, 3), bool), "truth values"),
+        (np.zeros((4, 5, 3), np.int64), ".astype(numpy.uint8)"),
+        (np.zeros((4, 5, 3), np.complex64), "complex64"),
+        (np.zeros((4, 5, 3), object), "object"),
+        (np.zeros(5, np.uint8), "(height, width, 3)"),
+        (np.zeros((6, 5, 2), np.uint8), "bands="),
+        (np.zeros((3, 4, 5), np.uint8), ".transpose(1, 2, 0)"),
+        (np.zeros((1, 4, 5, 3), np.uint8), "list(images)"),
         (np.zeros((0, 5, 3), np.uint8), "at least one pixel"),
+        (np.full((4, 5, 3), 255.0), "value_range=(0, 255)"),
+        (np.full((4, 5, 3), 3000.0), "3000; scale it, or give value_range="),
+        (np.full((4, 5, 3), -1.5), "normalisation"),
+        (np.full((4, 5), np.nan), "numpy.ma.masked_invalid"),
+        (np.full((4, 5), np.inf), "to inf"),
+        (np.dstack([gradient() / 255, np.full((20, 30), 2.0)]), "opacity"),
+        (torch.zeros((5, 4, 3), dtype=torch.uint8), ".permute(2, 0, 1)"),
+        (torch.zeros((1, 3, 4, 5), dtype=torch.uint8), "images[0]"),
+        (torch.zeros((2, 4, 5), dtype=torch.uint8), "channels first"),
+        (torch.zeros((3, 4, 5), dtype=torch.bool), "truth values"),
+        (torch.zeros((3, 0, 5)), "at least one pixel"),
+        (torch.zeros((3, 4, 5), device="meta"), "no values"),
+        (torch.zeros((4, 5)).to_sparse(), "sparse"),
+        (io.BytesIO(b""), ".seek(0)"),
+        (io.StringIO("text"), '"rb"'),
         (Image.new("RGB", (0, 3)), "at least one pixel"),
     ],
 )
@@ -409,9 +619,11 @@ def test_wrong_arrays_and_images(source: object, words: str) -> None:
     assert words in message_of(source)
 
 
-def test_another_type_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"expected a path, bytes, .* got builtins\.bytearray"):
-        read_image(bytearray(b"bytes"))  # type: ignore[arg-type]
+@pytest.mark.parametrize("source", [None, 5, ["a.png"], {"a": 1}, gradient().tolist()])
+def test_another_type_is_refused(source: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected a path, bytes, .* got builtins\."):
+        read_image(source)
+    assert not is_one_image(source)
 
 
 def test_save_png_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

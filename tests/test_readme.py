@@ -10,6 +10,7 @@ import importlib.metadata
 import re
 import shlex
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from PIL import Image
 import resclip.models.loading
 from resclip.builtin import load_builtin
 from resclip.cli.commands import build_parser
+from resclip.io.video import VideoWriter
 from resclip.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,7 @@ PAGES = (
     "docs/evaluation.md",
     "docs/high-resolution.md",
     "docs/methods.md",
+    "docs/pipelines.md",
     "docs/predictors.md",
     "docs/scale.md",
 )
@@ -80,6 +83,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
     Image.fromarray(pixels).save(tmp_path / "map.tif")
+    (tmp_path / "rows.csv").write_text("id,photo,path\n1,one.jpg,two.png\n")
+    make_video(tmp_path / "clip.mp4", pixels)
     monkeypatch.chdir(tmp_path)
     load_model = resclip.models.loading.load_model
 
@@ -93,6 +98,22 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         open_clip, "OPENAI_IMAGENET_TEMPLATES", open_clip.OPENAI_IMAGENET_TEMPLATES[:1]
     )
     return tmp_path
+
+
+def make_video(path: Path, pixels: np.ndarray) -> None:
+    """Three seconds of a picture."""
+    writer = VideoWriter(path, Fraction(2))
+    for _ in range(6):
+        writer.add(pixels)
+    writer.close()
+
+
+def test_python_examples_of_pipelines(workspace: Path) -> None:
+    namespace: dict[str, Any] = {}
+    examples = blocks("docs/pipelines.md", "python")
+    assert len(examples) == 2
+    for example in examples:
+        exec(compile(example, "pipelines.md", "exec"), namespace)
 
 
 def test_python_examples_run_in_order(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

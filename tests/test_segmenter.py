@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 import warnings
@@ -44,12 +45,30 @@ def test_a_result_has_the_images_size(size: tuple[int, int], window: int) -> Non
     assert result.settings["window"] == window
 
 
-def test_sources_are_paths_images_and_arrays(tmp_path: Path) -> None:
+def test_sources_of_every_kind_on_every_route(tmp_path: Path) -> None:
     array = random_image(50, 70)
-    Image.fromarray(array).save(tmp_path / "one.png")
-    results = make().segment([tmp_path / "one.png", Image.fromarray(array), array])
-    assert all(np.array_equal(result.labels, results[0].labels) for result in results)
-    assert make().segment([]) == []
+    path = tmp_path / "one.png"
+    Image.fromarray(array).save(path)
+
+    def sources() -> list[Any]:
+        tensor = torch.tensor(array).permute(2, 0, 1)
+        return [
+            path, path.read_bytes(), io.BytesIO(path.read_bytes()), Image.fromarray(array), array,
+            array / 255, tensor, tensor / 255,
+        ]  # fmt: skip
+
+    segmenter = make()
+    wanted = segmenter.segment(array).labels
+    singles = [segmenter.segment(source) for source in sources()]
+    results = [*singles, *segmenter.segment(sources()), *segmenter.segment_many(iter(sources()))]
+    assert all(np.array_equal(result.labels, wanted) for result in results)
+    for source in sources():
+        with pytest.raises(TypeError, match="images must be a list of images"):
+            segmenter.segment_many(source)
+    batch = np.stack([array, array])
+    for images in (batch, torch.tensor(batch).permute(0, 3, 1, 2)):
+        assert all(np.array_equal(r.labels, wanted) for r in segmenter.segment_many(images))
+    assert segmenter.segment([]) == []
 
 
 def test_predict_works_on_batches_at_the_inputs_size(seed: int) -> None:
@@ -196,18 +215,24 @@ def test_many_images_are_read_as_they_are_needed() -> None:
     stream.close()
 
 
-@pytest.mark.parametrize("as_image", [False, True])
-def test_a_buffer_may_hold_the_next_image_already(as_image: bool) -> None:
-    """As a camera's does, an array on shared memory, or the frames of a PIL image."""
+@pytest.mark.parametrize("kind", ["array", "tensor", "image", "file"])
+def test_a_buffer_may_hold_the_next_image_already(kind: str) -> None:
+    """As a camera's does, an array on shared memory, the frames of a PIL image, or files one after another."""
     frames = np.random.default_rng(2).integers(0, 256, (9, 40, 50, 3), dtype=np.uint8)
     buffer = np.empty_like(frames[0])
     moving = Image.new("RGB", (50, 40))
+    file = io.BytesIO()
+    shared = torch.from_numpy(buffer).permute(2, 0, 1)
+    buffers = {"array": buffer, "tensor": shared, "image": moving, "file": file}
 
     def camera() -> Iterator[Any]:
         for frame in frames:
             buffer[:] = frame
             moving.paste(Image.fromarray(frame))
-            yield moving if as_image else buffer
+            file.seek(0)
+            moving.save(file, "PPM")
+            file.seek(0)
+            yield buffers[kind]
 
     segmenter = make()
     for result, frame in zip(segmenter.segment_many(camera()), frames, strict=True):

@@ -7,12 +7,16 @@ import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resclip.batch.parquet import Cell, forget_tables, read_cell
 from resclip.batch.paths import about, is_url, local_path, naming, read_range, shown, title
 from resclip.errors import reason
 from resclip.io.limits import DEFAULT_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from resclip.io.resize import PixelArray
+    from resclip.io.video import FrameReader
 
 # What file systems call the version of a file, the most exact first.
 VERSIONS = (
@@ -53,7 +57,7 @@ class Item:
     """An image to be segmented: small, and the same in any process.
 
     Args:
-        index: in the source's order, from 0.
+        index: in the source's order, from 0; of a video its number among all frames.
         name: relative, with "/" between parts, and no other item's: "sub/cat.jpg".
         stem: of the output files, and no other item's on any disk: "sub/cat".
         location: path or URL of the file that holds the bytes; "" for one that its table does not name.
@@ -61,6 +65,7 @@ class Item:
         cell: which cell of the file, where it is a Parquet table.
         error: why it cannot be read, where that is known before; one line.
         seen: which bytes it was when a run began to read it; None before.
+        frame: which frame of the file, where it is a video; such an item has no bytes of its own, but `pixels`.
     """
 
     index: int
@@ -72,6 +77,16 @@ class Item:
     cell: Cell | None = None
     error: str | None = None
     seen: Identity | None = None
+    frame: int | None = None
+
+    def pixels(self, frames: FrameReader) -> PixelArray:
+        """(H, W, 3) uint8: a video's frame.
+
+        Raises:
+            ImageError: it cannot be read; names the item.
+        """
+        assert self.frame is not None
+        return frames.read(Path(self.location), self.frame, f"{self.name} ({title(self.location)})")
 
     def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
         """The encoded image.
@@ -134,7 +149,8 @@ class Item:
     @property
     def local_path(self) -> Path | None:
         """The file, where the image is the whole of one on this machine."""
-        if self.cell is not None or self.length is not None or not self.location:
+        is_part = self.cell is not None or self.length is not None or self.frame is not None
+        if is_part or not self.location:
             return None
         return local_path(self.location)
 

@@ -22,17 +22,23 @@ MANIFEST = "manifest.parquet"
 PARTS = "manifest.parts"
 LOCK = "manifest.lock"
 
-OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png")
-"""What a batch job writes for an image is its stem and one of these."""
+SUMMARY = "run-summary.json"
+"""The file that says what a run was; see `resclip.cli.run_summary`. No image's JSON has its name."""
+
+OUTPUT_ENDINGS = (
+    "_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_overlay.png", "_overlay.mp4",
+)  # fmt: skip
+"""What a batch job writes for an image, or a video, is its stem and one of these."""
 
 # Folders that an image's name must not make: the manifest's files, temporary ones, and what another image's files are.
 _TAKEN = re.compile(
-    rf"manifest\.(?:parquet|parts|lock)|\.resclip-.*\.tmp|.*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})",
+    rf"manifest\.(?:parquet|parts|lock)|{re.escape(SUMMARY)}|\.resclip-.*\.tmp|"
+    rf".*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})",
     re.IGNORECASE,
 )
 # A quick test: what does not match needs no change to be the same on every system.
 _QUESTIONABLE = re.compile(
-    r'[<>:"\\|?*\x00-\x1f\x7f]|[. ](?:/|\Z)|(?:\A|/)(?:con|prn|aux|nul|com|lpt|manifest\.|\.resclip-)'
+    r'[<>:"\\|?*\x00-\x1f\x7f]|[. ](?:/|\Z)|(?:\A|/)(?:con|prn|aux|nul|com|lpt|manifest\.|run-summary|\.resclip-)'
     r"|_(?:labels|scores|overlay)\.\w+/",
     re.IGNORECASE,
 )

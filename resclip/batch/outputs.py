@@ -207,10 +207,7 @@ class BlockSink:
 def encode(job: BatchJob, stem: str, result: Result) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files that are still to be written; the label map, on which the others hang, last."""
     if job.overlay and result.image is not None and result.labels is not None:
-        labels = result.labels.astype(np.int64)
-        labels[labels == job.unlabelled] = UNLABELLED
-        overlay = draw_overlay(result.image, labels, palette(len(job.names)), OPACITY)
-        yield f"{stem}_overlay.png", encode_png(overlay)
+        yield f"{stem}_overlay.png", encode_png(overlay_of(job, result.image, result.labels))
     if result.written or result.labels is None:
         return
     planes = {"scores": result.scores, "labels": result.labels}
@@ -218,6 +215,13 @@ def encode(job: BatchJob, stem: str, result: Result) -> Iterator[tuple[str, byte
         if plane is not None:
             data = encode_plane(job, kind, plane, result.georeference)
             yield f"{stem}_{kind}.{job.form}", data
+
+
+def overlay_of(job: BatchJob, image: PixelArray, labels: NDArray[Any]) -> Image.Image:
+    """An (H, W, 3) image with its classes' colours, by an (H, W) label map of the job."""
+    classes = labels.astype(np.int64)
+    classes[classes == job.unlabelled] = UNLABELLED
+    return draw_overlay(image, classes, palette(len(job.names)), OPACITY)
 
 
 def class_pixels(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:

@@ -254,7 +254,7 @@ def _choose(file: Any, location: str, column: str | None) -> _Columns:
     schema = file.schema_arrow
     fields = {field.name: field.type for field in schema}
     if column is not None:
-        found = _named(fields, (column,))
+        found = columns_named(fields, (column,))
         if not found or _image_leaf(found[0], fields[found[0]]) is None:
             raise ValueError(
                 f"{title(location)}: expected a column {quoted(column)} of bytes, texts or {{bytes, path}}, "
@@ -267,7 +267,7 @@ def _choose(file: Any, location: str, column: str | None) -> _Columns:
                 "texts that are none of these; name another column"
             )
     else:
-        of_bytes, of_locations = _named(fields, BYTES), _named(fields, LOCATIONS)
+        of_bytes, of_locations = columns_named(fields, BYTES), columns_named(fields, LOCATIONS)
         kinds = {name: _images_in(file, name) for name in dict.fromkeys(of_bytes + of_locations)}
         usable = [name for name in of_bytes if (kind := kinds[name]) and kind[1]]
         usable += [
@@ -282,16 +282,18 @@ def _choose(file: Any, location: str, column: str | None) -> _Columns:
         images = kinds[chosen]
     assert images is not None
     path, are_bytes = images
-    names = [name for name in _named(fields, NAMES) if name != chosen and _is_name(fields[name])]
+    names = [
+        name for name in columns_named(fields, NAMES) if name != chosen and _is_name(fields[name])
+    ]
     if are_bytes:
         if path != chosen and fields[chosen].get_field_index("path") >= 0:
             names.append(f"{chosen}.path")
-        locations = _named(fields, LOCATIONS)
+        locations = columns_named(fields, LOCATIONS)
         names += [name for name in locations if name != chosen and _is_text(fields[name])]
     return _Columns(path, are_bytes, names[0] if names else None)
 
 
-def _named(fields: Collection[str], names: Sequence[str]) -> list[str]:
+def columns_named(fields: Collection[str], names: Sequence[str]) -> list[str]:
     """The columns that have one of these names, in their order; case matters only where several have the same."""
     found = []
     for name in names:

@@ -6,19 +6,21 @@ The kind of a source follows from its name; of a folder or pattern from its file
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from resclip.batch.items import Item
+from resclip.batch.lists import STDIN, WITH_COLUMNS, Line, read_list
 from resclip.batch.output_names import (
     OUTPUT_ENDINGS,
+    SUMMARY,
     contained_name,
     name_of,
     unique_names,
@@ -43,7 +45,6 @@ from resclip.batch.paths import (
     parent,
     plain,
     printable,
-    read_range,
     read_start,
     shown,
     split_pattern,
@@ -54,6 +55,7 @@ from resclip.batch.webdataset import census, check_compression, images_in
 from resclip.errors import describe, reason
 from resclip.io.limits import DEFAULT_LIMITS, Limits
 from resclip.io.signatures import looks_like_image
+from resclip.io.video import VIDEO_SUFFIXES, Every, find_frames
 
 # Suffixes of pictures, in upper case too, the likeliest to be a photograph first. What cannot be decoded, or only with
 # another package, is a row that says so.
@@ -82,16 +84,17 @@ OTHER_SUFFIXES = (
     ".hdr", ".aux", ".cls", ".caption", ".idx", ".index", ".crc", ".md5", ".sha256", ".sock", ".pipe", ".lock",
 )  # fmt: skip
 
-LISTS = (".txt", ".lst")
+LISTS = (".txt", ".lst", *WITH_COLUMNS)
 TABLES = (".parquet",)
 ARCHIVES = (".tar",)
 
-Kind: TypeAlias = Literal["image", "table", "archive", "list"]
+Kind: TypeAlias = Literal["image", "table", "archive", "list", "video"]
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(IMAGE_SUFFIXES, "image"),
     **dict.fromkeys(TABLES, "table"),
     **dict.fromkeys(ARCHIVES, "archive"),
     **dict.fromkeys(LISTS, "list"),
+    **dict.fromkeys(VIDEO_SUFFIXES, "video"),
 }
 
 START_BYTES = 512
@@ -114,11 +117,13 @@ class Source:
         description: one line: "folder images: 200 files, 3 other files left out (2 .txt, 1 .json)".
         items: the images; about 400 bytes each. One that cannot be read, for whatever reason, says so when it is.
         skipped: files that were left out because they are no images, or not the image of their key.
+        rate: of a video, its taken frames a second; else None.
     """
 
     description: str
     items: Sequence[Item]
     skipped: int
+    rate: Fraction | None = None
 
 
 class _Entry(NamedTuple):
@@ -130,6 +135,7 @@ class _Entry(NamedTuple):
     length: int | None = None
     cell: Cell | None = None
     error: str | None = None
+    frame: int | None = None
 
 
 def open_source(
@@ -137,6 +143,7 @@ def open_source(
     *,
     column: str | None = None,
     member: str | None = None,
+    every: Every | None = None,
     out: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Source:
@@ -151,12 +158,16 @@ def open_source(
             a folder: its images and those of the folders in it, sorted by name, no hidden files or earlier outputs;
                 without images, its Parquet tables or its .tar archives;
             a pattern with `*`, `?`, `[a-z]`, `**`, `{000..099}` or `{a,b}`: the same of the files that fit;
-            a list, .txt or .lst: a path, relative to the list's folder, or a URL a line; `#` begins a comment;
+            a list, .txt or .lst: a path, relative to the list's folder, or a URL a line; `#` begins a comment; "-" is
+                such a list from the standard input, with paths relative to the working folder;
+            a list with columns, .jsonl, .csv or .tsv, of which one has such paths or URLs;
             a .parquet table with a column of bytes or of paths and URLs;
             a WebDataset archive, .tar, of which one image a key is taken;
+            a video on this machine, whose frames are images: .mp4, .mov, .mkv, .webm, .avi, ...; none in a folder;
             an image.
-        column: of tables, the one with the images; None to find it by name and type.
+        column: of tables and lists with columns, the one with the images; None to find it by name and type.
         member: of archives, the members with the images: "jpg", "input.png"; None to find them by their names.
+        every: of a video, which frames are taken; None for all.
         out: the folder that the job will write to: nothing in it is an image, if it lies in the source's folder.
         limits: how long a web server may take, and how large a list may be.
 
@@ -167,7 +178,9 @@ def open_source(
     """
     location = plain(source)
     path = local_path(location)
-    opening = _Opening(title(source), column, member, out, limits)
+    opening = _Opening(title(source), column, member, every, out, limits)
+    if source == STDIN:
+        return opening.standard_input()
     if path is not None and _exists(path):
         return opening.folder(location) if path.is_dir() else opening.file(location)
     if is_pattern(location) and not (path is None and is_there(location)):
@@ -176,7 +189,7 @@ def open_source(
         return opening.url(location)
     raise FileNotFoundError(
         errno.ENOENT,
-        "expected a folder, a pattern, a list (.txt), a .parquet table, a .tar or an image, "
+        "expected a folder, a pattern, a list (.txt, .csv, .jsonl), a .parquet table, a .tar, a video or an image, "
         "found nothing; check the path",
         title(source),
     )
@@ -200,6 +213,7 @@ class _Opening:
     shown: str
     column: str | None
     member: str | None
+    every: Every | None
     out: str | None
     limits: Limits
 
@@ -209,6 +223,8 @@ class _Opening:
         if not is_web(location) and is_folder(location, self.limits):
             return self.folder(location)
         check_compression(location)
+        if KINDS.get(suffix(location)) == "video":
+            return self.video(location)  # Which says that it is elsewhere.
         try:
             start = read_start(location, START_BYTES, self.limits)
         except FileNotFoundError as error:
@@ -239,10 +255,13 @@ class _Opening:
         """Of one file of a kind."""
         base = parent(location)
         name = inside(base, location)
-        if kind != "table":
+        if kind != "table" and suffix(location) not in WITH_COLUMNS:
             self.refuse_column(f"{'an' if kind in ('image', 'archive') else 'a'} {kind or 'file'}")
         if kind != "archive":
             self.refuse_member(f"{'an' if kind == 'image' else 'a'} {kind or 'file'}")
+        if kind == "video":
+            return self.video(location)
+        self.refuse_every(f"{'an' if kind in ('image', 'archive') else 'a'} {kind or 'file'}")
         if kind == "list":
             return self.listed(location)
         if kind == "table":
@@ -261,7 +280,7 @@ class _Opening:
         """Raise ValueError where a column was named and there is no table."""
         if self.column is not None:
             raise ValueError(
-                f"{self.shown}: expected Parquet tables for the column {self.column!r}, got {got}; leave the column out"
+                f"{self.shown}: expected a table for the column {self.column!r}, got {got}; leave the column out"
             )
 
     def refuse_member(self, got: str) -> None:
@@ -270,6 +289,30 @@ class _Opening:
             raise ValueError(
                 f"{self.shown}: expected .tar archives for the member {self.member!r}, got {got}; leave the member out"
             )
+
+    def refuse_every(self, got: str) -> None:
+        """Raise ValueError where frames were asked for and there is no video."""
+        if self.every is not None:
+            raise ValueError(
+                f"{self.shown}: expected a video for every=, got {got}; leave every= out"
+            )
+
+    def video(self, location: str) -> Source:
+        """Of the frames of a video."""
+        path = local_path(location)
+        if path is None:
+            raise ValueError(
+                f"{self.shown}: expected a video on this machine, got a URL; download it first"
+            )
+        found = find_frames(path, self.shown, self.every or Every())
+        folder = without_suffix(_name_in(parent(location), location))
+        entries = [
+            _Entry(f"{folder}/{number:06d}", str(path), frame=number) for number in found.numbers
+        ]
+        description = f"video {self.shown}: {_count(entries, 'frame')}"
+        if len(entries) < found.total:
+            description += f" of {found.total:,}"
+        return replace(self.source(description, entries, 0), rate=found.rate)
 
     def folder(self, location: str) -> Source:
         """Of all files below a folder."""
@@ -305,6 +348,7 @@ class _Opening:
 
     def files(self, base: str, found: Listing, kind: str) -> Source:
         """Of files and problems below a folder."""
+        self.refuse_every("several files")
         names, problems, remark = self.without_outputs(base, found, complete=kind == "folder")
         groups: dict[Kind, list[str]] = {"image": [], "table": [], "archive": []}
         others: list[str] = []
@@ -411,7 +455,7 @@ class _Opening:
         def is_output(name: str) -> bool:
             if _MANIFEST.match(name):
                 return True
-            if not name.endswith(OUTPUT_ENDINGS):
+            if not name.endswith((*OUTPUT_ENDINGS, SUMMARY)):
                 return False
             ends = [0, *(match.end() for match in re.finditer("/", name))]
             return any(is_out(name[:end]) for end in ends)
@@ -505,12 +549,24 @@ class _Opening:
 
     def listed(self, location: str) -> Source:
         """Of the files that a text file names."""
-        base = parent(location)
-        entries = [
-            _checked(base, named, _name_in(base, named))
-            for text in _lines(location, self.limits)
-            for named in [join(base, text)]
-        ]
+        return self.named(parent(location), read_list(location, self.column, self.limits))
+
+    def standard_input(self) -> Source:
+        """Of the files that the standard input names."""
+        self.refuse_column("the standard input")
+        self.refuse_member("the standard input")
+        self.refuse_every("the standard input")
+        return self.named(".", read_list(STDIN, None, self.limits))
+
+    def named(self, base: str, lines: Iterable[Line]) -> Source:
+        """Of the files that lines of a list in a folder name."""
+        entries = []
+        for line in lines:
+            location = join(base, line.text)
+            if line.error is not None:
+                entries.append(_Entry(f"line {line.number}", "", error=line.error))
+            else:
+                entries.append(_checked(base, location, _name_in(base, location)))
         if not entries:
             raise ValueError(
                 f"{self.shown}: expected a path or URL a line, got an empty list; add some"
@@ -547,11 +603,12 @@ class _Opening:
         names = [entry.name or f"{index:09d}" for index, entry in enumerate(entries)]
         # No two entries are of the same bytes; this text is digested where names alone would clash.
         origins = [
-            f"{entry.location or index}\n{entry.start}\n{entry.cell}"
+            f"{entry.location or index}\n{entry.start}\n{entry.frame}\n{entry.cell}"
             for index, entry in enumerate(entries)
         ]
         items = [
-            Item(index, name, stem, *entry[1:])
+            # A frame's number, so that frames of several runs are in order.
+            Item(entry.frame or index, name, stem, *entry[1:6], frame=entry.frame)
             for index, ((name, stem), entry) in enumerate(
                 zip(unique_names(names, origins), entries, strict=True)
             )
@@ -611,22 +668,6 @@ def _inside(folder: str, location: str) -> str | None:
 def _has_manifest(folder: str) -> bool:
     """Whether a job writes to a folder, or did."""
     return any(is_there(join(plain(folder), name)) for name in MANIFESTS)
-
-
-def _lines(location: str, limits: Limits) -> Iterator[str]:
-    """What a list names, line by line."""
-    data = read_range(location, limits=limits)
-    with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as stream:
-        try:
-            for line in stream:
-                text = line.strip()
-                if text and not text.startswith("#"):
-                    yield text
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{title(location)}: expected paths or URLs, one a line, in UTF-8, got other bytes; "
-                "save the file as UTF-8"
-            ) from error
 
 
 def _files(names: Iterable[str]) -> str:

@@ -31,8 +31,10 @@ from resclip.inference.pipeline import ImageTask
 from resclip.inference.prefetch import prefetch
 from resclip.inference.preprocessing import ArrayImage
 from resclip.inference.scheduler import Failure, readable
-from resclip.io.images import PixelArray, open_picture
+from resclip.io.images import ImageError, ImageSource, PixelArray, open_picture
+from resclip.io.limits import Limits
 from resclip.io.picture import NO_PLACE, NOWHERE, Georeference, Mask, Picture
+from resclip.io.video import FrameReader
 from resclip.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -91,13 +93,42 @@ class SegmentedImage:
 Outcome: TypeAlias = SegmentedImage | Problem
 
 
-def read_item(job: BatchJob, item: Item) -> LoadedImage | Problem:
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame of a video, which is read in turn, before what has threads."""
+
+    item: Item
+    pixels: PixelArray | ImageError
+    """(H, W, 3) uint8, or why there are none."""
+
+
+def with_frames(items: Iterable[Item], limits: Limits) -> Iterator[Item | Frame]:
+    """Items, those of a video with their pixels; one frame is held at a time."""
+    with FrameReader(limits) as frames:
+        for item in items:
+            if item.frame is None:
+                yield item
+                continue
+            seen = item.looked_at(limits)
+            try:
+                yield Frame(seen, seen.pixels(frames))
+            except ImageError as error:
+                yield Frame(seen, error)
+
+
+def read_item(job: BatchJob, image: Item | Frame) -> LoadedImage | Problem:
     """Item → image: its pixels, resized; a large TIFF or JPEG 2000 is only opened, since it is read by block."""
     started = time.time()
-    item = item.looked_at(job.reading.limits)
+    item = image.item if isinstance(image, Frame) else image.looked_at(job.reading.limits)
     try:
-        # A local file is not held in memory while it is decoded.
-        source = item.source(job.reading.limits)
+        source: ImageSource
+        if not isinstance(image, Frame):
+            # A local file is not held in memory while it is decoded.
+            source = item.source(job.reading.limits)
+        elif isinstance(image.pixels, ImageError):
+            raise image.pixels
+        else:
+            source = image.pixels
         opened = open_picture(source, job.reading, name=item.name, block_pixels=job.block_pixels)
     except (ValueError, OSError, MemoryError) as error:
         return Problem(item, started, describe(error))
@@ -310,7 +341,8 @@ def run(
         OSError: a file cannot be written.
         MemoryError: there is not enough for a single window.
     """
-    images = prefetch(partial(read_item, job), items, workers=workers)
+    read = partial(read_item, job)
+    images = prefetch(read, with_frames(items, job.reading.limits), workers=workers)
     outcomes = (
         segment_images(job, segmenter, store, images)
         if segmenting == 1

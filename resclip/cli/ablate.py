@@ -20,7 +20,6 @@ from resclip.cli.options import (
     add_model_options,
     add_window_options,
     check_out,
-    evaluation_progress,
     integer,
     open_datasets,
     output_path,
@@ -30,6 +29,7 @@ from resclip.cli.options import (
 )
 from resclip.cli.patch_studies import NAMED_IMAGE, OTHERS, run_other, show_problems
 from resclip.cli.piece_study import add_piece_options, check_pieces, run_pieces
+from resclip.cli.progress import add_progress_options, evaluation_progress
 from resclip.evaluation.studies.catalogue import STUDIES, check_names, listing
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_options(parser, scenes=SCENE_COUNT)
     add_model_options(parser, method=False, background=False)
     add_window_options(parser)
+    add_progress_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from resclip.cli.options import (
     CLASSES_HELP,
+    EVERY_HELP,
     add_model_options,
     add_reading_options,
     add_window_options,
+    every_frame,
     explain,
     memory_size,
     output_folder,
@@ -25,12 +25,15 @@ from resclip.cli.options import (
     whole_number,
     window_arguments,
 )
+from resclip.cli.progress import add_progress_options, console
+from resclip.cli.run_summary import RunSummary
 from resclip.errors import describe
 from resclip.inference.prefetch import available_cores
 from resclip.text.class_names import parse_classes
 
 if TYPE_CHECKING:
     from resclip.batch.manifest import Manifest, Row
+    from resclip.batch.sources import Source
 
 MAX_WORKERS = 16
 """By default at most so many threads read, and as many write."""
@@ -48,9 +51,10 @@ run that was ended goes on where it stopped when the command is given again.
 """
 
 SOURCE_HELP = """\
-a folder, a glob such as "photos/**/*.jpg", a text file with a path or URL a line, a Parquet table with a column of
-paths, URLs or bytes, or WebDataset shards such as "shard-{000..099}.tar"; on this machine or any URL that fsspec knows
-(s3://, gs://, https://)
+a folder, a glob such as "photos/**/*.jpg", a text file with a path or URL a line, or "-" to read such lines from the
+standard input, a table (.csv, .tsv, .jsonl, .parquet) with a column of paths or URLs, or in Parquet of bytes, or
+WebDataset shards such as "shard-{000..099}.tar"; on this machine or any URL that fsspec knows (s3://, gs://, https://).
+Or a video on this machine
 """
 
 
@@ -77,7 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--overwrite", action="store_true", help="do everything anew, whatever DIR holds"
     )
-    files.add_argument("--column", metavar="NAME", help="of a Parquet table: where its images are")
+    files.add_argument("--every", type=every_frame, metavar="N", help=EVERY_HELP)
+    files.add_argument(
+        "--video",
+        action="store_true",
+        help="of a video: write NAME_overlay.mp4 too, its frames with the classes' colours",
+    )
+    files.add_argument("--column", metavar="NAME", help="of a table: where its images are")
     files.add_argument(
         "--member",
         metavar="NAME",
@@ -106,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_window_options(parser)
+    add_progress_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -125,6 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from resclip.batch.job import BatchJob
     from resclip.batch.manifest import Manifest
+    from resclip.batch.output_names import SUMMARY
     from resclip.batch.paths import shown
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
@@ -142,12 +154,14 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.source,
             column=arguments.column,
             member=arguments.member,
+            every=arguments.every,
             out=arguments.out,
             limits=reading.limits,
         )
     except FileNotFoundError as error:
         raise ValueError(describe(error)) from error
-    say(source.description)
+    check_video(arguments, source)
+    console().message(source.description)
     request = request_from(
         arguments,
         classes,
@@ -180,6 +194,15 @@ def _run(arguments: argparse.Namespace) -> int:
     ) as manifest:
         store.clean()
         missing = manifest.missing(source.items, reading.limits)
+        summary = RunSummary(
+            partial(store.write, SUMMARY),
+            console(),
+            command="batch",
+            source=[shown(arguments.source)],
+            settings={**segmenter.settings, **job.settings(segmenter)},
+            total=len(source.items),
+            skipped=len(source.items) - len(missing),
+        )
         if arguments.engine == "ray":
             from resclip.batch import ray_engine
 
@@ -203,8 +226,35 @@ def _run(arguments: argparse.Namespace) -> int:
                 workers=workers,
                 segmenting=steps.segmenting_threads(segmenter, len(missing)),
             )
-        tally = follow(rows, manifest, len(missing))
+        with summary:
+            tally = follow(rows, manifest, len(missing))
+            if arguments.video and source.rate is not None:
+                from resclip.batch.overlay_video import write_overlay_video
+
+                folder = source.items[0].stem.rpartition("/")[0]
+                name = f"{folder}_overlay.mp4"
+                write_overlay_video(job, store, source.items, source.rate, name)
+                console().message(f"the video is {shown(arguments.out).rstrip('/')}/{name}")
     return report(tally, len(source.items), arguments.out)
+
+
+def check_video(arguments: argparse.Namespace, source: Source) -> None:
+    """ValueError for options that do not fit a source of frames, or one of other images."""
+    if source.rate is None:
+        if arguments.video:
+            raise ValueError(
+                f"expected a video for --video, got {source.description.partition(':')[0]}; leave --video out"
+            )
+        return
+    if arguments.engine == "ray":
+        raise ValueError(
+            'expected engine="local" for a video, whose frames are read one after another, got ray; leave it out'
+        )
+    if arguments.video and arguments.format != "png":
+        raise ValueError(
+            f'expected format="png" for --video, which is drawn by the label maps, got {arguments.format}; '
+            "leave one of them out"
+        )
 
 
 @dataclass
@@ -218,24 +268,22 @@ class Tally:
 
 
 def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> Tally:
-    """Enter rows as they come, name what failed, and draw a bar with the time that remains."""
+    """Enter rows as they come, name what failed, and say how far it is."""
     tally = Tally()
     start = time.monotonic()
-    # disable=None: no bar where stderr is no terminal.
-    bar = tqdm(total=total, unit="image", disable=None, leave=False)
     # Closed: else an interrupt would leave the engine at work until this function's traceback is gone.
-    with bar, contextlib.closing(rows):
+    with console().progress(total, says_end=False) as progress, contextlib.closing(rows):
         for row in rows:
             manifest.add(row)
             if row.status == "done":
                 tally.done += 1
                 tally.pixels += (row.width or 0) * (row.height or 0)
+                console().image_done(row.name)
             else:
                 tally.failed += 1
-                bar.write(f"resclip: {named(row)}", file=sys.stderr)
+                console().image_failed(row.name, explain(row.error or "failed"), named(row))
             tally.seconds = time.monotonic() - start
-            bar.set_postfix_str(f"{tally.pixels / 1e6 / tally.seconds:.1f} MP/s", refresh=False)
-            bar.update()
+            progress.update(remark=f"{tally.pixels / 1e6 / tally.seconds:.1f} MP/s")
     return tally
 
 
@@ -259,11 +307,8 @@ def report(tally: Tally, total: int, out: str) -> int:
         rate = (
             f" in {tally.seconds:.1f} s: {per_second:.2f} images/s, {megapixels:.2f} megapixels/s"
         )
-    say(f"{tally.done:,} of {total:,} images done{before}{rate}")
+    console().message(f"{tally.done:,} of {total:,} images done{before}{rate}")
     if tally.failed:
-        say(f"{tally.failed:,} failed; {shown(out).rstrip('/')}/manifest.parquet says why")
+        where = f"{shown(out).rstrip('/')}/manifest.parquet"
+        console().message(f"{tally.failed:,} failed; {where} says why")
     return 1 if tally.failed else 0
-
-
-def say(text: str) -> None:
-    print(f"resclip: {text}", file=sys.stderr)

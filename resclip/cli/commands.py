@@ -21,12 +21,15 @@ from typing import NamedTuple, NoReturn
 from resclip.cli import ablate, batch, bench, evaluate
 from resclip.cli.options import (
     CLASSES_HELP,
+    EVERY_HELP,
     add_model_options,
     add_reading_options,
     add_window_options,
+    every_frame,
     explain,
     output_folder,
 )
+from resclip.cli.progress import INTERRUPTED, Mode, add_progress_options, console, speaking
 from resclip.version import __version__
 
 
@@ -34,7 +37,8 @@ class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, as are all errors of this program."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"resclip: {message}; see `{self.prog} --help`\n")
+        console().error(f"{message}; see `{self.prog} --help`")
+        self.exit(2)
 
 
 def wait_briefly() -> None:
@@ -87,28 +91,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal whose encoding lacks a letter of a class name prints it as an escape, not as an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        arguments = build_parser().parse_args(argv)
-    except SystemExit as leaving:  # --help, --version, or an error already reported.
+    words = sys.argv[1:] if argv is None else argv
+    with speaking("json" if "--log-json" in words else "text"):
         try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            return _forget_output()
-        return int(leaving.code or 0)
+            arguments = build_parser().parse_args(argv)
+        except SystemExit as leaving:  # --help, --version, or an error already reported.
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                return _forget_output()
+            return int(leaving.code or 0)
+    with speaking(_mode(arguments)) as said:
+        said.start(arguments.name)
+        status = 1
+        try:
+            status = _carry_out(arguments)
+        finally:
+            said.end(status)
+    return status
+
+
+def _mode(arguments: argparse.Namespace) -> Mode:
+    if getattr(arguments, "log_json", False):
+        # Processes that work together write one log.
+        return "json" if os.environ.get("RANK", "0") == "0" else "quiet"
+    return "quiet" if getattr(arguments, "quiet", False) else "text"
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
+    """The status of the command that was asked for."""
     try:
         with _quiet_dependencies():
             module, _, function = arguments.command.partition(":")
             status: int = getattr(importlib.import_module(module), function)(arguments)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("resclip: interrupted", file=sys.stderr)
-        return 130
+        console().error("interrupted")
+        return INTERRUPTED
     except BrokenPipeError:
         return _forget_output()
     except Exception as error:  # A mistake of this program too: --debug shows where it is.
         if arguments.debug:
             raise
-        print(f"resclip: {explain(error)}", file=sys.stderr)
+        console().error(explain(error))
         return exit_status(error)
     return status
 
@@ -127,7 +152,8 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help='image files, folders, patterns such as "photos/*.jpg", URLs, and whatever `resclip batch` takes',
+        help='image files, folders, patterns such as "photos/*.jpg", URLs, "-" to read names from the standard input, '
+        "and whatever `resclip batch` takes",
     )
     parser.add_argument("--classes", required=True, metavar="NAMES", help=CLASSES_HELP)
     parser.add_argument(
@@ -144,9 +170,13 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="write NAME_overlay.png (default: yes)",
     )
-    add_reading_options(parser.add_argument_group("how images are read"))
+    reading = parser.add_argument_group("how images are read")
+    reading.add_argument("--every", type=every_frame, metavar="N", help=EVERY_HELP)
+    reading.add_argument("--column", metavar="NAME", help="of a table: where its images are")
+    add_reading_options(reading)
     add_model_options(parser)
     add_window_options(parser)
+    add_progress_options(parser)
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
@@ -276,7 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
         one = parsers.add_parser(name, help=command.summary, description=command.description)
         command.add_options(one)
         one.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-        one.set_defaults(command=command.function)
+        one.set_defaults(command=command.function, name=name)
     return parser
 
 
@@ -293,7 +323,7 @@ def _quiet_dependencies() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if category.__module__.startswith("resclip"):
-            print(f"resclip: note: {explain(str(message))}", file=sys.stderr)
+            console().note(explain(str(message)))
 
     former = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -14,7 +14,6 @@ from resclip.cli.options import (
     add_model_options,
     add_window_options,
     check_out,
-    evaluation_progress,
     integer,
     open_datasets,
     output_path,
@@ -22,6 +21,7 @@ from resclip.cli.options import (
     segmenter_for,
     show_tables,
 )
+from resclip.cli.progress import add_progress_options, evaluation_progress
 
 if TYPE_CHECKING:
     from resclip.evaluation.report import Report
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_options(parser)
     add_model_options(parser, method=False, background=False)
     add_window_options(parser)
+    add_progress_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--per-class", action="store_true", help="print the classes' IoU as well")
     output.add_argument(

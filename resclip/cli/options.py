@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resclip.cli.progress import console
 from resclip.errors import describe
 from resclip.io.files import make_folder, write_atomically
 from resclip.text.class_names import DATASETS, parse_classes
@@ -19,9 +18,9 @@ from resclip.text.class_names import DATASETS, parse_classes
 if TYPE_CHECKING:
     from resclip.evaluation.datasets import Dataset
     from resclip.evaluation.report import Report
-    from resclip.evaluation.runner import Progress
     from resclip.evaluation.tables import Tables
     from resclip.io.picture import ReadOptions
+    from resclip.io.video import Every
     from resclip.methods.catalogue import Method
     from resclip.predictors.segmenter import PredictorSegmenter
     from resclip.segmenter import Segmenter
@@ -36,8 +35,8 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 # Parameters of the library whose option has the same name, with hyphens for underscores.
 OPTIONS = (
     "actors", "address", "background", "bands", "batch_size", "cache", "classes", "column", "correlation", "dataset",
-    "device", "engine", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_bytes", "max_memory",
-    "max_pixels", "max_windows", "member", "method",
+    "device", "engine", "every", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_bytes",
+    "max_memory", "max_pixels", "max_windows", "member", "method",
     "model", "out", "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root",
     "scores", "sfr", "short_side", "split", "stride", "templates", "timeout", "value_range", "window", "workers",
 )  # fmt: skip
@@ -293,6 +292,21 @@ def output_path(text: str) -> Path:
     return Path(output_folder(text))
 
 
+def every_frame(text: str) -> Every:
+    """Which frames of a video: "5" or "2s"."""
+    from resclip.io.video import parse_every
+
+    try:
+        return parse_every(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+EVERY_HELP = """\
+of a video: take every N-th frame, or with an s behind it, as in 2s, the first frame in each N seconds (default: 1, all)
+"""
+
+
 def byte_count(text: str) -> int:
     """Bytes, such as "500MB" or "1GiB"."""
     from resclip.inference.memory import parse_memory
@@ -429,7 +443,7 @@ def request_from(
         "short_side": arguments.short_side,
         "templates": arguments.templates,
         "cache": bool(arguments.cache),
-        "progress": sys.stderr.isatty(),
+        "progress": console().draws,
         "background": getattr(arguments, "background", None),
         **changes,
     }
@@ -661,37 +675,6 @@ def check_out(arguments: argparse.Namespace, *options: str) -> None:
         check_matplotlib()
 
 
-@contextlib.contextmanager
-def evaluation_progress() -> Iterator[Callable[[Progress], None]]:
-    """Draw a bar, and write a line for each complete row, on stderr, by the first process: an `on_progress`."""
-    from tqdm import tqdm
-
-    from resclip.evaluation.distributed import rank
-
-    if rank() != 0:
-        yield lambda progress: None
-        return
-    # disable=None: no bar if stderr is no terminal.
-    with tqdm(unit="image", disable=None, leave=False) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.total = progress.total
-            bar.set_description(f"{progress.dataset}, {progress.method}", refresh=False)
-            miou = "" if progress.miou is None else f"{progress.miou:.1f}"
-            bar.set_postfix_str(miou and f"mIoU {miou}", refresh=False)
-            bar.update(progress.images - bar.n)
-            if progress.row is not None:
-                took = "stored" if progress.stored else f"{progress.row.seconds:.0f} s"
-                if progress.replaced:
-                    took += f"; measured again: {progress.replaced}"
-                figure = miou or "nothing to measure"
-                bar.write(
-                    f"{progress.dataset}, {progress.method}: {figure} ({took})", file=sys.stderr
-                )
-
-        yield show
-
-
 def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) -> None:
     """Print the tables, name what was left out, and write stem.csv and stem.md into the folder, if one is named.
 
@@ -702,9 +685,9 @@ def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) 
 
     print(tables.text)
     for line in hint_notes(report):
-        print(f"resclip: note: {line}", file=sys.stderr)
+        console().note(line)
     for line in problem_lines(report):
-        print(f"resclip: left out: {explain(line)}", file=sys.stderr)
+        console().error(f"left out: {explain(line)}")
     if folder is None:
         return
     make_folder(folder)

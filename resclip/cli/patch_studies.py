@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resclip.cli.options import explain, segmenter_for
+from resclip.cli.progress import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ def run_other(
 def show_problems(lines: Sequence[str]) -> None:
     """Name what was left out, on stderr."""
     for line in lines:
-        print(f"resclip: left out: {explain(line)}", file=sys.stderr)
+        console().error(f"left out: {explain(line)}")
 
 
 def find_similarity(arguments: argparse.Namespace, dataset: Dataset, device: str | None) -> Finding:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from resclip.cli.options import (
     FOLDER,
     SCENES,
-    evaluation_progress,
     parse_roots,
     preset_of,
     segmenter_for,
     whole_number,
 )
 from resclip.cli.patch_studies import show_problems
+from resclip.cli.progress import console, evaluation_progress
 from resclip.io.files import write_atomically
 from resclip.text.class_names import DATASETS
 
@@ -215,7 +214,7 @@ def run_pieces(
     for dataset in datasets:
         if rank() == 0:
             plan = budget(len(bases), len(dataset), best, full)
-            print(f"resclip: note: {dataset.name}: {plan}", file=sys.stderr)
+            console().note(f"{dataset.name}: {plan}")
         stem = f"pieces_{dataset.name}"
         with report_lock(folder and folder / f"{stem}.json"), evaluation_progress() as on_progress:
             search = Search(

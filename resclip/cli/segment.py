@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
+from resclip.batch.output_names import SUMMARY
+from resclip.batch.paths import shown
 from resclip.cli.options import explain, load_from, reading_from, window_arguments
+from resclip.cli.progress import console
+from resclip.cli.run_summary import RunSummary
+from resclip.io.files import write_atomically
 from resclip.io.images import read_picture
+from resclip.io.video import FrameReader
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
 
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
     from resclip.batch.items import Item
     from resclip.io.limits import Limits
     from resclip.io.picture import ReadOptions
+    from resclip.io.video import Every
     from resclip.segmenter import Segmenter
+
+SUMMARY_STEM = SUMMARY.removesuffix(".json")
 
 ENDINGS = ("_labels.png", "_overlay.png")
 """Of the images that are written beside each JSON."""
@@ -56,7 +65,9 @@ def segment(arguments: argparse.Namespace) -> int:
     entries = [
         entry
         for asked in arguments.images
-        for entry in entries_of(asked, arguments.out, options.limits)
+        for entry in entries_of(
+            asked, arguments.out, options.limits, arguments.column, arguments.every
+        )
     ]
     if not any(entry.item for entry in entries):
         raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
@@ -65,57 +76,78 @@ def segment(arguments: argparse.Namespace) -> int:
 
     segmenter = load_from(arguments, classes, **window_arguments(arguments))
     done = 0
-    # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=len(entries), unit="image", disable=None, leave=False) as bar:
+    said = console()
+    summary: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if arguments.out is not None:
+        summary = RunSummary(
+            partial(write_atomically, Path(arguments.out, SUMMARY)),
+            said,
+            command="segment",
+            source=list(map(shown, arguments.images)),
+            settings=segmenter.settings,
+            total=len(entries),
+        )
+    with (
+        summary,
+        FrameReader(options.limits) as frames,
+        said.progress(len(entries), says_end=False) as progress,
+    ):
         for entry, stem in zip(entries, output_stems(entries, arguments.out), strict=True):
             try:
-                line = segment_one(segmenter, entry, stem, options, arguments)
+                line = segment_one(segmenter, entry, stem, options, arguments, frames)
             except Exception as error:  # It fails this image; the others are still segmented.
                 if arguments.debug:
                     raise
                 text = explain(error)
                 named = text if entry.shown in text else f"{entry.shown}: {text}"
-                bar.write(f"resclip: {named}", file=sys.stderr)
+                said.image_failed(entry.shown, text, named)
             else:
-                bar.write(line, file=sys.stdout)
+                (said.result if arguments.json else said.line)(line)
+                said.image_done(entry.shown)
                 done += 1
-            bar.update()
-    if done < len(entries) > 1:
-        print(
-            f"resclip: {done} of {len(entries)} images segmented; {len(entries) - done} failed",
-            file=sys.stderr,
-        )
+            progress.update()
+    if len(entries) > 1:
+        failed = f"; {len(entries) - done} failed" if done < len(entries) else ""
+        said.message(f"{done} of {len(entries)} images segmented{failed}")
     return 0 if done == len(entries) else 1
 
 
-def entries_of(asked: str, out: str | None, limits: Limits) -> Iterator[Entry]:
+def entries_of(
+    asked: str,
+    out: str | None,
+    limits: Limits,
+    column: str | None = None,
+    every: Every | None = None,
+) -> Iterator[Entry]:
     """The images of an argument: a file, a folder, a pattern that no shell has expanded, a URL, a list, ...
 
     What earlier runs wrote to `out` is none of them.
     """
     from resclip.batch.items import Item
-    from resclip.batch.paths import is_pattern, local_path, shown, suffix
+    from resclip.batch.lists import STDIN
+    from resclip.batch.paths import is_pattern, local_path, suffix
     from resclip.batch.sources import KINDS, open_source
 
     path = local_path(asked)
     # Not pathlib's, which raise for a text that can be no path.
-    if path is not None and not os.path.isdir(path):  # noqa: PTH112
+    if path is not None and asked != STDIN and not os.path.isdir(path):  # noqa: PTH112
         is_image = KINDS.get(suffix(asked), "image") == "image"
         # The name of a file is no pattern, whatever is in it; reading a missing one says so.
         if is_image and (os.path.lexists(path) or not is_pattern(asked)):
             yield Entry(asked, path.stem, Item(0, asked, asked, asked))
             return
     try:
-        source = open_source(asked, out=out, limits=limits)
+        source = open_source(asked, column=column, every=every, out=out, limits=limits)
     except (ValueError, OSError, ImportError) as error:
         yield Entry(shown(asked), "", None, explain(error))
         return
     for item in source.items:
         location = shown(item.location)
-        # A part of an archive or of a table is known by its name in it.
-        title = item.name if item.cell is not None or item.length is not None else location
+        # A part of an archive, a table or a video is known by its name in it.
+        is_part = not (item.cell is None and item.length is None and item.frame is None)
+        title = item.name if is_part else location
         if not is_written(item, out):
-            whole = len(source.items) == 1 and not item.cell
+            whole = len(source.items) == 1 and not item.cell and item.frame is None
             name = PurePosixPath(item.stem).name if whole else item.stem
             yield Entry(title or item.name, name, item)
 
@@ -128,18 +160,19 @@ def is_written(item: Item, out: str | None) -> bool:
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
     if ending is None or not path.resolve().is_relative_to(Path(out).resolve()):
         return False
-    return path.with_name(f"{path.name.removesuffix(ending)}.json").exists()
+    stem = path.name.removesuffix(ending)
+    return stem != SUMMARY_STEM and path.with_name(f"{stem}.json").exists()
 
 
 def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
-    A stem is taken by an earlier image, whatever the case of its letters, or if one of its output files would replace
-    one of the images themselves.
+    A stem is taken by the run's summary or an earlier image, whatever the case of its letters, or if one of its output
+    files would replace one of the images themselves.
     """
     inputs = set(local_files(entries))
     folder = Path(directory or ".").resolve()
-    taken: set[str] = set()
+    taken = {SUMMARY_STEM}
     stems = []
     for entry in entries:
         stem, number = entry.name, 1
@@ -170,11 +203,13 @@ def segment_one(
     stem: str,
     options: ReadOptions,
     arguments: argparse.Namespace,
+    frames: FrameReader,
 ) -> str:
     """Segment and save one image; the line to print about it."""
     if entry.item is None:
         raise ValueError(entry.error)
-    source = entry.item.source(options.limits)
+    item = entry.item
+    source = item.source(options.limits) if item.frame is None else item.pixels(frames)
     result = segmenter.segment(read_picture(source, options, name=entry.shown))
     paths: list[Path] = []
     if arguments.out is not None:

@@ -12,12 +12,19 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from resclip.io.arrays import (
+    array_of,
+    chosen_bands,
+    is_tensor,
+    picture_of_array,
+    stretched,
+)
 from resclip.io.colour import NO_PROFILE_OF_BANDS, Profile, lab_to_srgb
 from resclip.io.errors import MAX_PIXELS as MAX_PIXELS  # noqa: PLC0414 - exported from here too
 from resclip.io.errors import ImageError as ImageError  # noqa: PLC0414
@@ -51,11 +58,25 @@ from resclip.io.signatures import SIGNATURE_BYTES, kind_of_image
 from resclip.io.tags import ORIENTATION, Tags, orientation_of, png_orientation, tiff_pages
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from resclip.io.raster import Raster
 
+
+class Readable(Protocol):
+    """A file that is opened for bytes, or whatever is read like one."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many further bytes; none at the end."""
+
+
+Encoded: TypeAlias = "bytes | bytearray | memoryview | Readable"
+"""An encoded image that is no file by its name."""
+
 ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Picture"
+    "str | os.PathLike[str] | Encoded | Image.Image | NDArray[Any] | Tensor | Picture"
 )
+"""What one image may be; `read_picture` says how each is taken."""
 
 # By kind: Pillow's formats that are meant. No other is tried, since some start programs or open further files.
 _PILLOW_FORMATS = {
@@ -103,21 +124,27 @@ def read_picture(
     """Read an image whole: upright sRGB bytes, where it has no pixels, where it lies, and what was done.
 
     Args:
-        source: a path, an encoded image's bytes, a PIL image, an (H, W, 3) uint8 array (of a masked one the pixels are
-            absent whose three colours are masked), or a picture that is read already.
+        source: one of
+            a path; an encoded image's bytes; or a file opened for bytes, which is read from where it is to its end;
+            a PIL image of any mode;
+            an array, (H, W), (H, W, 1), (H, W, 3) or, with opacity, (H, W, 4): uint8, uint16, or floats from 0 to 1;
+            other channels and numbers where `bands` and `value_range` say what they mean. Of a masked array the pixels
+            are absent whose colours are all masked;
+            a torch tensor, (1, H, W), (3, H, W), (4, H, W) or (H, W), of the same types, on any device;
+            a picture that is read already.
         options: bands, value range and limits.
         name: what errors call the image; by default its path.
 
     The orientation that EXIF or TIFF name is applied, an embedded colour profile converted to sRGB. Animated images
     give their first frame. Fully transparent pixels, and those that a nodata value or a mask hides, are absent and hold
     the neutral `FILLING`, over which partly transparent ones are composited. Deep images become 8 bits by
-    `resclip.io.levels`. Of several bands those are taken that the file calls red, green and blue. Greyscale, palette
-    and CMYK images are converted; a CMYK JPEG is taken as inverted, as Adobe and browsers do, whether it says so or
-    not. The pixels are a copy of an array.
+    `resclip.io.levels`; floats of an array are never stretched unasked. Of several bands those are taken that the file
+    calls red, green and blue. Greyscale, palette and CMYK images are converted; a CMYK JPEG is taken as inverted, as
+    Adobe and browsers do, whether it says so or not. The pixels are a copy of an array or a tensor.
 
     Raises:
         ImageError: the file is missing, empty, special, damaged, no image or over a limit; the array has another shape
-            or dtype; bands that cannot be understood.
+            or dtype, or floats beyond 0 to 1; bands that cannot be understood.
         TypeError: `source` is something else altogether.
     """
     found = open_picture(source, options, name=name)
@@ -142,25 +169,46 @@ def open_picture(
     if isinstance(source, Picture):
         return source
     if isinstance(source, np.ndarray):
-        return _of_array(source, name, options)
+        return picture_of_array(source, name, options)
+    if is_tensor(source):
+        return picture_of_array(array_of(source, name), name, options)
     if isinstance(source, Image.Image):
         name = name or "the image"
         check_whole(source.width, source.height, name, options.limits)
         return _decode(source, name, options, {})
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         name = name or "the image"
-        if not source:
+        if not len(source):
             raise ImageError(f"{name}: expected an image, got no bytes; get the file again")
         check_bytes(len(source), name, options.limits.max_bytes)
-        return _Encoded(source, name, options, block_pixels).open()
+        return _Encoded(bytes(source), name, options, block_pixels).open()
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         check_file(path, name or str(path))
         return _Encoded(path, name or str(path), options, block_pixels).open()
+    if hasattr(source, "read"):
+        name = name or _file_name(source)
+        return _Encoded(_read_file(source, name, options), name, options, block_pixels).open()
     raise TypeError(
-        "expected a path, bytes, a PIL image or an (H, W, 3) uint8 array, "
+        "expected a path, bytes, a file opened for bytes, a PIL image, an (H, W, 3) array or a (3, H, W) tensor, "
         f"got {type(source).__module__}.{type(source).__qualname__}; convert the image first"
     )
+
+
+def is_one_image(source: object) -> bool:
+    """Whether something is one image, as `read_picture` takes it, and not several.
+
+    Arrays and tensors of more than three axes are several, and so is any other iterable.
+    """
+    if isinstance(source, np.ndarray) or is_tensor(source):
+        return source.ndim <= 3
+    known = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Picture)
+    return isinstance(source, known) or hasattr(source, "read")
+
+
+def is_lasting(source: object) -> bool:
+    """Whether an image can still be read later as it is now: nobody fills it anew, and no position moves on."""
+    return isinstance(source, (str, os.PathLike, bytes, Picture))
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -179,39 +227,38 @@ def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
     write_atomically(path, encode_png(image))
 
 
-def _of_array(array: NDArray[np.uint8], name: str | None, options: ReadOptions) -> Picture:
-    prefix = f"{name}: " if name else ""
-    if array.dtype != np.uint8:
+def _file_name(file: Any) -> str:
+    """What errors call an open file."""
+    name = getattr(file, "name", None)
+    return str(name) if isinstance(name, (str, os.PathLike)) and str(name) else "the file"
+
+
+def _read_file(file: Any, name: str, options: ReadOptions) -> bytes:
+    """The rest of an open file, which may give less at a time than is asked for."""
+    most = options.limits.max_bytes
+    parts: list[bytes] = []
+    size = 0
+    while size <= most:
+        try:
+            part = file.read(most + 1 - size)
+        except Exception as error:  # Whatever a network's, or an archive's, file raises.
+            raise ImageError(unreachable(name, error)) from error
+        if not isinstance(part, (bytes, bytearray, memoryview)):
+            advice = 'open it with "rb"' if isinstance(part, str) else "pass its bytes"
+            if hasattr(part, "close"):  # A coroutine, which would warn that nobody waited for it.
+                part.close()
+            came = "text" if isinstance(part, str) else type(part).__name__
+            raise ImageError(f"{name}: expected bytes from its read(), got {came}; {advice}")
+        if not len(part):
+            break
+        parts.append(bytes(part))
+        size += len(part)
+    if not size:
         raise ImageError(
-            f"{prefix}expected an image of dtype uint8 (0 to 255), got {array.dtype}; "
-            "scale it to 0..255 and convert it with .astype(numpy.uint8)"
+            f"{name}: expected an image, got a file at its end; go back with .seek(0), or get the file again"
         )
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(
-            f"{prefix}expected an image of shape (height, width, 3), got {array.shape}; "
-            "put the three colour channels last, and pass grey or transparent pixels as a PIL image"
-        )
-    if array.size == 0:
-        raise ImageError(
-            f"{prefix}expected at least one pixel, got an image of shape {array.shape}"
-        )
-    check_whole(array.shape[1], array.shape[0], name or "the array", options.limits)
-    record: dict[str, Any] = {}
-    # A copy: a camera's buffer is filled with the next frame while this one waits.
-    pixels: PixelArray = np.array(array, order="C")
-    if options.bands is not None:
-        layers = _chosen(list(np.moveaxis(pixels, 2, 0)), name or "the array", options, record)
-        pixels = np.stack(layers, axis=2)
-    if options.value_range is not None:
-        pixels = _stretched(pixels, options, record)
-    absent: Mask | None = None
-    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-        # As by a nodata value: in all colours.
-        hidden: Mask = np.logical_and.reduce(np.ma.getmaskarray(array), axis=2)
-        pixels[hidden] = FILLING
-        record["absent"] = share_absent(hidden)
-        absent = hidden
-    return Picture(pixels, absent, record=record)
+    check_bytes(size, name, most)
+    return b"".join(parts)
 
 
 class _Encoded:
@@ -498,7 +545,7 @@ def _decode(
         image, opacity = _without_opacity(image)
         if options.bands is not None:
             layers = [np.asarray(layer) for layer in bands.split()]
-            chosen = _chosen(layers, name, options, record)
+            chosen = chosen_bands(layers, name, options, record)
             if opacity is not None and bands.getbands()[-1] == "A":
                 # Of several files this band is another colour: infrared, as it may be.
                 between = float(((opacity > 0) & (opacity < 255)).mean())
@@ -514,7 +561,7 @@ def _decode(
             image = profile.to_srgb(image)
         pixels = np.array(image.convert("RGB"), dtype=np.uint8, order="C")
         if options.value_range is not None and "levels" not in record:
-            pixels = _stretched(pixels, options, record)
+            pixels = stretched(pixels, options, record)
         if opacity is not None and opacity.min() < 255:
             pixels = over_filling(pixels, opacity)
             absent = opacity == 0
@@ -576,34 +623,3 @@ def _grey(
     if white_is_zero:  # Pillow inverts shallower images itself, and these not.
         grey = 255 - grey
     return Image.fromarray(grey), absent
-
-
-def _chosen(
-    layers: list[NDArray[Any]], name: str, options: ReadOptions, record: dict[str, Any]
-) -> list[NDArray[Any]]:
-    """The bands that were asked for, of a decoded image's; all of them if none were."""
-    if options.bands is None:
-        return layers
-    chosen = []
-    for band in options.bands:
-        if isinstance(band, str) and not band.isdecimal():
-            raise ImageError(
-                f"{name}: expected a file that names its bands, got one without names for {band!r}; choose bands by "
-                "number"
-            )
-        if not 1 <= int(band) <= len(layers):
-            raise ImageError(
-                f"{name}: expected a band {band}, got {len(layers)} bands; choose others"
-            )
-        chosen.append(layers[int(band) - 1])
-    record["bands"] = [int(band) for band in options.bands]
-    return chosen if len(chosen) == 3 else chosen * 3
-
-
-def _stretched(pixels: NDArray[Any], options: ReadOptions, record: dict[str, Any]) -> PixelArray:
-    """Bytes stretched by the value range that was asked for."""
-    assert options.value_range is not None
-    levels = Levels(*options.value_range, "value_range")
-    record["levels"] = [levels.low, levels.high]
-    record["levels_by"] = levels.reason
-    return levels.to_bytes(pixels)
