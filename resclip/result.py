@@ -91,7 +91,7 @@ class Segmentation:
         """Each present class's fraction of the labelled pixels, largest first."""
         return {name: fraction for _, name, fraction in self.present()}
 
-    def scores(self) -> dict[str, float]:
+    def mean_probabilities(self) -> dict[str, float]:
         """Each present class's mean probability over its own pixels, in the order of `areas`."""
         labels = self.labels.ravel() + 1  # Unlabelled pixels are counted first.
         counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
@@ -144,13 +144,13 @@ class Segmentation:
     def to_dict(self) -> dict[str, Any]:
         """Size, present classes, all names, settings and how the image was read, as values for JSON."""
         height, width = self.labels.shape
-        scores = self.scores()
+        means = self.mean_probabilities()
         place = {"georeference": NO_PLACE} if self.georeference.is_known else {}
         return {
             "width": width,
             "height": height,
             "classes": [
-                {"index": index, "name": name, "area": fraction, "score": scores[name]}
+                {"index": index, "name": name, "area": fraction, "score": means[name]}
                 for index, name, fraction in self.present()
             ],
             "unlabelled": self.unlabelled,

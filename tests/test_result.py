@@ -37,11 +37,11 @@ def make(**changes: Any) -> Segmentation:
     return Segmentation(**{**fields(), **changes})
 
 
-def test_areas_and_scores_are_those_of_present_classes_largest_first() -> None:
+def test_areas_and_probabilities_are_those_of_present_classes_largest_first() -> None:
     result = make()
     assert list(result.areas().items()) == [("sky", 0.5), ("tree", 0.3), ("house", 0.2)]
-    assert list(result.scores()) == ["sky", "tree", "house"]
-    assert result.scores() == pytest.approx({"sky": 0.75, "tree": 0.25, "house": 0.75})
+    assert list(result.mean_probabilities()) == ["sky", "tree", "house"]
+    assert result.mean_probabilities() == pytest.approx({"sky": 0.75, "tree": 0.25, "house": 0.75})
     assert "20 x 10 pixels: sky 50%, tree 30%" in repr(result)
 
 
@@ -97,7 +97,7 @@ def test_unlabelled_pixels_are_left_out_of_everything(
     names = tuple(map(str, range(count)))
     result = make(labels=labels, names=names)
     assert result.areas() == pytest.approx({"0": 5 / 7, "2": 2 / 7})
-    assert result.scores() == pytest.approx({"0": 0.75, "2": 0.75})
+    assert result.mean_probabilities() == pytest.approx({"0": 0.75, "2": 0.75})
     assert result.unlabelled == pytest.approx(0.3)
     assert result.to_dict()["unlabelled"] == pytest.approx(0.3)
     paths = result.save(tmp_path, "x")
@@ -108,7 +108,7 @@ def test_unlabelled_pixels_are_left_out_of_everything(
     np.testing.assert_array_equal(shown, result.image[labels < 0])
     assert result.sheet().width > 0
     empty = make(labels=np.full((10, 20), -1), names=names)
-    assert (empty.areas(), empty.scores(), empty.unlabelled) == ({}, {}, 1.0)
+    assert (empty.areas(), empty.mean_probabilities(), empty.unlabelled) == ({}, {}, 1.0)
     assert empty.sheet().width > 0
 
 

@@ -33,7 +33,7 @@ def show_demo(arguments: argparse.Namespace) -> int:
     path = folder / "demo.png"
     save_png(Image.fromarray(scene.image), folder / "scene.png")
     save_png(result.sheet(), path)
-    scores = result.scores()
+    scores = result.mean_probabilities()
     width = max(map(len, ["class", *names])) + 2
     print(f"{'class':{width}}{'share':>8}{'probability':>14}")
     for name, fraction in result.areas().items():
