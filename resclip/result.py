@@ -362,6 +362,11 @@ def label_type(classes: int) -> np.dtype[Any]:
     return np.dtype(np.uint8 if classes < 256 else np.uint16)
 
 
+def highest_label(classes: int) -> int:
+    """The value of unlabelled pixels in a label map of so many classes; raises as `label_type`."""
+    return int(np.iinfo(label_type(classes)).max)
+
+
 def label_map(labels: NDArray[Any], classes: int) -> Image.Image:
     """A map of type `label_type(classes)` as an image: with a palette in 8 bits, unlabelled pixels transparent."""
     image = Image.fromarray(labels)

@@ -27,13 +27,14 @@ OUTPUT_ENDINGS = ("_labels.png", "_labels.tif", "_scores.png", "_scores.tif", "_
 
 # Folders that an image's name must not make: the manifest's files, temporary ones, and what another image's files are.
 _TAKEN = re.compile(
-    rf"manifest\.(?:parquet|parts|lock)|\.resclip-.*\.tmp|.*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})",
+    rf"manifest\.(?:parquet|parts|lock)|\.resclip-.*\.tmp|.*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})|"
+    r".*_sheet\.png|.*\.(?:json|geojson|txt|yaml)",
     re.IGNORECASE,
 )
 # A quick test: what does not match needs no change to be the same on every system.
 _QUESTIONABLE = re.compile(
     r'[<>:"\\|?*\x00-\x1f\x7f]|[. ](?:/|\Z)|(?:\A|/)(?:con|prn|aux|nul|com|lpt|manifest\.|\.resclip-)'
-    r"|_(?:labels|scores|overlay)\.\w+/",
+    r"|_(?:labels|scores|overlay|sheet)\.\w+/|\.(?:json|geojson|txt|yaml)/",
     re.IGNORECASE,
 )
 _DRIVE = re.compile(r"^([A-Za-z]):")

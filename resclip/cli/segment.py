@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -14,7 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from resclip.cli.formats import RunFiles, classes_from, entries_from, export_from
 from resclip.cli.options import explain, load_from, reading_from, window_arguments
+from resclip.formats.classes import CLASSES_FILE
+from resclip.formats.files import RUN_FILES
+from resclip.io.files import write_atomically
 from resclip.io.images import read_picture
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
@@ -25,8 +30,10 @@ if TYPE_CHECKING:
     from resclip.io.picture import ReadOptions
     from resclip.segmenter import Segmenter
 
-ENDINGS = ("_labels.png", "_overlay.png")
+ENDINGS = ("_labels.png", "_overlay.png", "_sheet.png")
 """Of the images that are written beside each JSON."""
+MASKS = "_masks"
+"""The end of a folder of classes' masks, which lies beside its image's JSON, too."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,12 @@ class Entry:
     item: Item | None
     error: str | None = None
 
+    @property
+    def file_name(self) -> str:
+        """What a list of images calls it."""
+        name = "" if self.item is None else self.item.name
+        return PurePosixPath(name).name if name == self.shown else name
+
 
 def segment(arguments: argparse.Namespace) -> int:
     """Segment `arguments.images`; the exit status: 0 all done, 1 some failed.
@@ -52,6 +65,9 @@ def segment(arguments: argparse.Namespace) -> int:
     if arguments.out is None and not arguments.json:
         raise ValueError("expected --out DIR to write to, or --json to print; got neither")
     classes = parse_classes(arguments.classes)
+    export = export_from(arguments, arguments.format)
+    if arguments.out is None and export.formats:
+        raise ValueError("expected --out DIR to write format= to, got none")
     options = reading_from(arguments)
     entries = [
         entry
@@ -64,12 +80,20 @@ def segment(arguments: argparse.Namespace) -> int:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
 
     segmenter = load_from(arguments, classes, **window_arguments(arguments))
+    files = None
+    if arguments.out is not None:
+        folder, asked = Path(arguments.out), entries_from(arguments, classes)
+        write_atomically(folder / CLASSES_FILE, classes_from(asked))
+        files = RunFiles(folder, export, [entry.name for entry in asked])
     done = 0
     # disable=None: no bar where stderr is no terminal.
-    with tqdm(total=len(entries), unit="image", disable=None, leave=False) as bar:
+    with (
+        files or contextlib.nullcontext(),
+        tqdm(total=len(entries), unit="image", disable=None, leave=False) as bar,
+    ):
         for entry, stem in zip(entries, output_stems(entries, arguments.out), strict=True):
             try:
-                line = segment_one(segmenter, entry, stem, options, arguments)
+                line = segment_one(segmenter, entry, stem, options, arguments, files)
             except Exception as error:  # It fails this image; the others are still segmented.
                 if arguments.debug:
                     raise
@@ -126,6 +150,8 @@ def is_written(item: Item, out: str | None) -> bool:
     if out is None or path is None:
         return False
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+    if ending is None and path.parent.name.endswith(MASKS):
+        path, ending = path.parent, MASKS
     if ending is None or not path.resolve().is_relative_to(Path(out).resolve()):
         return False
     return path.with_name(f"{path.name.removesuffix(ending)}.json").exists()
@@ -134,12 +160,12 @@ def is_written(item: Item, out: str | None) -> bool:
 def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
-    A stem is taken by an earlier image, whatever the case of its letters, or if one of its output files would replace
-    one of the images themselves.
+    A stem is taken by a file of the whole run or an earlier image, whatever the case of its letters, or if one of its
+    output files would replace one of the images themselves.
     """
     inputs = set(local_files(entries))
     folder = Path(directory or ".").resolve()
-    taken: set[str] = set()
+    taken = {name.removesuffix(".json") for name in RUN_FILES}
     stems = []
     for entry in entries:
         stem, number = entry.name, 1
@@ -170,6 +196,7 @@ def segment_one(
     stem: str,
     options: ReadOptions,
     arguments: argparse.Namespace,
+    files: RunFiles | None,
 ) -> str:
     """Segment and save one image; the line to print about it."""
     if entry.item is None:
@@ -180,9 +207,11 @@ def segment_one(
     if arguments.out is not None:
         folder = Path(arguments.out, stem).parent
         paths = result.save(folder, PurePosixPath(stem).name, overlay=arguments.overlay)
+    if files is not None:
+        paths += files.add(result, stem, entry.file_name)
     if arguments.json:
-        files = {"file": entry.shown, "written": [str(path) for path in paths]}
-        return json.dumps({**files, **result.to_dict()})
+        about = {"file": entry.shown, "written": [str(path) for path in paths]}
+        return json.dumps({**about, **result.to_dict()})
     shown = paths[1] if arguments.overlay else paths[0]
     return f"{entry.shown}: {summary(result)} -> {shown}"
 

@@ -11,10 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from resclip.formats.keyholes import keyhole
-from resclip.geometry.contours import Polygon
+from resclip.geometry.contours import Polygon, check_tolerance
 from resclip.geometry.instances import Instance, outlines
 from resclip.io.files import NewFile
-from resclip_kernels import check_choice, check_count
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,9 +52,12 @@ def annotate(
     Raises:
         ValueError, TypeError: an argument out of range.
     """
+    from resclip_kernels import check_choice, check_count
+
     check_choice("segmentation", segmentation, SEGMENTATIONS)
     check_count("image_id", image_id, 0)
     check_count("first_annotation_id", first_id, 1)
+    check_tolerance(tolerance)
     # Without polygons there is nothing to trace.
     shapes: Sequence[list[Polygon]] = (
         [[]] * len(instances) if segmentation == "rle" else outlines(instances, tolerance)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resclip.errors import reason
 from resclip.geometry.contours import signed_area
 from resclip.geometry.instances import Instance, outlines
 from resclip.io.picture import Georeference
@@ -110,11 +111,17 @@ def _to_degrees(points: NDArray[np.int64], place: Georeference) -> NDArray[np.fl
         )
         # "ul": a row and column is the upper left corner of its pixel.
         x, y = transformer.xy(rows, columns, offset="ul") if len(points) else (columns, rows)
-        longitude, latitude = warp.transform(crs, "EPSG:4326", x, y)
-    degrees = np.stack([longitude, latitude], axis=1)
+        try:
+            degrees = np.stack(warp.transform(crs, "EPSG:4326", x, y), axis=1)
+        except Exception as error:  # GDAL's errors share no class.
+            raise ValueError(_out_of_place(crs, f" ({reason(error)})")) from error
     if not np.isfinite(degrees).all():
-        raise ValueError(
-            f"expected coordinates that have a longitude and latitude, got some that lie outside of {crs}; "
-            "check the image's coordinate reference system"
-        )
+        raise ValueError(_out_of_place(crs, ""))
     return np.round(degrees, _DIGITS)
+
+
+def _out_of_place(crs: Any, why: str) -> str:
+    return (
+        f"expected coordinates that have a longitude and latitude, got some that have none by {crs!s:.80}{why}; check "
+        "the image's coordinate reference system"
+    )

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resclip.geometry.components import Components
-from resclip_kernels import check_range
 
 DEFAULT_TOLERANCE = 0.75
 """In pixels: straightens the stairs of a diagonal, whose steps stand out by 0.71 pixels."""
@@ -57,6 +56,8 @@ def signed_area(ring: NDArray[Any]) -> float:
 
 def check_tolerance(tolerance: float) -> None:
     """ValueError or TypeError unless it is a number of pixels from 0 to `MAX_TOLERANCE`."""
+    from resclip_kernels import check_range
+
     check_range("tolerance", tolerance, 0.0, MAX_TOLERANCE)
 
 

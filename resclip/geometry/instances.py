@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resclip.geometry.components import Components, find_components
-from resclip.geometry.contours import DEFAULT_TOLERANCE, Polygon, find_polygons
+from resclip.geometry.contours import DEFAULT_TOLERANCE, Polygon, check_tolerance, find_polygons
 from resclip.geometry.run_lengths import encode_mask
-from resclip_kernels import check_count
 
 
 class Box(NamedTuple):
@@ -89,7 +88,7 @@ def find_instances(
     Raises:
         ValueError, TypeError: `min_area` is no whole number of at least 1, or `connectivity` neither 4 nor 8.
     """
-    check_count("min_area", min_area, 1)
+    check_min_area(min_area)
     components = find_components(labels, connectivity)
     sums = components.sums(probabilities)
     order = np.argsort(-components.areas, kind="stable")
@@ -116,8 +115,16 @@ def find_instances(
     ]
 
 
+def check_min_area(min_area: int) -> None:
+    """ValueError or TypeError unless it is a number of pixels of at least 1."""
+    from resclip_kernels import check_count
+
+    check_count("min_area", min_area, 1)
+
+
 def outlines(instances: Sequence[Instance], tolerance: float) -> list[list[Polygon]]:
     """The polygons of each of some instances of one `find_instances`, traced together; see `find_polygons`."""
+    check_tolerance(tolerance)
     if not instances:
         return []
     numbers = [instance.number for instance in instances]
