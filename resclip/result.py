@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
+from resclip.formats import coco, geojson, page, tables, yolo
+from resclip.formats.classes import hexadecimal
+from resclip.geometry.contours import DEFAULT_TOLERANCE, Polygon
+from resclip.geometry.instances import Box, Instance, find_instances, outlines
+from resclip.geometry.run_lengths import encode_mask
 from resclip.io.files import write_atomically
-from resclip.io.images import PixelArray, save_png
+from resclip.io.images import PixelArray, encode_png, save_png
 from resclip.io.picture import NO_PLACE, NOWHERE, Georeference
 from resclip.scores import ClassScores
 from resclip.visualization.overlay import (
@@ -25,6 +31,11 @@ from resclip.visualization.overlay import (
     palette,
 )
 from resclip.visualization.sheets import draw_probability
+from resclip.visualization.style import MARGIN, PAPER
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import supervision as sv
 
 UNLABELLED = -1
 """The label of a pixel that has no class: the image has nothing there."""
@@ -149,16 +160,18 @@ class Segmentation:
         # -1 becomes the highest value.
         return label_map(self.labels.astype(dtype), len(self.names))
 
-    def overlay(self, opacity: float = 0.55) -> Image.Image:
+    def overlay(self, opacity: float = 0.55, *, legend: bool = False) -> Image.Image:
         """The image tinted with its classes' colours, at its own size, mode RGB.
 
         Args:
             opacity: of the colours, from 0 (only the image) to 1 (only the colours).
+            legend: add the legend at its right.
 
         Raises:
             ValueError: another opacity.
         """
-        return draw_overlay(self.image, self.labels, palette(len(self.names)), opacity)
+        drawn = draw_overlay(self.image, self.labels, palette(len(self.names)), opacity)
+        return _beside(drawn, self.legend(drawn.height)) if legend else drawn
 
     def legend(self, height: int = 440) -> Image.Image:
         """Present classes by area, with colour and share; those that do not fit into `height` pixels are counted."""
@@ -176,13 +189,13 @@ class Segmentation:
     def to_dict(self) -> dict[str, Any]:
         """Size, present classes, all names, settings and how the image was read, as values for JSON."""
         height, width = self.labels.shape
-        scores = self.mean_probabilities()
+        means = self.mean_probabilities()
         place = {"georeference": NO_PLACE} if self.georeference.is_known else {}
         return {
             "width": width,
             "height": height,
             "classes": [
-                {"index": index, "name": name, "area": fraction, "score": scores[name]}
+                {"index": index, "name": name, "area": fraction, "score": means[name]}
                 for index, name, fraction in self.present()
             ],
             "unlabelled": self.unlabelled,
@@ -232,6 +245,141 @@ class Segmentation:
         total = int(counts.sum())
         return [(int(i), self.names[i], int(counts[i]) / total) for i in order if counts[i]]
 
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """The labels, (H, W): what `np.asarray` makes of a segmentation."""
+        if dtype is None or np.dtype(dtype) == self.labels.dtype:
+            return self.labels.copy() if copy else self.labels
+        if copy is False:
+            raise ValueError(
+                f"expected dtype int64 without a copy, got {np.dtype(dtype)}; leave out copy=False"
+            )
+        return self.labels.astype(dtype)
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """(H, W), true where the class is; nowhere, if the image does not show it.
+
+        Raises:
+            ValueError: no class has that name.
+        """
+        return np.asarray(self.labels == self._index_of(name))
+
+    def masks(self, min_area: int = 1, connectivity: int = 8) -> list[Instance]:
+        """The instances: connected components of each class, the largest first; see `find_instances`."""
+        return find_instances(self.labels, self.probabilities, self.names, min_area, connectivity)
+
+    def boxes(self, min_area: int = 1, connectivity: int = 8) -> list[tuple[str, Box]]:
+        """Name and box (x, y, width, height), in pixels, of each instance, in the order of `masks`."""
+        return [(found.name, found.box) for found in self.masks(min_area, connectivity)]
+
+    def polygons(
+        self, tolerance: float = DEFAULT_TOLERANCE, min_area: int = 1, connectivity: int = 8
+    ) -> dict[str, list[Polygon]]:
+        """The outlines of every class, with holes, by its name; none of a class that the image does not show.
+
+        Args:
+            tolerance: how far, in pixels, an outline may be off to be simpler; 0: exact. See `find_polygons`.
+            min_area: smaller instances, in pixels, are left out.
+            connectivity: as of `masks`.
+        """
+        found = self.masks(min_area, connectivity)
+        by_name: dict[str, list[Polygon]] = {name: [] for name in self.names}
+        for instance, polygons in zip(found, outlines(found, tolerance), strict=True):
+            by_name[instance.name] += polygons
+        return by_name
+
+    def rle(self, name: str, *, compressed: bool = True) -> dict[str, Any]:
+        """A class's mask as COCO's {"size": [H, W], "counts": ...}: text if it is compressed, else run lengths.
+
+        Raises:
+            ValueError: no class has that name.
+        """
+        return encode_mask(self.mask(name), compressed=compressed)
+
+    def to_coco(
+        self,
+        file_name: str = "",
+        image_id: int = 1,
+        first_annotation_id: int = 1,
+        *,
+        tolerance: float = DEFAULT_TOLERANCE,
+        min_area: int = 1,
+        segmentation: str = "auto",
+    ) -> dict[str, Any]:
+        """COCO's images, annotations and categories, an annotation for each instance; see `coco.annotate`.
+
+        Args:
+            file_name: of the image.
+            image_id: of the image.
+            first_annotation_id: of the first annotation; the others follow.
+            tolerance: of polygons, in pixels; 0: exact.
+            min_area: smaller instances, in pixels, are left out.
+            segmentation: "auto": polygons, and run lengths of instances with holes; "polygons" or "rle".
+        """
+        found = coco.annotate(
+            self.masks(min_area), image_id, first_annotation_id, tolerance, segmentation
+        )
+        height, width = self.labels.shape
+        return {
+            "images": [coco.image_entry(image_id, file_name, (height, width))],
+            "annotations": list(found),
+            "categories": coco.categories(self.names),
+        }
+
+    def to_yolo(self, *, tolerance: float = DEFAULT_TOLERANCE, min_area: int = 1) -> yolo.YoloFiles:
+        """The texts of Ultralytics YOLO's labels/NAME.txt, a line for each instance, and of data.yaml."""
+        lines = yolo.yolo_lines(self.masks(min_area), tolerance)
+        return yolo.YoloFiles("".join(f"{line}\n" for line in lines), yolo.yolo_data(self.names))
+
+    def to_geojson(
+        self, *, tolerance: float = DEFAULT_TOLERANCE, min_area: int = 1
+    ) -> dict[str, Any]:
+        """A FeatureCollection with a feature for each instance, in degrees or pixels; see `feature_collection`."""
+        return geojson.feature_collection(self.masks(min_area), self.georeference, tolerance)
+
+    def to_supervision(self, *, min_area: int = 1) -> sv.Detections:
+        """The instances as supervision's Detections; see `tables.detections`."""
+        height, width = self.labels.shape
+        return tables.detections(self.masks(min_area), (height, width))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each class, present or not: index, name, pixels, area, mean_probability (NaN if not), instances.
+
+        Raises:
+            ImportError: pandas is missing.
+        """
+        counts = np.bincount(self.labels.ravel() + 1, minlength=len(self.names) + 1)[1:].tolist()
+        areas, means = self.areas(), self.mean_probabilities()
+        rows = [
+            (index, name, counts[index], areas.get(name, 0.0), means.get(name, float("nan")))
+            for index, name in enumerate(self.names)
+        ]
+        return tables.class_table(rows, self.masks())
+
+    def _repr_png_(self) -> bytes:
+        """The sheet, as notebooks show it."""
+        return encode_png(self.sheet())
+
+    def _repr_html_(self) -> str:
+        """The sheet and a table of the classes, as notebooks show them."""
+        means, colours = self.mean_probabilities(), palette(len(self.names))
+        rows = [
+            (hexadecimal(colours[index].tolist()), name, area, means[name])
+            for index, name, area in self.present()
+        ]
+        return page.html_of(self._repr_png_(), repr(self), rows)
+
+    def _index_of(self, name: str) -> int:
+        """The index of a class, by its name."""
+        if name in self.names:
+            return self.names.index(name)
+        near = difflib.get_close_matches(str(name), self.names, 3)
+        known = near or self.names[:10]
+        more = "" if near or len(self.names) <= 10 else f" and {len(self.names) - 10:,} more"
+        raise ValueError(
+            f"expected the name of a class, got {name!r:.80}; {'did you mean' if near else 'there are'} "
+            f"{', '.join(map(repr, known))}{more}{'?' if near else ''}"
+        )
+
 
 def label_type(classes: int) -> np.dtype[Any]:
     """The type of a label map's pixels: 8 bits for up to 255 classes, else 16; its highest value means unlabelled.
@@ -244,6 +392,11 @@ def label_type(classes: int) -> np.dtype[Any]:
             f"expected at most {MAX_CLASSES:,} classes in a label map, got {classes:,}; use .labels itself"
         )
     return np.dtype(np.uint8 if classes < 256 else np.uint16)
+
+
+def highest_label(classes: int) -> int:
+    """The value of unlabelled pixels in a label map of so many classes; raises as `label_type`."""
+    return int(np.iinfo(label_type(classes)).max)
 
 
 def label_map(labels: NDArray[Any], classes: int) -> Image.Image:
@@ -280,6 +433,15 @@ def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55)
             raise ValueError("expected segmentations of one image by one list of names")
     views = [(caption, result.labels) for caption, result in results.items()]
     return draw_sheet(last.image, views, palette(len(last.names)), last.present(), opacity)
+
+
+def _beside(drawn: Image.Image, legend: Image.Image) -> Image.Image:
+    """A picture and its legend, side by side on white."""
+    size = (drawn.width + legend.width + 2 * MARGIN, max(drawn.height, legend.height))
+    canvas = Image.new("RGB", size, PAPER)
+    canvas.paste(drawn, (0, 0))
+    canvas.paste(legend, (drawn.width + MARGIN, 0))
+    return canvas
 
 
 def _check_array(name: str, value: object, dtype: np.dtype[Any]) -> None:

@@ -15,9 +15,15 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("resclip_kernels", "resclip.version", "resclip.errors"),
     ("resclip.io",),
-    ("resclip.builtin", "resclip.methods", "resclip.visualization"),
-    ("resclip.builtin.training", "resclip.models", "resclip.result", "resclip.scores"),
-    ("resclip.encoder", "resclip.text"),
+    (
+        "resclip.builtin",
+        "resclip.methods",
+        "resclip.visualization",
+        "resclip.geometry",
+        "resclip.scores",
+    ),
+    ("resclip.builtin.training", "resclip.models", "resclip.formats"),
+    ("resclip.encoder", "resclip.text", "resclip.result"),
     ("resclip.steps", "resclip.patching", "resclip.heat_maps"),
     ("resclip.inference",),
     ("resclip.segmenter", "resclip.predictors"),

@@ -31,7 +31,7 @@ def test_segment_writes_three_files_and_says_what_it_saw(
 ) -> None:
     out = tmp_path / "new" / "out"
     assert run("segment", image, "--classes", "sky, tree", "--out", out) == 0
-    assert names_in(out) == ["cat.json", "cat_labels.png", "cat_overlay.png"]
+    assert names_in(out) == ["cat.json", "cat_labels.png", "cat_overlay.png", "classes.json"]
     came = capsys.readouterr()
     assert came.err == ""
     assert came.out == (
@@ -86,7 +86,7 @@ def test_options_reach_the_segmenter(stand_in: StandIn, image: Path, tmp_path: P
         "probability_threshold": 0.25,
         "implementation": "torch",
     }
-    assert names_in(tmp_path / "out") == ["cat.json", "cat_labels.png"]
+    assert names_in(tmp_path / "out") == ["cat.json", "cat_labels.png", "classes.json"]
 
 
 def test_the_proxys_options_and_the_background(stand_in: StandIn, image: Path) -> None:
@@ -164,7 +164,7 @@ def test_interrupt(
     stand_in.fail = interrupt
     assert run("segment", image, "--classes", "a", "--out", tmp_path / "out") == 130
     one_line(capsys, "interrupted")
-    assert names_in(tmp_path / "out") == []
+    assert names_in(tmp_path / "out") == ["classes.json"]
 
 
 @pytest.mark.parametrize(

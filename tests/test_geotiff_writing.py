@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,41 @@ def test_scores_have_16_bits_and_no_palette(tmp_path: Path) -> None:
     for form in ("tif", "png"):
         with Image.open(tmp_path / f"s.{form}") as image:
             np.testing.assert_array_equal(np.asarray(image), scores)
+
+
+def test_class_names_are_in_the_metadata(tmp_path: Path) -> None:
+    """Whatever is in them: a TIFF keeps its metadata as XML."""
+    names = ("sky", "a, b", "猫", '<"&>', "line\nbreak\x01", "", "x" * 5000)
+    (tmp_path / "map.tif").write_bytes(encode_geotiff(LABELS, layout(names=names)))
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert json.loads(dataset.tags()["CLASS_NAMES"]) == list(names)
+    assert [path.name for path in tmp_path.iterdir()] == ["map.tif"]
+
+
+def test_overviews_go_down_to_one_tile(tmp_path: Path, encoded: bytes) -> None:
+    path = tmp_path / "map.tif"
+    path.write_bytes(encoded)
+    with rasterio.open(path) as dataset:
+        assert dataset.overviews(1) == [2, 4]
+    for level, (height, width) in enumerate([(550, 300), (275, 150)]):
+        with rasterio.open(path, OVERVIEW_LEVEL=level) as smaller:
+            assert smaller.shape == (height, width)
+            assert smaller.block_shapes == [(512, 512)]
+            step = 2 << level
+            np.testing.assert_array_equal(smaller.read(1), LABELS[::step, ::step])
+    scores = np.arange(600 * 600).reshape(600, 600) % 50_000
+    path.write_bytes(
+        encode_geotiff(
+            scores,
+            Layout(600, 600, 65536, "uint16", resampling="average"),
+        )
+    )
+    with rasterio.open(path, OVERVIEW_LEVEL=0) as smaller:
+        means = scores.reshape(300, 2, 300, 2).mean(axis=(1, 3))
+        assert np.abs(smaller.read(1) - means).max() <= 1
+    path.write_bytes(encode_geotiff(LABELS[:512, :512], layout((512, 512))))
+    with rasterio.open(path) as dataset:
+        assert dataset.overviews(1) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (512, 512)])

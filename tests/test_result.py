@@ -37,7 +37,7 @@ def make(**changes: Any) -> Segmentation:
     return Segmentation(**{**fields(), **changes})
 
 
-def test_areas_and_scores_are_those_of_present_classes_largest_first() -> None:
+def test_areas_and_probabilities_are_those_of_present_classes_largest_first() -> None:
     result = make()
     assert list(result.areas().items()) == [("sky", 0.5), ("tree", 0.3), ("house", 0.2)]
     assert list(result.mean_probabilities()) == ["sky", "tree", "house"]

@@ -33,13 +33,13 @@ OUTPUT_ENDINGS = (
 # Folders that an image's name must not make: the manifest's files, temporary ones, and what another image's files are.
 _TAKEN = re.compile(
     rf"manifest\.(?:parquet|parts|lock)|{re.escape(SUMMARY)}|\.resclip-.*\.tmp|"
-    rf".*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})",
+    rf".*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})|.*_sheet\.png|.*\.(?:json|geojson|txt|yaml)",
     re.IGNORECASE,
 )
 # A quick test: what does not match needs no change to be the same on every system.
 _QUESTIONABLE = re.compile(
     r'[<>:"\\|?*\x00-\x1f\x7f]|[. ](?:/|\Z)|(?:\A|/)(?:con|prn|aux|nul|com|lpt|manifest\.|run-summary|\.resclip-)'
-    r"|_(?:labels|scores|overlay)\.\w+/",
+    r"|_(?:labels|scores|overlay|sheet)\.\w+/|\.(?:json|geojson|txt|yaml)/",
     re.IGNORECASE,
 )
 _DRIVE = re.compile(r"^([A-Za-z]):")

@@ -246,12 +246,14 @@ def layouts(job: BatchJob, size: tuple[int, int], georeference: Georeference) ->
 
     colours = palette(len(job.names)) if job.label_type == np.uint8 else None
     labels = Layout(
-        *size, len(job.names), job.label_type.name, colours, job.unlabelled, georeference
+        *size, len(job.names), job.label_type.name, colours, job.unlabelled, georeference, job.names
     )
     if not job.scores:
         return {"labels": labels}
     return {
-        "scores": Layout(*size, MAX_SCORE + 1, "uint16", georeference=georeference),
+        "scores": Layout(
+            *size, MAX_SCORE + 1, "uint16", georeference=georeference, resampling="average"
+        ),
         "labels": labels,
     }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from resclip.cli import ablate, batch, bench, evaluate
+from resclip.cli.formats import FORMAT_HELP, add_shape_options, format_names
 from resclip.cli.options import (
     CLASSES_HELP,
     EVERY_HELP,
@@ -174,6 +175,16 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--every", type=every_frame, metavar="N", help=EVERY_HELP)
     reading.add_argument("--column", metavar="NAME", help="of a table: where its images are")
     add_reading_options(reading)
+    formats = parser.add_argument_group("formats of other programs")
+    formats.add_argument(
+        "--format",
+        action="extend",
+        type=format_names,
+        default=[],
+        metavar="NAMES",
+        help=f"{FORMAT_HELP}, sheet (NAME_sheet.png: image, overlay and legend)",
+    )
+    add_shape_options(formats)
     add_model_options(parser)
     add_window_options(parser)
     add_progress_options(parser)
@@ -230,8 +241,8 @@ COMMANDS = {
         "resclip.cli.segment:segment",
         "segment images by the classes you name",
         "Segments images by the classes you name. For each image NAME.EXT, DIR gets NAME_labels.png (pixel values are "
-        "class indices), NAME_overlay.png and NAME.json; a second image of the same NAME gets NAME-2, and so on. An "
-        "image that cannot be read is reported, the others are done.",
+        "class indices), NAME_overlay.png and NAME.json; a second image of the same NAME gets NAME-2, and so on. "
+        "DIR/classes.json names the classes. An image that cannot be read is reported, the others are done.",
         add_segment_options,
     ),
     "batch": Command(

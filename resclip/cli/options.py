@@ -36,9 +36,10 @@ the classes, separated by commas: "sky, tree, house". With a ";" anywhere, ";" s
 OPTIONS = (
     "actors", "address", "background", "bands", "batch_size", "cache", "classes", "column", "correlation", "dataset",
     "device", "engine", "every", "format", "fresh", "ignore_index", "implementation", "label_offset", "max_bytes",
-    "max_memory", "max_pixels", "max_windows", "member", "method",
+    "max_memory", "max_pixels", "max_windows", "member", "method", "min_area",
     "model", "out", "overlay", "overview", "overwrite", "precision", "preset", "pretrained", "proxy", "rcs", "root",
-    "scores", "sfr", "short_side", "split", "stride", "templates", "timeout", "value_range", "window", "workers",
+    "scores", "sfr", "short_side", "split", "stride", "templates", "timeout", "tolerance",
+    "value_range", "window", "workers",
 )  # fmt: skip
 OPTION_OF = {
     **{name: f"--{name.replace('_', '-')}" for name in OPTIONS},

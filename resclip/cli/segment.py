@@ -16,9 +16,12 @@ import numpy as np
 
 from resclip.batch.output_names import SUMMARY
 from resclip.batch.paths import shown
+from resclip.cli.formats import RunFiles, classes_from, entries_from, export_from
 from resclip.cli.options import explain, load_from, reading_from, window_arguments
 from resclip.cli.progress import console
 from resclip.cli.run_summary import RunSummary
+from resclip.formats.classes import CLASSES_FILE
+from resclip.formats.files import RUN_FILES
 from resclip.io.files import write_atomically
 from resclip.io.images import read_picture
 from resclip.io.video import FrameReader
@@ -32,10 +35,13 @@ if TYPE_CHECKING:
     from resclip.io.video import Every
     from resclip.segmenter import Segmenter
 
-SUMMARY_STEM = SUMMARY.removesuffix(".json")
+RUN_STEMS = frozenset(name.removesuffix(".json") for name in (SUMMARY, *RUN_FILES))
+"""No image's, for these files are of the whole run."""
 
-ENDINGS = ("_labels.png", "_overlay.png")
+ENDINGS = ("_labels.png", "_overlay.png", "_sheet.png")
 """Of the images that are written beside each JSON."""
+MASKS = "_masks"
+"""The end of a folder of classes' masks, which lies beside its image's JSON, too."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,12 @@ class Entry:
     item: Item | None
     error: str | None = None
 
+    @property
+    def file_name(self) -> str:
+        """What a list of images calls it."""
+        name = "" if self.item is None else self.item.name
+        return PurePosixPath(name).name if name == self.shown else name
+
 
 def segment(arguments: argparse.Namespace) -> int:
     """Segment `arguments.images`; the exit status: 0 all done, 1 some failed.
@@ -61,6 +73,9 @@ def segment(arguments: argparse.Namespace) -> int:
     if arguments.out is None and not arguments.json:
         raise ValueError("expected --out DIR to write to, or --json to print; got neither")
     classes = parse_classes(arguments.classes)
+    export = export_from(arguments, arguments.format)
+    if arguments.out is None and export.formats:
+        raise ValueError("expected --out DIR to write format= to, got none")
     options = reading_from(arguments)
     entries = [
         entry
@@ -75,6 +90,11 @@ def segment(arguments: argparse.Namespace) -> int:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
 
     segmenter = load_from(arguments, classes, **window_arguments(arguments))
+    files = None
+    if arguments.out is not None:
+        folder, asked = Path(arguments.out), entries_from(arguments, classes)
+        write_atomically(folder / CLASSES_FILE, classes_from(asked))
+        files = RunFiles(folder, export, [entry.name for entry in asked])
     done = 0
     said = console()
     summary: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -89,12 +109,13 @@ def segment(arguments: argparse.Namespace) -> int:
         )
     with (
         summary,
+        files or contextlib.nullcontext(),
         FrameReader(options.limits) as frames,
         said.progress(len(entries), says_end=False) as progress,
     ):
         for entry, stem in zip(entries, output_stems(entries, arguments.out), strict=True):
             try:
-                line = segment_one(segmenter, entry, stem, options, arguments, frames)
+                line = segment_one(segmenter, entry, stem, options, arguments, frames, files)
             except Exception as error:  # It fails this image; the others are still segmented.
                 if arguments.debug:
                     raise
@@ -158,21 +179,23 @@ def is_written(item: Item, out: str | None) -> bool:
     if out is None or path is None:
         return False
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+    if ending is None and path.parent.name.endswith(MASKS):
+        path, ending = path.parent, MASKS
     if ending is None or not path.resolve().is_relative_to(Path(out).resolve()):
         return False
     stem = path.name.removesuffix(ending)
-    return stem != SUMMARY_STEM and path.with_name(f"{stem}.json").exists()
+    return stem not in RUN_STEMS and path.with_name(f"{stem}.json").exists()
 
 
 def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
-    A stem is taken by the run's summary or an earlier image, whatever the case of its letters, or if one of its output
+    A stem is taken by a file of the whole run or an earlier image, whatever the case of its letters, or if one of its output
     files would replace one of the images themselves.
     """
     inputs = set(local_files(entries))
     folder = Path(directory or ".").resolve()
-    taken = {SUMMARY_STEM}
+    taken = set(RUN_STEMS)
     stems = []
     for entry in entries:
         stem, number = entry.name, 1
@@ -204,6 +227,7 @@ def segment_one(
     options: ReadOptions,
     arguments: argparse.Namespace,
     frames: FrameReader,
+    files: RunFiles | None,
 ) -> str:
     """Segment and save one image; the line to print about it."""
     if entry.item is None:
@@ -215,9 +239,11 @@ def segment_one(
     if arguments.out is not None:
         folder = Path(arguments.out, stem).parent
         paths = result.save(folder, PurePosixPath(stem).name, overlay=arguments.overlay)
+    if files is not None:
+        paths += files.add(result, stem, entry.file_name)
     if arguments.json:
-        files = {"file": entry.shown, "written": [str(path) for path in paths]}
-        return json.dumps({**files, **result.to_dict()})
+        about = {"file": entry.shown, "written": [str(path) for path in paths]}
+        return json.dumps({**about, **result.to_dict()})
     shown = paths[1] if arguments.overlay else paths[0]
     return f"{entry.shown}: {summary(result)} -> {shown}"
 

@@ -5,12 +5,14 @@ What is written is complete or not there at all, and the same input always gives
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 TILE = 512
 """Rows and columns of a written tile. One row of tiles is held in memory: 15 MB for a width of 30,000 pixels."""
 
+NAMES_TAG = "CLASS_NAMES"
+"""Item of a file's metadata: its classes' names, by number, as a JSON list."""
+
 # All that environment variables could change is spelled out. One thread, so that tiles are written in order.
 _CREATION = {
     "driver": "GTiff", "count": 1, "tiled": True, "blockxsize": TILE, "blockysize": TILE,
@@ -38,7 +43,8 @@ _PNG_END = b"IEND\xaeB`\x82"
 class RasterWriter:
     """A map of small numbers, classes or scores, written from the top as a tiled GeoTIFF.
 
-    It has one band in tiles of 512 x 512, deflate, and is a BigTIFF if it may pass 4 GB. Its bytes depend on the
+    It has one band in tiles of 512 x 512, deflate, and is a BigTIFF if it may pass 4 GB; one larger than a tile has
+    overviews, each of half the size, down to one that fits into a tile, behind the map itself. Its bytes depend on the
     numbers alone, not on how they were cut into strips. It has a temporary name until `commit`, which first reads
     everything back: what GDAL writes as it closes a file may be lost on a full disk without an error. It needs memory
     for one row of tiles and GDAL's cache. As a context manager it aborts unless it was committed.
@@ -96,6 +102,7 @@ class RasterWriter:
             )
         with self._file as file:
             self._tiles.close()
+            self._tiles.add_overviews()
             self._tiles.verify()
             file.publish()
 
@@ -131,6 +138,7 @@ def encode_geotiff(labels: NDArray[Any], layout: Layout) -> bytes:
         tiles = _Tiles(memory.name, layout)
         tiles.add(labels)
         tiles.close()
+        tiles.add_overviews()
         return bytes(memory.getbuffer())
 
 
@@ -161,6 +169,8 @@ class Layout:
         palette: (N, 3) uint8, N <= 256: RGB of each number; for uint8 alone.
         nodata: the number of pixels that have none, whatever `classes` is; None: all have one.
         georeference: where the map lies.
+        names: of the classes, by number, which stand in the file's metadata as `NAMES_TAG`; empty: no such tag.
+        resampling: of overviews: "nearest" for classes, "average" for amounts.
 
     Raises:
         ValueError: these do not fit together.
@@ -173,6 +183,8 @@ class Layout:
     palette: NDArray[np.uint8] | None = None
     nodata: int | None = None
     georeference: Georeference = NOWHERE
+    names: tuple[str, ...] = ()
+    resampling: Literal["nearest", "average"] = "nearest"
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -192,6 +204,12 @@ class Layout:
             raise ValueError(
                 f"expected a palette of shape (1 to 256, 3), uint8, got {shape}, {self.palette.dtype}"
             )
+
+    @property
+    def overviews(self) -> list[int]:
+        """By how much each overview is smaller than the map; the last one fits into a tile."""
+        steps = (max(self.height, self.width) - 1) // TILE
+        return [2 << step for step in range(steps.bit_length())]
 
     def check(self, array: NDArray[Any]) -> None:
         """ValueError or TypeError unless the array is a run of this map's rows."""
@@ -239,6 +257,9 @@ class _Tiles:
                 self.dataset.gcps = list(place.gcps), place.gcps_crs
             if place.rpcs is not None:
                 self.dataset.rpcs = place.rpcs
+            if layout.names:
+                # JSON in ASCII: XML, in which a TIFF keeps its metadata, has no place for control characters.
+                self.dataset.update_tags(**{NAMES_TAG: json.dumps(layout.names)})
 
     def add(self, rows: NDArray[Any]) -> None:
         """Append rows; OSError if they cannot be written."""
@@ -268,6 +289,22 @@ class _Tiles:
         with gdal(self.cache):
             self.dataset.close()
 
+    def add_overviews(self) -> None:
+        """Put overviews into the closed file; OSError if they cannot be written.
+
+        GDAL reads the file again, some rows of tiles at a time.
+        """
+        factors = self.layout.overviews
+        if not factors:
+            return
+        with (
+            gdal(self.cache, GDAL_NUM_THREADS="1", GDAL_TIFF_OVR_BLOCKSIZE=str(TILE)) as rasterio,
+            without_warnings(),
+            rasterio.open(self.name, "r+") as dataset,
+        ):
+            way = rasterio.enums.Resampling[self.layout.resampling]
+            dataset.build_overviews(factors, way)
+
     def verify(self) -> None:
         """Read the closed file back; OSError if it differs from what was written."""
         with gdal(self.cache) as rasterio, without_warnings():
@@ -279,6 +316,24 @@ class _Tiles:
                 window = rasterio.windows.Window(0, first, self.layout.width, count)
                 if zlib.crc32(dataset.read(1, window=window)) != checksum:
                     raise OSError("it does not read back as it was written")
+            if dataset.overviews(1) != self.layout.overviews or not all(self._tiles_end(dataset)):
+                raise OSError("its overviews are not whole")
+
+    def _tiles_end(self, dataset: Any) -> Iterator[bool]:
+        """Of each tile of the overviews, whether it was written, and ends within the file."""
+        size = Path(self.name).stat().st_size
+        for level, factor in enumerate(self.layout.overviews):
+            rows = -(-self.layout.height // (factor * TILE))
+            columns = -(-self.layout.width // (factor * TILE))
+            for place in (f"{column}_{row}" for row in range(rows) for column in range(columns)):
+                offset, length = (
+                    int(
+                        dataset.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=1, ovr=level)
+                        or 0
+                    )
+                    for what in ("OFFSET", "SIZE")
+                )
+                yield 0 < offset < offset + length <= size
 
 
 def _check_png_end(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Formats of other programs that a segmentation's instances are written in."""
