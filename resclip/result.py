@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,9 @@ from PIL import Image
 from resclip.io.files import write_atomically
 from resclip.io.images import PixelArray, save_png
 from resclip.io.picture import NO_PLACE, NOWHERE, Georeference
-from resclip.visualization.overlay import (
-    LegendEntry,
-    draw_legend,
-    draw_overlay,
-    draw_sheet,
-    palette,
-)
+from resclip.visualization.colours import palette
+from resclip.visualization.legend import LegendEntry, draw_legend
+from resclip.visualization.overlay import draw_overlay, draw_sheet
 
 UNLABELLED = -1
 """The label of a pixel that has no class: the image has nothing there."""
@@ -115,7 +111,7 @@ class Segmentation:
         """
         dtype = label_type(len(self.names))
         # -1 becomes the highest value.
-        return label_map(self.labels.astype(dtype), len(self.names))
+        return label_map(self.labels.astype(dtype), self.names)
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """The image tinted with its classes' colours, at its own size, mode RGB.
@@ -126,16 +122,16 @@ class Segmentation:
         Raises:
             ValueError: another opacity.
         """
-        return draw_overlay(self.image, self.labels, palette(len(self.names)), opacity)
+        return draw_overlay(self.image, self.labels, palette(self.names), opacity)
 
     def legend(self, height: int = 440) -> Image.Image:
-        """Present classes by area, with colour and share; those that do not fit into `height` pixels are counted."""
-        return draw_legend(self.present(), palette(len(self.names)), height)
+        """Present classes by area, with colour and share, in as many columns as `height` pixels need."""
+        return draw_legend(self.present(), palette(self.names), height)
 
     def sheet(self, opacity: float = 0.55) -> Image.Image:
         """Image, overlay and legend side by side, small images enlarged; mode RGB."""
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
-        colours = palette(len(self.names))
+        colours = palette(self.names)
         missing = f"{self.unlabelled:.1%} unlabelled".replace("%", " %") if self.unlabelled else ""
         footer = ", ".join(filter(None, (" + ".join(parts), missing)))
         views = [("Classes", self.labels)]
@@ -214,15 +210,15 @@ def label_type(classes: int) -> np.dtype[Any]:
     return np.dtype(np.uint8 if classes < 256 else np.uint16)
 
 
-def label_map(labels: NDArray[Any], classes: int) -> Image.Image:
-    """A map of type `label_type(classes)` as an image: with a palette in 8 bits, unlabelled pixels transparent."""
+def label_map(labels: NDArray[Any], names: Sequence[str]) -> Image.Image:
+    """A map of type `label_type(len(names))` as an image: with a palette in 8 bits, unlabelled pixels transparent."""
     image = Image.fromarray(labels)
     highest = np.iinfo(labels.dtype).max
     has_unlabelled = bool((labels == highest).any())
     if labels.dtype == np.uint8:
-        colours = palette(classes)
+        colours = palette(names)
         if has_unlabelled:
-            colours = np.concatenate([colours, np.zeros((256 - classes, 3), np.uint8)])
+            colours = np.concatenate([colours, np.zeros((256 - len(names), 3), np.uint8)])
         image.putpalette(colours.tobytes())
     if has_unlabelled:
         image.info["transparency"] = int(highest)
@@ -230,7 +226,7 @@ def label_map(labels: NDArray[Any], classes: int) -> Image.Image:
 
 
 def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55) -> Image.Image:
-    """One image's segmentations side by side: the image, an overlay each, and the last one's legend.
+    """One image's segmentations side by side: the image, an overlay each, and the last one's legend; many in rows.
 
     Args:
         results: by caption; all of one image and one list of names.
@@ -247,7 +243,7 @@ def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55)
         if other.names != last.names or not np.array_equal(other.image, last.image):
             raise ValueError("expected segmentations of one image by one list of names")
     views = [(caption, result.labels) for caption, result in results.items()]
-    return draw_sheet(last.image, views, palette(len(last.names)), last.present(), opacity)
+    return draw_sheet(last.image, views, palette(last.names), last.present(), opacity)
 
 
 def _check_array(name: str, value: object, dtype: np.dtype[Any]) -> None:

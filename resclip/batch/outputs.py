@@ -18,7 +18,8 @@ from resclip.batch.storage import Store
 from resclip.io.images import PixelArray, encode_png
 from resclip.io.picture import NOWHERE, Georeference, Mask
 from resclip.result import UNLABELLED, label_map
-from resclip.visualization.overlay import draw_overlay, palette
+from resclip.visualization.colours import palette
+from resclip.visualization.overlay import draw_overlay
 
 if TYPE_CHECKING:
     from resclip.io.geotiff import Layout
@@ -209,7 +210,7 @@ def encode(job: BatchJob, stem: str, result: Result) -> Iterator[tuple[str, byte
     if job.overlay and result.image is not None and result.labels is not None:
         labels = result.labels.astype(np.int64)
         labels[labels == job.unlabelled] = UNLABELLED
-        overlay = draw_overlay(result.image, labels, palette(len(job.names)), OPACITY)
+        overlay = draw_overlay(result.image, labels, palette(job.names), OPACITY)
         yield f"{stem}_overlay.png", encode_png(overlay)
     if result.written or result.labels is None:
         return
@@ -232,7 +233,7 @@ def encode_plane(job: BatchJob, kind: str, plane: Any, georeference: Georeferenc
 
         return encode_geotiff(plane, layouts(job, plane.shape, georeference)[kind])
     if kind == "labels":
-        return encode_png(label_map(plane, len(job.names)))
+        return encode_png(label_map(plane, job.names))
     return encode_png(Image.fromarray(plane))
 
 
@@ -240,7 +241,7 @@ def layouts(job: BatchJob, size: tuple[int, int], georeference: Georeference) ->
     """The layouts of scores, where a job writes them, and labels, in this order."""
     from resclip.io.geotiff import Layout
 
-    colours = palette(len(job.names)) if job.label_type == np.uint8 else None
+    colours = palette(job.names) if job.label_type == np.uint8 else None
     labels = Layout(
         *size, len(job.names), job.label_type.name, colours, job.unlabelled, georeference
     )

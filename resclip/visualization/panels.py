@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from resclip.io.images import PixelArray
-from resclip.visualization.fonts import built_in_font, shorten
+from resclip.visualization.fonts import fit_line
 from resclip.visualization.sheets import (
     GAP,
     LINE,
@@ -58,18 +58,11 @@ def draw_panels(
     sheet_width = MARGIN + columns * (column + MARGIN)
     sheet_height = MARGIN + rows * row_height + (LINE + MARGIN if footer else 0)
     sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
-    draw, font = ImageDraw.Draw(sheet), built_in_font(CAPTION)
     for number, heat_map in enumerate([None, *maps]):
         left = MARGIN + number % columns * (column + MARGIN)
         top = MARGIN + number // columns * row_height
         caption = "Image" if heat_map is None else heat_map.caption
-        draw.text(
-            (left, top + LINE // 2),
-            shorten(caption, font, column),
-            fill=INK,
-            font=font,
-            anchor="lm",
-        )
+        fit_line(caption, CAPTION, column).draw(sheet, (left, top + LINE // 2), INK)
         top += LINE + GAP
         sheet.paste(panel if heat_map is None else draw_heat(panel, heat_map), (left, top))
         mark(sheet, (left + centre[0], top + centre[1]), dotted=heat_map is None)
@@ -78,6 +71,5 @@ def draw_panels(
             draw_scale(sheet, (left, top + height + GAP), column, largest)
     if footer:
         position = (MARGIN, MARGIN + rows * row_height + LINE // 2)
-        text = shorten(footer, font, sheet_width - 2 * MARGIN)
-        draw.text(position, text, fill=FAINT_INK, font=font, anchor="lm")
+        fit_line(footer, CAPTION, sheet_width - 2 * MARGIN).draw(sheet, position, FAINT_INK)
     return sheet

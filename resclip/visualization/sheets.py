@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from resclip.io.images import PixelArray
-from resclip.visualization.fonts import built_in_font, shorten
+from resclip.visualization.fonts import fit_line, set_line
 from resclip.visualization.style import CAPTION, FAINT_INK, INK, LUMA, MARGIN, PAPER, resampling
 
 # Black through purple and orange to a pale yellow, at equal distances in OKLab, lightness rising in equal steps.
@@ -102,11 +102,9 @@ def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "
     sheet_width = MARGIN + len(captions) * (column + MARGIN)
     sheet_height = top + len(rows) * row_height + (LINE + MARGIN if footer else 0)
     sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = built_in_font(CAPTION)
     for number, caption in enumerate(captions):
         position = (MARGIN + number * (column + MARGIN), MARGIN + LINE // 2)
-        draw.text(position, shorten(caption, font, column), fill=INK, font=font, anchor="lm")
+        fit_line(caption, CAPTION, column).draw(sheet, position, INK)
     scale = width / image.shape[1], height / image.shape[0]
     for row in rows:
         point = row.point[0] * scale[0], top + row.point[1] * scale[1]
@@ -116,7 +114,7 @@ def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "
         under = top + height + GAP
         for number, line in enumerate(row.caption):
             position = (left, under + number * LINE + LINE // 2)
-            draw.text(position, shorten(line, font, column), fill=FAINT_INK, font=font, anchor="lm")
+            fit_line(line, CAPTION, column).draw(sheet, position, FAINT_INK)
         for heat_map in row.maps:
             left += column + MARGIN
             sheet.paste(draw_heat(panel, heat_map), (left, top))
@@ -125,8 +123,7 @@ def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "
         top += row_height
     if footer:
         position = (MARGIN, top + LINE // 2)
-        text = shorten(footer, font, sheet_width - 2 * MARGIN)
-        draw.text(position, text, fill=FAINT_INK, font=font, anchor="lm")
+        fit_line(footer, CAPTION, sheet_width - 2 * MARGIN).draw(sheet, position, FAINT_INK)
     return sheet
 
 
@@ -195,8 +192,7 @@ def draw_scale(sheet: Image.Image, corner: tuple[int, int], column: int, largest
     width = min(column, NARROWEST)
     ramp = heat_colours(np.linspace(0.0, 1.0, width))[None].repeat(BAR, axis=0)
     sheet.paste(Image.fromarray(ramp), (left, top + (LINE - BAR) // 2))
-    draw, font = ImageDraw.Draw(sheet), built_in_font(CAPTION)
     middle = top + LINE + LINE // 2
-    draw.text((left, middle), "0", fill=FAINT_INK, font=font, anchor="lm")
-    text = f"{largest:.2g}"
-    draw.text((left + width, middle), text, fill=FAINT_INK, font=font, anchor="rm")
+    set_line("0", CAPTION).draw(sheet, (left, middle), FAINT_INK)
+    end = set_line(f"{largest:.2g}", CAPTION)
+    end.draw(sheet, (left + width - end.width, middle), FAINT_INK)
