@@ -285,6 +285,7 @@ def test_classes_that_are_only_predicted_come_last() -> None:
 
 def test_a_class_without_a_pixel_has_no_share() -> None:
     none, few, some = (
-        draw_legend([(0, "a", fraction)], palette(["a"]), 100).tobytes() for fraction in (0, 4e-4, 6e-4)
+        draw_legend([(0, "a", fraction)], palette(["a"]), 100).tobytes()
+        for fraction in (0, 4e-4, 6e-4)
     )
     assert len({none, few, some}) == 3

@@ -109,9 +109,9 @@ _TABLE = _read_table()
 def palette(names: Sequence[str]) -> PixelArray:
     """A colour for each class by its name, (len(names), 3) uint8; read-only.
 
-    Names are read in lower case and in the singular; "pine tree" has a tree's colour, or beside "tree" a shade of it. Of
-    "cat, kitten" the first part that is known counts. A class's colour does not depend on the order of the list, and on
-    the other classes only where two would look alike: then the more common name keeps its colour, else the one that
+    Names are read in lower case and in the singular; "pine tree" has a tree's colour, or beside "tree" a shade of it.
+    Of "cat, kitten" the first part that is known counts. A class's colour does not depend on the order of the list, and
+    on the other classes only where two would look alike: then the more common name keeps its colour, else the one that
     comes first in the alphabet. Up to about 60 classes are `APART`; of more than 512 it is only seen to that no two are
     the same. Black and white are left to borders and text.
 

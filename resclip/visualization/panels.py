@@ -15,6 +15,7 @@ from resclip.visualization.sheets import (
     NARROWEST,
     HeatMap,
     PointMaps,
+    Scale,
     check_rows,
     draw_heat,
     draw_scale,
@@ -29,17 +30,22 @@ COLUMNS = 5
 
 
 def draw_panels(
-    image: PixelArray, point: tuple[float, float], maps: Sequence[HeatMap], footer: str = ""
+    image: PixelArray,
+    point: tuple[float, float],
+    maps: Sequence[HeatMap],
+    footer: str = "",
+    scale: Scale = "root",
 ) -> Image.Image:
     """The image with a point marked, then its maps, row by row, each with its caption above and its scale below.
 
-    The colours of a map go from 0 to its own largest value, which is written under it.
+    The colours of a map go up to its own largest value, which is written under it with the scale's name.
 
     Args:
         image: (H, W, 3) uint8.
         point: (x, y) in pixels of the image, from its top left.
         maps: at least one.
         footer: a line of small print below.
+        scale: of the colours, see `resclip.visualization.sheets.scaled`.
 
     Raises:
         ValueError: no map, or one with negative or infinite entries.
@@ -47,8 +53,8 @@ def draw_panels(
     if not maps:
         raise ValueError("expected at least one map to draw, got none")
     check_rows([PointMaps(point, ("", ""), maps)])
-    scale = PANEL / max(image.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    zoom = PANEL / max(image.shape[:2])
+    height, width = (max(1, round(side * zoom)) for side in image.shape[:2])
     panel = Image.fromarray(image).resize((width, height), resampling(image.shape[0], height))
     centre = point[0] * width / image.shape[1], point[1] * height / image.shape[0]
     column = max(width, NARROWEST)
@@ -64,11 +70,10 @@ def draw_panels(
         caption = "Image" if heat_map is None else heat_map.caption
         fit_line(caption, CAPTION, column).draw(sheet, (left, top + LINE // 2), INK)
         top += LINE + GAP
-        sheet.paste(panel if heat_map is None else draw_heat(panel, heat_map), (left, top))
+        sheet.paste(panel if heat_map is None else draw_heat(panel, heat_map, scale), (left, top))
         mark(sheet, (left + centre[0], top + centre[1]), dotted=heat_map is None)
         if heat_map is not None:
-            largest = float(heat_map.values.max())
-            draw_scale(sheet, (left, top + height + GAP), column, largest)
+            draw_scale(sheet, (left, top + height + GAP), column, heat_map.values, scale)
     if footer:
         position = (MARGIN, MARGIN + rows * row_height + LINE // 2)
         fit_line(footer, CAPTION, sheet_width - 2 * MARGIN).draw(sheet, position, FAINT_INK)
