@@ -81,7 +81,7 @@ class LayerMaps:
 def layer_maps(
     query: Tensor, key: Tensor, rows: Tensor, grid: tuple[int, int], layer: int, head: int | None
 ) -> LayerMaps:
-    """Maps of patches `rows` (R,) by a block's q and k (B, A, L, d); [CLS], if there is one, comes before the patches."""
+    """Maps of patches `rows` (R,) by a block's q and k (B, A, L, d); [CLS], if any, comes before the patches."""
     skip = query.shape[2] - grid[0] * grid[1]
     if head is not None:
         query, key = query[:, head - 1 : head], key[:, head - 1 : head]
