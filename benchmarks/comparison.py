@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.reporting import RESULTS, ROOT, stored
-from resclip.builtin.scenes import CLASS_NAMES
-from resclip.evaluation.datasets.base import Dataset
-from resclip.evaluation.datasets.builtin import builtin
+from resclip.builtin.scenes import CLASS_NAMES, Scene, held_out_scenes
 from resclip.evaluation.metrics import confusion, scores_of
 from resclip.evaluation.report import Report
-from resclip.io.images import save_png
+from resclip.io.images import PixelArray, save_png
 from resclip.visualization.colours import palette
 from resclip.visualization.fonts import fit_line
 from resclip.visualization.legend import draw_key
@@ -35,6 +33,7 @@ TITLES = {BASE: "ClearCLIP", REPAIRED: "ClearCLIP + RCS + SFR"}
 FEWEST_CLASSES = 5
 """Classes of a scene that is shown: of fewer, one thing that is found makes all the difference."""
 
+_SCENES, _SIDE = 200, 168  # as `resclip evaluate` measures them
 _CELL = 240  # pixels, of a scene as it is shown
 _ZOOM = 2  # at which overlays are drawn before they are reduced to that
 _GAP, _MARGIN, _LINE = 16, 20, 24
@@ -61,12 +60,11 @@ class Comparison(NamedTuple):
         return int(gains.argmax())
 
 
-def segmented(dataset: Dataset, method: str, numbers: Sequence[int]) -> list[NDArray[np.int64]]:
-    """The labels of some scenes by one method, as `resclip evaluate` has them: the built-in model, all its classes."""
+def segmented(images: Sequence[PixelArray], method: str) -> list[NDArray[np.int64]]:
+    """The labels of scenes by one method, as `resclip evaluate` has them: the built-in model, all its classes."""
     from resclip.loading import load
 
-    segmenter = load("builtin", classes=CLASS_NAMES, method=method, **dataset.settings)
-    images = [dataset.samples[number].image.read().pixels for number in numbers]
+    segmenter = load("builtin", classes=CLASS_NAMES, method=method, short_side=0)
     return [result.labels for result in segmenter.segment_many(images)]
 
 
@@ -78,26 +76,31 @@ def scene_miou(truth: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
     return miou
 
 
-def measure(dataset: Dataset) -> Comparison:
-    """Both methods on every scene of the dataset."""
-    truths = [sample.truth.read() for sample in dataset.samples]
-    numbers = range(len(truths))
+def measure() -> Comparison:
+    """Both methods on every scene that `resclip evaluate` measures."""
+    scenes = list(held_out_scenes(_SCENES, _SIDE))
+    images = [scene.image for scene in scenes]
     miou = {
         method: [
-            round(scene_miou(truth, labels), 2)
-            for truth, labels in zip(truths, segmented(dataset, method, numbers), strict=True)
+            round(scene_miou(scene.mask, labels), 2)
+            for scene, labels in zip(scenes, segmented(images, method), strict=True)
         ]
         for method in (BASE, REPAIRED)
     }
-    return Comparison(miou, [len(np.unique(truth)) for truth in truths])
+    return Comparison(miou, [len(np.unique(scene.mask)) for scene in scenes])
 
 
-def picture(dataset: Dataset, number: int) -> Image.Image:
+def shown_scene(number: int) -> Scene:
+    """The held-out scene of this number, as it was measured."""
+    (scene,) = held_out_scenes(1, _SIDE, first=number)
+    return scene
+
+
+def picture(scene: Scene) -> Image.Image:
     """The scene, what was drawn, and both methods' labels with what they reach in it, above a key of the colours."""
-    image = dataset.samples[number].image.read().pixels
-    truth = dataset.samples[number].truth.read()
+    image, truth = scene.image, scene.mask
     colours = palette(CLASS_NAMES)
-    large = np.asarray(Image.fromarray(image).resize([_ZOOM * side for side in image.shape[1::-1]]))
+    large = np.asarray(Image.fromarray(image).resize((_ZOOM * _SIDE, _ZOOM * _SIDE)))
 
     def drawn(labels: NDArray[Any]) -> Image.Image:
         enlarged = labels.astype(np.int64).repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
@@ -106,7 +109,7 @@ def picture(dataset: Dataset, number: int) -> Image.Image:
     panels = [("Image", "", Image.fromarray(large)), ("Ground truth", "as drawn", drawn(truth))]
     shown = [truth.astype(np.int64)]
     for method, title in TITLES.items():
-        (labels,) = segmented(dataset, method, [number])
+        (labels,) = segmented([image], method)
         panels.append((title, f"mIoU {scene_miou(truth, labels):.1f} in this scene", drawn(labels)))
         shown.append(labels)
     width = len(panels) * (_CELL + _GAP) - _GAP
@@ -132,7 +135,7 @@ def caption(comparison: Comparison) -> str:
     before, after, by_rcs = (float("nan") if mean is None else mean for mean in means)
     gains = np.subtract(comparison.miou[REPAIRED], comparison.miou[BASE])
     return (
-        f"One of the {len(gains)} drawn scenes that the built-in model has not seen, chosen to show the difference: in it "
+        f"One of {len(gains)} drawn scenes that the built-in model has not seen, chosen to show the difference: in it "
         f"ClearCLIP gains {gains[comparison.scene()]:.1f} points of mIoU by RCS and SFR. Over all of them it gains "
         f"{after - before:.1f}, from {before:.1f} to {after:.1f} (by RCS alone to {by_rcs:.1f}), and "
         f"{int((gains > 0).sum())} scenes are better by it."
@@ -157,12 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out.suffix.lower() != ".png":
         parser.error(f"--out must name a .png file, got {options.out}")
-    dataset = builtin(None)
     if options.measure:
-        comparison = measure(dataset)
+        comparison = measure()
         (RESULTS / "comparison.json").write_text(json.dumps(comparison._asdict()) + "\n")
     comparison = Comparison.read()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(picture(dataset, comparison.scene()), options.out)
+    save_png(picture(shown_scene(comparison.scene())), options.out)
     print(caption(comparison))
     return 0

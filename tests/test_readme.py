@@ -32,6 +32,7 @@ PAGES = (
     "docs/evaluation.md",
     "docs/high-resolution.md",
     "docs/methods.md",
+    "docs/pictures.md",
     "docs/predictors.md",
     "docs/scale.md",
 )
