@@ -49,8 +49,7 @@ scenes: $(VENV)/.dev  ## Measure every method on the held-out scenes (ARGS=--fre
 
 readme: $(VENV)/.dev  ## Make the README's images and tables again, from the stored results
 	$(BIN)/resclip demo --out docs
-	$(BIN)/resclip compare docs/scene.png --classes "sky, grass, house, tree, sun, car, flower, balloon, cloud" \
-		--out docs/comparison.png
+	$(BIN)/python -m benchmarks comparison
 	$(BIN)/resclip attention docs/scene.png --at 60,120 --method naclip+rcs --out docs/attention.png
 	$(BIN)/python -m benchmarks gallery --out docs/gallery.png
 	$(BIN)/python -m benchmarks method-pictures

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "high-resolution": ("benchmarks.high_resolution", "measure ways to segment large images"),
     "gigapixel": ("benchmarks.gigapixel", "segment one image of 30,000 × 30,000 pixels"),
     "synthetic-raster": ("benchmarks.synthetic_raster", "write one very large image of drawn scenes"),
+    "comparison": ("benchmarks.comparison", "draw the README's first picture: a scene without and with RCS and SFR"),
     "gallery": ("benchmarks.gallery", "draw what each method makes of a few scenes"),
     "method-pictures": ("benchmarks.method_pictures", "draw what each method makes of one scene, for docs/"),
     "readme": ("benchmarks.readme", "write the tables of README.md and docs/ from stored results"),

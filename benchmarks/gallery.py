@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from resclip.builtin.scenes import CLASS_NAMES, Scene, draw, held_out_scenes
 from resclip.builtin.training.captions import visible_names
-from resclip.evaluation.datasets.builtin import class_colours
 from resclip.io.images import PixelArray, save_png
 from resclip.methods.catalogue import BASES
-from resclip.visualization.fonts import built_in_font, shorten, text_width
-from resclip.visualization.overlay import draw_key, draw_overlay
+from resclip.visualization.colours import palette
+from resclip.visualization.fonts import fit_line, set_line
+from resclip.visualization.legend import draw_key
+from resclip.visualization.overlay import draw_overlay
 
 METHODS = (*BASES, "naclip+rcs", "naclip+sfr", "resclip")
 
@@ -87,22 +88,20 @@ def draw_gallery(
         key: (class index, name) of the classes to explain.
         colours: (classes, 3) uint8.
     """
-    large, small = built_in_font(_NAME), built_in_font(_NOTE)
-    widths = [max(text_width(row.name, large), text_width(row.note, small)) for row in rows]
+    widths = [max(set_line(row.name, _NAME).width, set_line(row.note, _NOTE).width) for row in rows]
     caption = min(_WIDEST_CAPTION, math.ceil(max(widths)))
     cell_width, cell_height = rows[0].cells[0].size
     width = caption + _SPACE + len(rows[0].cells) * (cell_width + _GAP) - _GAP
     legend = draw_key(key, colours, width)
     height = len(rows) * (cell_height + _GAP) - _GAP + _SPACE + legend.height
     sheet = Image.new("RGB", (width + 2 * _MARGIN, height + 2 * _MARGIN), _PAPER)
-    drawing = ImageDraw.Draw(sheet)
     top = _MARGIN
     for row in rows:
         middle = top + cell_height // 2
         half_line = 12 if row.note else 0
-        name, note = shorten(row.name, large, caption), shorten(row.note, small, caption)
-        drawing.text((_MARGIN, middle - half_line), name, fill=_INK, font=large, anchor="lm")
-        drawing.text((_MARGIN, middle + half_line), note, fill=_FAINT_INK, font=small, anchor="lm")
+        name, note = fit_line(row.name, _NAME, caption), fit_line(row.note, _NOTE, caption)
+        name.draw(sheet, (_MARGIN, middle - half_line), _INK)
+        note.draw(sheet, (_MARGIN, middle + half_line), _FAINT_INK)
         for number, cell in enumerate(row.cells):
             left = _MARGIN + caption + _SPACE + number * (cell_width + _GAP)
             sheet.paste(cell, (left, top))
@@ -114,7 +113,7 @@ def draw_gallery(
 def gallery(count: int) -> Image.Image:
     """The scenes, what was drawn, and every method's segmentation of them."""
     scenes = varied_scenes(count)
-    colours = class_colours()
+    colours = palette(CLASS_NAMES)
     truth = [scene.mask.astype(np.int64) for scene in scenes]
     predicted = {method: segment_scenes(scenes, method) for method in METHODS}
 

@@ -37,12 +37,12 @@ from resclip.builtin.scenes import (
     plan_scene,
 )
 from resclip.builtin.things import COLOURS, DRAWN, THINGS
-from resclip.evaluation.datasets.builtin import class_colours
 from resclip.evaluation.distributed import machine_name
 from resclip.evaluation.metrics import confusion, scores_of
 from resclip.io.images import save_png
 from resclip.methods.catalogue import Overview
 from resclip.segmenter import Segmenter
+from resclip.visualization.colours import palette
 from resclip.visualization.overlay import draw_overlay
 
 IMAGE = ROOT / "docs/high-resolution.png"
@@ -211,7 +211,7 @@ def measure() -> list[dict[str, Any]]:
 def image() -> Image.Image:
     """The first held-out scene of each kind: its ground truth, and how each mode of ResCLIP sees it."""
     drawn = [next(scenes(kind, HELD_OUT)) for kind in KINDS]
-    colours = class_colours()
+    colours = palette(CLASS_NAMES)
     truth = [scene.mask.astype(np.int64) for scene in drawn]
     labels = {"ground truth": truth}
     for mode, options in MODES.items():

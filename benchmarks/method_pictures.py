@@ -16,9 +16,9 @@ from PIL import Image
 from benchmarks.reporting import ROOT
 from resclip.builtin.scenes import CLASS_NAMES, Scene, demo_scene
 from resclip.errors import UnknownChannelsWarning
-from resclip.evaluation.datasets.builtin import class_colours
 from resclip.io.images import save_png
 from resclip.methods.catalogue import BASES, PAMR, SUFFIXES
+from resclip.visualization.colours import palette
 from resclip.visualization.overlay import draw_overlay
 from resclip.visualization.sheets import HeatMap, draw_heat
 
@@ -54,10 +54,9 @@ def picture(scene: Scene, method: str) -> Image.Image:
     logits = segmenter.logits(segmenter.prepare(scene.image)[None], upsample=True)
     heat = logits[0, names.index(HEAT)].double().numpy()
     heat = (heat - heat.min()) / max(np.ptp(heat), 1e-12)
-    colours = class_colours()[[CLASS_NAMES.index(name) for name in names]]
     image = Image.fromarray(scene.image)
     cells = [
-        draw_overlay(scene.image, labels, colours, opacity=0.9),
+        draw_overlay(scene.image, labels, palette(names), opacity=0.9),
         draw_heat(image, HeatMap(HEAT, heat)),
     ]
     sheet = Image.new("RGB", (2 * CELL[0] + GAP, CELL[1]), (255, 255, 255))

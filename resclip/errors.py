@@ -52,6 +52,10 @@ class ClassNumbersWarning(UserWarning):
     """A file numbers its classes with gaps, which label maps do not have."""
 
 
+class MissingLettersWarning(UserWarning):
+    """A picture shows a name in a script that no font here has, or that Pillow here cannot lay out."""
+
+
 class ManyWindowsWarning(UserWarning):
     """An image takes very many overlapping windows; the message says how many, and how to take fewer."""
 

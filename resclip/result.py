@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,10 @@ from resclip.io.files import write_atomically
 from resclip.io.images import PixelArray, encode_png, save_png
 from resclip.io.picture import NO_PLACE, NOWHERE, Georeference
 from resclip.scores import ClassScores
-from resclip.visualization.overlay import (
-    LegendEntry,
-    draw_legend,
-    draw_overlay,
-    draw_sheet,
-    palette,
-)
+from resclip.visualization.colours import palette
+from resclip.visualization.legend import LegendEntry, draw_legend, with_legend
+from resclip.visualization.overlay import draw_overlay, draw_sheet
 from resclip.visualization.sheets import draw_probability
-from resclip.visualization.style import MARGIN, PAPER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,9 +132,9 @@ class Segmentation:
             opacity: of the colours, from 0 to 1.
 
         Raises:
-            ValueError: scores that were not kept, another opacity.
-            KeyError: no such class.
+            ValueError: scores that were not kept, no such class, another opacity.
         """
+        self._index_of(name)
         return draw_probability(self.image, self.scores[name], opacity)
 
     @property
@@ -158,7 +153,7 @@ class Segmentation:
         """
         dtype = label_type(len(self.names))
         # -1 becomes the highest value.
-        return label_map(self.labels.astype(dtype), len(self.names))
+        return label_map(self.labels.astype(dtype), self.names)
 
     def overlay(self, opacity: float = 0.55, *, legend: bool = False) -> Image.Image:
         """The image tinted with its classes' colours, at its own size, mode RGB.
@@ -170,17 +165,18 @@ class Segmentation:
         Raises:
             ValueError: another opacity.
         """
-        drawn = draw_overlay(self.image, self.labels, palette(len(self.names)), opacity)
-        return _beside(drawn, self.legend(drawn.height)) if legend else drawn
+        colours = palette(self.names)
+        drawn = draw_overlay(self.image, self.labels, colours, opacity)
+        return with_legend(drawn, self.present(), colours) if legend else drawn
 
     def legend(self, height: int = 440) -> Image.Image:
-        """Present classes by area, with colour and share; those that do not fit into `height` pixels are counted."""
-        return draw_legend(self.present(), palette(len(self.names)), height)
+        """Present classes by area, with colour and share, in as many columns as `height` pixels need."""
+        return draw_legend(self.present(), palette(self.names), height)
 
     def sheet(self, opacity: float = 0.55) -> Image.Image:
         """Image, overlay and legend side by side, small images enlarged; mode RGB."""
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
-        colours = palette(len(self.names))
+        colours = palette(self.names)
         missing = f"{self.unlabelled:.1%} unlabelled".replace("%", " %") if self.unlabelled else ""
         footer = ", ".join(filter(None, (" + ".join(parts), missing)))
         views = [("Classes", self.labels)]
@@ -361,7 +357,7 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         """The sheet and a table of the classes, as notebooks show them."""
-        means, colours = self.mean_probabilities(), palette(len(self.names))
+        means, colours = self.mean_probabilities(), palette(self.names)
         rows = [
             (hexadecimal(colours[index].tolist()), name, area, means[name])
             for index, name, area in self.present()
@@ -399,15 +395,15 @@ def highest_label(classes: int) -> int:
     return int(np.iinfo(label_type(classes)).max)
 
 
-def label_map(labels: NDArray[Any], classes: int) -> Image.Image:
-    """A map of type `label_type(classes)` as an image: with a palette in 8 bits, unlabelled pixels transparent."""
+def label_map(labels: NDArray[Any], names: Sequence[str]) -> Image.Image:
+    """A map of type `label_type(len(names))` as an image: with a palette in 8 bits, unlabelled pixels transparent."""
     image = Image.fromarray(labels)
     highest = np.iinfo(labels.dtype).max
     has_unlabelled = bool((labels == highest).any())
     if labels.dtype == np.uint8:
-        colours = palette(classes)
+        colours = palette(names)
         if has_unlabelled:
-            colours = np.concatenate([colours, np.zeros((256 - classes, 3), np.uint8)])
+            colours = np.concatenate([colours, np.zeros((256 - len(names), 3), np.uint8)])
         image.putpalette(colours.tobytes())
     if has_unlabelled:
         image.info["transparency"] = int(highest)
@@ -415,7 +411,7 @@ def label_map(labels: NDArray[Any], classes: int) -> Image.Image:
 
 
 def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55) -> Image.Image:
-    """One image's segmentations side by side: the image, an overlay each, and the last one's legend.
+    """One image's segmentations side by side: the image, an overlay each, and the last one's legend; many in rows.
 
     Args:
         results: by caption; all of one image and one list of names.
@@ -432,16 +428,7 @@ def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55)
         if other.names != last.names or not np.array_equal(other.image, last.image):
             raise ValueError("expected segmentations of one image by one list of names")
     views = [(caption, result.labels) for caption, result in results.items()]
-    return draw_sheet(last.image, views, palette(len(last.names)), last.present(), opacity)
-
-
-def _beside(drawn: Image.Image, legend: Image.Image) -> Image.Image:
-    """A picture and its legend, side by side on white."""
-    size = (drawn.width + legend.width + 2 * MARGIN, max(drawn.height, legend.height))
-    canvas = Image.new("RGB", size, PAPER)
-    canvas.paste(drawn, (0, 0))
-    canvas.paste(legend, (drawn.width + MARGIN, 0))
-    return canvas
+    return draw_sheet(last.image, views, palette(last.names), last.present(), opacity)
 
 
 def _check_array(name: str, value: object, dtype: np.dtype[Any]) -> None:

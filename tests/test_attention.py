@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from method_support import colours, make, small_tower, text
-from torch import Tensor
+from torch import Tensor, nn
 
 from resclip import DenseEncoder
 from resclip.encoder.final_block import resize_heads
@@ -110,3 +113,73 @@ def test_a_patch_outside_the_grid_is_refused(query: tuple[int, int]) -> None:
 def test_a_proxys_grid_counts_where_there_is_a_proxy() -> None:
     dense = DenseEncoder(small_tower(), base="proxyclip", proxy=colours)
     assert dense.attention(torch.rand(1, 3, *SIZE), (3, 4)).base.shape == (1, 1, 1, 4, 5)
+
+
+def plain_rows(tower: nn.Module, pixels: Tensor, layer: int) -> Tensor:
+    """softmax(q kᵀ/√d) of an open_clip tower's block, by hand: (B, A, L, L)."""
+    block = tower.transformer.resblocks[layer - 1]
+    kept = []
+    handle = block.ln_1.register_forward_hook(lambda _, __, output: kept.append(output))
+    tower(pixels)
+    handle.remove()
+    attention = block.attn
+    query, key, _ = F.linear(kept[0], attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+    query, key = (
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key)
+    )
+    return (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("name", ["clip", "resclip", "proxyclip+rcs"])
+def test_a_layer_s_own_maps_are_its_softmax_by_hand(name: str, seed: int) -> None:
+    """Of every block, the final one too, by one head or by all, whatever the method does in the final block."""
+    torch.manual_seed(seed)
+    pixels, tower = torch.randn(2, 3, 64, 64), small_tower()
+    dense = make(tower, METHODS[name])
+    depth = len(tower.transformer.resblocks)
+    for layer in range(1, depth + 1):
+        with torch.no_grad():
+            wanted = plain_rows(tower, pixels, layer)[:, :, 1:, 1:].unflatten(-1, (4, 4))
+        came = dense.attention(pixels, layer=layer)
+        torch.testing.assert_close(came.values, wanted, rtol=1e-4, atol=1e-5)
+        (plane,) = came.planes().values()
+        torch.testing.assert_close(plane, wanted.mean(dim=1), rtol=1e-4, atol=1e-5)
+        one = dense.attention(pixels, (2, 1), layer=layer, head=2)
+        assert list(one.planes()) == [f"layer {layer}, head 2"]
+        torch.testing.assert_close(one.values, wanted[:, 1:2, 9:10], rtol=1e-4, atol=1e-5)
+
+
+def test_one_head_of_the_method_s_maps(seed: int) -> None:
+    torch.manual_seed(seed)
+    pixels, queries = torch.randn(1, 3, *SIZE), text(4, 32)
+    dense = make(small_tower(), METHODS["resclip"])
+    every = dense.attention(pixels, (1, 2), queries)
+    one = dense.attention(pixels, (1, 2), queries, head=2)
+    assert torch.equal(one.final, every.final[:, 1:2])
+    assert one.feedback is not None
+    assert every.feedback is not None
+    assert torch.equal(one.feedback, every.feedback)
+    assert not torch.equal(one.planes()["final"], every.planes()["final"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"layer": 0}, "layer must be a number from 1 to 6"),
+        ({"layer": 7}, "layer must be a number from 1 to 6, for the tower has 6 layers; got 7"),
+        ({"layer": 2, "head": 3}, "head must be a number from 1 to 2, for the tower has 2 heads"),
+        ({"head": 0}, "head must be a number from 1 to 2"),
+        ({"layer": 2, "query": (3, 0)}, "in the grid of 3 × 4"),
+    ],
+)
+def test_a_layer_or_head_that_there_is_not_is_refused(chosen: dict[str, Any], words: str) -> None:
+    dense = DenseEncoder(small_tower(), base="clip")
+    with pytest.raises(ValueError, match=words):
+        dense.attention(torch.zeros(1, 3, *SIZE), **chosen)
+
+
+def test_a_layer_can_be_looked_at_where_no_one_map_is_the_method_s() -> None:
+    dense = make(small_tower(), METHODS["gem"])
+    with pytest.raises(ValueError, match="no one map"):
+        dense.attention(torch.zeros(1, 3, *SIZE), (0, 0))
+    assert dense.attention(torch.zeros(1, 3, *SIZE), (0, 0), layer=2).values.shape[2:] == (1, 3, 4)

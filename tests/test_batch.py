@@ -30,7 +30,8 @@ from resclip.batch.sources import open_source
 from resclip.batch.storage import Store, open_store
 from resclip.inference.pipeline import STRIP_BYTES
 from resclip.io.images import read_image
-from resclip.visualization.overlay import draw_overlay, palette
+from resclip.visualization.colours import palette
+from resclip.visualization.overlay import draw_overlay
 
 
 def run_job(
@@ -75,7 +76,7 @@ def test_files_are_those_of_each_image_alone_and_bad_images_are_rows(tmp_path: P
         assert (row.height, row.width) == image.shape[:2]
         with Image.open(tmp_path / "out" / f"{stem}_labels.png") as labels:
             assert labels.mode == "P"
-            assert labels.getpalette()[:9] == palette(3).ravel().tolist()
+            assert labels.getpalette()[:9] == palette(segmenter.vocabulary.names).ravel().tolist()
             assert np.array_equal(np.asarray(labels), wanted.labels)
         with Image.open(tmp_path / "out" / f"{stem}_scores.png") as scores:
             assert np.asarray(scores).dtype == np.uint16
@@ -288,7 +289,12 @@ def test_the_overlay_of_a_very_large_image_is_smaller(
     (wanted,) = segmenter.segment_many([pixels])
     options = {"segmenter": segmenter, "overlay": True, "block_pixels": 1}
     run_job(tmp_path / "map.tif", tmp_path / "out", **options)
-    small = draw_overlay(pixels[::3, ::3], wanted.labels[::3, ::3], palette(3), outputs.OPACITY)
+    small = draw_overlay(
+        pixels[::3, ::3],
+        wanted.labels[::3, ::3],
+        palette(segmenter.vocabulary.names),
+        outputs.OPACITY,
+    )
     with Image.open(tmp_path / "out/map_overlay.png") as overlay:
         assert np.array_equal(np.asarray(overlay), np.asarray(small))
 

@@ -15,12 +15,12 @@ from PIL import Image
 from toys import toy_clip
 
 from resclip.cli import attention as cli_attention
-from resclip.cli.attention import Grid, grids, maps_of, parse_point
+from resclip.cli.attention import Grid, grids, maps_of, parse_point, unseen
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.methods.catalogue import RCS, SFR
 from resclip.segmenter import Segmenter
 from resclip.text.vocabulary import Vocabulary
-from resclip.visualization.sheets import strongest_share
+from resclip.visualization.sheets import HeatMap, PointMaps, strongest_share
 
 SIZE = (45, 70)  # pixels: 5 x 8 whole patches of 8, and a rest on both sides
 
@@ -170,6 +170,46 @@ def test_a_point_counts_from_the_image_as_it_is_seen(
     assert "patch row 7, column 4" in capsys.readouterr().out
     assert run("attention", path, "--at", "69,44", *asked) == 2
     one_line(capsys, "image of 45 x 70 pixels", "got 69,44")
+
+
+def test_a_layer_and_a_head_are_drawn_without_classes(
+    noise: Path,
+    tmp_path: Path,
+    toys: Callable[[Segmenter], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the tower's grid, though the proxy has a coarser one."""
+    segmenter = toy_segmenter("proxyclip", coarse=True)
+    toys(segmenter)
+    out = tmp_path / "maps.png"
+    asked = ("attention", noise, "--at", "69,44", "--out", out, "--method", "resclip")
+    assert run(*asked, "--layer", "2", "--head", "1", "--scale", "linear") == 0
+    said = capsys.readouterr().out
+    assert "69,44 is in patch row 4, column 7, with " in said
+    pixels = segmenter.prepare(np.asarray(Image.open(noise))).unsqueeze(0)
+    plane = segmenter.encoder.attention(pixels, (4, 7), layer=2, head=1).values[0, 0, 0]
+    assert f"with {strongest_share(plane.numpy()):.0%} of its layer 2, head 1 map" in said
+    linear = out.read_bytes()
+    assert run(*asked, "--layer", "2", "--head", "1", "--scale", "percentile") == 0
+    assert out.read_bytes() != linear
+    for options, words in (
+        (("--layer", "9"), "layer must be a number from 1 to"),
+        (("--layer", "1", "--head", "99"), "head must be a number from 1 to"),
+    ):
+        capsys.readouterr()
+        assert run(*asked, *options) == 2
+        one_line(capsys, words)
+
+
+def test_the_small_print_names_what_no_patch_holds() -> None:
+    """Of 45 × 70 pixels seen as they are: 40 × 64 on patches of 8."""
+    image = np.zeros((90, 140, 3), np.uint8)
+    row = PointMaps((1, 1), ("", ""), [HeatMap("m", np.ones((5, 8)), (40 / 45, 64 / 70))])
+    assert (
+        unseen(image, [row]) == "; grey and in no patch: 12 pixels at the right and 10 pixels below"
+    )
+    whole = PointMaps((1, 1), ("", ""), [HeatMap("m", np.ones((5, 8)))])
+    assert unseen(image, [whole]) == ""
 
 
 @pytest.mark.parametrize(

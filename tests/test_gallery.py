@@ -13,8 +13,9 @@ from benchmarks import gallery
 from benchmarks.gallery import GalleryRow, agreement, draw_gallery, main, varied_scenes
 from resclip.builtin.scenes import CLASS_NAMES
 from resclip.builtin.training.captions import visible_names
-from resclip.visualization.fonts import built_in_font, text_width
-from resclip.visualization.overlay import draw_key, palette
+from resclip.visualization.colours import palette
+from resclip.visualization.fonts import set_line
+from resclip.visualization.legend import draw_key
 
 GREY = (120, 120, 120)
 
@@ -22,7 +23,7 @@ GREY = (120, 120, 120)
 def sheet(name: str, size: tuple[int, int]) -> np.ndarray:
     """A gallery of three rows of four grey cells."""
     rows = [GalleryRow(name, "94% correct", [Image.new("RGB", size, GREY)] * 4)] * 3
-    return np.asarray(draw_gallery(rows, [(0, "sky")], palette(1)))
+    return np.asarray(draw_gallery(rows, [(0, "sky")], palette(["sky"])))
 
 
 def runs(line: np.ndarray) -> list[tuple[int, int]]:
@@ -60,8 +61,8 @@ def test_cells_stand_in_rows_and_columns_clear_of_the_captions(
 
 
 def test_the_key_names_each_class_and_wraps() -> None:
-    colours = palette(12)
     names = [f"class number {index}" for index in range(12)]
+    colours = palette(names)
     wide, narrow = (draw_key(list(enumerate(names)), colours, width) for width in (4000, 400))
     assert wide.size == (4000, 30)
     assert narrow.width == 400
@@ -74,9 +75,9 @@ def test_the_key_names_each_class_and_wraps() -> None:
 
 def test_a_name_longer_than_the_key_is_shortened() -> None:
     for name in ("x" * 500, "many words " * 50):
-        key = np.asarray(draw_key([(0, name), (1, "sky")], palette(2), 300))
+        key = np.asarray(draw_key([(0, name), (1, "sky")], palette([name, "sky"]), 300))
         assert key.shape == (60, 300, 3)
-        sky = 28 + text_width("sky", built_in_font(17))
+        sky = 28 + set_line("sky", 17).width
         assert (key[30:, int(sky) + 2 :] == 255).all()
 
 

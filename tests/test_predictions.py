@@ -26,7 +26,8 @@ from resclip.evaluation.predictions import (
     legend_of_classes,
     portable_path,
 )
-from resclip.visualization.overlay import draw_legend, palette
+from resclip.visualization.colours import palette
+from resclip.visualization.legend import draw_legend
 
 ENTRY_NAMES = ("background", "cat", "dog")
 ENTRIES = ("background: sky, wall", "cat, kitten", "dog")
@@ -101,7 +102,7 @@ def test_a_dataset_without_colours_gets_the_library_s(tmp_path: Path) -> None:
     own = dataset("a", colours=None)
     show(PredictionFiles(tmp_path), own, own.samples[0])
     with Image.open(tmp_path / "predictions/voc21/clip/a.png") as image:
-        assert image.convert("RGB").getpixel((0, 0)) == tuple(palette(3)[2])
+        assert image.convert("RGB").getpixel((0, 0)) == tuple(palette(own.classes)[2])
 
 
 def test_names_with_folders_stay_apart(tmp_path: Path) -> None:
@@ -284,6 +285,7 @@ def test_classes_that_are_only_predicted_come_last() -> None:
 
 def test_a_class_without_a_pixel_has_no_share() -> None:
     none, few, some = (
-        draw_legend([(0, "a", fraction)], palette(1), 100).tobytes() for fraction in (0, 4e-4, 6e-4)
+        draw_legend([(0, "a", fraction)], palette(["a"]), 100).tobytes()
+        for fraction in (0, 4e-4, 6e-4)
     )
     assert len({none, few, some}) == 3

@@ -35,6 +35,7 @@ PAGES = (
     "docs/high-resolution.md",
     "docs/methods.md",
     "docs/pipelines.md",
+    "docs/pictures.md",
     "docs/predictors.md",
     "docs/scale.md",
 )

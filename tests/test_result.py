@@ -12,9 +12,8 @@ from PIL import Image
 
 from resclip.io.picture import NO_PLACE, Georeference
 from resclip.result import Segmentation, comparison_sheet
-from resclip.visualization import fonts
-from resclip.visualization.fonts import built_in_font, find_font
-from resclip.visualization.overlay import draw_legend, draw_overlay, palette
+from resclip.visualization.colours import palette
+from resclip.visualization.overlay import PANELS_A_ROW, draw_overlay
 
 NAMES = ("sky", "tree", "house", "unused")
 
@@ -83,7 +82,7 @@ def test_label_image_holds_the_class_indices(tmp_path: Path, count: int) -> None
 
 def test_label_image_has_the_overlay_s_colours_and_a_limit() -> None:
     shown = np.asarray(make().label_image().convert("RGB"))
-    np.testing.assert_array_equal(shown[0, 0], palette(4)[0])
+    np.testing.assert_array_equal(shown[0, 0], palette(NAMES)[0])
     with pytest.raises(ValueError, match="65,535"):
         make(names=tuple(map(str, range(65536)))).label_image()
 
@@ -118,8 +117,8 @@ def test_overlay_is_the_image_the_colours_or_between() -> None:
     edges[[4, 7]] = True  # The last row of a region, where the next one is another class.
     for opacity, wanted in (
         (0.0, result.image.astype(float)),
-        (1.0, palette(4)[result.labels].astype(float)),
-        (0.5, (result.image + palette(4)[result.labels].astype(float)) / 2),
+        (1.0, palette(NAMES)[result.labels].astype(float)),
+        (0.5, (result.image + palette(NAMES)[result.labels].astype(float)) / 2),
     ):
         overlay = np.asarray(result.overlay(opacity))
         assert overlay.shape == (10, 20, 3)
@@ -143,26 +142,11 @@ def test_overlay_takes_the_image_s_own_colour_back() -> None:
 def test_borders_are_thicker_on_large_images_and_absent_on_one_region() -> None:
     labels = np.zeros((720, 800), np.int64)
     grey = np.full((720, 800, 3), 100, np.uint8)
-    colours = palette(2)
+    colours = palette(["a", "b"])
     assert not (np.asarray(draw_overlay(grey, labels, colours, 0.5)) == 255).all(axis=2).any()
     labels[:, 400:] = 1
     white = (np.asarray(draw_overlay(grey, labels, colours, 0.5)) == 255).all(axis=2)
     np.testing.assert_array_equal(np.flatnonzero(white.all(axis=0)), [398, 399])
-
-
-@pytest.mark.parametrize("count", [1, 24, 25, 10_000])
-def test_palette_is_distinct_and_grows_from_itself(count: int) -> None:
-    colours = palette(count)
-    assert colours.shape == (count, 3)
-    assert colours.dtype == np.uint8
-    assert len({bytes(colour) for colour in colours}) == count
-    np.testing.assert_array_equal(palette(count + 7)[:count], colours)
-
-
-def test_first_colours_are_easily_told_apart() -> None:
-    colours = palette(12).astype(float)
-    distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
-    assert distances[~np.eye(12, dtype=bool)].min() > 60
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (1500, 1000)])
@@ -180,55 +164,6 @@ def test_sheet_shows_image_and_overlay_enlarged_by_a_whole_factor() -> None:
     factor, rest = divmod((pixels == 100).all(axis=2).any(axis=1).sum(), 44)
     assert factor > 1
     assert rest == 0
-
-
-def entries(count: int) -> list[tuple[int, str, float]]:
-    return [(index, f"class number {index}", 1 / count) for index in range(count)]
-
-
-def test_legend_shows_every_class_until_it_counts_the_rest() -> None:
-    """`and N more` stands in the place of the last that would fit."""
-    colours = palette(10_000)
-
-    def shown(count: int) -> tuple[int, bytes]:
-        legend = np.asarray(draw_legend(entries(count), colours, 380))
-        found = {bytes(pixel) for pixel in legend.reshape(-1, 3)}
-        return sum(bytes(colour) in found for colour in colours[:24]), legend.tobytes()
-
-    assert [shown(count)[0] for count in (1, 12, 20)] == [1, 12, 20]
-    assert shown(21)[0] == shown(10_000)[0] == 19
-    assert shown(21)[1] != shown(10_000)[1]
-
-
-def test_names_in_any_script_and_of_any_length_are_drawn() -> None:
-    names = (
-        "猫",
-        "чайка",
-        "قطة",
-        "बिल्ली",
-        "cat\nand a line break",
-        "🐈",
-        "x" * 3000,
-        "é",
-        "\u200b",
-    )
-    labels = np.arange(200, dtype=np.int64).reshape(10, 20) % len(names)
-    result = make(labels=labels, names=names)
-    assert result.legend().width < 900
-    assert result.sheet().width < 2600
-
-
-def test_without_a_font_accents_go_first_and_then_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fonts, "_system_fonts", lambda _: ())
-    assert find_font("sky and 2 trees", 16) is built_in_font(16)
-    assert find_font("sky 猫", 16) is None
-    colours = palette(1)
-
-    def drawn(name: str) -> bytes:
-        return draw_legend([(0, name, 1.0)], colours, 100).tobytes()
-
-    assert drawn("café") == drawn("cafe")
-    assert drawn("猫") == drawn("class 0")
 
 
 def test_save_writes_labels_overlay_and_json(tmp_path: Path) -> None:
@@ -273,6 +208,10 @@ def test_a_comparison_shows_one_image_by_one_list_of_names() -> None:
     other = make(names=tuple(reversed(first.names)))
     sheet = comparison_sheet({"one": first, "two": first})
     assert sheet.width > comparison_sheet({"one": first}).width
+    tallest = comparison_sheet({"one": first})
+    many = comparison_sheet({str(number): first for number in range(2 * PANELS_A_ROW)})
+    assert many.height > 2.5 * tallest.height
+    assert many.width < 4 * tallest.width
     with pytest.raises(ValueError, match="one image by one list of names"):
         comparison_sheet({"one": first, "two": other})
     with pytest.raises(ValueError, match="at least one segmentation"):

@@ -83,8 +83,10 @@ def test_what_is_not_there() -> None:
     with pytest.raises(ValueError, match="keep must be 'scores'|keep must be one of"):
         own.segment(random_image(20, 20), keep="features")
     result = own.segment(random_image(20, 20), keep="scores")
-    with pytest.raises(KeyError, match="did you mean 'cat'"):
+    with pytest.raises(ValueError, match="did you mean 'cat'"):
         result.heatmap("cta")
+    with pytest.raises(KeyError, match="did you mean 'cat'"):
+        result.scores["cta"]
     with pytest.raises(ValueError, match="one a query"):
         ClassScores(("a", "b"), np.zeros((1, 2, 2), np.float32), [0, 1], (8, 8), (16, 16))
     with pytest.raises(ValueError, match="at least one query for each of 2 classes"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,8 +16,10 @@ from resclip.visualization.sheets import (
     PANEL,
     HeatMap,
     PointMaps,
+    Scale,
     draw_heat_maps,
     heat_colours,
+    scaled,
     strongest_share,
 )
 from resclip.visualization.style import MARGIN
@@ -42,6 +46,53 @@ def test_colours_grow_lighter_and_end_where_the_range_does() -> None:
     np.testing.assert_array_equal(colours[:, 0], colours[:, 1])
 
 
+def test_scales_by_hand() -> None:
+    values = np.array([[0.0, 0.01], [0.04, 4.0]])
+    np.testing.assert_allclose(scaled(values, "linear"), [[0, 0.0025], [0.01, 1]])
+    np.testing.assert_allclose(scaled(values, "root"), [[0, 0.05], [0.1, 1]])
+    np.testing.assert_allclose(scaled(values, "percentile"), [[0, 1 / 3], [2 / 3, 1]])
+    for scale in get_args(Scale):
+        assert (scaled(np.zeros((2, 2)), scale) == 0).all()
+        assert scaled(np.full((3, 3), 0.2), scale).max() in (0.0, 1.0)
+
+
+def test_every_scale_goes_to_the_largest_value_and_keeps_the_order(seed: int) -> None:
+    values = np.random.default_rng(seed).random((7, 9)) ** 8
+    order = np.argsort(values, axis=None)
+    for scale in get_args(Scale):
+        shares = scaled(values, scale)
+        assert (shares.min() >= 0, shares.max()) == (True, 1)
+        assert (np.diff(shares.ravel()[order]) >= 0).all()
+        np.testing.assert_allclose(scaled(40 * values, scale), shares)
+
+
+def test_small_structures_are_seen_by_the_root_and_by_percentiles() -> None:
+    """A patch with a fiftieth of the peak's value: of the linear scale it is as dark as nothing."""
+    values = np.zeros((4, 8), np.float32)
+    values[3, 7], values[1, 2] = 1.0, 0.02
+    image = np.zeros((40, 80, 3), np.uint8)
+
+    def contrast(scale: Scale) -> int:
+        heat = panel(draw_heat_maps(image, [one_row(HeatMap("m", values))], "", scale), 1, 200, 400)
+        return int(np.abs(heat[75, 125].astype(int) - heat[25, 325]).max())
+
+    assert contrast("linear") < 8
+    assert contrast("root") > 25
+    assert contrast("percentile") > 100
+
+
+def test_a_sheet_names_the_scale() -> None:
+    row = [one_row(HeatMap("map", np.eye(5, dtype=np.float32)))]
+    image = np.zeros((50, 50, 3), np.uint8)
+    below = [
+        np.asarray(draw_heat_maps(image, row, "", scale))[TOP + PANEL + GAP + LINE :]
+        for scale in get_args(Scale)
+    ]
+    assert len({part.tobytes() for part in below}) == 3
+    with pytest.raises(ValueError, match='scale must be one of .*"log"|scale .*log'):
+        draw_heat_maps(image, row, "", "log")
+
+
 def test_share_of_the_strongest_tenth() -> None:
     for values, share in (
         (np.ones((4, 5)), 0.1),
@@ -64,7 +115,8 @@ def test_heat_lies_over_the_patch_that_has_it() -> None:
     """A black image of 40 × 80 pixels, whose panel is 200 × 400: a patch of a 4 × 8 grid takes 50 × 50."""
     values = np.zeros((4, 8), np.float32)
     values[2, 5] = 0.25
-    sheet = draw_heat_maps(np.zeros((40, 80, 3), np.uint8), [one_row(HeatMap("map", values))])
+    black = np.zeros((40, 80, 3), np.uint8)
+    sheet = draw_heat_maps(black, [one_row(HeatMap("map", values))], scale="linear")
     heat = panel(sheet, 1, 200, 400)
     lightest = heat.astype(int).sum(axis=2)
     # The mark is white: it is at pixel (5, 5), which is (25, 25) here.

@@ -18,7 +18,8 @@ from resclip.batch.storage import Store
 from resclip.io.images import PixelArray, encode_png
 from resclip.io.picture import NOWHERE, Georeference, Mask
 from resclip.result import UNLABELLED, label_map
-from resclip.visualization.overlay import draw_overlay, palette
+from resclip.visualization.colours import palette
+from resclip.visualization.overlay import draw_overlay
 
 if TYPE_CHECKING:
     from resclip.io.geotiff import Layout
@@ -221,7 +222,7 @@ def overlay_of(job: BatchJob, image: PixelArray, labels: NDArray[Any]) -> Image.
     """An (H, W, 3) image with its classes' colours, by an (H, W) label map of the job."""
     classes = labels.astype(np.int64)
     classes[classes == job.unlabelled] = UNLABELLED
-    return draw_overlay(image, classes, palette(len(job.names)), OPACITY)
+    return draw_overlay(image, classes, palette(job.names), OPACITY)
 
 
 def class_pixels(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
@@ -236,7 +237,7 @@ def encode_plane(job: BatchJob, kind: str, plane: Any, georeference: Georeferenc
 
         return encode_geotiff(plane, layouts(job, plane.shape, georeference)[kind])
     if kind == "labels":
-        return encode_png(label_map(plane, len(job.names)))
+        return encode_png(label_map(plane, job.names))
     return encode_png(Image.fromarray(plane))
 
 
@@ -244,7 +245,7 @@ def layouts(job: BatchJob, size: tuple[int, int], georeference: Georeference) ->
     """The layouts of scores, where a job writes them, and labels, in this order."""
     from resclip.io.geotiff import Layout
 
-    colours = palette(len(job.names)) if job.label_type == np.uint8 else None
+    colours = palette(job.names) if job.label_type == np.uint8 else None
     labels = Layout(
         *size, len(job.names), job.label_type.name, colours, job.unlabelled, georeference, job.names
     )

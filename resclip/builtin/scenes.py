@@ -277,9 +277,9 @@ def validation_scenes(count: int = 60, size: int = 112) -> Iterator[Scene]:
     return (_numbered(VALIDATION, index, size) for index in range(count))
 
 
-def held_out_scenes(count: int = 200, size: int = 112) -> Iterator[Scene]:
-    """Scenes for the reported figures: neither trained on nor used to choose anything."""
-    return (_numbered(HELD_OUT, index, size) for index in range(count))
+def held_out_scenes(count: int = 200, size: int = 112, first: int = 0) -> Iterator[Scene]:
+    """Scenes for the reported figures, from number `first` on: neither trained on nor used to choose anything."""
+    return (_numbered(HELD_OUT, index, size) for index in range(first, first + count))
 
 
 def demo_scene(height: int = 336, width: int = 448) -> Scene:

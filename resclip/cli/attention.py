@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from resclip.cli.options import load_from, png_path
@@ -57,7 +58,10 @@ def show_attention(arguments: argparse.Namespace) -> int:
         WeightsUnavailable: the model cannot be fetched.
     """
     path = png_path(arguments.out)
-    has_feedback = arguments.sfr is not None or find_method(arguments.method).sfr is not None
+    # A layer's own attention is of the blocks before there is a segmentation to feed back.
+    has_feedback = arguments.layer is None and (
+        arguments.sfr is not None or find_method(arguments.method).sfr is not None
+    )
     if has_feedback and arguments.classes is None:
         raise ValueError(
             "expected --classes NAMES: SFR feeds back a segmentation by these classes; name them, or leave SFR out, "
@@ -70,13 +74,22 @@ def show_attention(arguments: argparse.Namespace) -> int:
     segmenter = load_from(arguments, classes, window=0)
     pixels = segmenter.prepare(image).unsqueeze(0).to(segmenter.device)
     tower, result = grids(segmenter.encoder, pixels)
+    if arguments.layer is not None:
+        result = tower
     patches = [result.patch_at(point, height, width) for point in points]
-    rows = [
-        maps_of(segmenter, pixels, point, patch, (tower, result))
-        for point, patch in zip(points, patches, strict=True)
-    ]
+    if arguments.layer is None:
+        rows = [
+            maps_of(segmenter, pixels, point, patch, (tower, result), arguments.head)
+            for point, patch in zip(points, patches, strict=True)
+        ]
+    else:
+        rows = [
+            layer_of(segmenter, pixels, point, patch, tower, (arguments.layer, arguments.head))
+            for point, patch in zip(points, patches, strict=True)
+        ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(draw_heat_maps(image, rows, footer(segmenter, image, pixels, result)), path)
+    small_print = footer(segmenter, image, pixels, result) + unseen(image, rows)
+    save_png(draw_heat_maps(image, rows, small_print, arguments.scale), path)
     print(f"{path}: {'; '.join(map(summary, points, patches, rows))}")
     return 0
 
@@ -117,21 +130,61 @@ def maps_of(
     point: tuple[int, int],
     patch: tuple[int, int],
     grids: tuple[Grid, Grid],
+    head: int | None = None,
 ) -> PointMaps:
-    """One row of the sheet: the maps of the patch that covers the point."""
+    """One row of the sheet: the maps of the patch that covers the point, of one head or of all."""
     tower, result = grids
     encoder = segmenter.encoder
     text = None if encoder.sfr is None else segmenter.vocabulary.embeddings
     captions = {**CAPTIONS, "base": f"Base ({encoder.base.name})"}
+    if head is not None:
+        captions = {name: f"{caption}, head {head}" for name, caption in captions.items()}
     # The base's map and the feedback are on the result's grid; the maps that weigh the tower's values on the tower's.
     covers = {"base": result.cover, "feedback": result.cover}
     maps = [
         HeatMap(captions[name], plane[0, 0].float().cpu().numpy(), covers.get(name, tower.cover))
-        for name, plane in encoder.attention(pixels, patch, text).planes().items()
+        for name, plane in encoder.attention(pixels, patch, text, head=head).planes().items()
     ]
+    return row_of(point, patch, maps)
+
+
+def layer_of(
+    segmenter: Segmenter,
+    pixels: Tensor,
+    point: tuple[int, int],
+    patch: tuple[int, int],
+    tower: Grid,
+    chosen: tuple[int, int | None],
+) -> PointMaps:
+    """One row of the sheet: what the patch attends to in a layer, by one head or by all: `chosen`."""
+    layer, head = chosen
+    planes = segmenter.encoder.attention(pixels, patch, layer=layer, head=head).planes()
+    maps = [
+        HeatMap(name.capitalize(), plane[0, 0].float().cpu().numpy(), tower.cover)
+        for name, plane in planes.items()
+    ]
+    return row_of(point, patch, maps)
+
+
+def row_of(point: tuple[int, int], patch: tuple[int, int], maps: Sequence[HeatMap]) -> PointMaps:
+    """A row of the sheet, with the point and its patch in words."""
     x, y = point
     lines = (f"x {x}, y {y}", f"patch row {patch[0]}, column {patch[1]}")
     return PointMaps((x + 0.5, y + 0.5), lines, maps)
+
+
+def unseen(image: PixelArray, rows: Sequence[PointMaps]) -> str:
+    """What the small print says of the rim that no patch holds, in pixels of the image; empty where there is none."""
+    height, width = image.shape[:2]
+    covers = [heat_map.cover for heat_map in rows[0].maps]
+    below = height - height * min(cover[0] for cover in covers)
+    right = width - width * min(cover[1] for cover in covers)
+    rims = [
+        f"{max(1, round(rim))} pixels {place}"
+        for rim, place in ((right, "at the right"), (below, "below"))
+        if rim > 1e-6
+    ]
+    return f"; grey and in no patch: {' and '.join(rims)}" if rims else ""
 
 
 def footer(segmenter: Segmenter, image: PixelArray, pixels: Tensor, grid: Grid) -> str:
@@ -146,8 +199,9 @@ def footer(segmenter: Segmenter, image: PixelArray, pixels: Tensor, grid: Grid) 
 
 def summary(point: tuple[int, int], patch: tuple[int, int], row: PointMaps) -> str:
     """The point's patch, and how concentrated its final map is, in words."""
-    share = strongest_share(row.maps[-1].values, STRONGEST)
+    last = row.maps[-1]
+    share = strongest_share(last.values, STRONGEST)
     return (
-        f"{point[0]},{point[1]} is in patch row {patch[0]}, column {patch[1]}, with {share:.0%} of its final map "
-        f"on the strongest {STRONGEST:.0%} of the patches"
+        f"{point[0]},{point[1]} is in patch row {patch[0]}, column {patch[1]}, with {share:.0%} of its "
+        f"{last.caption.lower()} map on the strongest {STRONGEST:.0%} of the patches"
     )

@@ -224,6 +224,24 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classes", metavar="NAMES", help=f"needed by SFR: {CLASSES_HELP}")
     parser.add_argument("--out", required=True, metavar="FILE", help="PNG file to write")
+    parser.add_argument(
+        "--layer",
+        type=int,
+        metavar="N",
+        help="the model's own attention in its block N, counted from 1, in place of the method's maps",
+    )
+    parser.add_argument(
+        "--head",
+        type=int,
+        metavar="N",
+        help="of one head, counted from 1 (default: the mean of all)",
+    )
+    parser.add_argument(
+        "--scale",
+        choices=("root", "percentile", "linear"),
+        default="root",
+        help="of the colours: by the root or by percentiles, faint structures are seen (default: root)",
+    )
     add_model_options(parser)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,48 @@ class AttentionMaps:
             "final": self.final,
         }
         return {name: planes.mean(dim=1) for name, planes in maps.items() if planes is not None}
+
+    def of_head(self, head: int) -> AttentionMaps:
+        """The maps of one head, counted from 1; those that all heads share are as they are."""
+
+        def chosen(planes: Tensor) -> Tensor:
+            return planes if planes.shape[1] == 1 else planes[:, head - 1 : head]
+
+        cross_layer = None if self.cross_layer is None else chosen(self.cross_layer)
+        return replace(
+            self, base=chosen(self.base), cross_layer=cross_layer, final=chosen(self.final)
+        )
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """The rows of one block's own attention that belong to R patches, softmax(q kᵀ/√d), as planes over the patches.
+
+    The block is CLIP's own; what reaches it is what the method lets through.
+    """
+
+    layer: int
+    """Number of the block, from 1."""
+    head: int | None
+    """Number of the head, from 1; None for all of them."""
+    values: Tensor
+    """(B, A, R, h, w) on the tower's grid; A is 1 for one head. The rest of a row is [CLS]'s share."""
+
+    def planes(self) -> dict[str, Tensor]:
+        """The map, averaged over heads where all are there, by its name: (B, R, h, w)."""
+        name = f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
+        return {name: self.values.mean(dim=1)}
+
+
+def layer_maps(
+    query: Tensor, key: Tensor, rows: Tensor, grid: tuple[int, int], layer: int, head: int | None
+) -> LayerMaps:
+    """Maps of patches `rows` (R,) by a block's q and k (B, A, L, d); [CLS], if any, comes before the patches."""
+    skip = query.shape[2] - grid[0] * grid[1]
+    if head is not None:
+        query, key = query[:, head - 1 : head], key[:, head - 1 : head]
+    values = cross_layer_rows([(query, key)], rows + skip)
+    return LayerMaps(layer, head, values[..., skip:].unflatten(-1, grid))
 
 
 def tower_maps(

@@ -6,12 +6,18 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from resclip.encoder.attention_maps import AttentionMaps, proxy_maps, tower_maps
+from resclip.encoder.attention_maps import (
+    AttentionMaps,
+    LayerMaps,
+    layer_maps,
+    proxy_maps,
+    tower_maps,
+)
 from resclip.encoder.final_block import Coarse
 from resclip.encoder.method_blocks import make_final_block
 from resclip.encoder.trace import BlockStep, Trace
@@ -29,6 +35,7 @@ from resclip.models.tower import POSITIONS, constant_in_graphs
 from resclip_kernels import (
     Implementation,
     check_choice,
+    check_count,
     check_flag,
     check_implementation,
     check_pair,
@@ -283,27 +290,57 @@ class DenseEncoder(nn.Module):
         with self.grad_mode():
             return self.final.make_coarse(self.run_blocks(pixels))
 
+    @overload
+    def attention(
+        self,
+        pixels: Tensor,
+        query: tuple[int, int] | None = ...,
+        text: Tensor | None = ...,
+        *,
+        layer: None = ...,
+        head: int | None = ...,
+    ) -> AttentionMaps: ...
+    @overload
+    def attention(
+        self,
+        pixels: Tensor,
+        query: tuple[int, int] | None = ...,
+        text: Tensor | None = ...,
+        *,
+        layer: int,
+        head: int | None = ...,
+    ) -> LayerMaps: ...
     @torch.no_grad()
     def attention(
         self,
         pixels: Tensor,
         query: tuple[int, int] | None = None,
         text: Tensor | None = None,
-    ) -> AttentionMaps:
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> AttentionMaps | LayerMaps:
         """The maps that `forward` attends with, for one patch or for all; without gradients.
 
         Args:
             pixels, text: as in `forward`.
             query: (row, column) of a patch of the result's grid; None for every patch, which holds n² entries per head
                 and map and is meant for small grids.
+            layer: a block, counted from 1 as in `RCS(layers=...)`, whose own attention is wanted in place of the
+                method's maps: softmax(q kᵀ/√d) of any block, on the tower's grid. `text` is not read then.
+            head: one head alone, counted from 1; None for all.
 
         Returns:
-            Base, cross-layer, feedback and final maps (figures 1 and 3 of arXiv 2411.15851).
+            Base, cross-layer, feedback and final maps (figures 1 and 3 of arXiv 2411.15851), or `LayerMaps`.
 
         Raises:
-            TypeError, ValueError: as `forward`, a patch outside the grid, and an encoder with an overview, whose maps
-                reach beyond these pixels.
+            TypeError, ValueError: as `forward`, a patch outside the grid, a layer or head that there is not, and, where
+                no layer is named, an encoder with an overview, whose maps reach beyond these pixels.
         """
+        if head is not None:
+            check_number_of("head", head, self.tower.heads, "heads")
+        if layer is not None:
+            return self._layer_maps(pixels, query, layer, head)
         if self.overview is not None:
             raise ValueError(
                 "attention maps lie on one image, and with an overview a patch attends to a second one: "
@@ -316,20 +353,30 @@ class DenseEncoder(nn.Module):
             )
         self.check(pixels, text)
         inputs = self.run_blocks(pixels)
-        height, width = inputs.output_grid
-        if query is None:
-            rows = torch.arange(height * width, device=pixels.device)
-        else:
-            row, column = check_pair("query", query, "(row, column) of a patch", 0)
-            if not (0 <= row < height and 0 <= column < width):
-                raise ValueError(
-                    f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
-                )
-            rows = torch.tensor([row * width + column], device=pixels.device)
+        rows = patch_rows(query, inputs.output_grid, pixels.device)
         feedback = self.final.run_passes(inputs, pixels, text).feedback
         if inputs.features is None:
-            return tower_maps(self.final, inputs, rows, feedback)
-        return proxy_maps(self.final, inputs, inputs.features, rows, feedback)
+            maps = tower_maps(self.final, inputs, rows, feedback)
+        else:
+            maps = proxy_maps(self.final, inputs, inputs.features, rows, feedback)
+        return maps if head is None else maps.of_head(head)
+
+    def _layer_maps(
+        self, pixels: Tensor, query: tuple[int, int] | None, layer: int, head: int | None
+    ) -> LayerMaps:
+        """One block's own attention, for `attention`."""
+        tower = self.tower
+        check_number_of("layer", layer, tower.depth, "layers")
+        self.check_model()
+        check_pixels(pixels, tower)
+        grid = tower.grid(pixels.shape[2], pixels.shape[3])
+        rows = patch_rows(query, grid, pixels.device)
+        with fast_linear():
+            tokens, trace = self._run_blocks(pixels, shown=layer)
+            if trace.shown is None:
+                block = tower.block_list[-1]
+                trace.shown = tower.project_qkv(block, tower.norm(block, tokens), grid)[:2]
+        return layer_maps(*trace.shown, rows, grid, layer, head)
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
         """(B, E): CLIP's own vector of whole images, its [CLS] by its own final block, not unit-normed.
@@ -355,8 +402,13 @@ class DenseEncoder(nn.Module):
             tokens, trace = self._run_blocks(pixels)
             return self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)
 
-    def _run_blocks(self, pixels: Tensor, wanted: Collection[str] = ()) -> tuple[Tensor, Trace]:
-        """The final block's input (B, L, D), and what is kept of the blocks before; linear layers as they are."""
+    def _run_blocks(
+        self, pixels: Tensor, wanted: Collection[str] = (), shown: int | None = None
+    ) -> tuple[Tensor, Trace]:
+        """The final block's input (B, L, D), and what is kept of the blocks before; linear layers as they are.
+
+        `shown` is the number of a block whose q and k the trace keeps.
+        """
         tower = self.tower
         grid = tower.grid(pixels.shape[2], pixels.shape[3])
         trace = self.final.trace(pixels, grid)
@@ -370,6 +422,8 @@ class DenseEncoder(nn.Module):
         for number, block in enumerate(tower.blocks[:-1], start=1):
             normed = tower.norm(block, tokens)
             query, key, value = tower.project_qkv(block, normed, grid)
+            if number == shown:
+                trace.shown = query, key
             attended = trace.attend(number, normed, (query, key, value), attend)
             output = tower.feed_forward(block, tokens + tower.project_out(block, attended))
             step = BlockStep(number, block, tokens, normed, query, key, value, output)
@@ -416,6 +470,30 @@ def implementation_with_gradients(requested: Implementation | str) -> Implementa
             "'auto' or 'torch', or inference=True"
         )
     return Implementation.TORCH if implementation is Implementation.AUTO else implementation
+
+
+def check_number_of(name: str, value: int, count: int, things: str) -> None:
+    """TypeError or ValueError unless `value` is one of the tower's layers or heads, counted from 1."""
+    check_count(name, value, 0)
+    if not 1 <= value <= count:
+        raise ValueError(
+            f"{name} must be a number from 1 to {count}, for the tower has {count} {things}; got {value}"
+        )
+
+
+def patch_rows(
+    query: tuple[int, int] | None, grid: tuple[int, int], device: torch.device
+) -> Tensor:
+    """(R,): the number of the patch at (row, column), or the numbers of all; ValueError for one outside the grid."""
+    height, width = grid
+    if query is None:
+        return torch.arange(height * width, device=device)
+    row, column = check_pair("query", query, "(row, column) of a patch", 0)
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError(
+            f"query must be (row, column) of a patch in the grid of {height} × {width}; got {query}"
+        )
+    return torch.tensor([row * width + column], device=device)
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:

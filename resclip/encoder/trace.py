@@ -73,6 +73,8 @@ class Trace:
         """(q, k) of the middle blocks that RCS averages."""
         self.compared: tuple[Tensor, Tensor, Tensor] | None = None
         """LN1's output, q and k of the block whose tokens are compared, where that is not the final one."""
+        self.shown: tuple[Tensor, Tensor] | None = None
+        """q and k of the block whose own attention is to be looked at."""
         self.wanted: frozenset[str] = frozenset()
         """What steps behind the tokens ask for, of `resclip.encoder.dense_encoder.WANTED`."""
         self.context: dict[str, Tensor] = {}

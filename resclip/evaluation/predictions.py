@@ -14,7 +14,9 @@ from resclip.evaluation.datasets.base import IGNORED, Dataset, Sample, printable
 from resclip.evaluation.metrics import confusion, scores_of
 from resclip.io.files import code_of, portable_part
 from resclip.io.images import PixelArray, save_png
-from resclip.visualization.overlay import LegendEntry, draw_sheet, palette
+from resclip.visualization.colours import palette
+from resclip.visualization.legend import LegendEntry
+from resclip.visualization.overlay import draw_sheet
 from resclip_kernels import check_count
 
 OPACITY = 0.7
@@ -145,7 +147,7 @@ def evenly_spaced(count: int, length: int) -> list[int]:
 
 def colours_of(dataset: Dataset) -> PixelArray:
     """(classes, 3) uint8: the dataset's own colours, else the library's."""
-    return palette(len(dataset.entries)) if dataset.palette is None else dataset.palette
+    return palette(dataset.classes) if dataset.palette is None else dataset.palette
 
 
 def portable_path(name: str) -> str:

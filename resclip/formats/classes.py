@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from resclip.visualization.overlay import palette
+from resclip.visualization.colours import palette
 
 CLASSES_FILE = "classes.json"
 """Its name in an output folder."""
@@ -24,7 +24,7 @@ def classes_json(names: Sequence[str], queries: Sequence[Sequence[str]], unlabel
         queries: of each class: the names that were looked for.
         unlabelled: the value of pixels without a class in the label map.
     """
-    colours = palette(len(names))
+    colours = palette(names)
     classes = [
         {
             "index": index,

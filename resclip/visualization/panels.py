@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from resclip.io.images import PixelArray
-from resclip.visualization.fonts import built_in_font, shorten
+from resclip.visualization.fonts import fit_line
 from resclip.visualization.sheets import (
     GAP,
     LINE,
     NARROWEST,
     HeatMap,
     PointMaps,
+    Scale,
     check_rows,
     draw_heat,
     draw_scale,
@@ -29,17 +30,22 @@ COLUMNS = 5
 
 
 def draw_panels(
-    image: PixelArray, point: tuple[float, float], maps: Sequence[HeatMap], footer: str = ""
+    image: PixelArray,
+    point: tuple[float, float],
+    maps: Sequence[HeatMap],
+    footer: str = "",
+    scale: Scale = "root",
 ) -> Image.Image:
     """The image with a point marked, then its maps, row by row, each with its caption above and its scale below.
 
-    The colours of a map go from 0 to its own largest value, which is written under it.
+    The colours of a map go up to its own largest value, which is written under it with the scale's name.
 
     Args:
         image: (H, W, 3) uint8.
         point: (x, y) in pixels of the image, from its top left.
         maps: at least one.
         footer: a line of small print below.
+        scale: of the colours, see `resclip.visualization.sheets.scaled`.
 
     Raises:
         ValueError: no map, or one with negative or infinite entries.
@@ -47,8 +53,8 @@ def draw_panels(
     if not maps:
         raise ValueError("expected at least one map to draw, got none")
     check_rows([PointMaps(point, ("", ""), maps)])
-    scale = PANEL / max(image.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    zoom = PANEL / max(image.shape[:2])
+    height, width = (max(1, round(side * zoom)) for side in image.shape[:2])
     panel = Image.fromarray(image).resize((width, height), resampling(image.shape[0], height))
     centre = point[0] * width / image.shape[1], point[1] * height / image.shape[0]
     column = max(width, NARROWEST)
@@ -58,26 +64,17 @@ def draw_panels(
     sheet_width = MARGIN + columns * (column + MARGIN)
     sheet_height = MARGIN + rows * row_height + (LINE + MARGIN if footer else 0)
     sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
-    draw, font = ImageDraw.Draw(sheet), built_in_font(CAPTION)
     for number, heat_map in enumerate([None, *maps]):
         left = MARGIN + number % columns * (column + MARGIN)
         top = MARGIN + number // columns * row_height
         caption = "Image" if heat_map is None else heat_map.caption
-        draw.text(
-            (left, top + LINE // 2),
-            shorten(caption, font, column),
-            fill=INK,
-            font=font,
-            anchor="lm",
-        )
+        fit_line(caption, CAPTION, column).draw(sheet, (left, top + LINE // 2), INK)
         top += LINE + GAP
-        sheet.paste(panel if heat_map is None else draw_heat(panel, heat_map), (left, top))
+        sheet.paste(panel if heat_map is None else draw_heat(panel, heat_map, scale), (left, top))
         mark(sheet, (left + centre[0], top + centre[1]), dotted=heat_map is None)
         if heat_map is not None:
-            largest = float(heat_map.values.max())
-            draw_scale(sheet, (left, top + height + GAP), column, largest)
+            draw_scale(sheet, (left, top + height + GAP), column, heat_map.values, scale)
     if footer:
         position = (MARGIN, MARGIN + rows * row_height + LINE // 2)
-        text = shorten(footer, font, sheet_width - 2 * MARGIN)
-        draw.text(position, text, fill=FAINT_INK, font=font, anchor="lm")
+        fit_line(footer, CAPTION, sheet_width - 2 * MARGIN).draw(sheet, position, FAINT_INK)
     return sheet

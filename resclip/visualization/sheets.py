@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from resclip.io.images import PixelArray
-from resclip.visualization.fonts import built_in_font, shorten
+from resclip.visualization.fonts import fit_line, set_line
 from resclip.visualization.style import CAPTION, FAINT_INK, INK, LUMA, MARGIN, PAPER, resampling
+from resclip_kernels import check_choice
 
 # Black through purple and orange to a pale yellow, at equal distances in OKLab, lightness rising in equal steps.
 _ANCHORS = np.array(
@@ -21,6 +22,10 @@ _ANCHORS = np.array(
         (224, 80, 83), (248, 120, 70), (255, 165, 87), (255, 209, 131), (255, 247, 196),
     ]
 )  # fmt: skip
+
+Scale = Literal["root", "percentile", "linear"]
+"""How a map's values become colours."""
+SCALE_NAMES = {"root": "root scale", "percentile": "percentiles", "linear": "linear scale"}
 
 _OPACITIES = (0.6, 0.9)
 """Opacity of a map's smallest and largest value over the image, which is grey and dimmed."""
@@ -79,19 +84,43 @@ def strongest_share(values: NDArray[np.floating], part: float = 0.1) -> float:
     return float(np.sort(values, axis=None)[-count:].sum()) / total
 
 
-def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "") -> Image.Image:
+def scaled(values: NDArray[np.floating], scale: Scale) -> NDArray[np.floating]:
+    """A map's values from 0 to 1, which is its largest one: what its colours show.
+
+    Args:
+        values: at least 0, finite.
+        scale: "linear": the share of the largest value; "root": that share's square root, by which a hundredth of it is
+            a tenth of the way; "percentile": the share of the entries that are smaller.
+    """
+    largest = float(values.max())
+    if largest == 0.0:
+        return np.zeros_like(values)
+    if scale == "percentile":
+        ordered = np.sort(values, axis=None)
+        smaller = np.searchsorted(ordered, values, side="left")
+        ranks: NDArray[np.floating] = smaller / max(1, smaller.max())
+        return ranks
+    shares: NDArray[np.floating] = values / largest
+    return np.sqrt(shares) if scale == "root" else shares
+
+
+def draw_heat_maps(
+    image: PixelArray, rows: Sequence[PointMaps], footer: str = "", scale: Scale = "root"
+) -> Image.Image:
     """The image with a point marked and that point's maps beside it, one row per point, on white.
 
-    The colours of a map go from 0 to its own largest value, which is written under it.
+    The colours of a map go up to its own largest value, which is written under it with the scale's name.
 
     Args:
         image: (H, W, 3) uint8.
         rows: one per point, all with the same maps.
         footer: a line of small print below.
+        scale: of the colours, see `scaled`; by the root small structures are seen beside a large peak.
 
     Raises:
-        ValueError: no row, rows with different maps, a map with negative or infinite entries.
+        ValueError: no row, rows with different maps, a map with negative or infinite entries, an unknown scale.
     """
+    check_choice("scale", scale, get_args(Scale))
     check_rows(rows)
     height, width = panel_shape(image.shape[0], image.shape[1])
     panel = Image.fromarray(image).resize((width, height), resampling(image.shape[0], height))
@@ -102,31 +131,28 @@ def draw_heat_maps(image: PixelArray, rows: Sequence[PointMaps], footer: str = "
     sheet_width = MARGIN + len(captions) * (column + MARGIN)
     sheet_height = top + len(rows) * row_height + (LINE + MARGIN if footer else 0)
     sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = built_in_font(CAPTION)
     for number, caption in enumerate(captions):
         position = (MARGIN + number * (column + MARGIN), MARGIN + LINE // 2)
-        draw.text(position, shorten(caption, font, column), fill=INK, font=font, anchor="lm")
-    scale = width / image.shape[1], height / image.shape[0]
+        fit_line(caption, CAPTION, column).draw(sheet, position, INK)
+    zoom = width / image.shape[1], height / image.shape[0]
     for row in rows:
-        point = row.point[0] * scale[0], top + row.point[1] * scale[1]
+        point = row.point[0] * zoom[0], top + row.point[1] * zoom[1]
         left = MARGIN
         sheet.paste(panel, (left, top))
         mark(sheet, (left + point[0], point[1]), dotted=True)
         under = top + height + GAP
         for number, line in enumerate(row.caption):
             position = (left, under + number * LINE + LINE // 2)
-            draw.text(position, shorten(line, font, column), fill=FAINT_INK, font=font, anchor="lm")
+            fit_line(line, CAPTION, column).draw(sheet, position, FAINT_INK)
         for heat_map in row.maps:
             left += column + MARGIN
-            sheet.paste(draw_heat(panel, heat_map), (left, top))
+            sheet.paste(draw_heat(panel, heat_map, scale), (left, top))
             mark(sheet, (left + point[0], point[1]), dotted=False)
-            draw_scale(sheet, (left, under), column, float(heat_map.values.max()))
+            draw_scale(sheet, (left, under), column, heat_map.values, scale)
         top += row_height
     if footer:
         position = (MARGIN, top + LINE // 2)
-        text = shorten(footer, font, sheet_width - 2 * MARGIN)
-        draw.text(position, text, fill=FAINT_INK, font=font, anchor="lm")
+        fit_line(footer, CAPTION, sheet_width - 2 * MARGIN).draw(sheet, position, FAINT_INK)
     return sheet
 
 
@@ -154,11 +180,10 @@ def panel_shape(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def draw_heat(image: Image.Image, heat_map: HeatMap) -> Image.Image:
+def draw_heat(image: Image.Image, heat_map: HeatMap, scale: Scale = "linear") -> Image.Image:
     """The map's colours over `image`, grey and dimmed; only the grey image where the map does not cover it."""
     grey = _DIMMING * (np.asarray(image) @ LUMA)[..., None].repeat(3, axis=2)
-    largest = float(heat_map.values.max())
-    shares = heat_map.values / largest if largest else heat_map.values
+    shares = scaled(heat_map.values, scale)
     rows = max(1, round(heat_map.cover[0] * image.height))
     columns = max(1, round(heat_map.cover[1] * image.width))
     plane = Image.fromarray(shares.astype(np.float32))
@@ -189,17 +214,28 @@ def ring_mask(thickness: float, dotted: bool) -> Image.Image:
     return large.resize((side, side), Image.Resampling.BOX)
 
 
-def draw_scale(sheet: Image.Image, corner: tuple[int, int], column: int, largest: float) -> None:
-    """A bar of the colours at `corner`, (left, top), with the values of its two ends."""
+def draw_scale(
+    sheet: Image.Image,
+    corner: tuple[int, int],
+    column: int,
+    values: NDArray[np.floating],
+    scale: Scale,
+) -> None:
+    """A bar of the colours at `corner`, (left, top), with the values of its two ends and the scale's name between."""
     left, top = corner
     width = min(column, NARROWEST)
     ramp = heat_colours(np.linspace(0.0, 1.0, width))[None].repeat(BAR, axis=0)
     sheet.paste(Image.fromarray(ramp), (left, top + (LINE - BAR) // 2))
-    draw, font = ImageDraw.Draw(sheet), built_in_font(CAPTION)
     middle = top + LINE + LINE // 2
-    draw.text((left, middle), "0", fill=FAINT_INK, font=font, anchor="lm")
-    text = f"{largest:.2g}"
-    draw.text((left + width, middle), text, fill=FAINT_INK, font=font, anchor="rm")
+    least = f"{float(values.min()):.2g}" if scale == "percentile" else "0"
+    start, name, end = (
+        set_line(text, CAPTION)
+        for text in (least, SCALE_NAMES[scale], f"{float(values.max()):.2g}")
+    )
+    start.draw(sheet, (left, middle), FAINT_INK)
+    between = left + (width + start.width - end.width - name.width) / 2
+    name.draw(sheet, (between, middle), FAINT_INK)
+    end.draw(sheet, (left + width - end.width, middle), FAINT_INK)
 
 
 def draw_probability(

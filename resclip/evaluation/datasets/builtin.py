@@ -8,16 +8,9 @@ from pathlib import Path
 from resclip.builtin.scenes import CLASS_NAMES, held_out_scenes, validation_scenes
 from resclip.evaluation.datasets.base import Dataset, DatasetError, ImagePixels, Sample, cut
 from resclip.io.images import PixelArray
-from resclip.visualization.overlay import palette
+from resclip.visualization.colours import palette
 
 SPLITS = {"held-out": held_out_scenes, "validation": validation_scenes}
-
-# The colour of `overlay.palette`, by number, that comes nearest to what one would paint each class with.
-_COLOUR_NUMBERS = {
-    "sky": 0, "night sky": 13, "grass": 1, "sand": 15, "water": 6, "snow": 19, "road": 10,
-    "house": 5, "tree": 14, "sun": 4, "car": 3, "boat": 8, "fish": 2, "flower": 7,
-    "mushroom": 18, "balloon": 16, "cloud": 11,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +68,6 @@ def builtin(
         entries=CLASS_NAMES,
         samples=tuple(samples),
         split=split,
-        palette=class_colours(),
+        palette=palette(CLASS_NAMES),
         settings={"short_side": 0},
     )
-
-
-def class_colours() -> PixelArray:
-    """(classes, 3) uint8: each class in a colour that one would paint it with."""
-    colours = palette(1 + max(_COLOUR_NUMBERS.values()))
-    return colours[[_COLOUR_NUMBERS[name] for name in CLASS_NAMES]]
