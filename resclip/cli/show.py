@@ -9,19 +9,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from resclip.cli.options import load_from, png_path
-from resclip.io.images import read_image, save_png
 from resclip.methods.catalogue import find_method
-from resclip.result import comparison_sheet
 from resclip.text.class_names import parse_classes
 
 
 def show_demo(arguments: argparse.Namespace) -> int:
     """Segment the packaged scene with the built-in model; writes scene.png and demo.png to `arguments.out`."""
+    import numpy as np
+    from PIL import Image
+
     from resclip.builtin.scenes import CLASS_NAMES, demo_scene
+    from resclip.io.images import save_png
     from resclip.loading import load
 
     folder = Path(arguments.out)
@@ -51,6 +50,9 @@ def show_comparison(arguments: argparse.Namespace) -> int:
         ValueError: the options or the image cannot be used.
         OSError: the file cannot be written.
     """
+    from resclip.io.images import read_image, save_png
+    from resclip.result import comparison_sheet
+
     methods = [name.strip() for name in arguments.methods.split(",")]
     repeated = {name for name in methods if methods.count(name) > 1}
     if repeated:

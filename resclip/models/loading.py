@@ -16,10 +16,10 @@ from resclip.errors import ActivationWarning, WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
 from resclip.models.checkpoints import check_finite_weights, load_weights, read_weights
 from resclip.models.hugging_face import import_transformers, load_clip, no_questions
+from resclip.models.listing import BUILTIN, list_models
 from resclip.models.tower import ADVICE, Tower, explain_layout, hook_of
 from resclip_kernels import check_callable
 
-BUILTIN = "builtin"
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
 """Prefixes of names under which open_clip finds a model's configuration together with its weights."""
 TRANSFORMERS_PREFIX = "transformers:"
@@ -28,13 +28,6 @@ LOCAL_CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Endings by which a missing file is told from a misspelt tag."""
 BIG_VISION = (".npz", ".npy")
 """Endings of files in big_vision's format, which open_clip converts."""
-TIMM_MODULES = ("vision_transformer", "eva")
-"""Modules of timm whose models `TimmTower` can run in steps."""
-NOT_PLAIN = {
-    "eva02_enormous_patch14_clip_224",  # Its blocks norm after the attention.
-    "vit_base_mci_224",  # A convolutional network makes its patches.
-}
-"""Models of these modules whose towers cannot be run in steps nevertheless."""
 
 CLIP_TOKENS = 49_408
 """Size of the vocabulary of CLIP's tokenizer."""
@@ -206,30 +199,6 @@ def stated_statistics(visual: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     mean = stated.get("mean") or open_clip.OPENAI_DATASET_MEAN
     std = stated.get("std") or open_clip.OPENAI_DATASET_STD
     return tuple(mean), tuple(std)
-
-
-def list_models() -> list[tuple[str, list[str]]]:
-    """open_clip's models that `adapt` accepts, each with its pretrained tags."""
-    import open_clip
-
-    return [
-        (name, open_clip.list_pretrained_tags_by_model(name))
-        for name in open_clip.list_models()
-        if has_plain_tower(open_clip.get_model_config(name) or {})
-    ]
-
-
-def has_plain_tower(config: dict[str, Any]) -> bool:
-    """Whether `adapt` accepts the image tower of a configuration; the model is not built."""
-    from timm.models import is_model_in_modules
-
-    vision = config.get("vision_cfg", {})
-    timm_name = vision.get("timm_model_name")
-    if timm_name:
-        return timm_name not in NOT_PLAIN and is_model_in_modules(timm_name, TIMM_MODULES)
-    if vision.get("scaled_cosine_attn") or isinstance(vision.get("attentional_pool"), str):
-        return False
-    return isinstance(vision.get("layers"), int)  # A ResNet has a list of them.
 
 
 def find_name(name: str) -> str:
