@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resclip_kernels.all_ops import TRIALS
     from resclip_kernels.checks import (
         check_callable,
         check_choice,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from resclip_kernels.dispatch import Implementation, check_implementation, explain
     from resclip_kernels.first_use import (
         JUDGE,
-        TRIALS,
         KernelWarning,
         Verdict,
         check_kernels_at_first_use,
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
 
 # The names that each module defines. They load on first use: options and checks need no torch.
 HOMES = {
+    "all_ops": ("TRIALS",),
     "checks": (
         "check_callable",
         "check_choice",
@@ -100,7 +101,7 @@ HOMES = {
     "cpu": ("cpu_kind", "multiplies_bfloat16"),
     "deterministic": ("deterministic_attention", "resize_planes"),
     "dispatch": ("Implementation", "check_implementation", "explain"),
-    "first_use": ("JUDGE", "TRIALS", "KernelWarning", "Verdict", "check_kernels_at_first_use"),
+    "first_use": ("JUDGE", "KernelWarning", "Verdict", "check_kernels_at_first_use"),
     "forks": ("FORKS",),
     "linear": ("fast_linear", "linear_obstacle"),
     "modules": ("QueryKeyRecorder", "ResidualAttention"),

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-import resclip_kernels
+import resclip_kernels.ops
 from resclip.models import listing
 
 HEAVY = ("torch", "open_clip", "timm", "triton", "transformers", "numpy", "PIL")
@@ -63,3 +63,12 @@ def test_the_kernels_names_load_on_first_use() -> None:
     assert not modules & set(resclip_kernels.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
         resclip_kernels.no_such_name  # noqa: B018
+
+
+def test_all_ops_are_known_to_who_asks_for_their_trials() -> None:
+    program = "from resclip_kernels import TRIALS; print(*sorted(TRIALS))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    folders = [module.name for module in pkgutil.iter_modules(resclip_kernels.ops.__path__)]
+    assert set(folders) <= set(done.stdout.split())
