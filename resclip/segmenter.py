@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from resclip.builtin import BUILTIN, DRAWN_ONLY, warn_of_drawn_scenes
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.inference import scheduler
 from resclip.inference.pipeline import (
@@ -34,7 +35,7 @@ from resclip.inference.preprocessing import CLIP_MEAN, CLIP_STD, ArrayImage, Pre
 from resclip.inference.scheduler import Failure, readable, whole_results
 from resclip.io.images import ImageError, ImageSource, read_image, read_picture
 from resclip.io.limits import Limits
-from resclip.io.picture import ReadOptions
+from resclip.io.picture import Picture, ReadOptions
 from resclip.methods.composition import as_parts
 from resclip.methods.options_text import as_dict
 from resclip.methods.steps import Steps
@@ -324,6 +325,10 @@ class Segmenter:
         Yields:
             One `Segmentation` per image, in the order of `images`.
 
+        Warns:
+            DrawnScenesWarning: the built-in model has an image that is none of its drawn scenes; the results' settings
+                have "notes" that say so too.
+
         Raises:
             ImageError: an image cannot be read.
             TypeError, ValueError: an argument that does not fit.
@@ -365,18 +370,23 @@ class Segmenter:
 
         tasks = prefetch(read, map(take, images), workers=READERS)
         with contextlib.closing(tasks):
+            said = False
             for result in whole_results(scheduler.run(self.pipeline, tasks)):
                 if not isinstance(result, Failure):
                     picture = result.tag
                     if picture.absent is not None:
                         result.labels[picture.absent] = UNLABELLED
                         result.probabilities[picture.absent] = 0.0
+                    notes = self.notes_on(picture)
+                    if notes and not said:
+                        warn_of_drawn_scenes()
+                        said = True
                     yield Segmentation(
                         picture.pixels,
                         result.labels,
                         result.probabilities,
                         self.vocabulary.names,
-                        self.settings,
+                        {**self.settings, **({"notes": notes} if notes else {})},
                         picture.georeference,
                         picture.record,
                     )
@@ -384,6 +394,11 @@ class Segmenter:
                     yield result.error
                 else:
                     raise result.error
+
+    def notes_on(self, picture: Picture) -> list[str]:
+        """What has to stand beside a result for this picture: that the built-in model does not know its kind."""
+        is_foreign = self.source.get("model") == BUILTIN and not picture.record.get("scene")
+        return [DRAWN_ONLY] if is_foreign else []
 
     @overload
     def predict(self, pixels: Tensor) -> Tensor: ...

@@ -36,8 +36,15 @@ class StandIn:
         return Segmentation(pixels, labels, probabilities, names, {"model": "stand-in"})
 
 
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
+TAKE_A_MODEL = ("segment", "batch", "compare", "attention", "evaluate", "ablate")
+
+
+def run(*arguments: object, model: str | None = "builtin") -> int:
+    """Run a command; by the built-in model, unless the options name another, or `model` is None: the default."""
+    words = [str(argument) for argument in arguments]
+    if model is not None and words and words[0] in TAKE_A_MODEL and "--model" not in words:
+        words += ["--model", model]
+    return main(words)
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:

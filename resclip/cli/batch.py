@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from resclip.builtin import BUILTIN, warn_of_drawn_scenes
 from resclip.cli.options import (
     CLASSES_HELP,
     add_model_options,
@@ -156,6 +157,8 @@ def _run(arguments: argparse.Namespace) -> int:
         max_memory=arguments.max_memory,
     )
     segmenter = request()
+    if arguments.model == BUILTIN:
+        warn_of_drawn_scenes()
     workers = arguments.workers or min(available_cores(), MAX_WORKERS)
     if arguments.max_memory is not None and segmenter.device.type == "cpu":
         from resclip.inference.memory import held_memory

@@ -25,6 +25,7 @@ from resclip.cli.options import (
     add_reading_options,
     add_window_options,
     explain,
+    name_weights,
     output_folder,
 )
 from resclip.version import __version__
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(leaving.code or 0)
     try:
         with _quiet_dependencies():
+            name_weights(arguments)
             module, _, function = arguments.command.partition(":")
             status: int = getattr(importlib.import_module(module), function)(arguments)
             sys.stdout.flush()
@@ -291,9 +293,13 @@ def _quiet_dependencies() -> Iterator[None]:
         yield
         return
 
+    shown: set[str] = set()
+
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if category.__module__.startswith("resclip"):
-            print(f"resclip: note: {explain(str(message))}", file=sys.stderr)
+        text = explain(str(message))
+        if category.__module__.startswith("resclip") and text not in shown:
+            shown.add(text)
+            print(f"resclip: note: {text}", file=sys.stderr)
 
     former = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -17,7 +17,6 @@ from resclip.text.class_names import parse_classes
 def show_demo(arguments: argparse.Namespace) -> int:
     """Segment the packaged scene with the built-in model; writes scene.png and demo.png to `arguments.out`."""
     import numpy as np
-    from PIL import Image
 
     from resclip.builtin.scenes import CLASS_NAMES, demo_scene
     from resclip.io.images import save_png
@@ -28,9 +27,9 @@ def show_demo(arguments: argparse.Namespace) -> int:
     scene = demo_scene()
     present = np.unique(scene.mask)
     names = [CLASS_NAMES[index] for index in present]
-    result = load("builtin", classes=names).segment(scene.image)
+    result = load("builtin", classes=names).segment(scene.picture())
     path = folder / "demo.png"
-    save_png(Image.fromarray(scene.image), folder / "scene.png")
+    save_png(scene.picture(), folder / "scene.png")
     save_png(result.sheet(), path)
     scores = result.scores()
     width = max(map(len, ["class", *names])) + 2
@@ -71,8 +70,9 @@ def show_comparison(arguments: argparse.Namespace) -> int:
 
 def show_models(_: argparse.Namespace) -> int:
     """Print the models that are recommended, then one line per model: its name, then its pretrained tags."""
+    from resclip.builtin import BUILTIN
     from resclip.methods.catalogue import RESCLIP_CITATION
-    from resclip.models.listing import BUILTIN, list_models
+    from resclip.models.listing import list_models
     from resclip.models.recommended import PUBLISHED_AVERAGES, RECOMMENDED, REMOTE_SENSING
 
     columns = text_columns()
@@ -102,8 +102,8 @@ def show_models(_: argparse.Namespace) -> int:
         "  ",
     )
     print("\nImages from above: these weights are files, to be given as --pretrained PATH\n")
-    for name, models, files in REMOTE_SENSING:
-        show(f"(--model: {models}): {files}", f"  {name} ")
+    for name, hosts, files in REMOTE_SENSING:
+        show(f"(--model: {hosts}): {files}", f"  {name} ")
     print("\nAll models (--model), each with its tags (--pretrained)\n")
     models = list_models()
     width = max(len(name) for name, _ in models) + 2

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from resclip.io.colour import NO_PROFILE_OF_BANDS, Profile, lab_to_srgb
 from resclip.io.errors import MAX_PIXELS as MAX_PIXELS  # noqa: PLC0414 - exported from here too
@@ -87,6 +88,10 @@ _LAB = (8, 9, 10)
 _PLACE_NOT_READ = 'not read: pip install "resclip[geo]"'
 _MASK = 4
 """A bit of _SUBFILE: the page is a mask."""
+
+
+SCENE_MARK = ("Source", "a drawn scene of resclip")
+"""Key and text by which a PNG, or a PIL image's `info`, says that it is a scene of the built-in model's kind."""
 
 
 def read_image(
@@ -163,10 +168,19 @@ def open_picture(
     )
 
 
+def is_marked(image: Image.Image) -> bool:
+    """Whether an image says of itself that it is a drawn scene of the built-in model."""
+    key, value = SCENE_MARK
+    return bool(image.info.get(key) == value)
+
+
 def encode_png(image: Image.Image) -> bytes:
-    """`image` as the bytes of a PNG file."""
+    """`image` as the bytes of a PNG file, which says so where it is a drawn scene."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    texts = PngInfo()
+    if is_marked(image):
+        texts.add_text(*SCENE_MARK)
+    image.save(buffer, format="PNG", pnginfo=texts)
     return buffer.getvalue()
 
 
@@ -478,6 +492,8 @@ def _decode(
     with decoding(name):
         turned = _stored_orientation(image)
         image.load()
+        if is_marked(image):
+            record["scene"] = True
         if turned != 1:
             record["orientation"] = turned
             with without_warnings():

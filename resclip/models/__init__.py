@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from resclip.builtin import BUILTIN
+
 if TYPE_CHECKING:
-    from resclip.models.listing import BUILTIN, list_models
+    from resclip.models.listing import list_models
     from resclip.models.loading import (
         LoadedModel,
         Tokenizer,
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 # The module that defines each name.
 HOMES = {
-    "BUILTIN": "listing",
     "LoadedModel": "loading",
     "Tokenizer": "loading",
     "Tower": "tower",

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BUILTIN = "builtin"
 TIMM_MODULES = ("vision_transformer", "eva")
 """Modules of timm whose models `TimmTower` can run in steps."""
 NOT_PLAIN = {

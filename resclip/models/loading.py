@@ -12,15 +12,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resclip.builtin import BUILTIN
 from resclip.errors import ActivationWarning, WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
 from resclip.models.checkpoints import check_finite_weights, load_weights, read_weights
+from resclip.models.downloads import (
+    OPEN_CLIP_FILES,
+    TRANSFORMERS_FILES,
+    announce_hub,
+    announce_tag,
+)
 from resclip.models.hugging_face import import_transformers, load_clip, no_questions
-from resclip.models.listing import BUILTIN, list_models
+from resclip.models.listing import list_models
 from resclip.models.tower import ADVICE, Tower, explain_layout, hook_of
 from resclip_kernels import check_callable
 
-HUB_PREFIXES = ("hf-hub:", "local-dir:")
+HUB = "hf-hub:"
+HUB_PREFIXES = (HUB, "local-dir:")
 """Prefixes of names under which open_clip finds a model's configuration together with its weights."""
 TRANSFORMERS_PREFIX = "transformers:"
 """Prefix of the name or folder of a Hugging Face CLIPModel."""
@@ -77,6 +85,7 @@ def load_model(
         WeightsUnavailable: the weights or the tokenizer cannot be fetched or read, or do not fit one another.
 
     Warns:
+        DownloadWarning: weights that are not on this machine are about to be fetched.
         ActivationWarning: a file of weights for a model of which others were trained with another activation function.
     """
     brings_weights = name == BUILTIN or name.startswith((*HUB_PREFIXES, TRANSFORMERS_PREFIX))
@@ -89,7 +98,10 @@ def load_model(
 
         model, tokenizer, mean, std = load_builtin()
     elif name.startswith(TRANSFORMERS_PREFIX):
-        model, tokenizer, mean, std = load_clip(name.removeprefix(TRANSFORMERS_PREFIX))
+        source = name.removeprefix(TRANSFORMERS_PREFIX)
+        if not Path(source).exists():
+            announce_hub(source, source, TRANSFORMERS_FILES)
+        model, tokenizer, mean, std = load_clip(source)
     else:
         if not brings_weights:
             name = find_model(name, pretrained)
@@ -263,6 +275,10 @@ def load_open_clip(name: str, pretrained: str | None) -> Any:
             else:
                 # Some tags, "openai" for one, were trained with QuickGELU though the model's name does not say so.
                 tag = open_clip.get_pretrained_cfg(name, pretrained or "") or {}
+                if file is None and pretrained is not None:
+                    announce_tag(name, pretrained, tag)
+                elif name.startswith(HUB):
+                    announce_hub(name, name.removeprefix(HUB), OPEN_CLIP_FILES)
                 model = open_clip.create_model(
                     name,
                     pretrained=pretrained,
@@ -362,7 +378,8 @@ def explain(name: str, pretrained: str | None, error: Exception) -> str:
             "safetensors, a pickle of tensors alone or a TorchScript archive"
         )
     advice = (
-        "check the network, or download them and pass the file's path as pretrained="
+        "check the network, pass the path of a checkpoint as pretrained=, name a model whose weights are on this "
+        'machine, or take model="builtin" for drawn scenes'
         if pretrained is not None
         else "check the name and the network"
     )
