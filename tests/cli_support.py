@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resclip.cli.commands import main
-from resclip.io.images import read_image
+from resclip.io.images import SCENE_MARK, read_image
 from resclip.result import Segmentation
 
 
@@ -45,6 +46,14 @@ def run(*arguments: object, model: str | None = "builtin") -> int:
     if model is not None and words and words[0] in TAKE_A_MODEL and "--model" not in words:
         words += ["--model", model]
     return main(words)
+
+
+def as_scene(pixels: np.ndarray) -> Image.Image:
+    """An image that says that it is one of the built-in model's scenes, of which nothing is noted."""
+    picture = Image.fromarray(pixels)
+    key, value = SCENE_MARK
+    picture.info[key] = value
+    return picture
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:

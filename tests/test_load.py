@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_support import as_scene
 from models_support import EMBED, OpenAIVisual, hugging_face_model, timm_model
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -65,7 +66,7 @@ def test_the_built_in_model_says_which_words_it_has_never_read() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = load("builtin", classes=["sky", "night sky", "house, tree"]).segment(
-            random_image(40, 60)
+            as_scene(random_image(40, 60))
         )
     assert result.settings["preset"] == "builtin"
     assert result.settings["model"] == "builtin"

@@ -196,9 +196,9 @@ def name_weights(arguments: argparse.Namespace) -> None:
         else:
             arguments.model = DEFAULT_MODEL
             arguments.pretrained = arguments.pretrained or DEFAULT_TAG
-    if getattr(arguments, "model", "") == BUILTIN and hasattr(arguments, "dataset"):
-        if not is_drawn(arguments):
-            warn_of_drawn_scenes()
+    measures = hasattr(arguments, "dataset") and getattr(arguments, "model", "") == BUILTIN
+    if measures and not is_drawn(arguments):
+        warn_of_drawn_scenes()
 
 
 def is_drawn(arguments: argparse.Namespace) -> bool:
