@@ -29,6 +29,7 @@ from resclip.segmenter import Segmenter
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
