@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,13 +12,48 @@ ROOT = Path(__file__).parent
 VERSION = re.findall(
     r'^__version__ = "(.+)"$', (ROOT / "resclip/version.py").read_text(), re.MULTILINE
 )[0]
+REPOSITORY = os.environ.get("RESCLIP_REPOSITORY", "").rstrip("/")
+"""The address of the public repository, for whoever releases the package; empty: links into it are left out."""
+CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)")
+
+
+def described(text: str, repository: str) -> str:
+    """The README as a package index can show it, where relative links and images lead nowhere.
+
+    They lead into the repository's files of this version; without its address links become their text, and images go.
+    """
+
+    def absolute(found: re.Match[str]) -> str:
+        image, words, path = found.groups()
+        if repository:
+            return f"{image}[{words}]({repository}/{'raw' if image else 'blob'}/v{VERSION}/{path})"
+        return "" if image else words
+
+    # Every second part is code, which stays as it is.
+    parts = CODE.split(text)
+    parts[::2] = [LINK.sub(absolute, part) for part in parts[::2]]
+    return "".join(parts)
+
 
 setup(
     name="resclip",
     version=VERSION,
     description="Training-free open-vocabulary segmentation from CLIP, with fused attention ops",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=described((ROOT / "README.md").read_text(encoding="utf-8"), REPOSITORY),
     long_description_content_type="text/markdown",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2411.15851",
+        **(
+            {
+                "Source": REPOSITORY,
+                "Changelog": f"{REPOSITORY}/blob/v{VERSION}/CHANGELOG.md",
+                "Documentation": f"{REPOSITORY}/tree/v{VERSION}/docs",
+            }
+            if REPOSITORY
+            else {}
+        ),
+    },
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",

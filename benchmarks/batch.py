@@ -55,6 +55,7 @@ def drawn_images(count: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
 def segmenter(method: str, window: int, batch_size: int, short_side: int = 0) -> Segmenter:
     """The built-in model; by default at the images' own size."""
     return load(
+        "builtin",
         classes=CLASSES,
         method=method,
         window=window,

@@ -73,7 +73,7 @@ def segment_scenes(scenes: Sequence[Scene], method: str) -> list[NDArray[np.int6
     from resclip.loading import load
 
     results = load("builtin", classes=CLASS_NAMES, method=method).segment(
-        [scene.image for scene in scenes]
+        [scene.picture() for scene in scenes]
     )
     return [result.labels for result in results]
 

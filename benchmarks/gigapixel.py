@@ -23,6 +23,8 @@ from benchmarks.synthetic_raster import sew
 
 CLASSES = "sky; grass; house; tree; sun; car; flower; balloon; cloud"
 OPTIONS = (
+    "--model",
+    "builtin",
     "--format", "tif", "--short-side", "0", "--window", "112", "--stride", "112",
     "--method", "naclip", "--batch-size", "16",
 )  # fmt: skip

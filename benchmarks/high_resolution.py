@@ -171,7 +171,7 @@ def sweep() -> list[dict[str, Any]]:
         for weight in WEIGHTS:
             candidates[weight] = {"short_side": 0, "overview": Overview(weight)}
         segmenters = {
-            str(weight): load(classes=CLASS_NAMES, method=method, **options)
+            str(weight): load("builtin", classes=CLASS_NAMES, method=method, **options)
             for weight, options in candidates.items()
         }
         for kind in KINDS:
@@ -188,7 +188,7 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for method in METHODS:
         segmenters = {
-            mode: load(classes=CLASS_NAMES, method=method, **options)
+            mode: load("builtin", classes=CLASS_NAMES, method=method, **options)
             for mode, options in MODES.items()
         }
         for kind in KINDS:
@@ -215,7 +215,7 @@ def image() -> Image.Image:
     truth = [scene.mask.astype(np.int64) for scene in drawn]
     labels = {"ground truth": truth}
     for mode, options in MODES.items():
-        segmenter = load(classes=CLASS_NAMES, method="resclip", **options)
+        segmenter = load("builtin", classes=CLASS_NAMES, method="resclip", **options)
         labels[mode] = [segmenter.segment(scene.image).labels for scene in drawn]
 
     def cell(panel: Image.Image) -> Image.Image:
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parser.parse_args(arguments).image:
         save_png(image(), IMAGE)
         return 0
-    windows = load(classes=CLASS_NAMES, **MODES["windows"])
+    windows = load("builtin", classes=CLASS_NAMES, **MODES["windows"])
     result = {
         "side": SIDE,
         "shrunk_side": MODES["shrunk"]["short_side"],

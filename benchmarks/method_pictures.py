@@ -50,7 +50,7 @@ def picture(scene: Scene, method: str) -> Image.Image:
         # The built-in model is none of OpenAI's, as docs/methods.md says.
         warnings.simplefilter("ignore", UnknownChannelsWarning)
         segmenter = load("builtin", classes=names, method=method, **whole)
-    labels = segmenter.segment(scene.image).labels
+    labels = segmenter.segment(scene.picture()).labels
     logits = segmenter.logits(segmenter.prepare(scene.image)[None], upsample=True)
     heat = logits[0, names.index(HEAT)].double().numpy()
     heat = (heat - heat.min()) / max(np.ptp(heat), 1e-12)

@@ -36,6 +36,14 @@ class UnknownWordsWarning(UserWarning):
     """The built-in model was asked for words that it has never read; the message names them."""
 
 
+class DrawnScenesWarning(UserWarning):
+    """The built-in model, which knows drawn scenes alone, was given another picture."""
+
+
+class DownloadWarning(UserWarning):
+    """Weights are about to be fetched; the message says which, how large, from where, and where they are kept."""
+
+
 class UnknownChannelsWarning(UserWarning):
     """A method denoises tokens by channels that stand out, and those of this checkpoint are not known."""
 

@@ -28,6 +28,7 @@ from resclip.methods.presets import find_preset
 from resclip.methods.steps import Steps
 from resclip.models import BUILTIN, load_model, unwrap, wrap_model
 from resclip.models.proxy_models import find_proxy
+from resclip.models.recommended import DEFAULT_MODEL, DEFAULT_TAG
 from resclip.segmenter import Segmenter
 from resclip.text.class_names import ClassEntry, read_entries, with_background
 from resclip.text.embedding_cache import TextCache
@@ -52,7 +53,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def load(
-    model: str | nn.Module = BUILTIN,
+    model: str | nn.Module | None = None,
     pretrained: str | None = None,
     *,
     classes: Classes | Vocabulary,
@@ -90,8 +91,9 @@ def load(
     """A segmenter from names: model, method and classes.
 
     Args:
-        model: "builtin" (the small built-in model), an open_clip model with a vision transformer, or
-            "transformers:NAME" for Hugging Face's; `resclip models` lists them. Or a CLIP model that is there already,
+        model: an open_clip model with a vision transformer, "transformers:NAME" for Hugging Face's, or "builtin", the
+            small built-in model for drawn scenes; `resclip models` lists them. None: "ViT-B-16", with the weights
+            "openai" unless `pretrained` names others. Or a CLIP model that is there already,
             see `resclip.models.adapt`: it is used as it is and where it is, in eval mode.
         pretrained: open_clip tag, or the path of a checkpoint (safetensors, or a pickle of tensors alone).
         classes: a list with one entry per class: "cat, kitten" (synonyms, the first is its name) or "pet: cat, dog"
@@ -137,8 +139,11 @@ def load(
         WeightsUnavailable: weights that cannot be fetched or read.
 
     Warns:
+        DownloadWarning: weights that are not on this machine are about to be fetched.
         UnknownWordsWarning: the built-in model has never read a word of the names.
     """
+    if model is None:
+        model, pretrained = DEFAULT_MODEL, DEFAULT_TAG if pretrained is None else pretrained
     is_builtin = isinstance(model, str) and model == BUILTIN
     if preset is None and is_builtin:
         preset = BUILTIN

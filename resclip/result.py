@@ -178,7 +178,8 @@ class Segmentation:
         parts = [str(self.settings[key]) for key in ("model", "method") if key in self.settings]
         colours = palette(self.names)
         missing = f"{self.unlabelled:.1%} unlabelled".replace("%", " %") if self.unlabelled else ""
-        footer = ", ".join(filter(None, (" + ".join(parts), missing)))
+        notes = self.settings.get("notes", ())
+        footer = ", ".join(filter(None, (" + ".join(parts), missing, *notes)))
         views = [("Classes", self.labels)]
         return draw_sheet(self.image, views, colours, self.present(), opacity, footer)
 
@@ -428,7 +429,8 @@ def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55)
         if other.names != last.names or not np.array_equal(other.image, last.image):
             raise ValueError("expected segmentations of one image by one list of names")
     views = [(caption, result.labels) for caption, result in results.items()]
-    return draw_sheet(last.image, views, palette(last.names), last.present(), opacity)
+    footer = ", ".join(last.settings.get("notes", ()))
+    return draw_sheet(last.image, views, palette(last.names), last.present(), opacity, footer)
 
 
 def _check_array(name: str, value: object, dtype: np.dtype[Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, cast, overload
 import torch
 from torch import Tensor
 
+from resclip.builtin import BUILTIN, DRAWN_ONLY, warn_of_drawn_scenes
 from resclip.encoder.dense_encoder import DenseEncoder
 from resclip.errors import first_sentence
 from resclip.inference import scheduler
@@ -477,6 +478,10 @@ class Segmenter:
         Yields:
             One `Segmentation` per image, in the order of `images`.
 
+        Warns:
+            DrawnScenesWarning: the built-in model has an image that is none of its drawn scenes; the results' settings
+                have "notes" that say so too.
+
         Raises:
             ImageError: an image cannot be read.
             TypeError, ValueError: an argument that does not fit.
@@ -554,9 +559,13 @@ class Segmenter:
 
         tasks = prefetch(read, map(take, images), workers=READERS)
         with contextlib.closing(tasks):
+            said = False
             for result in whole_results(scheduler.run(tasks)):
                 if not isinstance(result, Failure):
                     picture, segmenter = result.tag
+                    if not said and self.notes_on(picture):
+                        warn_of_drawn_scenes()
+                        said = True
                     yield segmenter.segmentation(result, picture)
                 elif return_errors and isinstance(result.error, ImageError):
                     yield result.error
@@ -579,16 +588,22 @@ class Segmenter:
                 picture.absent,
                 are_logarithms=result.scores.are_logarithms,
             )
+        notes = self.notes_on(picture)
         return Segmentation(
             picture.pixels,
             result.labels,
             result.probabilities,
             self.vocabulary.names,
-            self.settings,
+            {**self.settings, **({"notes": notes} if notes else {})},
             picture.georeference,
             picture.record,
             kept,
         )
+
+    def notes_on(self, picture: Picture) -> list[str]:
+        """What has to stand beside a result for this picture: that the built-in model does not know its kind."""
+        is_foreign = self.source.get("model") == BUILTIN and not picture.record.get("scene")
+        return [DRAWN_ONLY] if is_foreign else []
 
     @overload
     def embed(
@@ -687,7 +702,10 @@ class Segmenter:
         (result,) = whole_results(strips)
         if isinstance(result, Failure):
             raise result.error
-        return segmenter.segmentation(result, embedding.as_picture())
+        picture = embedding.as_picture()
+        if segmenter.notes_on(picture):
+            warn_of_drawn_scenes()
+        return segmenter.segmentation(result, picture)
 
     @overload
     def predict(self, pixels: Tensor) -> Tensor: ...

@@ -9,70 +9,136 @@ around the ops: argument checks, `check_labels` for labels that come from a GPU,
 the number of threads, `fast_linear`, `FORKS` for forked processes, and `score_operands`.
 """
 
-from resclip_kernels.checks import (
-    check_callable,
-    check_choice,
-    check_count,
-    check_finite,
-    check_flag,
-    check_float,
-    check_fraction,
-    check_not_negative,
-    check_pair,
-    check_positive,
-    check_range,
-    check_type,
-    quoted,
-)
-from resclip_kernels.cpu import cpu_kind, multiplies_bfloat16
-from resclip_kernels.deterministic import deterministic_attention, resize_planes
-from resclip_kernels.dispatch import Implementation, check_implementation, explain
-from resclip_kernels.fast_linear import fast_linear, linear_obstacle
-from resclip_kernels.first_use import (
-    JUDGE,
-    TRIALS,
-    KernelWarning,
-    Verdict,
-    check_kernels_at_first_use,
-)
-from resclip_kernels.forks import FORKS
-from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
-from resclip_kernels.nan_check import check_labels
-from resclip_kernels.ops.laplacian_propagation import (
-    LaplacianPropagationOptions,
-    laplacian_propagation,
-)
-from resclip_kernels.ops.pamr import PamrOptions, pamr
-from resclip_kernels.ops.patch_labels import PatchLabelsOptions, patch_labels
-from resclip_kernels.ops.proxy_attention import ProxyAttentionOptions, proxy_attention, proxy_rows
-from resclip_kernels.ops.residual_attention import (
-    CORRELATIONS,
-    AttentionOptions,
-    Correlation,
-    ResidualAttentionOutput,
-    residual_attention,
-    score_operands,
-)
-from resclip_kernels.ops.residual_attention.attention_maps import (
-    AttentionMaps,
-    attention_maps,
-    cross_layer_rows,
-)
-from resclip_kernels.ops.semantic_feedback import (
-    CONNECTIVITIES,
-    Connectivity,
-    FeedbackOptions,
-    SemanticFeedback,
-    feedback_matrix,
-    feedback_rows,
-    semantic_feedback,
-)
-from resclip_kernels.ops.similarity_aggregation import (
-    SimilarityAggregationOptions,
-    similarity_aggregation,
-)
-from resclip_kernels.ops.upsample_argmax import UpsampleOptions, upsample_argmax
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resclip_kernels.all_ops import TRIALS
+    from resclip_kernels.checks import (
+        check_callable,
+        check_choice,
+        check_count,
+        check_finite,
+        check_flag,
+        check_float,
+        check_fraction,
+        check_not_negative,
+        check_pair,
+        check_positive,
+        check_range,
+        check_type,
+        quoted,
+    )
+    from resclip_kernels.cpu import cpu_kind, multiplies_bfloat16
+    from resclip_kernels.deterministic import deterministic_attention, resize_planes
+    from resclip_kernels.dispatch import Implementation, check_implementation, explain
+    from resclip_kernels.first_use import (
+        JUDGE,
+        KernelWarning,
+        Verdict,
+        check_kernels_at_first_use,
+    )
+    from resclip_kernels.forks import FORKS
+    from resclip_kernels.linear import fast_linear, linear_obstacle
+    from resclip_kernels.modules import QueryKeyRecorder, ResidualAttention
+    from resclip_kernels.nan_check import check_labels
+    from resclip_kernels.ops.laplacian_propagation import laplacian_propagation
+    from resclip_kernels.ops.pamr import pamr
+    from resclip_kernels.ops.patch_labels import patch_labels
+    from resclip_kernels.ops.proxy_attention import proxy_attention, proxy_rows
+    from resclip_kernels.ops.residual_attention import ResidualAttentionOutput, residual_attention
+    from resclip_kernels.ops.residual_attention.attention_maps import (
+        AttentionMaps,
+        attention_maps,
+        cross_layer_rows,
+    )
+    from resclip_kernels.ops.semantic_feedback import (
+        SemanticFeedback,
+        feedback_matrix,
+        feedback_rows,
+        semantic_feedback,
+    )
+    from resclip_kernels.ops.similarity_aggregation import similarity_aggregation
+    from resclip_kernels.ops.upsample_argmax import upsample_argmax
+    from resclip_kernels.options.laplacian_propagation import LaplacianPropagationOptions
+    from resclip_kernels.options.pamr import PamrOptions
+    from resclip_kernels.options.patch_labels import PatchLabelsOptions
+    from resclip_kernels.options.proxy_attention import ProxyAttentionOptions
+    from resclip_kernels.options.residual_attention import (
+        CORRELATIONS,
+        AttentionOptions,
+        Correlation,
+        score_operands,
+    )
+    from resclip_kernels.options.semantic_feedback import (
+        CONNECTIVITIES,
+        Connectivity,
+        FeedbackOptions,
+    )
+    from resclip_kernels.options.similarity_aggregation import SimilarityAggregationOptions
+    from resclip_kernels.options.upsample_argmax import UpsampleOptions
+
+# The names that each module defines. They load on first use: options and checks need no torch.
+HOMES = {
+    "all_ops": ("TRIALS",),
+    "checks": (
+        "check_callable",
+        "check_choice",
+        "check_count",
+        "check_finite",
+        "check_flag",
+        "check_float",
+        "check_fraction",
+        "check_not_negative",
+        "check_pair",
+        "check_positive",
+        "check_range",
+        "check_type",
+        "quoted",
+    ),
+    "cpu": ("cpu_kind", "multiplies_bfloat16"),
+    "deterministic": ("deterministic_attention", "resize_planes"),
+    "dispatch": ("Implementation", "check_implementation", "explain"),
+    "first_use": ("JUDGE", "KernelWarning", "Verdict", "check_kernels_at_first_use"),
+    "forks": ("FORKS",),
+    "linear": ("fast_linear", "linear_obstacle"),
+    "modules": ("QueryKeyRecorder", "ResidualAttention"),
+    "nan_check": ("check_labels",),
+    "ops.laplacian_propagation": ("laplacian_propagation",),
+    "ops.pamr": ("pamr",),
+    "ops.patch_labels": ("patch_labels",),
+    "ops.proxy_attention": ("proxy_attention", "proxy_rows"),
+    "ops.residual_attention": ("ResidualAttentionOutput", "residual_attention"),
+    "ops.residual_attention.attention_maps": (
+        "AttentionMaps",
+        "attention_maps",
+        "cross_layer_rows",
+    ),
+    "ops.semantic_feedback": (
+        "SemanticFeedback",
+        "feedback_matrix",
+        "feedback_rows",
+        "semantic_feedback",
+    ),
+    "ops.similarity_aggregation": ("similarity_aggregation",),
+    "ops.upsample_argmax": ("upsample_argmax",),
+    "options.laplacian_propagation": ("LaplacianPropagationOptions",),
+    "options.pamr": ("PamrOptions",),
+    "options.patch_labels": ("PatchLabelsOptions",),
+    "options.proxy_attention": ("ProxyAttentionOptions",),
+    "options.residual_attention": (
+        "CORRELATIONS",
+        "AttentionOptions",
+        "Correlation",
+        "score_operands",
+    ),
+    "options.semantic_feedback": ("CONNECTIVITIES", "Connectivity", "FeedbackOptions"),
+    "options.similarity_aggregation": ("SimilarityAggregationOptions",),
+    "options.upsample_argmax": ("UpsampleOptions",),
+}
+HOME_OF = {name: home for home, names in HOMES.items() for name in names}
 __all__ = [
     "CONNECTIVITIES",
     "CORRELATIONS",
@@ -135,3 +201,15 @@ __all__ = [
     "similarity_aggregation",
     "upsample_argmax",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(HOME_OF))

@@ -1,4 +1,7 @@
-"""Argument checks that ops and methods share: each raises with what was expected and what came."""
+"""Argument checks that ops and methods share: each raises with what was expected and what came.
+
+Those of numbers and texts serve options too, which are listed without torch: it is imported by the checks of tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,12 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Options = TypeVar("Options")
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
 
 MOST_QUOTED = 80
 """Characters of what came that an error shows."""
@@ -61,13 +61,15 @@ def check_choice(name: str, value: Any, valid: Sequence[str], otherwise: str = "
 
 def check_float(name: str, tensor: Tensor, dimensions: int, layout: str) -> None:
     """`tensor` must be a floating-point tensor with `dimensions` axes, described by `layout`."""
-    if not isinstance(tensor, Tensor):
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {layout}; got {type(tensor).__name__}")
     if tensor.ndim != dimensions:
         raise ValueError(
             f"{name} must have {dimensions} dimensions {layout}; got {tuple(tensor.shape)}"
         )
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"{name} must be floating point; got {tensor.dtype}")
 
 
@@ -164,8 +166,10 @@ def set_floats(options: Any, *names: str) -> None:
 
 def row_numbers(rows: Tensor, count: int, *, allow_none: bool = False) -> list[int]:
     """`rows` as numbers; TypeError or ValueError unless it is (R,) int64, each in 0 … count − 1, and at least one."""
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
-        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+    import torch
+
+    if not isinstance(rows, torch.Tensor) or rows.dtype != torch.int64:
+        got = rows.dtype if isinstance(rows, torch.Tensor) else type(rows).__name__
         raise TypeError(f"rows must be an int64 tensor (R,) of indices; got {got}")
     if rows.ndim != 1 or not (len(rows) or allow_none):
         raise ValueError(f"rows must be (R,), at least one; got {tuple(rows.shape)}")

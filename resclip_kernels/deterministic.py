@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.cpu import multiplies_512_bits
-from resclip_kernels.fast_linear import by_onednn, is_on, takes
+from resclip_kernels.linear import by_onednn, is_on, takes
 
 # torch's fused attention rounds 1 to 3 queries by the number of threads; of 4 to 139, and of 1,025, no bit moved.
 MIN_FUSED_QUERIES = 4

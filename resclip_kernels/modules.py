@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from resclip_kernels.checks import check_count, check_pair, check_type, merge_options
 from resclip_kernels.dispatch import Implementation, parse_implementation
 from resclip_kernels.ops.residual_attention import AttentionOptions, residual_attention
-from resclip_kernels.ops.residual_attention.options import AttentionKeywords
 from resclip_kernels.ops.semantic_feedback import SemanticFeedback
+from resclip_kernels.options.residual_attention import AttentionKeywords
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resclip_kernels.deterministic import resize_planes
 from resclip_kernels.dispatch import needs_gradient
-from resclip_kernels.fast_linear import linear
+from resclip_kernels.linear import linear
 from resclip_kernels.ops.pamr import portable as pamr
 from resclip_kernels.pixel_rows import resized_lines
 

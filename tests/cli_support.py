@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resclip.batch.output_names import SUMMARY
 from resclip.cli.commands import main
-from resclip.io.images import read_image
+from resclip.io.images import SCENE_MARK, read_image
 from resclip.result import Segmentation
 
 
@@ -37,8 +38,23 @@ class StandIn:
         return Segmentation(pixels, labels, probabilities, names, {"model": "stand-in"})
 
 
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
+TAKE_A_MODEL = ("segment", "batch", "compare", "attention", "evaluate", "ablate")
+
+
+def run(*arguments: object, model: str | None = "builtin") -> int:
+    """Run a command; by the built-in model, unless the options name another, or `model` is None: the default."""
+    words = [str(argument) for argument in arguments]
+    if model is not None and words and words[0] in TAKE_A_MODEL and "--model" not in words:
+        words += ["--model", model]
+    return main(words)
+
+
+def as_scene(pixels: np.ndarray) -> Image.Image:
+    """An image that says that it is one of the built-in model's scenes, of which nothing is noted."""
+    picture = Image.fromarray(pixels)
+    key, value = SCENE_MARK
+    picture.info[key] = value
+    return picture
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -32,11 +32,11 @@ TWO = open_dataset("builtin", count=2, size=48)  # two small scenes: rows and fi
 
 @cache
 def vocabulary() -> Vocabulary:
-    return load(classes=CLASS_NAMES, device="cpu").vocabulary
+    return load("builtin", classes=CLASS_NAMES, device="cpu").vocabulary
 
 
 def base_segmenter(dataset: Dataset, base: str = "naclip", **options: Any) -> Segmenter:
-    given = {"classes": vocabulary(), "method": base, "device": "cpu"}
+    given = {"model": "builtin", "classes": vocabulary(), "method": base, "device": "cpu"}
     return load(**{**given, **dataset.settings, **options})
 
 

@@ -312,7 +312,7 @@ def test_a_kernel_is_timed_on_the_device_with_its_memory() -> None:
 
 
 def test_a_job_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    segmenter = load(classes=["sky", "grass"], method="naclip", window=28, short_side=28)
+    segmenter = load("builtin", classes=["sky", "grass"], method="naclip", window=28, short_side=28)
     image = np.random.default_rng(0).integers(0, 256, (28, 35, 3), dtype=np.uint8)
     pixels = segmenter.prepare(image)
     assert np.array_equal(pipeline.as_image(pixels, (28, 35), segmenter), image)

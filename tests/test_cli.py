@@ -21,6 +21,7 @@ from resclip.cli.commands import COMMANDS
 from resclip.cli.options import OPTION_OF, explain
 from resclip.methods.catalogue import BASES, Overview, ProxyAttention
 from resclip.methods.presets import PRESETS
+from resclip.models.recommended import RECOMMENDED
 from resclip.segmenter import Segmenter
 
 ROOT = Path(resclip.__file__).parents[1]
@@ -237,8 +238,14 @@ def test_lists_of_methods_and_models(capsys: pytest.CaptureFixture[str]) -> None
         assert word in out
     assert run("models") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("builtin ")
-    named = dict(line.split(maxsplit=1) for line in lines)
+    first, *others = lines[
+        lines.index("All models (--model), each with its tags (--pretrained)") + 2 :
+    ]
+    assert first.startswith("builtin ")
+    named = dict(line.split(maxsplit=1) for line in others)
+    said = "\n".join(lines[: -len(others)])
+    for one in RECOMMENDED:
+        assert re.search(rf"{one.model} +{one.tag} +{one.gigabytes:.2f} GB", said)
     assert "openai" in named["ViT-B-16"].split(", ")
     assert "RN50" not in named
 

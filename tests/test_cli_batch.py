@@ -55,6 +55,7 @@ def batch(source: object, out: object, *options: object) -> int:
 def arguments(source: Path, out: Path) -> list[str]:
     """A job for the built-in model."""
     words = ["batch", source, "--out", out, "--classes", CLASSES, "--no-cache", *SMALL]
+    words += ["--model", "builtin"]
     return list(map(str, words))
 
 

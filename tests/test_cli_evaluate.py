@@ -205,10 +205,17 @@ def test_settings_are_those_of_options_dataset_and_method(
 
 def test_what_load_is_told_stands_above_the_preset() -> None:
     """A value of its own as a whole, a mapping option by option."""
-    whole = load(classes=["sky", "tree"], preset="voc21", rcs=RCS(weight=0.9), device="cpu")
+    whole = load(
+        "builtin", classes=["sky", "tree"], preset="voc21", rcs=RCS(weight=0.9), device="cpu"
+    )
     assert whole.settings["rcs"] == asdict(RCS(weight=0.9))
     added = load(
-        classes=["sky", "tree"], method="naclip", preset="voc21", rcs={"weight": 0.9}, device="cpu"
+        "builtin",
+        classes=["sky", "tree"],
+        method="naclip",
+        preset="voc21",
+        rcs={"weight": 0.9},
+        device="cpu",
     )
     assert (added.settings["rcs"]["weight"], added.settings["rcs"]["temperature"]) == (0.9, 2.0)
     assert added.settings["sfr"] is None

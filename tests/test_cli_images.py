@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cli_support import StandIn, names_in, one_line, run
+from cli_support import StandIn, as_scene, names_in, one_line, run
 from PIL import Image
+
+from resclip.io.images import save_png
 
 
 def test_broken_images_are_named_in_one_line_each_and_the_others_done(
@@ -127,7 +129,7 @@ def test_images_smaller_than_a_patch(
     tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "small.png"
-    Image.new("RGB", size, (10, 200, 30)).save(path)
+    save_png(as_scene(np.full((size[1], size[0], 3), 120, np.uint8)), path)
     out = tmp_path / "out"
     assert run("segment", path, "--classes", "grass, sky", "--out", out, "--short-side", 0) == 0
     assert capsys.readouterr().err == ""

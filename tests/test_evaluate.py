@@ -27,12 +27,12 @@ TWO = open_dataset("builtin", count=2, size=48)  # two small scenes: rows and fi
 
 @cache
 def vocabulary(entries: tuple[str, ...]) -> Vocabulary:
-    return load(classes=list(entries), device="cpu").vocabulary
+    return load("builtin", classes=list(entries), device="cpu").vocabulary
 
 
 def segmenter(dataset: Dataset, method: str) -> Segmenter:
     classes = vocabulary(dataset.entries)
-    return load(classes=classes, method=method, device="cpu", **dataset.settings)
+    return load("builtin", classes=classes, method=method, device="cpu", **dataset.settings)
 
 
 def entries(*names: str) -> dict[str, MakeSegmenter]:
@@ -111,7 +111,9 @@ def test_nothing_to_measure_and_other_classes_are_refused() -> None:
         evaluate(entries("clip"), [TWO], checkpoint="report.json")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="workers must be at least 0; got -1"):
         evaluate(entries("clip"), [TWO], workers=-1)
-    other = {"clip": lambda _: load(classes=["sky", "grass"], method="clip", device="cpu")}
+    other = {
+        "clip": lambda _: load("builtin", classes=["sky", "grass"], method="clip", device="cpu")
+    }
     with pytest.raises(
         ValueError, match="17 classes 'sky' to .* the segmenter's are 2, from 'sky'"
     ):

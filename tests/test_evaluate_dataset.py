@@ -51,7 +51,7 @@ def same(came: DatasetResult, wanted: DatasetResult) -> bool:
 def test_counts_are_those_of_segmenting_by_hand(tmp_path: Path) -> None:
     """The built-in model, on files: two groups and a rest of one image."""
     dataset = on_disk(tmp_path, 5)
-    segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
+    segmenter = load("builtin", classes=CLASS_NAMES, method="naclip", device="cpu", short_side=40)
     came = measure(segmenter, dataset, group_size=2)
     wanted = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES) + 1), np.int64)
     for numbers in ([0, 1], [2, 3], [4]):

@@ -14,7 +14,7 @@ from resclip_kernels.forks import Forks
 CODE = """
 import os, signal, numpy as np, torch
 from resclip import load
-segmenter = load(classes=["sky", "tree", "house"], method="naclip", cache=None)
+segmenter = load("builtin", classes=["sky", "tree", "house"], method="naclip", cache=None)
 image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
 expected = segmenter.segment(image).labels
 assert torch.get_num_threads() == 2

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_support import as_scene
 from models_support import EMBED, OpenAIVisual, hugging_face_model, timm_model
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -44,7 +45,7 @@ from resclip.loading import choose_device, choose_precision
 )
 def test_load_lists_what_is_valid(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        load(**{"classes": ["sky", "tree"], **arguments})
+        load(**{"model": "builtin", "classes": ["sky", "tree"], **arguments})
 
 
 def test_devices_and_precisions() -> None:
@@ -59,12 +60,14 @@ def test_devices_and_precisions() -> None:
 
 def test_the_built_in_model_says_which_words_it_has_never_read() -> None:
     with pytest.warns(UnknownWordsWarning, match=r"never read 'zebra', 'giraffe', so.*house, tree"):
-        load(classes=["sky", "zebra, giraffe", "tree"])
+        load("builtin", classes=["sky", "zebra, giraffe", "tree"])
     with pytest.warns(UnknownWordsWarning, match=r"'7' and 2 more, so"):
-        load(classes=[str(number) for number in range(10)])
+        load("builtin", classes=[str(number) for number in range(10)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = load(classes=["sky", "night sky", "house, tree"]).segment(random_image(40, 60))
+        result = load("builtin", classes=["sky", "night sky", "house, tree"]).segment(
+            as_scene(random_image(40, 60))
+        )
     assert result.settings["preset"] == "builtin"
     assert result.settings["model"] == "builtin"
 
@@ -136,7 +139,7 @@ def test_a_tokenizer_is_asked_for_where_it_is_not_known() -> None:
     with pytest.raises(ValueError, match="its tokenizer is not known: pass tokenizer="):
         load(hugging_face_model("CLIPModel").float(), classes=["a", "b"])
     with pytest.raises(ValueError, match="comes with its tokenizer"):
-        load(classes=["sky", "tree"], tokenizer=own_tokenizer)
+        load("builtin", classes=["sky", "tree"], tokenizer=own_tokenizer)
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

@@ -27,7 +27,7 @@ from resclip.evaluation.runner import evaluate_dataset
 
 
 def test_what_prepares_images_goes_to_workers_without_the_model() -> None:
-    segmenter = load(classes=CLASS_NAMES, method="naclip", device="cpu")
+    segmenter = load("builtin", classes=CLASS_NAMES, method="naclip", device="cpu")
     image = np.random.default_rng(0).integers(256, size=(30, 50, 3)).astype(np.uint8)
     data = pickle.dumps(segmenter.preparation)
     assert len(data) < 1000

@@ -26,13 +26,13 @@ OPENAI = ("ViT-B-16", "openai")
 @cache
 def vocabulary() -> Vocabulary:
     """Made once: what a segmenter is asked for does not show in its settings."""
-    return load(classes=["sky", "tree"], templates="name", device="cpu").vocabulary
+    return load("builtin", classes=["sky", "tree"], templates="name", device="cpu").vocabulary
 
 
 @cache
 def measured(row: str, preset: str) -> Mapping[str, Any]:
     """Settings as a report has them, of a segmenter that `load` makes; model and proxy are not its own."""
-    segmenter = load(classes=vocabulary(), method=row, preset=preset, device="cpu")
+    segmenter = load("builtin", classes=vocabulary(), method=row, preset=preset, device="cpu")
     settings: dict[str, Any] = json.loads(json.dumps(segmenter.settings))
     if settings["proxy"]:
         settings["proxy"]["model"] = ProxyAttention().model

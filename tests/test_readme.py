@@ -10,6 +10,7 @@ import importlib.metadata
 import re
 import shlex
 import shutil
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,9 @@ from resclip.segmenter import Segmenter
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "docs/evaluation.md",
-    "docs/high-resolution.md",
-    "docs/methods.md",
-    "docs/pipelines.md",
-    "docs/pictures.md",
-    "docs/predictors.md",
-    "docs/scale.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 # What a command does is the same with less of it.
 SMALLER = {"evaluate": ["--scenes", "2", "--method", "clip"], "ablate": ["--scenes", "1"]}
@@ -109,15 +105,8 @@ def make_video(path: Path, pixels: np.ndarray) -> None:
     writer.close()
 
 
-def test_python_examples_of_pipelines(workspace: Path) -> None:
-    namespace: dict[str, Any] = {}
-    examples = blocks("docs/pipelines.md", "python")
-    assert len(examples) == 2
-    for example in examples:
-        exec(compile(example, "pipelines.md", "exec"), namespace)
-
-
-def test_python_examples_run_in_order(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run_examples(page: str, workspace: Path) -> dict[str, Any]:
+    """Run the Python blocks of a page in order, with what examples have at hand; returns all that they define."""
     model, *_ = load_builtin()
     namespace: dict[str, Any] = {
         "paths": [workspace / "one.jpg", workspace / "two.png"],
@@ -125,10 +114,22 @@ def test_python_examples_run_in_order(workspace: Path, capsys: pytest.CaptureFix
         "pixels": torch.zeros(1, 3, 112, 112),
         "text": torch.nn.functional.normalize(torch.randn(4, 128), dim=1),
     }
-    examples = blocks("README.md", "python")
-    assert examples
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), namespace)
+    for example in blocks(page, "python"):
+        exec(compile(example, page, "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES[1:] if blocks(page, "python")], ids=lambda page: Path(page).stem
+)
+def test_python_examples_of_every_page_run(workspace: Path, page: str) -> None:
+    run_examples(page, workspace)
+
+
+def test_python_examples_of_the_readme_run(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    namespace = run_examples("README.md", workspace)
     printed = capsys.readouterr().out
     assert re.search(r"^sky +\d+\.\d%$", printed, re.MULTILINE)
     assert sorted(path.name for path in (workspace / "out").iterdir()) == [
@@ -167,7 +168,7 @@ def test_the_quick_start_prints_what_the_readme_says(
 @pytest.mark.parametrize("command", [one for one in commands() if not ELSEWHERE.search(one)])
 def test_commands(workspace: Path, command: str) -> None:
     words = words_of(command)
-    assert run(*words, *SMALLER.get(words[0], [])) == 0
+    assert run(*words, *SMALLER.get(words[0], []), model=None) == 0
 
 
 def test_commands_with_data_from_elsewhere_are_understood() -> None:
@@ -176,6 +177,15 @@ def test_commands_with_data_from_elsewhere_are_understood() -> None:
     for command in elsewhere:
         words = [word for word in shlex.split(command)[1:] if word != "$METHODS"]
         assert build_parser().parse_args(words).command, command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_shell_blocks_are_shell_and_none_is_missed(page: str) -> None:
+    """A block that stands further in, as in a list, would be neither run nor read."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert not re.search(r"^[ >]+```(python|py|sh|bash|shell|console)\b", text, re.MULTILINE)
+    assert not re.search(r"^```(py|bash|shell|console)$", text, re.MULTILINE)
+    subprocess.run(["bash", "-n"], input="".join(blocks(page, "sh")), text=True, check=True)
 
 
 def test_make_targets_are_there() -> None:

@@ -12,8 +12,8 @@ from residual_attention_support import all_terms, compare, run
 from resclip_kernels import CORRELATIONS, AttentionOptions, residual_attention, semantic_feedback
 from resclip_kernels.launch import Target, watch
 from resclip_kernels.ops.residual_attention import portable, reference
-from resclip_kernels.ops.residual_attention.options import SCORES
 from resclip_kernels.ops.semantic_feedback import portable as feedback_portable
+from resclip_kernels.options.residual_attention import SCORES
 
 GRID = (5, 7)
 SCORED = [name for name in CORRELATIONS if SCORES[name]]

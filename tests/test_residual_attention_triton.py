@@ -36,7 +36,7 @@ kernels = pytest.importorskip(
     "resclip_kernels.ops.residual_attention.triton", reason="needs triton"
 )
 from resclip_kernels.ops.residual_attention import additive_terms_triton, launch_table  # noqa: E402
-from resclip_kernels.ops.residual_attention.options import SCORES  # noqa: E402
+from resclip_kernels.options.residual_attention import SCORES  # noqa: E402
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCORED = [name for name in CORRELATIONS if SCORES[name]]

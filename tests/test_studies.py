@@ -65,13 +65,19 @@ THREE = open_dataset("builtin", count=3, size=56)  # 7 × 7 patches
 
 @cache
 def vocabulary() -> Vocabulary:
-    return load(classes=CLASS_NAMES, device="cpu").vocabulary
+    return load("builtin", classes=CLASS_NAMES, device="cpu").vocabulary
 
 
 @cache
 def segmenter(base: str = "clip", **options: Any) -> Segmenter:
     """Shared by the tests, which change nothing of it."""
-    given = {"classes": vocabulary(), "method": base, "device": "cpu", "short_side": 0}
+    given = {
+        "model": "builtin",
+        "classes": vocabulary(),
+        "method": base,
+        "device": "cpu",
+        "short_side": 0,
+    }
     return load(**{**given, **options})
 
 

@@ -14,8 +14,11 @@ Importing this module imports neither torch nor open_clip.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from resclip.errors import DrawnScenesWarning
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 
     from resclip.builtin.tokenizer import WordTokenizer
 
+BUILTIN = "builtin"
+"""The name of the built-in model."""
+DRAWN_ONLY = (
+    "the built-in model knows drawn scenes alone, and what it says of other pictures means nothing"
+)
+"""What stands beside its results for any picture that is not marked as such a scene."""
 TEMPLATES = (
     "a picture of {}.", "a photo of {}.", "a drawing of {}.", "a painting of {}.", "{}.", "this is {}.",
     "a picture of a {}.", "a picture of the {}.",
@@ -71,3 +80,12 @@ def load_builtin(
     mean, std = model.visual.image_mean, model.visual.image_std
     model = model.to(device=device, dtype=precision).eval()
     return model, tokenizer, tuple(mean), tuple(std)
+
+
+def warn_of_drawn_scenes() -> None:
+    """DrawnScenesWarning."""
+    warnings.warn(
+        f"{DRAWN_ONLY}; name a real one by model=, as `resclip models` lists them",
+        DrawnScenesWarning,
+        stacklevel=3,
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from resclip.builtin.things import (
     CLASS_ID,
@@ -26,6 +27,7 @@ from resclip.builtin.things import (
     paint_thing,
 )
 from resclip.builtin.things import CLASS_NAMES as CLASS_NAMES  # noqa: PLC0414 - a scene's classes
+from resclip.io.images import SCENE_MARK
 
 # First number of the seeds of each set, so that no scene is in two sets.
 TRAINING, VALIDATION, HELD_OUT = 11, 22, 33
@@ -81,6 +83,13 @@ class Scene:
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     plan: ScenePlan
+
+    def picture(self) -> Image.Image:
+        """The image, marked as a drawn scene: readers, and PNG files that are written of it, know it by that."""
+        picture = Image.fromarray(self.image)
+        key, value = SCENE_MARK
+        picture.info[key] = value
+        return picture
 
     @property
     def colours(self) -> dict[str, str]:

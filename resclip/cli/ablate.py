@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_piece_options(of_some)
     add_dataset_options(parser, scenes=SCENE_COUNT)
-    add_model_options(parser, method=False, background=False)
+    add_model_options(parser, method=False, background=False, scenes=True)
     add_window_options(parser)
     add_progress_options(parser)
     output = parser.add_argument_group("output")

@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from resclip.builtin import warn_of_drawn_scenes
 from resclip.cli.options import load_from, png_path
-from resclip.io.images import PixelArray, read_image, save_png
+from resclip.io.images import PixelArray, read_picture, save_png
 from resclip.methods.catalogue import find_method
 from resclip.text.class_names import parse_classes
 from resclip.visualization.sheets import HeatMap, PointMaps, draw_heat_maps, strongest_share
@@ -68,10 +69,13 @@ def show_attention(arguments: argparse.Namespace) -> int:
             "as --method naclip+rcs does"
         )
     classes = NO_CLASSES if arguments.classes is None else parse_classes(arguments.classes)
-    image = read_image(arguments.image)
+    picture = read_picture(arguments.image)
+    image = picture.pixels
     height, width = image.shape[:2]
     points = [parse_point(text, height, width) for text in arguments.at]
     segmenter = load_from(arguments, classes, window=0)
+    if segmenter.notes_on(picture):
+        warn_of_drawn_scenes()
     pixels = segmenter.prepare(image).unsqueeze(0).to(segmenter.device)
     tower, result = grids(segmenter.encoder, pixels)
     if arguments.layer is not None:

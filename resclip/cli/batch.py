@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from resclip.builtin import BUILTIN, warn_of_drawn_scenes
 from resclip.cli.options import (
     CLASSES_HELP,
     EVERY_HELP,
@@ -170,6 +171,8 @@ def _run(arguments: argparse.Namespace) -> int:
         max_memory=arguments.max_memory,
     )
     segmenter = request()
+    if arguments.model == BUILTIN:
+        warn_of_drawn_scenes()
     workers = arguments.workers or min(available_cores(), MAX_WORKERS)
     if arguments.max_memory is not None and segmenter.device.type == "cpu":
         from resclip.inference.memory import held_memory

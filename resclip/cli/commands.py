@@ -28,6 +28,7 @@ from resclip.cli.options import (
     add_window_options,
     every_frame,
     explain,
+    name_weights,
     output_folder,
 )
 from resclip.cli.progress import INTERRUPTED, Mode, add_progress_options, console, speaking
@@ -123,6 +124,7 @@ def _carry_out(arguments: argparse.Namespace) -> int:
     """The status of the command that was asked for."""
     try:
         with _quiet_dependencies():
+            name_weights(arguments)
             module, _, function = arguments.command.partition(":")
             status: int = getattr(importlib.import_module(module), function)(arguments)
             sys.stdout.flush()
@@ -350,9 +352,13 @@ def _quiet_dependencies() -> Iterator[None]:
         yield
         return
 
+    shown: set[str] = set()
+
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if category.__module__.startswith("resclip"):
-            console().note(explain(str(message)))
+        text = explain(str(message))
+        if category.__module__.startswith("resclip") and text not in shown:
+            shown.add(text)
+            console().note(text)
 
     former = logging.root.manager.disable
     logging.disable(logging.ERROR)

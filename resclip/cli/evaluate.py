@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="options of a predictor, such as reco,references=photos; may be repeated",
     )
     add_dataset_options(parser)
-    add_model_options(parser, method=False, background=False)
+    add_model_options(parser, method=False, background=False, scenes=True)
     add_window_options(parser)
     add_progress_options(parser)
     output = parser.add_argument_group("output")

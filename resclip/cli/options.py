@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resclip.builtin import BUILTIN, warn_of_drawn_scenes
 from resclip.cli.progress import console
 from resclip.errors import describe
 from resclip.io.files import make_folder, write_atomically
+from resclip.models.recommended import DEFAULT_MODEL, DEFAULT_TAG
 from resclip.text.class_names import DATASETS, parse_classes
 
 if TYPE_CHECKING:
@@ -70,19 +72,25 @@ def explain(problem: BaseException | str) -> str:
 
 
 def add_model_options(
-    parser: argparse.ArgumentParser, *, method: bool = True, background: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    method: bool = True,
+    background: bool = True,
+    scenes: bool = False,
 ) -> None:
     """Which model and method, with which options, and how they run.
 
     Args:
         method: False for a command with its own option for methods.
         background: False for a command whose classes are a dataset's.
+        scenes: True for a command that takes the drawn scenes where no dataset is named.
     """
+    for_scenes = "; builtin for --dataset builtin" if scenes else ""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        default="builtin",
-        help="name of a CLIP model; see `resclip models` (default: builtin, no download)",
+        help="name of a CLIP model; see `resclip models`; builtin is the small one for drawn scenes, which needs no "
+        f"download (default: {DEFAULT_MODEL} with --pretrained {DEFAULT_TAG}{for_scenes})",
     )
     model.add_argument(
         "--pretrained",
@@ -180,6 +188,25 @@ def add_model_options(
         help="resize images so that their shorter side has this many pixels; 0 keeps their size "
         "(default: 336; builtin: 224; cityscapes: 560)",
     )
+
+
+def name_weights(arguments: argparse.Namespace) -> None:
+    """Put the model's name into options that name none: the default, or the built-in model for its own scenes."""
+    if getattr(arguments, "model", "") is None:
+        if arguments.pretrained is None and is_drawn(arguments):
+            arguments.model = BUILTIN
+        else:
+            arguments.model = DEFAULT_MODEL
+            arguments.pretrained = arguments.pretrained or DEFAULT_TAG
+    measures = hasattr(arguments, "dataset") and getattr(arguments, "model", "") == BUILTIN
+    if measures and not is_drawn(arguments):
+        warn_of_drawn_scenes()
+
+
+def is_drawn(arguments: argparse.Namespace) -> bool:
+    """Whether a command measures on the drawn scenes alone."""
+    datasets = getattr(arguments, "dataset", "").split(",")
+    return all(name.strip() == SCENES for name in datasets)
 
 
 def add_window_options(parser: argparse.ArgumentParser) -> None:
@@ -659,8 +686,6 @@ def predictor_for(
 
 def preset_of(dataset: str, model: str) -> str | None:
     """A benchmark's own preset; None where the model's or the method's defaults hold."""
-    from resclip.models import BUILTIN
-
     return dataset if dataset in DATASETS and model != BUILTIN else None
 
 

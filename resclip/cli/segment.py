@@ -190,8 +190,8 @@ def is_written(item: Item, out: str | None) -> bool:
 def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
-    A stem is taken by a file of the whole run or an earlier image, whatever the case of its letters, or if one of its output
-    files would replace one of the images themselves.
+    A stem is taken by a file of the whole run or an earlier image, whatever the case of its letters, or if one of its
+    output files would replace one of the images themselves.
     """
     inputs = set(local_files(entries))
     folder = Path(directory or ".").resolve()

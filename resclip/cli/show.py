@@ -9,19 +9,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from resclip.cli.options import load_from, png_path
-from resclip.io.images import read_image, save_png
 from resclip.methods.catalogue import find_method
-from resclip.result import comparison_sheet
 from resclip.text.class_names import parse_classes
 
 
 def show_demo(arguments: argparse.Namespace) -> int:
     """Segment the packaged scene with the built-in model; writes scene.png and demo.png to `arguments.out`."""
+    import numpy as np
+
     from resclip.builtin.scenes import CLASS_NAMES, demo_scene
+    from resclip.io.images import save_png
     from resclip.loading import load
 
     folder = Path(arguments.out)
@@ -29,9 +27,9 @@ def show_demo(arguments: argparse.Namespace) -> int:
     scene = demo_scene()
     present = np.unique(scene.mask)
     names = [CLASS_NAMES[index] for index in present]
-    result = load("builtin", classes=names).segment(scene.image)
+    result = load("builtin", classes=names).segment(scene.picture())
     path = folder / "demo.png"
-    save_png(Image.fromarray(scene.image), folder / "scene.png")
+    save_png(scene.picture(), folder / "scene.png")
     save_png(result.sheet(), path)
     scores = result.mean_probabilities()
     width = max(map(len, ["class", *names])) + 2
@@ -51,6 +49,9 @@ def show_comparison(arguments: argparse.Namespace) -> int:
         ValueError: the options or the image cannot be used.
         OSError: the file cannot be written.
     """
+    from resclip.io.images import read_image, save_png
+    from resclip.result import comparison_sheet
+
     methods = [name.strip() for name in arguments.methods.split(",")]
     repeated = {name for name in methods if methods.count(name) > 1}
     if repeated:
@@ -68,15 +69,55 @@ def show_comparison(arguments: argparse.Namespace) -> int:
 
 
 def show_models(_: argparse.Namespace) -> int:
-    """Print one line per model: its name, then its pretrained tags."""
-    from resclip.models import BUILTIN, list_models
+    """Print the models that are recommended, then one line per model: its name, then its pretrained tags."""
+    from resclip.builtin import BUILTIN
+    from resclip.methods.catalogue import RESCLIP_CITATION
+    from resclip.models.listing import list_models
+    from resclip.models.recommended import PUBLISHED_AVERAGES, RECOMMENDED, REMOTE_SENSING
 
+    columns = text_columns()
+
+    def show(text: str, label: str = "") -> None:
+        """Print a paragraph, behind a label or further in than it."""
+        print(textwrap.fill(text, columns, initial_indent=label, subsequent_indent="  "))
+
+    print(
+        "Recommended (--model MODEL --pretrained TAG); without these options the first is taken\n"
+    )
+    line = "  {:18}{:20}{:>10}{:>8}{:>7}   {:10}{}"
+    print(line.format("model", "tag", "download", "pixels", "patch", "runs on", "for").rstrip())
+    for one in RECOMMENDED:
+        size = f"{one.gigabytes:.2f} GB"
+        print(line.format(one.model, one.tag, size, one.side, one.patch, one.runs_on, one.purpose))
+    print()
+    show(
+        "download: parameters times 4 bytes; a file of float16 has half. pixels: side of the images that the model was "
+        "trained on; any size is segmented. patch: side in pixels.",
+        "  ",
+    )
+    base, large = PUBLISHED_AVERAGES.values()
+    show(
+        f"Larger is not better here: ResCLIP's published mIoU, averaged over eight datasets, is {base} with ViT-B/16 "
+        f"and {large} with ViT-L/14 ({RESCLIP_CITATION}, tables 1 and 2).",
+        "  ",
+    )
+    print("\nImages from above: these weights are files, to be given as --pretrained PATH\n")
+    for name, hosts, files in REMOTE_SENSING:
+        show(f"(--model: {hosts}): {files}", f"  {name} ")
+    print("\nAll models (--model), each with its tags (--pretrained)\n")
     models = list_models()
     width = max(len(name) for name, _ in models) + 2
-    print(f"{BUILTIN:{width}}the small built-in model: no download, no --pretrained")
+    print(
+        f"{BUILTIN:{width}}the small built-in model for drawn scenes: no download, no --pretrained"
+    )
     for name, tags in models:
         print(f"{name:{width}}{', '.join(tags) or '(no tags: --pretrained takes a checkpoint)'}")
     return 0
+
+
+def text_columns() -> int:
+    """How wide paragraphs are, in characters."""
+    return max(60, min(100, shutil.get_terminal_size().columns))
 
 
 def show_methods(_: argparse.Namespace) -> int:
@@ -88,7 +129,7 @@ def show_methods(_: argparse.Namespace) -> int:
     from resclip.methods.steps import STEP_KINDS, SUFFIXES
     from resclip.predictors.registry import PREDICTOR_SUMMARIES, predictor_names
 
-    columns = max(60, min(100, shutil.get_terminal_size().columns))
+    columns = text_columns()
     width = max(map(len, [*BASES, *PRESETS, *STEP_KINDS])) + 4
     indent = " " * width
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from resclip.io.arrays import (
     array_of,
@@ -108,6 +109,10 @@ _LAB = (8, 9, 10)
 _PLACE_NOT_READ = 'not read: pip install "resclip[geo]"'
 _MASK = 4
 """A bit of _SUBFILE: the page is a mask."""
+
+
+SCENE_MARK = ("Source", "a drawn scene of resclip")
+"""Key and text by which a PNG, or a PIL image's `info`, says that it is a scene of the built-in model's kind."""
 
 
 def read_image(
@@ -211,10 +216,19 @@ def is_lasting(source: object) -> bool:
     return isinstance(source, (str, os.PathLike, bytes, Picture))
 
 
+def is_marked(image: Image.Image) -> bool:
+    """Whether an image says of itself that it is a drawn scene of the built-in model."""
+    key, value = SCENE_MARK
+    return bool(image.info.get(key) == value)
+
+
 def encode_png(image: Image.Image) -> bytes:
-    """`image` as the bytes of a PNG file."""
+    """`image` as the bytes of a PNG file, which says so where it is a drawn scene."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    texts = PngInfo()
+    if is_marked(image):
+        texts.add_text(*SCENE_MARK)
+    image.save(buffer, format="PNG", pnginfo=texts)
     return buffer.getvalue()
 
 
@@ -525,6 +539,8 @@ def _decode(
     with decoding(name):
         turned = _stored_orientation(image)
         image.load()
+        if is_marked(image):
+            record["scene"] = True
         if turned != 1:
             record["orientation"] = turned
             with without_warnings():

@@ -12,15 +12,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resclip.builtin import BUILTIN
 from resclip.errors import ActivationWarning, WeightsUnavailable, first_sentence
 from resclip.models import hugging_face
 from resclip.models.checkpoints import check_finite_weights, load_weights, read_weights
+from resclip.models.downloads import (
+    OPEN_CLIP_FILES,
+    TRANSFORMERS_FILES,
+    announce_hub,
+    announce_tag,
+)
 from resclip.models.hugging_face import import_transformers, load_clip, no_questions
+from resclip.models.listing import list_models
 from resclip.models.tower import ADVICE, Tower, explain_layout, hook_of
 from resclip_kernels import check_callable
 
-BUILTIN = "builtin"
-HUB_PREFIXES = ("hf-hub:", "local-dir:")
+HUB = "hf-hub:"
+HUB_PREFIXES = (HUB, "local-dir:")
 """Prefixes of names under which open_clip finds a model's configuration together with its weights."""
 TRANSFORMERS_PREFIX = "transformers:"
 """Prefix of the name or folder of a Hugging Face CLIPModel."""
@@ -28,13 +36,6 @@ LOCAL_CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Endings by which a missing file is told from a misspelt tag."""
 BIG_VISION = (".npz", ".npy")
 """Endings of files in big_vision's format, which open_clip converts."""
-TIMM_MODULES = ("vision_transformer", "eva")
-"""Modules of timm whose models `TimmTower` can run in steps."""
-NOT_PLAIN = {
-    "eva02_enormous_patch14_clip_224",  # Its blocks norm after the attention.
-    "vit_base_mci_224",  # A convolutional network makes its patches.
-}
-"""Models of these modules whose towers cannot be run in steps nevertheless."""
 
 CLIP_TOKENS = 49_408
 """Size of the vocabulary of CLIP's tokenizer."""
@@ -84,6 +85,7 @@ def load_model(
         WeightsUnavailable: the weights or the tokenizer cannot be fetched or read, or do not fit one another.
 
     Warns:
+        DownloadWarning: weights that are not on this machine are about to be fetched.
         ActivationWarning: a file of weights for a model of which others were trained with another activation function.
     """
     brings_weights = name == BUILTIN or name.startswith((*HUB_PREFIXES, TRANSFORMERS_PREFIX))
@@ -96,7 +98,10 @@ def load_model(
 
         model, tokenizer, mean, std = load_builtin()
     elif name.startswith(TRANSFORMERS_PREFIX):
-        model, tokenizer, mean, std = load_clip(name.removeprefix(TRANSFORMERS_PREFIX))
+        source = name.removeprefix(TRANSFORMERS_PREFIX)
+        if not Path(source).exists():
+            announce_hub(source, source, TRANSFORMERS_FILES)
+        model, tokenizer, mean, std = load_clip(source)
     else:
         if not brings_weights:
             name = find_model(name, pretrained)
@@ -208,30 +213,6 @@ def stated_statistics(visual: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     return tuple(mean), tuple(std)
 
 
-def list_models() -> list[tuple[str, list[str]]]:
-    """open_clip's models that `adapt` accepts, each with its pretrained tags."""
-    import open_clip
-
-    return [
-        (name, open_clip.list_pretrained_tags_by_model(name))
-        for name in open_clip.list_models()
-        if has_plain_tower(open_clip.get_model_config(name) or {})
-    ]
-
-
-def has_plain_tower(config: dict[str, Any]) -> bool:
-    """Whether `adapt` accepts the image tower of a configuration; the model is not built."""
-    from timm.models import is_model_in_modules
-
-    vision = config.get("vision_cfg", {})
-    timm_name = vision.get("timm_model_name")
-    if timm_name:
-        return timm_name not in NOT_PLAIN and is_model_in_modules(timm_name, TIMM_MODULES)
-    if vision.get("scaled_cosine_attn") or isinstance(vision.get("attentional_pool"), str):
-        return False
-    return isinstance(vision.get("layers"), int)  # A ResNet has a list of them.
-
-
 def find_name(name: str) -> str:
     """open_clip's own spelling of a model's name; ValueError for an unknown model, or one without a plain tower."""
     import open_clip
@@ -294,6 +275,10 @@ def load_open_clip(name: str, pretrained: str | None) -> Any:
             else:
                 # Some tags, "openai" for one, were trained with QuickGELU though the model's name does not say so.
                 tag = open_clip.get_pretrained_cfg(name, pretrained or "") or {}
+                if file is None and pretrained is not None:
+                    announce_tag(name, pretrained, tag)
+                elif name.startswith(HUB):
+                    announce_hub(name, name.removeprefix(HUB), OPEN_CLIP_FILES)
                 model = open_clip.create_model(
                     name,
                     pretrained=pretrained,
@@ -393,7 +378,8 @@ def explain(name: str, pretrained: str | None, error: Exception) -> str:
             "safetensors, a pickle of tensors alone or a TorchScript archive"
         )
     advice = (
-        "check the network, or download them and pass the file's path as pretrained="
+        "check the network, pass the path of a checkpoint as pretrained=, name a model whose weights are on this "
+        'machine, or take model="builtin" for drawn scenes'
         if pretrained is not None
         else "check the name and the network"
     )

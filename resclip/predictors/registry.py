@@ -11,15 +11,17 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from resclip.errors import first_sentence
 from resclip.methods.catalogue import METHODS
 from resclip.methods.options_text import parse_value
-from resclip.predictors.base import Predictor, check_predictor
 from resclip_kernels import quoted
+
+if TYPE_CHECKING:
+    import torch
+
+    from resclip.predictors.base import Predictor
 
 GROUP = "resclip.predictors"
 """The group of entry points by which packages announce predictors."""
@@ -148,6 +150,8 @@ def make_predictor(
         TypeError: what it makes is no predictor.
         Exception: whatever the maker raises.
     """
+    from resclip.predictors.base import check_predictor
+
     made = find_maker(name)
     given = dict(options or {})
     if not callable(made) or (not isinstance(made, type) and hasattr(made, "scores")):

@@ -21,7 +21,7 @@ from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.laplacian_propagation import portable, reference
-from resclip_kernels.ops.laplacian_propagation.options import (
+from resclip_kernels.options.laplacian_propagation import (
     LaplacianPropagationKeywords,
     LaplacianPropagationOptions,
 )

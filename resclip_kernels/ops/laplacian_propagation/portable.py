@@ -18,7 +18,7 @@ from torch import Tensor
 
 from resclip_kernels.dispatch import needs_gradient
 from resclip_kernels.huge_pages import empty
-from resclip_kernels.ops.laplacian_propagation.options import LaplacianPropagationOptions
+from resclip_kernels.options.laplacian_propagation import LaplacianPropagationOptions
 from resclip_kernels.pixel_rows import mix_rows, neighbours
 
 # Bytes of the planes that are pooled, or resized, together: they stay in a CPU's last cache between two passes.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.laplacian_propagation.options import LaplacianPropagationOptions
+from resclip_kernels.options.laplacian_propagation import LaplacianPropagationOptions
 
 
 class Graph(NamedTuple):

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, launch, target_of
-from resclip_kernels.ops.laplacian_propagation.options import LaplacianPropagationOptions
+from resclip_kernels.options.laplacian_propagation import LaplacianPropagationOptions
 
 MOST_PARTS = 1024
 """Parts of a picture's sums, where its cells do not make more blocks: 4 kB that every program reads out of L2."""

@@ -16,8 +16,8 @@ from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.pamr import portable, reference
-from resclip_kernels.ops.pamr.options import PamrKeywords, PamrOptions
 from resclip_kernels.ops.pamr.tiles import obstacle
+from resclip_kernels.options.pamr import PamrKeywords, PamrOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

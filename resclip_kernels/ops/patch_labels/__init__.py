@@ -17,7 +17,7 @@ from resclip_kernels.first_use import sample, trial
 from resclip_kernels.nan_check import broken_images, mark
 from resclip_kernels.online_softmax import kernel_limit
 from resclip_kernels.ops.patch_labels import portable, reference
-from resclip_kernels.ops.patch_labels.options import PatchLabelsKeywords, PatchLabelsOptions
+from resclip_kernels.options.patch_labels import PatchLabelsKeywords, PatchLabelsOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

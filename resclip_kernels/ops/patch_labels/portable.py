@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.online_softmax import best_query
-from resclip_kernels.ops.patch_labels.options import PatchLabelsOptions
+from resclip_kernels.options.patch_labels import PatchLabelsOptions
 
 
 def patch_labels(

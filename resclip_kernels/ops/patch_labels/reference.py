@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.ops.pamr import reference as pamr_reference
-from resclip_kernels.ops.patch_labels.options import PatchLabelsOptions
+from resclip_kernels.options.patch_labels import PatchLabelsOptions
 
 
 def patch_labels(

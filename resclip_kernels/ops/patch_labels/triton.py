@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resclip_kernels.launch import Options, launch
 from resclip_kernels.online_softmax_triton import Result, best_query
-from resclip_kernels.ops.patch_labels.options import PatchLabelsOptions
+from resclip_kernels.options.patch_labels import PatchLabelsOptions
 
 # Every pixel is compared with every pixel, 4 instructions each: at 16 × 16 that is 8,192 for one warp. With 4 warps a
 # patch, 196 patches give each of a GPU's 528 schedulers one or two of them, of 2,048.

@@ -22,11 +22,11 @@ from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.proxy_attention import portable, reference
-from resclip_kernels.ops.proxy_attention.options import (
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, check_state, kernel_limit
+from resclip_kernels.options.proxy_attention import (
     ProxyAttentionKeywords,
     ProxyAttentionOptions,
 )
-from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, check_state, kernel_limit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

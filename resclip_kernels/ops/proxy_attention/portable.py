@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.options.proxy_attention import ProxyAttentionOptions
 
 # Bytes of weights held at a time, and their softmax as much again: the whole map of 1,448 positions in float32, and 84
 # rows of 25,000 positions, enough for the product with the values to be bound by arithmetic.

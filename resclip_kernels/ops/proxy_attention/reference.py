@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
 from resclip_kernels.ops.semantic_feedback import SemanticFeedback, feedback_matrix
+from resclip_kernels.options.proxy_attention import ProxyAttentionOptions
 
 
 def proxy_attention(

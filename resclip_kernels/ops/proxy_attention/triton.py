@@ -30,7 +30,6 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, Target, launch, target_of
-from resclip_kernels.ops.proxy_attention.options import ProxyAttentionOptions
 from resclip_kernels.ops.proxy_attention.triton_layout import (
     Positions,
     lay_out_positions,
@@ -47,6 +46,7 @@ from resclip_kernels.ops.semantic_feedback.triton_tiles import (
     smoothing_taps,
     weighted_tile,
 )
+from resclip_kernels.options.proxy_attention import ProxyAttentionOptions
 
 CHUNK_BYTES = 1 << 27
 """Weights held at a time, in whole blocks of `CHUNK_ROWS` rows: 4,096 rows of 16,384 positions in float16.

@@ -18,19 +18,21 @@ from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.residual_attention import portable, reference
-from resclip_kernels.ops.residual_attention.options import (
-    CORRELATIONS,
-    AttentionKeywords,
-    AttentionOptions,
-    Correlation,
+from resclip_kernels.ops.residual_attention.arguments import (
     as_tuples,
     check_arguments,
     check_values,
     named_tensors,
-    score_operands,
 )
 from resclip_kernels.ops.semantic_feedback import semantic_feedback
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback, kernel_limit
+from resclip_kernels.options.residual_attention import (
+    CORRELATIONS,
+    AttentionKeywords,
+    AttentionOptions,
+    Correlation,
+    score_operands,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -17,7 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, Target, launch
-from resclip_kernels.ops.residual_attention.options import AttentionOptions
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 from resclip_kernels.ops.semantic_feedback.triton import (
     feedback_arguments,
@@ -34,6 +33,7 @@ from resclip_kernels.ops.semantic_feedback.triton_tiles import (
     smoothing_taps,
     weighted_tile,
 )
+from resclip_kernels.options.residual_attention import AttentionOptions
 
 STORED_BYTES = 160 << 20
 """Most memory that terms take at a time: those of one image of 9,000 patches in float16."""

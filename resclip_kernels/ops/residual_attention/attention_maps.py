@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.checks import check_float, merge_options, row_numbers
-from resclip_kernels.ops.residual_attention.options import (
-    AttentionKeywords,
-    AttentionOptions,
+from resclip_kernels.ops.residual_attention.arguments import (
     as_tuples,
     check_arguments,
     check_like,
@@ -30,6 +28,7 @@ from resclip_kernels.ops.residual_attention.reference import (
 )
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.options.residual_attention import AttentionKeywords, AttentionOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -17,7 +17,6 @@ from torch import Tensor
 from resclip_kernels.launch import Options, Target, launch
 from resclip_kernels.ops.residual_attention.additive_terms_triton import Block, blocks_of_rows
 from resclip_kernels.ops.residual_attention.launch_table import Program
-from resclip_kernels.ops.residual_attention.options import AttentionOptions
 from resclip_kernels.ops.residual_attention.triton_tiles import (
     Strides,
     head_origin,
@@ -33,6 +32,7 @@ from resclip_kernels.ops.residual_attention.triton_tiles import (
     zero_tile,
 )
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.options.residual_attention import AttentionOptions
 
 # Stands for −∞ as the first score of a softmax: any real score shrinks its weight to exactly 0, where −∞ less −∞ would
 # be NaN.

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch._dynamo import config as dynamo_config
 from torch.nn.attention.flex_attention import flex_attention
 
-from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows, row_blocks
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.options.residual_attention import AttentionOptions, score_operands
 
 VARIANTS = 256
 """Most kernels that FlexAttention is compiled to in one process."""

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.deterministic import deterministic_attention
-from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback.portable import feedback_rows, row_blocks
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.options.residual_attention import AttentionOptions, score_operands
 
 
 def residual_attention(

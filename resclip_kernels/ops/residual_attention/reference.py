@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback import SemanticFeedback, feedback_matrix
+from resclip_kernels.options.residual_attention import AttentionOptions, score_operands
 
 
 def residual_attention(

@@ -18,8 +18,8 @@ from resclip_kernels.ops.residual_attention import library
 from resclip_kernels.ops.residual_attention.base_triton import base_attention
 from resclip_kernels.ops.residual_attention.cross_layer_triton import cross_layer_sums
 from resclip_kernels.ops.residual_attention.launch_table import Program, layers_apart, row_for
-from resclip_kernels.ops.residual_attention.options import AttentionOptions, score_operands
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.options.residual_attention import AttentionOptions, score_operands
 
 
 def residual_attention(

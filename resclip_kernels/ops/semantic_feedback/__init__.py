@@ -15,13 +15,13 @@ from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.semantic_feedback import portable, reference
-from resclip_kernels.ops.semantic_feedback.options import (
+from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
+from resclip_kernels.options.semantic_feedback import (
     CONNECTIVITIES,
     Connectivity,
     FeedbackKeywords,
     FeedbackOptions,
 )
-from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.semantic_feedback.options import Connectivity, FeedbackOptions
 from resclip_kernels.ops.semantic_feedback.state import (
     ROW_SUM_EPSILON,
     SemanticFeedback,
@@ -18,6 +17,7 @@ from resclip_kernels.ops.semantic_feedback.state import (
     line_coordinate,
     path_table,
 )
+from resclip_kernels.options.semantic_feedback import Connectivity, FeedbackOptions
 
 # Pairs held at a time: about ten temporaries of this many elements live at once.
 PAIRS_PER_BLOCK = 1 << 21

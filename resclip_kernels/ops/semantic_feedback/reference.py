@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resclip_kernels.ops.semantic_feedback.options import Connectivity, FeedbackOptions
 from resclip_kernels.ops.semantic_feedback.state import (
     ROW_SUM_EPSILON,
     SemanticFeedback,
     gaussian_kernel,
     sample_times,
 )
+from resclip_kernels.options.semantic_feedback import Connectivity, FeedbackOptions
 
 
 def semantic_feedback(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.checks import check_type
-from resclip_kernels.ops.semantic_feedback.options import Connectivity, FeedbackOptions
+from resclip_kernels.options.semantic_feedback import Connectivity, FeedbackOptions
 
 # Of the fields below and what they mean: a state that another version pickled may lie otherwise.
 FORMAT = 2

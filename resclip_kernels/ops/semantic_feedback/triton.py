@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, Target, launch, target_of
-from resclip_kernels.ops.semantic_feedback.options import FeedbackOptions
 from resclip_kernels.ops.semantic_feedback.state import (
     ROW_SUM_EPSILON,
     SemanticFeedback,
@@ -34,6 +33,7 @@ from resclip_kernels.ops.semantic_feedback.triton_tiles import (
     smoothed_tile,
     smoothing_taps,
 )
+from resclip_kernels.options.semantic_feedback import FeedbackOptions
 
 
 @dataclass(frozen=True)

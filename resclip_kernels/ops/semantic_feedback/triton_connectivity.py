@@ -19,9 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from resclip_kernels.launch import Options, Target, launch, target_of
-from resclip_kernels.ops.semantic_feedback.options import Connectivity
 from resclip_kernels.ops.semantic_feedback.state import sample_times
 from resclip_kernels.ops.semantic_feedback.triton_tiles import ROUNDER
+from resclip_kernels.options.semantic_feedback import Connectivity
 
 # A word is class · 1024 + radius. Radii stop at 1023: a smaller one only makes a path stop more often.
 RADIUS_RANGE = tl.constexpr(1 << 10)

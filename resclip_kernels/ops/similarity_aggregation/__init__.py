@@ -16,7 +16,7 @@ from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
 from resclip_kernels.ops.similarity_aggregation import portable, reference
-from resclip_kernels.ops.similarity_aggregation.options import (
+from resclip_kernels.options.similarity_aggregation import (
     SimilarityAggregationKeywords,
     SimilarityAggregationOptions,
 )

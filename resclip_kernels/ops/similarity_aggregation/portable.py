@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resclip_kernels.ops.similarity_aggregation.options import SimilarityAggregationOptions
+from resclip_kernels.options.similarity_aggregation import SimilarityAggregationOptions
 
 # Bytes of similarities held at a time: all of those of 1,448 tokens in float32, and 128 rows of 16,384 tokens, enough
 # for both products to be bound by arithmetic.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resclip_kernels.ops.similarity_aggregation.options import SimilarityAggregationOptions
+from resclip_kernels.options.similarity_aggregation import SimilarityAggregationOptions
 
 
 def similarity_aggregation(

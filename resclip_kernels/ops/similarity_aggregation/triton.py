@@ -25,7 +25,7 @@ from resclip_kernels.ops.proxy_attention.triton import (
     similarity_tile,
 )
 from resclip_kernels.ops.proxy_attention.triton_layout import lay_out_positions, resize_values
-from resclip_kernels.ops.similarity_aggregation.options import SimilarityAggregationOptions
+from resclip_kernels.options.similarity_aggregation import SimilarityAggregationOptions
 
 # Added to a row's sum.
 EPSILON = 1e-6

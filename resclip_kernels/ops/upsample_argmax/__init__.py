@@ -21,7 +21,7 @@ from resclip_kernels.first_use import sample, trial
 from resclip_kernels.nan_check import broken_images, mark
 from resclip_kernels.online_softmax import kernel_limit
 from resclip_kernels.ops.upsample_argmax import portable, reference
-from resclip_kernels.ops.upsample_argmax.options import UpsampleKeywords, UpsampleOptions
+from resclip_kernels.options.upsample_argmax import UpsampleKeywords, UpsampleOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from resclip_kernels.online_softmax import best_query
-from resclip_kernels.ops.upsample_argmax.options import UpsampleOptions
+from resclip_kernels.options.upsample_argmax import UpsampleOptions
 
 
 def upsample_argmax(

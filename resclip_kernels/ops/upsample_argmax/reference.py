@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.ops.pamr import reference as pamr_reference
-from resclip_kernels.ops.upsample_argmax.options import UpsampleOptions
+from resclip_kernels.options.upsample_argmax import UpsampleOptions
 
 
 def upsample_argmax(

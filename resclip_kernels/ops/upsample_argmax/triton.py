@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from resclip_kernels.online_softmax_triton import Result, best_query
-from resclip_kernels.ops.upsample_argmax.options import UpsampleOptions
+from resclip_kernels.options.upsample_argmax import UpsampleOptions
 
 
 def upsample_argmax(

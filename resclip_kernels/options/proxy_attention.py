@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from resclip_kernels.checks import check_finite, check_positive, check_range, set_floats
-from resclip_kernels.ops.semantic_feedback.options import FeedbackMixing, MixingKeywords
+from resclip_kernels.options.semantic_feedback import FeedbackMixing, MixingKeywords
 
 
 @dataclass(frozen=True, kw_only=True)
