@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resclip.errors import reason
-from resclip.io.errors import ImageError, check_file, check_whole
+from resclip.io.errors import MAX_PIXELS, ImageError, check_file, check_whole
 from resclip.io.limits import DEFAULT_LIMITS, Limits
 from resclip.io.resize import PixelArray
 
@@ -33,6 +33,9 @@ VIDEO_SUFFIXES = (
 
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,ogg,asf,flv,mxf"
 """FFmpeg's names of the containers that are read."""
+
+LEAST_LIMIT = 1 << 16
+"""A decoder may always take so many pixels: small frames are rounded up by more than twice."""
 
 USUAL_RATE = Fraction(25)
 """Frames a second of a video that says nothing of them."""
@@ -198,6 +201,9 @@ class FrameReader:
             times = _times(container, stream, name)
         # Opened anew, since not every container can be gone back in.
         container, stream = self._stack.enter_context(_opened(path, name))
+        # A frame may say another size than the file does. Codecs round sizes up, by less than twice.
+        most = 2 * (self.limits.max_pixels or MAX_PIXELS)
+        stream.codec_context.options = {"max_pixels": str(max(most, LEAST_LIMIT))}
         self._frames = _decoded(container, stream, times)
         self._path = path
 
@@ -213,7 +219,7 @@ class VideoWriter:
         rate: pictures a second.
 
     Raises:
-        ImportError: PyAV is missing.
+        ImportError: PyAV is missing, or the encoder of its FFmpeg.
         OSError: the file cannot be made.
     """
 
@@ -221,8 +227,17 @@ class VideoWriter:
         av = _av()
         self._av = av
         self._container = av.open(str(path), "w", format="mp4")
-        # What FFmpeg stores a rate in has 31 bits.
-        self._stream = self._container.add_stream("libx264", rate=rate.limit_denominator(1 << 16))
+        try:
+            # What FFmpeg stores a rate in has 31 bits.
+            self._stream = self._container.add_stream(
+                "libx264", rate=rate.limit_denominator(1 << 16)
+            )
+        except ValueError as error:
+            self._container.close()
+            raise ImportError(
+                "writing videos needs a PyAV whose FFmpeg has libx264, as that of its wheels has; "
+                "pip install --force-reinstall av"
+            ) from error
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": QUALITY}
         self._size: tuple[int, int] | None = None
@@ -252,13 +267,10 @@ class VideoWriter:
 def _av() -> ModuleType:
     try:
         import av
-        import av.logging
     except ImportError as error:
         raise ImportError(
             'videos need PyAV, which is not installed; pip install "resclip[video]"'
         ) from error
-    # What FFmpeg prints of damaged files comes as an error.
-    av.logging.set_level(None)
     return av
 
 
