@@ -185,6 +185,21 @@ def test_the_built_in_model_says_what_it_does_not_know(
         assert "by --model" in noted[0]
 
 
+def test_figures_of_it_on_other_datasets_have_the_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(random_image(40, 40)).save(tmp_path / "images/a.png")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "masks/a.png")
+    (tmp_path / "classes.txt").write_text("sky\ntree\n")
+    common = ("evaluate", "--method", "clip", "--workers", 0)
+    assert run(*common, "--dataset", "folder", "--root", tmp_path) == 0
+    assert capsys.readouterr().err.count(DRAWN_ONLY) == 1
+    assert run(*common, "--scenes", 1, "--size", 48) == 0
+    assert DRAWN_ONLY not in capsys.readouterr().err
+
+
 def test_its_own_scenes_need_no_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[tuple[str, str | None]]
 ) -> None:

@@ -18,7 +18,7 @@ from evaluation_support import CLASSES, Stub, random_dataset, together
 
 from resclip.cli import piece_study
 from resclip.cli.commands import build_parser
-from resclip.cli.options import load_from, window_arguments
+from resclip.cli.options import load_from, name_weights, window_arguments
 from resclip.evaluation.bootstrap import ImageCounts, draws, halves, mious
 from resclip.evaluation.datasets import open_dataset
 from resclip.evaluation.metrics import scores_of
@@ -286,6 +286,7 @@ def test_the_printed_command_makes_what_was_measured(composition: Composition, m
     dataset = open_dataset("builtin", None, None, count=4, size=48)
     parser = build_parser()
     arguments = parser.parse_args([*map(str, SMALL), *more.split()])
+    name_weights(arguments)
     made = piece_study.make_segmenter(arguments, dataset, "cpu", set(), composition)
     command = piece_study.command_of(arguments, dataset, composition)
     given = parser.parse_args([*shlex.split(command)[1:], "--device", "cpu"])

@@ -198,9 +198,6 @@ def name_weights(arguments: argparse.Namespace) -> None:
         else:
             arguments.model = DEFAULT_MODEL
             arguments.pretrained = arguments.pretrained or DEFAULT_TAG
-    measures = hasattr(arguments, "dataset") and getattr(arguments, "model", "") == BUILTIN
-    if measures and not is_drawn(arguments):
-        warn_of_drawn_scenes()
 
 
 def is_drawn(arguments: argparse.Namespace) -> bool:
@@ -710,6 +707,9 @@ def show_tables(tables: Tables, report: Report, folder: Path | None, stem: str) 
     from resclip.evaluation.tables import hint_notes, problem_lines
 
     print(tables.text)
+    columns = report.datasets.values()
+    if any(one.dataset != SCENES and one.settings.get("model") == BUILTIN for one in columns):
+        warn_of_drawn_scenes()
     for line in hint_notes(report):
         console().note(line)
     for line in problem_lines(report):

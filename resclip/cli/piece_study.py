@@ -146,8 +146,7 @@ def command_of(arguments: argparse.Namespace, dataset: Dataset, composition: Com
         if getattr(given, name, value) is None:
             setattr(given, name, value)
     words = ["resclip", "segment", "IMAGE.jpg", "--classes", classes_of(arguments, dataset)]
-    if arguments.model != "builtin":
-        words += ["--model", arguments.model]
+    words += ["--model", arguments.model]
     preset = arguments.preset or preset_of(dataset.name, arguments.model)
     if preset is not None:
         words += ["--preset", preset]
