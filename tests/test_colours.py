@@ -73,6 +73,9 @@ def test_synonyms_plurals_and_spellings_have_one_colour() -> None:
         ("night sky", "night_sky"),
         ("sky", "skies", "sky-other"),
         ("person", "people"),
+        ("floor", "floor-wood", "floor-other", "wooden floor"),
+        ("gadget", "Gadget"),
+        ("fire hydrant", "fire_hydrant", "fire-hydrant"),
     ):
         assert len({bytes(palette([name])[0]) for name in same}) == 1, same
 

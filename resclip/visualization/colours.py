@@ -165,19 +165,26 @@ def _importance(name: str) -> tuple[bool, bool, float, float, str]:
 
 @functools.lru_cache(maxsize=4096)
 def _find(name: str) -> tuple[_Common | None, bool]:
-    """The entry of the table that a name belongs to, and whether as a whole rather than by its last word."""
-    parts = [" ".join(re.split(r"[\s_\-]+", part.strip().casefold())) for part in name.split(",")]
+    """The entry of the table that a name belongs to, and whether as a whole rather than by a word of it."""
+    parts = name.split(",")
     for part in parts:
-        for form in _singulars(part):
+        for form in _singulars(_plain(part)):
             if form in _TABLE:
                 return _TABLE[form], True
     for part in parts:
-        # "sky-other" of COCO-Stuff is a sky.
-        words = part.removesuffix(" other").split(" ")
-        for form in _singulars(words[-1]):
-            if form in _TABLE and (len(words) > 1 or part != words[-1]):
-                return _TABLE[form], False
+        words = _plain(part).split(" ")
+        # The last word says what it is, but in names such as COCO-Stuff's "floor-wood" and "sky-other" the first one.
+        is_hyphened = "-" in part and " " not in part.strip()
+        for word in (words[0], words[-1]) if is_hyphened else words[-1:]:
+            for form in _singulars(word):
+                if form in _TABLE:
+                    return _TABLE[form], False
     return None, False
+
+
+def _plain(name: str) -> str:
+    """In lower case, its words with one space between them."""
+    return " ".join(re.split(r"[\s_\-]+", name.strip().casefold()))
 
 
 def _singulars(word: str) -> Iterator[str]:
@@ -206,9 +213,7 @@ def _common_shades(name: str) -> PixelArray:
 def _hashed(names: Sequence[str], tries: int) -> PixelArray:
     """(names, tries, 3): colours that names get by their hash, the one that each would like best first."""
     digests = b"".join(
-        hashlib.shake_256(
-            " ".join(name.casefold().split()).encode("utf-8", "surrogatepass")
-        ).digest(12 * tries)
+        hashlib.shake_256(_plain(name).encode("utf-8", "surrogatepass")).digest(12 * tries)
         for name in names
     )
     parts = np.frombuffer(digests, ">u4").reshape(len(names), tries, 3) / 2.0**32
