@@ -138,6 +138,18 @@ def test_python_examples_of_the_readme_run(
     assert namespace["patches"].shape == namespace["features"].patches.shape
 
 
+def test_the_page_about_results_runs(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {}
+    for example in blocks("docs/results.md", "python"):
+        exec(compile(example, "docs/results.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert printed.startswith("Segmentation(")
+    assert re.search(r"^sky \d+ Box\(x=0, y=0,", printed, re.MULTILINE)
+    assert (workspace / "sheet.png").exists()
+    assert len(namespace["table"]) == 5
+    assert len(namespace["detections"]) == len(namespace["boxes"])
+
+
 def test_the_drop_in_prints_what_the_readme_says(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
