@@ -47,15 +47,20 @@ class Leaf(NamedTuple):
 
 
 def custom_op(
-    name: str, fake: Callable[Parameters, Any]
+    name: str,
+    fake: Callable[Parameters, Any],
+    graph: Callable[Parameters, Result] | None = None,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Decorates an op's function, so that a caller that is being compiled calls it as one operator.
 
-    It is called as it is wherever nothing is compiled, or where a gradient has to be followed through it.
+    It is called as it is wherever nothing is compiled, or where a gradient has to be followed through it. Tensors on
+    "meta", which have no values, get their shapes from `fake`, unless the kernels are asked for by name.
 
     Args:
         name: of the operator, in the namespace "resclip_kernels".
         fake: the op's results on tensors without values, in the function's form; the two take the same arguments.
+        graph: the op in plain operators whose sizes may be symbols, in the function's form, for `torch.export`, whose
+            programs then need nothing of this package; None: they call the operator.
 
     The function's parameters are positional, with types: tensors, numbers and strings, tuples of these, pairs of
     tensors, dataclasses of all of them, or None in place of any. It returns a tensor or a tuple of tensors; a result
@@ -98,6 +103,8 @@ def custom_op(
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
+            if graph is not None and torch.compiler.is_exporting():
+                return graph(*arguments)  # type: ignore[call-arg]
             if not torch.compiler.is_compiling():
                 return function(*arguments)  # type: ignore[call-arg]
             flat = [flatten(leaf, arguments) for leaf in leaves]

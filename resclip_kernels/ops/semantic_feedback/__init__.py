@@ -14,7 +14,7 @@ from resclip_kernels.checks import check_count, check_type, merge_options, row_n
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
-from resclip_kernels.ops.semantic_feedback import portable, reference
+from resclip_kernels.ops.semantic_feedback import graph, portable, reference
 from resclip_kernels.ops.semantic_feedback.options import (
     CONNECTIVITIES,
     Connectivity,
@@ -159,7 +159,13 @@ def fake(labels: Tensor, options: FeedbackOptions, implementation: str) -> Field
     )
 
 
-@custom_op("semantic_feedback", fake)
+def exported(labels: Tensor, options: FeedbackOptions, implementation: str) -> Fields:
+    """What `run` gives, in plain operators."""
+    state = graph.semantic_feedback(labels, options)
+    return state.far, state.row_sums, state.maximum, state.dense
+
+
+@custom_op("semantic_feedback", fake, exported)
 def run(labels: Tensor, options: FeedbackOptions, implementation: str) -> Fields:
     """The chosen implementation's fields of the state: far pairs, row sums, maximum, Ŝ."""
     limit = None
