@@ -181,20 +181,20 @@ class DenseEncoder(nn.Module):
         check_coarse(coarse, self.overview, len(pixels))
         self.check_wanted(wanted)
         with self.grad_mode():
-            return self._features(pixels, text, coarse, wanted)
+            return self.compute(pixels, text, coarse, wanted)
 
     def grad_mode(self) -> AbstractContextManager[Any]:
         """Within it nothing is kept for a gradient, unless this encoder is to have some."""
         return torch.no_grad() if self.inference else nullcontext()
 
-    def _features(
+    def compute(
         self,
         pixels: Tensor,
         text: Tensor | None,
         coarse: Coarse | None,
         wanted: Collection[str],
     ) -> DenseFeatures:
-        """What `forward` gives, of checked arguments."""
+        """What `forward` gives, of checked arguments, in the caller's grad mode."""
         with fast_linear():
             tokens, trace = self._run_blocks(pixels, wanted)
             inputs = self.final.make_traced_inputs(self.tower.block_list[-1], tokens, trace)

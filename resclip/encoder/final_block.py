@@ -363,9 +363,9 @@ class FinalBlock:
             raise TypeError(
                 f"proxy= must return a tensor of features (B, C, H, W); got {type(features).__name__}"
             )
-        if features.ndim != 4 or len(features) != len(pixels) or 0 in features.shape[1:]:
+        if features.ndim != 4 or features.shape[0] != pixels.shape[0] or 0 in features.shape[1:]:
             raise ValueError(
-                f"proxy= must return features (B, C, H, W) for {len(pixels)} images; got {tuple(features.shape)}"
+                f"proxy= must return features (B, C, H, W) for {pixels.shape[0]} images; got {tuple(features.shape)}"
             )
         return features
 

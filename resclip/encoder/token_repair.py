@@ -239,7 +239,7 @@ class RepairedBlock(FinalBlock):
                 cut=self.pieces.branch.cut,
                 implementation=self.implementation,
             ).chunk(len(sets), dim=1)
-        images = len(sets[0])
+        images = sets[0].shape[0]
         streams = []
         for number, tokens in enumerate(sets):
             own = slice(number * images, (number + 1) * images)

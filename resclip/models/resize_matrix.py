@@ -20,7 +20,7 @@ def resize_planes_by_matrices(
     """
     wide = planes.to(torch.promote_types(planes.dtype, torch.float32))
     numbers = [torch.arange(side, device=planes.device) for side in size]
-    sizes = [number.amax() + 1 for number in numbers]
+    sizes = [number.amax(dim=0) + 1 for number in numbers]
     same = (sizes[0] == planes.shape[0]) & (sizes[1] == planes.shape[1])
     matrices = []
     for number, new, old in zip(numbers, sizes, planes.shape[:2], strict=True):

@@ -7,19 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resclip_kernels.online_softmax import LOWEST
-from resclip_kernels.ops.pamr import portable as pamr
+from resclip_kernels.ops.pamr import reference as pamr
 from resclip_kernels.ops.patch_labels.options import PatchLabelsOptions
 
 
 def patch_labels(logits: Tensor, image: Tensor, options: PatchLabelsOptions) -> Tensor:
-    """The formula of `resclip_kernels.patch_labels`, with (B, Q, H, W) planes; logits that hold NaN are not looked for."""
+    """The formula of `resclip_kernels.patch_labels`, with (B, Q, H, W) planes; NaN among the logits is not looked for.
+
+    PAMR is the reference's: a dilated convolution is one node of a graph, and sixteen shifts are a hundred.
+    """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     scaled = (logits.to(dtype) * options.logit_scale).clamp(min=LOWEST)
     size = (image.shape[2], image.shape[3])
     planes = F.interpolate(scaled, size=size, mode="bilinear", align_corners=False)
     if options.refine_iterations:
-        weights = pamr.pamr_weights(image.to(dtype), options.dilations)
-        planes = pamr.refine(planes, weights, options.refine_iterations, options.dilations)
+        planes = pamr.pamr(image, planes, options.refine_iterations, options.dilations)
     label = planes.argmax(dim=1)
     if options.threshold > 0:
         label = torch.where(planes.softmax(dim=1).amax(dim=1) >= options.threshold, label, 0)

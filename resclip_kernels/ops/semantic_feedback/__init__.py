@@ -86,7 +86,7 @@ def semantic_feedback(
         raise ValueError(f"labels must be a (B, h, w) tensor of integers; got {shape}")
     if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64):
         raise TypeError(f"labels must be integers; got {labels.dtype}")
-    check_count("the number of patches", labels[0].numel() if len(labels) else 1, 1)
+    check_count("the number of patches", labels[0].numel() if labels.shape[0] else 1, 1)
     options = merge_options(FeedbackOptions, options, keywords)
     labels = labels.long()
     return SemanticFeedback(

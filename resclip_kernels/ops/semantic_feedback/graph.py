@@ -25,7 +25,7 @@ def semantic_feedback(labels: Tensor, options: FeedbackOptions) -> SemanticFeedb
     if options.connectivity is not None:
         distance = chebyshev(labels)
         # One patch alone has no other that it could be far from.
-        steps = longest(labels).amax().clamp(min=1)
+        steps = longest(labels).amax(dim=0).clamp(min=1)
         decay = torch.exp(-distance.float() / steps.float())
         raw = raw * torch.where(connected(labels, distance, options.connectivity), 1.0, decay)
     smoothed = raw if options.smoothing_std == 0 else raw @ smoothing(flat, options.smoothing_std)
@@ -58,7 +58,7 @@ def chebyshev(labels: Tensor) -> Tensor:
 def smoothing(flat: Tensor, smoothing_std: float) -> Tensor:
     """The Gaussian of min(n, int(6σ + 1)) taps as a banded (n, n) matrix, float32; see `state.gaussian_kernel`."""
     position = torch.arange(flat.shape[1], device=flat.device)
-    taps = torch.clamp(position.amax() + 1, max=int(6 * smoothing_std + 1))
+    taps = torch.clamp(position.amax(dim=0) + 1, max=int(6 * smoothing_std + 1))
 
     def weights(offset: Tensor) -> Tensor:
         bell = torch.exp(-0.5 * (offset.double() / smoothing_std).square())
@@ -88,7 +88,7 @@ def connected(labels: Tensor, distance: Tensor, connectivity: Connectivity) -> T
 
 def prefix_samples(labels: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     """y and x of the released path test's samples: (M + 1, n, n) int64 each; see `state.sample_times`."""
-    steps = number.amax().clamp(min=1)
+    steps = number.amax(dim=0).clamp(min=1)
     step = (1.0 / steps.double()).float().double()
     from_start = step * number
     from_end = 1.0 - step * (steps - number)
