@@ -230,9 +230,10 @@ class RepairedBlock(FinalBlock):
         branches: Sequence[Tensor | None] = [None] * len(sets)
         if similar is not None and self.pieces.branch is not None and self.pieces.heads is None:
             # One map for the heads of all streams.
+            parts = value.unflatten(0, (len(sets), -1)).unbind()
             branches = proxy_attention(
                 similar.mT.unflatten(2, grid),
-                torch.cat(value.chunk(len(sets)), dim=1),
+                torch.cat(parts, dim=1),
                 grid=grid,
                 beta=1.0,
                 gamma=self.pieces.branch.sharpness,
