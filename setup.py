@@ -47,6 +47,7 @@ setup(
     extras_require={
         "batch": ["aiohttp>=3.9", "filelock>=4.3", "fsspec>=2024.2", "pyarrow>=16.0"],
         "eval": ["matplotlib>=3.8", "pycocotools>=2.0.8"],
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.5"],
         "geo": ["rasterio>=1.3.9"],
         "heif": ["pillow-heif>=0.16"],
         "hf": ["transformers>=4.49"],
@@ -64,6 +65,9 @@ setup(
             "hypothesis>=6.100",
             "matplotlib>=3.8",
             "mypy==2.4.1",
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
+            "onnxscript>=0.5",
             "opencv-python-headless>=4.9",
             "peft>=0.13",
             "pillow-heif>=0.16",

@@ -25,7 +25,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from resclip_kernels.dispatch import needs_gradient
+from resclip_kernels.dispatch import Implementation, needs_gradient
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -62,7 +62,7 @@ def custom_op(
         graph: the op in plain operators whose sizes may be symbols, in the function's form, for `torch.export`, whose
             programs then need nothing of this package; None: they call the operator.
 
-    The function's parameters are positional, with types: tensors, numbers and strings, tuples of these, pairs of
+    The function's parameters are positional, the implementation's name last, with types: tensors, numbers and strings, tuples of these, pairs of
     tensors, dataclasses of all of them, or None in place of any. It returns a tensor or a tuple of tensors; a result
     that may be None has more than one axis where there is one.
     """
@@ -105,6 +105,8 @@ def custom_op(
         def call(*arguments: Any) -> Any:
             if graph is not None and torch.compiler.is_exporting():
                 return graph(*arguments)  # type: ignore[call-arg]
+            if is_on_meta(arguments) and arguments[-1] != Implementation.TRITON:
+                return fake(*arguments)  # type: ignore[call-arg]
             if not torch.compiler.is_compiling():
                 return function(*arguments)  # type: ignore[call-arg]
             flat = [flatten(leaf, arguments) for leaf in leaves]
@@ -121,6 +123,11 @@ def custom_op(
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+def is_on_meta(arguments: Sequence[Any]) -> bool:
+    """Whether the first tensor of an op has no values."""
+    return next((one.is_meta for one in arguments if isinstance(one, Tensor)), False)
 
 
 def leaves_of(

@@ -18,7 +18,7 @@ FLOORS = (
     ("resclip.builtin", "resclip.methods", "resclip.visualization"),
     ("resclip.builtin.training", "resclip.models", "resclip.result"),
     ("resclip.encoder", "resclip.text"),
-    ("resclip.steps", "resclip.patching", "resclip.heat_maps"),
+    ("resclip.steps", "resclip.patching", "resclip.export", "resclip.heat_maps"),
     ("resclip.inference",),
     ("resclip.segmenter", "resclip.predictors"),
     ("resclip.loading",),

@@ -128,6 +128,8 @@ def feedback_rows(feedback: SemanticFeedback, rows: Tensor) -> Tensor:
         TypeError, ValueError: rows that are no indices of patches.
     """
     check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback")
+    if feedback.labels.is_meta:
+        return feedback.row_sums.new_empty((len(feedback.labels), len(rows), feedback.patches))
     numbers = row_numbers(rows, feedback.patches)
     blocks = portable.row_blocks(feedback.patches, len(feedback.labels) * feedback.patches)
     most = max((last - first for first, last in blocks), default=1)
