@@ -105,7 +105,9 @@ def exportable(encoder: DenseEncoder, text: Tensor | None = None) -> ExportableE
     return ExportableEncoder(encoder, text)
 
 
-def export_program(encoder: DenseEncoder, text: Tensor | None = None) -> torch.export.ExportedProgram:
+def export_program(
+    encoder: DenseEncoder, text: Tensor | None = None
+) -> torch.export.ExportedProgram:
     """An encoder as a `torch.export` program, for any number of images, of any size in whole patches, two each way.
 
     It computes what the encoder does by "torch", up to rounding, without its checks: NaN is not looked for. Maps are

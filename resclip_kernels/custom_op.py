@@ -62,9 +62,9 @@ def custom_op(
         graph: the op in plain operators whose sizes may be symbols, in the function's form, for `torch.export`, whose
             programs then need nothing of this package; None: they call the operator.
 
-    The function's parameters are positional, the implementation's name last, with types: tensors, numbers and strings, tuples of these, pairs of
-    tensors, dataclasses of all of them, or None in place of any. It returns a tensor or a tuple of tensors; a result
-    that may be None has more than one axis where there is one.
+    The function's parameters are positional, with types: tensors, numbers and strings, tuples of these, pairs of
+    tensors, dataclasses of all of them, or None in place of any; the last one names the implementation. It returns a
+    tensor or a tuple of tensors; a result that may be None has more than one axis where there is one.
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -721,7 +721,8 @@ def resize_position_embedding(
 ) -> Tensor:
     """(has_cls + trained patches, D) → (has_cls + grid patches, D), [CLS]'s row left alone; `position` of POSITIONS."""
     cls, patches = embedding[: int(has_cls)], embedding[int(has_cls) :]
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        # One graph for any size: F.interpolate takes its factors as constants.
         planes = patches.unflatten(0, trained)
         resized = resize_planes_by_matrices(planes, grid, position, exact=position == RELEASED)
         return torch.cat([cls, resized.flatten(0, 1)])

@@ -79,7 +79,9 @@ def connected(labels: Tensor, distance: Tensor, connectivity: Connectivity) -> T
             joined = (joined @ joined).clamp(max=1)
         return joined > 0.5
     number = longest(labels)
-    y, x = prefix_samples(labels, number) if connectivity == "prefix" else line_samples(labels, number)
+    y, x = (
+        prefix_samples(labels, number) if connectivity == "prefix" else line_samples(labels, number)
+    )
     point = y * labels.shape[2] + x  # [M + 1, n, n]
     seen = flat.index_select(1, point.flatten()).unflatten(1, point.shape)
     differs = (seen != flat[:, None, :, None]) & (number[:, None, None] <= distance)
