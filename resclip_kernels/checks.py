@@ -75,7 +75,9 @@ def check_float(name: str, tensor: Tensor, dimensions: int, layout: str) -> None
 
 def check_count(name: str, value: int, least: int, most: int | None = None) -> None:
     """`value` must be an integer of at least `least`, and at most `most` unless that is None."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    # While torch.export traces, a size is a symbol; looked at by name, for torch need not be there yet.
+    is_whole = isinstance(value, int) or type(value).__name__ == "SymInt"
+    if isinstance(value, bool) or not is_whole:
         raise TypeError(f"{name} must be an integer; got {quoted(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {quoted(value)}")

@@ -25,7 +25,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from resclip_kernels.dispatch import needs_gradient
+from resclip_kernels.dispatch import Implementation, needs_gradient
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -47,19 +47,24 @@ class Leaf(NamedTuple):
 
 
 def custom_op(
-    name: str, fake: Callable[Parameters, Any]
+    name: str,
+    fake: Callable[Parameters, Any],
+    graph: Callable[Parameters, Any] | None = None,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Decorates an op's function, so that a caller that is being compiled calls it as one operator.
 
-    It is called as it is wherever nothing is compiled, or where a gradient has to be followed through it.
+    It is called as it is wherever nothing is compiled, or where a gradient has to be followed through it. Tensors on
+    "meta", which have no values, get their shapes from `fake`, unless the kernels are asked for by name.
 
     Args:
         name: of the operator, in the namespace "resclip_kernels".
         fake: the op's results on tensors without values, in the function's form; the two take the same arguments.
+        graph: the op in plain operators whose sizes may be symbols, in the function's form, for `torch.export`, whose
+            programs then need nothing of this package; None: they call the operator.
 
     The function's parameters are positional, with types: tensors, numbers and strings, tuples of these, pairs of
-    tensors, dataclasses of all of them, or None in place of any. It returns a tensor or a tuple of tensors; a result
-    that may be None has more than one axis where there is one.
+    tensors, dataclasses of all of them, or None in place of any; the last one names the implementation. It returns a
+    tensor or a tuple of tensors; a result that may be None has more than one axis where there is one.
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -98,6 +103,10 @@ def custom_op(
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
+            if graph is not None and torch.compiler.is_exporting():
+                return graph(*arguments)  # type: ignore[call-arg]
+            if is_on_meta(arguments) and arguments[-1] != Implementation.TRITON:
+                return fake(*arguments)  # type: ignore[call-arg]
             if not torch.compiler.is_compiling():
                 return function(*arguments)  # type: ignore[call-arg]
             flat = [flatten(leaf, arguments) for leaf in leaves]
@@ -114,6 +123,11 @@ def custom_op(
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+def is_on_meta(arguments: Sequence[Any]) -> bool:
+    """Whether the first tensor of an op has no values."""
+    return next((one.is_meta for one in arguments if isinstance(one, Tensor)), False)
 
 
 def leaves_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,6 +31,9 @@ def deterministic_attention(
     queries by oneDNN, whose products keep these units busy; else torch's fused kernel. On AMD's family 25, whose units
     are half as wide, rows of queries take 1.1 to 1.3 times as long; family 26 was not at hand for a measurement.
     """
+    if torch.compiler.is_exporting():
+        # A graph for any size chooses by none.
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
     if is_by_rows(query, key, value, attn_mask):
         return attention_by_rows(query, key, value, attn_mask, scale)
     if query.device.type != "cpu" or query.shape[-2] >= MIN_FUSED_QUERIES:

@@ -24,7 +24,7 @@ FLOORS = (
     ),
     ("resclip.builtin.training", "resclip.models", "resclip.formats"),
     ("resclip.encoder", "resclip.text", "resclip.result"),
-    ("resclip.steps", "resclip.patching", "resclip.heat_maps"),
+    ("resclip.steps", "resclip.patching", "resclip.export", "resclip.heat_maps"),
     ("resclip.inference",),
     ("resclip.segmenter", "resclip.predictors"),
     ("resclip.loading",),

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from resclip.cli import ablate, batch, bench, evaluate
+from resclip.cli import ablate, batch, bench, evaluate, export
 from resclip.cli.formats import FORMAT_HELP, add_shape_options, format_names
 from resclip.cli.options import (
     CLASSES_HELP,
@@ -306,6 +306,12 @@ COMMANDS = {
         "time a method on this machine",
         bench.DESCRIPTION,
         bench.add_arguments,
+    ),
+    "export": Command(
+        "resclip.cli.export:run",
+        "write an encoder for other programs",
+        export.DESCRIPTION,
+        export.add_arguments,
     ),
     "doctor": Command(
         "resclip.cli.doctor:show_doctor",

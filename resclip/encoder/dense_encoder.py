@@ -208,7 +208,17 @@ class DenseEncoder(nn.Module):
         check_coarse(coarse, self.overview, len(pixels))
         self.check_wanted(wanted)
         with self.grad_mode():
-            return self._complete(self._read(pixels, coarse, wanted), pixels, text)
+            return self.compute(pixels, text, coarse, wanted)
+
+    def compute(
+        self,
+        pixels: Tensor,
+        text: Tensor | None,
+        coarse: Coarse | None,
+        wanted: Collection[str],
+    ) -> DenseFeatures:
+        """What `forward` gives, of checked arguments, in the caller's grad mode."""
+        return self._complete(self._read(pixels, coarse, wanted), pixels, text)
 
     def read(
         self, pixels: Tensor, coarse: Coarse | None = None, *, wanted: Collection[str] = ()

@@ -36,13 +36,13 @@ def feature_surgery(patches: Tensor, cls: Tensor, text: Tensor, sharpness: float
     check_tokens(patches, text)
     check_float("cls", cls, 2, "(B, E)")
     check_range("sharpness", sharpness, 0, 1e6)
-    if cls.shape != (len(patches), patches.shape[3]):
+    if cls.shape != (patches.shape[0], patches.shape[3]):
         raise ValueError(
-            f"cls must be (B, E) = {(len(patches), patches.shape[3])}, one [CLS] for each image of patches; "
+            f"cls must be (B, E) = {(patches.shape[0], patches.shape[3])}, one [CLS] for each image of patches; "
             f"got {tuple(cls.shape)}"
         )
     of_image = similarity(cls[:, None, None], text)  # [B, Q, 1, 1]
-    weights = len(text) * (sharpness * of_image).softmax(dim=1)
+    weights = text.shape[0] * (sharpness * of_image).softmax(dim=1)
     weighted = weights * similarity(patches, text)
     return weighted.sub_(weighted.mean(dim=1, keepdim=True))
 
@@ -78,7 +78,7 @@ def check_tokens(patches: Tensor, text: Tensor) -> None:
     """TypeError or ValueError unless these are (B, h, w, E) and (Q, E) with at least one query."""
     check_float("patches", patches, 4, "(B, h, w, E)")
     check_float("text", text, 2, "(Q, E)")
-    if text.shape[1] != patches.shape[3] or not len(text):
+    if text.shape[1] != patches.shape[3] or text.shape[0] == 0:
         raise ValueError(
             f"text must be (Q, {patches.shape[3]}), as wide as the patches, with at least one query; "
             f"got {tuple(text.shape)}"

@@ -363,9 +363,9 @@ class FinalBlock:
             raise TypeError(
                 f"proxy= must return a tensor of features (B, C, H, W); got {type(features).__name__}"
             )
-        if features.ndim != 4 or len(features) != len(pixels) or 0 in features.shape[1:]:
+        if features.ndim != 4 or features.shape[0] != pixels.shape[0] or 0 in features.shape[1:]:
             raise ValueError(
-                f"proxy= must return features (B, C, H, W) for {len(pixels)} images; got {tuple(features.shape)}"
+                f"proxy= must return features (B, C, H, W) for {pixels.shape[0]} images; got {tuple(features.shape)}"
             )
         return features
 
@@ -470,10 +470,9 @@ class FinalBlock:
         cell = self.tower.patch_size
         guide = pixels.to(self.tower.dtype)
         if self.proxy is not None:
-            cells = list(zip(pixels.shape[2:], patches.shape[1:3], strict=True))
             cell = (
-                max(1, round(cells[0][0] / cells[0][1])),
-                max(1, round(cells[1][0] / cells[1][1])),
+                cell_side(pixels.shape[2], patches.shape[1]),
+                cell_side(pixels.shape[3], patches.shape[2]),
             )
             size = (cell[0] * patches.shape[1], cell[1] * patches.shape[2])
             if size != tuple(pixels.shape[2:]):
@@ -722,6 +721,12 @@ def unit_positions(features: Tensor) -> Tensor:
     """X: (B, C, H_v, W_v) → (B, H_v·W_v, C) of unit length, float32 or wider; a position without length stays 0."""
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     return F.normalize(wide.flatten(2).mT, dim=-1)
+
+
+def cell_side(pixels: int, patches: int) -> int:
+    """How many whole pixels a patch takes, nearest to its share of them; at least 1."""
+    whole = pixels % patches == 0
+    return pixels // patches if whole else max(1, round(pixels / patches))
 
 
 def resize_heads(heads: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -114,7 +114,7 @@ class FusedBlock(FinalBlock):
         skip = int(tower.has_cls)
         # [CLS]'s column gathers nothing: its values are 0.
         values = torch.nn.functional.pad(inputs.value[:, :, skip:], (0, 0, skip, 0))
-        images = len(values) // 2
+        images = values.shape[0] // 2
         # The maps of the blocks before gather from both sets at once, side by side.
         wide = torch.cat([values[:images], values[images:]], dim=-1)
         if feedback is None:
@@ -177,7 +177,7 @@ class FusedBlock(FinalBlock):
     def cross_layer(self, inputs: FusionInputs, skip: int) -> Tensor:
         """A_c·v of both sets, among patches alone: (2·B, A, n, d)."""
         values = inputs.value[:, :, skip:]
-        images = len(values) // 2
+        images = values.shape[0] // 2
         wide = torch.cat([values[:images], values[images:]], dim=-1)
         averaged = cross_layer_values(
             inputs.cross_layers,

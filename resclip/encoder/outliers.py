@@ -27,7 +27,7 @@ def find_outliers(
         attention: (q, k) of the last block but one, (B, A, 1 + n, d) each, for "salience" alone.
     """
     if piece.detector == "lof":
-        scores = torch.stack([outlier_factor(image, piece.neighbours) for image in patches])
+        scores = outlier_factors(patches, piece.neighbours)
         return scores > quantile(scores, 1 - piece.share)
     if piece.detector == "norm" or attention is None:
         return largest(torch.linalg.vector_norm(patches.float(), dim=-1), piece.count)
@@ -38,16 +38,51 @@ def find_outliers(
 
 def quantile(values: Tensor, share: float) -> Tensor:
     """The quantile of each row (B, n), linear between two values: (B, 1). Not torch's, which takes float64 for it."""
+    ordered = values.sort(dim=1).values
+    if torch.compiler.is_exporting():
+        # In a graph for any size the position is a value.
+        place = share * (torch.ones_like(values[0]).sum(dim=0, dtype=torch.float64) - 1)
+        near = torch.stack([place.floor(), place.ceil()]).long()
+        low, high = ordered.index_select(1, near).split(1, dim=1)
+        return torch.lerp(low, high, (place - place.floor()).to(low.dtype))
     position = share * (values.shape[1] - 1)
     below = int(position)
-    ordered = values.sort(dim=1).values[:, below : below + 2]
-    return torch.lerp(ordered[:, :1], ordered[:, -1:], position - below)
+    pair = ordered[:, below : below + 2]
+    return torch.lerp(pair[:, :1], pair[:, -1:], position - below)
 
 
 def largest(values: Tensor, count: int) -> Tensor:
     """Which of each row's values are its `count` largest."""
+    if torch.compiler.is_exporting():
+        # Of any number of values, fewer than `count` too.
+        return ranks(values, descending=True) < count
     numbers = values.topk(min(count, values.shape[1]), dim=1).indices
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, numbers, value=True)
+
+
+def ranks(values: Tensor, *, descending: bool) -> Tensor:
+    """The place of each value among those of its last axis, from 0."""
+    return values.argsort(dim=-1, descending=descending).argsort(dim=-1)
+
+
+def outlier_factors(patches: Tensor, neighbours: int) -> Tensor:
+    """`outlier_factor` of each image: (B, n, D) → (B, n)."""
+    if not torch.compiler.is_exporting():
+        return torch.stack([outlier_factor(image, neighbours) for image in patches])
+    points = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    points = points - points.mean(dim=1, keepdim=True)
+    lengths = points.square().sum(dim=2)
+    squared = lengths[:, :, None] + lengths[:, None, :] - 2 * points @ points.mT
+    order = squared.argsort(dim=2)
+    number = torch.arange(patches.shape[1], device=patches.device)
+    nearest = number.amax(dim=0).clamp(max=neighbours)
+    at = nearest.expand(*squared.shape[:2], 1)
+    least = (CLOSEST * lengths.mean(dim=1)).clamp_min(1e-30)[:, None]
+    distance = torch.maximum(squared.gather(2, order.gather(2, at)).squeeze(2), least)
+    # Over all patches in the order of their distance, of which the first few count.
+    shares = distance.reciprocal()[:, None, :].expand(squared.shape).gather(2, order)
+    counts = (number > 0) & (number <= nearest)
+    return distance * (shares * counts).sum(dim=2) / counts.sum(dim=0).clamp(min=1)
 
 
 def outlier_factor(patches: Tensor, neighbours: int) -> Tensor:

@@ -145,8 +145,9 @@ class ResidualBlock(nn.Module):
     later takes effect, or is refused at the next forward pass where the block would ignore it; `Tower.check_host` says
     what it cannot see, and a compiled graph holds what the model was when it was compiled. The model takes images of
     the sizes that it takes without the block; at another size than the trained one its own way to resize position
-    embeddings counts, not `DenseEncoder`'s. Gradients flow in whatever mode the model runs, also in training, not through SFR's
-    labels; attention dropout is refused, and gradient checkpointing of the final block does not work.
+    embeddings counts, not `DenseEncoder`'s. Gradients flow wherever the model around the block has them, through the
+    attention and not through SFR's labels; in training mode attention dropout is refused, and gradient checkpointing
+    of the final block does not work.
 
     Attributes:
         text: (Q, E) unit rows, what SFR segments by; may be set anew between calls. None without SFR.

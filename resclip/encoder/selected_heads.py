@@ -15,7 +15,7 @@ from torch import Tensor
 from resclip.encoder.trace import MAP_BYTES, BlockStep, map_blocks
 from resclip.methods.pieces import SimilarityBranch
 from resclip.models.tower import merge_heads, split_heads
-from resclip_kernels import AttentionOptions, SemanticFeedback, feedback_rows
+from resclip_kernels import AttentionOptions, SemanticFeedback, feedback_matrix, feedback_rows
 
 if TYPE_CHECKING:
     from resclip.models import Tower
@@ -104,6 +104,8 @@ class SelectedHeads:
     def similarity_mean(self, unit: Tensor, branch: SimilarityBranch) -> Tensor:
         """The mean of S, (B, 1, 1)."""
         count = unit.shape[1]
+        if torch.compiler.is_exporting():
+            return similarity_rows(unit, branch, 0, count).mean(dim=(1, 2), keepdim=True)
         if branch.cut is None:
             return unit.sum(dim=1, keepdim=True).square().sum(dim=2, keepdim=True) / count**2
         step = self.rows_at_once
@@ -119,10 +121,12 @@ class SelectedHeads:
         score = (scale * self.left[:, :, first:last]) @ self.right.mT
         if feedback is not None:
             _, temperature = self.options.mixing
-            bonus = self.options.weighted(
-                feedback_rows(feedback, torch.arange(first, last)),
-                feedback.options.normalise,
+            state = (
+                feedback_matrix(feedback)  # Of a graph for any size, where all rows are formed.
+                if torch.compiler.is_exporting()
+                else feedback_rows(feedback, torch.arange(first, last))
             )
+            bonus = self.options.weighted(state, feedback.options.normalise)
             score = score + temperature * bonus.unsqueeze(1)
         maps = score.softmax(dim=-1)
         if self.unit is None or self.branch is None:
@@ -135,7 +139,11 @@ class SelectedHeads:
 
     def blocks(self, feedback: SemanticFeedback | None) -> Iterator[Tensor]:
         """Rows by rows; where all fit at once, without feedback, they are formed once."""
-        count, step = self.left.shape[2], self.rows_at_once
+        count = self.left.shape[2]
+        if torch.compiler.is_exporting():
+            yield self.rows(0, count, feedback)
+            return
+        step = self.rows_at_once
         if count <= step and feedback is None:
             if self.whole is None:
                 self.whole = self.rows(0, count, None)

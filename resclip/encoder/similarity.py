@@ -14,8 +14,9 @@ def similarity(patches: Tensor, text: Tensor) -> Tensor:
     """Cosine of every patch and every query: (B, h, w, E) and unit rows (Q, E) → (B, Q, h, w), float32 or wider."""
     dtype = torch.promote_types(patches.dtype, torch.float32)
     unit = F.normalize(patches.to(dtype), dim=-1).flatten(1, 2)
-    queries, rows = len(text), text.to(dtype)
-    if len(patches) == 1 and patches.device.type == "cpu" and queries < FEW_QUERIES:
+    queries, rows = text.shape[0], text.to(dtype)
+    is_graph = torch.compiler.is_exporting()
+    if not is_graph and patches.shape[0] == 1 and patches.is_cpu and queries < FEW_QUERIES:
         # For 5 to 7 and 9 to 11 rows MKL takes other code with one thread than with several, whose last bit differs.
         rows = F.pad(rows, (0, 0, 0, -queries % 8))
     logits: Tensor = (rows @ unit.mT)[:, :queries].unflatten(2, patches.shape[1:3])

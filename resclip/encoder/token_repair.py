@@ -230,16 +230,17 @@ class RepairedBlock(FinalBlock):
         branches: Sequence[Tensor | None] = [None] * len(sets)
         if similar is not None and self.pieces.branch is not None and self.pieces.heads is None:
             # One map for the heads of all streams.
+            parts = value.unflatten(0, (len(sets), -1)).unbind()
             branches = proxy_attention(
                 similar.mT.unflatten(2, grid),
-                torch.cat(value.chunk(len(sets)), dim=1),
+                torch.cat(parts, dim=1),
                 grid=grid,
                 beta=1.0,
                 gamma=self.pieces.branch.sharpness,
                 cut=self.pieces.branch.cut,
                 implementation=self.implementation,
             ).chunk(len(sets), dim=1)
-        images = len(sets[0])
+        images = sets[0].shape[0]
         streams = []
         for number, tokens in enumerate(sets):
             own = slice(number * images, (number + 1) * images)

@@ -145,7 +145,7 @@ class HuggingFaceTower(Tower):
         embeddings = self.vision.embeddings
         tokens, grid = self.embed_patches(pixels)
         if self.has_cls:
-            cls = embeddings.class_embedding.expand(len(tokens), 1, -1)
+            cls = embeddings.class_embedding.expand(tokens.shape[0], 1, -1)
             tokens = torch.cat([cls, tokens], dim=1)
         tokens = tokens + resize_position_embedding(
             embeddings.position_embedding.weight,

@@ -96,7 +96,7 @@ class OpenClipTower(Tower):
     def embed(self, pixels: Tensor, position: str = RELEASED) -> Tensor:
         visual = self.visual
         patches, grid = self.embed_patches(pixels)
-        cls = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        cls = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         added = resize_position_embedding(
             visual.positional_embedding, self.trained_grid, grid, position=position
         )

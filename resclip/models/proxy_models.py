@@ -260,6 +260,8 @@ def whole_patches(
         input_size: None keeps the image's size, so that a patch covers as many pixels as the model was trained for; a
             number is the new short side, the ratio kept; or (H, W). Sides are rounded to the nearest whole patch.
     """
+    if input_size is None and height % patch == 0 and width % patch == 0:
+        return height, width
     if isinstance(input_size, int):
         scale = input_size / min(height, width)
         sides = (height * scale, width * scale)

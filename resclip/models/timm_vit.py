@@ -128,7 +128,7 @@ class TimmTower(Tower):
         if not cls_has_position:
             tokens = tokens + added
         if self.has_cls:
-            tokens = torch.cat([trunk.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([trunk.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         if cls_has_position:
             tokens = tokens + added
         ready: Tensor = trunk.norm_pre(tokens)

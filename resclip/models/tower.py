@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.utils._pytree import tree_map
 
+from resclip.models.resize_matrix import resize_planes_by_matrices
 from resclip_kernels import FORKS, deterministic_attention
 
 if TYPE_CHECKING:
@@ -719,9 +720,14 @@ def resize_position_embedding(
     position: str = RELEASED,
 ) -> Tensor:
     """(has_cls + trained patches, D) → (has_cls + grid patches, D), [CLS]'s row left alone; `position` of POSITIONS."""
+    cls, patches = embedding[: int(has_cls)], embedding[int(has_cls) :]
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        # One graph for any size: F.interpolate takes its factors as constants.
+        planes = patches.unflatten(0, trained)
+        resized = resize_planes_by_matrices(planes, grid, position, exact=position == RELEASED)
+        return torch.cat([cls, resized.flatten(0, 1)])
     if grid == trained:
         return embedding
-    cls, patches = embedding[: int(has_cls)], embedding[int(has_cls) :]
     planes = patches.unflatten(0, trained).permute(2, 0, 1).unsqueeze(0)
     size: dict[str, Any] = {"size": grid}
     if position == RELEASED:

@@ -16,7 +16,7 @@ from resclip_kernels.dispatch import Implementation, deferred, parse_implementat
 from resclip_kernels.first_use import sample, trial
 from resclip_kernels.nan_check import broken_images, mark
 from resclip_kernels.online_softmax import kernel_limit
-from resclip_kernels.ops.patch_labels import portable, reference
+from resclip_kernels.ops.patch_labels import graph, portable, reference
 from resclip_kernels.options.patch_labels import PatchLabelsKeywords, PatchLabelsOptions
 
 if TYPE_CHECKING:
@@ -84,7 +84,14 @@ def fake(logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementat
     return logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=torch.int64)
 
 
-@custom_op("patch_labels", fake)
+def exported(
+    logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementation: str
+) -> Tensor:
+    """What `run` gives, in plain operators."""
+    return graph.patch_labels(logits, image, options)
+
+
+@custom_op("patch_labels", fake, exported)
 def run(logits: Tensor, image: Tensor, options: PatchLabelsOptions, implementation: str) -> Tensor:
     """The chosen implementation's labels.
 

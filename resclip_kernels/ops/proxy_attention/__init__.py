@@ -163,7 +163,19 @@ def fake(
     return value.new_empty((batch, features.shape[2] * features.shape[3], heads, head_width))
 
 
-@custom_op("proxy_attention", fake)
+def exported(
+    features: Tensor,
+    value: Tensor,
+    options: ProxyAttentionOptions,
+    grid: tuple[int, int],
+    feedback: SemanticFeedback | None,
+    implementation: str,
+) -> Tensor:
+    """What `run` gives, in plain operators: the reference's are."""
+    return reference.proxy_attention(features, value, grid, options, feedback).transpose(1, 2)
+
+
+@custom_op("proxy_attention", fake, exported)
 def run(
     features: Tensor,
     value: Tensor,

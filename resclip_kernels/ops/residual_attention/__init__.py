@@ -17,7 +17,7 @@ from resclip_kernels.checks import merge_options
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
-from resclip_kernels.ops.residual_attention import portable, reference
+from resclip_kernels.ops.residual_attention import graph, portable, reference
 from resclip_kernels.ops.residual_attention.arguments import (
     as_tuples,
     check_arguments,
@@ -163,7 +163,25 @@ def fake(
     return output, value.new_empty(value.shape) if computed else None
 
 
-@custom_op("residual_attention", fake)
+def exported(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: AttentionOptions,
+    projections: tuple[Tensor, ...],
+    feedback: SemanticFeedback | None,
+    cross_layers: tuple[tuple[Tensor, Tensor], ...],
+    cross_layer: Tensor | None,
+    implementation: str,
+) -> tuple[Tensor, Tensor | None]:
+    """What `run` gives, in plain operators."""
+    output, average = graph.residual_attention(
+        query, key, value, options, projections, feedback, cross_layers, cross_layer
+    )
+    return output.transpose(1, 2), average if cross_layer is None else None
+
+
+@custom_op("residual_attention", fake, exported)
 def run(
     query: Tensor,
     key: Tensor,

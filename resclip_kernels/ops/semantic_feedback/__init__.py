@@ -14,7 +14,7 @@ from resclip_kernels.checks import check_count, check_type, merge_options, row_n
 from resclip_kernels.custom_op import custom_op
 from resclip_kernels.dispatch import Implementation, deferred, parse_implementation, resolve
 from resclip_kernels.first_use import sample, trial
-from resclip_kernels.ops.semantic_feedback import portable, reference
+from resclip_kernels.ops.semantic_feedback import graph, portable, reference
 from resclip_kernels.ops.semantic_feedback.state import SemanticFeedback
 from resclip_kernels.options.semantic_feedback import (
     CONNECTIVITIES,
@@ -86,7 +86,7 @@ def semantic_feedback(
         raise ValueError(f"labels must be a (B, h, w) tensor of integers; got {shape}")
     if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64):
         raise TypeError(f"labels must be integers; got {labels.dtype}")
-    check_count("the number of patches", labels[0].numel() if len(labels) else 1, 1)
+    check_count("the number of patches", labels[0].numel() if labels.shape[0] else 1, 1)
     options = merge_options(FeedbackOptions, options, keywords)
     labels = labels.long()
     return SemanticFeedback(
@@ -128,6 +128,8 @@ def feedback_rows(feedback: SemanticFeedback, rows: Tensor) -> Tensor:
         TypeError, ValueError: rows that are no indices of patches.
     """
     check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback")
+    if feedback.labels.is_meta:
+        return feedback.row_sums.new_empty((len(feedback.labels), len(rows), feedback.patches))
     numbers = row_numbers(rows, feedback.patches)
     blocks = portable.row_blocks(feedback.patches, len(feedback.labels) * feedback.patches)
     most = max((last - first for first, last in blocks), default=1)
@@ -159,7 +161,13 @@ def fake(labels: Tensor, options: FeedbackOptions, implementation: str) -> Field
     )
 
 
-@custom_op("semantic_feedback", fake)
+def exported(labels: Tensor, options: FeedbackOptions, implementation: str) -> Fields:
+    """What `run` gives, in plain operators."""
+    state = graph.semantic_feedback(labels, options)
+    return state.far, state.row_sums, state.maximum, state.dense
+
+
+@custom_op("semantic_feedback", fake, exported)
 def run(labels: Tensor, options: FeedbackOptions, implementation: str) -> Fields:
     """The chosen implementation's fields of the state: far pairs, row sums, maximum, Ŝ."""
     limit = None

@@ -98,7 +98,7 @@ def check_state(
     if feedback is None:
         return
     check_type("feedback", feedback, SemanticFeedback, "a state of semantic_feedback, or None")
-    if feedback.grid != grid or len(feedback.labels) != len(like):
+    if feedback.grid != grid or feedback.labels.shape[0] != like.shape[0]:
         raise ValueError(
             f"feedback is for {len(feedback.labels)} images of {feedback.grid} patches; got {len(like)} of "
             f"{grid} in {name}: make it from their labels on that grid"

@@ -92,7 +92,14 @@ def fake(
     return value.new_empty(value.shape)
 
 
-@custom_op("similarity_aggregation", fake)
+def exported(
+    features: Tensor, value: Tensor, options: SimilarityAggregationOptions, implementation: str
+) -> Tensor:
+    """What `run` gives, in plain operators: the reference's are."""
+    return reference.similarity_aggregation(features, value, options)
+
+
+@custom_op("similarity_aggregation", fake, exported)
 def run(
     features: Tensor, value: Tensor, options: SimilarityAggregationOptions, implementation: str
 ) -> Tensor:
