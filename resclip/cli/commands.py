@@ -187,6 +187,43 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
         help=f"{FORMAT_HELP}, sheet (NAME_sheet.png: image, overlay and legend)",
     )
     add_shape_options(formats)
+    formats.add_argument(
+        "--heatmaps",
+        action="store_true",
+        help="write NAME_heatmaps/CLASS.png too: where each class is probable",
+    )
+    add_model_options(parser)
+    add_window_options(parser)
+    add_progress_options(parser)
+
+
+def add_embed_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="images, as `resclip segment` takes them"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=output_folder,
+        metavar="DIR",
+        help="directory to write NAME.safetensors to, made if missing",
+    )
+    parser.add_argument(
+        "--keep",
+        choices=("int16", "int8", "float32"),
+        default="int16",
+        help="how exactly: int16 has 1,100 bytes a patch of ViT-B/16, int8 half as many, float32 all bits (default: "
+        "int16)",
+    )
+    parser.add_argument(
+        "--image",
+        action=argparse.BooleanOptionalAction,
+        help="keep the image in the file too (default: where the method looks at its pixels again)",
+    )
+    reading = parser.add_argument_group("how images are read")
+    reading.add_argument("--every", type=every_frame, metavar="N", help=EVERY_HELP)
+    reading.add_argument("--column", metavar="NAME", help="of a table: where its images are")
+    add_reading_options(reading)
     add_model_options(parser)
     add_window_options(parser)
     add_progress_options(parser)
@@ -270,6 +307,14 @@ COMMANDS = {
         "segment a folder, a list, shards, or a gigapixel image",
         batch.DESCRIPTION,
         batch.add_arguments,
+    ),
+    "embed": Command(
+        "resclip.cli.embed:embed",
+        "keep what the model makes of images, for any classes later",
+        "Runs images through the model once and writes DIR/NAME.safetensors for each. `resclip segment "
+        "DIR/*.safetensors --classes …` with the same model and method options then gives labels in a fraction of the time, for as many "
+        "lists of classes as are asked for.",
+        add_embed_options,
     ),
     "demo": Command(
         "resclip.cli.show:show_demo",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from resclip.cli.run_summary import RunSummary
 from resclip.formats.classes import CLASSES_FILE
 from resclip.formats.files import RUN_FILES
 from resclip.io.files import write_atomically
-from resclip.io.images import read_picture
+from resclip.io.images import read_picture, save_png
 from resclip.io.video import FrameReader
 from resclip.result import Segmentation
 from resclip.text.class_names import parse_classes
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from resclip.io.limits import Limits
     from resclip.io.picture import ReadOptions
     from resclip.io.video import Every
-    from resclip.segmenter import Segmenter
+    from resclip.segmenter import Keep, Segmenter
 
 RUN_STEMS = frozenset(name.removesuffix(".json") for name in (SUMMARY, *RUN_FILES))
 """No image's, for these files are of the whole run."""
@@ -41,7 +41,10 @@ RUN_STEMS = frozenset(name.removesuffix(".json") for name in (SUMMARY, *RUN_FILE
 ENDINGS = ("_labels.png", "_overlay.png", "_sheet.png")
 """Of the images that are written beside each JSON."""
 MASKS = "_masks"
-"""The end of a folder of classes' masks, which lies beside its image's JSON, too."""
+HEAT_MAPS = "_heatmaps"
+"""The ends of folders with a picture of each class, which lie beside their image's JSON, too."""
+EMBEDDING = ".safetensors"
+"""The ending of the files that `resclip embed` writes."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def segment(arguments: argparse.Namespace) -> int:
     export = export_from(arguments, arguments.format)
     if arguments.out is None and export.formats:
         raise ValueError("expected --out DIR to write format= to, got none")
+    if arguments.out is None and arguments.heatmaps:
+        raise ValueError("expected --out DIR to write --heatmaps to, got none")
     options = reading_from(arguments)
     entries = [
         entry
@@ -179,8 +184,9 @@ def is_written(item: Item, out: str | None) -> bool:
     if out is None or path is None:
         return False
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
-    if ending is None and path.parent.name.endswith(MASKS):
-        path, ending = path.parent, MASKS
+    for folder in (MASKS, HEAT_MAPS):
+        if ending is None and path.parent.name.endswith(folder):
+            path, ending = path.parent, folder
     if ending is None or not path.resolve().is_relative_to(Path(out).resolve()):
         return False
     stem = path.name.removesuffix(ending)
@@ -232,20 +238,44 @@ def segment_one(
     """Segment and save one image; the line to print about it."""
     if entry.item is None:
         raise ValueError(entry.error)
-    item = entry.item
+    item, heats = entry.item, arguments.heatmaps
     source = item.source(options.limits) if item.frame is None else item.pixels(frames)
-    result = segmenter.segment(read_picture(source, options, name=entry.shown))
+    result = result_of(segmenter, entry, source, options, keep="scores" if heats else None)
     paths: list[Path] = []
     if arguments.out is not None:
         folder = Path(arguments.out, stem).parent
         paths = result.save(folder, PurePosixPath(stem).name, overlay=arguments.overlay)
     if files is not None:
         paths += files.add(result, stem, entry.file_name)
+        paths += save_heat_maps(result, files.folder / f"{stem}{HEAT_MAPS}") if heats else []
     if arguments.json:
         about = {"file": entry.shown, "written": [str(path) for path in paths]}
         return json.dumps({**about, **result.to_dict()})
     shown = paths[1] if arguments.overlay else paths[0]
     return f"{entry.shown}: {summary(result)} -> {shown}"
+
+
+def result_of(
+    segmenter: Segmenter, entry: Entry, source: Any, options: ReadOptions, keep: Keep | None
+) -> Segmentation:
+    """The labels of an image, or of what `resclip embed` wrote of one."""
+    path = None if entry.item is None else entry.item.local_path
+    if path is None or path.suffix != EMBEDDING:
+        return segmenter.segment(read_picture(source, options, name=entry.shown), keep=keep)
+    from resclip.inference.embedding import Embedding
+
+    return segmenter.classify(Embedding.load(path), keep=keep)
+
+
+def save_heat_maps(result: Segmentation, folder: Path) -> list[Path]:
+    """Write CLASS.png, the heat map of each class; their paths."""
+    from resclip.formats.class_masks import mask_names
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in mask_names(result.names)]
+    for name, path in zip(result.names, paths, strict=True):
+        save_png(result.heatmap(name), path)
+    return paths
 
 
 def summary(result: Segmentation) -> str:

@@ -552,6 +552,11 @@ class ImagePipeline:
             )
 
     @property
+    def reads_guide(self) -> bool:
+        """Whether labels are made with the image's pixels at hand."""
+        return bool(self.refine_iterations) or self.steps.laplacian is not None
+
+    @property
     def rejects(self) -> bool:
         """Whether pixels may be too uncertain for any class."""
         return self.thresholds is not None or self.min_margin > 0
