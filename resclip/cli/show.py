@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from resclip.cli.options import load_from, png_path
-from resclip.methods.catalogue import find_method
 from resclip.text.class_names import parse_classes
 
 
@@ -50,6 +49,7 @@ def show_comparison(arguments: argparse.Namespace) -> int:
         OSError: the file cannot be written.
     """
     from resclip.io.images import read_image, save_png
+    from resclip.methods.catalogue import find_method
     from resclip.result import comparison_sheet
 
     methods = [name.strip() for name in arguments.methods.split(",")]
@@ -71,7 +71,6 @@ def show_comparison(arguments: argparse.Namespace) -> int:
 def show_models(_: argparse.Namespace) -> int:
     """Print the models that are recommended, then one line per model: its name, then its pretrained tags."""
     from resclip.builtin import BUILTIN
-    from resclip.methods.catalogue import RESCLIP_CITATION
     from resclip.models.listing import list_models
     from resclip.models.recommended import PUBLISHED_AVERAGES, RECOMMENDED, REMOTE_SENSING
 
@@ -98,7 +97,7 @@ def show_models(_: argparse.Namespace) -> int:
     base, large = PUBLISHED_AVERAGES.values()
     show(
         f"Larger is not better here: ResCLIP's published mIoU, averaged over eight datasets, is {base} with ViT-B/16 "
-        f"and {large} with ViT-L/14 ({RESCLIP_CITATION}, tables 1 and 2).",
+        f"and {large} with ViT-L/14 (CVPR 2025, arXiv 2411.15851, tables 1 and 2).",
         "  ",
     )
     print("\nImages from above: these weights are files, to be given as --pretrained PATH\n")
