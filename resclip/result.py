@@ -412,7 +412,7 @@ def label_map(labels: NDArray[Any], names: Sequence[str]) -> Image.Image:
 
 
 def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55) -> Image.Image:
-    """One image's segmentations side by side: the image, an overlay each, and the last one's legend; many in rows.
+    """One image's segmentations side by side: the image, an overlay each, and the shares of the last; many in rows.
 
     Args:
         results: by caption; all of one image and one list of names.
@@ -429,8 +429,13 @@ def comparison_sheet(results: Mapping[str, Segmentation], opacity: float = 0.55)
         if other.names != last.names or not np.array_equal(other.image, last.image):
             raise ValueError("expected segmentations of one image by one list of names")
     views = [(caption, result.labels) for caption, result in results.items()]
+    # What only others see is in the legend too, with no share.
+    entries = {i: (i, name, 0.0) for other in segmentations for i, name, _ in other.present()}
+    own = {entry[0]: entry for entry in last.present()}
+    colours, caption = palette(last.names), f"Share by {views[-1][0]}"
+    legend = list({**own, **entries, **own}.values())
     footer = ", ".join(last.settings.get("notes", ()))
-    return draw_sheet(last.image, views, palette(last.names), last.present(), opacity, footer)
+    return draw_sheet(last.image, views, colours, legend, opacity, footer, legend_caption=caption)
 
 
 def _check_array(name: str, value: object, dtype: np.dtype[Any]) -> None:

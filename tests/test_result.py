@@ -212,6 +212,10 @@ def test_a_comparison_shows_one_image_by_one_list_of_names() -> None:
     many = comparison_sheet({str(number): first for number in range(2 * PANELS_A_ROW)})
     assert many.height > 2.5 * tallest.height
     assert many.width < 4 * tallest.width
+    elsewhere = make(labels=np.where(first.labels == 1, 3, first.labels))
+    for shown in ({"one": first, "two": elsewhere}, {"two": elsewhere, "one": first}):
+        drawn = {bytes(pixel) for pixel in np.asarray(comparison_sheet(shown, 0.0)).reshape(-1, 3)}
+        assert {bytes(colour) for colour in palette(NAMES)} <= drawn  # In the legend alone.
     with pytest.raises(ValueError, match="one image by one list of names"):
         comparison_sheet({"one": first, "two": other})
     with pytest.raises(ValueError, match="at least one segmentation"):

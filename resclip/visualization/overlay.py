@@ -107,7 +107,8 @@ def draw_sheet(
     legend = draw_legend(entries, colours, body_height, hatched)
     body_height = max(body_height, legend.height)
     legend_left = MARGIN + columns * step[0]
-    sheet_width = legend_left + legend.width + MARGIN
+    legend_title = set_line(legend_caption, CAPTION)
+    sheet_width = legend_left + max(legend.width, math.ceil(legend_title.width)) + MARGIN
     footer_height = CAPTION + 14 if footer else 0
     sheet_height = MARGIN + head + body_height + footer_height + MARGIN
     sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
@@ -119,7 +120,7 @@ def draw_sheet(
     drawn = [panel for _, panel in panels]
     for (left, top), line, picture in zip(
         [*places, (legend_left, MARGIN)],
-        [*texts, set_line(legend_caption, CAPTION)],
+        [*texts, legend_title],
         [*drawn, legend],
         strict=True,
     ):

@@ -227,7 +227,7 @@ def draw_scale(
     ramp = heat_colours(np.linspace(0.0, 1.0, width))[None].repeat(BAR, axis=0)
     sheet.paste(Image.fromarray(ramp), (left, top + (LINE - BAR) // 2))
     middle = top + LINE + LINE // 2
-    least = f"{float(values.min()):.2g}" if scale == "percentile" else "0"
+    least = "least" if scale == "percentile" else "0"
     start, name, end = (
         set_line(text, CAPTION)
         for text in (least, SCALE_NAMES[scale], f"{float(values.max()):.2g}")
