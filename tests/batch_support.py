@@ -59,11 +59,11 @@ def damage(path: Path, kind: int) -> None:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file of a job's folder but the manifest, by its path in it."""
+    """Every file of a job's folder but the manifest and the classes, by its path in it."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith("manifest")
+        if path.is_file() and not path.name.startswith(("manifest", "classes.json"))
     }
 
 
