@@ -60,11 +60,11 @@ def damage(path: Path, kind: int) -> None:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file of a job's folder but the manifest and the run's summary, by its path in it."""
+    """Every file of a job's folder but those of the whole run, by its path in it."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(("manifest", SUMMARY))
+        if path.is_file() and not path.name.startswith(("manifest", "classes.json", SUMMARY))
     }
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import yaml
 from cli_support import StandIn, names_in, one_line, run
 from PIL import Image
 from test_formats import coco_of, labels_of
 
+from resclip.batch.job import BLOCK_PIXELS, BatchJob
 from resclip.formats.class_masks import mask_names
 from resclip.result import Segmentation
 
@@ -178,3 +180,59 @@ def test_names_of_masks_are_allowed_everywhere_and_differ() -> None:
         "sky", "Sky-2", "a%2Fb", "%63on", "x%5Flabels", "猫", "class-6", "class-7", "q%3F", "sky-2-2", "sky-3",
     ]  # fmt: skip
     assert len({name.casefold() for name in found}) == len(names)
+
+
+def test_batch_writes_them_too_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.png", "sub/classes.json/b.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    out = tmp_path / "out"
+    asked = ("batch", folder, "--classes", "sky; tree, leaf", "--out", out, "--short-side", 112,
+             "--format", "coco,yolo,geojson,masks", "--tolerance", 0)  # fmt: skip
+    assert run(*asked) == 0
+    sizes = {path: path.stat().st_mtime_ns for path in out.rglob("*_labels.png")}
+    assert len(sizes) == 2
+    coco = coco_of(out / "annotations.json")
+    for image in coco.dataset["images"]:
+        stem = {"a.png": "a"}.get(image["file_name"], "sub/classes%2Ejson/b")
+        labels = np.asarray(Image.open(out / f"{stem}_labels.png")).astype(np.int64)
+        np.testing.assert_array_equal(labels_of(coco, image["id"], (40, 60)), labels)
+        assert (out / f"labels/{stem}.txt").exists()
+        assert (out / f"{stem}.geojson").exists()
+        for path in (out / f"{stem}_masks").iterdir():
+            index = {"sky": 0, "tree": 1}[path.stem]
+            np.testing.assert_array_equal(np.asarray(Image.open(path)) > 0, labels == index)
+    assert len(coco.dataset["images"]) == 2
+    assert all(0 < one["score"] <= 1 for one in coco.dataset["annotations"])
+    assert not list(out.rglob("*_scores.png"))
+    assert len(json.loads((out / "classes.json").read_text())["classes"]) == 2
+    (out / "annotations.json").unlink()
+    assert run(*asked) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*_labels.png")} == sizes
+    assert len(coco_of(out / "annotations.json").dataset["images"]) == 2
+
+
+def test_batch_refuses_what_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(image)
+    asked = ("batch", image, "--classes", "sky; tree", "--out", tmp_path / "out", "--short-side", 112)  # fmt: skip
+    for wrong in ("png,tif", "sheet", "coco,"):
+        assert run(*asked, "--format", wrong) == 2
+        one_line(capsys, "--format")
+    for name in ("png", "tif"):
+        assert run(*asked, "--format", name, "--tolerance", 1) == 2
+        one_line(capsys, "--tolerance", "add one of them")
+    assert run(*asked, "--format", "png", "--format", "tif") == 2
+    one_line(capsys, "got both", "--format")
+    monkeypatch.setattr(BatchJob.__init__, "__defaults__", tuple(
+        100 if value == BLOCK_PIXELS else value for value in BatchJob.__init__.__defaults__ or ()
+    ))  # fmt: skip
+    assert run(*asked, "--format", "coco") == 1
+    assert "expected at most 100 pixels for coco, which need" in capsys.readouterr().err
+    assert run(*asked, "--format", "tif", "--overwrite") == 0
+    with rasterio.open(tmp_path / "out/a_labels.tif") as dataset:
+        assert json.loads(dataset.tags()["CLASS_NAMES"]) == ["sky", "tree"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from resclip.formats.files import NO_EXPORT, Export
 from resclip.inference.preprocessing import Preparation
 from resclip.io.picture import DEFAULT_OPTIONS, ReadOptions
 from resclip.result import MAX_CLASSES, label_type
@@ -34,6 +35,7 @@ class BatchJob:
         scores: whether each pixel's probability is written, as 16-bit grey: 65,535 is 1.
         reading: bands and value range of the images, and the limits of each.
         block_pixels: TIFFs and JPEG 2000s of more pixels are read and written by block.
+        export: other formats, but for the sheet; they need an image's label map whole.
 
     Raises:
         ValueError: a value that does not fit.
@@ -46,6 +48,7 @@ class BatchJob:
     scores: bool = False
     reading: ReadOptions = DEFAULT_OPTIONS
     block_pixels: int = BLOCK_PIXELS
+    export: Export = NO_EXPORT
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= MAX_CLASSES:
@@ -55,6 +58,11 @@ class BatchJob:
             )
         if self.form not in ("png", "tif"):
             raise ValueError(f"expected the form 'png' or 'tif', got {self.form!r}")
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether probabilities are needed, as a file or for the mean of each instance."""
+        return self.scores or self.export.needs_instances
 
     @property
     def label_type(self) -> np.dtype[Any]:
@@ -73,8 +81,10 @@ class BatchJob:
             for name, value in segmenter.settings.items()
             if name not in MACHINE_SETTINGS
         }
+        formats = asdict(self.export) if self.export.formats else {}
         return {
             **chosen,
+            **formats,
             "batch_size": segmenter.pipeline.batch_size,
             **self.reading.described,
             "names": list(self.names),

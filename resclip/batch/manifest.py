@@ -269,6 +269,16 @@ def read_rows(
     return table
 
 
+def done_outputs(store: Store) -> Iterator[list[str]]:
+    """The files of each image that is done, by a manifest that is closed, in the order of the images."""
+    with store.open(MANIFEST) as stream:
+        file = parquet().ParquetFile(stream)
+        for batch in file.iter_batches(columns=["status", "outputs"]):
+            for row in batch.to_pylist():
+                if row["status"] == "done":
+                    yield row["outputs"]
+
+
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], above: str = ""
 ) -> Iterator[str]:
@@ -372,7 +382,7 @@ class Manifest:
         for row in _rows_of(self._earlier):
             item = by_name.get(row["name"])
             outputs = row["outputs"]
-            if item and outputs and files.issuperset(outputs) and stem_of(outputs[0]) == item.stem:
+            if item and outputs and files.issuperset(outputs) and stem_of(outputs) == item.stem:
                 found.append((item, Identity(row["location"], row["size"], row["version"])))
         now = _identities([item for item, _ in found], limits)
         done = {
@@ -391,8 +401,7 @@ class Manifest:
         # Folded, as a disk that ignores case replaces Cat_labels.png by cat_labels.png.
         stems = {folded(item.stem) for item in missing}
         for row in _rows_of(self._earlier.select(["index", "name", "outputs"])):
-            before = {folded(stem_of(output)) for output in row["outputs"]}
-            if row["name"] not in done and not stems.isdisjoint(before):
+            if row["name"] not in done and folded(stem_of(row["outputs"])) in stems:
                 position, name = row["index"], row["name"]
                 self._unwritten.append(
                     Row(position, name, "withdrawn", None, 0.0, None, None, (), ())

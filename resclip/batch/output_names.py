@@ -36,6 +36,7 @@ _TAKEN = re.compile(
     rf".*(?:{'|'.join(map(re.escape, OUTPUT_ENDINGS))})|.*_sheet\.png|.*\.(?:json|geojson|txt|yaml)",
     re.IGNORECASE,
 )
+_CLASS_MASK = re.compile(r"_masks/[^/]+\.png\Z")
 # A quick test: what does not match needs no change to be the same on every system.
 _QUESTIONABLE = re.compile(
     r'[<>:"\\|?*\x00-\x1f\x7f]|[. ](?:/|\Z)|(?:\A|/)(?:con|prn|aux|nul|com|lpt|manifest\.|run-summary|\.resclip-)'
@@ -140,9 +141,18 @@ def _free(folder: str) -> str:
     return beginning + code_of(dot) + end
 
 
-def stem_of(output: str) -> str:
-    """The stem of the image that a file was written for: "sub/cat_labels.png" → "sub/cat"."""
-    return output.rpartition("_")[0]
+def stem_of(outputs: Iterable[str]) -> str:
+    """The stem of the image that files were written for, by its label map: "sub/cat_labels.png" → "sub/cat"."""
+    for output in outputs:
+        stem, found, form = output.rpartition("_labels.")
+        if found and form in ("png", "tif"):
+            return stem
+    return ""
+
+
+def is_output(name: str) -> bool:
+    """Whether a file's name is one that a batch job gives to an image which it writes."""
+    return name.endswith(OUTPUT_ENDINGS) or _CLASS_MASK.search(name) is not None
 
 
 def without_suffix(name: str) -> str:

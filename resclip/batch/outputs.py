@@ -15,6 +15,7 @@ from torch import Tensor
 from resclip.batch.job import BatchJob
 from resclip.batch.manifest import ClassArea
 from resclip.batch.storage import Store
+from resclip.geometry.instances import find_instances
 from resclip.io.images import PixelArray, encode_png
 from resclip.io.picture import NOWHERE, Georeference, Mask
 from resclip.result import UNLABELLED, label_map
@@ -47,7 +48,7 @@ class Result:
     labels: NDArray[Any] | None
     """(H, W) uint8 or uint16; None where they are written."""
     scores: NDArray[np.uint16] | None
-    """(H, W), if the job writes scores and has not written them yet."""
+    """(H, W), if the job needs scores and has not written them yet."""
     image: PixelArray | None
     """(H, W, 3), for the overlay; of a large image, and its labels, every so many pixels."""
     georeference: Georeference = NOWHERE
@@ -89,7 +90,7 @@ class MemorySink:
         self.georeference = georeference
         self.record = record or {}
         self.labels = np.empty(size, job.label_type)
-        self.scores = np.empty(size, np.uint16) if job.scores else None
+        self.scores = np.empty(size, np.uint16) if job.keeps_scores else None
 
     def add(self, first: int, labels: NDArray[Any], scores: NDArray[Any] | None) -> None:
         """The rows from `first` on."""
@@ -205,13 +206,19 @@ class BlockSink:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def encode(job: BatchJob, stem: str, result: Result) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files that are still to be written; the label map, on which the others hang, last."""
+def encode(job: BatchJob, stem: str, result: Result, name: str = "") -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files that are still to be written; the label map, on which the others hang, last.
+
+    Args:
+        name: of the image, for COCO's file.
+    """
     if job.overlay and result.image is not None and result.labels is not None:
         yield f"{stem}_overlay.png", encode_png(overlay_of(job, result.image, result.labels))
     if result.written or result.labels is None:
         return
-    planes = {"scores": result.scores, "labels": result.labels}
+    if job.export.formats:
+        yield from exported(job, stem, result, name)
+    planes = {"scores": result.scores if job.scores else None, "labels": result.labels}
     for kind, plane in planes.items():
         if plane is not None:
             data = encode_plane(job, kind, plane, result.georeference)
@@ -223,6 +230,21 @@ def overlay_of(job: BatchJob, image: PixelArray, labels: NDArray[Any]) -> Image.
     classes = labels.astype(np.int64)
     classes[classes == job.unlabelled] = UNLABELLED
     return draw_overlay(image, classes, palette(job.names), OPACITY)
+
+
+def exported(job: BatchJob, stem: str, result: Result, name: str) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in other formats; a COCO file of the image is for the one of the run."""
+    assert result.labels is not None
+    assert result.scores is not None
+    labels = result.labels.astype(np.int64)
+    labels[labels == job.unlabelled] = UNLABELLED
+    probabilities = result.scores.astype(np.float32)
+    probabilities /= MAX_SCORE
+    instances = find_instances(labels, probabilities, job.names, job.export.min_area)
+    if "coco" in job.export.formats:
+        size = (result.height, result.width)
+        yield f"{stem}_coco.json", job.export.coco(name, size, instances, job.names)
+    yield from job.export.files(stem, instances, job.names, result.georeference)
 
 
 def class_pixels(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:

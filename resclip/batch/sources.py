@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from resclip.batch.items import Item
 from resclip.batch.lists import STDIN, WITH_COLUMNS, Line, read_list
 from resclip.batch.output_names import (
-    OUTPUT_ENDINGS,
     SUMMARY,
     contained_name,
     name_of,
     unique_names,
     without_suffix,
 )
+from resclip.batch.output_names import is_output as is_output_name
 from resclip.batch.parquet import Cell, open_tables
 from resclip.batch.paths import (
     MAX_LOCATION,
@@ -455,7 +455,7 @@ class _Opening:
         def is_output(name: str) -> bool:
             if _MANIFEST.match(name):
                 return True
-            if not name.endswith((*OUTPUT_ENDINGS, SUMMARY)):
+            if not (is_output_name(name) or name.endswith(SUMMARY)):
                 return False
             ends = [0, *(match.end() for match in re.finditer("/", name))]
             return any(is_out(name[:end]) for end in ends)
@@ -594,7 +594,7 @@ class _Opening:
 
     def is_own(self, location: str) -> bool:
         """Whether a file was written by the job in its earlier runs."""
-        if self.out is None or not location.endswith(OUTPUT_ENDINGS):
+        if self.out is None or not is_output_name(location):
             return False
         return _inside(self.out, location) is not None and _has_manifest(self.out)
 

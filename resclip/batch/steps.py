@@ -136,6 +136,14 @@ def read_item(job: BatchJob, image: Item | Frame) -> LoadedImage | Problem:
     if job.form == "png" and opened.georeference.is_known:
         opened.record["georeference"] = NO_PLACE
     if not isinstance(opened, Picture):
+        if job.export.formats:
+            opened.close()
+            text = (
+                f"{item.name}: expected at most {job.block_pixels:,} pixels for {' and '.join(job.export.formats)}, "
+                f"which need the whole label map in memory, got {size[0] * size[1]:,}; segment it in a run of its own, "
+                "without other formats"
+            )
+            return Problem(item, started, text)
         return LoadedImage(item, started, size, None, raster=opened)
     return LoadedImage(
         item,
@@ -190,7 +198,7 @@ def segment_images(
             image, sink = event.tag
             # Narrowed on the GPU, so that no more than the files' bytes is copied from it.
             labels = event.labels.to(narrow).cpu().numpy()
-            scores = as_scores(event.probabilities).cpu().numpy() if job.scores else None
+            scores = as_scores(event.probabilities).cpu().numpy() if job.keeps_scores else None
             sink.add(event.first, labels, scores)
             if event.first + len(event.labels) == image.size[0]:
                 try:
@@ -234,7 +242,7 @@ def _written(job: BatchJob, store: Store, image: SegmentedImage) -> Row:
     """The row of an image, once its files are written."""
     item, result = image.item, image.result
     written = list(result.written)
-    for name, data in encode(job, item.stem, result):
+    for name, data in encode(job, item.stem, result, item.name):
         store.write(name, data)
         written.append(name)
     return Row(

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from resclip.builtin import BUILTIN, warn_of_drawn_scenes
+from resclip.cli.formats import (
+    FORMAT_HELP,
+    add_shape_options,
+    batch_format_names,
+    classes_from,
+    entries_from,
+    export_from,
+)
 from resclip.cli.options import (
     CLASSES_HELP,
     EVERY_HELP,
@@ -35,6 +43,7 @@ from resclip.text.class_names import parse_classes
 if TYPE_CHECKING:
     from resclip.batch.manifest import Manifest, Row
     from resclip.batch.sources import Source
+    from resclip.batch.storage import Store
 
 MAX_WORKERS = 16
 """By default at most so many threads read, and as many write."""
@@ -69,10 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     files.add_argument(
         "--format",
-        choices=("png", "tif"),
-        default="png",
-        help="of label maps: PNG, or GeoTIFF with the input's coordinate system (default: png)",
+        action="extend",
+        type=batch_format_names,
+        default=[],
+        metavar="NAMES",
+        help="of label maps: png, or tif for GeoTIFFs with the input's coordinate system (default: png); and other "
+        f"{FORMAT_HELP}",
     )
+    add_shape_options(files)
     files.add_argument("--overlay", action="store_true", help="write NAME_overlay.png too")
     files.add_argument(
         "--scores",
@@ -135,17 +148,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from resclip.batch.job import BatchJob
+    from resclip.batch.job import BatchJob, Form
     from resclip.batch.manifest import Manifest
     from resclip.batch.output_names import SUMMARY
     from resclip.batch.paths import shown
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
+    from resclip.formats.classes import CLASSES_FILE
+    from resclip.formats.files import YOLO_FILE
+    from resclip.formats.yolo import yolo_data
 
     classes = parse_classes(arguments.classes)
     if arguments.engine == "local" and (arguments.address or arguments.actors):
         raise ValueError('address= and actors= are Ray\'s: add engine="ray", or leave them out')
-    if arguments.format == "tif":
+    forms = [name for name in ("png", "tif") if name in arguments.format]
+    if len(forms) > 1:
+        raise ValueError("expected png or tif for label maps, got both: leave one out of format=")
+    form: Form = "tif" if forms == ["tif"] else "png"
+    export = export_from(arguments, [name for name in arguments.format if name not in forms])
+    if form == "tif":
         import resclip.io.geotiff  # noqa: F401 - where rasterio is not installed, say so now
     store = open_store(arguments.out)
     store.check_writable()
@@ -184,11 +205,13 @@ def _run(arguments: argparse.Namespace) -> int:
     job = BatchJob(
         segmenter.vocabulary.names,
         segmenter.preparation,
-        arguments.format,
+        form,
         arguments.overlay,
         arguments.scores,
         reading,
+        export=export,
     )
+    asked = entries_from(arguments, classes)
     with Manifest(
         store,
         job.settings(segmenter),
@@ -196,6 +219,9 @@ def _run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     ) as manifest:
         store.clean()
+        store.write(CLASSES_FILE, classes_from(asked))
+        if "yolo" in export.formats:
+            store.write(YOLO_FILE, yolo_data(job.names).encode())
         missing = manifest.missing(source.items, reading.limits)
         summary = RunSummary(
             partial(store.write, SUMMARY),
@@ -238,6 +264,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 name = f"{folder}_overlay.mp4"
                 write_overlay_video(job, store, source.items, source.rate, name)
                 console().message(f"the video is {shown(arguments.out).rstrip('/')}/{name}")
+            if "coco" in export.formats:
+                write_coco(store, job.names)
     return report(tally, len(source.items), arguments.out)
 
 
@@ -253,11 +281,28 @@ def check_video(arguments: argparse.Namespace, source: Source) -> None:
         raise ValueError(
             'expected engine="local" for a video, whose frames are read one after another, got ray; leave it out'
         )
-    if arguments.video and arguments.format != "png":
+    if arguments.video and "tif" in arguments.format:
         raise ValueError(
-            f'expected format="png" for --video, which is drawn by the label maps, got {arguments.format}; '
+            'expected format="png" for --video, which is drawn by the label maps, got tif; '
             "leave one of them out"
         )
+
+
+def write_coco(store: Store, names: Sequence[str]) -> None:
+    """Write the run's COCO file, of all images that are done by now, from the files of each."""
+    from resclip.batch.manifest import done_outputs
+    from resclip.formats.coco import merge
+    from resclip.formats.files import COCO_FILE
+
+    def parts() -> Iterator[BinaryIO]:
+        for outputs in done_outputs(store):
+            for name in outputs:
+                if name.endswith("_coco.json"):
+                    with store.open(name) as stream:
+                        yield stream
+
+    with store.create(COCO_FILE) as stream:
+        merge(parts(), names, stream)
 
 
 @dataclass

@@ -312,8 +312,8 @@ COMMANDS = {
         "resclip.cli.embed:embed",
         "keep what the model makes of images, for any classes later",
         "Runs images through the model once and writes DIR/NAME.safetensors for each. `resclip segment "
-        "DIR/*.safetensors --classes …` with the same model and method options then gives labels in a fraction of the time, for as many "
-        "lists of classes as are asked for.",
+        "DIR/*.safetensors --classes …` with the same model and method options then gives labels in a fraction of the "
+        "time, for as many lists of classes as are asked for.",
         add_embed_options,
     ),
     "demo": Command(

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from resclip.formats.keyholes import keyhole
 from resclip.geometry.contours import Polygon, check_tolerance
@@ -140,3 +140,33 @@ class CocoFile:
 
 def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def merge(parts: Iterable[BinaryIO], names: Sequence[str], to: BinaryIO) -> None:
+    """Write one COCO file of many, with ids of its own; memory: that of one of them.
+
+    Args:
+        parts: files of the same categories, each open to read.
+        names: of the classes.
+        to: where it is written.
+    """
+    images = count = 0
+    to.write(f'{{"categories": {_text(categories(names))},\n"annotations": ['.encode())
+    with tempfile.TemporaryFile() as entries:
+        for part in parts:
+            content = json.load(part)
+            numbers = {}
+            for image in content["images"]:
+                images += 1
+                numbers[image["id"]] = images
+                entry = _text({**image, "id": images})
+                entries.write(f"{',' if images > 1 else ''}\n{entry}".encode())
+            for annotation in content["annotations"]:
+                count += 1
+                moved = {"id": count, "image_id": numbers[annotation["image_id"]]}
+                text = _text({**annotation, **moved})
+                to.write(f"{',' if count > 1 else ''}\n{text}".encode())
+        to.write(b'\n],\n"images": [')
+        entries.seek(0)
+        shutil.copyfileobj(entries, to)
+    to.write(b"\n]}\n")

@@ -91,5 +91,9 @@ class Export:
         return (_text(content) + "\n").encode()
 
 
+NO_EXPORT = Export()
+"""No other format."""
+
+
 def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
