@@ -49,7 +49,7 @@ class Leaf(NamedTuple):
 def custom_op(
     name: str,
     fake: Callable[Parameters, Any],
-    graph: Callable[Parameters, Result] | None = None,
+    graph: Callable[Parameters, Any] | None = None,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Decorates an op's function, so that a caller that is being compiled calls it as one operator.
 

@@ -30,6 +30,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/evaluation.md",
+    "docs/export.md",
     "docs/high-resolution.md",
     "docs/methods.md",
     "docs/predictors.md",
@@ -37,9 +38,9 @@ PAGES = (
 )
 # What a command does is the same with less of it.
 SMALLER = {"evaluate": ["--scenes", "2", "--method", "clip"], "ablate": ["--scenes", "1"]}
-# A download, a dataset, a storage service or a cluster is at the other end.
+# A download, a dataset, a storage service or a cluster is at the other end; to export takes most of a minute.
 ELSEWHERE = re.compile(
-    r"/data/|s3://|--engine ray|\$METHODS|shards/|large\.jpg|list\.txt|--root mine"
+    r"resclip export|/data/|s3://|--engine ray|\$METHODS|shards/|large\.jpg|list\.txt|--root mine"
 )
 
 
@@ -113,6 +114,15 @@ def test_python_examples_run_in_order(workspace: Path, capsys: pytest.CaptureFix
         "scene.json", "scene_labels.png", "scene_overlay.png",
     ]  # fmt: skip
     assert namespace["patches"].shape == namespace["features"].patches.shape
+
+
+@pytest.mark.slow
+def test_examples_of_export_run_in_order() -> None:
+    namespace: dict[str, Any] = {"torch": torch}
+    for example in blocks("docs/export.md", "python"):
+        exec(compile(example, "docs/export.md", "exec"), namespace)
+    assert namespace["pixels"].grad.abs().max() > 0
+    assert namespace["patches"].shape == (3, 8, 16, 128)
 
 
 def test_the_drop_in_prints_what_the_readme_says(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from resclip.cli.options import add_model_options, load_from
@@ -56,13 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
             torch.export.save(program, stream)
     module = exportable(encoder, text)
     height, width = encoder.tower.patch_size
+    statistics = segmenter.preparation
     print(
         f"{path}: {', '.join(module.inputs)} → {', '.join(module.outputs)}; pixels (B, 3, H, W) in multiples of "
-        f"{height} × {width}, normalised by mean {rounded(segmenter.mean)} and std {rounded(segmenter.std)}"
+        f"{height} × {width}, normalised by mean {rounded(statistics.mean)} and std {rounded(statistics.std)}"
     )
     return 0
 
 
-def rounded(numbers: object) -> str:
-    """Three numbers of a channel each, for reading."""
-    return ", ".join(f"{float(number):.5g}" for number in numbers)  # type: ignore[attr-defined]
+def rounded(numbers: Sequence[float]) -> str:
+    """Numbers, one a channel, for reading."""
+    return ", ".join(f"{number:.5g}" for number in numbers)

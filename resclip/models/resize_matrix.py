@@ -30,7 +30,8 @@ def resize_planes_by_matrices(
         matrices.append(KINDS[position](number.float(), step, old).to(wide.dtype))
     down, across = matrices
     lines = (down @ wide.flatten(1)).unflatten(1, planes.shape[1:])  # [h, g', D]
-    return (across @ lines).to(planes.dtype)
+    resized: Tensor = (across @ lines).to(planes.dtype)
+    return resized
 
 
 def cubic_matrix(number: Tensor, step: Tensor, old: int) -> Tensor:

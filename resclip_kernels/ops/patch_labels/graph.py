@@ -36,4 +36,5 @@ def majority(labels: Tensor, queries: int, patch_size: tuple[int, int]) -> Tenso
     number = torch.arange(queries, device=labels.device)
     votes = (whole[:, None] == number[:, None, None]).float()
     counts = votes.unflatten(2, (height, patch_height)).unflatten(4, (width, patch_width))
-    return counts.sum(dim=(3, 5)).argmax(dim=1)
+    most: Tensor = counts.sum(dim=(3, 5)).argmax(dim=1)
+    return most
