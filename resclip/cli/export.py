@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from resclip.cli.options import add_model_options, load_from
@@ -55,15 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
         with atomic_file(path) as stream:
             torch.export.save(program, stream)
     module = exportable(encoder, text)
-    mean, std = segmenter.preparation.mean, segmenter.preparation.std
     height, width = encoder.tower.patch_size
+    statistics = segmenter.preparation
     print(
         f"{path}: {', '.join(module.inputs)} → {', '.join(module.outputs)}; pixels (B, 3, H, W) in multiples of "
-        f"{height} × {width}, normalised by mean {rounded(mean)} and std {rounded(std)}"
+        f"{height} × {width}, normalised by mean {rounded(statistics.mean)} and std {rounded(statistics.std)}"
     )
     return 0
 
 
-def rounded(numbers: object) -> str:
-    """Three numbers of a channel each, for reading."""
-    return ", ".join(f"{float(number):.5g}" for number in numbers)  # type: ignore[attr-defined]
+def rounded(numbers: Sequence[float]) -> str:
+    """Numbers, one a channel, for reading."""
+    return ", ".join(f"{number:.5g}" for number in numbers)

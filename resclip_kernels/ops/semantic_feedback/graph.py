@@ -77,7 +77,8 @@ def connected(labels: Tensor, distance: Tensor, connectivity: Connectivity) -> T
         joined = near.float()
         for _ in range(SQUARINGS):
             joined = (joined @ joined).clamp(max=1)
-        return joined > 0.5
+        together: Tensor = joined > 0.5
+        return together
     number = longest(labels)
     y, x = (
         prefix_samples(labels, number) if connectivity == "prefix" else line_samples(labels, number)
@@ -85,8 +86,8 @@ def connected(labels: Tensor, distance: Tensor, connectivity: Connectivity) -> T
     point = y * labels.shape[2] + x  # [M + 1, n, n]
     seen = flat.index_select(1, point.flatten()).unflatten(1, point.shape)
     differs = (seen != flat[:, None, :, None]) & (number[:, None, None] <= distance)
-    joined_by_path: Tensor = ~differs.any(dim=1)
-    return joined_by_path
+    reached: Tensor = ~differs.any(dim=1)
+    return reached
 
 
 def prefix_samples(labels: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
