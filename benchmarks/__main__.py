@@ -18,6 +18,7 @@ BENCHMARKS = {
     "attention-model": ("benchmarks.attention_model", "predict the residual attention's time, by counting"),
     "aggregation-memory": ("benchmarks.aggregation_memory", "count what comparing all tokens takes of memory"),
     "method-cost": ("benchmarks.method_cost", "time every method beside ClearCLIP, and count its memory"),
+    "words": ("benchmarks.words", "time other words on a loaded model, and weigh embeddings"),
     "export": ("benchmarks.export", "measure how far exported encoders are from eager ones"),
     "scale": ("benchmarks.scale", "batch, high-resolution and gigapixel, one after the other"),
     "batch": ("benchmarks.batch", "time batches of windows and whole jobs on the CPU"),

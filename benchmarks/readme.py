@@ -27,6 +27,7 @@ from benchmarks.reporting import (
     table,
     versions_text,
 )
+from benchmarks.words import words_table
 from resclip.cli.evaluate import METHODS
 from resclip.evaluation.report import DatasetReport, Report
 from resclip.evaluation.runner import row_names
@@ -166,9 +167,10 @@ def stage_text(run: Speed) -> str:
     return f"Milliseconds of each stage; `text` is one name in 80 templates:\n\n```text\n{run.stage_table()}\n```\n\n"
 
 
-def printed(readme: str, number: int) -> str:
-    """What the README's Python block of this number prints, run in the project's root as it stands."""
-    source = readme.split("```python\n")[number].split("```", maxsplit=1)[0]
+def printed(readme: str, word: str) -> str:
+    """What the first Python block of the README with this word prints, run in the project's root as it stands."""
+    blocks = (part.split("```", maxsplit=1)[0] for part in readme.split("```python\n")[1:])
+    source = next(block for block in blocks if word in block)
     with tempfile.TemporaryDirectory() as folder:
         finished = subprocess.run(
             [sys.executable, "-c", source.replace('"out"', repr(folder))],
@@ -225,11 +227,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "methods": method_table(methods),
             "evaluate": evaluation_output(methods),
             "speed": speed_tables(RESULTS, gpus=False),
-            "drop-in": DROP_IN + printed(readme.read_text(encoding="utf-8"), 1),
-            "quick start": "prints\n\n" + printed(readme.read_text(encoding="utf-8"), 2),
+            "drop-in": DROP_IN + printed(readme.read_text(encoding="utf-8"), "ResidualBlock"),
+            "quick start": "prints\n\n" + printed(readme.read_text(encoding="utf-8"), "areas()"),
         },
     )
     fill_file(ROOT / "docs/evaluation.md", {"published": published_table()})
+    fill_file(ROOT / "docs/words.md", {"embeddings": words_table(stored("words"))})
     fill_file(ROOT / "docs/methods.md", {"facts": method_facts.facts_table()})
     fill_file(
         ROOT / "docs/scale.md",
