@@ -84,7 +84,7 @@ def count_patches(batch: Any) -> int:
 def words_table(run: Mapping[str, Any]) -> str:
     """The table of docs/words.md, with its conditions."""
     head = (
-        "ViT-B/16 with random weights and 80 templates; NACLIP with RCS, and ResCLIP; a picture of 336 × 448 pixels in\n"
+        "ViT-B/16 with random weights and 80 templates; NACLIP with RCS, and ResCLIP; a picture of 336 × 448 pixels,\n"
         f"6 windows of 196 patches (`python -m benchmarks words`); {conditions(run)}"
     )
     return f"{head}\n\n{table(['what', 'measured'], run['rows'])}"

@@ -28,7 +28,7 @@ class StandIn:
         self.asked = {"model": model, "pretrained": pretrained, **options}
         return SimpleNamespace(segment=self.segment, settings={"model": "stand-in"})
 
-    def segment(self, image: np.ndarray) -> Segmentation:
+    def segment(self, image: np.ndarray, keep: str | None = None) -> Segmentation:
         pixels = read_image(image)
         self.fail(pixels)
         names = tuple(self.asked["classes"])
