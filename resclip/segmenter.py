@@ -494,7 +494,9 @@ class Segmenter:
             value_range,
             Limits(max_pixels=max_pixels),
         )
-        segmenters = itertools.repeat(self) if classes is None else self.each_with(classes)
+        # A copy: this segmenter may be given other classes before the last result is there.
+        same = itertools.repeat(copy.copy(self))
+        segmenters = same if classes is None else self.each_with(classes)
         return self._segment_many(
             pair_with(images, segmenters, is_endless=classes is None), options, keep, return_errors
         )
@@ -512,15 +514,16 @@ class Segmenter:
                 "classes must be a list with the classes of each image, such as ['cat; dog', 'sky; tree']; got "
                 f"{quoted(classes)}; with_classes() sets one list for all images"
             )
-        known: dict[Any, Segmenter] = {}
+        # With the classes themselves, so that no later object has the identity of a Vocabulary that is gone.
+        known: dict[Any, tuple[Any, Segmenter]] = {}
 
         def of(one: Classes | Vocabulary) -> Segmenter:
             key = id(one) if isinstance(one, Vocabulary) else tuple(map(str, read_entries(one)))
             if key not in known:
                 while len(known) >= MOST_VOCABULARIES:
                     del known[next(iter(known))]
-                known[key] = self.with_classes(one)
-            return known[key]
+                known[key] = one, self.with_classes(one)
+            return known[key][1]
 
         return map(of, classes)
 

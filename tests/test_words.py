@@ -133,6 +133,21 @@ def test_words_that_do_not_fit_the_images(words: Any, message: str) -> None:
         list(segmenter().segment_many(images, classes=words))
 
 
+def test_results_on_their_way_keep_their_words() -> None:
+    own = segmenter()
+    results = own.segment_many([random_image(20, 30, seed) for seed in range(3)])
+    first = next(results)
+    own.classes = "sun; sky"
+    assert {result.names for result in (first, *results)} == {("cat", "dog", "grass")}
+    words = (
+        Vocabulary(torch.eye(2 + n, 32), torch.arange(2 + n), tuple("abcd"[: 2 + n]))
+        for n in (0, 1, 2)
+    )
+    images = [random_image(20, 30, seed) for seed in range(3)]
+    found = [len(result.names) for result in own.segment_many(images, classes=words)]
+    assert found == [2, 3, 4]
+
+
 def test_words_that_cannot_be_encoded() -> None:
     with pytest.raises(ValueError, match="this segmenter has no text side"):
         toy_segmenter().with_classes("sun; sky")
