@@ -208,7 +208,9 @@ def load(
     if cache is True:
         cache = TextCache()
     elif cache is not False and cache is not None:
-        check_type("cache", cache, TextCache, "a TextCache, True or False")
+        check_type(
+            "cache", cache, TextCache, "a TextCache, True for the user's, False or None for none"
+        )
     attention = choose_proxy(chosen, proxy, is_builtin)
     limits: dict[str, Any] = {
         "batch_size": batch_size,
@@ -237,7 +239,7 @@ def load(
         loaded = load_model(model, pretrained, device=torch_device, dtype=dtype)
     name_encoder = None
     if hasattr(loaded.model, "encode_text"):
-        if is_builtin:
+        if is_builtin and vocabulary is None:
             from resclip.builtin import TEMPLATES
 
             templates = TEMPLATES if templates is None else templates

@@ -91,19 +91,22 @@ class ClassScores(Mapping[str, NDArray[np.float32]]):
         total = self._totals() if self.are_logarithms else None
         for rows in self._strips(len(queries)):
             plane = self._enlarged(queries, rows).max(axis=0)
-            scores[rows] = plane if total is None else np.exp(plane) / total[rows]
+            scores[rows] = plane if total is None else np.exp(plane - total[rows])
         np.clip(scores, 0.0, 1.0, out=scores)
         if self.absent is not None:
             scores[self.absent] = 0.0
         return scores
 
     def _totals(self) -> NDArray[np.float32]:
-        """(H, W): what enlarged logarithms' exponentials are divided by, so that all of them sum to 1."""
+        """(H, W): the logarithm of what the enlarged probabilities of all queries sum to."""
         if self._total is None:
             total = np.empty(self.size, np.float32)
             for rows in self._strips(len(self.planes)):
                 planes = self._enlarged(self.planes, rows)
-                total[rows] = np.exp(planes, out=planes).sum(axis=0)
+                # Less the largest: where queries change sharply from patch to patch all of them are tiny in between.
+                largest = planes.max(axis=0)
+                planes -= largest
+                total[rows] = largest + np.log(np.exp(planes, out=planes).sum(axis=0))
             self._total = total
         return self._total
 

@@ -518,11 +518,12 @@ class Segmenter:
         known: dict[Any, tuple[Any, Segmenter]] = {}
 
         def of(one: Classes | Vocabulary) -> Segmenter:
-            key = id(one) if isinstance(one, Vocabulary) else tuple(map(str, read_entries(one)))
+            words = one if isinstance(one, Vocabulary) else read_entries(one)
+            key = id(words) if isinstance(words, Vocabulary) else tuple(map(str, words))
             if key not in known:
                 while len(known) >= MOST_VOCABULARIES:
                     del known[next(iter(known))]
-                known[key] = one, self.with_classes(one)
+                known[key] = words, self.with_classes(words)
             return known[key][1]
 
         return map(of, classes)
@@ -630,7 +631,7 @@ class Segmenter:
     ) -> Embedding | list[Embedding]:
         """Run an image through the model once, to be classified by any words later.
 
-        Of a method with SFR, whose second pass depends on the words, what the final block reads is kept, some 12 times
+        Of a method with SFR, whose second pass depends on the words, what the final block reads is kept, 12 to 18 times
         as much, and `classify` runs both of its passes.
 
         Args:

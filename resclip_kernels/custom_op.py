@@ -54,7 +54,7 @@ def custom_op(
     """Decorates an op's function, so that a caller that is being compiled calls it as one operator.
 
     It is called as it is wherever nothing is compiled, or where a gradient has to be followed through it. Tensors on
-    "meta", which have no values, get their shapes from `fake`, unless the kernels are asked for by name.
+    "meta", which have no values, get their shapes from `fake`, unless an implementation is asked for by name.
 
     Args:
         name: of the operator, in the namespace "resclip_kernels".
@@ -105,7 +105,7 @@ def custom_op(
         def call(*arguments: Any) -> Any:
             if graph is not None and torch.compiler.is_exporting():
                 return graph(*arguments)  # type: ignore[call-arg]
-            if is_on_meta(arguments) and arguments[-1] != Implementation.TRITON:
+            if is_on_meta(arguments) and arguments[-1] == Implementation.AUTO:
                 return fake(*arguments)  # type: ignore[call-arg]
             if not torch.compiler.is_compiling():
                 return function(*arguments)  # type: ignore[call-arg]

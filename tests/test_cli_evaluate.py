@@ -145,7 +145,8 @@ def arguments(**given: Any) -> Namespace:
     usual = {
         "model": "builtin", "pretrained": None, "preset": None, "correlation": None, "rcs": None, "sfr": None,
         "proxy": None, "device": "cpu", "precision": None, "implementation": "auto", "short_side": None,
-        "templates": None, "cache": False, "window": None, "stride": None, "threshold": None, "batch_size": None,
+        "templates": None, "cache": False, "window": None, "stride": None, "threshold": None, "min_margin": None,
+        "batch_size": None,
         "max_windows": None, "piece": [], "step": [], "refine": None,
         "dataset": "builtin", "root": [], "split": None, "classes": None, "scenes": 1, "size": 48,
         "ignore_index": None, "label_offset": None,
@@ -186,7 +187,7 @@ WHOLE = {"window": 0, "probability_threshold": 0.1}
         (
             {"short_side": 64, "window": 40, "threshold": 0.2},
             "clip",
-            {"short_side": 64, "window": 40, "stride": 20, "probability_threshold": 0.2},
+            {"short_side": 64, "window": 40, "stride": 20, "threshold": 0.2},
         ),
     ],
 )

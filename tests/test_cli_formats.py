@@ -14,6 +14,7 @@ from PIL import Image
 from test_formats import coco_of, labels_of
 
 from resclip.batch.job import BLOCK_PIXELS, BatchJob
+from resclip.batch.output_names import SUMMARY
 from resclip.formats.class_masks import mask_names
 from resclip.result import Segmentation
 
@@ -31,7 +32,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def files_in(out: Path) -> list[str]:
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    files = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return sorted(name for name in files if name != SUMMARY)
 
 
 def test_all_formats_of_a_folder(stand_in: StandIn, folder: Path, tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_classes_json_names_colours_and_queries(
     stand_in: StandIn, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        stand_in, "segment", lambda picture: Segmentation(
+        stand_in, "segment", lambda picture, keep=None: Segmentation(
             picture.pixels, np.zeros((6, 8), np.int64), np.zeros((6, 8), np.float32), ("pet", "猫")
         )
     )  # fmt: skip

@@ -159,7 +159,7 @@ def test_names_from_the_standard_input_and_from_columns(
     out = ["--classes", "a", "--no-overlay", "--out", tmp_path / "out"]
     assert run("segment", "-", *out) == 0
     written = names_in(tmp_path / "out")
-    assert written == ["cat.json", "cat_labels.png", "dog.json", "dog_labels.png"]
+    assert written == ["cat.json", "cat_labels.png", "classes.json", "dog.json", "dog_labels.png"]
     (tmp_path / "t.csv").write_text("photo,path\ncat.png,x\n,y\n")
     capsys.readouterr()
     assert run("segment", "t.csv", "--column", "photo", *out) == 1

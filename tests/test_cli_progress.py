@@ -262,5 +262,5 @@ def test_no_image_s_json_has_the_summary_s_name(stand_in: StandIn, tmp_path: Pat
     Image.new("RGB", (9, 8)).save(image)
     out = tmp_path / "out"
     assert run("segment", image, "--classes", "a", "--out", out, "--no-overlay") == 0
-    assert names_in(out) == ["Run-Summary-2.json", "Run-Summary-2_labels.png"]
+    assert names_in(out) == ["Run-Summary-2.json", "Run-Summary-2_labels.png", "classes.json"]
     assert summary_of(out)["counts"]["done"] == 1

@@ -240,7 +240,9 @@ def test_other_ops_are_those_of_torch(seed: int) -> None:
 def test_the_builtin_model_gives_the_same_labels() -> None:
     scene = read_image(Path(__file__).parent.parent / "docs/scene.png")[112:224, 112:224]
     labels = [
-        resclip.load(classes=["sky", "grass", "tree"], implementation=name).segment(scene).labels
+        resclip.load("builtin", classes=["sky", "grass", "tree"], implementation=name)
+        .segment(scene)
+        .labels
         for name in ("library", "torch")
     ]
     assert len(np.unique(labels[1])) > 1

@@ -38,7 +38,7 @@ from resclip.loading import choose_device, choose_precision
         ({"max_memory": 0}, "max_memory must be at least 1; got 0"),
         ({"window": "a"}, "window must be an integer number of pixels; got 'a'"),
         ({"overview": 5}, "overview must be an Overview or None; got 5"),
-        ({"cache": "x"}, "cache must be a TextCache or None; got 'x'"),
+        ({"cache": "x"}, "cache must be a TextCache, True .*; got 'x'"),
         ({"model": toy_clip(), "tokenizer": "x"}, "tokenizer must be a function of .*; got 'x'"),
         ({"model": np.zeros(2)}, "expected a CLIP model.*got ndarray"),
     ],

@@ -34,12 +34,11 @@ def test_a_model_that_never_had_values_will_do() -> None:
     assert dense(torch.empty(3, 3, 48, 160, device="meta")).patches.shape == (3, 3, 10, 32)
 
 
-@pytest.mark.parametrize("implementation", ["auto", "torch", "reference", "library"])
-def test_an_op_takes_no_time_for_any_size(implementation: str) -> None:
-    """A map of it would hold 10^12 numbers."""
+def test_an_op_takes_no_time_for_any_size() -> None:
+    """A map of it would hold 10^12 numbers; an implementation that is named runs, so that its memory can be counted."""
     heads = torch.empty(1, 12, 1000 * 1000, 64, device="meta")
     output, cross_layer = residual_attention(
-        heads, heads, heads, grid=(1000, 1000), implementation=implementation
+        heads, heads, heads, grid=(1000, 1000), implementation="auto"
     )
     assert output.shape == heads.shape
     assert output.is_meta

@@ -28,7 +28,7 @@ ARGUMENTS = ("--model", "vit-s-32", "--method", "naclip+rcs", "--sizes", "64", "
 @pytest.fixture(autouse=True)
 def one_template(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not CLIP's eighty, which take longer than the tower does."""
-    monkeypatch.setattr(speed, "find_templates", lambda name: ["a photo of a {}."])
+    monkeypatch.setattr("resclip.text.vocabulary.find_templates", lambda name: ["a photo of a {}."])
 
 
 def test_every_setting_has_a_row_for_each_rival() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -192,8 +193,6 @@ def _run(arguments: argparse.Namespace) -> int:
         max_memory=arguments.max_memory,
     )
     segmenter = request()
-    if arguments.model == BUILTIN:
-        warn_of_drawn_scenes()
     workers = arguments.workers or min(available_cores(), MAX_WORKERS)
     if arguments.max_memory is not None and segmenter.device.type == "cpu":
         from resclip.inference.memory import held_memory
@@ -256,7 +255,9 @@ def _run(arguments: argparse.Namespace) -> int:
                 segmenting=steps.segmenting_threads(segmenter, len(missing)),
             )
         with summary:
-            tally = follow(rows, manifest, len(missing))
+            tally = follow(
+                rows, manifest, len(missing), knows_scenes_alone=arguments.model == BUILTIN
+            )
             if arguments.video and source.rate is not None:
                 from resclip.batch.overlay_video import write_overlay_video
 
@@ -264,8 +265,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 name = f"{folder}_overlay.mp4"
                 write_overlay_video(job, store, source.items, source.rate, name)
                 console().message(f"the video is {shown(arguments.out).rstrip('/')}/{name}")
-            if "coco" in export.formats:
-                write_coco(store, job.names)
+    if "coco" in export.formats:
+        write_coco(store, job.names)
     return report(tally, len(source.items), arguments.out)
 
 
@@ -315,8 +316,18 @@ class Tally:
     seconds: float = 0.0
 
 
-def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> Tally:
-    """Enter rows as they come, name what failed, and say how far it is."""
+def follow(
+    rows: Generator[Row, None, None],
+    manifest: Manifest,
+    total: int,
+    *,
+    knows_scenes_alone: bool = False,
+) -> Tally:
+    """Enter rows as they come, name what failed, and say how far it is.
+
+    Args:
+        knows_scenes_alone: whether the model is the built-in one, whose first image of another kind is noted.
+    """
     tally = Tally()
     start = time.monotonic()
     # Closed: else an interrupt would leave the engine at work until this function's traceback is gone.
@@ -326,6 +337,9 @@ def follow(rows: Generator[Row, None, None], manifest: Manifest, total: int) -> 
             if row.status == "done":
                 tally.done += 1
                 tally.pixels += (row.width or 0) * (row.height or 0)
+                if knows_scenes_alone and not json.loads(row.input or "{}").get("scene"):
+                    warn_of_drawn_scenes()
+                    knows_scenes_alone = False
                 console().image_done(row.name)
             else:
                 tally.failed += 1

@@ -185,6 +185,9 @@ def is_standard(row: str, dataset: str, options: Mapping[str, Any], backbone: st
         used_proxy = {**(proxy or {}), **used_proxy, "model": model}
     return (
         options.get("templates") in TEMPLATES
+        # Pixels that are left out are not in any protocol.
+        and not options.get("threshold")
+        and not options.get("min_margin")
         and all(options.get(option, value) == value for option, value in protocol.items())
         and options.get("refine_iterations", 0) in (0, REFINE_ITERATIONS)
         and has_windows

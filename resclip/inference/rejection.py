@@ -20,6 +20,8 @@ UNCERTAIN = -2
 
 def check_threshold(threshold: Threshold, names: Sequence[str] | None = None) -> None:
     """TypeError or ValueError unless these are probabilities, and fit the classes where these are known."""
+    if hasattr(threshold, "tolist"):
+        threshold = threshold.tolist()  # NumPy's and torch's numbers and arrays.
     if isinstance(threshold, Mapping):
         for name, value in threshold.items():
             check_type("each name of threshold", name, str, "a class's name")
@@ -50,6 +52,8 @@ def thresholds_of(
 ) -> Tensor | None:
     """(classes,) float32, each class's least probability; None where there is none at all."""
     check_threshold(threshold, names)
+    if hasattr(threshold, "tolist"):
+        threshold = threshold.tolist()
     if isinstance(threshold, Mapping):
         values = [float(threshold.get(name, 0.0)) for name in names]
     elif isinstance(threshold, (list, tuple)):

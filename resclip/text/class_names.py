@@ -23,7 +23,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,17 +152,29 @@ def parse_entries(entries: Sequence[str | ClassEntry]) -> list[ClassEntry]:
         )
     if isinstance(entries, bytes) or not isinstance(entries, Iterable):
         raise TypeError(f"expected a list of class names, got {_shown(entries)}")
+    if isinstance(entries, (Set, Mapping)):
+        kind = "a set, which has no order" if isinstance(entries, Set) else "a mapping"
+        raise TypeError(f"expected a list of class names, got {kind}: {_shown(entries)}")
     return _parse_all([(f"class {number}", entry) for number, entry in enumerate(entries, 1)])
 
 
 def read_entries(classes: str | os.PathLike[str] | Sequence[str | ClassEntry]) -> list[ClassEntry]:
     """The classes of a list of entries, or of text, a file or a dataset's name as `parse_classes` reads them.
 
+    A mapping is what a JSON object of a file is, see `read_classes`: {"pet": ["cat", "dog"], "sky": None}.
+
     Raises:
         ValueError, TypeError, OSError: as `parse_entries` and `parse_classes`.
     """
     if isinstance(classes, (str, os.PathLike)):
         return parse_entries(parse_classes(classes))
+    if isinstance(classes, Mapping):
+        # What a JSON object of a file says: names with what is asked for, or numbers with names.
+        pairs = Pairs(
+            (key, list(value) if isinstance(value, tuple) else value)
+            for key, value in classes.items()
+        )
+        return parse_entries(_document_classes(pairs))
     return parse_entries(classes)
 
 
@@ -530,7 +542,7 @@ def kind_of(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "a list"
-    written = json.dumps(value)
+    written = json.dumps(value, default=repr)
     return written if len(written) <= 80 else f"{written[:80]}…"
 
 
