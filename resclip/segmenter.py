@@ -12,6 +12,7 @@ import itertools
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, TypeAlias, cast, overload
 
 import torch
@@ -836,10 +837,16 @@ def is_several(image: Any) -> bool:
 
 
 def check_images_iterable(images: Any) -> None:
-    """TypeError for what is no collection of images."""
+    """TypeError for what is no collection of images, or has none in an order."""
     if not is_several(images):
         raise TypeError(
-            f"images must be a list of images, or another iterable; got {quoted(images)}"
+            f"images must be a list of images, or another iterable; got {quoted(images)}: pass [image], or use "
+            "segment()"
+        )
+    if isinstance(images, (Mapping, AbstractSet)):
+        raise TypeError(
+            f"images must be a list of images, or another iterable of them in order; got a {type(images).__name__}: "
+            "pass list(images.values()), or a sorted list"
         )
 
 

@@ -17,6 +17,7 @@ from resclip.batch.job import BLOCK_PIXELS, BatchJob
 from resclip.batch.output_names import SUMMARY
 from resclip.formats.class_masks import mask_names
 from resclip.result import Segmentation
+from resclip.visualization.colours import palette
 
 ALL = ("--format", "coco,yolo", "--format", "geojson,masks,sheet")
 
@@ -78,11 +79,12 @@ def test_classes_json_names_colours_and_queries(
     classes = "pet: cat, dog; 猫"
     assert run("segment", folder / "cat.png", "--classes", classes, "--out", out) == 0
     stored = json.loads((out / "classes.json").read_text(encoding="utf-8"))
+    colours = [f"#{bytes(colour).hex()}" for colour in palette(["pet", "猫"])]
     assert stored == {
         "unlabelled": 255,
         "classes": [
-            {"index": 0, "name": "pet", "colour": "#3b82f6", "queries": ["cat", "dog"]},
-            {"index": 1, "name": "猫", "colour": "#22c55e", "queries": ["猫"]},
+            {"index": 0, "name": "pet", "colour": colours[0], "queries": ["cat", "dog"]},
+            {"index": 1, "name": "猫", "colour": colours[1], "queries": ["猫"]},
         ],
     }
 

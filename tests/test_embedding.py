@@ -144,6 +144,18 @@ def test_absent_pixels_stay_unlabelled(tmp_path: Path) -> None:
     assert own.segment(pixels).unlabelled == pytest.approx(1 / 3)
 
 
+def test_a_place_on_the_earth_is_kept(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="reads and writes GeoTIFFs")
+    profile = {"driver": "GTiff", "height": 60, "width": 90, "count": 3, "dtype": "uint8"}
+    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(500_000, 5e6, 2, 2)}
+    with rasterio.open(tmp_path / "map.tif", "w", **profile, **place) as dataset:
+        dataset.write(np.moveaxis(IMAGE, 2, 0))
+    own = make()
+    path = own.embed(tmp_path / "map.tif").save(tmp_path / "one.safetensors")
+    found = own.classify(Embedding.load(path)).to_geojson()
+    assert found == own.segment(tmp_path / "map.tif").to_geojson()
+
+
 def test_an_embedding_says_what_it_is() -> None:
     embedding = make().embed(IMAGE)
     assert repr(embedding).startswith("Embedding(90 x 60 pixels, 8 windows, 0.0 MB, naclip+rcs)")
@@ -184,7 +196,7 @@ def test_embeddings_of_another_model() -> None:
 
 
 def test_a_method_that_cannot_be_kept_says_so() -> None:
-    with pytest.raises(EmbeddingError, match="SelectedHeads, which cannot be kept"):
+    with pytest.raises(EmbeddingError, match="chooses heads by their maps"):
         make("dih-clip+rcs+sfr").embed(IMAGE)
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unicodedata import category
 
 from resclip.batch.parquet import LOCATIONS, columns_named
@@ -49,7 +49,7 @@ def read_list(location: str, column: str | None, limits: Limits) -> Iterator[Lin
         limits: how large the list may be.
 
     Raises:
-        ValueError: it is no UTF-8, has no such column or, of JSON lines, names nothing at all.
+        ValueError: it has no such column or, of JSON lines, names nothing at all.
         OSError: it cannot be read.
     """
     shown = "standard input" if location == STDIN else title(location)
@@ -76,16 +76,19 @@ def _standard_input(limits: Limits) -> bytes:
 
 
 def _of_lines(shown: str, data: bytes) -> Iterator[Line]:
-    with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                text = line.strip()
-                if text and not text.startswith("#"):
-                    yield Line(number, text)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{shown}: expected paths or URLs, one a line, in UTF-8, got other bytes; save the file as UTF-8"
-            ) from error
+    with io.TextIOWrapper(
+        io.BytesIO(data), encoding="utf-8-sig", errors="surrogateescape"
+    ) as stream:
+        for number, line in enumerate(stream, 1):
+            text = line.strip()
+            if not text or text.startswith("#"):
+                continue
+            if _is_plain(text):
+                yield Line(number, text)
+            else:
+                shown_text = repr(text[:80].encode(errors="backslashreplace").decode())
+                error = f"{shown}, line {number}: expected a path or URL in UTF-8, got {shown_text}; save it as UTF-8"
+                yield Line(number, "", error)
 
 
 def _of_json(shown: str, data: bytes, column: str | None) -> Iterator[Line]:
@@ -131,8 +134,8 @@ def _of_table(shown: str, data: bytes, column: str | None, kind: str) -> Iterato
     first = text.partition("\n")[0]
     commas = {mark: first.count(mark) for mark in ",;\t"}
     mark = "\t" if kind == ".tsv" else max(commas, key=lambda mark: commas[mark])
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
-    header = [name.strip() for name in next(_whole(rows), (0, []))[1]]
+    rows = _whole(list(io.StringIO(text, newline="")), mark)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
     named = columns_named(header, COLUMNS if column is None else (column,))
     if not named:
         raise ValueError(
@@ -140,7 +143,7 @@ def _of_table(shown: str, data: bytes, column: str | None, kind: str) -> Iterato
             f"{_keys(header)}; name one by column="
         )
     at = header.index(named[0])
-    for number, row in _whole(rows):
+    for number, row in rows:
         if not row:
             continue
         where = f"{shown}, line {number}"
@@ -158,16 +161,25 @@ def _of_table(shown: str, data: bytes, column: str | None, kind: str) -> Iterato
             )
 
 
-def _whole(rows: Any) -> Iterator[tuple[int, list[str]]]:
-    """Number of the last line and fields of each row; no fields but an empty one where it cannot be taken apart."""
-    while True:
+def _whole(lines: Sequence[str], mark: str) -> Iterator[tuple[int, list[str]]]:
+    """Number of the last line and fields of each row; no fields but an empty one where it cannot be taken apart.
+
+    A quote that is never closed would take all lines behind it: its line is bad, and the next one begins a row.
+    """
+    first = 0
+    while first < len(lines):
+        rest = (lines[number] for number in range(first, len(lines)))
+        rows = csv.reader(rest, delimiter=mark, strict=True)
+        read = 0
         try:
-            row = next(rows)
-        except StopIteration:
-            return
+            for row in rows:
+                read = rows.line_num
+                yield first + read, row
         except csv.Error:
-            row = [""]
-        yield rows.line_num, row
+            yield first + read + 1, [""]
+            first += read + 1
+        else:
+            return
 
 
 def _is_plain(text: str) -> bool:

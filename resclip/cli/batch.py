@@ -36,7 +36,7 @@ from resclip.cli.options import (
     window_arguments,
 )
 from resclip.cli.progress import add_progress_options, console
-from resclip.cli.run_summary import RunSummary
+from resclip.cli.run_summary import RunSummary, refuse_foreign
 from resclip.errors import describe
 from resclip.inference.prefetch import available_cores
 from resclip.text.class_names import parse_classes
@@ -152,11 +152,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from resclip.batch.job import BatchJob, Form
     from resclip.batch.manifest import Manifest
     from resclip.batch.output_names import SUMMARY
-    from resclip.batch.paths import shown
+    from resclip.batch.paths import local_path, shown
     from resclip.batch.sources import open_source
     from resclip.batch.storage import open_store
     from resclip.formats.classes import CLASSES_FILE
-    from resclip.formats.files import YOLO_FILE
+    from resclip.formats.files import YOLO_FILE, files_of_run
     from resclip.formats.yolo import yolo_data
 
     classes = parse_classes(arguments.classes)
@@ -169,6 +169,9 @@ def _run(arguments: argparse.Namespace) -> int:
     export = export_from(arguments, [name for name in arguments.format if name not in forms])
     if form == "tif":
         import resclip.io.geotiff  # noqa: F401 - where rasterio is not installed, say so now
+    on_disk = local_path(arguments.out)
+    if on_disk is not None:
+        refuse_foreign(on_disk, files_of_run(export.formats))
     store = open_store(arguments.out)
     store.check_writable()
     reading = reading_from(arguments)

@@ -11,8 +11,8 @@ from resclip.batch.output_names import SUMMARY
 from resclip.batch.paths import shown
 from resclip.cli.options import explain, load_from, reading_from, window_arguments
 from resclip.cli.progress import console
-from resclip.cli.run_summary import RunSummary
-from resclip.cli.segment import Entry, entries_of, output_stems
+from resclip.cli.run_summary import RunSummary, refuse_foreign
+from resclip.cli.segment import EMBEDDING, Entry, entries_of, output_stems
 from resclip.io.files import write_atomically
 from resclip.io.images import read_picture
 from resclip.io.picture import ReadOptions
@@ -43,6 +43,7 @@ def embed(arguments: argparse.Namespace) -> int:
     if not any(entry.item for entry in entries):
         raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
     folder = Path(arguments.out)
+    refuse_foreign(folder, ())
     folder.mkdir(parents=True, exist_ok=True)
     segmenter = load_from(
         arguments, ANY_WORDS, **{**window_arguments(arguments), "templates": ["{}"]}
@@ -95,6 +96,10 @@ def embed_one(
     if entry.item is None:
         raise ValueError(entry.error)
     item = entry.item
+    if item.local_path is not None and item.local_path.suffix.lower() == EMBEDDING:
+        raise ValueError(
+            f"expected an image, got {entry.shown}, as embeddings are called; segment it"
+        )
     source = item.source(options.limits) if item.frame is None else item.pixels(frames)
     embedding = segmenter.embed(read_picture(source, options, name=entry.shown))
     pipeline = segmenter.pipeline

@@ -41,6 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.out)
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"expected --out FILE.onnx or FILE.pt2; got {arguments.out!r}")
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"expected a folder to write {path.name} to, {path.parent} is none: make it first"
+        )
     classes = NO_CLASSES if arguments.classes is None else parse_classes(arguments.classes)
     segmenter = load_from(arguments, classes)
     import torch

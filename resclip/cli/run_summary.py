@@ -14,14 +14,17 @@ failed             [{"name", "error"}, ...]: those that failed, at most `MOST_NA
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from resclip.batch.output_names import MANIFEST, SUMMARY
 from resclip.cli.options import explain
 from resclip.cli.progress import MOST_NAMES, Console
 from resclip.version import __version__
@@ -109,6 +112,30 @@ class RunSummary:
 
     def _put(self) -> None:
         self._write((json.dumps(self._text, indent=1, default=str) + "\n").encode())
+
+
+def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
+    """ValueError for a folder with files of these names that no run has written: a run would replace them.
+
+    Args:
+        folder: the output folder, on this machine.
+        names: of files of a whole run, beside its summary.
+    """
+    there = [name for name in (SUMMARY, *names) if os.path.lexists(folder / name)]
+    if there and not is_summary(folder / SUMMARY) and not (folder / MANIFEST).exists():
+        raise ValueError(
+            f"expected an output folder without a {there[0]} of yours, got {folder}: this run would replace it; name "
+            "another folder, or move the file"
+        )
+
+
+def is_summary(path: Path) -> bool:
+    """Whether a file is what a run has left."""
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(text, dict) and str(text.get("command", "")).startswith("resclip ")
 
 
 def versions() -> dict[str, str]:

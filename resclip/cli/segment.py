@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +20,9 @@ from resclip.batch.paths import shown
 from resclip.cli.formats import RunFiles, classes_from, entries_from, export_from
 from resclip.cli.options import explain, load_from, reading_from, window_arguments
 from resclip.cli.progress import console
-from resclip.cli.run_summary import RunSummary
+from resclip.cli.run_summary import RunSummary, refuse_foreign
 from resclip.formats.classes import CLASSES_FILE
-from resclip.formats.files import RUN_FILES
+from resclip.formats.files import RUN_FILES, files_of_run
 from resclip.io.files import write_atomically
 from resclip.io.images import read_picture, save_png
 from resclip.io.video import FrameReader
@@ -92,6 +93,7 @@ def segment(arguments: argparse.Namespace) -> int:
     if not any(entry.item for entry in entries):
         raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
     if arguments.out is not None:
+        refuse_foreign(Path(arguments.out), files_of_run(export.formats))
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
 
     segmenter = load_from(arguments, classes, **window_arguments(arguments))
@@ -155,6 +157,11 @@ def entries_of(
     from resclip.batch.sources import KINDS, open_source
 
     path = local_path(asked)
+    embeddings = [] if path is None else embeddings_at(path)
+    for one in embeddings:
+        yield Entry(str(one), one.stem, Item(0, str(one), str(one), str(one)))
+    if embeddings and path is not None and not any_image_below(path):
+        return
     # Not pathlib's, which raise for a text that can be no path.
     if path is not None and asked != STDIN and not os.path.isdir(path):  # noqa: PTH112
         is_image = KINDS.get(suffix(asked), "image") == "image"
@@ -178,6 +185,28 @@ def entries_of(
             yield Entry(title or item.name, name, item)
 
 
+def embeddings_at(path: Path) -> list[Path]:
+    """The embeddings of a folder, or of a pattern that ends as they do and that no shell has expanded."""
+    if path.suffix.lower() == EMBEDDING and not os.path.lexists(path):
+        return sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    if not path.is_dir():
+        return []
+    from resclip.inference.embedding import is_embedding
+
+    return sorted(one for one in path.rglob(f"*{EMBEDDING}") if is_embedding(one))
+
+
+def any_image_below(path: Path) -> bool:
+    """Whether a folder has an image, by its first bytes; a pattern of embeddings has none."""
+    from resclip.io.signatures import SIGNATURE_BYTES, looks_like_image
+
+    def is_image(one: Path) -> bool:
+        with one.open("rb") as stream:
+            return looks_like_image(stream.read(SIGNATURE_BYTES))
+
+    return path.is_dir() and any(one.is_file() and is_image(one) for one in path.rglob("*"))
+
+
 def is_written(item: Item, out: str | None) -> bool:
     """Whether an earlier run wrote a file to `out`: its JSON lies beside it."""
     path = item.local_path
@@ -197,7 +226,7 @@ def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     """The stem of each image's output files: the image's own, or with -2, -3, ... where that is taken.
 
     A stem is taken by a file of the whole run or an earlier image, whatever the case of its letters, or if one of its
-    output files would replace one of the images themselves.
+    output files would replace one of the images themselves, or a JSON that is not ours.
     """
     inputs = set(local_files(entries))
     folder = Path(directory or ".").resolve()
@@ -205,14 +234,21 @@ def output_stems(entries: Sequence[Entry], directory: str | None) -> list[str]:
     stems = []
     for entry in entries:
         stem, number = entry.name, 1
-        while stem.casefold() in taken or any(
-            folder / f"{stem}{ending}" in inputs for ending in (*ENDINGS, ".json")
+        while (
+            stem.casefold() in taken
+            or any(folder / f"{stem}{ending}" in inputs for ending in (*ENDINGS, ".json"))
+            or is_foreign(folder, stem)
         ):
             number += 1
             stem = f"{entry.name}-{number}"
         taken.add(stem.casefold())
         stems.append(stem)
     return stems
+
+
+def is_foreign(folder: Path, stem: str) -> bool:
+    """Whether the image's JSON would replace one that no earlier run wrote, beside a label map."""
+    return (folder / f"{stem}.json").exists() and not (folder / f"{stem}_labels.png").exists()
 
 
 def local_files(entries: Iterable[Entry]) -> Iterator[Path]:
@@ -260,7 +296,7 @@ def result_of(
 ) -> Segmentation:
     """The labels of an image, or of what `resclip embed` wrote of one."""
     path = None if entry.item is None else entry.item.local_path
-    if path is None or path.suffix != EMBEDDING:
+    if path is None or path.suffix.lower() != EMBEDDING:
         return segmenter.segment(read_picture(source, options, name=entry.shown), keep=keep)
     from resclip.inference.embedding import Embedding
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from resclip.formats.class_masks import class_masks
@@ -24,6 +24,12 @@ YOLO_FOLDER = "labels"
 
 RUN_FILES = (CLASSES_FILE, COCO_FILE, YOLO_FILE)
 """Names in an output folder that are a run's and never an image's."""
+
+
+def files_of_run(formats: Iterable[str]) -> list[str]:
+    """The files of a whole run that writes these formats."""
+    own = {"coco": COCO_FILE, "yolo": YOLO_FILE}
+    return [CLASSES_FILE, *(own[name] for name in formats if name in own)]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from resclip.inference.pipeline import ImagePipeline, ImageTask, Strip, WindowPi
 from resclip.inference.preprocessing import ArrayImage, ImageRows
 from resclip.inference.steps import WindowBatch
 from resclip.inference.windows import Window, pad, padding
-from resclip.io.files import write_atomically
+from resclip.io.files import check_regular, write_atomically
 from resclip.io.images import ImageSource, PixelArray, read_picture
 from resclip.io.picture import FILLING, NOWHERE, Georeference, Mask, Picture
 from resclip.methods.composition import as_parts
@@ -47,6 +47,8 @@ from resclip_kernels import check_choice, check_flag, check_type, quoted
 FORMAT = 1
 """Of the files; one of another number is refused."""
 SUFFIX = ".safetensors"
+HEADER = "resclip embedding"
+"""The key of a file's metadata that makes it an embedding."""
 PRECISIONS = ("float32", "int16", "int8")
 WORD = 1 << 17
 """Values of a word: a file keeps 16 of its 17 bits as a number, and the highest bits of eight words as a byte."""
@@ -81,7 +83,7 @@ class Embedding:
         made_by: what model, method and settings it comes from, as values for JSON.
         picture: the image itself; None where it was not kept.
         absent: (height, width) bool, where the image has no pixel; None: nowhere.
-        georeference: where the image lies; files do not keep it, the image does.
+        georeference: where the image lies; files keep its reference system and transform.
         record: what was done to read the image, as values for JSON.
     """
 
@@ -193,8 +195,10 @@ class Embedding:
             "image_vector": vector,
             "made_by": self.made_by,
             "record": self.record,
+            "place": place_of(self.georeference),
         }
-        metadata = {"resclip embedding": json.dumps(header, ensure_ascii=False)}
+        text = json.dumps(header, ensure_ascii=False)
+        metadata = {HEADER: text, "checksum": checksum(text, tensors)}
         write_atomically(file, to_bytes(tensors, metadata))
         return file
 
@@ -219,33 +223,12 @@ class Embedding:
             ImageError: the image cannot be read.
         """
         file = Path(path)
+        check_regular(file)
         try:
-            with safe_open(file, framework="pt") as opened:
-                text = (opened.metadata() or {}).get("resclip embedding")
-                if text is None:
-                    raise EmbeddingError(
-                        f"{file}: expected an embedding that Embedding.save or `resclip embed` wrote, got other tensors"
-                    )
-                header = json.loads(text)
-                if header.get("format") != FORMAT:
-                    raise EmbeddingError(
-                        f"{file}: expected an embedding of format {FORMAT}, got {quoted(header.get('format'))}, "
-                        f"written by resclip {quoted(header.get('resclip'))}: embed the image again"
-                    )
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            found = cls.unpack(header, tensors)
-        except FileNotFoundError:
+            found = cls.unpack(*read_file(file))
+        except EmbeddingError:
             raise
-        except (
-            SafetensorError,
-            KeyError,
-            TypeError,
-            IndexError,
-            RuntimeError,
-            ValueError,
-        ) as error:
-            if isinstance(error, EmbeddingError):
-                raise
+        except Exception as error:  # A damaged header may be anything at all.
             raise EmbeddingError(f"{file}: expected an embedding, got a damaged file") from error
         return found if image is None else found.with_image(image)
 
@@ -273,11 +256,71 @@ class Embedding:
             (header["shape"][0], header["shape"][1]),
             dict(sorted(windows.items())),
             unpack(header["image_vector"], tensors),
-            header["made_by"],
+            dict(header["made_by"]),
             picture,
             absent,
-            record=header["record"],
+            georeference_of(header["place"]),
+            dict(header["record"]),
         )
+
+
+def read_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file; EmbeddingError for one of another kind or format, or that was changed."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        text = metadata.get(HEADER)
+        if text is None:
+            raise EmbeddingError(
+                f"{file}: expected an embedding that Embedding.save or `resclip embed` wrote, got other tensors"
+            )
+        header = json.loads(text)
+        if header.get("format") != FORMAT:
+            raise EmbeddingError(
+                f"{file}: expected an embedding of format {FORMAT}, got {quoted(header.get('format'))}, "
+                f"written by resclip {quoted(header.get('resclip'))}: embed the image again"
+            )
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    if metadata.get("checksum") != checksum(text, tensors):
+        raise EmbeddingError(f"{file}: expected an embedding, got a damaged file")
+    return header, tensors
+
+
+def is_embedding(path: Path) -> bool:
+    """Whether a file says that it is an embedding, whole or not."""
+    try:
+        check_regular(path)
+        with safe_open(path, framework="pt") as opened:
+            return HEADER in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hash of all that a file holds."""
+    total = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        total.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        total.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def place_of(georeference: Georeference) -> dict[str, Any] | None:
+    """A georeference as values for JSON: its reference system and transform; None where it has none."""
+    if georeference.crs is None or georeference.transform is None:
+        return None
+    return {"crs": georeference.crs.to_wkt(), "transform": list(georeference.transform)[:6]}
+
+
+def georeference_of(place: Mapping[str, Any] | None) -> Georeference:
+    """What `place_of` wrote; nowhere without rasterio, which reads it."""
+    if place is None:
+        return NOWHERE
+    try:
+        from rasterio.crs import CRS
+        from rasterio.transform import Affine
+    except ImportError:
+        return NOWHERE
+    return Georeference(CRS.from_wkt(place["crs"]), Affine(*place["transform"]))
 
 
 Tree: TypeAlias = Any
@@ -304,8 +347,8 @@ def map_tensors(function: Callable[..., Any], *trees: Tree) -> Tree:
     if first is None or isinstance(first, (bool, int, float, str)):
         return first
     raise EmbeddingError(
-        f"this method's final block reads {type(first).__name__}, which cannot be kept for other words: take the "
-        "method without SFR, or segment the image itself"
+        "this method's second pass chooses heads by their maps, which are not kept for other words: take the method "
+        "without SFR, or segment the image itself"
     )
 
 
@@ -600,9 +643,10 @@ def check_fits(pipeline: ImagePipeline, embedding: Embedding) -> None:
 
 
 def digest(encoder: DenseEncoder) -> str:
-    """16 hexadecimal digits that tell weights apart, whatever the device and the precision they are held in.
+    """16 hexadecimal digits that tell weights apart, whatever the device, in float32 as in float16.
 
-    Of each tensor up to 64 numbers spread over it count, rounded to half precision.
+    Every number counts, rounded to half precision. What is changed through `.data`, past torch's own count of changes,
+    is not seen by an encoder whose digest is known.
     """
     parameters = dict(encoder.tower.visual.state_dict())
     if isinstance(encoder.proxy, torch.nn.Module):
@@ -618,10 +662,10 @@ def digest(encoder: DenseEncoder) -> str:
     for name, tensor in sorted(parameters.items()):
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].float().half().float().cpu()
+        # Beyond half precision's largest number all are one; no weight is.
+        half = tensor.detach().half().cpu().contiguous().reshape(-1)
         total.update(f"{name} {tuple(tensor.shape)}".encode())
-        total.update(sample.numpy().tobytes())
+        total.update(half.view(torch.uint8).numpy().data)
     DIGESTS[encoder] = state, total.hexdigest()[:16]
     return DIGESTS[encoder][1]
 

@@ -66,7 +66,13 @@ def array_of(tensor: Tensor, name: str | None) -> NDArray[Any]:
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":  # NumPy has none.
         tensor = tensor.float()
-    array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy()
+    try:
+        array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy()
+    except TypeError as error:
+        raise ImageError(
+            f"{prefix}expected a tensor of uint8 (0 to 255), uint16 or float (0 to 1), got {tensor.dtype}; convert it "
+            "with .float() and scale it to 0 to 1"
+        ) from error
     return array if array.ndim == 2 else np.moveaxis(array, 0, 2)
 
 
@@ -183,8 +189,8 @@ def _check_type(dtype: np.dtype[Any], prefix: str, options: ReadOptions) -> None
         )
     if dtype.kind not in "uif" or dtype.itemsize > 8:
         raise ImageError(
-            f"{prefix}expected an image of dtype uint8 (0 to 255), uint16 or float (0 to 1), got {dtype}; convert it "
-            "with .astype(numpy.uint8)"
+            f"{prefix}expected an image of dtype uint8 (0 to 255), uint16 or float (0 to 1), got {dtype}; make numbers "
+            "of one of these of it"
         )
     if dtype.kind != "f" and dtype.name not in ("uint8", "uint16") and options.value_range is None:
         raise ImageError(
@@ -224,20 +230,30 @@ def _check_fractions(layers: list[NDArray[Any]], prefix: str, what: str) -> None
     if low >= 0 and high <= 255:
         advice = "divide it by 255, or give value_range=(0, 255)"
     elif low < 0:
-        advice = f"undo its normalisation, or {advice[10:]}"
+        advice = "undo its normalisation, or give value_range=(low, high) of what becomes black and white"
     raise ImageError(
         f"{prefix}expected an {what} of floats from 0 to 1, got values from {low:g} to {high:g}; {advice}"
     )
 
 
 def _opacity(values: NDArray[Any], prefix: str) -> NDArray[np.uint8]:
-    """Opacity from 0 to 255, of the fourth channel; whatever range the colours have, its own is its type's."""
-    if values.dtype.kind == "f":
-        _check_fractions([values], prefix, "opacity, the fourth channel,")
-        return FRACTIONS.to_bytes(values)
+    """Opacity from 0 to 255, of the fourth channel, whatever range the colours have.
+
+    Its own range is that of bytes where no value is above 255 and some are above 1, in whatever type they come; else
+    from 0 to 1, or to the largest 16 bits. ImageError for any other.
+    """
     if values.dtype == np.uint8:
         return values
-    return Levels(0.0, float(np.iinfo(values.dtype).max), "the type's range").to_bytes(values)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        _check_fractions([values], prefix, "opacity, the fourth channel,")
+    low, high = float(values.min()), float(values.max())
+    tops = [top for top in (1.0, 255.0, 65_535.0) if high <= top * (1 + SLACK)]
+    if low < -SLACK or not tops:
+        raise ImageError(
+            f"{prefix}expected an opacity, the fourth channel, from 0 to 1, 255 or 65,535, got values from {low:g} to "
+            f"{high:g}; scale it, or leave the channel out"
+        )
+    return Levels(0.0, tops[0], "opacity").to_bytes(values)
 
 
 def _with_absent(pixels: PixelArray, absent: Mask, record: dict[str, Any]) -> Picture:

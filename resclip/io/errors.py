@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -69,6 +70,8 @@ def check_file(path: Path, name: str) -> int:
             if not isinstance(error, FileNotFoundError):
                 raise ImageError(unreachable(name, error)) from error
             why = "no such file; check the path"
+            if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+                why = "expected a file of this machine, got a URL; download it, or use `resclip segment`"
         raise ImageError(f"{name}: {why}") from None
     if size == 0:
         raise ImageError(f"{name}: expected an image, got an empty file; get the file again")

@@ -619,9 +619,16 @@ def strangeness(module: Any, is_known: bool = True) -> str | None:
 
 
 def is_same(now: Any, then: Any) -> bool:
-    """Whether two settings are equal; of other types than plain values only one object equals itself."""
+    """Whether two settings are equal; of other types than plain values only one object equals itself.
+
+    A list of plain values is plain too: torch.export puts an equal one in its place.
+    """
     plain = (bool, int, float, str, tuple)
-    return type(now) is type(then) and isinstance(now, plain) and bool(now == then)
+    if type(now) is not type(then):
+        return False
+    if isinstance(now, list):
+        return len(now) == len(then) and all(map(is_same, now, then))
+    return isinstance(now, plain) and bool(now == then)
 
 
 def functions_of(kind: type) -> dict[str, Any]:

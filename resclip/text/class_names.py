@@ -23,7 +23,8 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,8 @@ def parse_entries(entries: Sequence[str | ClassEntry]) -> list[ClassEntry]:
         )
     if isinstance(entries, bytes) or not isinstance(entries, Iterable):
         raise TypeError(f"expected a list of class names, got {_shown(entries)}")
-    if isinstance(entries, (Set, Mapping)):
-        kind = "a set, which has no order" if isinstance(entries, Set) else "a mapping"
+    if isinstance(entries, (AbstractSet, Mapping)):
+        kind = "a set, which has no order" if isinstance(entries, AbstractSet) else "a mapping"
         raise TypeError(f"expected a list of class names, got {kind}: {_shown(entries)}")
     return _parse_all([(f"class {number}", entry) for number, entry in enumerate(entries, 1)])
 
