@@ -151,7 +151,8 @@ def test_a_place_on_the_earth_is_kept(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "map.tif", "w", **profile, **place) as dataset:
         dataset.write(np.moveaxis(IMAGE, 2, 0))
     own = make()
-    path = own.embed(tmp_path / "map.tif").save(tmp_path / "one.safetensors")
+    embedding = own.embed(tmp_path / "map.tif")
+    path = embedding.save(tmp_path / "one.safetensors", precision="float32")
     found = own.classify(Embedding.load(path)).to_geojson()
     assert found == own.segment(tmp_path / "map.tif").to_geojson()
 

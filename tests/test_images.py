@@ -743,3 +743,16 @@ def test_wrong_options(options: dict[str, Any], error: type[Exception], words: s
 def test_wrong_limits(limits: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         Limits(**limits)
+
+
+@pytest.mark.parametrize("dtype", ("int16", "uint16", "int32", "int64", "float32"))
+def test_opacity_of_bytes_in_a_wider_type(dtype: str) -> None:
+    """Opaque is opaque, whatever the type holds."""
+    opacity = np.where(np.arange(30) < 5, 0, 255) + np.zeros((20, 1), int)
+    image = np.dstack([gradient(), opacity])
+    wanted = read_picture(image.astype(np.uint8))
+    picture = read_picture(image.astype(dtype), ReadOptions(value_range=(0, 255)))
+    np.testing.assert_array_equal(picture.absent, wanted.absent)
+    np.testing.assert_array_equal(picture.pixels, wanted.pixels)
+    with pytest.raises(ImageError, match="opacity, the fourth channel, from 0 to 1, 255 or 65,535"):
+        read_picture(image.astype(np.int32) * 4000, ReadOptions(value_range=(0, 255)))

@@ -76,6 +76,8 @@ def _standard_input(limits: Limits) -> bytes:
 
 
 def _of_lines(shown: str, data: bytes) -> Iterator[Line]:
+    first = None
+    some = False
     with io.TextIOWrapper(
         io.BytesIO(data), encoding="utf-8-sig", errors="surrogateescape"
     ) as stream:
@@ -83,12 +85,20 @@ def _of_lines(shown: str, data: bytes) -> Iterator[Line]:
             text = line.strip()
             if not text or text.startswith("#"):
                 continue
-            if _is_plain(text):
-                yield Line(number, text)
+            if any(category(letter) == "Cs" for letter in text):
+                came = text[:80].encode(errors="surrogateescape").decode(errors="replace")
+                problem = Line(
+                    number,
+                    "",
+                    f"{shown}, line {number}: expected a path or URL in UTF-8, got {came!r}; save it as UTF-8",
+                )
+                first = first or problem
+                yield problem
             else:
-                shown_text = repr(text[:80].encode(errors="backslashreplace").decode())
-                error = f"{shown}, line {number}: expected a path or URL in UTF-8, got {shown_text}; save it as UTF-8"
-                yield Line(number, "", error)
+                some = True
+                yield Line(number, text)
+    if first is not None and not some:
+        raise ValueError(first.error)
 
 
 def _of_json(shown: str, data: bytes, column: str | None) -> Iterator[Line]:

@@ -121,7 +121,7 @@ def picture_of_array(array: NDArray[Any], name: str | None, options: ReadOptions
     pixels: PixelArray = np.stack(bytes_ * (3 // len(bytes_)), axis=2)
     absent = np.zeros(pixels.shape[:2], np.bool_)
     if opacity is not None:
-        as_bytes = _opacity(opacity, prefix)
+        as_bytes = _opacity(opacity, prefix, options)
         pixels = over_filling(pixels, as_bytes) if as_bytes.min() < 255 else pixels
         absent |= as_bytes == 0
     if hidden:
@@ -236,15 +236,16 @@ def _check_fractions(layers: list[NDArray[Any]], prefix: str, what: str) -> None
     )
 
 
-def _opacity(values: NDArray[Any], prefix: str) -> NDArray[np.uint8]:
+def _opacity(values: NDArray[Any], prefix: str, options: ReadOptions) -> NDArray[np.uint8]:
     """Opacity from 0 to 255, of the fourth channel, whatever range the colours have.
 
-    Its own range is that of bytes where no value is above 255 and some are above 1, in whatever type they come; else
-    from 0 to 1, or to the largest 16 bits. ImageError for any other.
+    Fractions among fractions. Else its own range is that of bytes where no value is above 255 and some are above 1, in
+    whatever type they come; or from 0 to 1, or to the largest 16 bits. ImageError for any other.
     """
     if values.dtype == np.uint8:
         return values
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    is_fraction = values.dtype.kind == "f" and options.value_range is None
+    if is_fraction or not np.isfinite(values).all():
         _check_fractions([values], prefix, "opacity, the fourth channel,")
     low, high = float(values.min()), float(values.max())
     tops = [top for top in (1.0, 255.0, 65_535.0) if high <= top * (1 + SLACK)]
