@@ -156,7 +156,7 @@ def tower_fingerprint(encoder: PromptEncoder) -> str:
         FORMAT,
         torch.__version__,
         encoder.device.type,
-        "whole" if encoder.cut is None else "cut",
+        "whole" if encoder.cut is None else "cut" if encoder.cut.encode_tree is None else "tree",
         *(f"{name} {digest}" for name, digest in zip(tensors, digests, strict=True)),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

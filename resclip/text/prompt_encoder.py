@@ -2,13 +2,15 @@
 
 CLIP's tokenizers pad every prompt to the model's context, 77 tokens, of which one in a template takes 7 to 13. Its text
 transformer is causal and its feature is read at the end token, so nothing behind that token can change the feature.
-`PromptEncoder` sorts the prompts by length and runs them in a few groups, each cut to its longest.
+`PromptEncoder` sorts the prompts by length and runs them in a few groups, each cut to its longest. Where prompts begin
+alike, as a name's do in all its templates, what they share is computed once instead: a tree of tokens, in which each
+attends to those that lead to it. 80 prompts of a short name, of 676 tokens, are 402.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,10 @@ from resclip_kernels import FORKS, fast_linear
 
 PROMPTS_PER_CALL = 512
 """Most prompts in one call of the text encoder; a larger group takes several calls."""
+TREE_TOKENS = 4096
+"""Prompts of more tokens together are run in groups: a tree's mask is as large as their square, 64 MB."""
+TREE_SHARE = 0.8
+"""A tree of at least this share of the prompts' tokens saves too little for an attention over all of them."""
 CALL_COST = {"cpu": 32}
 """What a call of the text encoder costs beside its tokens, in tokens, by torch's name of the device type.
 
@@ -52,6 +58,48 @@ class CutTower:
     """(N, length) ids on the model's device → (N, E), for any length up to the context."""
     end_id: int | None
     """The feature is read at the first token with this id, else at the first token; None: at the largest id."""
+    encode_tree: Callable[[TokenTree], Tensor] | None = None
+    """Prompts that share beginnings → (N, E); None: the tower takes no other mask than its own."""
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Prompts as a tree of M tokens, each after the one that leads to it."""
+
+    ids: Tensor
+    """(M,)."""
+    depths: Tensor
+    """(M,): the position of each token in its prompts."""
+    mask: Tensor
+    """(M, M) float32, added to the attention's logits: 0 where a token is on the way to another, or itself."""
+    ends: Tensor
+    """(N,): the last token of each prompt."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]]) -> TokenTree:
+        """Of the tokens of N prompts."""
+        numbers: dict[tuple[int, int], int] = {}  # By the token before and its id.
+        parents: list[int] = []
+        ids: list[int] = []
+        depths: list[int] = []
+        ends = []
+        for prompt in prompts:
+            at = -1
+            for depth, token in enumerate(prompt):
+                key = (at, token)
+                if key not in numbers:
+                    numbers[key] = len(ids)
+                    parents.append(at)
+                    ids.append(token)
+                    depths.append(depth)
+                at = numbers[key]
+            ends.append(at)
+        leads = torch.eye(len(ids), dtype=torch.bool)
+        for number, parent in enumerate(parents):
+            if parent >= 0:
+                leads[number] |= leads[parent]
+        mask = torch.zeros(leads.shape).masked_fill_(~leads, -torch.inf)
+        return cls(torch.tensor(ids), torch.tensor(depths), mask, torch.tensor(ends))
 
 
 class PromptEncoder:
@@ -94,6 +142,10 @@ class PromptEncoder:
     def _encode_cut(self, cut: CutTower, tokens: Tensor, call_cost: int) -> Tensor:
         """`encode` in the groups that `group_sizes` makes for a call's cost."""
         lengths = (end_positions(tokens, cut.end_id) + 1).tolist()
+        if cut.encode_tree is not None and call_cost and sum(lengths) <= TREE_TOKENS:
+            tree = self._tree(tokens, lengths)
+            if len(tree.ids) < TREE_SHARE * sum(lengths):
+                return self._run_tree(cut.encode_tree, tree)
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         sizes = group_sizes([lengths[row] for row in order], call_cost)
         features = [
@@ -101,6 +153,17 @@ class PromptEncoder:
             for rows in torch.tensor(order).split(sizes)
         ]
         return torch.cat(features)[torch.tensor(order).argsort().to(self.device)]
+
+    def _tree(self, tokens: Tensor, lengths: Sequence[int]) -> TokenTree:
+        rows = tokens.tolist()
+        return TokenTree.of([row[:length] for row, length in zip(rows, lengths, strict=True)])
+
+    def _run_tree(self, encode: Callable[[TokenTree], Tensor], tree: TokenTree) -> Tensor:
+        """`_run` for a tree of prompts."""
+        FORKS.check()
+        moved = {one.name: getattr(tree, one.name).to(self.device) for one in fields(tree)}
+        with fast_linear():
+            return encode(TokenTree(**moved))
 
     def _run(self, encode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """The one place where the model runs: (N, length) ids → (N, E)."""
@@ -117,7 +180,11 @@ class PromptEncoder:
                 return False  # None would be cut.
             whole = self._run(self.clip_model.encode_text, tokens)
             # As calls cost nothing, each sample is cut to its own length.
-            difference = (self._encode_cut(cut, tokens, 0) - whole).double().norm(dim=1)
+            found = [self._encode_cut(cut, tokens, 0)]
+            if cut.encode_tree is not None:
+                lengths = (end_positions(tokens, cut.end_id) + 1).tolist()
+                found.append(self._run_tree(cut.encode_tree, self._tree(tokens, lengths)))
+            difference = (torch.stack(found) - whole).double().norm(dim=2)
             bound = TOLERANCES[whole.dtype] * whole.double().norm(dim=1)
         except Exception:  # noqa: BLE001 - a layer may refuse fewer tokens, a tokenizer these words, in any way
             return False
@@ -177,7 +244,9 @@ def find_cut_tower(clip_model: Any) -> CutTower | None:
     if pool not in {"argmax", "eos"} or not is_causal(side.attn_mask):
         return None
     end_id = eos_id if pool == "eos" else None
-    return CutTower(partial(encode_open_clip, side, end_id), end_id)
+    return CutTower(
+        partial(encode_open_clip, side, end_id), end_id, partial(encode_open_clip_tree, side)
+    )
 
 
 def encode_open_clip(side: Any, end_id: int | None, tokens: Tensor) -> Tensor:
@@ -196,7 +265,22 @@ def encode_open_clip(side: Any, end_id: int | None, tokens: Tensor) -> Tensor:
     x = side.token_embedding(tokens).to(dtype)
     x = x + side.positional_embedding[:length].to(dtype)
     x = side.ln_final(side.transformer(x, attn_mask=side.attn_mask[:length, :length]))
-    ends: Tensor = x[torch.arange(len(x), device=x.device), end_positions(tokens, end_id)]
+    return project_ends(
+        side, x[torch.arange(len(x), device=x.device), end_positions(tokens, end_id)]
+    )
+
+
+def encode_open_clip_tree(side: Any, tree: TokenTree) -> Tensor:
+    """`encode_open_clip` for prompts that share beginnings: (N, E)."""
+    dtype = side.transformer.get_cast_dtype()
+    x = side.token_embedding(tree.ids).to(dtype)
+    x = x + side.positional_embedding[tree.depths].to(dtype)
+    x = side.ln_final(side.transformer(x.unsqueeze(0), attn_mask=tree.mask.to(dtype)))
+    return project_ends(side, x[0, tree.ends])
+
+
+def project_ends(side: Any, ends: Tensor) -> Tensor:
+    """The features of the tokens at which prompts end."""
     projection = side.text_projection
     if projection is None:
         return ends
