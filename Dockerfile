@@ -12,7 +12,7 @@ RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch
 COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY resclip resclip
 COPY resclip_kernels resclip_kernels
-RUN pip install --no-cache-dir ".[batch,geo,heif,hf]"
+RUN pip install --no-cache-dir ".[batch,export,formats,geo,heif,hf,video]"
 
 ENV HF_HOME=/cache/huggingface RESCLIP_CACHE=/cache/resclip
 RUN useradd --create-home resclip && mkdir -p /cache /data && chown resclip /cache /data

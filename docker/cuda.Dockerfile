@@ -12,7 +12,7 @@ RUN pip install --no-cache-dir "torch>=2.9"
 COPY setup.py pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY resclip resclip
 COPY resclip_kernels resclip_kernels
-RUN pip install --no-cache-dir ".[batch,geo,heif,hf]"
+RUN pip install --no-cache-dir ".[batch,export,formats,geo,heif,hf,video]"
 
 ENV HF_HOME=/cache/huggingface RESCLIP_CACHE=/cache/resclip TRITON_CACHE_DIR=/cache/triton
 RUN useradd --create-home resclip && mkdir -p /cache /data && chown resclip /cache /data
