@@ -41,7 +41,7 @@ from resclip.evaluation.tables import (
 from resclip.speed import Speed
 
 DROP_IN = """\
-prints, for each patch of the scene above, the first letter of its word (on another machine a patch may fall to its
+prints, for each patch of `docs/scene.png`, the first letter of its word (on another machine a patch may fall to its
 neighbour):
 
 """
