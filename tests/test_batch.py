@@ -341,6 +341,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_an_images_height(tmp_path: Path) -> None:
     """3,584 × 8,000 pixels, 86 MB as bytes and 459 MB as logits, after two sevenths of these rows."""
     rasterio = pytest.importorskip("rasterio", reason='needs rasterio: pip install "resclip[geo]"')

@@ -45,6 +45,7 @@ def test_other_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "NAME" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_cpu_benchmarks_run() -> None:
     """Each once, untimed, small and by the quick implementation; those of whole encoders are only imported."""
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-disable", "-q"]

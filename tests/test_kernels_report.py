@@ -360,6 +360,7 @@ def jit_functions() -> dict[str, ast.FunctionDef]:
     return found
 
 
+@pytest.mark.slow
 def test_no_kernel_is_left_out(samples: dict[str, Any], launches: list[Launch]) -> None:
     """What no other function of a kernel calls is launched, or dead."""
     functions = jit_functions()

@@ -229,6 +229,7 @@ def test_coarse_passes_are_picked_and_stacked() -> None:
         Coarse.stack([])
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_is_one_graph() -> None:
     dense = encoder(0.4, rcs=RCS())
     pixels, coarse = images(1, 64, 64), dense.coarse(images(1, 48, 48))

@@ -443,6 +443,7 @@ def test_a_compiled_tower_is_one_graph(method: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_tower_that_was_compiled_before() -> None:
     host: Any = open_clip_model(layers=4).float()
     pixels = torch.randn(1, 3, *IMAGE)
