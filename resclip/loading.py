@@ -15,9 +15,8 @@ from resclip.errors import (
     SlowPrecisionWarning,
     UnknownChannelsWarning,
     UnknownWordsWarning,
-    first_sentence,
 )
-from resclip.inference.memory import cap_memory
+from resclip.inference.memory import cap_memory, usable_device
 from resclip.inference.pipeline import MAX_WINDOWS, check_settings
 from resclip.inference.rejection import Threshold, check_threshold
 from resclip.methods.catalogue import BASES, RCS, SFR, Method, Overview, ProxyAttention, find_method
@@ -382,16 +381,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """The requested device, or the best one of this machine; ValueError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_type("device", device, (str, int, torch.device), "a name such as 'cpu', or None")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()  # "meta" has no values.
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError, OverflowError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or "
-            "'cuda' if torch finds a GPU"
-        ) from error
-    return chosen
+    return usable_device(device)
 
 
 def choose_precision(precision: str | None, device: torch.device) -> torch.dtype:

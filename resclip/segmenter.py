@@ -20,9 +20,9 @@ from torch import Tensor
 
 from resclip.builtin import BUILTIN, DRAWN_ONLY, warn_of_drawn_scenes
 from resclip.encoder.dense_encoder import DenseEncoder
-from resclip.errors import first_sentence
 from resclip.inference import scheduler
 from resclip.inference.embedding import Embedding, EmbeddingTask, classify
+from resclip.inference.memory import usable_device
 from resclip.inference.pipeline import (
     MAX_WINDOWS,
     ImagePipeline,
@@ -205,13 +205,7 @@ class Segmenter:
         Raises:
             ValueError: a device that cannot be used.
         """
-        try:
-            torch.zeros(1, device=device).item()  # "meta" has no values.
-        except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-            raise ValueError(
-                f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or 'cuda' if torch finds "
-                "a GPU"
-            ) from error
+        device = usable_device(device)
         if self.name_encoder is not None:
             self.name_encoder.clip_model.to(device)
         self.encoder.to(device)

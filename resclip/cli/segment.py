@@ -7,11 +7,11 @@ import contextlib
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from resclip.text.class_names import parse_classes
 if TYPE_CHECKING:
     from resclip.batch.items import Item
     from resclip.io.limits import Limits
-    from resclip.io.picture import ReadOptions
+    from resclip.io.picture import Picture, ReadOptions
     from resclip.io.video import Every
     from resclip.segmenter import Keep, Segmenter
 
@@ -83,15 +83,7 @@ def segment(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.heatmaps:
         raise ValueError("expected --out DIR to write --heatmaps to, got none")
     options = reading_from(arguments)
-    entries = [
-        entry
-        for asked in arguments.images
-        for entry in entries_of(
-            asked, arguments.out, options.limits, arguments.column, arguments.every
-        )
-    ]
-    if not any(entry.item for entry in entries):
-        raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
+    entries = named_entries(arguments, options.limits)
     if arguments.out is not None:
         refuse_foreign(Path(arguments.out), files_of_run(export.formats))
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
@@ -102,41 +94,82 @@ def segment(arguments: argparse.Namespace) -> int:
         folder, asked = Path(arguments.out), entries_from(arguments, classes)
         write_atomically(folder / CLASSES_FILE, classes_from(asked))
         files = RunFiles(folder, export, [entry.name for entry in asked])
-    done = 0
-    said = console()
+    with files or contextlib.nullcontext():
+        return do_each(
+            arguments,
+            entries,
+            options.limits,
+            segmenter,
+            "segment",
+            lambda entry, stem, frames: segment_one(
+                segmenter, entry, stem, options, arguments, frames, files
+            ),
+            print_line=console().result if arguments.json else console().line,
+        )
+
+
+def named_entries(arguments: argparse.Namespace, limits: Limits) -> list[Entry]:
+    """All images that `arguments.images` name; ValueError where none is one."""
+    entries = [
+        entry
+        for asked in arguments.images
+        for entry in entries_of(asked, arguments.out, limits, arguments.column, arguments.every)
+    ]
+    if not any(entry.item for entry in entries):
+        raise ValueError("; ".join(str(entry.error) for entry in entries)[:1000])
+    return entries
+
+
+def do_each(
+    arguments: argparse.Namespace,
+    entries: Sequence[Entry],
+    limits: Limits,
+    segmenter: Segmenter,
+    command: str,
+    do_one: Callable[[Entry, str, FrameReader], str],
+    print_line: Callable[[str], None],
+) -> int:
+    """Do something with each image, whatever fails, and leave the run's summary; the exit status.
+
+    Args:
+        command: "segment" or "embed"; its images are "segmented" or "embedded".
+        do_one: given an image, the stem of its output files and what reads frames, does it and gives a line about it.
+        print_line: prints that line.
+    """
+    done, said = 0, console()
     summary: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if arguments.out is not None:
         summary = RunSummary(
             partial(write_atomically, Path(arguments.out, SUMMARY)),
             said,
-            command="segment",
+            command=command,
             source=list(map(shown, arguments.images)),
             settings=segmenter.settings,
             total=len(entries),
         )
     with (
         summary,
-        files or contextlib.nullcontext(),
-        FrameReader(options.limits) as frames,
+        FrameReader(limits) as frames,
         said.progress(len(entries), says_end=False) as progress,
     ):
         for entry, stem in zip(entries, output_stems(entries, arguments.out), strict=True):
             try:
-                line = segment_one(segmenter, entry, stem, options, arguments, frames, files)
-            except Exception as error:  # It fails this image; the others are still segmented.
+                line = do_one(entry, stem, frames)
+            except Exception as error:  # It fails this image; the others are still done.
                 if arguments.debug:
                     raise
                 text = explain(error)
                 named = text if entry.shown in text else f"{entry.shown}: {text}"
                 said.image_failed(entry.shown, text, named)
             else:
-                (said.result if arguments.json else said.line)(line)
+                print_line(line)
                 said.image_done(entry.shown)
                 done += 1
             progress.update()
     if len(entries) > 1:
         failed = f"; {len(entries) - done} failed" if done < len(entries) else ""
-        said.message(f"{done} of {len(entries)} images segmented{failed}")
+        did = {"segment": "segmented", "embed": "embedded"}[command]
+        said.message(f"{done} of {len(entries)} images {did}{failed}")
     return 0 if done == len(entries) else 1
 
 
@@ -274,9 +307,8 @@ def segment_one(
     """Segment and save one image; the line to print about it."""
     if entry.item is None:
         raise ValueError(entry.error)
-    item, heats = entry.item, arguments.heatmaps
-    source = item.source(options.limits) if item.frame is None else item.pixels(frames)
-    result = result_of(segmenter, entry, source, options, keep="scores" if heats else None)
+    heats = arguments.heatmaps
+    result = result_of(segmenter, entry, options, frames, keep="scores" if heats else None)
     paths: list[Path] = []
     if arguments.out is not None:
         folder = Path(arguments.out, stem).parent
@@ -292,15 +324,28 @@ def segment_one(
 
 
 def result_of(
-    segmenter: Segmenter, entry: Entry, source: Any, options: ReadOptions, keep: Keep | None
+    segmenter: Segmenter,
+    entry: Entry,
+    options: ReadOptions,
+    frames: FrameReader,
+    keep: Keep | None,
 ) -> Segmentation:
     """The labels of an image, or of what `resclip embed` wrote of one."""
     path = None if entry.item is None else entry.item.local_path
     if path is None or path.suffix.lower() != EMBEDDING:
-        return segmenter.segment(read_picture(source, options, name=entry.shown), keep=keep)
+        return segmenter.segment(picture_of(entry, options, frames), keep=keep)
     from resclip.inference.embedding import Embedding
 
     return segmenter.classify(Embedding.load(path), keep=keep)
+
+
+def picture_of(entry: Entry, options: ReadOptions, frames: FrameReader) -> Picture:
+    """An image, read; ValueError for what was asked for and names none."""
+    item = entry.item
+    if item is None:
+        raise ValueError(entry.error)
+    source = item.source(options.limits) if item.frame is None else item.pixels(frames)
+    return read_picture(source, options, name=entry.shown)
 
 
 def save_heat_maps(result: Segmentation, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""How many bytes this process may still take on a device, and how many it holds.
+"""Whether a device can be used, how many bytes this process may still take on it, and how many it holds.
 
 Torch is imported only where a device is asked about, so that options are parsed without it.
 """
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+
+from resclip.errors import first_sentence
+from resclip_kernels import check_type
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,34 @@ CGROUP_FILES = {
 }
 """For each controller in /proc/self/cgroup (version 1's "memory", version 2's ""): the mount, the files of a group's
 limit and usage in bytes, and the entry of memory.stat for cached files, which count as used but make way."""
+
+CGROUP_FILES = {
+    "memory": (
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+}
+"""For each controller in /proc/self/cgroup (version 1's "memory", version 2's ""): the mount, the files of a group's
+limit and usage in bytes, and the entry of memory.stat for cached files, which count as used but make way."""
+
+
+def usable_device(device: str | int | torch.device) -> torch.device:
+    """The device; TypeError or ValueError if it cannot be used, or holds no values."""
+    import torch
+
+    check_type("device", device, (str, int, torch.device), "a name such as 'cpu', or None")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()  # "meta" has no values.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used ({first_sentence(error)}); use 'cpu', or "
+            "'cuda' if torch finds a GPU"
+        ) from error
+    return chosen
 
 
 def free_memory(device: torch.device | str) -> int:
