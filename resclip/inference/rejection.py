@@ -20,8 +20,7 @@ UNCERTAIN = -2
 
 def check_threshold(threshold: Threshold, names: Sequence[str] | None = None) -> None:
     """TypeError or ValueError unless these are probabilities, and fit the classes where these are known."""
-    if hasattr(threshold, "tolist"):
-        threshold = threshold.tolist()  # NumPy's and torch's numbers and arrays.
+    threshold = plain(threshold)
     if isinstance(threshold, Mapping):
         for name, value in threshold.items():
             check_type("each name of threshold", name, str, "a class's name")
@@ -47,13 +46,18 @@ def check_threshold(threshold: Threshold, names: Sequence[str] | None = None) ->
         )
 
 
+def plain(threshold: Threshold) -> Threshold:
+    """Python's numbers and lists in place of NumPy's and torch's."""
+    found: Threshold = threshold.tolist() if hasattr(threshold, "tolist") else threshold
+    return found
+
+
 def thresholds_of(
     threshold: Threshold, names: Sequence[str], device: torch.device
 ) -> Tensor | None:
     """(classes,) float32, each class's least probability; None where there is none at all."""
     check_threshold(threshold, names)
-    if hasattr(threshold, "tolist"):
-        threshold = threshold.tolist()
+    threshold = plain(threshold)
     if isinstance(threshold, Mapping):
         values = [float(threshold.get(name, 0.0)) for name in names]
     elif isinstance(threshold, (list, tuple)):
